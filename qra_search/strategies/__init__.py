@@ -1,0 +1,30 @@
+"""Search strategies by name; one file each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qra_search import plugins
+from qra_search.strategies.base import Estimates, Strategy, StudyState, mean_estimates
+
+__all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "mean_estimates"]
+
+
+def make_strategy(spec: str | Strategy, **options: Any) -> Strategy:
+    """A strategy from its name (`additive`, or `optuna:tpe` with an argument after the colon), or itself.
+
+    Raises:
+        UnknownName: no strategy of that name.
+        ValueError: an option that the strategy does not take.
+    """
+    if isinstance(spec, Strategy):
+        return spec
+    name, _, argument = spec.partition(":")
+    factory = plugins.load("strategies", name)
+    args = (argument,) if argument else ()
+    try:
+        strategy = factory(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"strategy {name!r} does not take these options: {error}") from None
+    strategy.name = spec
+    return strategy

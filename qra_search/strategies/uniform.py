@@ -1,0 +1,20 @@
+"""The baseline that users know: every uniform plan within the budget."""
+
+from __future__ import annotations
+
+from qra_search.strategies.base import Strategy, StudyState
+from qra_search.trials import Proposal
+
+
+class UniformStrategy(Strategy):
+    """Every uniform plan that fits, largest first (the largest is the one most likely to be wanted)."""
+
+    name = "uniform"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        plans = [
+            plan
+            for plan in reversed(state.space.uniform_plans())
+            if state.space.memory_bytes(plan) <= state.memory_limit and plan.key not in state.seen
+        ]
+        return [Proposal(plan, seed=state.seed, origin="uniform") for plan in plans[:n]]
