@@ -72,9 +72,7 @@ def fill(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) ->
         choice[g] = c
 
 
-def _lagrange(
-    cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray
-) -> tuple[float, np.ndarray, float]:
+def _lagrange(cost: np.ndarray, size: np.ndarray, budget: int, smallest: np.ndarray) -> tuple[float, np.ndarray, float]:
     """Price of a byte, the best feasible choice met, and a lower bound of the optimum, by bisection."""
     rows = np.arange(len(cost))
 
@@ -108,7 +106,13 @@ def _lagrange(
 
 
 def _extend(
-    cost: np.ndarray, size: np.ndarray, budget: int, price: float, best: np.ndarray, upper: float, slack: float
+    cost: np.ndarray,
+    size: np.ndarray,
+    budget: int,
+    price: float,
+    best: np.ndarray,
+    upper: float,
+    slack: float,
 ) -> np.ndarray:
     """Exact search over partial sums, each bounded by the Lagrangian of what is still to be chosen."""
     priced = cost + price * size

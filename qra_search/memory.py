@@ -126,7 +126,9 @@ def parse_bytes(text: str | int | float) -> int:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
         unit = (match.group(2).lower() or "b") if match else ""
         if match is None or unit not in _UNITS:
-            raise ValueError(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB")
+            raise ValueError(
+                f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
+            )
         value = float(match.group(1))
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"a size in bytes must be positive, got {text!r}")

@@ -230,7 +230,9 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     chosen = {g["name"]: (g["bits"], g["rank"]) for g in data["groups"]}
     missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
     if missing or unknown:
-        raise ValueError(f"the plan is of another space: it lacks {sorted(missing)[:3]} and has {sorted(unknown)[:3]} besides")
+        raise ValueError(
+            f"the plan is of another space: it lacks {sorted(missing)[:3]} and has {sorted(unknown)[:3]} besides"
+        )
     plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
     space.encode(plan)
     return plan

@@ -67,7 +67,9 @@ class Plan:
         object.__setattr__(self, "bits", tuple(int(b) for b in self.bits))
         object.__setattr__(self, "ranks", tuple(int(r) for r in self.ranks))
         if len(self.bits) != len(self.ranks):
-            raise ValueError(f"a plan needs one rank for each bit-width: got {len(self.bits)} bits, {len(self.ranks)} ranks")
+            raise ValueError(
+                f"a plan needs one rank for each bit-width: got {len(self.bits)} bits, {len(self.ranks)} ranks"
+            )
 
     @property
     def key(self) -> str:
@@ -168,7 +170,10 @@ class SearchSpace(BaseModel):
             for g in self.groups
         ]
         adapter = [
-            [sum(adapter_bytes(m.out_features, m.in_features, r, self.adapter_bits) for m in g.linears) for r in self.ranks]
+            [
+                sum(adapter_bytes(m.out_features, m.in_features, r, self.adapter_bits) for m in g.linears)
+                for r in self.ranks
+            ]
             for g in self.groups
         ]
         return MemoryModel(
@@ -253,7 +258,10 @@ class SearchSpace(BaseModel):
 
     def _why_not(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
-            for what, value, allowed in (("bits", b, group.bits or self.bits), ("rank", r, group.ranks or self.ranks)):
+            for what, value, allowed in (
+                ("bits", b, group.bits or self.bits),
+                ("rank", r, group.ranks or self.ranks),
+            ):
                 if value not in allowed:
                     return f"group {group.name!r}: {what} {value} is not one of {allowed}"
         return ""

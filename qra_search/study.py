@@ -77,7 +77,10 @@ class Study:
         self.callbacks = tuple(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         self.log.bind(
-            space=self.space.signature, evaluator=evaluator.describe(), budgets=list(self.memory_budgets), seed=seed
+            space=self.space.signature,
+            evaluator=evaluator.describe(),
+            budgets=list(self.memory_budgets),
+            seed=seed,
         )
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)

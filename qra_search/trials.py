@@ -132,7 +132,9 @@ class TrialLog:
             self._db.executescript(_SCHEMA)
             version = self.meta("schema_version")
         except sqlite3.DatabaseError as error:
-            raise LogMismatch(f"{self.path} is not a readable trial log ({error}): move it away or restore a copy") from None
+            raise LogMismatch(
+                f"{self.path} is not a readable trial log ({error}): move it away or restore a copy"
+            ) from None
         if version is None:
             self.set_meta("schema_version", SCHEMA_VERSION)
         elif version != SCHEMA_VERSION:
@@ -218,7 +220,11 @@ class TrialLog:
         if self._trials[trial_id].status != "running":
             raise ValueError(f"trial {trial_id} is already {self._trials[trial_id].status}: a result counts once")
         trial = replace(
-            self._trials[trial_id], status=status, evaluation=evaluation, reason=reason, finished_at=time.time()
+            self._trials[trial_id],
+            status=status,
+            evaluation=evaluation,
+            reason=reason,
+            finished_at=time.time(),
         )
         result = None if evaluation is None else json.dumps(_evaluation_to_dict(evaluation))
         self._db.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qra_search.memory import MemoryModel
 from qra_search.space import Plan
 from qra_search.strategies.base import Strategy, StudyState
 from qra_search.trials import Proposal
@@ -35,12 +36,15 @@ def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Pla
     """A random plan of at most `budget` bytes."""
     space = state.space
     levels = [
-        np.array([rng.choice(np.flatnonzero(row)) for row in mask]) for mask in (space.bits_allowed, space.ranks_allowed)
+        np.array([rng.choice(np.flatnonzero(row)) for row in mask])
+        for mask in (space.bits_allowed, space.ranks_allowed)
     ]
     return space.decode(*repair(space.memory, levels[0], levels[1], budget, rng))
 
 
-def repair(memory, b: np.ndarray, r: np.ndarray, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # noqa: E501
+def repair(
+    memory: MemoryModel, b: np.ndarray, r: np.ndarray, budget: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Level indices (G,), (G,) brought under `budget` by one random choice at a time going to the next smaller.
 
     Raises:

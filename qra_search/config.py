@@ -1,0 +1,189 @@
+"""The schema of a whole run: what a config file may say, with its defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from qra_search.memory import parse_bytes
+from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message gives the field's path, what was given and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which model is tuned."""
+
+    name: str = Field("smollm2", description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`")
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    trust_remote_code: bool = False
+
+
+class TaskConfig(_Section):
+    """What it is tuned on."""
+
+    name: str = Field("arithmetic", description="name of a task, or a .jsonl file of prompts and answers")
+    data: str | None = Field(None, description="folder or file with the task's data; default: the hub, or none needed")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
+
+
+class QuantizationConfig(_Section):
+    """How weights are stored at each bit-width."""
+
+    backend: str | dict[int, str] = Field("mixed", description="a backend, or one for each bit-width")
+    cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+
+class SpaceConfig(_Section):
+    """What may be chosen, and for what."""
+
+    bits: tuple[int, ...] = DEFAULT_BITS
+    ranks: tuple[int, ...] = DEFAULT_RANKS
+    granularity: Literal["module", "layer", "fused"] = "module"
+
+    @field_validator("bits", "ranks")
+    @classmethod
+    def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or len(set(values)) != len(values):
+            raise ValueError("distinct choices are needed, at least one")
+        return tuple(sorted(values))
+
+    @field_validator("bits")
+    @classmethod
+    def _bits_known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= b <= 16 for b in values):
+            raise ValueError("bits must be from 1 to 16 (16: left unquantized)")
+        return values
+
+    @field_validator("ranks")
+    @classmethod
+    def _ranks_known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 0 <= r <= 4096 for r in values):
+            raise ValueError("ranks must be from 0 to 4096 (0: no adapter)")
+        return values
+
+
+class TrainingConfig(_Section):
+    """The short fine-tuning of one evaluation, and the full one of the chosen plan."""
+
+    steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
+    batch_size: int = Field(8, ge=1, description="rows a step")
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
+    alpha: float = Field(2.0, gt=0, description="LoRA alpha as a multiple of the rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    init: Literal["default", "loftq", "pissa", "eva"] = "default"
+    max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
+    validation_rows: int = Field(32, ge=1, description="held-out rows of a full evaluation")
+    gradient_checkpointing: bool = False
+    final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
+    test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+
+
+class SearchConfig(_Section):
+    """How the search is done."""
+
+    strategy: str = "additive"
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
+    evaluations: float = Field(24, gt=0, description="full evaluations that may be spent, the prior's cost included")
+    memory: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (str, int)) else v)] = Field(
+        (), description="budgets such as 108MiB; none: the whole front"
+    )
+    seed: int = Field(0, ge=0)
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _texts(cls, values: Any) -> Any:
+        return tuple(str(v) for v in values) if isinstance(values, (list, tuple)) else values
+
+    @field_validator("memory")
+    @classmethod
+    def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            parse_bytes(value)
+        return values
+
+
+class RunConfig(_Section):
+    """One whole run."""
+
+    evaluator: str = Field("quantized-lora", description="name of an installed evaluator")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    space: SpaceConfig = SpaceConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a YAML config; `overrides` maps dotted fields (`search.evaluations`) to values that win over the file.
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, or a field that is wrong.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file {str(path)!r}")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} holds a {type(data).__name__}, a mapping of sections is needed: model, task, search, ..."
+        )
+    return make_config(data, overrides, source=str(path))
+
+
+def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
+    """A config from plain data; see `load_config`."""
+    data = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    for field, value in (overrides or {}).items():
+        section, _, name = field.partition(".")
+        if not name:
+            data[section] = value
+        else:
+            holder = data.setdefault(section, {})
+            if not isinstance(holder, dict):
+                raise ConfigError(f"{source}: {section} holds a {type(holder).__name__}, a mapping is needed")
+            holder[name] = value
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
+    import difflib
+
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "config"
+    if fault["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in fault["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        allowed = list(section.model_fields)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{where} is no known field: {hint}allowed are {', '.join(allowed)}"
+    return f"{where} is {fault['input']!r}: {fault['msg'][:1].lower() + fault['msg'][1:]}"
