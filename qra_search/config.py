@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from qra_search.memory import parse_bytes
+from qra_search.budgets import check_size
 from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -98,7 +98,9 @@ class SearchConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
     evaluations: float = Field(24, gt=0, description="full evaluations that may be spent, the prior's cost included")
     memory: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (str, int)) else v)] = Field(
-        (), description="budgets such as 108MiB; none: the whole front"
+        (),
+        description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
+        "uniform plan (uniform3r8); none: the whole front",
     )
     seed: int = Field(0, ge=0)
 
@@ -111,7 +113,7 @@ class SearchConfig(_Section):
     @classmethod
     def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
-            parse_bytes(value)
+            check_size(value)
         return values
 
 

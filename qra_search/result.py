@@ -175,6 +175,7 @@ class SearchResult:
             ],
             "front": [_plain(c) for c in self.front],
             "uniform": [_plain(c) for c in self.uniform],
+            "candidates": [_plain(c) for c in self.candidates],
         }
 
     def write(self, folder: str | Path) -> None:

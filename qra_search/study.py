@@ -7,9 +7,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
+from qra_search.budgets import size_in
 from qra_search.evaluation import Evaluation, Evaluator, Prior, check_evaluation
 from qra_search.executors import Executor, InProcessExecutor
-from qra_search.memory import parse_bytes
+from qra_search.recorded import record
 from qra_search.result import SearchResult
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, StudyState, make_strategy
@@ -43,7 +44,7 @@ class Study:
         evaluator: says what a plan is worth.
         strategy: name of an installed strategy, or one.
         evaluations: full evaluations that may be spent, the prior's cost included.
-        memory_budget: bytes (or a text such as `108MiB`), several, or None for the whole front.
+        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the SQLite log, or a `TrialLog`; an existing one is gone on with.
         executor: where evaluations run; default: in this process, one after the other.
@@ -82,6 +83,7 @@ class Study:
             budgets=list(self.memory_budgets),
             seed=seed,
         )
+        record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
         self._stopping = False
@@ -178,7 +180,7 @@ def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] 
     if budget is None:
         return ()
     several = [budget] if isinstance(budget, (int, float, str)) or not isinstance(budget, Sequence) else list(budget)
-    return tuple(sorted({space.memory.check_budget(parse_bytes(b)) for b in several}))
+    return tuple(sorted({space.memory.check_budget(size_in(space, b)) for b in several}))
 
 
 def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:

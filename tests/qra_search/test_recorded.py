@@ -1,0 +1,61 @@
+"""A log alone is enough to read its search back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qra_search import Evaluation, Evaluator, Group, GroupwiseFormat, Linear, Plan, SearchSpace, Study, TrialLog
+from qra_search.recorded import recorded_space, recorded_state, space_from_dict, space_to_dict
+from qra_search.trials import LogMismatch
+
+
+def odd_space() -> SearchSpace:
+    def group(i: int) -> Group:
+        linears = tuple(Linear(name=f"layers.{i}.{k}", out_features=32 + k, in_features=100) for k in range(2))
+        return Group(name=f"layers.{i}", linears=linears, bits=(3, 16) if i else None, kind="layer", depth=i)
+
+    formats = {3: GroupwiseFormat(3, group_size=50), 4: GroupwiseFormat(4, metadata_bits=12)}
+    return SearchSpace(
+        groups=tuple(map(group, range(3))), bits=(3, 4, 16), ranks=(0, 5), formats=formats, fixed_bytes=7,
+        adapter_bits=32,
+    )  # fmt: skip
+
+
+class Squares(Evaluator):
+    space = odd_space()
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return Evaluation(sum(1 / b for b in plan.bits), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+
+def test_a_space_comes_back_with_the_same_groups_and_bytes() -> None:
+    space = odd_space()
+    back = space_from_dict(space_to_dict(space))
+    assert back.signature == space.signature
+    assert back.groups == space.groups
+    assert [back.memory_bytes(p) for p in back.uniform_plans()] == [
+        space.memory_bytes(p) for p in space.uniform_plans()
+    ]
+
+
+def test_a_shape_that_was_not_recorded_has_no_bytes() -> None:
+    with pytest.raises(ValueError, match="no bytes were recorded for a 9 x 9 weight"):
+        space_from_dict(space_to_dict(odd_space())).format(3).bytes(9, 9)
+
+
+def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "trials.sqlite"
+    study = Study(Squares(), strategy="random", evaluations=6, memory_budget="uniform16r5", seed=3, log=log)
+    study.run()
+    with TrialLog(log) as again:
+        state = recorded_state(again)
+    assert state.trials == study.state.trials
+    assert (state.seed, state.evaluations, state.memory_budgets) == (3, 6.0, study.memory_budgets)
+    assert state.space.signature == study.space.signature
+
+
+def test_an_empty_log_has_no_space() -> None:
+    with pytest.raises(LogMismatch, match="no search has begun"):
+        recorded_space(TrialLog())
