@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,13 +21,13 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
     """Which model is tuned."""
 
-    name: str = Field("smollm2", description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
+    name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     trust_remote_code: bool = False
@@ -33,7 +36,7 @@ class ModelConfig(_Section):
 class TaskConfig(_Section):
     """What it is tuned on."""
 
-    name: str = Field("arithmetic", description="name of a task, or a .jsonl file of prompts and answers")
+    name: str = Field("arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers")
     data: str | None = Field(None, description="folder or file with the task's data; default: the hub, or none needed")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
 
@@ -158,28 +161,46 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
     """A config from plain data; see `load_config`."""
-    data = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    data = copy.deepcopy(data)
     for field, value in (overrides or {}).items():
-        section, _, name = field.partition(".")
-        if not name:
-            data[section] = value
-        else:
-            holder = data.setdefault(section, {})
+        *sections, name = field.split(".")
+        holder = data
+        for depth, section in enumerate(sections):
+            holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
-                raise ConfigError(f"{source}: {section} holds a {type(holder).__name__}, a mapping is needed")
-            holder[name] = value
+                where = ".".join(sections[: depth + 1])
+                raise ConfigError(f"{source}: {where} is {_short(holder)}: a mapping is needed to set {field}")
+        holder[name] = value
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error)}") from None
 
 
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML with every field, which `load_config` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ, by dotted path: the old value and the new."""
+    return dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, (old, new)
+
+
 def explain(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
-    import difflib
-
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"]) or "config"
+    where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
@@ -188,4 +209,19 @@ def explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{where} is no known field: {hint}allowed are {', '.join(allowed)}"
-    return f"{where} is {fault['input']!r}: {fault['msg'][:1].lower() + fault['msg'][1:]}"
+    message = _ALLOWED_AT.get(where) or _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    return f"{where} is {_short(fault['input'])}: {message[:1].lower() + message[1:]}"
+
+
+_ALLOWED_AT = {"quantization.backend": "the name of a backend, or one for each bit-width, is needed"}
+_ALLOWED = {
+    "model_type": "a mapping of fields is needed",
+    "dict_type": "a mapping is needed",
+    "tuple_type": "a list is needed",
+    "invalid_key": "names of fields are texts",
+}
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
