@@ -1,0 +1,79 @@
+"""Bytes are exact and additive; sizes are read and written as people do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import make_space
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qra_search import BudgetTooSmall, GroupwiseFormat
+from qra_search.memory import adapter_bytes, format_bytes, parse_bytes
+
+
+def test_a_matrix_at_three_bits_takes_three_bits_a_weight_and_four_bytes_a_group():
+    # 192 x 576: 110592 weights, 9 groups of 64 a row.
+    assert GroupwiseFormat(3).bytes(192, 576) == 110592 * 3 // 8 + 192 * 9 * 4
+
+
+def test_a_last_group_that_is_short_still_has_its_metadata():
+    assert GroupwiseFormat(4).bytes(2, 65) == 2 * 65 * 4 // 8 + 2 * 2 * 4
+
+
+def test_an_adapter_takes_two_bytes_a_weight():
+    assert adapter_bytes(192, 576, 8) == 8 * (192 + 576) * 2
+    assert adapter_bytes(192, 576, 0) == 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_bytes_of_a_plan_are_the_sum_of_its_linears(seed):
+    space = make_space(fixed_bytes=1000)
+    rng = np.random.default_rng(seed)
+    plan = space.decode(rng.integers(0, 4, 6), rng.integers(0, 3, 6))
+    expected = 1000
+    for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
+        for m in group.linears:
+            expected += m.weights * bits // 8 + m.out_features * -(-m.in_features // 64) * 4
+            expected += 2 * rank * (m.in_features + m.out_features)
+    assert space.memory_bytes(plan) == expected
+
+
+def test_many_plans_are_counted_at_once(space):
+    plans = space.uniform_plans()
+    assert space.memory.bytes(*space.encode_many(plans)).tolist() == [space.memory_bytes(p) for p in plans]
+
+
+def test_minimum_and_maximum_are_those_of_the_smallest_and_largest_plan(space):
+    assert space.memory.minimum == space.memory_bytes(space.uniform(2, 4))
+    assert space.memory.maximum == space.memory_bytes(space.uniform(8, 16))
+
+
+def test_sixteen_bits_carry_no_metadata():
+    space = make_space(groups=1, bits=(16,), ranks=(0,))
+    assert space.memory.minimum == 256 * 512 * 2
+
+
+def test_a_budget_that_no_plan_fits_names_the_least_that_does(space):
+    least = space.memory.minimum
+    assert space.memory.check_budget(least) == least
+    with pytest.raises(BudgetTooSmall, match=str(least)):
+        space.memory.check_budget(least - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("108MiB", 108 * 2**20), ("6 GiB", 6 * 2**30), ("90MB", 90_000_000), ("1.5kb", 1500), ("77", 77), (12, 12)],
+)
+def test_sizes_are_read(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "12XB", "-3MiB", "0", "1e9999", "nan", "6GiBs", True])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="size in bytes"):
+        parse_bytes(text)
+
+
+def test_sizes_are_written():
+    assert [format_bytes(x) for x in (12, 2048, 108 * 2**20, 6 * 2**30)] == ["12 B", "2.0 KiB", "108.0 MiB", "6.0 GiB"]

@@ -1,0 +1,82 @@
+"""What is handed over: front, best plan, comparison, files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fakes import AdditiveEvaluator
+
+from qra_search import Plan, search
+from qra_search.result import plan_from_dict, plan_to_dict
+
+
+@pytest.fixture
+def result(evaluator):
+    return search(evaluator, strategy="random", evaluations=25)
+
+
+def test_the_front_holds_just_what_nothing_dominates(result):
+    import moocore
+
+    points = np.array([(c.loss, c.memory_bytes) for c in result.candidates], dtype=float)
+    kept = moocore.filter_dominated(points)
+    assert sorted(map(tuple, kept.tolist())) == sorted((c.loss, float(c.memory_bytes)) for c in result.front)
+
+
+def test_the_best_plan_is_the_best_that_fits(result):
+    budget = result.front[len(result.front) // 2].memory_bytes
+    best = result.best(budget)
+    assert best.loss == min(c.loss for c in result.candidates if c.memory_bytes <= budget)
+    assert result.best(1) is None and result.comparison(1) is None
+
+
+def test_the_winner_is_picked_by_the_mean_of_its_replicates():
+    from qra_search import Proposal, Study, TrialLog
+
+    evaluator = AdditiveEvaluator()
+    log = TrialLog()
+    lucky, steady = evaluator.space.uniform(3, 8), evaluator.space.uniform(4, 8)
+    for plan, losses in ((lucky, (1.0, 3.0)), (steady, (1.5, 1.5))):
+        for seed, loss in enumerate(losses):
+            trial = log.propose(Proposal(plan, seed=seed))
+            from qra_search import Evaluation
+
+            log.finish(trial.id, Evaluation(loss, evaluator.space.memory_bytes(plan), seed=seed))
+    result = Study(evaluator, log=log).result()
+    assert result.best().plan == steady
+    # Pooled variance of (1, 3) and (1.5, 1.5) is 2 / 2 degrees of freedom; halved by two replicates.
+    assert result.best().loss_std == pytest.approx(0.5**0.5)
+
+
+def test_the_folder_holds_result_plan_and_prior(result, evaluator, tmp_path):
+    result.write(tmp_path)
+    data = json.loads((tmp_path / "result.json").read_text())
+    plan = plan_from_dict(evaluator.space, json.loads((tmp_path / "plan.json").read_text()))
+    assert plan == result.best().plan
+    assert data["front"][0]["memory_bytes"] == result.front[0].memory_bytes
+    assert json.loads((tmp_path / "prior.json").read_text())["cost"] == 0.5
+
+
+def test_a_plan_of_another_space_is_refused(evaluator):
+    data = plan_to_dict(evaluator.space, evaluator.space.uniform(3, 8))
+    data["groups"][0]["name"] = "elsewhere"
+    with pytest.raises(ValueError, match="of another space"):
+        plan_from_dict(evaluator.space, data)
+    with pytest.raises(ValueError, match="plan format"):
+        plan_from_dict(evaluator.space, {"format": "x"})
+
+
+def test_hypervolume_is_the_area_that_the_front_dominates(result):
+    front = [(c.loss, c.memory_bytes) for c in result.front]
+    reference = (max(c.loss for c in result.candidates), max(c.memory_bytes for c in result.candidates))
+    # Cheapest first, the loss falls along the front: a staircase of strips between consecutive sizes.
+    area, sizes = 0.0, [m for _, m in front] + [reference[1]]
+    for (loss, size), following in zip(front, sizes[1:], strict=True):
+        area += (reference[0] - loss) * (following - size)
+    assert result.hypervolume(reference=reference) == pytest.approx(area)
+
+
+def test_plan_prints_what_it_is():
+    assert str(Plan((2, 4), (4, 8))) == "Plan(2 groups, mean bits 3.00, mean rank 6.0)"

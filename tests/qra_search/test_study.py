@@ -1,0 +1,222 @@
+"""The loop: budgets hold, failures are recorded, a broken-off study ends like an unbroken one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fakes import AdditiveEvaluator, make_space
+
+from qra_search import (
+    BudgetTooSmall,
+    Callback,
+    Evaluation,
+    EvaluationFailed,
+    Proposal,
+    Strategy,
+    Study,
+    TrialLog,
+    plugins,
+    search,
+)
+from qra_search.study import StudyFailed, uniform_design
+from qra_search.trials import LogMismatch
+
+
+def budget_of(evaluator, bits=3, rank=8):
+    return evaluator.space.memory_bytes(evaluator.space.uniform(bits, rank))
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "random", "additive"])
+def test_every_trial_obeys_the_budget_and_none_is_repeated(evaluator, strategy):
+    budget = budget_of(evaluator)
+    result = search(evaluator, strategy=strategy, evaluations=20, memory_budget=budget)
+    assert all(evaluator.space.memory_bytes(t.plan) <= budget for t in result.trials)
+    assert len({t.proposal.key for t in result.trials}) == len(result.trials)
+
+
+def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(evaluator):
+    result = search(evaluator, evaluations=8, memory_budget=budget_of(evaluator))
+    comparison = result.comparison()
+    assert comparison.beats_uniform and comparison.gain > 0.01
+
+
+def test_the_prior_is_charged_and_measured_once(evaluator, tmp_path):
+    log = tmp_path / "log.sqlite"
+    result = search(evaluator, evaluations=4, memory_budget=budget_of(evaluator), log=log)
+    # 0.5 for the prior and four evaluations: the last begins while less than four are spent.
+    assert result.spent == 4.5 and len(result.trials) == 4
+    assert TrialLog(log).meta("prior")["source"] == "exact"
+
+
+def test_uniform_plans_come_first_and_stay_in_the_result(evaluator):
+    budget = budget_of(evaluator)
+    result = search(evaluator, strategy="random", evaluations=6, memory_budget=budget)
+    design = uniform_design(evaluator.space, [budget])
+    assert [t.plan for t in result.trials[: len(design)]] == design
+    assert [c.plan for c in result.uniform] == design
+    assert result.comparison().uniform is not None
+
+
+def test_the_design_holds_the_largest_rank_of_the_two_largest_bit_widths_that_fit():
+    space = make_space()
+    budget = space.memory_bytes(space.uniform(3, 8))
+    assert [(p.bits[0], p.ranks[0]) for p in uniform_design(space, [budget])] == [(2, 16), (3, 8)]
+
+
+def test_a_failed_evaluation_is_recorded_and_not_asked_for_again():
+    class Picky(AdditiveEvaluator):
+        def evaluate(self, plan, *, fidelity=1.0, seed=0):
+            if plan.bits[0] == 2:
+                raise EvaluationFailed("layer 0 breaks")
+            if plan.bits[1] == 2:
+                return Evaluation(float("nan"), self.space.memory_bytes(plan))
+            if plan.bits[2] == 2:
+                return Evaluation(1.0, 1)
+            return super().evaluate(plan, fidelity=fidelity, seed=seed)
+
+    result = search(Picky(), strategy="random", evaluations=30, memory_budget=budget_of(AdditiveEvaluator()))
+    reasons = {t.reason.split(":")[1].split(" ")[1] for t in result.failures()}
+    assert {"layer", "loss"} <= reasons
+    assert any("the evaluator counted 1 bytes" in t.reason for t in result.failures())
+    assert len(result.trials) == 30 and len(result.candidates) == 30 - len(result.failures())
+
+
+def test_an_evaluator_that_always_fails_stops_the_study():
+    class Broken(AdditiveEvaluator):
+        def evaluate(self, plan, *, fidelity=1.0, seed=0):
+            raise RuntimeError("no such device")
+
+    with pytest.raises(StudyFailed, match="the first 5 evaluations all failed.*no such device"):
+        search(Broken(), strategy="random", evaluations=30, memory_budget=None)
+
+
+def test_a_strategy_that_breaks_the_budget_is_stopped(evaluator):
+    class Greedy(Strategy):
+        def propose(self, state, n):
+            return [Proposal(state.space.uniform(8, 16))]
+
+    with pytest.raises(StudyFailed, match="the budget is"):
+        search(evaluator, strategy=Greedy(), evaluations=9, memory_budget=budget_of(evaluator))
+
+
+def test_a_strategy_that_repeats_itself_is_stopped(evaluator):
+    class Stuck(Strategy):
+        def propose(self, state, n):
+            return [Proposal(state.space.uniform(2, 4))]
+
+    with pytest.raises(StudyFailed, match="repeated an evaluation"):
+        search(evaluator, strategy=Stuck(), evaluations=9, memory_budget=budget_of(evaluator))
+
+
+def test_a_study_ends_when_nothing_is_left_to_ask():
+    evaluator = AdditiveEvaluator(make_space(groups=1, bits=(2, 3), ranks=(4,)))
+    result = search(evaluator, strategy="random", evaluations=50)
+    assert len(result.trials) == 2
+
+
+def test_a_budget_that_no_plan_fits_is_refused_before_anything_is_spent(evaluator):
+    with pytest.raises(BudgetTooSmall):
+        Study(evaluator, memory_budget=evaluator.space.memory.minimum - 1)
+    assert evaluator.calls == 0
+
+
+def test_a_stopped_study_goes_on_where_it_was(evaluator, tmp_path):
+    class StopAfter(Callback):
+        def finished(self, study, trial):
+            if trial.id == 5:
+                study.stop()
+
+    options = dict(strategy="additive", evaluations=12, memory_budget=budget_of(evaluator))
+    unbroken = search(evaluator, **options)
+    broken = search(evaluator, **options, log=tmp_path / "log", callbacks=[StopAfter()])
+    assert len(broken.trials) == 6
+    resumed = search(evaluator, **options, log=tmp_path / "log")
+    assert [t.proposal for t in resumed.trials] == [t.proposal for t in unbroken.trials]
+    assert [c.plan for c in resumed.front] == [c.plan for c in unbroken.front]
+
+
+def test_a_finished_study_can_be_given_more_evaluations(evaluator, tmp_path):
+    options = dict(strategy="additive", memory_budget=budget_of(evaluator), log=tmp_path / "log")
+    first = search(evaluator, evaluations=6, **options)
+    second = search(evaluator, evaluations=10, **options)
+    assert len(second.trials) == len(first.trials) + 4
+    assert second.trials[: len(first.trials)] == first.trials
+
+
+def test_another_evaluator_is_refused_on_the_same_log(evaluator, tmp_path):
+    search(evaluator, evaluations=3, log=tmp_path / "log")
+    with pytest.raises(LogMismatch, match="space"):
+        search(AdditiveEvaluator(make_space(groups=3)), evaluations=3, log=tmp_path / "log")
+
+
+def test_a_synchronous_batch_gives_the_same_trials_with_any_number_of_slots(evaluator):
+    from concurrent.futures import ThreadPoolExecutor
+
+    class Pool:
+        def __init__(self, slots):
+            self.slots, self.pool = slots, ThreadPoolExecutor(slots)
+
+        def submit(self, proposal):
+            return self.pool.submit(evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+
+        def shutdown(self):
+            self.pool.shutdown()
+
+    runs = [
+        search(evaluator, strategy="random", evaluations=16, executor=Pool(slots), batch=4, memory_budget=None)
+        for slots in (1, 3)
+    ]
+    assert [t.proposal for t in runs[0].trials] == [t.proposal for t in runs[1].trials]
+
+
+def test_an_unknown_strategy_is_named_with_the_nearest():
+    with pytest.raises(plugins.UnknownName, match="did you mean additive"):
+        Study(AdditiveEvaluator(), strategy="aditive")
+
+
+def test_an_option_that_a_strategy_lacks_is_refused():
+    from qra_search.strategies import make_strategy
+
+    with pytest.raises(ValueError, match="'random' does not take these options"):
+        make_strategy("random", colour="red")
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from fakes import AdditiveEvaluator
+from qra_search import search
+class Slow(AdditiveEvaluator):
+    def evaluate(self, plan, **options):
+        time.sleep(0.05)
+        return super().evaluate(plan, **options)
+e = Slow()
+budget = e.space.memory_bytes(e.space.uniform(3, 8))
+search(e, strategy="additive", evaluations=14, memory_budget=budget, log=sys.argv[1])
+"""
+
+
+def test_a_search_killed_at_any_moment_resumes_to_the_trials_of_an_unbroken_one(evaluator, tmp_path):
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
+    log = tmp_path / "log.sqlite"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script, str(log)])
+        deadline = time.monotonic() + 30
+        known = len(TrialLog(log)) if log.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.03)
+            if log.exists() and len(TrialLog(log)) >= known + 3:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", script, str(log)], check=True)
+    unbroken = search(evaluator, strategy="additive", evaluations=14, memory_budget=budget_of(evaluator))
+    trials = TrialLog(log).trials
+    assert [t.proposal for t in trials] == [t.proposal for t in unbroken.trials]
+    assert [t.loss for t in trials] == [t.loss for t in unbroken.trials]
