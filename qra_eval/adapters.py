@@ -1,0 +1,113 @@
+"""LoRA under a plan: one wrapper a linear, whose base and rank are set in microseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
+
+    The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
+    with the bank. The factors are float32 masters that are rounded to the input's dtype before they are used, so what
+    is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.out_features, self.in_features = linear.out_features, linear.in_features
+        self.linear = linear
+        self.base: nn.Module | None = None
+        self.frozen: Tensor | None = None
+        self.bias = linear.bias
+        self.lora_A: nn.Parameter | None = None
+        self.lora_B: nn.Parameter | None = None
+        self.scaling = 0.0
+        self.dropout = 0.0
+
+    def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
+        """Take a module, or a plain weight (out, in), as the frozen base."""
+        self.base, self.frozen = module, weight
+
+    def set_adapter(self, A: Tensor | None, B: Tensor | None, scaling: float, dropout: float = 0.0) -> None:
+        """Take copies of the factors A (rank, in) and B (out, rank); None: no adapter."""
+        self.lora_A = None if A is None else nn.Parameter(A.detach().clone())
+        self.lora_B = None if B is None else nn.Parameter(B.detach().clone())
+        self.scaling, self.dropout = scaling, dropout
+
+    @property
+    def rank(self) -> int:
+        """Rank of the adapter; 0 without one."""
+        return 0 if self.lora_A is None else self.lora_A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.frozen, self.bias) if self.frozen is not None else (self.base or self.linear)(x)
+        if self.lora_A is None or self.lora_B is None:
+            return y
+        z = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
+
+
+def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
+    """Wrap the named linears of a model in place; every parameter that was there is frozen."""
+    model.requires_grad_(False)
+    wrapped: dict[str, AdaptedLinear] = {}
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        child = name.rpartition(".")[2]
+        wrapper = AdaptedLinear(parent.get_submodule(child))
+        setattr(parent, child, wrapper)
+        wrapped[name] = wrapper
+    return wrapped
+
+
+def uninstall(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
+    """Put the original linears back."""
+    for name, wrapper in wrapped.items():
+        setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], wrapper.linear)
+
+
+@dataclass(frozen=True)
+class AdapterInit:
+    """Initial factors of a linear's adapter, the same leading rows at every rank: A Kaiming-uniform, B zero.
+
+    The numbers depend on the seed and the linear's name alone, so plans that differ elsewhere start alike.
+    """
+
+    seed: int
+    max_rank: int
+
+    def factors(self, name: str, out_features: int, in_features: int, rank: int) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), float32."""
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        bound = in_features**-0.5  # kaiming_uniform with a = sqrt(5), which is what peft uses
+        full = torch.empty(self.max_rank, in_features).uniform_(-bound, bound, generator=generator)
+        return full[:rank], torch.zeros(out_features, rank)
+
+
+def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:
+    """The adapters' factors, in order."""
+    return [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
+
+
+def round_to(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> None:
+    """Round the factors to the dtype in which they are saved."""
+    for parameter in trainable(wrapped):
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+
+def state(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The factors by peft's names (`<linear>.lora_A.weight`), in `dtype`."""
+    tensors: dict[str, Tensor] = {}
+    for name, w in wrapped.items():
+        if w.lora_A is not None and w.lora_B is not None:
+            tensors[f"{name}.lora_A.weight"] = w.lora_A.detach().to(dtype).contiguous()
+            tensors[f"{name}.lora_B.weight"] = w.lora_B.detach().to(dtype).contiguous()
+    return tensors

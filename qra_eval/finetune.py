@@ -1,0 +1,232 @@
+"""The chosen plan, tuned in full: adapter, quantized base and plan saved, reloaded, and checked to compute the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from qra_eval import adapters
+from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.result import plan_to_dict, write_json
+from qra_search.space import Plan
+
+if TYPE_CHECKING:
+    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+
+ADAPTER_FOLDER = "adapter"
+BASE_FILE = "quantized.safetensors"
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan after its full tuning.
+
+    Attributes:
+        test_loss: nats a labelled token on test rows that the search never saw.
+        metrics: the task's own figures on the test rows, where it has any.
+        memory_bytes: exact resident bytes.
+        folder: where the adapter and the plan were saved; None where they were not.
+        reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
+    """
+
+    plan: Plan
+    seed: int
+    steps: int
+    test_loss: float
+    memory_bytes: int
+    seconds: float
+    train_loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    folder: str | None = None
+    reload_difference: float | None = None
+
+
+class ReloadMismatch(RuntimeError):
+    """The saved adapter, reloaded, does not compute what the tuned model does."""
+
+
+def tune(
+    evaluator: QuantizedLoRAEvaluator,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    folder: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tuned:
+    """Tune a plan on the calibration split, measure it on the test split, and save it where a folder is given.
+
+    Args:
+        steps: optimizer steps; default: the `final_steps` of the training settings.
+        progress: told `("tune", done, total)`.
+
+    Raises:
+        ReloadMismatch: what was saved does not load back to the same logits.
+    """
+    start = time.perf_counter()
+    settings = evaluator.settings
+    steps = settings.final_steps if steps is None else steps
+    evaluator.apply(plan, seed)
+    told = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
+    trained = evaluator.train(steps, seed, told)
+    loss = evaluator.held_out("test", settings.test_rows)
+    saved, difference = None, None
+    if folder is not None:
+        saved = str(folder)
+        save(evaluator, plan, folder)
+        difference = check_reload(evaluator, plan, folder)
+    return Tuned(
+        plan=plan,
+        seed=seed,
+        steps=steps,
+        test_loss=loss,
+        memory_bytes=evaluator.space.memory_bytes(plan),
+        seconds=time.perf_counter() - start,
+        train_loss=trained.loss,
+        folder=saved,
+        reload_difference=difference,
+    )
+
+
+def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> None:
+    """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
+    `plan.json` (how the two go together)."""
+    folder = Path(folder)
+    write_adapter(evaluator, plan, folder / ADAPTER_FOLDER)
+    tensors = {
+        f"{linear.name}::{key}": tensor.cpu()
+        for group, bits in zip(evaluator.space.groups, plan.bits, strict=True)
+        for linear in group.linears
+        if bits != UNQUANTIZED_BITS
+        for key, tensor in evaluator.backend.to_tensors(evaluator.bank.module(linear.name, bits)).items()
+    }
+    save_file(tensors, folder / BASE_FILE)
+    data = plan_to_dict(evaluator.space, plan)
+    data["model"] = evaluator.loaded.spec
+    data["weights"] = evaluator.loaded.fingerprint
+    data["dtype"] = str(evaluator.model.dtype).removeprefix("torch.")
+    data["backend"] = evaluator.backend.spec
+    write_json(folder / PLAN_FILE, data)
+
+
+def write_adapter(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> None:
+    """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors."""
+    from peft import LoraConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {
+        linear.name: rank
+        for group, rank in zip(evaluator.space.groups, plan.ranks, strict=True)
+        for linear in group.linears
+        if rank > 0
+    }
+    if not ranks:
+        raise ValueError("the plan has rank 0 everywhere: there is no adapter to save")
+    alpha = evaluator.settings.alpha
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
+    others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
+    config = LoraConfig(
+        r=common,
+        lora_alpha=alpha * common,  # type: ignore[arg-type]
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        alpha_pattern={name: alpha * rank for name, rank in others.items()},
+        lora_dropout=evaluator.settings.dropout,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=evaluator.loaded.spec,
+    )
+    config.save_pretrained(str(folder))
+    dtype = _adapter_dtype(evaluator)
+    tensors = {
+        f"base_model.model.{name}": tensor.cpu() for name, tensor in adapters.state(evaluator.wrapped, dtype).items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: str | Path, *, device: str = "cpu") -> Any:
+    """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
+
+    Raises:
+        ValueError: no plan or adapter there, or the model's weights are not those that the plan was made for.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    model, tokenizer = load_base(folder, device=device)
+    tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+    tuned.eval()
+    return tuned, tokenizer
+
+
+def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
+    """The quantized base of a tuned run, and its tokenizer; raises as `load` does."""
+    from qra_backends import make_backend
+
+    from qra_eval.models import find_linears, load_model
+
+    folder = Path(folder)
+    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    if missing:
+        raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+    data = json.loads((folder / PLAN_FILE).read_text())
+    loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=device)
+    if loaded.fingerprint != data["weights"]:
+        raise ValueError(
+            f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
+        )
+    backend = make_backend(data["backend"])
+    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
+    model: Any = loaded.model
+    with safe_open(folder / BASE_FILE, framework="pt", device=device) as file:
+        keys: dict[str, list[str]] = {}
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            keys.setdefault(key.rpartition("::")[0], []).append(key)
+        for found in find_linears(model):
+            bits = chosen[found.name]
+            if bits == UNQUANTIZED_BITS:
+                continue
+            module = backend.from_tensors(
+                {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
+                bits=bits,
+                out_features=found.out_features,
+                in_features=found.in_features,
+                bias=found.module.bias,
+                dtype=found.module.weight.dtype,
+            )
+            model.set_submodule(found.name, module)
+    model.requires_grad_(False)
+    return model, loaded.tokenizer
+
+
+@torch.no_grad()
+def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> float:
+    """Largest absolute difference of logits between the tuned model and the one that `load` gives."""
+    evaluator.apply(plan, 0, materialised=False, keep_adapters=True)
+    evaluator.model.eval()
+    row = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
+    mine = evaluator.model(input_ids=row.to(evaluator.device), use_cache=False).logits.float().cpu()
+    evaluator.apply(plan, 0, keep_adapters=True)
+    reloaded, _ = load(folder, device=str(evaluator.device))
+    theirs = reloaded(input_ids=row.to(evaluator.device), use_cache=False).logits.float().cpu()
+    difference = float((mine - theirs).abs().max())
+    if difference > 0:
+        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
+    return difference
+
+
+def _adapter_dtype(evaluator: QuantizedLoRAEvaluator) -> torch.dtype:
+    from qra_eval.quantized_lora import ADAPTER_DTYPE
+
+    return ADAPTER_DTYPE

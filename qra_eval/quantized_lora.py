@@ -1,0 +1,336 @@
+"""The real evaluator: a short quantized-LoRA fine-tuning under a plan, then the held-out loss."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qra_eval import adapters, training
+from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
+from qra_eval.models import find_linears, group_linears, load_model
+from qra_eval.tasks import make_task
+from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
+from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space import Group, Linear, Plan, SearchSpace
+
+if TYPE_CHECKING:
+    from qra_eval.finetune import Tuned
+
+Progress = Callable[[str, int, int], None]
+
+ADAPTER_DTYPE = torch.bfloat16
+FIDELITIES = (0.25, 0.5, 1.0)
+PRIOR_ROWS = 16
+BACKWARD = 2.0
+"""Cost of a backward pass in forward passes; a training step costs one of each."""
+
+
+def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLoRAEvaluator:
+    """The evaluator of a run's config; the plug-in `quantized-lora`."""
+    return QuantizedLoRAEvaluator(
+        model=config.model.name,
+        task=config.task,
+        quantization=config.quantization,
+        space=config.space,
+        training=config.training,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        seed=config.search.seed,
+        progress=progress,
+    )
+
+
+class QuantizedLoRAEvaluator(Evaluator):
+    """Evaluates plans on a real model.
+
+    The model is loaded once; every linear is quantized once at every bit-width (`Bank`); a plan is put in place by
+    setting references. While all dequantized weights fit in `weight_cache_bytes`, linears multiply by these, which
+    gives the numbers of dequantize-then-multiply without doing the former at every step.
+
+    Args:
+        model: `smollm2`, `tiny`, a folder, a GGUF file or a hub id.
+        task: a task's name, or a config with its data and options.
+        quantization: backend and cache folder.
+        space: bits, ranks and granularity.
+        training: of one evaluation, and of the final tuning.
+        seed: of the task's splits.
+    """
+
+    fidelities = FIDELITIES
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        task: str | TaskConfig = "arithmetic",
+        *,
+        quantization: QuantizationConfig = QuantizationConfig(),  # noqa: B008 - frozen
+        space: SpaceConfig = SpaceConfig(),  # noqa: B008 - frozen
+        training: TrainingConfig = TrainingConfig(),  # noqa: B008 - frozen
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        seed: int = 0,
+        weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        progress: Progress | None = None,
+    ):
+        self._progress = progress
+        self.settings, self.task_config = training, task if isinstance(task, TaskConfig) else TaskConfig(name=task)
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
+        backend = _make_backend(quantization.backend)
+        _check_bits(space.bits, backend)
+        if progress is not None:
+            progress("load model", 0, 1)
+        self.loaded = load_model(
+            model,
+            dtype=None if dtype == "auto" else getattr(torch, dtype),
+            device=str(self.device),
+            trust_remote_code=trust_remote_code,
+        )
+        if progress is not None:
+            progress("load model", 1, 1)
+        self.model: Any = self.loaded.model
+        self.tokenizer = self.loaded.tokenizer
+        self.space_config, self.quantization, self.backend = space, quantization, backend
+        found = find_linears(self.model)
+        groups = group_linears(found, space.granularity)
+        modules = self._linears = {f.name: f.module for f in found}
+        self._rows: dict[tuple[str, int], list[training.Row]] = {}
+        self._moments: dict[str, Tensor] | None = None
+        self.bank = Bank(
+            modules,
+            backend,
+            space.bits,
+            cache_folder(quantization.cache),
+            self._fingerprint(backend),
+            hessian=self._hessian if backend.calibrated else None,
+            progress=progress,
+            weight_cache_bytes=weight_cache_bytes,
+        )
+        dense = sum(m.weight.nbytes for m in modules.values())
+        self.space = SearchSpace(
+            groups=tuple(
+                Group(
+                    name=name,
+                    linears=tuple(
+                        Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
+                    ),
+                    kind=members[0].kind
+                    if len(members) == 1
+                    else name.rpartition(".")[2]
+                    if space.granularity == "fused"
+                    else "layer",
+                    depth=members[0].layer,
+                )
+                for name, members in groups
+            ),
+            bits=space.bits,
+            ranks=space.ranks,
+            formats={b: backend.storage(b) for b in space.bits if b != UNQUANTIZED_BITS},
+            fixed_bytes=tensor_bytes(self.model) - dense,
+            adapter_bits=8 * ADAPTER_DTYPE.itemsize,
+        )
+        self.wrapped = adapters.install(self.model, list(modules))
+        self.materialised = dense * len(space.bits) <= weight_cache_bytes
+        self.prior_report: dict[str, Any] = {}
+
+    # -- the contract --------------------------------------------------------------------------
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        start = time.perf_counter()
+        settings = self.settings
+        steps = math.ceil(fidelity * settings.steps)
+        held_out = math.ceil(fidelity * settings.validation_rows)
+        try:
+            self.apply(plan, seed)
+            swapped = time.perf_counter() - start
+            trained = self.train(steps, seed)
+            began = time.perf_counter()
+            loss = self.held_out("validation", held_out)
+        except training.Diverged as error:
+            raise EvaluationFailed(str(error)) from None
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
+        now = time.perf_counter()
+        return Evaluation(
+            loss=loss,
+            memory_bytes=self.space.memory_bytes(plan),
+            metrics={
+                "train_loss": trained.loss if steps else 0.0,
+                "trained_tokens": trained.tokens,
+                "swap_seconds": swapped,
+                "train_seconds": trained.seconds,
+                "model_seconds": trained.model_seconds + now - began,
+            },
+            seconds=now - start,
+            fidelity=fidelity,
+            seed=seed,
+        )
+
+    def prior(self) -> Prior:
+        from qra_eval.sensitivity import measure_prior
+
+        start = time.perf_counter()
+        self.unquantize()
+        batches = training.bucketed(self.rows("calibration", PRIOR_ROWS), self.settings.batch_size)
+        prior, report = measure_prior(
+            self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self._progress
+        )
+        cost = report["forward_tokens"] / self.evaluation_tokens()
+        self.prior_report = {**report, "cost": cost}
+        return Prior(
+            prior.bits_damage, prior.rank_gain, cost=cost, seconds=time.perf_counter() - start, source=prior.source
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self.loaded.name,
+            "weights": self.loaded.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "task": self.task_config.name,
+            "rows": self._rows_hash(),
+            "backend": self.backend.spec,
+            "granularity": self.space_config.granularity,
+            "training": self.settings.model_dump(exclude={"final_steps", "test_rows"}),
+        }
+
+    # -- parts, also used by the final tuning ----------------------------------------------------
+    def apply(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_adapters: bool = False) -> None:
+        """Put a plan in place: bases from the bank, adapters as their initialisation gives them."""
+        init = adapters.AdapterInit(seed, max(self.space.ranks))
+        fast = self.materialised if materialised is None else materialised
+        for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
+            for linear in group.linears:
+                wrapper = self.wrapped[linear.name]
+                if fast:
+                    wrapper.set_base(weight=self.bank.weight(linear.name, bits))
+                else:
+                    wrapper.set_base(module=self.bank.module(linear.name, bits))
+                if keep_adapters:
+                    continue
+                if rank == 0:
+                    wrapper.set_adapter(None, None, 0.0)
+                    continue
+                A, B = init.factors(linear.name, linear.out_features, linear.in_features, rank)
+                wrapper.set_adapter(A.to(self.device), B.to(self.device), self.settings.alpha, self.settings.dropout)
+
+    def unquantize(self) -> None:
+        """The model as it was loaded: no quantization, no adapters."""
+        for name, wrapper in self.wrapped.items():
+            wrapper.set_base(weight=self.bank.weight(name, UNQUANTIZED_BITS))
+            wrapper.set_adapter(None, None, 0.0)
+
+    def train(
+        self, steps: int, seed: int, progress: Callable[[int, int, float], None] | None = None
+    ) -> training.Trained:
+        """Tune the adapters in place for `steps` steps, then round them to what is saved."""
+        rows = self.rows("calibration", steps * self.settings.batch_size)
+        trained = training.train(
+            self.model,
+            adapters.trainable(self.wrapped),
+            training.schedule(rows, steps, self.settings.batch_size, seed) if steps else [],
+            learning_rate=self.settings.learning_rate,
+            warmup=self.settings.warmup,
+            seed=seed,
+            device=self.device,
+            progress=progress,
+        )
+        adapters.round_to(self.wrapped, ADAPTER_DTYPE)
+        return trained
+
+    def held_out(self, split: str, rows: int) -> float:
+        """Loss in nats a labelled token on the first rows of a split."""
+        return training.held_out_loss(
+            self.model, training.bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device
+        )
+
+    def rows(self, split: str, count: int) -> list[training.Row]:
+        """The first `count` rows of a split, tokenized; fewer where the split is shorter."""
+        key = (split, count)
+        if key not in self._rows:
+            examples = self.task.split(split)[:count]
+            encoded = self.task.encode(examples, self.tokenizer, self.settings.max_length)
+            self._rows[key] = [training.Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+            if not self._rows[key]:
+                raise ValueError(f"task {self.task_config.name!r} has no rows in its {split} split")
+        return self._rows[key]
+
+    def evaluation_tokens(self) -> float:
+        """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
+        settings = self.settings
+        rows = self.rows("calibration", max(1, settings.steps * settings.batch_size))
+        trained = sum(map(len, rows)) * (settings.steps * settings.batch_size) / len(rows)
+        held_out = sum(map(len, self.rows("validation", settings.validation_rows)))
+        return (1 + BACKWARD) * trained + held_out
+
+    def tune(self, plan: Plan, **options: Any) -> Tuned:
+        """Tune a plan in full and measure it on test data; see `qra_eval.finetune.tune`."""
+        from qra_eval.finetune import tune
+
+        return tune(self, plan, **options)
+
+    def close(self) -> None:
+        adapters.uninstall(self.model, self.wrapped)
+
+    def _rows_hash(self) -> str:
+        import hashlib
+
+        digest = hashlib.sha256()
+        settings = self.settings
+        counts = {"calibration": max(1, settings.steps * settings.batch_size), "validation": settings.validation_rows}
+        for split, count in counts.items():
+            for row in self.rows(split, count):
+                digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _fingerprint(self, backend: Any) -> str:
+        """Identity of the bank: the weights, and for a calibrated backend the rows that it is calibrated on."""
+        base = f"{self.loaded.fingerprint}-{self.model.dtype}"
+        return f"{base}-{self._rows_hash()}" if backend.calibrated else base
+
+    def _hessian(self, name: str) -> Tensor:
+        from qra_eval.calibration import second_moments
+
+        if self._moments is None:
+            rows = self.rows("calibration", max(PRIOR_ROWS, self.settings.steps * self.settings.batch_size))
+            self._moments = second_moments(
+                self.model, self._linears, training.bucketed(rows, self.settings.batch_size), self.device
+            )
+        return self._moments[name]
+
+
+def cache_folder(given: str | None) -> Path:
+    """Where banks are kept: as given, or `QRA_CACHE`, or the user's cache."""
+    if given is not None:
+        return Path(given)
+    base = os.environ.get("QRA_CACHE") or (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra")
+    return Path(base) / "bank"
+
+
+def _make_backend(spec: str | dict[int, str]) -> Any:
+    from qra_backends import make_backend
+    from qra_backends.mixed import MixedBackend
+
+    return make_backend(spec) if isinstance(spec, str) else MixedBackend(spec)
+
+
+def _check_bits(bits: Sequence[int], backend: Any) -> None:
+    """Raises ValueError where the backend lacks a bit-width, or is unavailable."""
+    reason = backend.unavailable()
+    if reason is not None:
+        raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")
+    lacking = [b for b in bits if b != UNQUANTIZED_BITS and b not in backend.bits]
+    if lacking:
+        raise ValueError(
+            f"backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: it has "
+            f"{', '.join(map(str, backend.bits))}, and 16 for unquantized"
+        )

@@ -1,0 +1,211 @@
+"""Short fine-tuning and held-out loss: batches, the head at labelled positions only, the optimizer's loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenized example: input ids and labels, each (T,), labels shifted by the loss, `IGNORED` where none."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded at the right to (N, T): under a causal mask no real token sees the padding, so none is masked.
+
+    Attributes:
+        input_ids: int (N, T).
+        positions: int (M,), flat indices into N*T whose next token has a label.
+        targets: int (M,), those labels.
+        tokens: real tokens, padding left out.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.positions.to(device), self.targets.to(device), self.tokens)
+
+
+def collate(rows: Sequence[Row], pad: int = 0) -> Batch:
+    """Pad rows to their longest and find the labelled positions."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.input_ids
+        labels[i, : len(row)] = row.labels
+    following = torch.full_like(labels, IGNORED)
+    following[:, :-1] = labels[:, 1:]
+    positions = (following.reshape(-1) != IGNORED).nonzero().squeeze(1)
+    return Batch(ids, positions, following.reshape(-1)[positions], sum(len(row) for row in rows))
+
+
+def bucketed(rows: Sequence[Row], batch_size: int) -> list[Batch]:
+    """Batches of rows of similar length, in order of length."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    return [collate([rows[i] for i in order[k : k + batch_size]]) for k in range(0, len(order), batch_size)]
+
+
+def schedule(rows: Sequence[Row], steps: int, batch_size: int, seed: int) -> list[Batch]:
+    """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    batches: list[Batch] = []
+    while len(batches) < steps:
+        need = min(len(rows), (steps - len(batches)) * batch_size)
+        order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
+        chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
+        some = bucketed(chosen, batch_size)
+        batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
+    return batches[:steps]
+
+
+class LabelledHead(nn.Module):
+    """The output head, applied to the labelled positions of a batch alone.
+
+    Set `positions` before a forward pass; the model's logits are then (1, M, vocabulary). Whatever the model does to
+    its logits after the head (scaling, soft-capping) works on these as on the whole.
+    """
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+        self.positions: Tensor | None = None
+
+    @property
+    def weight(self) -> Any:
+        return self.head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.positions is None:
+            return self.head(hidden)
+        return self.head(hidden.reshape(-1, hidden.shape[-1])[self.positions].unsqueeze(0))
+
+
+@contextmanager
+def labelled_head(model: Any):
+    """The model with its head wrapped by `LabelledHead`, which is given to the caller."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no output head: a causal language model is needed")
+    if isinstance(head, LabelledHead):
+        yield head
+        return
+    wrapper = LabelledHead(head)
+    name = next(name for name, module in model.named_modules() if module is head)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    setattr(parent, name.rpartition(".")[2], wrapper)
+    try:
+        yield wrapper
+    finally:
+        setattr(parent, name.rpartition(".")[2], head)
+
+
+def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats over the labelled tokens of a batch."""
+    head.positions = batch.positions
+    try:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    finally:
+        head.positions = None
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), batch.targets, reduction=reduction)
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> float:
+    """Mean loss in nats a labelled token over all batches."""
+    model.eval()
+    total, count = 0.0, 0
+    with labelled_head(model) as head:
+        for batch in batches:
+            batch = batch.to(device)
+            total += float(batch_loss(model, head, batch, "sum"))
+            count += len(batch.targets)
+    return total / max(count, 1)
+
+
+class Diverged(RuntimeError):
+    """The training loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, and those in the model."""
+
+    loss: float
+    tokens: int
+    seconds: float
+    model_seconds: float
+
+
+def train(
+    model: Any,
+    parameters: Sequence[nn.Parameter],
+    batches: Sequence[Batch],
+    *,
+    learning_rate: float,
+    warmup: float,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Trained:
+    """AdamW without weight decay, gradients clipped to norm 1, linear warm-up and linear decay; one batch a step.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    start, in_model, tokens, losses = time.perf_counter(), 0.0, 0, []
+    if not parameters or not batches:
+        return Trained(float("nan"), 0, 0.0, 0.0)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=0.0, fused=True)
+    model.train()
+    with labelled_head(model) as head:
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * rate_at(step, len(batches), warmup)
+            begun = time.perf_counter()
+            loss = batch_loss(model, head, batch.to(device))
+            loss.backward()
+            value = float(loss.detach())
+            in_model += time.perf_counter() - begun
+            if not math.isfinite(value):
+                raise Diverged(f"training loss is {value} at step {step + 1} of {len(batches)}")
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(value)
+            tokens += batch.tokens
+            if progress is not None:
+                progress(step + 1, len(batches), value)
+    model.eval()
+    tail = losses[-max(1, len(losses) // 4) :]
+    return Trained(sum(tail) / len(tail), tokens, time.perf_counter() - start, in_model)
+
+
+def rate_at(step: int, steps: int, warmup: float) -> float:
+    """Share of the learning rate at a step: rises over the warm-up, then falls in a line towards zero."""
+    rise = max(1, math.ceil(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return (steps - step) / (steps - rise + 1)

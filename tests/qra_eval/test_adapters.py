@@ -1,0 +1,79 @@
+"""LoRA under a plan computes what peft's own layer computes, and ranks are nested."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qra_eval import adapters
+
+
+def linear(dtype=torch.bfloat16, bias=True):
+    torch.manual_seed(0)
+    return nn.Linear(24, 40, bias=bias).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_wrapper_equals_peft_to_the_bit(dtype):
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear as PeftLinear
+
+    base = linear(dtype)
+    torch.manual_seed(1)
+    A, B = torch.randn(8, 24).to(dtype), torch.randn(40, 8).to(dtype)
+    mine = adapters.AdaptedLinear(base)
+    mine.set_adapter(A.float(), B.float(), scaling=2.0)
+    theirs = PeftLinear(base, "default", config=LoraConfig(r=8, lora_alpha=16), r=8, lora_alpha=16)
+    theirs.lora_A["default"].weight.data, theirs.lora_B["default"].weight.data = A, B
+    x = torch.randn(3, 5, 24).to(dtype)
+    assert torch.equal(mine(x), theirs(x))
+
+
+def test_a_plain_weight_gives_the_same_as_its_module():
+    base = linear()
+    wrapper = adapters.AdaptedLinear(base)
+    x = torch.randn(2, 24).bfloat16()
+    wrapper.set_base(weight=base.weight.detach())
+    plain = wrapper(x)
+    wrapper.set_base(module=base)
+    assert torch.equal(plain, wrapper(x)) and torch.equal(plain, base(x))
+
+
+def test_a_smaller_rank_starts_with_the_leading_rows_of_a_larger_one():
+    init = adapters.AdapterInit(seed=3, max_rank=16)
+    small, large = init.factors("a", 40, 24, 4)[0], init.factors("a", 40, 24, 16)[0]
+    assert torch.equal(small, large[:4]) and large.shape == (16, 24)
+    assert not torch.equal(init.factors("b", 40, 24, 4)[0], small)
+    assert not torch.equal(adapters.AdapterInit(4, 16).factors("a", 40, 24, 4)[0], small)
+
+
+def test_initial_factors_are_spread_as_pefts_are():
+    A, B = adapters.AdapterInit(0, 256).factors("a", 8, 400, 256)
+    # Kaiming-uniform with a = sqrt(5) on fan-in n is uniform within 1/sqrt(n): deviation 1/sqrt(3 n).
+    assert float(A.std()) == pytest.approx((3 * 400) ** -0.5, rel=0.02) and float(A.abs().max()) <= 400**-0.5
+    assert not B.any()
+
+
+def test_setting_an_adapter_copies_it():
+    wrapper, A, B = adapters.AdaptedLinear(linear()), torch.zeros(2, 24), torch.zeros(40, 2)
+    wrapper.set_adapter(A, B, 1.0)
+    A.fill_(9.0)
+    assert not wrapper.lora_A.any() and wrapper.rank == 2
+
+
+def test_install_freezes_and_uninstall_restores():
+    model = nn.Sequential(nn.Sequential(linear(torch.float32)), nn.Linear(40, 3))
+    original = model[0][0]
+    wrapped = adapters.install(model, ["0.0"])
+    assert model[0][0] is wrapped["0.0"] and not any(p.requires_grad for p in model.parameters())
+    adapters.uninstall(model, wrapped)
+    assert model[0][0] is original
+
+
+def test_rounded_factors_equal_what_is_saved():
+    wrapper = adapters.AdaptedLinear(linear())
+    wrapper.set_adapter(torch.randn(2, 24), torch.randn(40, 2), 1.0)
+    adapters.round_to({"x": wrapper}, torch.bfloat16)
+    saved = adapters.state({"x": wrapper}, torch.bfloat16)
+    assert torch.equal(saved["x.lora_A.weight"].float(), wrapper.lora_A) and saved["x.lora_B.weight"].shape == (40, 2)
