@@ -1,0 +1,199 @@
+"""The families of landscapes: how the tables of one are drawn, and the loss that they give.
+
+Loss of a plan, in nats, with t_g = left_g(b, r) damage_g(b), the damage of group g that tuning leaves:
+
+    loss = untuned - sum_g w_g gain(r_g) + rise(x)
+    x    = sum_g t_g + sum_layers within + sum_neighbours k_l S_l S_{l+1},     S_l^2 = sum of t over layer l
+    within_l = (sum_g v_g sqrt(t_g))^2 - sum_g v_g^2 t_g
+    rise(x) = cap (1 - exp(-(x + bend x^2) / cap))
+
+Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what is left of this sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qra_eval.landscapes import measured
+from qra_eval.landscapes.shapes import KINDS
+from qra_search.space import SearchSpace
+
+DEPTH_JITTER = 3
+"""A layer takes the measured damage of a real layer at most so many places away."""
+LAYER_SPREAD = 0.25
+MODULE_SPREAD = 0.5
+REPAIR_SPREAD = 0.25
+GAIN_SPREAD = 0.4
+"""Standard deviations of the log of: a layer's damage, a module's damage, a group's repair power, a group's share
+of the gain. None was measured per group; they are of the size that the fit leaves unexplained."""
+
+LOW_FIDELITY_SPREAD = 0.15
+"""Standard deviation of the log by which damage differs at low fidelity: other rows, other steps."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets a family apart.
+
+    Attributes:
+        within: bound of |v|, the coupling of the modules of a layer.
+        neighbours: mean and deviation of k, the coupling of neighbouring layers (clipped to +-0.6).
+        bend, cap: of `rise`; an infinite cap and no bend make it the identity.
+        floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
+        repair_power: how steeply rank repairs the rest.
+        noise_slope: rise of the noise with the loss above the untouched model's.
+        prior_tilt: log-error of the prior from the first to the last layer; systematic, not random.
+        prior_kinds: whether the prior takes every weight of a layer to be damaged alike, whatever its kind.
+        uneven: whether layers differ in size.
+    """
+
+    about: str
+    within: float = 0.0
+    neighbours: tuple[float, float] = (0.0, 0.0)
+    bend: float = 0.0
+    cap: float = measured.CAP
+    floors: tuple[float, float] = (0.0, 0.0)
+    repair_power: float = measured.REPAIR_POWER
+    noise_slope: float = 0.0
+    prior_tilt: float = 0.0
+    prior_kinds: bool = True
+    uneven: bool = False
+
+
+FAMILIES = {
+    "additive": Family("groups do not interact and nothing saturates", cap=float("inf")),
+    "interaction": Family("neighbouring layers and the modules of a layer interact", 0.4, (0.1, 0.25)),
+    "compensation": Family(
+        "rank repairs damage, but a part of it, most at 2 bits, no rank repairs",
+        floors=(0.45, 0.2),
+        repair_power=0.9,
+    ),
+    "misleading": Family(
+        "mild interaction, and a prior that is systematically wrong over depth and blind to kinds",
+        0.2,
+        (0.05, 0.1),
+        prior_tilt=2.0,
+        prior_kinds=False,
+    ),
+    "heteroscedastic": Family("mild interaction, and noise that grows with the loss", 0.2, (0.05, 0.1), noise_slope=0.1),
+    "uneven": Family("mild interaction, and layers from half to four times the size", 0.2, (0.05, 0.1), uneven=True),
+    "saturating": Family(
+        "strongly non-additive: damage compounds, then saturates, and neighbours interact strongly",
+        0.5,
+        (0.3, 0.4),
+        bend=0.6,
+        cap=6.0,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The drawn numbers of one landscape.
+
+    Attributes:
+        damage: float (G, B), untuned damage of single groups.
+        left: float (G, B, R), share of it that tuning leaves.
+        gain: float (G, R), fall of the loss that an adapter brings.
+        within: float (G,), v above.
+        neighbours: float (L - 1,), k above.
+        layer: int (G,), index of the layer; groups of a layer are consecutive.
+        base: loss of the untouched model.
+    """
+
+    damage: np.ndarray
+    left: np.ndarray
+    gain: np.ndarray
+    within: np.ndarray
+    neighbours: np.ndarray
+    layer: np.ndarray
+    base: float
+    bend: float
+    cap: float
+
+    def losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Noise-free losses (N,) of plans given by level indices (N, G), (N, G)."""
+        rows = np.arange(len(self.layer))
+        t = self.damage[rows, b] * self.left[rows, b, r]
+        x = t.sum(1)
+        starts = np.flatnonzero(np.diff(self.layer, prepend=-1))
+        if self.within.any():
+            pull = np.add.reduceat(self.within * np.sqrt(t), starts, axis=1)
+            x = x + (pull**2).sum(1) - (self.within**2 * t).sum(1)
+        if self.neighbours.any():
+            size = np.sqrt(np.add.reduceat(t, starts, axis=1))
+            x = x + (size[:, :-1] * size[:, 1:]) @ self.neighbours
+        x = x + self.bend * x * x
+        rise = x if np.isinf(self.cap) else self.cap * -np.expm1(-x / self.cap)
+        return self.base - self.gain[rows, r].sum(1) + rise
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the loss is exactly a sum over groups."""
+        return bool(np.isinf(self.cap)) and not (self.bend or self.within.any() or self.neighbours.any())
+
+    def additive_table(self) -> np.ndarray:
+        """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
+        return self.damage[:, :, None] * self.left - self.gain[:, None, :]
+
+    def at_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
+        """The landscape that a cheaper evaluation sees: less gain, less repair, other damage. Biased, correlated."""
+        if fidelity >= 1.0:
+            return self
+        done = np.sqrt(fidelity)
+        wrong = np.exp(rng.normal(0.0, LOW_FIDELITY_SPREAD, self.damage.shape))
+        return replace(self, damage=self.damage * wrong, left=1.0 - (1.0 - self.left) * done, gain=self.gain * done)
+
+
+def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.random.Generator) -> Tables:
+    """Tables of a landscape of this family on a space of `make_space`."""
+    layer = np.array([group.depth for group in space.groups])
+    layers = int(layer.max()) + 1
+    groups = len(layer)
+    damage = _group_damage(space, granularity, layer, layers, rng)
+    power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
+    repaired = measured.left(np.array(space.ranks)[None, :], power[:, None])[:, None, :]
+    floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.bits])
+    floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
+    weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
+    gain = (weight / weight.sum())[:, None] * measured.gain(np.array(space.ranks))[None, :]
+    within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
+    neighbours = np.clip(rng.normal(*family.neighbours, max(layers - 1, 0)), -0.6, 0.6)
+    return Tables(
+        damage=damage,
+        left=floor + (1.0 - floor) * repaired,
+        gain=gain,
+        within=within,
+        neighbours=neighbours,
+        layer=layer,
+        base=measured.UNTUNED,
+        bend=family.bend,
+        cap=family.cap,
+    )
+
+
+def _group_damage(
+    space: SearchSpace, granularity: str, layer: np.ndarray, layers: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Untuned damage (G, B): measured layers at about the same relative depth, split over kinds as measured.
+
+    Totals are kept: with other than 30 layers each is scaled by 30 / layers.
+    """
+    real = len(measured.DAMAGE_2)
+    depth = np.round(np.arange(layers) / max(layers - 1, 1) * (real - 1)).astype(int)
+    moved = depth + rng.integers(-DEPTH_JITTER, DEPTH_JITTER + 1, layers)
+    # The last layer stands apart in the measurements, so it stays the last, and no other takes its place.
+    source = np.where(depth == real - 1, real - 1, np.clip(moved, 0, real - 2))
+    scale = real / layers * np.exp(rng.normal(0.0, LAYER_SPREAD, layers))
+    two, three = measured.DAMAGE_2[source] * scale, measured.DAMAGE_3[source] * scale
+    kinds = KINDS[granularity]
+    spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
+    columns = []
+    for bits in space.bits:
+        share = measured.kind_share(bits)
+        of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
+        part = np.array([of_kind[group.kind] for group in space.groups]) * spread
+        columns.append(measured.damage_by_bits(two, three, bits)[layer] * part)
+    return np.stack(columns, axis=1)
