@@ -123,6 +123,11 @@ class Study:
         """Ask for nothing more; `run` returns once the running evaluations have ended."""
         self._stopping = True
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
     def result(self) -> SearchResult:
         """What the log says now."""
         return SearchResult.from_state(self.state, self.strategy)

@@ -1,0 +1,25 @@
+"""The `qra` command: one file a family of commands; heavy imports only inside them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit status: 0 done, 1 the run failed, 2 bad input."""
+    from qra_search.cli.errors import run_safely
+
+    # Libraries that print bars of their own would break the live view; whoever wants them sets the variable.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))
+
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+}

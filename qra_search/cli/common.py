@@ -1,0 +1,210 @@
+"""What the commands share: their options, the config made of them, the consoles, and the plug-ins they load."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli.errors import BadInput, bad_input
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qra_search.config import RunConfig
+    from qra_search.evaluation import Evaluator
+    from qra_search.report.live import View
+
+WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG.yaml]", help="A config file; options win over it.", show_default=False),
+]  # fmt: skip
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="M", rich_help_panel=WHAT,
+                 help="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id.", show_default=False),
+]  # fmt: skip
+Task = Annotated[
+    str | None,
+    typer.Option("--task", "-t", metavar="T", rich_help_panel=WHAT,
+                 help="A task by name (see `qra tasks`), or a .jsonl file of prompts and answers.", show_default=False),
+]  # fmt: skip
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", rich_help_panel=WHAT, help="Folder or file with the task's data.",
+                 show_default=False),
+]  # fmt: skip
+Memory = Annotated[
+    list[str] | None,
+    typer.Option("--memory", metavar="SIZE", rich_help_panel=WHAT, show_default=False,
+                 help="Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
+                      "May be given several times; without it the whole front is searched."),
+]  # fmt: skip
+Bits = Annotated[
+    str | None,
+    typer.Option("--bits", metavar="2,3,4,8", rich_help_panel=WHAT, help="Bit-widths to choose from.",
+                 show_default=False),
+]  # fmt: skip
+Ranks = Annotated[
+    str | None,
+    typer.Option("--ranks", metavar="4,8,16", rich_help_panel=WHAT, help="LoRA ranks to choose from.",
+                 show_default=False),
+]  # fmt: skip
+Granularity = Annotated[
+    str | None,
+    typer.Option("--granularity", metavar="module|layer|fused", rich_help_panel=WHAT,
+                 help="What shares one choice: one linear, a whole layer, or fused shards.", show_default=False),
+]  # fmt: skip
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="B", rich_help_panel=WHAT, show_default=False,
+                 help="Quantization backend (see `qra backends`), or one for each bit-width: 2=hqq,4=bitsandbytes."),
+]  # fmt: skip
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", rich_help_panel=HOW, help="auto, cpu, cuda or cuda:1.", show_default=False),
+]  # fmt: skip
+Evaluations = Annotated[
+    float | None,
+    typer.Option("--evaluations", "-n", metavar="N", rich_help_panel=HOW, show_default=False,
+                 help="Full evaluations that may be spent, the prior's cost included."),
+]  # fmt: skip
+Strategy = Annotated[
+    str | None,
+    typer.Option("--strategy", metavar="S", rich_help_panel=HOW, help="Search strategy (see `qra strategies`).",
+                 show_default=False),
+]  # fmt: skip
+EvaluatorName = Annotated[
+    str | None,
+    typer.Option("--evaluator", metavar="E", rich_help_panel=HOW, show_default=False,
+                 help="What measures a plan: quantized-lora (real training) or landscape (a formula, for trying out)."),
+]  # fmt: skip
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", rich_help_panel=HOW, help="All randomness follows from it.",
+                 show_default=False),
+]  # fmt: skip
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=HOW, show_default=False,
+                 help="Any field of the config (see `qra schema`), such as training.steps=20."),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+
+_FLAGS = {
+    "model": "model.name",
+    "device": "model.device",
+    "task": "task.name",
+    "data": "task.data",
+    "memory": "search.memory",
+    "bits": "space.bits",
+    "ranks": "space.ranks",
+    "granularity": "space.granularity",
+    "backend": "quantization.backend",
+    "evaluations": "search.evaluations",
+    "strategy": "search.strategy",
+    "seed": "search.seed",
+    "evaluator": "evaluator",
+}
+
+
+def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:
+    """The config of a file (or the defaults) with the options given on the command line, which win.
+
+    Raises:
+        ConfigError, BadInput: a value that cannot be used.
+    """
+    from qra_search.config import load_config, make_config
+
+    overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
+    overrides.update(_pair(text) for text in sets or [])
+    if config is None:
+        return make_config({}, overrides, source="options")
+    return load_config(config, overrides)
+
+
+def stdout() -> Console:
+    """Where results go."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Where progress and remarks go."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def emit(data: Any) -> None:
+    """Print a result as JSON."""
+    json.dump(data, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def build_evaluator(config: RunConfig, view: View) -> Evaluator:
+    """The evaluator that a config names.
+
+    Raises:
+        BadInput: an unknown name, or settings that the evaluator refuses.
+    """
+    from qra_search import plugins
+    from qra_search.strategies import make_strategy
+
+    with bad_input():
+        make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
+        factory = plugins.load("evaluators", config.evaluator)
+        return factory(config, progress=view.progress) if _takes(factory, "progress") else factory(config)
+
+
+def require_tuning(evaluator: Any, config: RunConfig) -> None:
+    """Raises BadInput where the evaluator cannot tune a plan in full."""
+    if not hasattr(evaluator, "tune"):
+        raise BadInput(
+            f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
+            f"use a run of the evaluator quantized-lora"
+        )
+
+
+def _takes(factory: Any, option: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in ("bits", "ranks"):
+        try:
+            return [int(part) for part in str(value).split(",") if part.strip()]
+        except ValueError:
+            raise BadInput(
+                f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
+            ) from None
+    if name == "backend" and "=" in value:
+        pairs = [part.partition("=") for part in value.split(",")]
+        try:
+            return {int(bits): backend.strip() for bits, _, backend in pairs}
+        except ValueError:
+            raise BadInput(
+                f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
+            ) from None
+    return value
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    field, equals, value = text.partition("=")
+    if not equals or not field.strip():
+        raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
+    try:
+        return field.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None

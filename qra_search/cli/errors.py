@@ -1,0 +1,91 @@
+"""The one place that turns exceptions into an exit status and one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+TRACEBACK = "QRA_TRACEBACK"
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used; the message says what it is, what is allowed, and how to mend it."""
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise BadInput(describe(error)) from error
+
+
+def run_safely(arguments: list[str]) -> int:
+    """Run the command line; every exception becomes an exit status and, on stderr, one line.
+
+    With the variable QRA_TRACEBACK set, the traceback comes before that line.
+    """
+    import typer
+
+    from qra_search.cli.app import app
+
+    # Typer does not export the base of its own errors, which is click's or a copy of it.
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        status = app(arguments, standalone_mode=False)
+    except usage_error as error:
+        return _say(error.format_message(), BAD_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        return _say("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`qra show RUN | head`): nothing is wrong, and nothing may be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            import traceback
+
+            traceback.print_exc()
+        return _say(describe(error), status_of(error))
+    return status if isinstance(status, int) else OK
+
+
+def status_of(error: BaseException) -> int:
+    """2 where the user can mend it by giving something else, 1 where the run failed."""
+    from qra_search.memory import BudgetTooSmall
+    from qra_search.plugins import UnknownName
+    from qra_search.trials import LogMismatch
+
+    mendable: tuple[type[BaseException], ...] = (BadInput, BudgetTooSmall, UnknownName, LogMismatch)
+    if "qra_search.config" in sys.modules:
+        from qra_search.config import ConfigError
+
+        mendable += (ConfigError,)
+    if "qra_search.runs" in sys.modules:
+        from qra_search.runs import NoRun, RunBusy, RunExists
+
+        mendable += (NoRun, RunBusy, RunExists)
+    return BAD_INPUT if isinstance(error, mendable) else FAILED
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its message where it is one of ours, else with its type before it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
+        return f"{text}: install it with pip, or choose another backend, task or evaluator"
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"no such file or folder: {error.filename}"
+    if isinstance(error, (ValueError, RuntimeError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _say(message: str, status: int) -> int:
+    hint = f" (set {TRACEBACK}=1 to see where)" if status == FAILED and not os.environ.get(TRACEBACK) else ""
+    print(f"qra: {' '.join(message.split())}{hint}", file=sys.stderr)
+    return status

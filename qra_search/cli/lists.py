@@ -1,0 +1,133 @@
+"""What is installed and what may be said: strategies, backends, tasks, and the schema of a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from qra_search import plugins
+from qra_search.cli import common
+
+SHAPE = (1024, 1024)
+"""Weight whose bytes stand for a backend's bits a weight."""
+
+
+def strategies(as_json: common.Json = False) -> None:
+    """List the search strategies with their options.
+
+    [bold]Example[/]
+
+        qra strategies
+    """
+    rows = _installed("strategies", lambda factory: {"options": _options(factory)})
+    if as_json:
+        common.emit(rows)
+        return
+    _table(
+        ("strategy", "what it does", "options"),
+        [(r["name"], r["summary"], ", ".join(f"{k}={v}" for k, v in r.get("options", {}).items())) for r in rows],
+    )
+    print("\nChoose one with --strategy; options with --set search.options.NAME=VALUE.")
+
+
+def tasks(as_json: common.Json = False) -> None:
+    """List the tasks that come with qra or with installed packages.
+
+    [bold]Example[/]
+
+        qra tasks
+    """
+    rows = _installed("tasks", lambda task: {})
+    if as_json:
+        common.emit(rows)
+        return
+    _table(("task", "what it is"), [(r["name"], r["summary"]) for r in rows])
+    print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
+
+
+def backends(as_json: common.Json = False) -> None:
+    """List the quantization backends with their bit-widths and exact bits a weight.
+
+    [bold]Example[/]
+
+        qra backends
+    """
+    rows = _installed("backends", _stored_bits)
+    if as_json:
+        common.emit(rows)
+        return
+    _table(
+        ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "what it is"),
+        [
+            (r["name"], ", ".join(f"{b} ({stored:.2f})" for b, stored in r.get("bits", {}).items()), r["summary"])
+            for r in rows
+        ],
+    )
+
+
+def schema(
+    example: Annotated[bool, typer.Option("--example", help="Print a config with every default, as YAML.")] = False,
+) -> None:
+    """Print the JSON schema of a config, or an example to start from.
+
+    [bold]Example[/]
+
+        qra schema --example > my-run.yaml
+    """
+    from qra_search.config import RunConfig, dump_config
+
+    if example:
+        print(dump_config(RunConfig()), end="")
+    else:
+        common.emit(RunConfig.model_json_schema())
+
+
+def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, summary and `more` of every plug-in of a kind; one that lacks a library says so in its summary."""
+    rows = []
+    for name in plugins.names(kind):
+        try:
+            thing = plugins.load(kind, name)
+            rows.append({"name": name, "summary": _summary(thing), **more(thing)})
+        except ImportError as error:
+            rows.append({"name": name, "summary": f"not available: {error}"})
+    return rows
+
+
+def _stored_bits(factory: Any) -> dict[str, Any]:
+    backend = factory()
+    return {"bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits}}
+
+
+def _summary(thing: Any) -> str:
+    """First sentence of the documentation of a plug-in."""
+    text = inspect.getdoc(thing) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _options(factory: Any) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters.values()
+    return {
+        p.name: None if p.default is p.empty else _plain(p.default)
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
+    common.stdout().print(table)

@@ -1,0 +1,220 @@
+"""`qra search`: from a model, a task and a memory budget to a plan, in a folder that can be gone on with."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import INTERRUPTED, bad_input
+
+if TYPE_CHECKING:
+    from qra_search.config import RunConfig
+    from qra_search.evaluation import Evaluator
+    from qra_search.report.live import View
+    from qra_search.result import SearchResult
+    from qra_search.runs import RunFolder
+    from qra_search.study import Study
+
+DEFAULT_FOLDER = Path("runs")
+
+
+def search(
+    config: common.ConfigFile = None,
+    model: common.Model = None,
+    task: common.Task = None,
+    data: common.Data = None,
+    memory: common.Memory = None,
+    bits: common.Bits = None,
+    ranks: common.Ranks = None,
+    granularity: common.Granularity = None,
+    backend: common.Backend = None,
+    evaluations: common.Evaluations = None,
+    strategy: common.Strategy = None,
+    seed: common.Seed = None,
+    device: common.Device = None,
+    evaluator: common.EvaluatorName = None,
+    sets: common.Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="RUN",
+            rich_help_panel=common.WHERE,
+            show_default=False,
+            help="Folder of the run; default: a new one below runs/.",
+        ),
+    ] = None,  # fmt: skip
+    resume: Annotated[
+        bool, typer.Option("--resume", rich_help_panel=common.WHERE, help="Go on with the run in --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=common.WHERE,
+            help="Only print the resolved config, the space, its smallest and largest plan, and the cost.",
+        ),
+    ] = False,  # fmt: skip
+    as_json: common.Json = False,
+) -> None:
+    """Search the bits and rank of every layer under a memory budget.
+
+    Evaluates the uniform plans that fit first, so the result always says what was gained over them.
+    Ctrl-C finishes the running evaluation and saves; --resume goes on.
+
+    [bold]Example[/]
+
+        qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
+    """
+    from qra_search.report.live import make_view
+    from qra_search.runs import RunFolder
+
+    flags: dict[str, Any] = {
+        "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
+        "granularity": granularity, "backend": backend, "evaluations": evaluations, "strategy": strategy,
+        "seed": seed, "device": device, "evaluator": evaluator,
+    }  # fmt: skip
+    if resume and config is None and out is not None and RunFolder(out).config_file.is_file():
+        config = RunFolder(out).config_file
+    settings = common.settings(config, sets=sets, **flags)
+    view = make_view(common.stderr(), quiet=as_json)
+    if dry_run:
+        from qra_search.cli.dry_run import print_dry_run
+
+        print_dry_run(settings, view, as_json=as_json)
+        return
+    if resume and out is None:
+        raise typer.BadParameter("say with --out which run to go on with", param_hint="--resume")
+    folder = RunFolder(out or new_folder(settings))
+    result, complete = run_search(settings, folder, view, resume=resume)
+    if as_json:
+        common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
+    else:
+        from qra_search.cli.tables import print_result
+
+        print_result(common.stdout(), result, folder, complete=complete)
+    if not complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def run_search(config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False) -> tuple[SearchResult, bool]:
+    """Search in a folder: refuses another run, locks, builds the evaluator, searches, and writes the results.
+
+    Returns:
+        The result, and whether the search came to its end (False: it was interrupted).
+
+    Raises:
+        RunExists, RunBusy, BadInput, BudgetTooSmall: what was given cannot be used; nothing was spent.
+        StudyFailed: the search cannot go on.
+    """
+    fresh = not folder.exists
+    folder.begin(config, resume=resume)
+    with folder.lock(), view:
+        evaluator = common.build_evaluator(config, view)
+        try:
+            return _search(evaluator, config, folder, view)
+        finally:
+            evaluator.close()
+            if fresh:
+                _forget_if_empty(folder)
+
+
+def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study:
+    """The study that a config asks for.
+
+    Raises:
+        BadInput: a budget that no plan fits, a log of another search.
+    """
+    from qra_search.strategies import make_strategy
+    from qra_search.study import Study
+
+    with bad_input():
+        return Study(
+            evaluator,
+            strategy=make_strategy(config.search.strategy, **config.search.options),
+            evaluations=config.search.evaluations,
+            memory_budget=list(config.search.memory) or None,
+            seed=config.search.seed,
+            **options,
+        )
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Make `report.html` of a run anew."""
+    from qra_search.report.page import write_page
+
+    return write_page([folder], folder.report_file)
+
+
+def new_folder(config: RunConfig) -> Path:
+    """A folder below `runs/` that is named after model and task and does not exist."""
+    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
+    if config.evaluator != type(config).model_fields["evaluator"].default:
+        stem = config.evaluator
+    number = 1
+    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path
+
+
+@contextmanager
+def stop_on_interrupt(study: Study, view: View) -> Iterator[None]:
+    """The first Ctrl-C ends the study after the running evaluation, the second at once."""
+
+    def handle(signum: int, frame: Any) -> None:
+        if study.stopping:
+            raise KeyboardInterrupt
+        study.stop()
+        view.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _search(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: View) -> tuple[SearchResult, bool]:
+    from qra_search.trials import TrialLog
+
+    with bad_input():
+        log = TrialLog(folder.log_file)
+    with log:
+        study = make_study(evaluator, config, log=log, callbacks=(view,))
+        if study.log.running:
+            view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
+        view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
+        with stop_on_interrupt(study, view):
+            result = study.run()
+    result.write(folder.path)
+    write_report(folder)
+    return result, not study.stopping
+
+
+def _budgets_text(study: Study) -> str:
+    from qra_search.memory import format_bytes
+
+    return ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
+
+
+def _forget_if_empty(folder: RunFolder) -> None:
+    """A run that was refused before its search began leaves no folder that a second try would trip over."""
+    if folder.exists and folder.log_file.stat().st_size:
+        from qra_search.trials import TrialLog
+
+        with TrialLog(folder.log_file) as log:
+            if log.meta("space") is not None:
+                return
+    for file in (folder.log_file, folder.path / ".lock", folder.config_file):
+        file.unlink(missing_ok=True)
+    for suffix in ("-wal", "-shm"):
+        folder.log_file.with_name(folder.log_file.name + suffix).unlink(missing_ok=True)
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()

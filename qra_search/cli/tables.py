@@ -1,0 +1,99 @@
+"""Results as tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qra_search.final import FOUND, Tested, read_test
+from qra_search.memory import format_bytes
+from qra_search.report import words
+
+if TYPE_CHECKING:
+    from qra_search.result import Candidate, SearchResult
+    from qra_search.runs import RunFolder
+
+RESULT_ROWS = 12
+
+
+def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
+    """The finding in a sentence, the plans against uniform, and what to do next."""
+    console.print(f"\n[bold]{words.headline(result, read_test(folder.test()))}[/]\n")
+    rows = words.comparison_rows(result)
+    if rows:
+        console.print(comparison_table(rows, named=bool(result.memory_budgets)))
+    failed = len(result.failures())
+    counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
+    console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
+    if not complete:
+        console.print(f"Interrupted and saved. Go on with: [bold]qra search --resume --out {folder.path}[/]")
+        return
+    next_steps(console, folder)
+
+
+def next_steps(console: Console, folder: RunFolder) -> None:
+    """Where the report is, and the commands that follow."""
+    run = folder.path
+    console.print(f"Report: [bold]{folder.report_file}[/]")
+    steps = [("look at the plan", f"qra show {run}")]
+    if not folder.adapter.is_dir():
+        steps.append(("tune it in full", f"qra finetune {run}"))
+    else:
+        steps.append(("export it", f"qra export {run}"))
+    for what, command in steps:
+        console.print(f"  {what}:  [bold]{command}[/]")
+
+
+def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *, named: bool) -> Table:
+    """For every budget the best plan and the best uniform plan; a few rows stand for many."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("budget" if named else "size", justify="right")
+    table.add_column("plan found")
+    table.add_column("loss", justify="right")
+    table.add_column("size", justify="right")
+    table.add_column("best uniform")
+    table.add_column("loss", justify="right")
+    table.add_column("gain", justify="right")
+    if len(rows) > RESULT_ROWS:
+        rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
+    for budget, best, uniform in rows:
+        gain = math.nan if uniform is None else 1 - best.loss / uniform.loss
+        table.add_row(
+            format_bytes(budget),
+            words.plan_name(best.plan),
+            Text(words.loss_text(best.loss, best.loss_std), style="bold"),
+            format_bytes(best.memory_bytes),
+            "none fits" if uniform is None else words.plan_name(uniform.plan),
+            "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
+            words.percent(gain) if gain > 0 else ("none" if uniform is not None else ""),
+        )
+    return table
+
+
+def test_table(tested: Sequence[Tested]) -> Table:
+    """The final comparison, cheapest first, the plan found marked."""
+    names = [n for n in (tested[0].metrics if tested else {}) if all(n in t.metrics for t in tested)]
+    best = min((t.loss for t in tested), default=math.nan)
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("plan")
+    table.add_column("size", justify="right")
+    table.add_column("test loss", justify="right")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("time", justify="right")
+    for t in tested:
+        mark = "found: " if t.role == FOUND else ""
+        style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
+        table.add_row(
+            Text(mark + words.plan_name(t.plan), style="bold" if t.role == FOUND else ""),
+            format_bytes(t.memory_bytes),
+            Text(words.loss_text(t.loss, t.loss_error), style=style),
+            *(f"{t.metrics[name]:.4g}" for name in names),
+            words.duration(t.seconds),
+        )
+    return table

@@ -1,0 +1,186 @@
+"""The folder of one run: its files, what may be begun or gone on with in it, and its result read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.evaluation import Prior
+from qra_search.recorded import STUDY, recorded_state
+from qra_search.result import Candidate, SearchResult, plan_from_dict
+from qra_search.space import Plan
+from qra_search.strategies import make_strategy
+from qra_search.trials import TrialLog
+
+MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
+"""Fields that a run may be gone on with at another value: they change how far it goes, not what was measured."""
+
+
+class NoRun(ValueError):
+    """The folder holds no run."""
+
+
+class RunExists(ValueError):
+    """The folder holds another run, or one that must be gone on with explicitly."""
+
+
+class RunBusy(RuntimeError):
+    """Another process works in the folder."""
+
+
+class RunFolder:
+    """One run on disk: `config.yaml`, `trials.sqlite`, and what is made from them."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.log_file = self.path / "trials.sqlite"
+        self.result_file = self.path / "result.json"
+        self.plan_file = self.path / "plan.json"
+        self.test_file = self.path / "test.json"
+        self.report_file = self.path / "report.html"
+        self.adapter = self.path / "adapter"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        """Whether a search has begun here."""
+        return self.log_file.is_file()
+
+    def check(self) -> RunFolder:
+        """The folder itself.
+
+        Raises:
+            NoRun: no search has begun here.
+        """
+        if not self.exists:
+            what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
+            raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra search --out` wrote")
+        return self
+
+    def begin(self, config: RunConfig, *, resume: bool = False) -> None:
+        """Make the folder, or check that a run may be gone on with, and write the config into it.
+
+        Raises:
+            RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
+        """
+        if self.config_file.is_file():
+            known = load_config(self.config_file)
+            changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
+            if changed:
+                field, (old, new) = next(iter(changed.items()))
+                more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
+                raise RunExists(
+                    f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
+                    f"give another --out, or --resume with that run's settings"
+                )
+        if self.exists and not resume:
+            raise RunExists(f"{self.path} already holds this run: add --resume to go on with it, or give another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(dump_config(config))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from working in the folder.
+
+        Raises:
+            RunBusy: one does already.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no advisory locks on this platform: the log still refuses to write a trial twice
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunBusy(f"another process is working in {self.path}: wait for it, or end it") from None
+            yield
+
+    def config(self) -> RunConfig:
+        """The settings of the run, as resolved when it began.
+
+        Raises:
+            NoRun: it has none (a log written through the Python API).
+        """
+        if not self.config_file.is_file():
+            raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be gone on with")
+        return load_config(self.config_file)
+
+    def prior(self) -> Prior | None:
+        """The prior of the log; None before it is measured."""
+        with TrialLog(self.check().log_file) as log:
+            data = log.meta("prior")
+        return Prior.from_dict(data) if data else None
+
+    def result(self) -> SearchResult:
+        """The result as the log has it; beliefs are those of `result.json` while it counts the same trials.
+
+        Raises:
+            NoRun: no search has begun here.
+        """
+        with TrialLog(self.check().log_file) as log:
+            state = recorded_state(log)
+            study = log.meta(STUDY) or {}
+        written = read_json(self.result_file)
+        if written and written.get("trials") == len(state.trials) and not state.pending and "candidates" in written:
+            candidates = tuple(_candidate(c) for c in written["candidates"])
+            return SearchResult(
+                state.space, state.trials, candidates, state.memory_budgets, state.prior, written["strategy"],
+                state.seed, state.spent,
+            )  # fmt: skip
+        return SearchResult.from_state(state, make_strategy(study.get("strategy", "random")))
+
+    def identity(self) -> dict[str, Any]:
+        """What the log says of the evaluator and the study: model, data, settings, strategy, evaluations."""
+        with TrialLog(self.check().log_file) as log:
+            return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
+
+    def plan(self) -> Plan:
+        """The plan of `plan.json`.
+
+        Raises:
+            NoRun: the run has no plan yet.
+        """
+        data = read_json(self.plan_file)
+        if data is None:
+            raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search --resume`")
+        return plan_from_dict(self.result().space, data)
+
+    def test(self) -> dict[str, Any] | None:
+        """The comparison on test data; None where there is none."""
+        return read_json(self.test_file)
+
+
+def find_runs(folder: str | Path) -> list[RunFolder]:
+    """The runs at or below a folder, by path."""
+    return [RunFolder(file.parent) for file in sorted(Path(folder).rglob("trials.sqlite"))]
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; None where there is no file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it, the log has all that it was made from") from None
+
+
+def _candidate(data: Mapping[str, Any]) -> Candidate:
+    plan = Plan(tuple(data["plan"]["bits"]), tuple(data["plan"]["ranks"]))
+    std = float("nan") if data["loss_std"] is None else data["loss_std"]
+    return Candidate(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])
