@@ -3,11 +3,12 @@
 Loss of a plan, in nats, with t_g = left_g(b, r) damage_g(b), the damage of group g that tuning leaves:
 
     loss = untuned - sum_g w_g gain(r_g) + rise(x)
-    x    = sum_g t_g + sum_layers within + sum_neighbours k_l S_l S_{l+1},     S_l^2 = sum of t over layer l
+    x    = sum_g t_g + sum_layers within_l + sum_{l<m} K_lm S_l S_m,     S_l^2 = sum of t over layer l
     within_l = (sum_g v_g sqrt(t_g))^2 - sum_g v_g^2 t_g
     rise(x) = cap (1 - exp(-(x + bend x^2) / cap))
 
-Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what is left of this sum.
+Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what breaks additivity, in
+the noise and in the prior. A single group's loss (all others unquantized) is never touched by an interaction.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ GAIN_SPREAD = 0.4
 """Standard deviations of the log of: a layer's damage, a module's damage, a group's repair power, a group's share
 of the gain. None was measured per group; they are of the size that the fit leaves unexplained."""
 
+LEAST_EIGENVALUE = -1.6
 LOW_FIDELITY_SPREAD = 0.15
 """Standard deviation of the log by which damage differs at low fidelity: other rows, other steps."""
 
@@ -39,7 +41,8 @@ class Family:
 
     Attributes:
         within: bound of |v|, the coupling of the modules of a layer.
-        neighbours: mean and deviation of k, the coupling of neighbouring layers (clipped to +-0.6).
+        neighbours: mean and deviation of K for neighbouring layers.
+        distant: deviation of K for all other pairs of layers, times the square root of their number.
         bend, cap: of `rise`; an infinite cap and no bend make it the identity.
         floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
         repair_power: how steeply rank repairs the rest.
@@ -52,6 +55,7 @@ class Family:
     about: str
     within: float = 0.0
     neighbours: tuple[float, float] = (0.0, 0.0)
+    distant: float = 0.0
     bend: float = 0.0
     cap: float = measured.CAP
     floors: tuple[float, float] = (0.0, 0.0)
@@ -64,7 +68,9 @@ class Family:
 
 FAMILIES = {
     "additive": Family("groups do not interact and nothing saturates", cap=float("inf")),
-    "interaction": Family("neighbouring layers and the modules of a layer interact", 0.4, (0.1, 0.25)),
+    "interaction": Family(
+        "neighbouring layers and the modules of a layer interact", within=0.5, neighbours=(0.15, 0.4)
+    ),
     "compensation": Family(
         "rank repairs damage, but a part of it, most at 2 bits, no rank repairs",
         floors=(0.45, 0.2),
@@ -72,21 +78,29 @@ FAMILIES = {
     ),
     "misleading": Family(
         "mild interaction, and a prior that is systematically wrong over depth and blind to kinds",
-        0.2,
-        (0.05, 0.1),
+        within=0.2,
+        neighbours=(0.05, 0.1),
         prior_tilt=2.0,
         prior_kinds=False,
     ),
-    "heteroscedastic": Family("mild interaction, and noise that grows with the loss", 0.2, (0.05, 0.1), noise_slope=0.1),
-    "uneven": Family("mild interaction, and layers from half to four times the size", 0.2, (0.05, 0.1), uneven=True),
+    "heteroscedastic": Family(
+        "mild interaction, and noise that grows with the loss", within=0.2, neighbours=(0.05, 0.1), noise_slope=0.1
+    ),
+    "uneven": Family(
+        "mild interaction, and layers from half to four times the size",
+        within=0.2,
+        neighbours=(0.05, 0.1),
+        uneven=True,
+    ),
     "saturating": Family(
-        "strongly non-additive: damage compounds, then saturates, and neighbours interact strongly",
-        0.5,
-        (0.3, 0.4),
+        "strongly non-additive: every layer interacts with every other, damage compounds, then saturates",
+        within=0.8,
+        neighbours=(0.3, 1.0),
+        distant=1.2,
         bend=0.6,
         cap=6.0,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,7 @@ class Tables:
         left: float (G, B, R), share of it that tuning leaves.
         gain: float (G, R), fall of the loss that an adapter brings.
         within: float (G,), v above.
-        neighbours: float (L - 1,), k above.
+        coupling: float (L, L), K above; symmetric, zero on the diagonal.
         layer: int (G,), index of the layer; groups of a layer are consecutive.
         base: loss of the untouched model.
     """
@@ -107,7 +121,7 @@ class Tables:
     left: np.ndarray
     gain: np.ndarray
     within: np.ndarray
-    neighbours: np.ndarray
+    coupling: np.ndarray
     layer: np.ndarray
     base: float
     bend: float
@@ -122,9 +136,9 @@ class Tables:
         if self.within.any():
             pull = np.add.reduceat(self.within * np.sqrt(t), starts, axis=1)
             x = x + (pull**2).sum(1) - (self.within**2 * t).sum(1)
-        if self.neighbours.any():
+        if self.coupling.any():
             size = np.sqrt(np.add.reduceat(t, starts, axis=1))
-            x = x + (size[:, :-1] * size[:, 1:]) @ self.neighbours
+            x = x + 0.5 * ((size @ self.coupling) * size).sum(1)
         x = x + self.bend * x * x
         rise = x if np.isinf(self.cap) else self.cap * -np.expm1(-x / self.cap)
         return self.base - self.gain[rows, r].sum(1) + rise
@@ -132,7 +146,7 @@ class Tables:
     @property
     def is_additive(self) -> bool:
         """Whether the loss is exactly a sum over groups."""
-        return bool(np.isinf(self.cap)) and not (self.bend or self.within.any() or self.neighbours.any())
+        return bool(np.isinf(self.cap)) and not (self.bend or self.within.any() or self.coupling.any())
 
     def additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
@@ -160,18 +174,32 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
     gain = (weight / weight.sum())[:, None] * measured.gain(np.array(space.ranks))[None, :]
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
-    neighbours = np.clip(rng.normal(*family.neighbours, max(layers - 1, 0)), -0.6, 0.6)
     return Tables(
         damage=damage,
         left=floor + (1.0 - floor) * repaired,
         gain=gain,
         within=within,
-        neighbours=neighbours,
+        coupling=_coupling(family, layers, rng),
         layer=layer,
         base=measured.UNTUNED,
         bend=family.bend,
         cap=family.cap,
     )
+
+
+def _coupling(family: Family, layers: int, rng: np.random.Generator) -> np.ndarray:
+    """Symmetric (L, L) coupling of layers, scaled down where it could turn damage into gain.
+
+    With S the roots of the layers' damage, the sum S'S + S'KS/2 stays positive while K's least eigenvalue is
+    above -2; `LEAST_EIGENVALUE` keeps it well away from there.
+    """
+    coupling = rng.normal(0.0, family.distant / np.sqrt(max(layers, 1)), (layers, layers))
+    step = np.arange(layers - 1)
+    coupling[step, step + 1] = rng.normal(*family.neighbours, max(layers - 1, 0))
+    coupling = np.triu(coupling, 1)
+    coupling = coupling + coupling.T
+    least = float(np.linalg.eigvalsh(coupling)[0])
+    return coupling * min(1.0, LEAST_EIGENVALUE / least) if least < 0 else coupling
 
 
 def _group_damage(

@@ -14,12 +14,14 @@ import numpy as np
 from qra_search import knapsack
 from qra_search.space import Plan, SearchSpace
 
-RESTARTS = 6
+RESTARTS = 4
 KICK = 0.15
 """Share of the groups that a restart moves to another choice."""
 RELINEARISATIONS = 8
-PAIRS = 20_000
+PAIRS = 8_000
 """Two-exchanges tried in a step, those with the lowest sum of single changes first; all of them in small spaces."""
+PREFIX = 48
+"""Improving exchanges of different groups that one step tries to make together."""
 CHUNK = 4_000_000
 
 
@@ -100,9 +102,8 @@ def _solve_all(landscape: Truth, budgets: tuple[int, ...]) -> Reference:
         rng = np.random.default_rng(0)
         for i, budget in enumerate(budgets):
             room = budget - space.fixed_bytes
-            for other in [*best, *(_kick(best[i], size, table, rng) for _ in range(RESTARTS))]:
-                start = _shrink(other, table, size, room)
-                candidate = _descend(loss, table, size, room, start)
+            for other in [*best, *(_kick(best[i], table, rng) for _ in range(RESTARTS))]:
+                candidate = _refine(loss, table, size, room, _shrink(other, table, size, room))
                 if loss(candidate[None])[0] < loss(best[i][None])[0]:
                     best[i] = candidate
     plans = tuple(space.decode(c // ranks, c % ranks) for c in best)
@@ -129,30 +130,54 @@ def _refine(loss, table: np.ndarray, size: np.ndarray, room: int, start: np.ndar
 def _descend(loss, table: np.ndarray, size: np.ndarray, room: int, start: np.ndarray) -> np.ndarray:
     """Best single or double exchange within the budget, over and over, until none lowers the loss."""
     best, value = start.copy(), float(loss(start[None])[0])
-    groups, items = table.shape
-    rows = np.arange(groups)
+    items = table.shape[1]
+    rows = np.arange(len(table))
     while True:
         change = _single_changes(loss, table, best) - value
         change[rows, best] = np.inf
         left = room - int(size[rows, best].sum())
-        extra = size - size[rows, best][:, None]
-        flat, grown = change.ravel(), extra.ravel()
-        single = np.where(grown <= left, flat, np.inf)
-        moves = [best.copy()]
-        if np.isfinite(single).any():
-            g, c = divmod(int(single.argmin()), items)
-            moves[0][g] = c
-        pairs = _pairs(flat, grown, left, items)
-        doubles = np.repeat(best[None], len(pairs), axis=0)
-        index = np.arange(len(pairs))
-        for column in (0, 1):
-            doubles[index, pairs[:, column] // items] = pairs[:, column] % items
-        tried = np.concatenate([np.array(moves), doubles])
-        values = loss(tried)
-        at = int(values.argmin())
-        if values[at] >= value - 1e-12:
+        extra = (size - size[rows, best][:, None]).ravel()
+        usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
+        singles = np.stack([usable, usable], axis=1)
+        moves = np.concatenate([singles, _pairs(change.ravel(), extra, left, items)])
+        if not len(moves):
             return best
-        best, value = tried[at], float(values[at])
+        gain = loss(_moved(best, moves, items)) - value
+        together = _together(moves, gain, extra, left, items)
+        if not len(together):
+            return best
+        steps = np.repeat(best[None], len(together), axis=0)
+        for i, move in enumerate(together):
+            steps[i:, move // items] = move % items
+        values = loss(steps)
+        at = int(values.argmin())
+        best, value = steps[at], float(values[at])
+
+
+def _moved(choice: np.ndarray, moves: np.ndarray, items: int) -> np.ndarray:
+    """Plans (M, G) after each of the moves (M, 2), given as group * items + item."""
+    plans = np.repeat(choice[None], len(moves), axis=0)
+    index = np.arange(len(moves))
+    for column in (0, 1):
+        plans[index, moves[:, column] // items] = moves[:, column] % items
+    return plans
+
+
+def _together(moves: np.ndarray, gain: np.ndarray, extra: np.ndarray, left: int, items: int) -> np.ndarray:
+    """Improving moves, best first, of groups that none before it touches, while all of them fit together."""
+    chosen: list[np.ndarray] = []
+    touched: set[int] = set()
+    for at in np.argsort(gain, kind="stable"):
+        if gain[at] >= -1e-12 or len(chosen) == PREFIX:
+            break
+        move = np.unique(moves[at])
+        groups = set((move // items).tolist())
+        cost = int(extra[move].sum())
+        if cost <= left and not groups & touched:
+            left -= cost
+            touched |= groups
+            chosen.append(moves[at])
+    return np.array(chosen, dtype=np.int64).reshape(-1, 2)
 
 
 def _pairs(change: np.ndarray, extra: np.ndarray, left: int, items: int) -> np.ndarray:
@@ -184,8 +209,8 @@ def _single_changes(loss, table: np.ndarray, choice: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(table), loss(plans).reshape(groups, items), np.inf)
 
 
-def _kick(choice: np.ndarray, size: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The plan with some of its groups at random other choices."""
+def _kick(choice: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The plan with some of its groups at random choices."""
     kicked = choice.copy()
     for g in rng.choice(len(choice), max(1, round(KICK * len(choice))), replace=False):
         kicked[g] = rng.choice(np.flatnonzero(np.isfinite(table[g])))
@@ -199,7 +224,8 @@ def _shrink(choice: np.ndarray, table: np.ndarray, size: np.ndarray, room: int) 
     while (over := int(size[rows, choice].sum()) - room) > 0:
         saved = size[rows, choice][:, None] - size
         rise = table - table[rows, choice][:, None]
-        rate = np.where((saved > 0) & np.isfinite(rise), np.maximum(rise, 0) / np.minimum(saved, over), np.inf)
+        usable = (saved > 0) & np.isfinite(rise)
+        rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
         g, c = divmod(int(rate.argmin()), table.shape[1])
         choice[g] = c
     return choice
