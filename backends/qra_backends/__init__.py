@@ -1,0 +1,30 @@
+"""Quantization backends: how a linear layer is stored at each bit-width, exact to the byte."""
+
+from qra_backends.base import Backend
+from qra_backends.calibration import SecondMoment
+from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
+from qra_backends.storage import (
+    UNQUANTIZED_BITS,
+    GroupFormat,
+    StorageFormat,
+    UnquantizedFormat,
+    bits_per_weight,
+    live_bytes,
+    live_tensors,
+)
+
+__all__ = [
+    "UNQUANTIZED_BITS",
+    "Backend",
+    "BackendInfo",
+    "GroupFormat",
+    "SecondMoment",
+    "StorageFormat",
+    "UnquantizedFormat",
+    "backend_names",
+    "bits_per_weight",
+    "list_backends",
+    "live_bytes",
+    "live_tensors",
+    "make_backend",
+]

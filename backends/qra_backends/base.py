@@ -1,0 +1,182 @@
+"""The contract of a quantization backend: it turns a linear into a quantized module of an exactly known size."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.storage import StorageFormat
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Backend(ABC):
+    """Quantizes the weights of linear layers to one of several bit-widths.
+
+    A backend is built with keyword options only, and building one imports no optional library: one that cannot work
+    here says why in `unavailable()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
+    Subclass `qra_backends.conformance.BackendConformance` to test an implementation.
+
+    Attributes:
+        name: as registered in the entry-point group `qra.backends`.
+        bits: the widths it stores.
+        devices: device types that its modules run on.
+        calibrated: True where `quantize` needs a Hessian of the layer's inputs.
+        variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
+        options: the keyword arguments that make an equal backend, plain data.
+    """
+
+    name: ClassVar[str]
+    bits: tuple[int, ...]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    calibrated: bool = False
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    options: dict[str, Any]
+
+    @abstractmethod
+    def storage(self, bits: int) -> StorageFormat:
+        """Exact bytes of a weight at `bits`: every tensor that the quantized module holds, its bias left out.
+
+        Raises:
+            ValueError: this backend does not store `bits`.
+        """
+
+    @abstractmethod
+    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> nn.Module:
+        """A frozen module that computes what `linear` does, with its weight stored in `bits` bits.
+
+        The module is differentiable in its input, computes in the weight's dtype, gives the same output in train and
+        eval mode, and shares no tensor with `linear`, which is left as it was.
+
+        Args:
+            linear: weight (out, in) in float32, bfloat16 or float16, on the device where the module is to live.
+            hessian: (in, in), the mean of x xᵀ over the layer's inputs x; see `calibration.SecondMoment`.
+                Ignored by backends that are not `calibrated`.
+
+        Raises:
+            ValueError: `bits`, the shape or the values cannot be stored, or a needed Hessian is missing.
+        """
+
+    @abstractmethod
+    def dequantize(self, module: nn.Module) -> Tensor:
+        """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
+
+    @abstractmethod
+    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""
+
+    @abstractmethod
+    def from_tensors(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        bits: int,
+        out_features: int,
+        in_features: int,
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> nn.Module:
+        """The module that `to_tensors` was called on, exactly, on the device of `tensors`.
+
+        The tensors are used, not copied. `bias` (out,) is copied; `dtype` is what the module computes in.
+
+        Raises:
+            ValueError: the tensors are not those of this backend at `bits` for this shape.
+        """
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot be used here (a missing library or device), or None where it can."""
+        return None
+
+    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
+        """Why a weight of this shape cannot be stored at `bits`, or None where it can."""
+        if bits not in self.bits:
+            widths = ", ".join(map(str, self.bits))
+            return f"backend {self.name} does not store {bits} bits: choose from {widths}"
+        return None
+
+    def check_bits(self, bits: int) -> None:
+        """Raises:
+        ValueError: this backend does not store `bits`; the message names those it does.
+        """
+        if bits not in self.bits:
+            raise ValueError(Backend.supports(self, bits, 0, 0))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Plain data that `make_backend` builds an equal backend from."""
+        return {"name": self.name, **self.options}
+
+    def check(self, linear: nn.Module, bits: int) -> None:
+        """Refuse what cannot be quantized.
+
+        Raises:
+            RuntimeError: the backend is unavailable here.
+            ValueError: the layer, its values, its dtype or `bits` cannot be stored.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
+        weight = getattr(linear, "weight", None)
+        if not isinstance(linear, nn.Linear) or not isinstance(weight, Tensor):
+            raise ValueError(f"backend {self.name} quantizes an nn.Linear with a weight, got {type(linear).__name__}")
+        reason = self.supports(bits, *weight.shape)
+        if reason is not None:
+            raise ValueError(reason)
+        if weight.dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+
+
+def check_tensors(
+    tensors: dict[str, Tensor], expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]], owner: str
+) -> None:
+    """Refuse tensors whose names, shapes or dtypes are not the expected ones.
+
+    Raises:
+        ValueError: names what is there and what must be.
+    """
+    if set(tensors) != set(expected):
+        raise ValueError(f"{owner} needs the tensors {sorted(expected)}, got {sorted(tensors)}")
+    for name, (shape, dtype) in expected.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{owner}: tensor {name} must be {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}; "
+                "was it stored with other options?"
+            )
+
+
+def largest_group(in_features: int, largest: int, smallest: int) -> int | None:
+    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None where none does."""
+    size = largest
+    while size >= smallest:
+        if in_features % size == 0:
+            return size
+        size = size // 2 if size % 2 == 0 else 0
+    return None
+
+
+def missing_library(name: str) -> str | None:
+    """Why a library cannot be imported, or None where it can."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # a native part may fail to load
+        return f"the package {name} cannot be imported ({error}): pip install {name}"
+    return None
+
+
+def copy_bias(bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
+    """A frozen copy of a bias (out,), or None."""
+    if bias is None:
+        return None
+    return nn.Parameter(bias.detach().to(device=device, dtype=dtype, copy=True), requires_grad=False)

@@ -1,0 +1,285 @@
+"""The public test kit of backends: subclass `BackendConformance`, give a `backend` fixture, and run pytest."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qra_backends.base import Backend
+from qra_backends.registry import make_backend
+from qra_backends.storage import bits_per_weight, live_bytes, live_tensors
+
+SHAPES = ((576, 192), (192, 576), (1536, 576), (64, 64))  # out, in
+ODD_SHAPES = ((7, 64), (40, 100), (33, 9))  # stored exactly, or refused with a reason
+DTYPES = (torch.float32, torch.bfloat16)
+ERROR_SLACK = 1.15  # over round-to-nearest with one scale a row
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest output
+
+
+class BackendConformance:
+    """What every backend must do at every width that it has.
+
+    Subclass it, and define a pytest fixture `backend` that returns the backend; `shapes` may be replaced. A backend
+    that is unavailable here is skipped with its reason.
+
+        class TestMine(BackendConformance):
+            @pytest.fixture
+            def backend(self):
+                return MyBackend()
+    """
+
+    shapes: tuple[tuple[int, int], ...] = SHAPES
+
+    @pytest.fixture(autouse=True)
+    def _available(self, backend: Backend) -> None:
+        reason = backend.unavailable()
+        if reason is not None:
+            pytest.skip(reason)
+
+    def test_every_live_tensor_is_counted_to_the_byte(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for shape in self.shapes:
+                for dtype in DTYPES:
+                    module = quantized(backend, bits, linear(shape, dtype))
+                    expected = backend.storage(bits).bytes(*shape)
+                    assert weight_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
+                    module(inputs(3, shape, dtype))
+                    assert weight_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
+
+    def test_bytes_are_below_sixteen_bits_a_weight(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            assert bits <= bits_per_weight(backend.storage(bits), 1536, 576) < 16
+
+    def test_odd_shapes_are_stored_exactly_or_refused_with_a_reason(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for shape in ODD_SHAPES:
+                source, reason = linear(shape), backend.supports(bits, *shape)
+                if reason is None:
+                    module = quantized(backend, bits, source)
+                    assert weight_bytes(module) == backend.storage(bits).bytes(*shape), f"{bits} bits, {shape}"
+                    assert relative_error(backend, module, source) < 1
+                else:
+                    with pytest.raises(ValueError):
+                        quantized(backend, bits, source)
+
+    def test_unknown_bits_are_refused(self, backend: Backend) -> None:
+        unknown = 5 if 5 not in backend.bits else 7
+        assert backend.supports(unknown, 64, 64)
+        with pytest.raises(ValueError):
+            backend.storage(unknown)
+        with pytest.raises(ValueError):
+            quantized(backend, unknown, linear((64, 64)))
+
+    def test_weights_that_are_not_finite_are_refused(self, backend: Backend) -> None:
+        source = linear((64, 64))
+        source.weight.data[3, 5] = torch.nan
+        with pytest.raises(ValueError):
+            quantized(backend, backend.bits[0], source)
+
+    def test_error_is_between_rate_distortion_and_round_to_nearest(self, backend: Backend) -> None:
+        """No b bits code a Gaussian better than 2^-b (Shannon); nobody needs to be worse than one scale a row."""
+        for bits in backend.bits:
+            source = linear((192, 576))
+            error = relative_error(backend, quantized(backend, bits, source), source)
+            shannon = 2 ** -bits_per_weight(backend.storage(bits), 192, 576)
+            rounded = round_to_nearest_by_row(source.weight.detach(), bits)
+            worst = ERROR_SLACK * ((rounded - source.weight).norm() / source.weight.norm()).item()
+            assert shannon <= error <= worst, f"{bits} bits: {shannon:.5f} <= {error:.5f} <= {worst:.5f}"
+
+    def test_more_bits_are_closer(self, backend: Backend) -> None:
+        source = linear((192, 576))
+        errors = [relative_error(backend, quantized(backend, b, source), source) for b in sorted(backend.bits)]
+        assert errors == sorted(errors, reverse=True)
+
+    def test_extreme_weights_stay_finite(self, backend: Backend) -> None:
+        source = linear((64, 64))
+        with torch.no_grad():
+            source.weight[0] = 0
+            source.weight[1] = 0.5
+            source.weight[2] = 1e-9
+            source.weight[3] *= 1000
+            source.weight[4, 1:] = 0
+        for bits in backend.bits:
+            module = quantized(backend, bits, source)
+            assert torch.isfinite(backend.dequantize(module)).all(), f"{bits} bits"
+            assert torch.isfinite(module(inputs(5, (64, 64)))).all(), f"{bits} bits"
+            assert backend.dequantize(module)[0].abs().max() < 1e-3, "a row of zeros"
+
+    def test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for dtype in DTYPES:
+                source = linear((192, 576), dtype, bias=True)
+                module, x = quantized(backend, bits, source), inputs(6, (192, 576), dtype)
+                weight = backend.dequantize(module)
+                assert weight.shape == (192, 576) and weight.dtype == dtype and not weight.requires_grad
+                output = module(x)
+                assert output.dtype == dtype
+                assert_close(output, F.linear(x, weight, source.bias))
+
+    def test_gradient_to_the_input_is_right(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for dtype in DTYPES:
+                module = quantized(backend, bits, linear((192, 576), dtype, bias=True))
+                x = inputs(6, (192, 576), dtype).view(2, 3, 576).requires_grad_()
+                seed = torch.randn(2, 3, 192, generator=generator(9)).to(dtype)
+                module(x).backward(seed)
+                assert x.grad is not None
+                assert_close(x.grad, seed @ backend.dequantize(module))
+
+    def test_train_and_eval_mode_agree_and_eval_leaves_no_trace(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for dtype in DTYPES:
+                module = quantized(backend, bits, linear((192, 576), dtype, bias=True))
+                weight, state = backend.dequantize(module), backend.to_tensors(module)
+                for rows in (1, 7, 64):
+                    x = inputs(rows, (192, 576), dtype).requires_grad_()
+                    before, grad_before = output_and_grad(module.train(), x)
+                    for mode in (module.eval, module.train):
+                        mode()
+                        with torch.no_grad():
+                            assert torch.equal(module(x), before), f"{bits} bits, {rows} rows, no_grad"
+                            assert torch.equal(module(x.detach()), before), f"{bits} bits, {rows} rows"
+                        after, grad_after = output_and_grad(module, x)
+                        assert torch.equal(after, before) and torch.equal(grad_after, grad_before)
+                assert torch.equal(backend.dequantize(module), weight)
+                assert same_tensors(backend.to_tensors(module), state)
+
+    def test_saved_and_loaded_it_is_the_same(self, backend: Backend, tmp_path: Path) -> None:
+        for bits in backend.bits:
+            for dtype in DTYPES:
+                source = linear((576, 192), dtype, bias=True)
+                module, x = quantized(backend, bits, source), inputs(4, (576, 192), dtype)
+                with torch.no_grad():
+                    module.eval()(x)
+                save_file(backend.to_tensors(module), tmp_path / "weight.safetensors")
+                loaded = backend.from_tensors(
+                    load_file(tmp_path / "weight.safetensors"),
+                    bits=bits,
+                    out_features=576,
+                    in_features=192,
+                    bias=source.bias,
+                    dtype=dtype,
+                )
+                assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
+                assert torch.equal(loaded(x), module(x))
+                assert same_tensors(backend.to_tensors(loaded), backend.to_tensors(module))
+                assert weight_bytes(loaded) == weight_bytes(module)
+
+    def test_tensors_of_another_shape_are_refused(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            tensors = backend.to_tensors(quantized(backend, bits, linear((64, 64))))
+            with pytest.raises(ValueError):
+                backend.from_tensors(tensors, bits=bits, out_features=128, in_features=64)
+
+    def test_the_source_linear_is_untouched_and_not_shared(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            source = linear((192, 576), torch.bfloat16, bias=True)
+            kept, x = copy.deepcopy(source), inputs(4, (192, 576), torch.bfloat16)
+            module = quantized(backend, bits, source)
+            assert torch.equal(source.weight, kept.weight) and torch.equal(source.bias, kept.bias)
+            assert source.weight.requires_grad and type(source) is nn.Linear
+            assert not storages(source) & storages(module)
+            before = module(x)
+            with torch.no_grad():
+                source.weight.zero_()
+                source.bias.zero_()
+            assert torch.equal(module(x), before)
+
+    def test_nothing_in_it_is_trainable(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            module = quantized(backend, bits, linear((64, 64), bias=True))
+            assert not any(p.requires_grad for p in module.parameters())
+
+    def test_a_deep_copy_is_equal_and_no_larger(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            module, x = quantized(backend, bits, linear((192, 576), bias=True)), inputs(4, (192, 576))
+            twin = copy.deepcopy(module)
+            assert torch.equal(twin(x), module(x))
+            assert torch.equal(backend.dequantize(twin), backend.dequantize(module))
+            assert weight_bytes(twin) == weight_bytes(module)
+
+    def test_casting_the_whole_model_leaves_the_weight_alone(self, backend: Backend) -> None:
+        """Trainers and PEFT call `model.to(dtype)`: scales must not be rounded by it."""
+        for bits in backend.bits:
+            module = quantized(backend, bits, linear((192, 576), torch.float32))
+            weight, state = backend.dequantize(module), backend.to_tensors(module)
+            nn.Sequential(module).to(torch.bfloat16).to(torch.float32)
+            assert torch.equal(backend.dequantize(module), weight), f"{bits} bits"
+            assert same_tensors(backend.to_tensors(module), state), f"{bits} bits"
+
+    def test_quantizing_twice_gives_the_same(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            source = linear((192, 576))
+            first, second = (backend.to_tensors(quantized(backend, bits, source)) for _ in range(2))
+            assert same_tensors(first, second), f"{bits} bits"
+
+    def test_a_backend_is_rebuilt_from_its_spec(self, backend: Backend) -> None:
+        twin = make_backend(backend.spec)
+        assert type(twin) is type(backend) and twin.spec == backend.spec and twin.bits == backend.bits
+
+
+def linear(shape: tuple[int, int], dtype: torch.dtype = torch.float32, *, bias: bool = False) -> nn.Linear:
+    """Gaussian weights (out, in) of the usual size, the same at every call."""
+    layer = nn.Linear(shape[1], shape[0], bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(0.05 * torch.randn(shape, generator=generator(0)))
+        if bias:
+            layer.bias.copy_(torch.randn(shape[0], generator=generator(1)))
+    return layer.to(dtype)
+
+
+def inputs(rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gaussian inputs (rows, in) for a weight of `shape`."""
+    return torch.randn(rows, shape[1], generator=generator(2)).to(dtype)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def quantized(backend: Backend, bits: int, source: nn.Linear) -> nn.Module:
+    """`source` at `bits`; a calibrated backend is told that inputs are uncorrelated."""
+    hessian = torch.eye(source.in_features) if backend.calibrated else None
+    return backend.quantize(source, bits, hessian=hessian)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    return live_bytes(module, skip=("bias",))
+
+
+def relative_error(backend: Backend, module: nn.Module, source: nn.Linear) -> float:
+    weight = source.weight.detach()
+    return ((backend.dequantize(module) - weight).norm() / weight.norm()).item()
+
+
+def round_to_nearest_by_row(weight: Tensor, bits: int) -> Tensor:
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    return ((weight - low) / step).round() * step + low
+
+
+def output_and_grad(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    output = module(x)
+    (grad,) = torch.autograd.grad(output.float().square().sum(), x)
+    return output.detach(), grad
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    largest = (actual.float() - expected.float()).abs().max().item()
+    assert largest <= TOLERANCE[actual.dtype] * expected.float().abs().max().item(), f"off by {largest}"
+
+
+def same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[k].dtype == second[k].dtype and torch.equal(first[k], second[k]) for k in first
+    )
+
+
+def storages(module: nn.Module) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in live_tensors(module)}

@@ -1,0 +1,38 @@
+"""hqq's linear layer, made from given tensors and moving with its model; needs hqq at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hqq.core.quantize import HQQLinear
+from torch import Tensor, nn
+
+
+class MovableHQQLinear(HQQLinear):
+    """An HQQLinear that never holds its original weight, and whose scales follow `model.to(device)`.
+
+    The library's own layer moves only its codes when a parent module is moved, keeps the unquantized layer alive
+    unless told to empty it, and casts its 16-bit scales to the dtype that it computes in.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], *, codes: Tensor, meta: dict[str, Any], bias: Tensor | None, dtype: torch.dtype
+    ):
+        super().__init__(None, config, compute_dtype=dtype, device=str(codes.device), initialize=False)
+        self.W_q = nn.Parameter(codes, requires_grad=False)
+        self.meta = meta
+        self.bias = bias
+        self.in_features, self.out_features = meta["shape"][::-1]
+        self.in_gpu = self.ready = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovableHQQLinear:
+        super()._apply(fn, recurse)
+        device = self.W_q.device
+        for key in ("scale", "zero"):
+            self.meta[key] = self.meta[key].to(device)
+        if self.bias is not None:
+            self.bias = self.bias.to(device)
+        self.device = str(device)
+        return self

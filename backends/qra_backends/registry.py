@@ -1,0 +1,123 @@
+"""Backends by name: found through the entry-point group `qra.backends`, so that other packages add their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from qra_backends.base import Backend
+from qra_backends.storage import bits_per_weight
+
+GROUP = "qra.backends"
+EXAMPLE_SHAPE = (1536, 576)  # out, in: for which bits per weight are listed
+
+Spec = str | Mapping[Any, Any] | Backend
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `qra backends` says of one backend with its default options.
+
+    Attributes:
+        bits_per_weight: stored bits for each weight of a (1536, 576) matrix, by bit-width, metadata included.
+        unavailable: why it cannot be used here, or None; a backend that cannot be imported has no bits.
+    """
+
+    name: str
+    bits_per_weight: dict[int, float]
+    devices: tuple[str, ...]
+    calibrated: bool
+    variants: tuple[str, ...]
+    unavailable: str | None
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        return tuple(self.bits_per_weight)
+
+
+def make_backend(spec: Spec) -> Backend:
+    """A backend from its spec.
+
+    `"hqq"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "hqq", "group_size": 128}` a name
+    with options; `{2: "hqq", 4: {"name": "bitsandbytes", "quant_type": "fp4"}}` another backend for each bit-width.
+
+    Raises:
+        ValueError: an unknown name (the message gives the nearest), an unknown or wrong option, a malformed spec.
+    """
+    if isinstance(spec, Backend):
+        return spec
+    if isinstance(spec, str):
+        return _build(spec, {})
+    if not isinstance(spec, Mapping) or not spec:
+        raise ValueError(f"a backend is a name, a mapping with `name`, or one from bits to backends, got {spec!r}")
+    if "name" in spec:
+        return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
+    if all(isinstance(key, int) or (isinstance(key, str) and key.isdigit()) for key in spec):
+        return _build("mixed", {"choice": spec})
+    raise ValueError(f"a backend given as a mapping has the key `name`, or bit-widths as keys, got keys {list(spec)}")
+
+
+def list_backends() -> list[BackendInfo]:
+    """Every registered backend, by name; one that fails to load is listed with the reason."""
+    return [_info(name, point) for name, point in sorted(_entry_points().items())]
+
+
+def backend_names() -> list[str]:
+    """Registered names, without variants."""
+    return sorted(_entry_points())
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _build(name: str, options: Mapping[str, Any]) -> Backend:
+    cls, preset = _find(name)
+    options = {**preset, **options}
+    known = set(inspect.signature(cls).parameters)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"backend {name} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}")
+    return cls(**options)
+
+
+def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
+    """The class of a name, and the options of its variant."""
+    points = _entry_points()
+    if name in points:
+        return _load(points[name]), {}
+    base, _, variant = name.rpartition("-")
+    if base in points:
+        cls = _load(points[base])
+        if variant in cls.variants:
+            return cls, cls.variants[variant]
+        known = [f"{base}-{other}" for other in cls.variants]
+    else:
+        known = []
+    near = get_close_matches(name, [*points, *known], n=3, cutoff=0.4) or known or sorted(points)
+    raise ValueError(f"unknown backend {name!r}; nearest: {', '.join(near)} (all: {', '.join(sorted(points))})")
+
+
+def _load(point: EntryPoint) -> type[Backend]:
+    try:
+        cls = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"backend {point.name} ({point.value}) cannot be loaded: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Backend)):
+        raise ValueError(f"backend {point.name} ({point.value}) must be a subclass of qra_backends.Backend")
+    return cls
+
+
+def _info(name: str, point: EntryPoint) -> BackendInfo:
+    try:
+        cls = _load(point)
+    except ValueError as error:
+        return BackendInfo(name, {}, (), False, (), str(error))
+    backend = cls()
+    widths = {bits: bits_per_weight(backend.storage(bits), *EXAMPLE_SHAPE) for bits in backend.bits}
+    variants = tuple(f"{name}-{variant}" for variant in cls.variants)
+    return BackendInfo(name, widths, backend.devices, backend.calibrated, variants, backend.unavailable())

@@ -1,0 +1,117 @@
+"""Exact sizes of quantized weights: what a backend says it takes, and what a live module really holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+UNQUANTIZED_BITS = 16
+
+
+@runtime_checkable
+class StorageFormat(Protocol):
+    """How a weight matrix is stored at one bit-width."""
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        """Exact bytes of every tensor kept for a weight of shape (out_features, in_features), bias not counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class GroupFormat:
+    """Codes packed without gaps, and `group_bytes` of metadata for every group of a row (the last may be shorter).
+
+    Attributes:
+        bits: bits of one code.
+        group_size: weights of a row that share their metadata; None for one group a row.
+        group_bytes: bytes of metadata a group.
+        constant_bytes: bytes that do not depend on the shape, such as a table of levels.
+    """
+
+    bits: int
+    group_size: int | None
+    group_bytes: int = 4
+    constant_bytes: int = 0
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        groups = out_features * ceil_div(in_features, self.group_size or in_features)
+        codes = ceil_div(out_features * in_features * self.bits, 8)
+        return codes + groups * self.group_bytes + self.constant_bytes
+
+
+@dataclass(frozen=True)
+class UnquantizedFormat:
+    """The weight as it is, two bytes a value."""
+
+    bits: int = UNQUANTIZED_BITS
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        return out_features * in_features * self.bits // 8
+
+
+def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:
+    """Stored bits for each weight, metadata included."""
+    return 8 * storage.bytes(out_features, in_features) / (out_features * in_features)
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+def live_bytes(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
+    """Bytes of every tensor reachable from a module, each storage once and whole.
+
+    Counts parameters, buffers, and tensors kept in plain attributes, dictionaries and helper objects (libraries
+    hide scales in all of these). `skip` names attributes of `module` itself to leave out, such as `bias`.
+    """
+    storages = {}
+    for tensor in live_tensors(module, skip=skip):
+        storage = tensor.untyped_storage()
+        storages[(tensor.device, storage.data_ptr())] = storage.nbytes()
+    return sum(storages.values())
+
+
+def live_tensors(module: nn.Module, *, skip: tuple[str, ...] = ()) -> Iterator[Tensor]:
+    """Every tensor reachable from a module; meta tensors, which hold nothing, are left out."""
+    seen = {id(module)}
+    for name, value in _children(module):
+        if name not in skip:
+            yield from _walk(value, seen)
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if id(value) in seen or value is None or isinstance(value, (str, bytes, int, float, bool, type, torch.dtype)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor) and value.device.type != "meta":
+        yield from _own_tensors(value, seen)
+    for _, child in _children(value):
+        yield from _walk(child, seen)
+
+
+def _own_tensors(tensor: Tensor, seen: set[int]) -> Iterator[Tensor]:
+    """The tensor itself, or for a wrapper subclass without storage the tensors that it wraps."""
+    flatten = getattr(type(tensor), "__tensor_flatten__", None)
+    data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
+    if flatten is None:
+        yield data
+        return
+    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from _walk(getattr(tensor, name), seen)
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, nn.Module):
+        for name in ("_parameters", "_buffers", "_modules"):
+            yield from list(getattr(value, name).items())
+        yield from [(k, v) for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")]
+    elif isinstance(value, dict):
+        yield from [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from [(str(i), v) for i, v in enumerate(value)]
+    elif hasattr(value, "__dict__") and not callable(value):
+        yield from list(vars(value).items())
