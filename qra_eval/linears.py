@@ -1,0 +1,177 @@
+"""Finds the linears of a model's decoder layers, and groups those that share one choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Granularity = Literal["module", "layer", "fused"]
+
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Kinds that choose experts: a few rows whose error sends whole tokens astray, so they are left alone."""
+
+FUSED = (
+    ("qkv", re.compile(r"w?(q|k|v|query|key|value)(_?proj|_lin|_layer)?")),
+    ("gate_up", re.compile(r"(gate|up)(_?proj)?|w1|w3")),
+)
+"""Kinds that inference engines run as one matrix, which must then share one format."""
+
+
+@dataclass(frozen=True)
+class FoundLinear:
+    """A linear of a model: its path, decoder layer, and kind (the last part of its path)."""
+
+    name: str
+    layer: int | None
+    kind: str
+    module: nn.Linear
+    out_features: int
+    in_features: int
+
+
+def find_linears(model: nn.Module) -> list[FoundLinear]:
+    """The linears of the decoder layers, in the model's order; the head, embeddings and routers are left out.
+
+    The decoder layers are the outermost `nn.ModuleList` with the most weights in linears. Where there is none,
+    every linear but the output head is given, with `layer` None.
+
+    Raises:
+        ValueError: no linear, or GPT-2's transposed ones, which `normalise` replaces.
+    """
+    path = _decoder_layers(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = []
+    for name, module in model.named_modules():
+        if _is_conv1d(module):
+            raise ValueError(f"{name} is a Conv1D, not a linear: call normalise(model) first")
+        kind = name.rpartition(".")[2]
+        inside = path is None or name.startswith(f"{path}.")
+        if not isinstance(module, nn.Linear) or module is head or not inside or kind in ROUTERS:
+            continue
+        layer = int(name[len(path) + 1 :].partition(".")[0]) if path is not None else None
+        found.append(FoundLinear(name, layer, kind, module, module.out_features, module.in_features))
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linears that could be searched")
+    return found
+
+
+def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> list[tuple[str, list[FoundLinear]]]:
+    """Groups of linears that share one choice, as (name, members), in the order of their first member.
+
+    `module`: every linear alone. `layer`: all linears of a decoder layer. `fused`: q, k and v of one attention
+    together, gate and up of one feed-forward together, the others alone; the experts of a layer share theirs.
+    """
+    if granularity not in ("module", "layer", "fused"):
+        raise ValueError(f"unknown granularity {granularity!r}: known are module, layer, fused")
+    groups: dict[str, list[FoundLinear]] = {}
+    for linear in found:
+        groups.setdefault(_group_name(linear, granularity), []).append(linear)
+    return list(groups.items())
+
+
+def normalise(model: nn.Module) -> nn.Module:
+    """Replace, in place, what computes as linears but is not: GPT-2's Conv1D, and experts stacked in one tensor.
+
+    The outputs stay the same to rounding. The experts that transformers 5 stacks become one module each, with
+    `gate_proj`, `up_proj` and `down_proj`; only the plain gated form is (no bias, not transposed, not interleaved),
+    and any other stays as it is and is not searched.
+    """
+    for name, module in list(model.named_modules()):
+        replacement: nn.Module | None = None
+        if _is_conv1d(module):
+            replacement = _linear_of(module.weight.data.t().contiguous(), module.bias)
+        elif _is_stacked(module):
+            replacement = Experts(module)
+        if replacement is not None:
+            model.set_submodule(name, replacement.train(module.training))
+    return model
+
+
+class Expert(nn.Module):
+    """One gated feed-forward network of a mixture."""
+
+    def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
+        super().__init__()
+        gate, up = gate_up.chunk(2)
+        self.gate_proj, self.up_proj = _linear_of(gate.clone()), _linear_of(up.clone())
+        self.down_proj = _linear_of(down.clone())
+        self.act_fn = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class Experts(nn.ModuleList):
+    """The experts of a layer, one module each; called as transformers' stacked ones are."""
+
+    def __init__(self, stacked: Any):
+        pairs = zip(stacked.gate_up_proj.data, stacked.down_proj.data, strict=True)
+        super().__init__(Expert(gate_up, down, stacked.act_fn) for gate_up, down in pairs)
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts: hidden (N, H), chosen int (N, K), weights (N, K)."""
+        out = torch.zeros_like(hidden)
+        for index in chosen.unique().tolist():
+            if index < len(self):
+                token, position = torch.where(chosen == index)
+                part = self[index](hidden[token]) * weights[token, position, None]
+                out = out.index_add(0, token, part.to(out.dtype))
+        return out
+
+
+def _decoder_layers(model: nn.Module) -> str | None:
+    """Path of the outermost ModuleList with the most weights in linears, None where no list has any."""
+    best, most = None, 0
+    outer: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{path}.") for path in outer):
+            continue
+        outer.append(name)
+        weights = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m))
+        if weights > most:
+            best, most = name, weights
+    return best
+
+
+def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
+    if granularity == "module" or (granularity == "layer" and linear.layer is None):
+        return linear.name
+    if granularity == "layer":
+        prefix = re.match(rf"(.*?\.{linear.layer})\.", linear.name)
+        return prefix[1] if prefix else linear.name
+    parent = re.sub(r"(experts)\.\d+(?=\.|$)", r"\1", linear.name.rpartition(".")[0])
+    fused = next((name for name, kinds in FUSED if kinds.fullmatch(linear.kind)), linear.kind)
+    return f"{parent}.{fused}" if parent else fused
+
+
+def _linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear with this weight (out, in) and bias, neither copied."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.data, requires_grad=False)
+    return linear
+
+
+def _is_conv1d(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _is_stacked(module: Any) -> bool:
+    """Whether this is a plain gated mixture stacked as (E, 2I, H) and (E, H, I), as transformers 5 has it."""
+    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter) and gate_up.ndim == down.ndim == 3):
+        return False
+    plain = {"has_gate": True, "has_bias": False, "is_transposed": False, "is_concatenated": True}
+    plain["has_post_expert_norm"] = False
+    own_gate = getattr(type(module), "_apply_gate", None)
+    return (
+        all(getattr(module, name, value) is value for name, value in plain.items())
+        and hasattr(module, "act_fn")
+        and getattr(own_gate, "__name__", "") == "_default_apply_gate"
+    )
