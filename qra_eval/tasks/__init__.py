@@ -1,0 +1,37 @@
+"""Tasks by name: what the model is tuned on and judged by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qra_eval.tasks.base import SPLITS, Example, SplitName, Task
+from qra_eval.tasks.encoding import Encoded, batches, encode
+from qra_search import plugins
+
+__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "batches", "encode", "make_task"]
+
+
+def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 0, **options: Any) -> Task:
+    """The task of a name, or of a .jsonl file of prompts and answers.
+
+    Args:
+        name_or_path: a name among the `qra.tasks` plug-ins, or a path that ends in .jsonl.
+        data: folder or file with its data.
+        seed: of the splits.
+        options: keyword options of the task.
+
+    Raises:
+        ValueError: unknown task (with the nearest names), or an option or data that it does not take.
+    """
+    if name_or_path.endswith(".jsonl"):
+        if data is not None:
+            raise ValueError(f"the task {name_or_path!r} is its own data: leave out {str(data)!r}")
+        name_or_path, data = "jsonl", name_or_path
+    factory = plugins.load("tasks", name_or_path)
+    try:
+        return factory(data=None if data is None else str(data), seed=seed, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"task {name_or_path!r}: unknown option {str(error).rpartition(' ')[2]}") from error

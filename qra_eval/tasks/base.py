@@ -1,0 +1,150 @@
+"""What a task is: examples in three splits that never overlap, and how they are tokenized and scored."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from qra_eval.tasks.encoding import Encoded
+
+SplitName = Literal["calibration", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task.
+
+    Attributes:
+        prompt: what the model is given.
+        answer: what it is to go on with, white space before it included. The text is prompt + answer.
+        choices: continuations to choose from, of which `answer` is one; empty where the answer is free.
+        label: index of the right choice.
+        contexts: one prompt for each choice where the choice changes the prompt (WinoGrande); else empty.
+        messages: the prompt as chat messages, for models with a chat template; else empty.
+        meta: what only the task itself reads.
+    """
+
+    prompt: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    label: int | None = None
+    contexts: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What makes two examples the same for the splits: the prompt, white space and letter case aside."""
+        return " ".join(self.prompt.split()).casefold()
+
+
+class Task(ABC):
+    """Examples for calibration (training), validation (the search's loss) and test (never seen by the search).
+
+    A split is a fixed sequence: its first n examples are the same whatever n is, so that a cheap evaluation sees a
+    prefix of what a full one sees. Calibration and validation come from a data set's training split, test from its
+    test split.
+
+    Args:
+        data: folder or file with the data; None: generated, or from the hub.
+        seed: of the splits.
+        limits: most examples of each split; None: all.
+        chat: put prompts through the tokenizer's chat template.
+    """
+
+    name: str = ""
+
+    def __init__(
+        self,
+        data: str | None = None,
+        seed: int = 0,
+        *,
+        limits: Mapping[str, int] | None = None,
+        chat: bool = False,
+    ):
+        unknown = set(limits or ()) - set(SPLITS)
+        if unknown:
+            raise ValueError(f"limits for the unknown split {min(unknown)!r}: splits are {', '.join(SPLITS)}")
+        self.data, self.seed, self.limits, self.chat = data, seed, dict(limits or {}), chat
+        self._splits: Mapping[SplitName, Sequence[Example]] | None = None
+
+    def split(self, name: SplitName) -> Sequence[Example]:
+        """The examples of a split, always in the same order."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
+        if self._splits is None:
+            loaded = self._load()
+            self._splits = {key: tuple(loaded[key])[: self.limits.get(key)] for key in SPLITS}
+        return self._splits[name]
+
+    @abstractmethod
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        """All three splits, with no key in two of them."""
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
+        """Rows for training and for the loss, one for each example: labels on the answer's tokens only."""
+        from qra_eval.tasks.encoding import encode
+
+        return encode(examples, tokenizer, max_length, chat=self.chat)
+
+    def metrics(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
+    ) -> dict[str, float]:
+        """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
+        return {}
+
+
+def partition(
+    items: Iterable[T], shares: Mapping[str, float], seed: int, key: Callable[[T], str]
+) -> dict[str, list[T]]:
+    """Split items by the hash of their key: equal keys fall together, and only the first of them is kept.
+
+    Args:
+        shares: part of the distinct items that each name gets, rounded, at least one; the shares sum to 1.
+
+    Returns:
+        Items by name, in the order of their hashes (a fixed shuffle).
+
+    Raises:
+        ValueError: fewer distinct items than names.
+    """
+    distinct: dict[str, T] = {}
+    for item in items:
+        distinct.setdefault(hash_of(seed, key(item)), item)
+    if len(distinct) < len(shares):
+        raise ValueError(
+            f"{len(distinct)} distinct examples are too few to be split into {', '.join(shares)}: at least "
+            f"{len(shares)} are needed"
+        )
+    ordered = [distinct[digest] for digest in sorted(distinct)]
+    names, parts, start = list(shares), {}, 0
+    for index, name in enumerate(names):
+        others = len(names) - index - 1
+        count = len(ordered) - start if not others else max(1, round(shares[name] * len(ordered)))
+        count = min(count, len(ordered) - start - others)
+        parts[name] = ordered[start : start + count]
+        start += count
+    return parts
+
+
+def without(items: Iterable[T], taken: Iterable[T], key: Callable[[T], str]) -> list[T]:
+    """The items whose key none of `taken` has."""
+    keys = {key(item) for item in taken}
+    return [item for item in items if key(item) not in keys]
+
+
+def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
+    """Items in the order of the hashes of their keys; the first of equal keys only."""
+    return partition(items, {"all": 1.0}, seed, key)["all"]
+
+
+def hash_of(*parts: Any) -> str:
+    """Hexadecimal SHA-256 of the parts' texts."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""From examples to rows of token ids with labels, and from rows to batches with little padding."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qra_eval.tasks.base import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+POOL = 32
+"""Batches that are drawn together and sorted by length: more means less padding, and less shuffling."""
+
+R = TypeVar("R", bound="Encoded")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row: input ids and labels, both int (T,); labels are the ids of the answer and `IGNORED` elsewhere.
+
+    Labels stand at their own token's position; the loss shifts them.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    chat: bool = False,
+    end: bool = True,
+) -> list[Encoded]:
+    """Tokenize prompt and answer; only the answer's tokens (and the end token) have labels.
+
+    A row that is too long loses the left of its prompt first; an answer that is longer than the row loses its right,
+    and keeps one token of the prompt, so that its first token can be predicted.
+
+    Args:
+        max_length: most tokens of a row, at least 2.
+        chat: put the prompt through the tokenizer's chat template, as a user's message.
+        end: append the tokenizer's end token to the answer.
+
+    Raises:
+        ValueError: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, got {max_length}")
+    rows = []
+    for example in examples:
+        if chat:
+            prompt = chat_prompt(example, tokenizer)
+            before, answer = _split_ids(tokenizer, prompt, example.answer.lstrip(), special=False)
+        else:
+            before, answer = _split_ids(tokenizer, example.prompt, example.answer)
+        if end and tokenizer.eos_token_id is not None:
+            answer = [*answer, tokenizer.eos_token_id]
+        if not answer:
+            raise ValueError(f"the answer to {example.prompt[:60]!r} has no tokens")
+        rows.append(_row(before, answer, max_length))
+    return rows
+
+
+def chat_prompt(example: Example, tokenizer: Any) -> str:
+    """The prompt in the tokenizer's chat format, up to where the answer begins."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tokenizer has no chat template: leave `chat` off")
+    messages = [dict(message) for message in example.messages] or [{"role": "user", "content": example.prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
+    """Ids of a prompt, with what the tokenizer puts before a text (BOS), without what it puts after it."""
+    ids = tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    if special and ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not bare or bare[-1] != ids[-1]:
+            ids = ids[:-1]
+    return ids
+
+
+def batches(
+    rows: Sequence[R],
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+    seed: int | None = 0,
+) -> Iterator[list[R]]:
+    """Batches of rows of similar length, each row once.
+
+    Args:
+        batch_size: most rows of a batch.
+        token_budget: most tokens of a padded batch; a row that is longer has a batch of its own.
+        seed: of the shuffle; None: in order of length, for evaluation.
+
+    Raises:
+        ValueError: neither a size nor a budget, or one that is not positive.
+    """
+    if (batch_size is None and token_budget is None) or min(batch_size or 1, token_budget or 1) < 1:
+        raise ValueError(f"a positive batch_size or token_budget is needed, got {batch_size} and {token_budget}")
+    order = list(range(len(rows)))
+    draw = random.Random(seed) if seed is not None else None
+    if draw is not None:
+        draw.shuffle(order)
+    cells = token_budget or max((len(row) for row in rows), default=1) * (batch_size or 1)
+    mean = max(1, sum(map(len, rows)) // max(1, len(rows)))
+    pool = len(rows) if draw is None else POOL * (batch_size or max(1, cells // mean))
+    for start in range(0, len(order), max(1, pool)):
+        some = sorted(order[start : start + pool], key=lambda i: (len(rows[i]), i))
+        cut: list[list[int]] = []
+        for i in some:
+            full = not cut or len(cut[-1]) == batch_size or (len(cut[-1]) + 1) * len(rows[i]) > cells
+            if full:
+                cut.append([])
+            cut[-1].append(i)
+        if draw is not None:
+            draw.shuffle(cut)
+        yield from ([rows[i] for i in batch] for batch in cut)
+
+
+def collate(rows: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input ids, labels and attention mask, each (N, T), of rows padded at the right."""
+    import torch
+
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)], labels[i, : len(row)], mask[i, : len(row)] = row.input_ids, row.labels, 1
+    return input_ids, labels, mask
+
+
+def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:
+    """Ids of prompt and answer: those of the whole text where it splits at their border, else of each alone."""
+    before = prompt_ids(tokenizer, prompt, special=special)
+    whole = prompt_ids(tokenizer, prompt + answer, special=special)
+    if whole[: len(before)] == before:
+        return before, whole[len(before) :]
+    return before, tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+
+def _row(before: list[int], answer: list[int], max_length: int) -> Encoded:
+    import torch
+
+    answer = answer[: max_length - 1] if before else answer[:max_length]
+    before = before[len(before) - (max_length - len(answer)) :] if len(before) + len(answer) > max_length else before
+    ids = torch.tensor([*before, *answer], dtype=torch.long)
+    labels = ids.clone()
+    labels[: len(before)] = IGNORED
+    return Encoded(ids, labels)
