@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from qra_backends import make_backend
 from torch import Tensor
 
 from qra_eval import adapters, training
+from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
+from qra_eval.loaded import cache_root
 from qra_eval.models import find_linears, group_linears, load_model
 from qra_eval.tasks import make_task
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig
@@ -86,7 +88,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.settings, self.task_config = training, task if isinstance(task, TaskConfig) else TaskConfig(name=task)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
-        backend = _make_backend(quantization.backend)
+        backend = make_backend(quantization.backend)
         _check_bits(space.bits, backend)
         if progress is not None:
             progress("load model", 0, 1)
@@ -99,6 +101,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         if progress is not None:
             progress("load model", 1, 1)
         self.model: Any = self.loaded.model
+        use_fast_attention(self.model)
         self.tokenizer = self.loaded.tokenizer
         self.space_config, self.quantization, self.backend = space, quantization, backend
         found = find_linears(self.model)
@@ -110,7 +113,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             modules,
             backend,
             space.bits,
-            cache_folder(quantization.cache),
+            bank_folder(quantization.cache),
             self._fingerprint(backend),
             hessian=self._hessian if backend.calibrated else None,
             progress=progress,
@@ -124,11 +127,7 @@ class QuantizedLoRAEvaluator(Evaluator):
                     linears=tuple(
                         Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
                     ),
-                    kind=members[0].kind
-                    if len(members) == 1
-                    else name.rpartition(".")[2]
-                    if space.granularity == "fused"
-                    else "layer",
+                    kind="layer" if space.granularity == "layer" else name.rpartition(".")[2],
                     depth=members[0].layer,
                 )
                 for name, members in groups
@@ -308,19 +307,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self._moments[name]
 
 
-def cache_folder(given: str | None) -> Path:
-    """Where banks are kept: as given, or `QRA_CACHE`, or the user's cache."""
-    if given is not None:
-        return Path(given)
-    base = os.environ.get("QRA_CACHE") or (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra")
-    return Path(base) / "bank"
-
-
-def _make_backend(spec: str | dict[int, str]) -> Any:
-    from qra_backends import make_backend
-    from qra_backends.mixed import MixedBackend
-
-    return make_backend(spec) if isinstance(spec, str) else MixedBackend(spec)
+def bank_folder(given: str | None) -> Path:
+    """Where banks are kept: as given, or in the user's cache."""
+    return Path(given) if given is not None else cache_root() / "bank"
 
 
 def _check_bits(bits: Sequence[int], backend: Any) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 IGNORED = -100
+CHUNK = 64
+"""Rows of logits that are in float32 at a time."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,35 @@ def labelled_head(model: Any):
         setattr(parent, name.rpartition(".")[2], head)
 
 
+class CrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of half-precision logits, computed in float32 a few rows at a time.
+
+    The gradient is made in the forward pass, in the logits' dtype: of a large vocabulary no float32 copy is held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), device=logits.device, dtype=torch.float32)
+        gradient = torch.empty_like(logits) if logits.requires_grad else None
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk, wanted = logits[rows].float(), targets[rows].unsqueeze(1)
+            normaliser = chunk.logsumexp(1, keepdim=True)
+            total += (normaliser - chunk.gather(1, wanted)).sum()
+            if gradient is not None:
+                chunk = (chunk - normaliser).exp_()
+                chunk.scatter_add_(1, wanted, chunk.new_full((len(wanted), 1), -1.0))
+                gradient[rows] = chunk.to(logits.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient.dtype), None
+
+
 def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats over the labelled tokens of a batch."""
     head.positions = batch.positions
@@ -128,7 +158,8 @@ def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "m
         logits = model(input_ids=batch.input_ids, use_cache=False).logits
     finally:
         head.positions = None
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), batch.targets, reduction=reduction)
+    total = CrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), batch.targets)
+    return total / len(batch.targets) if reduction == "mean" else total
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ _GROUP_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and 
 class PackedLinear(nn.Linear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size.
 
-    It is an `nn.Linear` for the sake of libraries that look for one (PEFT wraps it), but there is no float `weight`:
-    asking for it raises an AttributeError, so that nothing merges into a temporary copy.
+    It is an `nn.Linear` for the sake of libraries that look for one: PEFT wraps it, and asks its `weight` for shape,
+    dtype and device. That is a `TemporaryWeight`, a dequantized copy which refuses to be changed.
 
     Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16.
     """
@@ -66,8 +66,22 @@ class PackedLinear(nn.Linear):
 
     def __getattr__(self, name: str):
         if name == "weight":
-            raise AttributeError("a PackedLinear keeps no float weight: use dequantize(), and keep the adapter apart")
+            return TemporaryWeight(self.dequantize())
         return super().__getattr__(name)
+
+
+class TemporaryWeight(Tensor):
+    """A dequantized copy of a stored weight. Merging an adapter into it would be lost, so `data` is refused."""
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> TemporaryWeight:
+        return Tensor._make_subclass(cls, weight, False)
+
+    @property
+    def data(self):
+        raise RuntimeError(
+            "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
+        )
 
 
 def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Tensor:

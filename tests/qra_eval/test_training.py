@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from qra_eval import adapters
 from qra_eval.training import (
     IGNORED,
+    CrossEntropy,
     Diverged,
     LabelledHead,
     Row,
@@ -170,3 +171,16 @@ def test_no_gradient_reaches_what_is_frozen():
     with labelled_head(model) as head:
         batch_loss(model, head, bucketed(rows(), 6)[0]).backward()
     assert all((p.grad is not None) == ("lora" in n) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_and_its_gradient_are_torchs(dtype):
+    torch.manual_seed(0)
+    logits = torch.randn(150, 37).to(dtype).requires_grad_()
+    targets = torch.randint(0, 37, (150,))
+    CrossEntropy.apply(logits, targets).backward()
+    other = logits.detach().clone().requires_grad_()
+    expected = F.cross_entropy(other.float(), targets, reduction="sum")
+    expected.backward()
+    assert float(CrossEntropy.apply(logits.detach(), targets)) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(logits.grad, other.grad)
