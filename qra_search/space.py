@@ -16,6 +16,8 @@ from qra_search.memory import MemoryModel, StorageFormat, adapter_bytes, default
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
+_NUMBERS = {str(number): number for number in range(4097)}
+"""Numbers as keys of plans write them: a look-up is faster than parsing, and logs hold millions."""
 
 
 class Linear(BaseModel):
@@ -56,31 +58,54 @@ class Group(BaseModel):
         return sum(linear.weights for linear in self.linears)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """One choice for every group, in the order of the space's groups."""
+
+    __slots__ = ("_key", "bits", "ranks")
 
     bits: tuple[int, ...]
     ranks: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", tuple(int(b) for b in self.bits))
-        object.__setattr__(self, "ranks", tuple(int(r) for r in self.ranks))
+        for name in ("bits", "ranks"):
+            values = getattr(self, name)
+            if type(values) is not tuple or set(map(type, values)) != {int}:
+                object.__setattr__(self, name, tuple(int(v) for v in values))
         if len(self.bits) != len(self.ranks):
             raise ValueError(
                 f"a plan needs one rank for each bit-width: got {len(self.bits)} bits, {len(self.ranks)} ranks"
             )
 
+    def __reduce__(self) -> tuple[type[Plan], tuple[tuple[int, ...], tuple[int, ...]]]:
+        return Plan, (self.bits, self.ranks)
+
     @property
     def key(self) -> str:
         """A short text that is equal for equal plans."""
-        return ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+        # Kept: a search asks for the keys of all its trials before every proposal.
+        try:
+            return self._key  # type: ignore[attr-defined]
+        except AttributeError:
+            key = ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+            object.__setattr__(self, "_key", key)
+            return key
 
     @classmethod
     def from_key(cls, key: str) -> Plan:
         """The plan with this `key`."""
-        bits, _, ranks = key.partition("|")
-        return cls(tuple(map(int, bits.split(","))), tuple(map(int, ranks.split(","))))
+        first, _, second = key.partition("|")
+        try:
+            bits = tuple(map(_NUMBERS.__getitem__, first.split(",")))
+            ranks = tuple(map(_NUMBERS.__getitem__, second.split(",")))
+        except KeyError:
+            return cls(tuple(map(int, first.split(","))), tuple(map(int, second.split(","))))
+        if len(bits) != len(ranks):
+            return cls(bits, ranks)  # says what is wrong
+        plan = object.__new__(cls)
+        for name, value in (("bits", bits), ("ranks", ranks), ("_key", key)):
+            object.__setattr__(plan, name, value)
+        return plan
 
     def __str__(self) -> str:
         mean_bits, mean_rank = sum(self.bits) / len(self.bits), sum(self.ranks) / len(self.ranks)
