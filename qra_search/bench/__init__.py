@@ -1,0 +1,24 @@
+"""Compare search strategies: tasks x strategies x paired seeds, raw rows, tables with statistics, and plots."""
+
+from __future__ import annotations
+
+from qra_search.bench.cell import CHECKPOINTS, run_cell
+from qra_search.bench.run import Progress, environment, read_rows, run_benchmark
+from qra_search.bench.tables import make_tables
+from qra_search.bench.tasks import PRESETS, Preset, Task, parse_strategy, task_budgets, task_named
+
+__all__ = [
+    "CHECKPOINTS",
+    "PRESETS",
+    "Preset",
+    "Progress",
+    "Task",
+    "environment",
+    "make_tables",
+    "parse_strategy",
+    "read_rows",
+    "run_benchmark",
+    "run_cell",
+    "task_budgets",
+    "task_named",
+]

@@ -1,0 +1,205 @@
+"""One cell of a benchmark: one strategy on one task with one seed, measured against the noise-free truth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
+from qra_search.result import SearchResult
+from qra_search.space import Plan
+from qra_search.strategies import Estimates, Strategy, StudyState
+from qra_search.strategies.additive import prior_table
+from qra_search.strategies.random import random_plan
+from qra_search.study import Callback, Study
+from qra_search.trials import Proposal, Trial
+
+CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
+"""Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at."""
+RANK_PLANS = 256
+"""Random plans at the middle budget over which the prior's rank correlation with the truth is taken."""
+INTERVAL_90 = 1.6449
+
+
+def run_cell(
+    task: Task,
+    strategy: str,
+    seed: int,
+    evaluations: float,
+    *,
+    reference_cache: str | None = None,
+    cell_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Run one search and look at it at every checkpoint; returns a row of plain data.
+
+    A look takes the log as it stood when at most so much was spent, asks the strategy what it believes then, and
+    takes what it would hand over (`SearchResult.best`) at its noise-free loss.
+
+    Args:
+        reference_cache: folder where reference optima are kept between processes.
+        cell_seconds: the search asks for nothing more after so long; `complete` then says False.
+    """
+    evaluator = task.build(seed)
+    budgets = task_budgets(evaluator.space)
+    grid = sweep(budgets)
+    reference = evaluator.reference_front(grid, cache=reference_cache)
+    timed = Timed(parse_strategy(strategy))
+    clock = _Clock(cell_seconds)
+    study = Study(
+        evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, callbacks=[clock]
+    )
+    begun = time.perf_counter()
+    study.run()
+    seconds = time.perf_counter() - begun
+    state = study.state
+    looks = [_look(point, state, timed, evaluator, grid) for point in CHECKPOINTS if point <= evaluations]
+    return {
+        "seconds": round(seconds, 3),
+        "complete": not clock.stopped,
+        "spent": round(state.spent, 4),
+        "budgets": list(budgets),
+        "grid": list(grid),
+        "reference": list(reference.losses),
+        "reference_exact": reference.exact,
+        "uniform": [best_uniform(evaluator, b) for b in grid],
+        "prior_rank_correlation": _prior_quality(state, evaluator, budgets[1]),
+        "checkpoints": looks,
+        **_conduct(state.trials, timed),
+    }
+
+
+def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
+    """The budgets and the midpoints between them: the grid of the hypervolume."""
+    middles = [(a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False)]
+    return tuple(sorted([*budgets, *middles]))
+
+
+def best_uniform(evaluator: Oracle, budget: int) -> float:
+    """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan where none fits."""
+    space = evaluator.space
+    fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= budget]
+    return min(evaluator.true_loss(p) for p in (fitting or [smallest_plan(space)]))
+
+
+def smallest_plan(space: Any) -> Plan:
+    """The plan of fewest bytes: what is left to hand over where nothing that was evaluated fits."""
+    weight = np.where(space.bits_allowed, space.memory.weight, np.iinfo(np.int64).max).argmin(1)
+    adapter = np.where(space.ranks_allowed, space.memory.adapter, np.iinfo(np.int64).max).argmin(1)
+    return space.decode(weight, adapter)
+
+
+class Timed(Strategy):
+    """A strategy that notes how long each of its proposals took."""
+
+    def __init__(self, inner: Strategy):
+        self.inner, self.name = inner, inner.name
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        proposals = self.inner.propose(state, n)
+        count = max(len(proposals), 1)
+        self.seconds += [(time.perf_counter() - wall) / count] * count
+        self.cpu_seconds += [(time.process_time() - cpu) / count] * count
+        return proposals
+
+    def estimate(self, state: StudyState) -> Estimates:
+        return self.inner.estimate(state)
+
+
+class _Clock(Callback):
+    """Stops a study that takes too long."""
+
+    def __init__(self, limit: float | None):
+        self.limit, self.begun, self.stopped = limit, time.perf_counter(), False
+
+    def finished(self, study: Study, trial: Trial) -> None:
+        if self.limit is not None and time.perf_counter() - self.begun > self.limit and not self.stopped:
+            self.stopped = study.state.spent < study.evaluations
+            study.stop()
+
+
+def _look(
+    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle, grid: tuple[int, ...]
+) -> dict[str, Any]:
+    """What would be handed over at each budget of the grid when at most `point` evaluations were spent."""
+    then = truncate(state, point)
+    result = SearchResult.from_state(then, strategy)
+    handed, believed = [], []
+    for budget in grid:
+        best = result.best(budget)
+        handed.append(evaluator.true_loss(best.plan if best else smallest_plan(evaluator.space)))
+        believed.append(best.loss if best else None)
+    return {
+        "at": point,
+        "spent": round(then.spent, 4),
+        "trials": len(then.trials),
+        "handed": handed,
+        "believed": believed,
+    }
+
+
+def truncate(state: StudyState, point: float) -> StudyState:
+    """The state as it stood when at most `point` full evaluations were spent."""
+    spent = state.prior.cost if state.prior else 0.0
+    kept = 0
+    for trial in state.trials:
+        spent += trial.charged
+        if spent > point + 1e-9:
+            break
+        kept += 1
+    return replace(state, trials=state.trials[:kept])
+
+
+def _conduct(trials: tuple[Trial, ...], strategy: Timed) -> dict[str, Any]:
+    """How the strategy behaved: time, replicates, low fidelity, failures, and how honest its predictions were."""
+    seen: set[tuple[str, float]] = set()
+    replicates = 0
+    for trial in trials:
+        key = (trial.plan.key, trial.fidelity)
+        replicates += key in seen
+        seen.add(key)
+    scores = [
+        abs(t.loss - t.proposal.predicted_loss) / t.proposal.predicted_std
+        for t in trials
+        if t.done and t.proposal.predicted_loss is not None and t.proposal.predicted_std
+    ]
+    return {
+        "trials": len(trials),
+        "replicates": replicates,
+        "low_fidelity": sum(t.fidelity < 1.0 for t in trials),
+        "failed": sum(t.status == "failed" for t in trials),
+        "proposals": len(strategy.seconds),
+        "propose_seconds": _quantiles(strategy.seconds),
+        "propose_cpu_seconds": _quantiles(strategy.cpu_seconds),
+        "coverage_90": round(float(np.mean(np.array(scores) < INTERVAL_90)), 4) if scores else None,
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {
+        "median": round(float(np.median(values)), 5),
+        "mean": round(float(np.mean(values)), 5),
+        "max": round(float(np.max(values)), 5),
+    }
+
+
+def _prior_quality(state: StudyState, evaluator: Oracle, budget: int) -> float | None:
+    """Spearman correlation of the prior's additive loss with the truth over random plans of about equal bytes."""
+    from scipy.stats import spearmanr
+
+    if state.prior is None:
+        return None
+    rng = np.random.default_rng(state.seed)
+    plans = {p.key: p for p in (random_plan(state, rng, budget) for _ in range(RANK_PLANS))}
+    if len(plans) < 3:
+        return None
+    b, r = state.space.encode_many(plans.values())
+    predicted = prior_table(state.space, state.prior)[np.arange(len(state.space)), b, r].sum(1)
+    return round(float(spearmanr(predicted, evaluator.true_losses(b, r)).statistic), 4)

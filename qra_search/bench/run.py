@@ -1,0 +1,190 @@
+"""Run the cells of a benchmark in parallel processes; every finished one is a line of `raw.jsonl`, never run twice."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qra_search.bench.cell import run_cell
+from qra_search.bench.tasks import Task, parse_strategy, task_named
+
+RAW = "raw.jsonl"
+REFERENCES = "references"
+PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", "qra")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a benchmark is: cells run now, of which `failed`, cells found done, and cells left for another call."""
+
+    ran: int
+    failed: int
+    skipped: int
+    remaining: int
+
+
+def run_benchmark(
+    tasks: Sequence[Task | str],
+    strategies: Sequence[str],
+    seeds: int | Iterable[int],
+    evaluations: float,
+    out: str | Path,
+    workers: int = 2,
+    *,
+    minutes: float | None = None,
+    cell_seconds: float | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Progress:
+    """Run every cell that `out/raw.jsonl` does not hold yet.
+
+    Args:
+        tasks: tasks, or names for `task_named`.
+        strategies: texts for `parse_strategy`.
+        seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
+        evaluations: full evaluations that a search may spend.
+        workers: processes, each with one thread.
+        minutes: no cell is begun after so long; call again to go on.
+        cell_seconds: see `run_cell`.
+        tell: is given one line for every finished cell.
+
+    Raises:
+        ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
+    """
+    cells = [task if isinstance(task, Task) else task_named(task) for task in tasks]
+    for strategy in strategies:
+        parse_strategy(strategy)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    for task in cells:
+        task.build(chosen[0])
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {cell_key(row) for row in read_rows(folder)}
+    # Cells of one landscape lie together, so that its reference is found once and then read.
+    wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
+    todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in done]
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    begun, failed = 0, 0
+    with _single_threaded(), _pool(workers) as pool, (folder / RAW).open("a") as raw:
+        stamp = environment()
+        flying: dict[Future[dict[str, Any]], None] = {}
+        while begun < len(todo) or flying:
+            while begun < len(todo) and len(flying) < workers and (deadline is None or time.monotonic() < deadline):
+                task, strategy, seed = todo[begun]
+                begun += 1
+                arguments = (task, strategy, seed, float(evaluations), str(folder / REFERENCES), cell_seconds)
+                flying[pool.submit(_cell, *arguments)] = None
+            if not flying:
+                break
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                del flying[future]
+                row = future.result() | {"environment": stamp}
+                failed += "error" in row
+                raw.write(json.dumps(row, allow_nan=False) + "\n")
+                raw.flush()
+                if tell is not None:
+                    tell(_line(row, begun - len(flying), len(todo)))
+    return Progress(begun, failed, len(wanted) - len(todo), len(todo) - begun)
+
+
+def read_rows(out: str | Path) -> list[dict[str, Any]]:
+    """Rows of `raw.jsonl` in a folder (or of such a file); a last line cut short by a kill is left out."""
+    path = Path(out)
+    path = path / RAW if path.is_dir() or not path.suffix else path
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    if lines[-1]:
+        # The next row must not be glued to half a line.
+        path.write_text("\n".join(lines[:-1]) + ("\n" if lines[:-1] else ""))
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def cell_key(row: dict[str, Any]) -> tuple[str, str, int, float]:
+    """What makes two rows the same cell."""
+    return row["task"], row["strategy"], row["seed"], float(row["evaluations"])
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and kind of machine; nothing that names a person, a host or a folder."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _cell(
+    task: Task, strategy: str, seed: int, evaluations: float, references: str, cell_seconds: float | None
+) -> dict[str, Any]:
+    """The row of one cell; whatever goes wrong in it is the row's `error`, and the benchmark goes on."""
+    key = {"task": task.name, "strategy": strategy, "seed": seed, "evaluations": evaluations}
+    try:
+        row = run_cell(task, strategy, seed, evaluations, reference_cache=references, cell_seconds=cell_seconds)
+    except Exception as error:  # a strategy under test may raise anything: its cell counts as failed
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return key | {"error": f"{type(error).__name__}: {error} ({where})"[:500]}
+    return key | row
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a fork of a process that has threads (torch) may hang.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _single_threaded:
+    """Child processes started inside get one thread each for linear algebra."""
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+
+    def __exit__(self, *exc: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _commit() -> str:
+    """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        place = Path(__file__).resolve().parent
+        return subprocess.run(["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "-s", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _line(row: dict[str, Any], done: int, total: int) -> str:
+    name = f"{done}/{total} {row['task']} {row['strategy']} seed {row['seed']}"
+    if "error" in row:
+        return f"{name}: FAILED, {row['error']}"
+    last = row["checkpoints"][-1] if row["checkpoints"] else None
+    losses = "" if last is None else f", at {last['at']}: " + " ".join(f"{x:.4f}" for x in last["handed"])
+    return f"{name}: {row['seconds']:.1f} s{losses}"

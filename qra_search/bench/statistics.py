@@ -1,0 +1,107 @@
+"""Statistics over paired results: bootstrap intervals, ranks with a critical difference, pairwise tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+TIE = 0.005
+"""Shares of the possible gain that differ by less count as a tie."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def bootstrap_median(values: np.ndarray, level: float = 0.95, seed: int = 0) -> Interval:
+    """Median of values (N,) or of the rows of (seeds, tasks), with the percentile interval.
+
+    Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
+    out (a seed that one task lacks).
+    """
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.nanmedian(values)), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks (K,) over N blocks, 1 is best; Friedman's p; the difference that Nemenyi's test calls critical."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    blocks: int
+    friedman_p: float
+    critical_difference: float
+
+
+def mean_ranks(scores: np.ndarray, names: tuple[str, ...], alpha: float = 0.05) -> Ranks:
+    """Ranks of scores (N, K), lower is better, ties shared (Demšar 2006).
+
+    The critical difference is q sqrt(K (K + 1) / 6 N), with q the studentized range over the square root of 2.
+    With two strategies Friedman's test is not defined: Wilcoxon's p stands in its place.
+    """
+    blocks, k = scores.shape
+    ranks = stats.rankdata(scores, axis=1)
+    if k < 2 or blocks < 2 or (scores == scores[:, :1]).all():
+        p = float("nan")
+    elif k == 2:
+        p = wilcoxon_p(scores[:, 0], scores[:, 1])
+    else:
+        p = float(stats.friedmanchisquare(*scores.T).pvalue)
+    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2) if k >= 2 else float("nan")
+    return Ranks(names, ranks.mean(0), blocks, p, q * np.sqrt(k * (k + 1) / (6 * blocks)))
+
+
+def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of the signed-rank test on pairs; 1 where all are equal."""
+    if np.allclose(first, second, rtol=0, atol=1e-12):
+        return 1.0
+    return float(stats.wilcoxon(first, second, zero_method="zsplit").pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values (N,) adjusted for N tests (Holm 1979).
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
+
+
+def pairwise(scores: np.ndarray, names: tuple[str, ...], tie: float = TIE) -> list[dict[str, Any]]:
+    """Every pair of strategies over scores (N, K): wins, ties and losses of the first, Holm-adjusted Wilcoxon p, and
+    the median difference (negative: the first leaves less)."""
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    if not pairs or len(scores) < 2:
+        return []
+    adjusted = holm(np.array([wilcoxon_p(scores[:, i], scores[:, j]) for i, j in pairs]))
+    return [
+        {
+            "first": names[i],
+            "second": names[j],
+            "win": int((scores[:, i] < scores[:, j] - tie).sum()),
+            "tie": int((np.abs(scores[:, i] - scores[:, j]) <= tie).sum()),
+            "loss": int((scores[:, i] > scores[:, j] + tie).sum()),
+            "median_difference": float(np.median(scores[:, i] - scores[:, j])),
+            "p": float(p),
+        }
+        for (i, j), p in zip(pairs, adjusted, strict=True)
+    ]

@@ -1,0 +1,146 @@
+"""What strategies are compared on: tasks by name, the budgets of a task, and presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from qra_search import plugins
+from qra_search.config import make_config
+from qra_search.space import Plan, SearchSpace
+from qra_search.strategies import Strategy, make_strategy
+
+FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
+"""Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
+
+
+class Oracle(Protocol):
+    """An evaluator whose noise-free loss is known: what a benchmark needs beyond `Evaluator`."""
+
+    space: SearchSpace
+
+    def true_loss(self, plan: Plan) -> float: ...
+
+    def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray: ...
+
+    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """An evaluator by name with its options; `seed` is put into the options where `seeded`."""
+
+    name: str
+    evaluator: str = "landscape"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    granularity: str = "module"
+    seeded: bool = True
+
+    def build(self, seed: int) -> Any:
+        """The evaluator of one seed.
+
+        Raises:
+            UnknownName, ConfigError, ValueError: the evaluator or its options do not exist.
+            TypeError: the evaluator does not know its noise-free loss.
+        """
+        options = dict(self.options) | ({"seed": seed} if self.seeded else {})
+        config = make_config(
+            {"evaluator": self.evaluator, "space": {"granularity": self.granularity}, "options": options},
+            source=f"task {self.name}",
+        )
+        evaluator = plugins.load("evaluators", self.evaluator)(config)
+        for needed in ("true_loss", "true_losses", "reference_front"):
+            if not hasattr(evaluator, needed):
+                raise TypeError(f"evaluator {self.evaluator!r} has no {needed}: a benchmark needs the noise-free loss")
+        return evaluator
+
+
+def task_named(text: str) -> Task:
+    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`) or `recorded:LOG`.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "recorded" and rest:
+        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest}, seeded=True)
+    parts = text.split("-")
+    if len(parts) != 4 or not parts[1].isdigit():
+        raise ValueError(
+            f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
+            f"or recorded:LOG (families: {', '.join(FAMILIES)})"
+        )
+    family, layers, granularity, prior = parts
+    return Task(text, options={"family": family, "layers": int(layers), "prior": prior}, granularity=granularity)
+
+
+def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
+    """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8.
+
+    Where the space lacks those choices: the bytes of uniform plans a third, a half and two thirds up its list.
+    """
+    low, high = space.uniform(3, 8), space.uniform(4, 8)
+    if low is not None and high is not None:
+        first, last = space.memory_bytes(low), space.memory_bytes(high)
+        return first, (first + last) // 2, last
+    sizes = sorted({space.memory_bytes(plan) for plan in space.uniform_plans()})
+    sizes = sizes if len(sizes) > 2 else [space.memory.minimum, *sizes, space.memory.maximum]
+    first, last = sizes[len(sizes) // 3], sizes[(2 * len(sizes)) // 3]
+    return first, (first + last) // 2, last
+
+
+def parse_strategy(text: str) -> Strategy:
+    """A strategy from `NAME`, `NAME:ARGUMENT` or `NAME?OPTION=VALUE&OPTION=VALUE`; values are read as YAML.
+
+    The whole text is the strategy's name in the tables: `qra?residual=false`.
+    """
+    name, _, query = text.partition("?")
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"strategy option {pair!r} is not OPTION=VALUE, in {text!r}")
+        options[key] = yaml.safe_load(value)
+    return make_strategy(name, **options)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A benchmark by name."""
+
+    tasks: Sequence[str]
+    strategies: Sequence[str]
+    seeds: int
+    evaluations: float
+
+
+STRATEGIES = ("uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "qra")
+SAMPLERS = ("optuna:tpe", "optuna:gp", "optuna:cmaes", "optuna:nsgaii")
+
+
+def _grid(layers: Sequence[int], granularity: str, prior: str, families: Sequence[str] = FAMILIES) -> list[str]:
+    return [f"{family}-{count}-{granularity}-{prior}" for family in families for count in layers]
+
+
+PRESETS = {
+    "quick": Preset(
+        ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
+    ),
+    "families": Preset(_grid([16, 32, 64], "layer", "measured"), [*STRATEGIES, *SAMPLERS], seeds=20, evaluations=100),
+    "module": Preset(_grid([32], "module", "measured"), STRATEGIES, seeds=20, evaluations=100),
+    "large": Preset(_grid([64], "module", "measured"), ["additive", "nsga2", "qra"], seeds=5, evaluations=100),
+    "priors": Preset(
+        [*_grid([32], "layer", "flat"), *_grid([32], "layer", "shuffled"), *_grid([32], "layer", "none")],
+        ["additive", "bayes", "qra"],
+        seeds=20,
+        evaluations=200,
+    ),
+    "long": Preset(
+        _grid([32], "layer", "measured"), ["random", "nsga2", "optuna:nsgaii"], seeds=5, evaluations=2000
+    ),
+}  # fmt: skip
