@@ -23,7 +23,7 @@ SHAPES = {
     "tiny": Shape(64, 64, 64, 128),
 }
 
-KINDS = {
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "module": {kind: (kind,) for kind in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")},
     "fused": {
         "qkv": ("q_proj", "k_proj", "v_proj"),

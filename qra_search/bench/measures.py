@@ -20,7 +20,7 @@ def best_known(rows: Sequence[Row]) -> dict[tuple[str, int], np.ndarray]:
         if "error" in row:
             continue
         key = (row["task"], row["seed"])
-        known = np.minimum.reduce([row["reference"], *(look["handed"] for look in row["checkpoints"])])
+        known = np.array([row["reference"], *(look["handed"] for look in row["checkpoints"])]).min(0)
         best[key] = np.minimum(best.get(key, known), known)
     return best
 

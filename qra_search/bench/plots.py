@@ -32,7 +32,7 @@ def write_html(path: Path, tables: dict[str, Any], *, plotlyjs: bool | str = Tru
     """All settings on one page, each with a panel of all tasks and its tasks in a menu."""
     import plotly.graph_objects as go
 
-    parts = []
+    parts: list[str] = []
     for setting in tables["settings"]:
         if not setting["checkpoints"]:
             continue

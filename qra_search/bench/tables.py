@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.bench.measures import Row, best_known, hypervolume_regret, paired, scores, share_left
+from qra_search.bench.markdown import to_markdown
+from qra_search.bench.measures import Row, best_known, hypervolume_regret, paired, scores
 from qra_search.bench.plots import write_html, write_svg
 from qra_search.bench.run import read_rows
 from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
@@ -167,135 +168,6 @@ def _prior_quality(rows: list[Row]) -> dict[str, float]:
         if row.get("prior_rank_correlation") is not None:
             values.setdefault(row["task"], []).append(row["prior_rank_correlation"])
     return {task: float(np.median(v)) for task, v in sorted(values.items())}
-
-
-def to_markdown(tables: dict[str, Any]) -> str:
-    """The tables as Markdown."""
-    lines = [
-        "# Search strategies side by side",
-        "",
-        f"{tables['rows']} cells, commit {', '.join(tables['commits'])}; "
-        + ", ".join(f"{k} {v}" for k, v in tables["versions"].items())
-        + ".",
-        "",
-        "Share of the possible gain over the best uniform plan that is left, summed over three budgets: 0 is the best "
-        "plan known, 1 the best uniform plan, above 1 loses to it. The plan is the one that the strategy would hand "
-        "over, at its noise-free loss. Medians with bootstrap 95% intervals over seeds. A cell that failed counts as "
-        "1; one that ended early keeps its last value.",
-    ]
-    for setting in tables["settings"]:
-        lines += _setting_markdown(setting)
-    return "\n".join(lines) + "\n"
-
-
-def _setting_markdown(setting: dict[str, Any]) -> list[str]:
-    points = setting["checkpoints"]
-    if not points:
-        return ["", f"## {setting['kind']}", "", "Every cell failed: " + _errors(setting)]
-    names = sorted(setting["strategies"], key=lambda n: points[-1]["pooled"][n]["median"])
-    lines = [
-        "",
-        f"## {setting['kind']}, {setting['evaluations']:g} evaluations",
-        "",
-        f"{len(setting['tasks'])} tasks, {setting['seeds']} seeds. All tasks together:",
-        "",
-        *_table(
-            [
-                "strategy",
-                *(f"after {p['evaluations']:g}" for p in points),
-                "worst",
-                "lost to uniform",
-                "hypervolume regret",
-            ],
-            [
-                [
-                    name,
-                    *(_interval(p["pooled"][name]) for p in points),
-                    f"{points[-1]['pooled'][name]['worst']:.2f}",
-                    f"{points[-1]['pooled'][name]['lost_to_uniform']} of {points[-1]['pooled'][name]['cells']}",
-                    f"{points[-1]['pooled'][name]['hypervolume_regret']:.4f}",
-                ]
-                for name in names
-            ],
-        ),
-    ]
-    for point in points:
-        lines += ["", f"By task, after {point['evaluations']:g} evaluations:", ""]
-        body = [
-            [task, *(_interval(by_name[n]) if n in by_name else "" for n in names)]
-            for task, by_name in point["tasks"].items()
-        ]
-        lines += _table(["task", *names], body)
-    ranked = [p for p in points if "ranks" in p]
-    if ranked:
-        lines += ["", "Mean rank over paired task-seed blocks (1 is best):", ""]
-        body = [[n, *(f"{p['ranks']['mean'][n]:.2f}" for p in ranked)] for n in names]
-        body.append(["critical difference", *(f"{p['ranks']['critical_difference']:.2f}" for p in ranked)])
-        body.append(["Friedman p", *(_p(p["ranks"]["friedman_p"]) for p in ranked)])
-        body.append(["blocks", *(str(p["blocks"]) for p in ranked)])
-        lines += _table(["strategy", *(f"after {p['evaluations']:g}" for p in ranked)], body)
-        last = ranked[-1]
-        lines += [
-            "",
-            f"Pairs after {last['evaluations']:g} evaluations (a difference within {TIE} is a tie; Wilcoxon, Holm):",
-            "",
-        ]
-        lines += _table(
-            ["first", "second", "win", "tie", "loss", "median difference", "p"],
-            [
-                [c["first"], c["second"], str(c["win"]), str(c["tie"]), str(c["loss"]),
-                 f"{c['median_difference']:+.3f}", _p(c["p"])]
-                for c in last["pairs"]
-            ],
-        )  # fmt: skip
-    lines += ["", "Conduct:", "", *_conduct_table(setting, names)]
-    beaten = setting["reference_beaten"]
-    lines += [
-        "",
-        f"The reference was beaten on {beaten['beaten']} of {beaten['landscapes']} landscapes, by at most {beaten['by']:.2g} nats; the better plan then counts as the best known.",
-    ]
-    if setting["prior_rank_correlation"]:
-        lines += ["", "Rank correlation of the prior with the truth, over random plans of equal bytes: "
-                  + ", ".join(f"{k} {v:.2f}" for k, v in setting["prior_rank_correlation"].items()) + "."]  # fmt: skip
-    if _errors(setting):
-        lines += ["", "Failures: " + _errors(setting)]
-    return lines
-
-
-def _conduct_table(setting: dict[str, Any], names: Sequence[str]) -> list[str]:
-    header = ["strategy", "seconds a proposal", "of a processor", "slowest", "trials", "replicates", "low fidelity",
-              "failed trials", "failed cells", "cut short", "90% interval covers"]  # fmt: skip
-    body = []
-    for name in names:
-        c = setting["conduct"][name]
-        times = [c["seconds_per_proposal"], c["cpu_seconds_per_proposal"], c["slowest_proposal"]]
-        counts = [
-            c["trials"],
-            c["replicates"],
-            c["low_fidelity"],
-            c["failed_trials"],
-            c["failed_cells"],
-            c["incomplete_cells"],
-        ]
-        cover = "" if c["coverage_90"] is None else f"{c['coverage_90']:.2f}"
-        body.append([name, *("" if t is None else f"{t:.3f}" for t in times), *map(str, counts), cover])
-    return _table(header, body)
-
-
-def _table(header: list[str], body: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    return f"{entry['median']:.3f} ({entry['low']:.3f}–{entry['high']:.3f})"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _errors(setting: dict[str, Any]) -> str:
-    return "; ".join(f"{name}: {e}" for name, c in setting["conduct"].items() for e in c["errors"])
 
 
 def _median(values: list[float]) -> float | None:
