@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
+from qra_eval.landscapes.noise import generator
 from qra_eval.landscapes.reference import Reference, reference_front
 from qra_eval.landscapes.shapes import make_space
 from qra_search.config import RunConfig
@@ -62,7 +62,7 @@ class Landscape(Evaluator):
         begun = time.perf_counter()
         b, r = self.space.encode(plan)
         loss = float(self._tables_at(fidelity).losses(b[None], r[None])[0])
-        rng = _generator("noise", self.seed, plan.key, fidelity, seed)
+        rng = generator("noise", self.seed, plan.key, fidelity, seed)
         loss += self.noise_at(loss) / np.sqrt(fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(b, r))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed, cost=fidelity)
@@ -104,7 +104,7 @@ class Landscape(Evaluator):
         if fidelity not in self._at:
             if not 0.0 < fidelity <= 1.0:
                 raise ValueError(f"fidelity must be in (0, 1], got {fidelity}")
-            self._at[fidelity] = self.tables.at_fidelity(fidelity, _generator("fidelity", self.seed))
+            self._at[fidelity] = self.tables.at_fidelity(fidelity, generator("fidelity", self.seed))
         return self._at[fidelity]
 
 
@@ -135,11 +135,11 @@ def make_landscape(
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
     traits = FAMILIES[family]
     space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
-    tables = draw_tables(traits, space, granularity, _generator("tables", family, seed, layers, granularity))
+    tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
     return Landscape(
         tables,
         space,
-        prior=_make_prior(prior, family, tables, space, _generator("prior", family, seed)),
+        prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
         noise=noise,
         noise_slope=traits.noise_slope,
         seed=seed,
@@ -184,9 +184,3 @@ def _make_prior(kind: str, family: str, tables: Tables, space: SearchSpace, rng:
         order = rng.permutation(len(damage))
         damage, gain = damage[order], gain[order]
     return Prior(damage, gain, cost=PRIOR_COST, source=kind)
-
-
-def _generator(*key: Any) -> np.random.Generator:
-    """A generator that is a function of its key in any process."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

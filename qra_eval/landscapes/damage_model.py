@@ -1,0 +1,260 @@
+"""A surrogate of recorded losses: a few physical constants, and a Gaussian process on what they miss.
+
+    loss = base - sum_g gain(r_g) / G + rise(D),     D = sum_g t_g,   t_g = a(b_g) d(g, b_g) left(r_g)
+    rise(D) = cap (1 - exp(-D / cap)) exp(f)
+
+d mixes a group's own prior damage with what the mean group of its size would have. The constants are fitted by least
+squares. f is a Gaussian process with the kernel
+
+    s_1^2 sum_{g: b_g = b'_g} w_g w'_g + s_2^2 sum_{g: b_g = b'_g, r_g = r'_g} w_g w'_g + s_3^2 exp(-hamming / l),
+
+w_g = t_g / D times the root of the number of groups: a table of log-errors of each group's damage, and a residual
+for what no table holds. Its widths maximise the marginal likelihood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import least_squares, minimize
+
+from qra_eval.landscapes import measured
+from qra_search.evaluation import Prior
+from qra_search.space import SearchSpace
+from qra_search.strategies.additive import flat_prior
+
+FLOOR, SHARE = 0.006, 0.05
+"""Error of a loss that the fit of the constants assumes: in nats, and as a share of the rise above the best."""
+LEAST_RISE = 0.01
+"""A rise below is taken to be this much: the residual is of its logarithm."""
+WEAK = 1.5
+"""Deviation of the log at which the constants are held to where they start."""
+START_WIDTHS = np.log([0.15, 0.1, 0.05, 0.5, 0.03])
+"""Where the search of the widths starts: s_1, s_2, s_3, l as a share of the groups, and the error of f."""
+WIDTH_PRIOR = 1.5
+BROKEN_RISE = 1.0
+"""Plans that lie so many nats above the best are called broken: the held-out error is printed without them too."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted: level indices (N, G), losses (N,), and the deviation of each loss between seeds (N,)."""
+
+    b: np.ndarray
+    r: np.ndarray
+    loss: np.ndarray
+    noise: np.ndarray
+
+    def rows(self, keep: np.ndarray) -> Fit:
+        """These rows alone."""
+        return Fit(self.b[keep], self.r[keep], self.loss[keep], self.noise[keep])
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The physical constants; `level` (B,) multiplies the damage of each bit-width."""
+
+    base: float
+    gain: float
+    gain_rank: float
+    power: float
+    repair_rank: float
+    cap: float
+    own: float
+    level: np.ndarray
+
+
+class DamageModel:
+    """The surrogate; made by `fit_surrogate`.
+
+    Args:
+        damage, pooled: float (G, B), a group's own prior damage and that of the mean group of its size.
+    """
+
+    def __init__(self, space: SearchSpace, damage: np.ndarray, pooled: np.ndarray, constants: Constants):
+        self.space, self.damage, self.pooled, self.constants = space, damage, pooled, constants
+        self.widths = np.exp(START_WIDTHS)
+        self._train: Fit | None = None
+        self._weights = np.zeros(0)
+
+    def losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Posterior means (N,) of the loss of plans given by level indices (N, G), (N, G)."""
+        floor, rise, _ = self._physics(b, r)
+        return floor + rise * np.exp(self._residual(b, r))
+
+    def additive_table(self) -> np.ndarray:
+        """float (G, B, R): each choice's own share of the loss, without the residual."""
+        c = self.constants
+        gain = c.gain * self._rank / (self._rank + c.gain_rank) / len(self.space)
+        return self._table() - gain[None, None, :]
+
+    def summary(self) -> str:
+        """The constants and widths, as one line of text."""
+        c, w = self.constants, self.widths
+        level = ", ".join(f"{x:.3g}" for x in c.level)
+        return (
+            f"base {c.base:.3f}, gain {c.gain:.3f} at half by rank {c.gain_rank:.2f}, repair power {c.power:.3f} from "
+            f"rank {c.repair_rank:.2f}, cap {c.cap:.1f}, own damage {c.own:.2f}, levels {level}; widths: group "
+            f"{w[0]:.3f}, group and rank {w[1]:.3f}, residual {w[2]:.3f} over {w[3]:.2f} of groups, error {w[4]:.3f}"
+        )
+
+    # -- the parts -------------------------------------------------------------------------------
+    @property
+    def _rank(self) -> np.ndarray:
+        return np.array(self.space.ranks, dtype=float)
+
+    def _table(self) -> np.ndarray:
+        """t (G, B, R)."""
+        c = self.constants
+        damage = c.level * (c.own * self.damage + (1 - c.own) * self.pooled)
+        return damage[:, :, None] * (1.0 + self._rank / c.repair_rank) ** -c.power
+
+    def _physics(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The loss without damage (N,), the rise (N,), and the groups' shares of the damage (N, G)."""
+        c = self.constants
+        t = self._table()[np.arange(len(self.space)), b, r]
+        total = t.sum(1)
+        floor = c.base - (c.gain * self._rank / (self._rank + c.gain_rank))[r].mean(1)
+        rise = np.maximum(c.cap * -np.expm1(-total / c.cap), LEAST_RISE)
+        return floor, rise, t / np.maximum(total, 1e-9)[:, None]
+
+    def _residual(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        if self._train is None:
+            return np.zeros(len(b))
+        return self._kernel(b, r, self._train.b, self._train.r) @ self._weights
+
+    def _kernel(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
+        """Covariance (N, M) of f."""
+        return _combine(self._similarities(b, r, b2, r2), self.widths)
+
+    def _similarities(
+        self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shared damage at equal bits (N, M), at equal bits and ranks, and the share of groups that differ."""
+        count = len(self.space)
+        w, w2 = (self._physics(x, y)[2] * np.sqrt(count) for x, y in ((b, r), (b2, r2)))
+        ranks = len(self.space.ranks)
+        bits, both = (_onehot(x, k, w) @ _onehot(y, k, w2).T for x, y, k in (
+            (b, b2, len(self.space.bits)), (b * ranks + r, b2 * ranks + r2, len(self.space.bits) * ranks)
+        ))  # fmt: skip
+        same = (
+            _onehot(b * ranks + r, len(self.space.bits) * ranks)
+            @ _onehot(b2 * ranks + r2, len(self.space.bits) * ranks).T
+        )
+        return bits, both, 1.0 - same / count
+
+    def conditioned(self, data: Fit, widths: np.ndarray | None = None) -> DamageModel:
+        """The model with its residual fitted to the data; widths by marginal likelihood where none are given."""
+        floor, rise, _ = self._physics(data.b, data.r)
+        seen = np.maximum(data.loss - floor, LEAST_RISE)
+        target = np.log(seen / rise)
+        noise = data.noise / seen
+        parts = self._similarities(data.b, data.r, data.b, data.r)
+        if widths is None:
+            widths = _best_widths(parts, target, noise)
+        model = DamageModel(self.space, self.damage, self.pooled, self.constants)
+        model.widths = widths
+        factor = cho_factor(_combine(parts, widths) + np.diag(noise**2 + widths[4] ** 2), lower=True)
+        model._train, model._weights = data, cho_solve(factor, target)
+        return model
+
+
+def fit_surrogate(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:
+    """The surrogate of these evaluations; without a prior every weight is taken to be damaged alike."""
+    model = _fit_constants(space, prior, data)
+    return model.conditioned(data)
+
+
+def cross_validate(space: SearchSpace, prior: Prior | None, data: Fit, folds: int = 5) -> dict[str, float]:
+    """Errors on held-out plans, everything fitted anew in every fold.
+
+    Returns:
+        `rmse` in nats over all plans, `rmse_good` over those less than `BROKEN_RISE` above the best, `spread_good`,
+        their standard deviation (what a constant would leave), `r2_good`, and `rank_correlation_good` (Spearman).
+    """
+    from scipy.stats import spearmanr
+
+    fold = np.random.default_rng(0).permutation(len(data.loss)) % folds
+    predicted = np.empty(len(data.loss))
+    for k in range(folds):
+        model = fit_surrogate(space, prior, data.rows(fold != k))
+        predicted[fold == k] = model.losses(data.b[fold == k], data.r[fold == k])
+    error = predicted - data.loss
+    good = data.loss < data.loss.min() + BROKEN_RISE
+    spread = float(data.loss[good].std())
+    rmse = float(np.sqrt(np.mean(error[good] ** 2)))
+    return {
+        "plans": float(len(error)),
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "rmse_good": rmse,
+        "spread_good": spread,
+        "r2_good": 1.0 - (rmse / spread) ** 2 if spread > 0 else float("nan"),
+        "rank_correlation_good": float(spearmanr(predicted[good], data.loss[good]).statistic),
+    }
+
+
+def _fit_constants(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:
+    damage = np.maximum((prior or _unknown(space)).bits_damage, 0.0)
+    weights = np.array([group.weights for group in space.groups], dtype=float)
+    pooled = damage.sum(0) * (weights / weights.sum())[:, None]
+    bits = len(space.bits)
+    start = np.concatenate([
+        np.log([measured.GAIN, measured.GAIN_RANK, measured.REPAIR_POWER, measured.REPAIR_RANK, measured.CAP]),
+        [0.0], np.zeros(bits),
+    ])  # fmt: skip
+    base = float(data.loss.min()) + 0.8 * measured.GAIN
+
+    def model_of(z: np.ndarray) -> DamageModel:
+        gain, gain_rank, power, repair_rank, cap = np.exp(z[:5])
+        own = 1.0 / (1.0 + np.exp(-z[5]))
+        return DamageModel(
+            space, damage, pooled,
+            Constants(z[-1], gain, gain_rank, power, repair_rank, cap, own, np.exp(z[6 : 6 + bits])),
+        )  # fmt: skip
+
+    error = np.hypot(FLOOR, data.noise) + SHARE * (data.loss - data.loss.min())
+
+    def residuals(z: np.ndarray) -> np.ndarray:
+        floor, rise, _ = model_of(z)._physics(data.b, data.r)
+        held = np.concatenate([(z[:-1] - start) / WEAK, [(z[-1] - base) / 1.0]])
+        return np.concatenate([(floor + rise - data.loss) / error, held])
+
+    solution = least_squares(residuals, np.append(start, base), loss="soft_l1")
+    return model_of(solution.x)
+
+
+def _unknown(space: SearchSpace) -> Prior:
+    """The flat prior at the size of real damage: all groups at 2 bits together rise by what was measured."""
+    flat = flat_prior(space)
+    scale = measured.DAMAGE_2.sum()
+    return replace(flat, bits_damage=flat.bits_damage * scale)
+
+
+def _combine(parts: tuple[np.ndarray, np.ndarray, np.ndarray], widths: np.ndarray) -> np.ndarray:
+    bits, both, differ = parts
+    return widths[0] ** 2 * bits + widths[1] ** 2 * both + widths[2] ** 2 * np.exp(-differ / widths[3])
+
+
+def _best_widths(parts: tuple[np.ndarray, np.ndarray, np.ndarray], target: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Widths (5,) of the largest marginal likelihood, with a weak log-normal prior around the start."""
+
+    def cost(z: np.ndarray) -> float:
+        widths = np.exp(z)
+        covariance = _combine(parts, widths) + np.diag(noise**2 + widths[4] ** 2)
+        factor = cho_factor(covariance, lower=True)
+        fit = 0.5 * target @ cho_solve(factor, target) + np.log(np.diag(factor[0])).sum()
+        return float(fit + 0.5 * np.square((z - START_WIDTHS) / WIDTH_PRIOR).sum())
+
+    bounds = [(s - 4.0, s + 3.0) for s in START_WIDTHS]
+    return np.exp(minimize(cost, START_WIDTHS, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}).x)
+
+
+def _onehot(index: np.ndarray, size: int, values: np.ndarray | None = None) -> np.ndarray:
+    """Indices (N, G) as (N, G * size), with 1 or the value (N, G) at each."""
+    n, groups = index.shape
+    out = np.zeros((n, groups * size))
+    columns = np.arange(groups) * size + index
+    np.put_along_axis(out, columns, np.ones_like(out[:, :groups]) if values is None else values, axis=1)
+    return out
