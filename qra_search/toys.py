@@ -30,13 +30,13 @@ def toy_space(
     With `restricted`, every third group may take neither the smallest bit-width nor the largest rank.
     """
     shapes = {
-        "q": (24, 32),
-        "k": (8, 32),
-        "v": (8, 32),
-        "o": (32, 24),
-        "gate": (64, 32),
-        "up": (64, 32),
-        "down": (32, 64),
+        "q": (256, 256),
+        "k": (64, 256),
+        "v": (64, 256),
+        "o": (256, 256),
+        "gate": (512, 256),
+        "up": (512, 256),
+        "down": (256, 512),
     }
     parts = {
         "layer": {"layer": tuple(shapes)},
@@ -175,7 +175,7 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "an empty log": lambda: _usual(ToyEvaluator(), 0),
     "one trial": lambda: _usual(ToyEvaluator(), 1),
     "a log that another strategy wrote": lambda: _usual(ToyEvaluator()),
-    "no named budget": lambda: logged_state(ToyEvaluator()),
+    "no named budget": lambda: logged_state(ToyEvaluator(), 30),
     "one budget": _one_budget,
     "a budget that only the smallest plan fits": _smallest_only,
     "pending trials": lambda: _usual(ToyEvaluator(), pending=4),

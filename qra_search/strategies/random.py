@@ -13,7 +13,8 @@ ATTEMPTS = 200
 
 
 class RandomStrategy(Strategy):
-    """Plans drawn uniformly, then brought under one of the budgets by random downward steps."""
+    """Plans drawn uniformly, then brought under one of the budgets (the largest, where that one is used up) by
+    random downward steps."""
 
     name = "random"
 
@@ -23,8 +24,8 @@ class RandomStrategy(Strategy):
         for k in range(n):
             rng = state.rng(k)
             budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
-            for _ in range(ATTEMPTS):
-                plan = random_plan(state, rng, budget)
+            for attempt in range(ATTEMPTS):
+                plan = random_plan(state, rng, budget if attempt < ATTEMPTS // 2 else state.memory_limit)
                 if plan.key not in seen:
                     seen.add(plan.key)
                     proposals.append(Proposal(plan, seed=state.seed, origin="random"))

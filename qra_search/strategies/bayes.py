@@ -1,0 +1,158 @@
+"""Bayesian optimization: the loss by a Gaussian process, the bytes exactly, their hypervolume in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qra_search.strategies._belief import Belief, believe, table_loss
+from qra_search.strategies._candidates import Candidates, additive_rows, around, linearized_row
+from qra_search.strategies._moves import Levels, fresh_plans
+from qra_search.strategies._survival import mean_losses, non_dominated
+from qra_search.strategies.additive import additive_plan, prior_table
+from qra_search.strategies.base import Estimates, Strategy, StudyState
+from qra_search.surrogates.gp import level_values, warped_levels
+from qra_search.surrogates.memory_strips import Strips
+from qra_search.trials import Proposal
+
+ACQUISITIONS = ("closed_form", "qlognehvi")
+INITIAL = 8
+RESTARTS = 8
+FRONT_PARENTS = 6
+RANDOM_STARTS = 8
+ADDITIVE_DRAWS = 8
+MC_POOL = 64
+REFERENCE_MARGIN = 0.1
+
+
+class BayesStrategy(Strategy):
+    """A `SingleTaskGP` whose mean is affine in the prior's additive loss, and expected hypervolume improvement.
+
+    With named budgets the hypervolume counts memory only at them, so that the acquisition is the sum of the
+    expected improvements under each; otherwise it is the area up to the largest plan. Pending trials, and the
+    proposals of one call, are fantasized at their posterior mean.
+
+    Args:
+        acquisition: `closed_form`, a sum over memory strips; or `qlognehvi`, BoTorch's Monte Carlo value (always
+            of the area) on the best candidates of the closed form.
+        initial: distinct plans before the model takes over: additive optima, then random ones.
+        use_prior: whether the mean follows the prior; without, every weight counts alike.
+        area: whether named budgets too are served by the area, up to the largest of them.
+    """
+
+    name = "bayes"
+
+    def __init__(
+        self, acquisition: str = "closed_form", initial: int = INITIAL, use_prior: bool = True, area: bool = False
+    ):
+        if acquisition not in ACQUISITIONS:
+            raise ValueError(f"acquisition must be one of {', '.join(ACQUISITIONS)}, got {acquisition!r}")
+        self.acquisition, self.initial, self.use_prior, self.area = acquisition, initial, use_prior, area
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        belief = self._believe(state) if len(state.seen) >= self.initial else None
+        proposals: list[Proposal] = []
+        seen = set(state.seen)
+        while belief is not None and len(proposals) < n:
+            row = self._choose(state, belief, seen, state.rng(len(proposals)))
+            if row is None:
+                break
+            plan = belief.levels.decode(row)
+            mean, std = belief.predict(row[None])
+            seen.add(plan.key)
+            proposals.append(Proposal(plan, 1.0, state.seed, self.acquisition, float(mean[0]), float(std[0])))
+            belief = belief.fantasize(row[None])
+        if proposals:
+            return proposals
+        design = self._design(state) if belief is None else []
+
+        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            if offset < len(design):
+                return design[offset], "additive"
+            return self._random(state, rng), "random"
+
+        return fresh_plans(state, n, draw)
+
+    def estimate(self, state: StudyState) -> Estimates:
+        """Posterior of the model at the evaluated plans."""
+        belief = self._believe(state)
+        return super().estimate(state) if belief is None else belief.estimates(state)
+
+    def _believe(self, state: StudyState) -> Belief | None:
+        values = warped_levels(state.space)
+        return believe(
+            Levels(state.space),
+            *mean_losses(state.full),
+            lambda rows: level_values(values, rows),
+            prior_table(state.space, state.prior if self.use_prior else None),
+            pending=[t.plan for t in state.pending],
+            seed=state.seed,
+        )
+
+    def _choose(self, state: StudyState, belief: Belief, seen: set[str], rng: np.random.Generator) -> np.ndarray | None:
+        """The row with the largest acquisition that the local search finds; None where nothing is left."""
+        levels, mean = belief.levels, belief.mean(belief.rows)
+        sizes = levels.bytes(belief.rows)
+        reference = _reference(mean, sizes, state.memory_limit)
+        if state.memory_budgets and not self.area:
+            strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
+        else:
+            strips = Strips.of_front(mean, sizes, reference)
+        candidates = Candidates(
+            levels,
+            lambda rows: strips.log_improvement(*belief.predict(rows), levels.bytes(rows)),
+            seen,
+            state.memory_limit,
+        )
+        starts, _ = candidates.best(self._pool(state, belief, mean, sizes, rng))
+        ends, _ = candidates.climb(starts[:RESTARTS], rng)
+        if not len(ends):
+            return None
+        if self.acquisition == "qlognehvi":
+            from qra_search.surrogates.nehvi import log_nehvi
+
+            ends = np.concatenate([ends, starts])[:MC_POOL]
+            value = log_nehvi(
+                belief.gp,
+                sizes,
+                belief.encoding(ends),
+                table_loss(belief.table, ends),
+                levels.bytes(ends),
+                reference,
+                seed=state.seed,
+            )
+            return ends[int(value.argmax())]
+        return ends[0]
+
+    def _pool(
+        self, state: StudyState, belief: Belief, mean: np.ndarray, sizes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """int (M, 2 G): where the local search may begin."""
+        levels = belief.levels
+        front = non_dominated(mean, sizes)
+        parents = belief.rows[rng.permutation(front)[:FRONT_PARENTS]]
+        rows = [around(levels, parents, rng), additive_rows(state, state.budgets, ADDITIVE_DRAWS, rng)]
+        for budget in state.budgets:
+            fitting = np.flatnonzero(sizes <= budget)
+            if len(fitting):
+                best = belief.rows[fitting[mean[fitting].argmin()]]
+                solved = linearized_row(state.space, belief.mean, best, budget)
+                rows += [around(levels, best[None], rng)] + ([] if solved is None else [solved[None]])
+        rows += [self._random(state, rng)[None] for _ in range(RANDOM_STARTS)]
+        return np.concatenate(rows)
+
+    def _design(self, state: StudyState) -> list[np.ndarray]:
+        """Additive optima of the prior that were not tried yet, largest budget first."""
+        table = prior_table(state.space, state.prior if self.use_prior else None)
+        plans = [additive_plan(state.space, table, budget) for budget in reversed(state.budgets)]
+        fresh = {p.key: p for p in plans if p is not None and p.key not in state.seen}
+        return list(Levels(state.space).encode(list(fresh.values()))) if fresh else []
+
+    def _random(self, state: StudyState, rng: np.random.Generator) -> np.ndarray:
+        levels = Levels(state.space)
+        return levels.repair(levels.random(rng), state.budgets[rng.integers(len(state.budgets))], rng)
+
+
+def _reference(mean: np.ndarray, sizes: np.ndarray, limit: int) -> tuple[float, float]:
+    """(loss, bytes) that improvements are measured to: just above the worst of the front, and the limit."""
+    front = mean[non_dominated(mean, sizes)]
+    return float(front.max() + REFERENCE_MARGIN * (front.max() - front.min())), float(limit + 1)
