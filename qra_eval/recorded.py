@@ -108,8 +108,7 @@ class RecordedEvaluator(Evaluator):
 def read_record(logs: Sequence[str | Path], *, damage: str | Path | None = None, shape: str = "smollm2") -> Record:
     """Read trial logs (SQLite) or JSONL files of {"bits", "ranks", "loss"}, all of one space.
 
-    JSONL has no space of its own: its plans are taken to be per layer of the model of `shape`, or per module where
-    their length is seven times a layer count that the damage file names.
+    JSONL has no space of its own: its plans are taken to be per layer, of a decoder with the widths of `shape`.
 
     Args:
         damage: JSONL of {"layer", "bits", "loss"}, untuned losses with one layer degraded: the prior of JSONL logs.
