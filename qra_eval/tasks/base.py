@@ -41,8 +41,8 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What makes two examples the same for the splits: the prompt, white space and letter case aside."""
-        return " ".join(self.prompt.split()).casefold()
+        """What makes two examples the same for the splits: the prompt (or else the answer), case and space aside."""
+        return " ".join((self.prompt.strip() or self.answer).split()).casefold()
 
 
 class Task(ABC):
@@ -104,33 +104,33 @@ class Task(ABC):
 def partition(
     items: Iterable[T], shares: Mapping[str, float], seed: int, key: Callable[[T], str]
 ) -> dict[str, list[T]]:
-    """Split items by the hash of their key: equal keys fall together, and only the first of them is kept.
+    """Split items by the hash of their key, so that items of equal keys fall together.
 
     Args:
-        shares: part of the distinct items that each name gets, rounded, at least one; the shares sum to 1.
+        shares: part of the items that each name gets, up to whole keys, at least one; the shares sum to 1.
 
     Returns:
         Items by name, in the order of their hashes (a fixed shuffle).
 
     Raises:
-        ValueError: fewer distinct items than names.
+        ValueError: fewer distinct keys than names.
     """
-    distinct: dict[str, T] = {}
+    groups: dict[str, list[T]] = {}
     for item in items:
-        distinct.setdefault(hash_of(seed, key(item)), item)
-    if len(distinct) < len(shares):
+        groups.setdefault(hash_of(seed, key(item)), []).append(item)
+    if len(groups) < len(shares):
         raise ValueError(
-            f"{len(distinct)} distinct examples are too few to be split into {', '.join(shares)}: at least "
-            f"{len(shares)} are needed"
+            f"{len(groups)} distinct examples cannot be split into {', '.join(shares)}: {len(shares)} are needed"
         )
-    ordered = [distinct[digest] for digest in sorted(distinct)]
-    names, parts, start = list(shares), {}, 0
+    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
+    total, names = sum(map(len, ordered)), list(shares)
+    parts: dict[str, list[T]] = {}
     for index, name in enumerate(names):
-        others = len(names) - index - 1
-        count = len(ordered) - start if not others else max(1, round(shares[name] * len(ordered)))
-        count = min(count, len(ordered) - start - others)
-        parts[name] = ordered[start : start + count]
-        start += count
+        later = len(names) - index - 1
+        taken: list[T] = []
+        while len(ordered) > later and (not taken or not later or len(taken) < round(shares[name] * total)):
+            taken += ordered.pop()
+        parts[name] = taken
     return parts
 
 
@@ -141,8 +141,13 @@ def without(items: Iterable[T], taken: Iterable[T], key: Callable[[T], str]) -> 
 
 
 def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
-    """Items in the order of the hashes of their keys; the first of equal keys only."""
-    return partition(items, {"all": 1.0}, seed, key)["all"]
+    """Items in the order of the hashes of their keys."""
+    return sorted(items, key=lambda item: hash_of(seed, key(item)))
+
+
+def key_of(example: Example) -> str:
+    """`Example.key`, as a function."""
+    return example.key
 
 
 def hash_of(*parts: Any) -> str:

@@ -71,6 +71,31 @@ def encode(
     return rows
 
 
+def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True) -> Encoded:
+    """A row for scoring: labels on the continuation, split off the whole text's ids as lm-evaluation-harness does.
+
+    White space at the end of the prompt counts to the continuation. A long row loses its left.
+
+    Raises:
+        ValueError: the continuation has no token of its own.
+    """
+    import torch
+
+    bare = prompt.rstrip()
+    whole = prompt_ids(tokenizer, prompt + continuation, special=special)
+    before = prompt_ids(tokenizer, bare, special=special)
+    if not bare and not before:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        before, whole = [start], [start, *whole]
+    after = whole[len(before) :]
+    if not after:
+        raise ValueError(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
+    ids = torch.tensor([*before, *after][-max_length:], dtype=torch.long)
+    labels = ids.clone()
+    labels[: max(1, len(ids) - len(after))] = IGNORED
+    return Encoded(ids, labels)
+
+
 def chat_prompt(example: Example, tokenizer: Any) -> str:
     """The prompt in the tokenizer's chat format, up to where the answer begins."""
     if not getattr(tokenizer, "chat_template", None):

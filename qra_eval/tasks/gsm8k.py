@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from qra_eval.tasks.base import Example, SplitName, Task, partition, shuffled, without
+from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
 from qra_eval.tasks.encoding import chat_prompt
 from qra_eval.tasks.files import field_of, folder_rows, hub_rows
 from qra_eval.tasks.generation import generate_answers
@@ -50,11 +50,8 @@ class GSM8KTask(Task):
         self.shots, self.shots_file, self.validation_share = shots, shots_file, validation_share
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        def key(example: Example) -> str:
-            return example.key
-
-        test = shuffled(self._rows("test"), self.seed, key)
-        train = shuffled(without(self._rows("train"), test, key), 0, key)
+        test = shuffled(self._rows("test"), self.seed, key_of)
+        train = shuffled(without(self._rows("train"), test, key_of), 0, key_of)
         # The solved problems do not depend on the seed, and are kept apart whether or not they are shown.
         solved, train = train[:SHOTS], train[SHOTS:]
         if self.shots_file is not None:
@@ -64,7 +61,7 @@ class GSM8KTask(Task):
         if len(solved) < self.shots:
             raise ValueError(f"{self.shots} solved problems are wanted, there are {len(solved)}")
         shares = {"validation": self.validation_share, "calibration": 1 - self.validation_share}
-        parts = partition(train, shares, self.seed, key)
+        parts = partition(train, shares, self.seed, key_of)
         shown = solved[: self.shots]
         return {
             "calibration": [_after(shown, example) for example in parts["calibration"]],

@@ -1,0 +1,154 @@
+"""Log-likelihoods of given continuations, and the scores of multiple-choice questions made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qra_eval.tasks.base import Example
+from qra_eval.tasks.encoding import Encoded, batches, chat_prompt, collate, encode_pair
+
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Scores of N questions with at most C choices each.
+
+    Attributes:
+        log_likelihoods: float (N, C) in nats, -inf where a question has fewer choices.
+        characters: int (N, C), length of each choice, 1 where there is none.
+        utf8_bytes: int (N, C), its length in bytes, 1 where there is none.
+        labels: int (N,), the right choices.
+    """
+
+    log_likelihoods: np.ndarray
+    characters: np.ndarray
+    utf8_bytes: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of questions whose likeliest choice is right (`acc` of lm-evaluation-harness)."""
+        return self._share(self.log_likelihoods)
+
+    @property
+    def accuracy_norm(self) -> float:
+        """Likewise, by log-likelihood per character (`acc_norm`)."""
+        return self._share(self.log_likelihoods / self.characters)
+
+    @property
+    def accuracy_bytes(self) -> float:
+        """Likewise, by log-likelihood per byte (`acc_bytes`)."""
+        return self._share(self.log_likelihoods / self.utf8_bytes)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """float (N,): log-likelihood of the right choice above the best other one, in nats."""
+        rows = np.arange(len(self.labels))
+        others = self.log_likelihoods.copy()
+        others[rows, self.labels] = -np.inf
+        return self.log_likelihoods[rows, self.labels] - others.max(axis=1)
+
+    @property
+    def choice_loss(self) -> float:
+        """Mean cross-entropy of the choices, their probabilities normalised among themselves: smooth, in nats."""
+        top = self.log_likelihoods.max(axis=1, keepdims=True)
+        log_total = top[:, 0] + np.log(np.exp(self.log_likelihoods - top).sum(axis=1))
+        return float(np.mean(log_total - self.log_likelihoods[np.arange(len(self.labels)), self.labels]))
+
+    def metrics(self) -> dict[str, float]:
+        """All of them by name."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_norm": self.accuracy_norm,
+            "accuracy_bytes": self.accuracy_bytes,
+            "margin": float(self.margins.mean()),
+            "choice_loss": self.choice_loss,
+        }
+
+    def _share(self, values: np.ndarray) -> float:
+        return float(np.mean(values.argmax(axis=1) == self.labels))
+
+
+def score_choices(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    chat: bool = False,
+) -> ChoiceScores:
+    """Log-likelihood of every choice of every example, as lm-evaluation-harness has it.
+
+    Args:
+        max_length: most tokens of a row, the left is cut; None: what the model takes.
+        chat: put prompts through the chat template; choices then lose the space before them.
+
+    Raises:
+        ValueError: an example has no choices or no label.
+    """
+    limit = max_length or getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    width = max((len(e.choices) for e in examples), default=0)
+    shape = (len(examples), width)
+    characters, utf8 = np.ones(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+    rows, places = [], []
+    for i, example in enumerate(examples):
+        if len(example.choices) < 2 or example.label is None:
+            raise ValueError(f"{example.prompt[:60]!r} is no multiple-choice example: it lacks choices or a label")
+        for j, choice in enumerate(example.choices):
+            prompt = example.contexts[j] if example.contexts else example.prompt
+            if chat:
+                prompt, choice = chat_prompt(example, tokenizer), choice.lstrip()
+            rows.append(encode_pair(tokenizer, prompt, choice, limit, special=not chat))
+            places.append((i, j))
+            bare = choice.removeprefix(" ")
+            characters[i, j], utf8[i, j] = max(1, len(bare)), max(1, len(bare.encode()))
+    values = np.full(shape, -np.inf)
+    values[tuple(np.array(places).T)] = log_likelihoods(model, rows, batch_size=batch_size)
+    return ChoiceScores(values, characters, utf8, np.array([e.label for e in examples]))
+
+
+def log_likelihoods(model: Any, rows: Sequence[Encoded], *, batch_size: int = 8) -> np.ndarray:
+    """float (N,): sum in nats of the log-probabilities of each row's labels.
+
+    Logits are computed for positions before a label only, where the model lets itself be asked for some.
+    """
+    import inspect
+
+    import torch
+
+    some = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    numbered = [_Numbered(row.input_ids, row.labels, i) for i, row in enumerate(rows)]
+    device = next(model.parameters()).device
+    sums = np.zeros(len(rows))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for batch in batches(numbered, batch_size=batch_size, seed=None):
+            input_ids, labels, _ = collate(batch, 0)
+            # Padding stands at the right, where under a causal mask no real token sees it.
+            asked = (labels[:, 1:] >= 0).any(dim=0).nonzero().squeeze(1)
+            kept = {"logits_to_keep": asked.to(device)} if some else {}
+            logits = model(input_ids=input_ids.to(device), use_cache=False, **kept).logits
+            logits = logits if some else logits[:, asked.to(device)]
+            targets = labels[:, asked + 1].to(device)
+            logged = torch.log_softmax(logits.float(), dim=-1)
+            picked = logged.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+            totals = torch.where(targets >= 0, picked, 0.0).double().sum(dim=1).cpu()
+            for row, total in zip(batch, totals.tolist(), strict=True):
+                sums[row.index] = total
+    model.train(was_training)
+    return sums
+
+
+@dataclass(frozen=True)
+class _Numbered(Encoded):
+    index: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)

@@ -1,0 +1,125 @@
+"""Plain text: the loss is that of every token, sequences are packed full, and the metric is perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.files import field_of, hub_rows, read_jsonl
+from qra_eval.tasks.scoring import log_likelihoods
+
+HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+SHARES = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
+FILES = {"calibration": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
+SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
+BLOCK_CHARACTERS = 4000
+
+
+class TextTask(Task):
+    """Blocks of paragraphs.
+
+    Args:
+        data: a .txt file, a .jsonl file of `{"text"}`, or a folder with train, validation (or valid) and test files of
+            either kind; None: WikiText-2 from the hub. What a folder lacks is split off its train file, by whole
+            blocks of about `block_characters`.
+        block_characters: size of the blocks; paragraphs (or rows) are never cut.
+    """
+
+    name = "text"
+
+    def __init__(
+        self, data: str | None = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, **options: Any
+    ):
+        super().__init__(data, seed, **options)
+        if self.chat:
+            raise ValueError("plain text has no prompts that a chat template could be put around: leave `chat` off")
+        self.block_characters = block_characters
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        given = {name: list(self._blocks(paragraphs)) for name, paragraphs in self._paragraphs().items()}
+        held: dict[str, list[Example]] = {}
+        taken: list[Example] = []
+        for name in ("test", "validation"):
+            if name in given:
+                held[name] = without(given[name], taken, key_of)
+                taken += held[name]
+        rest = without(given["calibration"], taken, key_of)
+        missing = {name: share for name, share in SHARES.items() if name not in held}
+        shares = {name: share / sum(missing.values()) for name, share in missing.items()}
+        parts = partition(rest, shares, self.seed, key_of)
+        # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
+        held = {n: blocks if n == "test" else shuffled(blocks, self.seed, key_of) for n, blocks in held.items()}
+        whole = {**parts, **held}
+        return {"calibration": whole["calibration"], "validation": whole["validation"], "test": whole["test"]}
+
+    def _paragraphs(self) -> dict[str, list[str]]:
+        if self.data is None:
+            hub = {"calibration": "train", "validation": "validation", "test": "test"}
+            return {n: [row["text"].strip("\n") for _, row in hub_rows(*HUB, split)] for n, split in hub.items()}
+        path = Path(self.data)
+        if path.is_file():
+            return {"calibration": _read(path)}
+        if not path.is_dir():
+            raise ValueError(f"no file or folder {self.data!r}: a .txt or .jsonl file, or a folder, is needed")
+        found = {
+            name: file
+            for name, stems in FILES.items()
+            if (file := next((f for f in sorted(path.iterdir()) if _is_part(f, stems)), None)) is not None
+        }
+        if "calibration" not in found:
+            raise ValueError(f"{path} has no train file: train.txt or train.jsonl is needed")
+        return {name: _read(file) for name, file in found.items()}
+
+    def _blocks(self, paragraphs: Sequence[str]) -> Iterator[Example]:
+        block: list[str] = []
+        size = 0
+        for paragraph in [*paragraphs, None]:
+            if block and (paragraph is None or size >= self.block_characters):
+                yield Example("", "\n\n".join(block), meta={"text": True})
+                block, size = [], 0
+            if paragraph is not None and paragraph.strip():
+                block.append(paragraph)
+                size += len(paragraph)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
+        """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
+        import torch
+
+        ids: list[int] = []
+        for index, example in enumerate(examples):
+            text = ("\n\n" if index else "") + example.answer
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+        rows = [torch.tensor(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]
+        return [Encoded(row, row.clone()) for row in rows if len(row) > 1]
+
+    def metrics(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
+    ) -> dict[str, float]:
+        """perplexity: of a token, in rows of `max_length`; the first of each has nothing before it, and no loss."""
+        rows = self.encode(examples, tokenizer, max_length)
+        nats = -float(log_likelihoods(model, rows, batch_size=batch_size).sum())
+        tokens = sum(len(row) - 1 for row in rows)
+        return {"perplexity": math.exp(nats / tokens)}
+
+
+def _read(path: Path) -> list[str]:
+    """Paragraphs of a text file, or rows of a JSON Lines file."""
+    if path.suffix == ".jsonl":
+        paragraphs = [field_of(row, "text", str, f"{path}, line {number}") for number, row in read_jsonl(path)]
+    else:
+        try:
+            paragraphs = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    if not any(paragraph.strip() for paragraph in paragraphs):
+        raise ValueError(f"{path} has no text")
+    return paragraphs
+
+
+def _is_part(path: Path, stems: Sequence[str]) -> bool:
+    """Whether this is the file of a split: train.txt, or wiki.train.tokens."""
+    return path.is_file() and path.suffix in SUFFIXES and bool(set(stems) & set(path.stem.split(".")))
