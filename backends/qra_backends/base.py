@@ -123,8 +123,10 @@ class Backend(ABC):
         if reason is not None:
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
-        if not isinstance(linear, nn.Linear) or not isinstance(weight, Tensor):
-            raise ValueError(f"backend {self.name} quantizes an nn.Linear with a weight, got {type(linear).__name__}")
+        if not isinstance(linear, nn.Linear) or not isinstance(weight, nn.Parameter):
+            raise ValueError(
+                f"backend {self.name} quantizes an nn.Linear as it was trained, got {type(linear).__name__}"
+            )
         reason = self.supports(bits, *weight.shape)
         if reason is not None:
             raise ValueError(reason)

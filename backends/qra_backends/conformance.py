@@ -49,6 +49,7 @@ class BackendConformance:
                     module = quantized(backend, bits, linear(shape, dtype))
                     expected = backend.storage(bits).bytes(*shape)
                     assert weight_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
+                    assert sum(t.nbytes for t in backend.to_tensors(module).values()) == expected, "as saved"
                     module(inputs(3, shape, dtype))
                     assert weight_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
 
@@ -75,6 +76,11 @@ class BackendConformance:
             backend.storage(unknown)
         with pytest.raises(ValueError):
             quantized(backend, unknown, linear((64, 64)))
+
+    def test_a_quantized_module_is_not_quantized_again(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            with pytest.raises(ValueError):
+                backend.quantize(quantized(backend, bits, linear((64, 64))), bits, hessian=torch.eye(64))  # type: ignore[arg-type]
 
     def test_weights_that_are_not_finite_are_refused(self, backend: Backend) -> None:
         source = linear((64, 64))

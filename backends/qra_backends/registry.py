@@ -98,8 +98,11 @@ def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
         known = [f"{base}-{other}" for other in cls.variants]
     else:
         known = []
-    near = get_close_matches(name, [*points, *known], n=3, cutoff=0.4) or known or sorted(points)
-    raise ValueError(f"unknown backend {name!r}; nearest: {', '.join(near)} (all: {', '.join(sorted(points))})")
+    near = get_close_matches(name, [*points, *known], n=3, cutoff=0.5) or known
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"unknown backend {name!r}: {hint}known are {', '.join(sorted(points)) or 'none (is qra installed?)'}"
+    )
 
 
 def _load(point: EntryPoint) -> type[Backend]:

@@ -1,0 +1,134 @@
+"""The public kit catches a backend that breaks any one promise."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from qra_backends import GroupFormat
+from qra_backends.conformance import BackendConformance
+from qra_backends.packed import PackedLinear
+from qra_backends.reference import ReferenceBackend
+from torch import nn
+from torch.nn import functional as F
+
+
+class Layered(ReferenceBackend):
+    """The reference with another class of layer."""
+
+    layer: type[PackedLinear] = PackedLinear
+
+    def from_tensors(self, tensors, **shape):
+        module = super().from_tensors(tensors, **shape)
+        module.__class__ = self.layer
+        return module
+
+
+class KeepsTheOriginal(ReferenceBackend):
+    def quantize(self, linear, bits, *, hessian=None):
+        module = super().quantize(linear, bits)
+        module.hidden = {"original": [linear.weight.detach()]}
+        return module
+
+
+class ForgetsMetadata(ReferenceBackend):
+    def storage(self, bits):
+        self.check_bits(bits)
+        return GroupFormat(bits, None, 0)
+
+
+class LosesTheGradient(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            return super().forward(x.detach()) + 0 * x.sum()
+
+
+class RoundsActivationsInEval(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            return super().forward(x if self.training else (x * 16).round() / 16)
+
+
+class RepacksInEval(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            if not self.training and not x.requires_grad:
+                self.codes.neg_()
+            return super().forward(x)
+
+
+class LosesTheBias(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            return F.linear(x, self.dequantize(x.dtype))
+
+
+class KeepsScalesAsFloats(ReferenceBackend):
+    def from_tensors(self, tensors, **shape):
+        module = super().from_tensors(tensors, **shape)
+        module.scale = module.scale.view(torch.float16)
+        return module
+
+
+class ChangesTheSource(ReferenceBackend):
+    def quantize(self, linear, bits, *, hessian=None):
+        module = super().quantize(linear, bits)
+        linear.weight.data.copy_(module.dequantize())
+        return module
+
+
+class Trains(ReferenceBackend):
+    def quantize(self, linear, bits, *, hessian=None):
+        module = super().quantize(linear, bits)
+        module.gain = nn.Parameter(torch.ones(1))
+        return module
+
+
+class FewerBitsThanSaid(ReferenceBackend):
+    def quantize(self, linear, bits, *, hessian=None):
+        coarse = copy.deepcopy(linear)
+        coarse.weight.data = coarse.weight.data.sign() * 0.05
+        return super().quantize(coarse, bits)
+
+
+class MoreBitsThanSaid(ReferenceBackend):
+    def dequantize(self, module):
+        return module.secret
+
+    def quantize(self, linear, bits, *, hessian=None):
+        module = super().quantize(linear, bits)
+        object.__setattr__(module, "secret", linear.weight.detach().clone())
+        return module
+
+
+class AcceptsAnyTensors(ReferenceBackend):
+    def from_tensors(self, tensors, *, out_features, in_features, **shape):
+        return super().from_tensors(tensors, out_features=64, in_features=64, **shape)
+
+
+CASES = [
+    (KeepsTheOriginal, "test_every_live_tensor_is_counted_to_the_byte"),
+    (KeepsTheOriginal, "test_the_source_linear_is_untouched_and_not_shared"),
+    (ForgetsMetadata, "test_every_live_tensor_is_counted_to_the_byte"),
+    (LosesTheGradient, "test_gradient_to_the_input_is_right"),
+    (RoundsActivationsInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
+    (RepacksInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
+    (LosesTheBias, "test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias"),
+    (KeepsScalesAsFloats, "test_casting_the_whole_model_leaves_the_weight_alone"),
+    (ChangesTheSource, "test_the_source_linear_is_untouched_and_not_shared"),
+    (Trains, "test_nothing_in_it_is_trainable"),
+    (FewerBitsThanSaid, "test_error_is_between_rate_distortion_and_round_to_nearest"),
+    (MoreBitsThanSaid, "test_error_is_between_rate_distortion_and_round_to_nearest"),
+]
+
+
+@pytest.mark.parametrize(("backend", "test"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_a_broken_promise_is_caught(backend: type[ReferenceBackend], test: str):
+    with pytest.raises((AssertionError, RuntimeError)):
+        getattr(BackendConformance(), test)(backend())
+
+
+def test_tensors_taken_without_a_look_are_caught():
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        BackendConformance().test_tensors_of_another_shape_are_refused(AcceptsAnyTensors())

@@ -1,0 +1,150 @@
+"""GPTQ: less output error than rounding, at the same bytes, whenever inputs are correlated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import SecondMoment, make_backend
+from qra_backends.gptq import factorize, feedback_codes
+from torch import Tensor, nn
+
+
+def correlated_inputs(rows: int, columns: int) -> Tensor:
+    """Inputs with a few strong directions and uneven channels, as in a language model."""
+    g = torch.Generator().manual_seed(1)
+    hidden = torch.randn(rows, columns // 4, generator=g) @ torch.randn(columns // 4, columns, generator=g)
+    channels = torch.exp(torch.randn(columns, generator=g))
+    return (hidden + torch.randn(rows, columns, generator=g)) * channels
+
+
+def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:
+    return float(((x @ (restored - linear.weight.detach()).T) ** 2).sum() / ((x @ linear.weight.detach().T) ** 2).sum())
+
+
+def setup(out_features: int = 48, in_features: int = 128) -> tuple[nn.Linear, Tensor, Tensor]:
+    torch.manual_seed(0)
+    x = correlated_inputs(600, in_features)
+    return nn.Linear(in_features, out_features, bias=False), x[300:], x[:300].T @ x[:300] / 300
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_output_error_on_new_inputs_is_well_below_rounding(bits: int):
+    linear, x, hessian = setup()
+    gptq, rounding = make_backend("reference-gptq"), make_backend({"name": "reference", "ranges": "mse"})
+    calibrated = output_error(gptq.dequantize(gptq.quantize(linear, bits, hessian=hessian)), linear, x)
+    assert calibrated < 0.5 * output_error(rounding.dequantize(rounding.quantize(linear, bits)), linear, x)
+    assert gptq.storage(bits).bytes(48, 128) == rounding.storage(bits).bytes(48, 128)
+
+
+def test_without_correlation_it_is_rounding_with_least_error_ranges():
+    linear, _, _ = setup()
+    gptq, rounding = make_backend("reference-gptq"), make_backend({"name": "reference", "ranges": "mse"})
+    for bits in (2, 3, 4, 8):
+        same = gptq.dequantize(gptq.quantize(linear, bits, hessian=torch.eye(128)))
+        assert torch.equal(same, rounding.dequantize(rounding.quantize(linear, bits)))
+
+
+def test_codes_are_those_of_the_optimal_brain_step():
+    """Against the textbook: round a column, then move the rest by the inverse Hessian of the columns left."""
+    linear, _, hessian = setup(5, 12)
+    weight, scale, offset = linear.weight.detach().double(), torch.full((5, 3), 0.1), torch.full((5, 3), -0.15)
+    damped = hessian.double() + 0.1 * hessian.diagonal().mean().double() * torch.eye(12)
+    left, codes = list(range(12)), torch.zeros(5, 12)
+    for column in hessian.diagonal().argsort(descending=True).tolist():
+        inverse = torch.linalg.inv(damped[left][:, left])
+        i = left.index(column)
+        s, o = scale[:, column // 4].half().double(), offset[:, column // 4].half().double()
+        code = ((weight[:, column] - o) / s).round().clamp(0, 3)
+        codes[:, column] = code
+        error = weight[:, column] - (code * s + o)
+        weight[:, left] -= torch.outer(error / inverse[i, i], inverse[i])
+        left.remove(column)
+    found = feedback_codes(linear.weight.detach(), scale.half(), offset.half(), 2, 4, factorize(hessian, 0.1))
+    assert torch.equal(found.float(), codes)
+
+
+def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
+    linear, _, hessian = setup(8, 150)
+    scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
+    arguments = (linear.weight.detach(), scale.half(), offset.half(), 2, 64, factor)
+    blocked = feedback_codes(*arguments)
+    monkeypatch.setattr("qra_backends.gptq._BLOCK", 150)
+    whole = feedback_codes(*arguments)
+    assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
+
+
+def test_inputs_never_seen_leave_their_columns_rounded():
+    linear, _, hessian = setup()
+    hessian[:10], hessian[:, :10] = 0, 0
+    backend = make_backend("reference-gptq")
+    restored = backend.dequantize(backend.quantize(linear, 4, hessian=hessian))
+    assert (restored - linear.weight).detach()[:, :10].norm() < 0.2 * linear.weight[:, :10].norm()
+
+
+def test_a_missing_hessian_is_refused_with_the_two_ways_on():
+    with pytest.raises(ValueError, match=r"SecondMoment.*torch\.eye\(128\)"):
+        make_backend("reference-gptq").quantize(setup()[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("hessian", "message"),
+    [
+        (torch.eye(5), r"\(128, 128\)"),
+        (torch.full((128, 128), torch.nan), "not finite"),
+        (torch.zeros(128, 128), "positive definite"),
+        (-torch.eye(128), "positive definite"),
+    ],
+)
+def test_a_wrong_hessian_is_refused(hessian: Tensor, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_backend("reference-gptq").quantize(setup()[0], 3, hessian=hessian)
+
+
+def test_a_hessian_is_factorized_once_for_all_widths_and_again_when_it_changes(monkeypatch: pytest.MonkeyPatch):
+    linear, _, hessian = setup()
+    calls = []
+    monkeypatch.setattr("qra_backends.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
+    backend = make_backend("reference-gptq")
+    first = [backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in (2, 3, 4)]
+    assert len(calls) == 1
+    hessian.mul_(torch.rand(128, generator=torch.Generator().manual_seed(3)).outer(torch.ones(128)).max())
+    hessian.diagonal().add_(torch.arange(128.0))
+    changed = backend.to_tensors(backend.quantize(linear, 2, hessian=hessian))
+    assert len(calls) == 2
+    assert not torch.equal(changed["codes"], first[0]["codes"])
+
+
+def test_a_hessian_made_in_inference_mode_is_taken():
+    linear, _, hessian = setup()
+    with torch.inference_mode():
+        twin = hessian.clone()
+    backend = make_backend("reference-gptq")
+    plain = backend.dequantize(backend.quantize(linear, 3, hessian=hessian))
+    assert torch.equal(backend.dequantize(backend.quantize(linear, 3, hessian=twin)), plain)
+
+
+def test_the_hessian_is_left_as_it_was():
+    linear, _, hessian = setup()
+    kept = hessian.clone()
+    make_backend("reference-gptq").quantize(linear, 3, hessian=hessian)
+    assert torch.equal(hessian, kept)
+
+
+def test_damping_must_be_positive():
+    with pytest.raises(ValueError, match="damping"):
+        make_backend({"name": "reference-gptq", "damping": 0})
+
+
+def test_second_moments_gathered_in_batches_are_those_of_all_inputs():
+    x = correlated_inputs(64, 16)
+    moment = SecondMoment()
+    moment.update(x[:10])
+    moment.update(x[10:].view(2, 27, 16).bfloat16().float())
+    exact = (x[:10].T @ x[:10] + x[10:].bfloat16().float().T @ x[10:].bfloat16().float()) / 64
+    assert torch.allclose(moment.hessian(), exact, rtol=1e-5)
+    assert moment.count == 64
+
+
+def test_second_moments_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no input"):
+        SecondMoment().hessian()

@@ -1,0 +1,83 @@
+"""Ranges of groups: spanned, or of least squared error."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from qra_backends import groupwise
+from qra_backends.packed import decode
+from torch import Tensor
+
+
+def error(weight: Tensor, bits: int, group: int, importance: Tensor | None = None, **options) -> float:
+    scale, offset = groupwise.fit_groups(weight, bits, group, importance=importance, **options)
+    codes = groupwise.encode(weight, scale, offset, bits, group)
+    squared = (decode(codes, scale, offset, group) - weight).square()
+    return float((squared if importance is None else squared * importance).sum())
+
+
+def gaussian(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("ranges", groupwise.RANGES)
+def test_levels_on_a_grid_are_coded_without_error(ranges: str):
+    levels = torch.tensor([-0.5, 0.25, 1.0, 1.75]).repeat(3, 4)  # four levels, exact in 16 bits
+    assert error(levels, 2, 4, ranges=ranges) == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_weight_is_within_half_a_step_of_its_span(bits: int):
+    weight = gaussian(16, 96)
+    scale, offset = groupwise.fit_groups(weight, bits, 32)
+    codes = groupwise.encode(weight, scale, offset, bits, 32)
+    off = (decode(codes, scale, offset, 32) - weight).abs().unflatten(1, (-1, 32)).amax(-1)
+    step = (weight.unflatten(1, (-1, 32)).amax(-1) - weight.unflatten(1, (-1, 32)).amin(-1)) / (2**bits - 1)
+    rounding = weight.abs().max() * 2**-10  # of the 16-bit scale and offset
+    assert (off <= step / 2 + rounding).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_least_error_is_below_spanning(bits: int):
+    weight = gaussian(64, 128)
+    assert error(weight, bits, 64, ranges="mse") < 0.95 * error(weight, bits, 64)
+
+
+def test_least_error_at_two_bits_is_near_the_best_of_a_fine_grid():
+    weight = gaussian(1, 16)
+    low, high = float(weight.min()), float(weight.max())
+    ends = torch.linspace(low, high, 120).tolist()
+    best = min(
+        float((((weight - a) / ((b - a) / 3)).round().clamp(0, 3) * (b - a) / 3 + a - weight).square().sum())
+        for a, b in itertools.combinations(ends, 2)
+    )
+    assert error(weight, 2, 16, ranges="mse") <= 1.1 * best
+
+
+def test_importance_moves_the_error_to_columns_that_matter_less():
+    weight, importance = gaussian(32, 64), torch.ones(64)
+    importance[:8] = 100
+    assert error(weight, 2, 64, importance, ranges="mse") < 0.7 * float(
+        ((decode_mse(weight) - weight).square() * importance).sum()
+    )
+
+
+def decode_mse(weight: Tensor) -> Tensor:
+    scale, offset = groupwise.fit_groups(weight, 2, 64, ranges="mse")
+    return decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64)
+
+
+def test_columns_without_importance_are_still_coded():
+    weight, importance = gaussian(4, 64), torch.zeros(64)
+    scale, offset = groupwise.fit_groups(weight, 4, 64, ranges="mse", importance=importance)
+    restored = decode(groupwise.encode(weight, scale, offset, 4, 64), scale, offset, 64)
+    assert (restored - weight).norm() < 0.15 * weight.norm()
+
+
+def test_a_shorter_last_group_has_a_range_of_its_own():
+    weight = torch.cat([gaussian(5, 64), 100 + 0.01 * gaussian(5, 10)], dim=1)
+    scale, offset = groupwise.fit_groups(weight, 4, 64)
+    assert scale.shape == offset.shape == (5, 2)
+    assert (scale[:, 1] < 0.01).all() and (offset[:, 1] > 99).all()

@@ -1,0 +1,106 @@
+"""hqq within its limits: what it cannot pack is refused, and nothing is kept or left behind unseen."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from qra_backends import live_bytes, make_backend
+from torch import nn
+
+quantize = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
+
+
+def source(out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(0)
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    nn.init.normal_(linear.weight, std=0.05)
+    return linear.to(dtype)
+
+
+def library_linear(linear: nn.Linear, bits: int, group_size: int = 64) -> nn.Module:
+    config = quantize.BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)
+    return quantize.HQQLinear(copy.deepcopy(linear), config, compute_dtype=linear.weight.dtype, device="cpu")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_weight_of_one_block_of_rows_is_what_the_library_makes_of_it(bits: int):
+    linear, backend = source(192, 576), make_backend("hqq")
+    ours = backend.dequantize(backend.quantize(linear, bits))
+    assert torch.equal(ours, library_linear(linear, bits).dequantize())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_blocks_of_rows_cost_no_accuracy(bits: int):
+    linear, backend = source(1536, 192), make_backend("hqq")
+    ours, whole = backend.dequantize(backend.quantize(linear, bits)), library_linear(linear, bits).dequantize()
+    assert (ours - linear.weight).norm() <= 1.01 * (whole - linear.weight).norm()
+
+
+def test_three_bits_take_a_word_for_ten_codes():
+    groups = 1536 * 9
+    words = -(-groups // 10) * 64  # the last word is padded
+    assert make_backend("hqq").storage(3).bytes(1536, 576) == 4 * words + 4 * groups
+    assert make_backend("hqq").storage(2).bytes(1536, 576) == 1536 * 576 // 4 + 4 * groups
+
+
+def test_parameters_alone_would_undercount():
+    layer = make_backend("hqq").quantize(source(64, 64), 4)
+    assert sum(p.nbytes for p in layer.parameters()) < live_bytes(layer) == make_backend("hqq").storage(4).bytes(64, 64)
+
+
+@pytest.mark.parametrize(("bits", "shape"), [(4, (7, 64)), (2, (6, 64)), (2, (7, 64))])
+def test_groups_that_cannot_be_packed_together_are_refused(bits: int, shape: tuple[int, int]):
+    backend = make_backend("hqq")
+    reason = backend.supports(bits, *shape)
+    assert reason and "groups together" in reason
+    with pytest.raises(ValueError, match="groups together"):
+        backend.quantize(source(*shape), bits)
+    with pytest.raises(RuntimeError):  # fails once hqq pads them: the refusal can then go
+        library_linear(source(*shape), bits).dequantize()
+
+
+def test_groups_do_not_cross_rows():
+    """The library groups the flattened weight, so 100 inputs would share scales between rows."""
+    assert library_linear(source(64, 100), 4).meta["scale"].shape[0] == 100
+    reason = make_backend("hqq").supports(4, 64, 100)
+    assert reason and "multiple of 8" in reason
+    layer = make_backend("hqq").quantize(source(64, 96), 4)
+    assert layer.meta["scale"].shape[0] == 64 * 3 and layer.meta["group_size"] == 32
+
+
+def test_the_unquantized_layer_is_not_kept_alive():
+    assert make_backend("hqq").quantize(source(64, 64), 4).linear_layer is None
+
+
+def test_scales_and_bias_move_with_the_model():
+    """The library's own layer moves its codes only."""
+    layer = make_backend("hqq").quantize(source(64, 64, bias=True), 4)
+    nn.Sequential(layer).to("meta")
+    tensors = (layer.W_q, layer.meta["scale"], layer.meta["zero"], layer.bias)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    library = library_linear(source(64, 64), 4)
+    nn.Sequential(library).to("meta")
+    assert library.meta["scale"].device.type == "cpu"  # fails once hqq mends it: MovableHQQLinear._apply can then go
+
+
+def test_scales_take_sixteen_bits_also_where_the_layer_computes_in_float32():
+    layer = make_backend("hqq").quantize(source(64, 64, torch.float32), 3)
+    assert layer.meta["scale"].dtype == layer.meta["zero"].dtype == torch.bfloat16
+    assert layer.dequantize().dtype == torch.float32
+    assert library_linear(source(64, 64, torch.float32), 3).meta["scale"].dtype == torch.float32
+
+
+def test_its_layer_can_be_saved_and_loaded_by_the_library():
+    layer = make_backend("hqq").quantize(source(192, 64, bias=True), 3)
+    loaded = quantize.HQQLinear(None, None, compute_dtype=torch.bfloat16, device="cpu", initialize=False)
+    loaded.load_state_dict({key: value.clone() for key, value in layer.state_dict().items()})
+    x = torch.randn(3, 64).bfloat16()
+    assert torch.equal(loaded(x), layer(x))
+
+
+@pytest.mark.parametrize("group_size", [0, 12, -8, 64.0])
+def test_a_group_size_the_library_cannot_use_is_refused(group_size: float):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        make_backend({"name": "hqq", "group_size": group_size})

@@ -1,0 +1,64 @@
+"""Each bit-width goes to the backend chosen for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import make_backend
+from torch import nn
+
+
+def test_the_default_is_hqq_below_four_bits_and_bitsandbytes_above():
+    backend = make_backend("mixed")
+    assert backend.bits == (2, 3, 4, 8)
+    for bits, name in {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}.items():
+        assert backend.part(bits).spec == make_backend(name).spec
+        assert backend.storage(bits).bytes(576, 192) == make_backend(name).storage(bits).bytes(576, 192)
+
+
+def test_modules_are_those_of_the_chosen_backend():
+    linear = nn.Linear(64, 64, bias=False)
+    backend = make_backend({2: "reference", 4: {"name": "reference", "group_size": 32}})
+    for bits, group in ((2, 64), (4, 32)):
+        alone = make_backend({"name": "reference", "group_size": group})
+        assert torch.equal(
+            backend.dequantize(backend.quantize(linear, bits)), alone.dequantize(alone.quantize(linear, bits))
+        )
+
+
+def test_a_hessian_reaches_the_calibrated_part_only():
+    linear, backend = nn.Linear(64, 64, bias=False), make_backend({2: "reference-gptq", 4: "reference"})
+    assert backend.calibrated and not make_backend("mixed").calibrated
+    backend.quantize(linear, 4)
+    with pytest.raises(ValueError, match="hessian"):
+        backend.quantize(linear, 2)
+    backend.quantize(linear, 2, hessian=torch.eye(64))
+
+
+def test_shapes_are_refused_by_the_part_that_would_store_them():
+    backend = make_backend({2: "reference", 4: "hqq"})
+    assert backend.supports(2, 7, 64) is None
+    assert "groups together" in backend.supports(4, 7, 64)
+    assert "choose from 2, 4" in backend.supports(8, 7, 64)
+
+
+def test_bits_that_the_chosen_backend_lacks_are_refused():
+    with pytest.raises(ValueError, match="3 bits cannot be.*bitsandbytes does not store 3 bits: choose from 4, 8"):
+        make_backend({3: "bitsandbytes"})
+    with pytest.raises(ValueError, match="4 bits cannot be.*choose from 8"):
+        make_backend({4: "bitsandbytes-int8"})
+
+
+def test_text_keys_are_numbers():
+    assert (
+        make_backend({"2": "reference", "8": "reference"}).spec == make_backend({8: "reference", 2: "reference"}).spec
+    )
+
+
+def test_a_module_of_another_backend_is_refused():
+    with pytest.raises(ValueError, match="unmarked PackedLinear"):
+        make_backend("mixed").dequantize(make_backend("reference").quantize(nn.Linear(64, 64), 4))
+
+
+def test_devices_are_those_that_all_parts_have():
+    assert make_backend("mixed").devices == ("cpu", "cuda")

@@ -1,0 +1,29 @@
+"""A packed linear is an nn.Linear to other libraries, but nothing can be merged into a copy of its weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import make_backend
+from qra_backends.packed import decode
+from torch import nn
+
+
+def test_decode_is_scale_times_code_plus_offset_for_each_group():
+    codes = torch.tensor([[0, 1, 2, 3, 3]], dtype=torch.uint8)
+    scale, offset = torch.tensor([[0.5, 2.0, 8.0]]).half(), torch.tensor([[-1.0, 0.0, 1.0]]).half()
+    assert decode(codes, scale, offset, 2).tolist() == [[-1.0, -0.5, 4.0, 6.0, 25.0]]
+
+
+def test_the_weight_can_be_looked_at_but_not_changed():
+    layer = make_backend("reference").quantize(nn.Linear(64, 8), 4)
+    assert isinstance(layer, nn.Linear) and layer.weight.shape == (8, 64)
+    assert torch.equal(layer.weight, layer.dequantize())
+    with pytest.raises(RuntimeError, match="takes no merge"):
+        layer.weight.data += 1
+    assert "weight" not in dict(layer.named_parameters())
+
+
+def test_it_says_its_bits_and_shape():
+    text = repr(make_backend("reference").quantize(nn.Linear(64, 8), 3))
+    assert "in_features=64" in text and "out_features=8" in text and "bits=3" in text

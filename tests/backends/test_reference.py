@@ -1,0 +1,73 @@
+"""The reference backend is what its formula says, and takes any shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import live_bytes, make_backend
+from torch import nn
+
+
+def source(out_features: int, in_features: int) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_it_rounds_to_the_nearest_of_evenly_spaced_levels(bits: int):
+    """Against a loop over groups in plain arithmetic."""
+    linear, backend = source(3, 100), make_backend({"name": "reference", "group_size": 32})
+    restored = backend.dequantize(backend.quantize(linear, bits))
+    for row, found in zip(linear.weight.detach(), restored, strict=True):
+        for start in range(0, 100, 32):
+            group = row[start : start + 32]
+            scale = ((group.max() - group.min()) / (2**bits - 1)).half().float()
+            offset = group.min().half().float()
+            levels = offset + scale * torch.arange(2**bits)
+            nearest = levels[(group[:, None] - levels).abs().argmin(1)]
+            assert torch.allclose(found[start : start + 32], nearest, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 65), (5, 1000)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_any_shape_is_stored_without_padding(shape: tuple[int, int], bits: int):
+    backend = make_backend("reference")
+    module = backend.quantize(source(*shape), bits)
+    groups = shape[0] * -(-shape[1] // 64)
+    assert live_bytes(module) == -(-shape[0] * shape[1] * bits // 8) + 4 * groups
+
+
+def test_three_bits_are_three_bits():
+    assert make_backend("reference").storage(3).bytes(1536, 576) == 1536 * 576 * 3 // 8 + 1536 * 9 * 4
+
+
+def test_least_error_ranges_are_closer_at_the_same_bytes():
+    linear = source(64, 256)
+    spanning, clipped = make_backend("reference"), make_backend({"name": "reference", "ranges": "mse"})
+    for bits in (2, 3, 4):
+        errors = [(b.dequantize(b.quantize(linear, bits)) - linear.weight).norm() for b in (spanning, clipped)]
+        assert errors[1] < errors[0]
+        assert spanning.storage(bits).bytes(64, 256) == clipped.storage(bits).bytes(64, 256)
+
+
+def test_values_beyond_sixteen_bits_are_refused_with_the_limit():
+    linear = source(4, 64)
+    linear.weight.data[0, 0] = 1e6
+    with pytest.raises(ValueError, match="65504"):
+        make_backend("reference").quantize(linear, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"group_size": 0}, "group_size"), ({"group_size": 1.5}, "group_size"), ({"ranges": "best"}, "minmax, mse")],
+)
+def test_wrong_options_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_backend({"name": "reference", **options})
+
+
+def test_tensors_of_another_group_size_are_refused():
+    tensors = make_backend("reference").to_tensors(make_backend("reference").quantize(source(8, 64), 4))
+    other = make_backend({"name": "reference", "group_size": 32})
+    with pytest.raises(ValueError, match="other options"):
+        other.from_tensors(tensors, bits=4, out_features=8, in_features=64)

@@ -1,0 +1,105 @@
+"""Backends are found by name, and what is wrong with a name or an option is said in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from qra_backends import backend_names, bits_per_weight, list_backends, make_backend
+from torch import nn
+
+BUILT_IN = {"reference", "reference-gptq", "bitsandbytes", "hqq", "mixed"}
+
+
+def test_the_projects_backends_are_registered():
+    assert set(backend_names()) >= BUILT_IN
+
+
+def test_every_backend_is_listed_with_its_exact_bits_a_weight():
+    found = {info.name: info for info in list_backends()}
+    assert set(found) == set(backend_names())
+    assert found["reference"].bits_per_weight == {2: 2.5, 3: 3.5, 4: 4.5, 8: 8.5}
+    assert found["bitsandbytes"].variants == ("bitsandbytes-nf4", "bitsandbytes-fp4", "bitsandbytes-int8")
+    assert found["reference-gptq"].calibrated and not found["hqq"].calibrated
+    for info in found.values():
+        for bits, stored in info.bits_per_weight.items():
+            assert stored == bits_per_weight(make_backend(info.name).storage(bits), 1536, 576)
+
+
+def test_a_name_with_options_and_a_backend_itself_are_specs():
+    backend = make_backend({"name": "hqq", "group_size": 128})
+    assert backend.spec == {"name": "hqq", "group_size": 128}
+    assert make_backend(backend) is backend
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bitsandbites", "unknown backend 'bitsandbites': did you mean bitsandbytes"),
+        ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
+        ("nothing-like-it", "known are .*hqq, mixed, reference, reference-gptq"),
+        ({"name": "hqq", "groups": 64}, "backend hqq has no option 'groups'; its options: group_size"),
+        ({"name": "hqr"}, "did you mean hqq"),
+        ({}, "a backend is a name"),
+        ({"group_size": 64}, "has the key `name`"),
+        (7, "a backend is a name"),
+        ({2: "hqr"}, "did you mean hqq"),
+    ],
+)
+def test_a_wrong_spec_says_what_is_allowed(spec, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_backend(spec)
+
+
+@pytest.mark.parametrize("name", ["hqq", "bitsandbytes"])
+def test_a_backend_without_its_library_says_so_when_used_and_not_before(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
+    backend = make_backend(name)
+    reason = backend.unavailable()
+    assert reason is not None and f"pip install {name}" in reason
+    with pytest.raises(RuntimeError, match=f"backend {name} is unavailable.*pip install {name}"):
+        backend.quantize(nn.Linear(64, 64), 4)
+    assert f"pip install {name}" in make_backend("mixed").unavailable()
+    assert {info.name: info.unavailable for info in list_backends()}[name] == reason
+
+
+def test_without_the_optional_libraries_the_rest_works():
+    code = """
+import sys
+for name in ("bitsandbytes", "hqq", "torchao", "transformers", "peft"):
+    sys.modules[name] = None
+import torch
+from torch import nn
+import qra_backends
+linear = nn.Linear(64, 64)
+for name in ("reference", "reference-gptq"):
+    backend = qra_backends.make_backend(name)
+    backend.dequantize(backend.quantize(linear, 3, hessian=torch.eye(64)))
+print(sorted(info.name for info in qra_backends.list_backends() if info.unavailable))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "bitsandbytes" in done.stdout and "hqq" in done.stdout and "reference" not in done.stdout
+
+
+def test_a_plug_in_that_cannot_be_loaded_is_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch):
+    from importlib.metadata import EntryPoint
+
+    from qra_backends import registry
+
+    broken = EntryPoint("broken", "no_such_module:Backend", registry.GROUP)
+    wrong = EntryPoint("wrong", "torch.nn:Linear", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken, wrong])
+    reasons = {info.name: info.unavailable for info in list_backends()}
+    assert "no_such_module" in reasons["broken"]
+    assert "subclass of qra_backends.Backend" in reasons["wrong"]
+    with pytest.raises(ValueError, match="no_such_module"):
+        make_backend("broken")
+
+
+def test_conv1d_and_the_like_are_refused():
+    with pytest.raises(ValueError, match="Conv1d"):
+        make_backend("reference").quantize(nn.Conv1d(3, 3, 1), 4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float64"):
+        make_backend("reference").quantize(nn.Linear(64, 64, dtype=torch.float64), 4)

@@ -1,0 +1,54 @@
+"""Bytes are counted from the live tensors, wherever a module hides them."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from qra_backends import GroupFormat, UnquantizedFormat, bits_per_weight, live_bytes
+from torch import nn
+
+
+def test_group_format_adds_packed_codes_and_metadata():
+    # 10 rows of 100 weights: 3000 bits are 375 bytes; two groups a row of 4 bytes each
+    assert GroupFormat(3, 64).bytes(10, 100) == 375 + 10 * 2 * 4
+    assert GroupFormat(8, None).bytes(10, 100) == 1000 + 10 * 4
+    assert GroupFormat(3, 64, constant_bytes=64).bytes(1, 1) == 1 + 4 + 64
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([2, 3, 4, 8]), st.integers(1, 128))
+def test_group_format_is_never_below_its_codes(rows: int, columns: int, bits: int, group: int):
+    size = GroupFormat(bits, group).bytes(rows, columns)
+    assert 8 * size >= rows * columns * bits + 32 * rows * -(-columns // group)
+    assert size < GroupFormat(bits, group).bytes(rows + 1, columns)
+
+
+def test_bits_per_weight_of_sixteen_bit_weights_is_sixteen():
+    assert UnquantizedFormat().bytes(3, 5) == 30
+    assert bits_per_weight(UnquantizedFormat(), 1536, 576) == 16
+    assert bits_per_weight(GroupFormat(3, 64), 1536, 576) == 3.5
+
+
+def test_live_bytes_finds_tensors_in_plain_attributes_dictionaries_and_objects():
+    class State:
+        def __init__(self) -> None:
+            self.scale = torch.zeros(5)  # 20 bytes
+
+    module = nn.Linear(4, 3)  # 48 + 12 bytes
+    module.extra = {"zero": [torch.zeros(2, dtype=torch.int8)], "state": State()}
+    module.weight.absmax = torch.zeros(7, dtype=torch.float16)  # 14 bytes on the parameter itself
+    module.register_buffer("table", torch.zeros(1, dtype=torch.float64))
+    assert live_bytes(module) == 48 + 12 + 20 + 2 + 14 + 8
+    assert live_bytes(module, skip=("bias",)) == 48 + 20 + 2 + 14 + 8
+
+
+def test_live_bytes_counts_a_shared_storage_once_and_a_view_as_its_whole_storage():
+    module = nn.Module()
+    base = torch.zeros(100)
+    module.first, module.second = base[:10], base[50:]
+    module.itself = module
+    assert live_bytes(module) == 400
+
+
+def test_live_bytes_leaves_out_meta_tensors():
+    assert live_bytes(nn.Linear(8, 8, device="meta")) == 0
