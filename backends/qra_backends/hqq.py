@@ -11,7 +11,7 @@ from qra_backends.base import Backend, check_tensors, copy_bias, largest_group, 
 from qra_backends.storage import StorageFormat, ceil_div
 
 if TYPE_CHECKING:
-    from qra_backends.hqq_linear import MovableHQQLinear
+    from qra_backends.hqq_linear import HQQLinear
 
 _SMALLEST_GROUP = 8  # the library's own limit
 _GROUPS_A_BYTE = {2: 4, 4: 2}  # codes of so many groups are packed into one byte
@@ -64,7 +64,7 @@ class HQQBackend(Backend):
         return _HQQFormat(bits, self.group_size)
 
     @torch.no_grad()
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> MovableHQQLinear:
+    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> HQQLinear:
         self.check(linear, bits)
         codes, scale, zero = self._solve(linear.weight.detach().to(torch.float32), bits)
         dtype = _group_dtype(linear.weight.dtype)
@@ -94,10 +94,10 @@ class HQQBackend(Backend):
         in_features: int,
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.bfloat16,
-    ) -> MovableHQQLinear:
+    ) -> HQQLinear:
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
-        from qra_backends.hqq_linear import MovableHQQLinear
+        from qra_backends.hqq_linear import HQQLinear
 
         reason = self.supports(bits, out_features, in_features)
         if reason is not None:
@@ -129,7 +129,7 @@ class HQQBackend(Backend):
         }
         device = tensors["W_q"].device
         frozen = copy_bias(bias, dtype, device)
-        return MovableHQQLinear(
+        return HQQLinear(
             config, codes=tensors["W_q"], meta=meta, bias=None if frozen is None else frozen.data, dtype=dtype
         )
 
@@ -172,9 +172,9 @@ def _group_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
-def _hqq(module: nn.Module) -> MovableHQQLinear:
-    from qra_backends.hqq_linear import MovableHQQLinear
+def _hqq(module: nn.Module) -> HQQLinear:
+    from qra_backends.hqq_linear import HQQLinear
 
-    if not isinstance(module, MovableHQQLinear):
+    if not isinstance(module, HQQLinear):
         raise ValueError(f"expected an HQQ layer made by this backend, got {type(module).__name__}")
     return module

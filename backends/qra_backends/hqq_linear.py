@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hqq.core.quantize import HQQLinear
+from hqq.core import quantize
 from torch import Tensor, nn
 
 
-class MovableHQQLinear(HQQLinear):
-    """An HQQLinear that never holds its original weight, and whose scales follow `model.to(device)`.
+class HQQLinear(quantize.HQQLinear):
+    """An hqq layer that never holds its original weight, and whose scales follow `model.to(device)`.
 
     The library's own layer moves only its codes when a parent module is moved, keeps the unquantized layer alive
-    unless told to empty it, and casts its 16-bit scales to the dtype that it computes in.
+    unless told to empty it, and casts its 16-bit scales to the dtype that it computes in. PEFT goes by the class name.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class MovableHQQLinear(HQQLinear):
         self.in_features, self.out_features = meta["shape"][::-1]
         self.in_gpu = self.ready = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovableHQQLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HQQLinear:
         super()._apply(fn, recurse)
         device = self.W_q.device
         for key in ("scale", "zero"):

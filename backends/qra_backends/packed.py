@@ -78,7 +78,7 @@ class TemporaryWeight(Tensor):
         return Tensor._make_subclass(cls, weight, False)
 
     @property
-    def data(self):
+    def data(self) -> Tensor:  # type: ignore[override]
         raise RuntimeError(
             "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
         )

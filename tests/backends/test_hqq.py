@@ -82,7 +82,7 @@ def test_scales_and_bias_move_with_the_model():
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     library = library_linear(source(64, 64), 4)
     nn.Sequential(library).to("meta")
-    assert library.meta["scale"].device.type == "cpu"  # fails once hqq mends it: MovableHQQLinear._apply can then go
+    assert library.meta["scale"].device.type == "cpu"  # fails once hqq mends it: HQQLinear._apply can then go
 
 
 def test_scales_take_sixteen_bits_also_where_the_layer_computes_in_float32():
