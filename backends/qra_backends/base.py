@@ -123,7 +123,7 @@ class Backend(ABC):
         if reason is not None:
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
-        if not isinstance(linear, nn.Linear) or not isinstance(weight, nn.Parameter):
+        if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
             raise ValueError(
                 f"backend {self.name} quantizes an nn.Linear as it was trained, got {type(linear).__name__}"
             )
