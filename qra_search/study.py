@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from qra_search.budgets import size_in
 from qra_search.evaluation import Evaluation, Evaluator, Prior, check_evaluation
-from qra_search.executors import Executor, InProcessExecutor
+from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
 from qra_search.recorded import record
 from qra_search.result import SearchResult
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, StudyState, make_strategy
-from qra_search.trials import MEMORY, Proposal, Trial, TrialLog
+from qra_search.trials import MEMORY, Proposal, Trial, TrialLog, plain
 
 DEFAULT_STRATEGY = "additive"
 FIRST_FAILURES = 5
@@ -47,7 +47,8 @@ class Study:
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the SQLite log, or a `TrialLog`; an existing one is gone on with.
-        executor: where evaluations run; default: in this process, one after the other.
+        executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
+            shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
         callbacks: told of every event.
@@ -77,13 +78,17 @@ class Study:
         self.batch = batch
         self.callbacks = tuple(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
-        self.log.bind(
-            space=self.space.signature,
-            evaluator=evaluator.describe(),
-            budgets=list(self.memory_budgets),
-            seed=seed,
-        )
-        record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
+        try:
+            self.log.bind(
+                space=self.space.signature,
+                evaluator=evaluator.describe(),
+                budgets=list(self.memory_budgets),
+                seed=seed,
+            )
+            record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
+        except BaseException:
+            self.log.release()
+            raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
         self._stopping = False
@@ -103,24 +108,35 @@ class Study:
         return Prior.from_dict(data) if data else None
 
     def run(self) -> SearchResult:
-        """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called."""
-        self._measure_prior()
-        self._tell("started")
-        flying = {self.executor.submit(trial.proposal): trial for trial in self.log.running}
-        while True:
-            for proposal in self._ask(len(flying)):
-                trial = self.log.propose(proposal)
-                self._tell("proposed", trial)
-                flying[self.executor.submit(proposal)] = trial
-            if not flying:
-                break
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                self._record(flying.pop(future), future)
-        self._tell("ended")
-        return self.result()
+        """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
+
+        However it ends, the log is free for another process, and names what was in flight as running.
+        """
+        flying: dict[Future[Evaluation], Trial] = {}
+        try:
+            self._measure_prior()
+            self._tell("started")
+            waiting = list(self.log.running)
+            while True:
+                for trial in self.log.propose_all(self._ask(len(flying) + len(waiting))):
+                    self._tell("proposed", trial)
+                    waiting.append(trial)
+                while waiting and len(flying) < self.executor.slots and not self._stopping:
+                    trial = waiting.pop(0)
+                    flying[self.executor.submit(trial.proposal)] = trial
+                if not flying:
+                    break
+                for future in sorted(first_ended(self.executor, flying), key=lambda f: flying[f].id):
+                    self._record(flying.pop(future), future)
+            self._tell("ended")
+            return self.result()
+        finally:
+            for future in flying:
+                future.cancel()
+            self.log.release()
 
     def stop(self) -> None:
-        """Ask for nothing more; `run` returns once the running evaluations have ended."""
+        """Begin nothing more; `run` returns once the running evaluations have ended."""
         self._stopping = True
 
     @property
@@ -146,9 +162,11 @@ class Study:
 
     def _record(self, trial: Trial, future: Future[Evaluation]) -> None:
         error = future.exception()
+        if isinstance(error, WorkerUnusable):
+            raise StudyFailed(f"{error}; trial {trial.id} is run again when the search goes on") from error
         if error is None:
             try:
-                evaluation = check_evaluation(future.result(), self.space, trial.plan)
+                evaluation = plain(check_evaluation(future.result(), self.space, trial.plan))
             except Exception as bad:  # whatever an evaluator returns, its trial fails and the search goes on
                 error = bad
         if error is None:

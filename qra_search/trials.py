@@ -272,6 +272,8 @@ class TrialLog:
 
     def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
         """Record several proposals before they are run: after a kill the log has all of them, or none."""
+        if not proposals:
+            return []
         with self._writing():
             first, now = len(self._trials), time.time()
             trials = [Trial(first + i, proposal, proposed_at=now) for i, proposal in enumerate(proposals)]
@@ -402,7 +404,7 @@ def _writable(path: Path) -> bool:
 
 def _to_row(trial: Trial) -> logformat.Row:
     proposal, evaluation = trial.proposal, trial.evaluation
-    result = None if evaluation is None else json.dumps(_evaluation_to_dict(evaluation))
+    result = None if evaluation is None else json.dumps(evaluation_to_dict(evaluation))
     return logformat.sealed(
         (
             trial.id,
@@ -420,7 +422,8 @@ def _to_row(trial: Trial) -> logformat.Row:
     )
 
 
-def _evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """The fields of an evaluation as plain data; `Evaluation(**data)` is the inverse."""
     return {
         "loss": evaluation.loss,
         "memory_bytes": int(evaluation.memory_bytes),

@@ -1,16 +1,33 @@
-"""Where evaluations run: one small interface in the manner of `concurrent.futures`."""
+"""The small interface between a study and its workers, and the executor that has none."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
 from qra_search.evaluation import Evaluation, Evaluator
 from qra_search.trials import Proposal
 
 
+class WorkerDied(RuntimeError):
+    """The worker ended during an evaluation, twice for the same trial: the trial has failed."""
+
+
+class DeadlineExceeded(RuntimeError):
+    """The evaluation took longer than it may: the trial has failed."""
+
+
+class WorkerUnusable(RuntimeError):
+    """No worker can evaluate anything: the study stops, and the trial is left to be run when it goes on."""
+
+
 class Executor(Protocol):
-    """Runs evaluations, `slots` of them at a time."""
+    """Runs evaluations, `slots` of them at a time.
+
+    An executor may also have `wait(futures)`, which returns those that have ended once there is one: a
+    simulated one ends them in virtual time.
+    """
 
     slots: int
 
@@ -43,3 +60,9 @@ class InProcessExecutor:
 
     def shutdown(self) -> None:
         return None
+
+
+def first_ended(executor: Executor, futures: Iterable[Future[Evaluation]]) -> Iterable[Future[Evaluation]]:
+    """Wait until one of the futures has ended, and return all that have."""
+    own = getattr(executor, "wait", None)
+    return own(futures) if own is not None else wait(futures, return_when=FIRST_COMPLETED).done

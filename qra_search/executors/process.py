@@ -1,0 +1,194 @@
+"""Worker processes on this machine, each with its own evaluator and its own share of GPUs or cores."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import multiprocessing
+import multiprocessing.util  # registers its exit handler, which waits for children: ours has to run before it
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+
+from qra_search.executors import devices as lease
+from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
+from qra_search.executors.slots import Worker, WorkerExecutor
+from qra_search.executors.work import Factory, Reply, Request, handle
+
+MAX_REPLY = 256 << 20
+
+
+class ProcessExecutor(WorkerExecutor):
+    """Evaluates in `workers` processes, which are spawned (never forked), build their evaluator once and keep it.
+
+    Devices are leased: a worker takes the one that has been free the longest, and gives it back when it ends; its
+    variables are set before the process starts (see `devices.environment`), `QRA_DEVICE` among them.
+
+    Args:
+        factory: builds the evaluator in the worker; must be picklable and importable there.
+        workers: how many; default: one for each device.
+        devices: names of the form `cuda:0`, `cores:0-3`, `cpu`; default: the cores, dealt out.
+        deadline: seconds that one evaluation may take once the worker is ready; then it is killed.
+
+    A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        workers: int | None = None,
+        *,
+        devices: Sequence[str] | None = None,
+        deadline: float | None = None,
+    ):
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"a deadline of more than 0 seconds is needed, got {deadline}")
+        if workers is None:
+            workers = len(devices) if devices else 1
+        super().__init__(workers)
+        names = lease.check_devices(devices) if devices else lease.core_sets(workers)
+        self._free = deque(names[i % len(names)] for i in range(max(workers, len(names))))
+        self._factory, self._deadline = factory, deadline
+        _open.add(self)
+
+    def start_worker(self) -> Worker:
+        device = self._free.popleft()
+        try:
+            return _ProcessWorker(
+                self._factory,
+                lease.environment(device, self.slots),
+                self._deadline,
+                ended=lambda: self._free.append(device),
+                name=f"qra worker on {device}",
+            )
+        except BaseException:
+            self._free.append(device)
+            raise
+
+
+class _ProcessWorker(Worker):
+    def __init__(
+        self,
+        factory: Factory,
+        variables: dict[str, str],
+        deadline: float | None,
+        ended: Callable[[], None],
+        name: str,
+    ):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, factory), name=name)
+        self._deadline, self._ended = deadline, ended
+        self._ready = self._killed = self._group_ended = False
+        self._kill_lock = threading.Lock()
+        with lease.exported(variables):
+            self._process.start()
+        theirs.close()
+
+    def serve(self, request: Request) -> Reply:
+        if not self._ready:
+            reply = self._receive(None)
+            if "error" in reply:
+                raise WorkerUnusable(f"the evaluator cannot be built: {': '.join(reply['error'])}")
+            self._ready = True
+        try:
+            self._pipe.send_bytes(json.dumps(request).encode())
+        except OSError:
+            raise WorkerDied(self._how_it_ended()) from None
+        return self._receive(self._deadline)
+
+    def _receive(self, seconds: float | None) -> Reply:
+        ready = wait([self._pipe, self._process.sentinel], seconds)
+        if not ready:
+            raise DeadlineExceeded(f"the evaluation took longer than {seconds:g} seconds and was stopped")
+        try:
+            if self._pipe.poll():
+                return json.loads(self._pipe.recv_bytes(MAX_REPLY))
+        except (OSError, EOFError, ValueError):
+            raise WorkerDied(self._how_it_ended()) from None
+        raise WorkerDied(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        self._end_group()
+        self._process.join(1.0)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            memory = ", as the kernel does when memory is full" if code == -signal.SIGKILL else ""
+            return f"the worker was ended by {signal.Signals(-code).name}{memory}"
+        return f"the worker ended with exit status {code}"
+
+    def kill(self) -> None:
+        with self._kill_lock:
+            if self._killed:
+                return
+            self._killed = True
+        self._end_group()
+        self._process.kill()
+        self._process.join()
+        self._ended()
+
+    def _end_group(self) -> None:
+        """End what the worker has started, once, and before it is reaped: until then its number is its own."""
+        with self._kill_lock:
+            first, self._group_ended = not self._group_ended, True
+        if first:
+            _kill_group(self._process.pid)
+
+
+def _kill_group(pid: int | None) -> None:
+    if pid is not None and hasattr(os, "killpg"):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return  # it had not come to making its own group, or nothing of it is left
+
+
+# -- in the worker ---------------------------------------------------------------------------------
+
+
+def _work(pipe: Connection, factory: Factory) -> None:
+    """Build the evaluator, then serve requests until the study is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # an interrupt from the keyboard is for the study; one kill ends all that is begun in here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    lease.settle_in()
+    if "torch" in sys.modules:  # the main module imported it before its variables could count
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    try:
+        evaluator = factory()
+    except (Exception, SystemExit) as error:
+        _send(pipe, {"error": [type(error).__name__, str(error)]})
+        return
+    _send(pipe, {"ok": None})
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        _send(pipe, handle(evaluator, request))
+
+
+def _send(pipe: Connection, reply: Reply) -> None:
+    pipe.send_bytes(json.dumps(reply).encode())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        _kill_group(os.getpid())
+        os._exit(1)
+
+
+_open: weakref.WeakSet[ProcessExecutor] = weakref.WeakSet()
+
+
+@atexit.register
+def _shut_down_all() -> None:
+    for executor in list(_open):
+        executor.shutdown()

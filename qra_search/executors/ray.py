@@ -1,0 +1,109 @@
+"""Workers on a Ray cluster: actors that hold the evaluator, placed on GPUs and nodes by Ray's own scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
+from qra_search.executors.slots import Worker, WorkerExecutor
+from qra_search.executors.work import Factory, Reply, Request, handle
+
+START_SECONDS = 600.0
+
+
+class RayExecutor(WorkerExecutor):
+    """Evaluates in `workers` Ray actors, each of which builds its evaluator once and keeps it.
+
+    Args:
+        factory: builds the evaluator in the actor.
+        workers: actors.
+        address: of an existing cluster (`auto`, `ray://host:10001`); None: Ray is started on this machine, unless it
+            runs already, and ended at shutdown.
+        cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`.
+        deadline: seconds that one evaluation may take; then its actor is killed.
+        start_seconds: how long an actor may take to be placed and to build its evaluator.
+
+    Raises:
+        ImportError: Ray is not installed; the extra `ray` brings it.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        workers: int,
+        *,
+        address: str | None = None,
+        cpus: float = 1,
+        gpus: float = 0,
+        deadline: float | None = None,
+        start_seconds: float = START_SECONDS,
+    ):
+        super().__init__(workers)
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError("Ray is not installed: `pip install 'qra[ray]'`", name="ray") from error
+        self._ray = ray
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        self._factory, self._deadline, self._start_seconds = factory, deadline, start_seconds
+        # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
+        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+
+    def start_worker(self) -> Worker:
+        return _RayWorker(self._ray, self._actor_class.remote(), self._factory, self._deadline, self._start_seconds)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._started_ray:
+            self._started_ray = False
+            self._ray.shutdown()
+
+
+class _RayWorker(Worker):
+    def __init__(self, ray: Any, actor: Any, factory: Factory, deadline: float | None, start_seconds: float):
+        self._ray, self._actor = ray, actor
+        self._deadline, self._start_seconds = deadline, start_seconds
+        self._building = actor.build.remote(factory)
+        self._ready = False
+
+    def serve(self, request: Request) -> Reply:
+        if not self._ready:
+            try:
+                reply = self._get(self._building, self._start_seconds)
+            except DeadlineExceeded:
+                raise WorkerUnusable(
+                    f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
+                    f"free as were asked for?"
+                ) from None
+            if "error" in reply:
+                raise WorkerUnusable(f"the evaluator cannot be built: {': '.join(reply['error'])}")
+            self._ready = True
+        return self._get(self._actor.serve.remote(request), self._deadline)
+
+    def _get(self, reference: Any, seconds: float | None) -> Reply:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference, timeout=seconds)
+        except errors.GetTimeoutError:
+            raise DeadlineExceeded(f"the evaluation took longer than {seconds:g} seconds and was stopped") from None
+        except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+            raise WorkerDied(f"the Ray actor died ({' '.join(str(error).split())[:200]})") from None
+
+    def kill(self) -> None:
+        self._ray.kill(self._actor, no_restart=True)
+
+
+class _Actor:
+    """Runs in Ray's worker."""
+
+    def build(self, factory: Factory) -> Reply:
+        try:
+            self.evaluator = factory()
+        except (Exception, SystemExit) as error:
+            return {"error": [type(error).__name__, str(error)]}
+        return {"ok": None}
+
+    def serve(self, request: Request) -> Reply:
+        return handle(self.evaluator, request)

@@ -1,0 +1,104 @@
+"""What a worker does for its study: requests and replies in plain data, so that no worker's objects are unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior, check_evaluation
+from qra_search.recorded import space_from_dict, space_to_dict
+from qra_search.space import Plan
+from qra_search.trials import Proposal, evaluation_to_dict, plain, printable
+
+Factory = Callable[[], Evaluator]
+"""Builds the evaluator in a worker; picklable: a module-level function, a `functools.partial` of one, a class."""
+Request = dict[str, Any]
+Reply = dict[str, Any]
+
+IDENTITY: Request = {"do": "identity"}
+PRIOR: Request = {"do": "prior"}
+
+
+def evaluation_request(proposal: Proposal) -> Request:
+    """Asks for one evaluation."""
+    return {"do": "evaluate", "plan": proposal.plan.key, "fidelity": proposal.fidelity, "seed": proposal.seed}
+
+
+def handle(evaluator: Evaluator, request: Request) -> Reply:
+    """Serve one request: `{"ok": value}`, or `{"error": [type, message]}` whatever the evaluator did."""
+    try:
+        return {"ok": _SERVE[request["do"]](evaluator, request)}
+    except (Exception, SystemExit) as error:
+        return {"error": [type(error).__name__, printable(str(error))]}
+
+
+def unpack(reply: Reply) -> Any:
+    """The value of a reply.
+
+    Raises:
+        EvaluationFailed: of the type and with the message that the worker saw, so that a log gives the same
+            reason wherever the evaluation ran.
+    """
+    if "error" in reply:
+        name, message = reply["error"]
+        raise type(str(name), (EvaluationFailed,), {})(message)
+    return reply["ok"]
+
+
+def to_evaluation(value: Any) -> Evaluation:
+    """The evaluation in a reply."""
+    return Evaluation(**value)
+
+
+class Asked(Protocol):
+    """An executor that can be asked for more than evaluations."""
+
+    def ask(self, request: Request) -> Future[Any]: ...
+
+
+class RemoteEvaluator(Evaluator):
+    """An evaluator that lives in the workers of an executor: the study's own process never loads the model.
+
+    Args:
+        executor: a `ProcessExecutor`, `RayExecutor` or `FuturesExecutor`.
+    """
+
+    def __init__(self, executor: Asked):
+        self._executor = executor
+        identity = executor.ask(IDENTITY).result()
+        self.space = space_from_dict(identity["space"])
+        self.fidelities = tuple(identity["fidelities"])
+        self._description = identity["description"]
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return to_evaluation(self._executor.ask(evaluation_request(Proposal(plan, fidelity, seed))).result())
+
+    def prior(self) -> Prior | None:
+        data = self._executor.ask(PRIOR).result()
+        return None if data is None else Prior.from_dict(data)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._description)
+
+
+def _evaluate(evaluator: Evaluator, request: Request) -> dict[str, Any]:
+    plan = Plan.from_key(request["plan"])
+    evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
+    return evaluation_to_dict(plain(check_evaluation(evaluation, evaluator.space, plan)))
+
+
+def _identity(evaluator: Evaluator, request: Request) -> dict[str, Any]:
+    return {
+        "space": space_to_dict(evaluator.space),
+        "fidelities": list(evaluator.fidelities),
+        "description": evaluator.describe(),
+    }
+
+
+def _prior(evaluator: Evaluator, request: Request) -> dict[str, Any] | None:
+    prior = evaluator.prior()
+    return None if prior is None else prior.to_dict()
+
+
+_SERVE = {"evaluate": _evaluate, "identity": _identity, "prior": _prior}

@@ -1,0 +1,349 @@
+"""Executors: workers build once, dead ones are replaced, late ones stopped, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+import worker_evaluators as workers  # noqa: E402
+
+from qra_search import Proposal, Study, search  # noqa: E402
+from qra_search.config import make_config  # noqa: E402
+from qra_search.executors import (  # noqa: E402
+    DeadlineExceeded,
+    FuturesExecutor,
+    InProcessExecutor,
+    ProcessExecutor,
+    RemoteEvaluator,
+    WorkerDied,
+    WorkerUnusable,
+    devices,
+    make_executor,
+)
+from qra_search.executors.work import IDENTITY  # noqa: E402
+from qra_search.study import StudyFailed  # noqa: E402
+
+GOOD, BAD = (workers.small_space().uniform(b, 4) for b in (2, 4))
+WAIT = 60
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, within some seconds."""
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def pids(notes: Path, what: str = "built") -> list[int]:
+    return [int(f.name.split("-")[-2]) for f in sorted(notes.glob(f"{what}-*"), key=lambda f: f.name.split("-")[-1])]
+
+
+def test_a_worker_builds_its_evaluator_once_and_keeps_it(notes):
+    with ProcessExecutor(workers.factory(notes=notes), 1) as executor:
+        losses = [executor.submit(Proposal(GOOD, seed=s)).result(WAIT).loss for s in range(4)]
+    assert losses == [workers.Misbehaving().evaluate(GOOD).loss] * 4
+    assert workers.noted(notes, "built") == 1 and len(set(pids(notes, "begun"))) == 1
+
+
+def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
+    with ProcessExecutor(workers.factory(notes=notes, seconds=1.0), 2) as executor:
+        futures = [executor.submit(Proposal(GOOD, seed=s)) for s in range(2)]
+        [f.result(WAIT) for f in futures]
+    both = pids(notes)
+    assert len(set(both)) == 2
+    assert all(gone(pid) for pid in both)
+
+
+def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
+    with ProcessExecutor(workers.factory("die", notes, victims=1), 1) as executor:
+        assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0
+    assert workers.noted(notes, "deed") == 1 and workers.noted(notes, "built") == 2
+
+
+@pytest.mark.parametrize(("deed", "how"), [("die", "SIGKILL"), ("leave", "exit status 3")])
+def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, how):
+    with ProcessExecutor(workers.factory(deed, notes), 1) as executor:
+        with pytest.raises(WorkerDied, match=f"{how}.*so did the one before"):
+            executor.submit(Proposal(BAD)).result(WAIT)
+        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+    assert workers.noted(notes, "deed") == 2
+
+
+def test_an_evaluation_past_its_deadline_is_stopped_and_the_next_one_runs(notes):
+    with ProcessExecutor(workers.factory("hang", notes), 1, deadline=1.0) as executor:
+        with pytest.raises(DeadlineExceeded, match="longer than 1 seconds"):
+            executor.submit(Proposal(BAD)).result(WAIT)
+        assert gone(pids(notes, "begun")[0])
+        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+
+
+def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason(tmp_path):
+    with ProcessExecutor(workers.unbuildable, 2) as executor:
+        study = Study(workers.Misbehaving(), strategy="random", executor=executor, log=tmp_path / "log")
+        with pytest.raises(StudyFailed, match="cannot be built: RuntimeError: the model folder is empty"):
+            study.run()
+    assert {t.status for t in study.log} == {"running"}
+
+
+def test_a_factory_that_cannot_be_sent_to_a_worker_is_named():
+    with (
+        ProcessExecutor(lambda: workers.Misbehaving(), 1) as executor,
+        pytest.raises(WorkerUnusable, match="no worker can be started.*[Pp]ickle"),
+    ):
+        executor.submit(Proposal(GOOD)).result(WAIT)
+
+
+def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
+    executor = ProcessExecutor(workers.factory("hang", notes), 1)
+    future = executor.submit(Proposal(BAD))
+    waiting = executor.submit(Proposal(GOOD))
+    ends = time.monotonic() + WAIT
+    while not workers.noted(notes, "deed") and time.monotonic() < ends:
+        time.sleep(0.02)
+    executor.shutdown()
+    for given_up in (future, waiting):
+        with pytest.raises(WorkerUnusable, match="shut down"):
+            given_up.result(0)
+    with pytest.raises(WorkerUnusable, match="shut down"):
+        executor.submit(Proposal(GOOD))
+    assert gone(pids(notes)[0])
+
+
+@pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
+def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process(deed):
+    reasons = []
+    for executor in (
+        FuturesExecutor(partial(ThreadPoolExecutor, 2), workers.factory(deed), 2),
+        InProcessExecutor(workers.Misbehaving(deed)),
+    ):
+        options = {"strategy": "random", "evaluations": 6, "batch": 2, "seed": 3}
+        result = search(workers.Misbehaving(), executor=executor, **options)
+        executor.shutdown()
+        reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
+        failed = [t for t in result.trials if t.plan.bits[0] == 4]
+        assert failed and all(t.status == "failed" for t in failed)
+        assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
+    assert reasons[0] == reasons[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to limit memory from within")
+def test_a_worker_whose_memory_is_full_fails_the_trial_and_evaluates_the_next(notes):
+    with ProcessExecutor(workers.factory("exhaust", notes), 1) as executor:
+        assert type(executor.submit(Proposal(BAD)).exception(WAIT)).__name__ == "MemoryError"
+        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+    assert workers.noted(notes, "built") == 1
+
+
+def test_what_a_worker_may_not_send_is_a_failed_trial():
+    with ProcessExecutor(workers.factory("unpicklable"), 1) as executor:
+        future = executor.submit(Proposal(BAD))
+        assert "returned function" in str(future.exception(WAIT))
+
+
+def test_a_worker_survives_an_evaluator_that_wants_to_leave(notes):
+    with ProcessExecutor(workers.factory("exit_python", notes), 1) as executor:
+        assert "wants to leave" in str(executor.submit(Proposal(BAD)).exception(WAIT))
+        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+    assert workers.noted(notes, "built") == 1
+
+
+def test_devices_are_leased_in_turn_and_a_fresh_worker_takes_the_next(notes):
+    with ProcessExecutor(workers.factory("die", notes), 1, devices=["cuda:0", "cuda:1", "cpu"]) as executor:
+        for seed in range(2):
+            assert executor.submit(Proposal(BAD, seed=seed)).exception(WAIT) is not None
+    built = sorted(notes.glob("built-*"), key=lambda f: int(f.name.split("-")[-1]))
+    assert [f.read_text() for f in built] == ["cuda", "cuda", "cpu", "cuda"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux to ask for a process's cores")
+def test_a_worker_keeps_to_the_cores_and_threads_of_its_lease():
+    core = devices.own_cores()[0]
+    with ProcessExecutor(workers.cores_and_threads, devices=[f"cores:{core}"]) as executor:
+        told = executor.ask(IDENTITY).result(WAIT)["description"]
+    assert told == {"cores": [core], "threads": "1", "device": "cpu", "gpus": ""}
+
+
+def test_cores_are_dealt_out_evenly():
+    dealt = devices.core_sets(2)
+    numbers = [int(n) for text in dealt for n in text.removeprefix("cores:").split(",")]
+    assert numbers == devices.own_cores() or len(devices.own_cores()) == 1
+    assert len(devices.core_sets(5)) == 5
+
+
+def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.environment("cuda:2,cuda:3", 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    with pytest.raises(ValueError, match="was given 2 GPUs"):
+        devices.environment("cuda:2", 2)
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda:", "cores:a-b", ""])
+def test_a_device_of_no_known_form_is_refused(device):
+    with pytest.raises(ValueError, match="is of no known form: use cpu, cores:0-3"):
+        ProcessExecutor(workers.factory(), devices=[device])
+
+
+def test_an_evaluator_in_a_worker_stands_for_one_here():
+    with ProcessExecutor(workers.factory(), 1) as executor:
+        remote, local = RemoteEvaluator(executor), workers.Misbehaving()
+        assert remote.space.signature == local.space.signature
+        assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
+        assert remote.prior() is None
+        result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)
+    assert [t.loss for t in result.trials] == [local.evaluate(t.plan).loss for t in result.trials]
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_any_pool_of_the_standard_library_evaluates(pool, notes):
+    with pool(2) as running, FuturesExecutor(running, workers.factory(notes=notes), 2) as executor:
+        result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
+        assert all(t.done for t in result.trials)
+        assert running.submit(len, "open").result() == 4  # the pool stays the caller's
+    assert 1 <= workers.noted(notes, "built") <= 2
+
+
+def test_a_broken_pool_is_made_anew_and_the_evaluation_run_again(notes):
+    pool = partial(ProcessPoolExecutor, 1)
+    with FuturesExecutor(pool, workers.factory("die", notes, victims=1), 1) as executor:
+        assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0
+    assert workers.noted(notes, "deed") == 1
+
+
+def test_a_plan_that_breaks_two_pools_fails(notes):
+    with FuturesExecutor(partial(ProcessPoolExecutor, 1), workers.factory("die", notes), 1) as executor:
+        assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), WorkerDied)
+        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+
+
+def test_a_pool_that_was_given_and_breaks_stops_the_study_and_fails_no_trial(notes):
+    with ProcessPoolExecutor(1) as pool, FuturesExecutor(pool, workers.factory("die", notes), 1) as executor:
+        assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), WorkerUnusable)
+        assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), WorkerUnusable)
+
+
+def test_a_result_that_comes_after_its_deadline_is_ignored():
+    with ThreadPoolExecutor(2) as pool:
+        executor = FuturesExecutor(pool, workers.factory(seconds=1.0), 2, deadline=0.2)
+        late = executor.submit(Proposal(GOOD))
+        assert isinstance(late.exception(WAIT), DeadlineExceeded)
+        inner = executor.submit(Proposal(GOOD, seed=1))
+        assert isinstance(inner.exception(WAIT), DeadlineExceeded)
+    assert isinstance(late.exception(0), DeadlineExceeded), "the late result replaced the failure"
+
+
+def test_a_pool_whose_workers_all_hang_stops_the_study():
+    import threading
+
+    release = threading.Event()
+
+    class Hanging(workers.Misbehaving):
+        def evaluate(self, plan, **options):
+            release.wait(WAIT)
+            return super().evaluate(plan, **options)
+
+    with ThreadPoolExecutor(1) as pool:
+        executor = FuturesExecutor(pool, Hanging, 1, deadline=0.2)
+        assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), DeadlineExceeded)
+        error = executor.submit(Proposal(GOOD, seed=1)).exception(WAIT)
+        assert isinstance(error, WorkerUnusable) and "hang" in str(error)
+        release.set()
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+import worker_evaluators as workers
+from qra_search import Proposal
+from qra_search.executors import ProcessExecutor
+if __name__ == "__main__":
+    executor = ProcessExecutor(workers.factory({deed!r}, {notes!r}), 2)
+    futures = [executor.submit(Proposal(workers.small_space().uniform(4, 4), seed=s)) for s in range(2)]
+    {then}
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "forgets shutdown", "interrupted"])
+def test_no_worker_outlives_its_study(notes, tmp_path, end):
+    deed = "hang" if end != "forgets shutdown" else ""
+    then = "[f.result() for f in futures]"
+    script = tmp_path / "study.py"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    script.write_text(SCRIPT.format(paths=paths, deed=deed, notes=str(notes), then=then))
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    ends = time.monotonic() + WAIT
+    while workers.noted(notes, "begun") < 2 and time.monotonic() < ends:
+        time.sleep(0.02)
+    if end == "killed":
+        process.kill()
+    elif end == "interrupted":
+        process.send_signal(signal.SIGINT)
+    process.wait(WAIT)
+    assert workers.noted(notes, "built") == 2
+    assert all(gone(pid) for pid in pids(notes))
+
+
+def test_the_executor_of_a_config_builds_the_evaluator_that_it_names():
+    config = make_config({"evaluator": "landscape", "options": {"layers": 2}})
+    with make_executor(config, 1) as executor:
+        remote = RemoteEvaluator(executor)
+        plan = remote.space.uniform_plans()[0]
+        assert executor.submit(Proposal(plan)).result(WAIT).memory_bytes == remote.space.memory_bytes(plan)
+
+
+def test_an_unknown_kind_of_executor_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean process"):
+        make_executor(make_config({}), 1, kind="proces")
+
+
+def test_actors_of_ray_evaluate_are_replaced_and_keep_to_deadlines(notes):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+    from qra_search.executors import RayExecutor
+
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = paths
+    try:
+        with RayExecutor(workers.factory("die", notes, victims=1), 2, cpus=0.5, deadline=20) as executor:
+            result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
+            assert all(t.done for t in result.trials)
+            assert workers.noted(notes, "deed") == 1 and workers.noted(notes, "built") == 3
+        with RayExecutor(workers.factory("hang", notes), 1, cpus=0.5, deadline=1.0) as executor:
+            assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), DeadlineExceeded)
+            assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def test_a_dask_cluster_evaluates_through_its_own_executor(notes):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed (pip install distributed)")
+    from qra_search.executors import dask_executor
+
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        dask_executor(cluster.scheduler_address, workers.factory(notes=notes), 2, deadline=WAIT) as executor,
+    ):
+        result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
+    assert all(t.done for t in result.trials)
+    assert 1 <= workers.noted(notes, "built") <= 2
