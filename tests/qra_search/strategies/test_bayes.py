@@ -71,8 +71,8 @@ def test_an_unknown_acquisition_is_named():
 
 
 def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_observed():
-    evaluator = ToyEvaluator(noise=0.05)
-    state = logged_state(evaluator, 40)
+    evaluator = ToyEvaluator(noise=0.1)
+    state = logged_state(evaluator, 80)
     estimates = BayesStrategy().estimate(state)
     quiet = ToyEvaluator(noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in estimates.plans])
