@@ -1,0 +1,170 @@
+"""The linears of every architecture are found without naming its modules, and grouped as asked."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from qra_eval.linears import find_linears, group_linears, normalise
+from qra_eval.testing import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
+
+EXPERTS = 4
+model_of = functools.cache(tiny_config_model)
+ATTENTION_AND_FEED_FORWARD = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"), 4 + 3),
+    **dict.fromkeys(("phi", "opt"), 4 + 2),
+    **dict.fromkeys(("phi3", "gpt2", "gpt_neox"), 2 + 2),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), 4 + 3 * EXPERTS),
+    "qwen2_moe": 4 + 3 * EXPERTS + 3,
+}
+IDS = torch.randint(0, 320, (2, 17), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_of_every_layer_is_found(family):
+    found = find_linears(model_of(family))
+    assert len(found) == LAYERS * ATTENTION_AND_FEED_FORWARD[family]
+    for layer in range(LAYERS):
+        assert sum(linear.layer == layer for linear in found) == ATTENTION_AND_FEED_FORWARD[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_left_out_is_embeddings_head_and_routers(family):
+    model = model_of(family)
+    found = {linear.name for linear in find_linears(model)}
+    rest = {
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and name.removesuffix(".weight") not in found
+    }
+    embeddings = {n for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    head = {n for n, m in model.named_modules() if m is model.get_output_embeddings()}
+    assert {name for name in rest - embeddings - head if not name.endswith("gate")} == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_found_linear_is_the_module_at_its_path(family):
+    model = model_of(family)
+    for linear in find_linears(model):
+        assert model.get_submodule(linear.name) is linear.module
+        assert linear.module.weight.shape == (linear.out_features, linear.in_features)
+        assert linear.name.endswith(f".{linear.kind}")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_normalising_leaves_the_logits_as_they_were(family):
+    before = tiny_config_model(family, normalised=False)
+    after = model_of(family)
+    changed = {type(m).__name__ for m in before.modules()} - {type(m).__name__ for m in after.modules()}
+    assert changed, "normalise did nothing"
+    torch.testing.assert_close(after(input_ids=IDS).logits, before(input_ids=IDS).logits)
+
+
+def test_a_mixture_of_experts_passes_gradients_to_its_input_and_its_experts():
+    before, after = (tiny_config_model("mixtral", normalised=n) for n in (False, True))
+    gradients = []
+    for model in (before, after):
+        hidden = model.get_input_embeddings()(IDS).detach().requires_grad_()
+        model(inputs_embeds=hidden).logits.square().sum().backward()
+        gradients.append(hidden.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max()))
+    expert = after.model.layers[0].mlp.experts[1].down_proj
+    expert.weight.requires_grad_()
+    after(input_ids=IDS).logits.sum().backward()
+    assert expert.weight.grad.abs().sum() > 0
+
+
+def test_experts_of_a_form_that_is_not_known_stay_as_they_are():
+    model = tiny_config_model("mixtral", normalised=False)
+    for layer in model.model.layers:
+        layer.mlp.experts.is_transposed = True
+    names = [name for name, _ in normalise(model).named_parameters()]
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+
+
+def test_an_unnormalised_conv1d_is_refused():
+    with pytest.raises(ValueError, match="normalise"):
+        find_linears(tiny_config_model("gpt2", normalised=False))
+
+
+def test_the_heaviest_list_of_layers_wins_over_a_longer_one():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.small = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(9))
+            self.large = nn.ModuleList(nn.Sequential(nn.Linear(64, 64)) for _ in range(3))
+
+    assert [linear.name for linear in find_linears(Model())] == [f"large.{i}.0" for i in range(3)]
+
+
+def test_a_model_without_a_list_of_layers_gives_all_its_linears_but_the_head():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 9)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    assert [(linear.name, linear.layer) for linear in find_linears(Model())] == [("body", None)]
+
+
+def test_a_model_without_linears_is_refused():
+    with pytest.raises(ValueError, match="no linears"):
+        find_linears(nn.Embedding(3, 4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("granularity", ["module", "layer", "fused"])
+def test_groups_hold_every_linear_once_and_never_cross_a_layer(family, granularity):
+    found = find_linears(model_of(family))
+    groups = group_linears(found, granularity)
+    assert sorted(member.name for _, members in groups for member in members) == sorted(f.name for f in found)
+    assert len({name for name, _ in groups}) == len(groups)
+    assert all(len({member.layer for member in members}) == 1 for _, members in groups)
+
+
+def test_granularities_of_a_llama():
+    found = find_linears(model_of("llama"))
+    assert [name for name, _ in group_linears(found, "module")] == [linear.name for linear in found]
+    assert [name for name, _ in group_linears(found, "layer")] == ["model.layers.0", "model.layers.1"]
+    fused = dict(group_linears(found, "fused"))
+    kinds = {name: [member.kind for member in members] for name, members in fused.items() if ".0." in name}
+    assert kinds == {
+        "model.layers.0.self_attn.qkv": ["q_proj", "k_proj", "v_proj"],
+        "model.layers.0.self_attn.o_proj": ["o_proj"],
+        "model.layers.0.mlp.gate_up": ["gate_proj", "up_proj"],
+        "model.layers.0.mlp.down_proj": ["down_proj"],
+    }
+
+
+def test_all_experts_of_a_layer_share_their_fused_groups():
+    fused = dict(group_linears(find_linears(model_of("qwen2_moe")), "fused"))
+    assert len(fused["model.layers.1.mlp.experts.gate_up"]) == 2 * EXPERTS
+    assert len(fused["model.layers.1.mlp.experts.down_proj"]) == EXPERTS
+    assert len(fused["model.layers.1.mlp.shared_expert.gate_up"]) == 2
+
+
+def test_an_unknown_granularity_names_the_known_ones():
+    with pytest.raises(ValueError, match="module, layer, fused"):
+        group_linears([], "block")
+
+
+def test_tiny_models_are_the_same_for_the_same_seed_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = tiny_config_model("llama", seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    second, other = tiny_config_model("llama", seed=3), tiny_config_model("llama", seed=4)
+    weights = [m.model.layers[0].mlp.up_proj.weight for m in (first, second, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert weights[0].shape == (INTERMEDIATE, HIDDEN) and first.config.num_attention_heads == HEADS
+
+
+def test_an_unknown_family_names_the_known_ones():
+    with pytest.raises(ValueError, match="llama.*gpt_neox"):
+        tiny_config_model("lama")
