@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,6 @@ class NoRun(ValueError):
 
 class RunExists(ValueError):
     """The folder holds another run, or one that must be gone on with explicitly."""
-
-
-class RunBusy(RuntimeError):
-    """Another process works in the folder."""
 
 
 class RunFolder:
@@ -72,7 +67,7 @@ class RunFolder:
         Raises:
             RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
         """
-        if self.config_file.is_file():
+        if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
             if changed:
@@ -86,25 +81,6 @@ class RunFolder:
             raise RunExists(f"{self.path} already holds this run: add --resume to go on with it, or give another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(dump_config(config))
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from working in the folder.
-
-        Raises:
-            RunBusy: one does already.
-        """
-        try:
-            import fcntl
-        except ImportError:  # no advisory locks on this platform: the log still refuses to write a trial twice
-            yield
-            return
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunBusy(f"another process is working in {self.path}: wait for it, or end it") from None
-            yield
 
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qra_search.cli import lists, search
+from qra_search.cli import lists, looking, search
 
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
@@ -34,6 +34,7 @@ def root(
 
 
 app.command("search", rich_help_panel=SEARCH)(search.search)
+app.command("report", rich_help_panel=LOOK)(looking.report)
 app.command("strategies", rich_help_panel=TOOLS)(lists.strategies)
 app.command("backends", rich_help_panel=TOOLS)(lists.backends)
 app.command("tasks", rich_help_panel=TOOLS)(lists.tasks)

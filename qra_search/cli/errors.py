@@ -67,9 +67,9 @@ def status_of(error: BaseException) -> int:
 
         mendable += (ConfigError,)
     if "qra_search.runs" in sys.modules:
-        from qra_search.runs import NoRun, RunBusy, RunExists
+        from qra_search.runs import NoRun, RunExists
 
-        mendable += (NoRun, RunBusy, RunExists)
+        mendable += (NoRun, RunExists)
     return BAD_INPUT if isinstance(error, mendable) else FAILED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,25 +105,23 @@ def search(
 
 
 def run_search(config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False) -> tuple[SearchResult, bool]:
-    """Search in a folder: refuses another run, locks, builds the evaluator, searches, and writes the results.
+    """Search in a folder: refuses another run, builds the evaluator, searches, and writes the results.
 
     Returns:
         The result, and whether the search came to its end (False: it was interrupted).
 
     Raises:
-        RunExists, RunBusy, BadInput, BudgetTooSmall: what was given cannot be used; nothing was spent.
+        RunExists, BadInput, BudgetTooSmall: what was given cannot be used; nothing was spent.
         StudyFailed: the search cannot go on.
     """
     fresh = not folder.exists
     folder.begin(config, resume=resume)
-    with folder.lock(), view:
-        evaluator = common.build_evaluator(config, view)
-        try:
+    try:
+        with view, closing(common.build_evaluator(config, view)) as evaluator:
             return _search(evaluator, config, folder, view)
-        finally:
-            evaluator.close()
-            if fresh:
-                _forget_if_empty(folder)
+    finally:
+        if fresh:
+            _forget_if_empty(folder)
 
 
 def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study:
@@ -212,9 +210,9 @@ def _forget_if_empty(folder: RunFolder) -> None:
         with TrialLog(folder.log_file) as log:
             if log.meta("space") is not None:
                 return
-    for file in (folder.log_file, folder.path / ".lock", folder.config_file):
+    for file in (folder.log_file, folder.config_file):
         file.unlink(missing_ok=True)
-    for suffix in ("-wal", "-shm"):
+    for suffix in ("-wal", "-shm", ".lock"):
         folder.log_file.with_name(folder.log_file.name + suffix).unlink(missing_ok=True)
     if not any(folder.path.iterdir()):
         folder.path.rmdir()

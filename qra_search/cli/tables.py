@@ -23,7 +23,7 @@ RESULT_ROWS = 12
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
-    console.print(f"\n[bold]{words.headline(result, read_test(folder.test()))}[/]\n")
+    console.print(f"\n[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
     rows = words.comparison_rows(result)
     if rows:
         console.print(comparison_table(rows, named=bool(result.memory_budgets)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qra_search.final import FOUND
 from qra_search.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -16,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def plan_name(plan: Plan) -> str:
-    """`3 bits, rank 8` of a uniform plan; the averages and how many groups of each bits of a mixed one."""
+    """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
     if len(set(plan.bits)) == 1 and len(set(plan.ranks)) == 1:
         return f"uniform {plan.bits[0]} bits, rank {plan.ranks[0]}"
     n = len(plan.bits)
-    return f"mixed, on average {sum(plan.bits) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
+    return f"mixed, {sum(plan.bits) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
 
 
 def bits_counts(plan: Plan) -> str:
@@ -66,28 +68,85 @@ def duration(seconds: float) -> str:
 
 def evaluations_text(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
-    return f"{count:.0f}" if abs(count - round(count)) < 0.005 else f"{count:.2f}"
+    return f"{count:.2f}".rstrip("0").rstrip(".")
 
 
-def headline(result: SearchResult, tested: Sequence[Tested] = ()) -> str:
-    """One sentence that says what was found, on test data where the final comparison was made."""
-    found = next((t for t in tested if t.role == "found"), None)
-    rivals = [t for t in tested if t.role != "found" and math.isfinite(t.loss)]
-    if found is not None and rivals and math.isfinite(found.loss):
-        rival = min(rivals, key=lambda t: t.loss)
-        return _sentence(
-            "Test loss", found.loss, rival.loss, format_bytes(found.memory_bytes), plan_name(rival.plan),
-            _noise(found.loss_error, rival.loss_error),
-        )  # fmt: skip
+@dataclass(frozen=True)
+class Finding:
+    """What a search found in figures: the best plan against the strongest uniform plan that fits.
+
+    Attributes:
+        data: `test` where the final comparison was made, else `validation`.
+        budget: bytes that both keep to.
+        rival: None where no uniform plan fits.
+        noise: standard error of the difference of the two losses; nan where nothing tells it.
+    """
+
+    data: str
+    plan: Plan
+    loss: float
+    memory_bytes: int
+    budget: int
+    rival: Plan | None = None
+    rival_loss: float = math.nan
+    rival_bytes: int = 0
+    noise: float = math.nan
+
+    @property
+    def beats(self) -> bool:
+        """Whether the plan's loss is lower than its rival's."""
+        return self.rival is not None and self.loss < self.rival_loss
+
+    @property
+    def gain(self) -> float:
+        """How much lower the loss is, as a share of the rival's."""
+        return 1.0 - self.loss / self.rival_loss
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the difference is less than twice its standard error."""
+        return self.beats and self.rival_loss - self.loss < 2 * self.noise
+
+
+def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | None:
+    """What was found, on test data where the final comparison was made; None where nothing fits or ended."""
+    found = next((t for t in tested if t.role == FOUND), None)
     comparison = result.comparison()
+    if found is not None:
+        limit = max([*(b for b in result.memory_budgets[-1:]), *(t.memory_bytes for t in tested)])
+        rival = min((t for t in tested if t.role != FOUND), key=lambda t: t.loss, default=None)
+        if rival is None:
+            return Finding("test", found.plan, found.loss, found.memory_bytes, limit)
+        noise = math.hypot(found.loss_error, rival.loss_error)
+        return Finding(
+            "test", found.plan, found.loss, found.memory_bytes, limit, rival.plan, rival.loss, rival.memory_bytes, noise
+        )
     if comparison is None:
-        return "No plan has been evaluated yet." if not result.failures() else "Every evaluation failed."
+        return None
     best, uniform = comparison.best, comparison.uniform
-    size = format_bytes(comparison.budget) if result.memory_budgets else format_bytes(best.memory_bytes)
+    budget = comparison.budget if result.memory_budgets else max(c.memory_bytes for c in result.candidates)
     if uniform is None:
-        return f"Loss {best.loss:.2f} at {size}, where no uniform plan fits."
-    noise = _noise(best.loss_std, uniform.loss_std)
-    return _sentence("Loss", best.loss, uniform.loss, size, plan_name(uniform.plan), noise)
+        return Finding("validation", best.plan, best.loss, best.memory_bytes, budget)
+    noise = math.hypot(best.loss_std, uniform.loss_std)
+    return Finding(
+        "validation", best.plan, best.loss, best.memory_bytes, budget, uniform.plan, uniform.loss,
+        uniform.memory_bytes, noise,
+    )  # fmt: skip
+
+
+def headline(found: Finding | None) -> str:
+    """A finding in one sentence."""
+    if found is None:
+        return "No plan has been evaluated with success yet."
+    size = format_bytes(found.budget)
+    if found.rival is None:
+        return f"{found.data.capitalize()} loss {loss_text(found.loss)} at {size}; no uniform plan to compare it with."
+    rival = plan_name(found.rival)
+    if not found.beats:
+        return f"No plan found within {size} beats {rival}, whose {found.data} loss is {loss_text(found.rival_loss)}."
+    low, high = pair_text(found.loss, found.rival_loss)
+    doubt = ", a difference within the noise" if found.doubtful else ""
+    return f"{found.data.capitalize()} loss {low} instead of {high} ({rival}) at the same {size}{doubt}."
 
 
 def comparison_rows(result: SearchResult) -> list[tuple[int, Candidate, Candidate | None]]:
@@ -106,17 +165,3 @@ def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:
         return str(value) if isinstance(value, (str, int)) else ""
 
     return name("model"), name("task")
-
-
-def _sentence(what: str, found: float, rival: float, size: str, rival_name: str, noise: float) -> str:
-    if found >= rival:
-        return f"No plan found within {size} beats {rival_name} (loss {rival:.3f})."
-    low, high = pair_text(found, rival)
-    doubt = ""
-    if math.isfinite(noise) and rival - found < 2 * noise:
-        doubt = ", a difference within the noise"
-    return f"{what} {low} instead of {high} ({rival_name}) at the same {size}{doubt}."
-
-
-def _noise(first: float, second: float) -> float:
-    return math.hypot(first, second)

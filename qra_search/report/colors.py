@@ -1,0 +1,97 @@
+"""Colours of the report: sequential ramps that colour-blind readers and printers tell apart, and text on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+RAMPS = {
+    # From the few to the many, one hue each, so that lightness alone tells them apart. (light theme, dark theme)
+    "bits": (("#e4eef8", "#7fb2dd", "#2b6cb0", "#0f2f57"), ("#1e2d40", "#2f6297", "#6ba8e0", "#d6e8fb")),
+    "rank": (("#f3e9f6", "#c79ad3", "#8a4a9e", "#471a57"), ("#33233a", "#74478a", "#bb8acb", "#f1def6")),
+    "prior": (("#fdf0dc", "#f2b562", "#c9661b", "#6b2506"), ("#38291a", "#8a4f1c", "#dc8f45", "#fde3c2")),
+}
+PRIOR_STEPS = 6
+ORIGINS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c0392b", "#5b53b8")
+"""Categories, after Okabe and Ito (2008), darkened for 3:1 against white; shapes tell them apart as well."""
+ORIGINS_DARK = ("#56b4e9", "#ff9d5c", "#3fd0a4", "#e39bd0", "#f0d34a", "#a9b7cc", "#ff8a7a", "#b1aaff")
+INK, PAPER = "#000000", "#ffffff"
+
+
+def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
+    """So many colours of a ramp, from its first to its last, evenly apart in OKLab."""
+    stops = [_to_oklab(c) for c in RAMPS[name][dark]]
+    if steps == 1:
+        return [_to_hex(stops[len(stops) // 2])]
+    colors = []
+    for i in range(steps):
+        place = i * (len(stops) - 1) / (steps - 1)
+        k = min(int(place), len(stops) - 2)
+        colors.append(_to_hex([a + (b - a) * (place - k) for a, b in zip(stops[k], stops[k + 1], strict=True)]))
+    return colors
+
+
+def text_on(color: str) -> str:
+    """Ink or paper, whichever is told better from the colour."""
+    return max((INK, PAPER), key=lambda text: contrast(text, color))
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colours, from 1 to 21 (WCAG 2.2)."""
+    low, high = sorted((_luminance(first), _luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ramp_css(name: str, steps: int, *, dark: bool = False) -> str:
+    """Custom properties `--NAME-i` and `--NAME-i-text` of a ramp."""
+    colors = ramp(name, steps, dark=dark)
+    return "".join(f"--{name}-{i}:{c};--{name}-{i}-text:{text_on(c)};" for i, c in enumerate(colors))
+
+
+def _channels(color: str) -> list[float]:
+    return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _linear(c: float) -> float:
+    return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+
+
+def _luminance(color: str) -> float:
+    red, green, blue = (_linear(c) for c in _channels(color))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _times(matrix: Sequence[Sequence[float]], vector: Sequence[float]) -> list[float]:
+    return [sum(m * v for m, v in zip(row, vector, strict=True)) for row in matrix]
+
+
+# Ottosson 2020, "A perceptual color space for image processing".
+_TO_LMS = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_TO_LAB = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
+_FROM_LAB = (
+    (1.0, 0.3963377774, 0.2158037573),
+    (1.0, -0.1055613458, -0.0638541728),
+    (1.0, -0.0894841775, -1.2914855480),
+)
+_FROM_LMS = (
+    (4.0767416621, -3.3077115913, 0.2309699292),
+    (-1.2684380046, 2.6097574011, -0.3413193965),
+    (-0.0041960863, -0.7034186147, 1.7076147010),
+)
+
+
+def _to_oklab(color: str) -> list[float]:
+    return _times(_TO_LAB, [v ** (1 / 3) for v in _times(_TO_LMS, [_linear(c) for c in _channels(color)])])
+
+
+def _to_hex(lab: Sequence[float]) -> str:
+    linear = _times(_FROM_LMS, [v**3 for v in _times(_FROM_LAB, lab)])
+    encoded = [12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055 for c in (max(0.0, v) for v in linear)]
+    return "#" + "".join(f"{round(255 * min(1.0, c)):02x}" for c in encoded)

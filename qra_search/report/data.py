@@ -1,0 +1,166 @@
+"""What a report shows of one run, gathered once."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qra_search.config import RunConfig
+from qra_search.final import Tested, read_test
+from qra_search.report.layout import Layout, layout
+from qra_search.report.words import Finding, finding
+from qra_search.result import Candidate, SearchResult
+from qra_search.runs import RunFolder
+from qra_search.space import Plan
+from qra_search.trials import Trial
+
+POINTS_SHOWN = 400
+"""Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
+TRACES = 4
+"""Budgets whose trace is drawn where none was named."""
+PRIOR = "prior"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part of a search took."""
+
+    part: str
+    trials: int
+    evaluations: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Best mean loss within a budget against the evaluations spent."""
+
+    budget: int
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run as a report sees it."""
+
+    folder: str
+    name: str
+    result: SearchResult
+    identity: dict[str, Any]
+    config: RunConfig | None
+    tested: tuple[Tested, ...]
+    tuned: bool
+
+    @classmethod
+    def read(cls, run: RunFolder) -> RunData:
+        """Read a run's folder.
+
+        Raises:
+            NoRun: no search has begun there.
+        """
+        result = run.result()
+        config = run.config() if run.config_file.is_file() else None
+        return cls(
+            str(run.path), run.name, result, run.identity(), config, tuple(read_test(run.test())),
+            run.adapter.is_dir(),
+        )  # fmt: skip
+
+    @cached_property
+    def finding(self) -> Finding | None:
+        return finding(self.result, self.tested)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return layout(self.result.space)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The plan that is handed over."""
+        return self.finding.plan if self.finding else None
+
+    @cached_property
+    def shown(self) -> tuple[Candidate, ...]:
+        """The candidates that charts show, cheapest first."""
+        candidates = self.result.candidates
+        if len(candidates) <= POINTS_SHOWN:
+            return candidates
+        kept = {c.plan.key for c in (*self.result.front, *self.result.uniform)}
+        for candidate in sorted(candidates, key=lambda c: c.loss):
+            if len(kept) >= POINTS_SHOWN:
+                break
+            kept.add(candidate.plan.key)
+        return tuple(c for c in candidates if c.plan.key in kept)
+
+    @cached_property
+    def first_trial(self) -> dict[str, Trial]:
+        """The first full evaluation of each plan, by its key."""
+        first: dict[str, Trial] = {}
+        for trial in self.result.trials:
+            if trial.done and trial.fidelity >= 1.0:
+                first.setdefault(trial.plan.key, trial)
+        return first
+
+    @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """Where proposals came from, in the order in which they first did."""
+        return tuple(dict.fromkeys(t.proposal.origin or "proposal" for t in self.result.trials))
+
+    @cached_property
+    def costs(self) -> tuple[Cost, ...]:
+        """What the prior took, and the trials of each origin."""
+        parts = []
+        prior = self.result.prior
+        if prior is not None:
+            parts.append(Cost(PRIOR, 0, prior.cost, prior.seconds))
+        for origin in self.origins:
+            trials = [t for t in self.result.trials if (t.proposal.origin or "proposal") == origin]
+            seconds = sum(t.evaluation.seconds for t in trials if t.evaluation is not None)
+            parts.append(Cost(origin, len(trials), sum(t.charged for t in trials), seconds))
+        return tuple(parts)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the prior and in evaluations."""
+        return sum(cost.seconds for cost in self.costs)
+
+    @cached_property
+    def spent(self) -> tuple[float, ...]:
+        """Evaluations spent after each trial, the prior's cost included."""
+        start = self.result.prior.cost if self.result.prior else 0.0
+        return tuple(itertools.accumulate((t.charged for t in self.result.trials), initial=start))[1:]
+
+    @cached_property
+    def traces(self) -> tuple[Trace, ...]:
+        """One trace for each budget, for a few sizes of the front where none was named."""
+        budgets = list(self.result.memory_budgets)
+        if not budgets:
+            sizes = sorted({c.memory_bytes for c in self.result.uniform} or {c.memory_bytes for c in self.result.front})
+            budgets = (
+                sizes if len(sizes) <= TRACES else [sizes[i * (len(sizes) - 1) // (TRACES - 1)] for i in range(TRACES)]
+            )
+        return tuple(Trace(budget, self._trace(budget)) for budget in budgets)
+
+    def _trace(self, budget: int) -> tuple[tuple[float, float], ...]:
+        losses: dict[str, list[float]] = {}
+        points: list[tuple[float, float]] = []
+        for trial, spent in zip(self.result.trials, self.spent, strict=True):
+            if trial.evaluation is None or trial.fidelity < 1.0 or trial.evaluation.memory_bytes > budget:
+                continue
+            losses.setdefault(trial.plan.key, []).append(trial.loss)
+            best = min(sum(v) / len(v) for v in losses.values())
+            if not points or best != points[-1][1]:
+                points.append((spent, best))
+        if points:
+            points.append((max(self.spent[-1], points[-1][0]), points[-1][1]))
+        return tuple(points)
+
+    @cached_property
+    def predictions(self) -> tuple[tuple[Trial, float, float], ...]:
+        """Trials that were predicted: the trial, the predicted loss, the seen one."""
+        return tuple(
+            (t, t.proposal.predicted_loss, t.loss)
+            for t in self.result.trials
+            if t.done and t.fidelity >= 1.0 and t.proposal.predicted_loss is not None
+        )

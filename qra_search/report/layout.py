@@ -1,0 +1,41 @@
+"""How the groups of a space lie on a grid: kinds down, layers across; the shape of every picture of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qra_search.space import SearchSpace
+
+WRAP = 32
+"""Groups in a row where a space says nothing of kinds and layers."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid of groups.
+
+    Attributes:
+        rows, columns: names of the rows (kinds) and of the columns (layers).
+        cells: for each row, the index of the group at each column; None where there is none.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[int | None, ...], ...]
+
+
+def layout(space: SearchSpace) -> Layout:
+    """Kinds by layers where every group says its own; else the groups in order, wrapped."""
+    places = [(group.kind, group.depth) for group in space.groups]
+    if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
+        kinds = list(dict.fromkeys(kind for kind, _ in places))
+        depths = sorted({depth for _, depth in places if depth is not None})
+        index = {place: i for i, place in enumerate(places)}
+        cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
+        return Layout(tuple(kind or "group" for kind in kinds), tuple(map(str, depths)), cells)
+    count = len(places)
+    width = min(WRAP, count)
+    starts = range(0, count, width)
+    cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
+    rows = tuple(f"groups {s} to {min(s + width, count) - 1}" if count > 1 else space.names[0] for s in starts)
+    return Layout(rows, tuple(map(str, range(width))), cells)
