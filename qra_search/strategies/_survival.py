@@ -21,9 +21,11 @@ def population(rows: np.ndarray, objectives: np.ndarray) -> Any:
 
 def survive(pop: Any, size: int, rng: np.random.Generator) -> Any:
     """At most `size` of a population by rank and crowding (Deb et al. 2002); each then knows its rank and crowding."""
+    from pymoo.core.problem import Problem
     from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
-    return RankAndCrowding()._do(None, pop, n_survive=min(size, len(pop)), random_state=rng)
+    problem = Problem(n_var=pop.get("X").shape[1], n_obj=2)
+    return RankAndCrowding().do(problem, pop, n_survive=size, random_state=rng)
 
 
 def non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ class NSGA2Strategy(Strategy):
 
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         levels, kind = Levels(state.space), rng.random()
-        budget = budget_in_turn(state, offset)
+        budget = state.budgets[(len(state.trials) + offset) % len(state.budgets)]
         if self.use_prior and state.prior is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))

@@ -1,0 +1,173 @@
+"""NSGA-II selects as pymoo does, and its operators keep genes whole, steps adjacent and plans within the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
+from pymoo.core.evaluator import Evaluator as PymooEvaluator
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.problems.static import StaticProblem
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+from qra_search.strategies import _operators as op
+from qra_search.strategies._moves import Levels
+from qra_search.strategies._survival import non_dominated, population, survive
+from qra_search.strategies.nsga2 import NSGA2Strategy
+from qra_search.study import search
+from qra_search.toys import ToyEvaluator, budgets_of, logged_state, toy_space
+
+SPACE = toy_space(6, restricted=True)
+LEVELS = Levels(SPACE)
+PROBLEM = op.LevelProblem(LEVELS)
+
+
+def random_rows(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([LEVELS.random(rng) for _ in range(count)])
+
+
+@given(st.integers(0, 10_000), st.integers(2, 30), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_survival_is_pymoos_own(seed, count, size):
+    rng = np.random.default_rng(seed)
+    objectives = rng.integers(0, 12, (count, 2)).astype(float)
+    rows = np.arange(count)[:, None]
+    ours = survive(population(rows, objectives), size, np.random.default_rng(1))
+    problem = Problem(n_var=1, n_obj=2, xl=0, xu=count, vtype=int)
+    evaluated = PymooEvaluator().eval(StaticProblem(problem, F=objectives), Population.new("X", rows))
+    survival = NSGA2().survival
+    theirs = survival.do(problem, evaluated, n_survive=min(size, count), random_state=np.random.default_rng(1))
+    for attribute in ("X", "rank", "crowding"):
+        assert ours.get(attribute).ravel().tolist() == theirs.get(attribute).ravel().tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25))
+def test_the_front_is_pymoos_first_front_without_repeats(points):
+    array = np.array(points, dtype=float)
+    ours = {tuple(array[i]) for i in non_dominated(array[:, 0], array[:, 1])}
+    theirs = {tuple(array[i]) for i in NonDominatedSorting().do(array, only_non_dominated_front=True)}
+    assert ours == theirs
+    assert len(ours) == len(non_dominated(array[:, 0], array[:, 1]))
+
+
+@given(st.integers(0, 1000))
+def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
+    X = random_rows(seed, 8).reshape(2, 4, -1)
+    children = op.LayerAtomicCrossover()._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    G = LEVELS.groups
+    for m in range(4):
+        for g in range(G):
+            genes = [(X[p, m, g], X[p, m, G + g]) for p in (0, 1)]
+            born = [(children[c, m, g], children[c, m, G + g]) for c in (0, 1)]
+            assert sorted(born) == sorted(genes)
+
+
+@given(st.integers(0, 1000), st.floats(0.0, 1.0))
+def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
+    X = random_rows(seed, 5)
+    mutated = op.AdjacentMutation(rate)._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    v = np.arange(LEVELS.variables)
+    for before, after in zip(X, mutated, strict=True):
+        assert LEVELS.allowed[v, after].all()
+        changed = after != before
+        assert changed.any()
+        adjacent = (after == LEVELS.above[v, before]) | (after == LEVELS.below[v, before])
+        assert adjacent[changed].all()
+
+
+def test_adjacent_levels_skip_those_a_group_may_not_take():
+    space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
+    narrow = space.model_copy(update={"groups": (space.groups[0].model_copy(update={"bits": (2, 8)}),)})
+    levels = Levels(narrow)
+    assert levels.above[0, 0] == 3 and levels.below[0, 3] == 0
+    assert levels.above[0, 3] == 3 and levels.below[0, 0] == 0
+
+
+@given(st.integers(0, 1000), st.floats(0.0, 1.0))
+@settings(deadline=None)
+def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
+    budget = budgets_of(SPACE, share)[0]
+    X = random_rows(seed, 4)
+    repaired = op.BudgetRepair(budget)._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    assert (LEVELS.bytes(repaired) <= budget).all()
+    fitting = LEVELS.bytes(X) <= budget
+    assert np.array_equal(repaired[fitting], X[fitting])
+    assert (repaired <= X).all()
+
+
+def test_operators_draw_from_the_given_generator_alone():
+    X = random_rows(0, 8)
+
+    def run():
+        rng = np.random.default_rng(3)
+        crossed = op.LayerAtomicCrossover()._do(PROBLEM, X.reshape(2, 4, -1), random_state=rng)
+        return op.AdjacentMutation()._do(PROBLEM, crossed.reshape(8, -1), random_state=rng)
+
+    first = run()
+    np.random.seed(0)
+    np.random.random(7)
+    assert np.array_equal(first, run())
+
+
+def test_the_tournament_prefers_what_pymoos_prefers():
+    objectives = np.random.default_rng(2).random((12, 2))
+    pop = survive(population(np.arange(12)[:, None], objectives), 12, np.random.default_rng(0))
+    pairs = np.array([[a, b] for a in range(12) for b in range(a)])
+    algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
+    theirs = binary_tournament(pop, pairs, algorithm).ravel()
+    ours = op._fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
+    rank, crowding = pop.get("rank"), pop.get("crowding")
+    decided = [(rank[a], crowding[a]) != (rank[b], crowding[b]) for a, b in pairs]
+    assert ours[decided].tolist() == theirs[decided].tolist()
+
+
+def test_parents_are_survivors_of_the_generations_before():
+    strategy = NSGA2Strategy(population=4)
+    state = logged_state(ToyEvaluator(), 11)
+    assert strategy._parents(state, 0) is None
+    known = {tuple(r) for r in Levels(state.space).encode([t.plan for t in state.trials[:8]])}
+    parents = strategy._parents(state, 2)
+    assert len(parents) == 4
+    assert {tuple(p.X) for p in parents} <= known
+    later = replace(state, trials=state.trials[:8])
+    assert [tuple(p.X) for p in strategy._parents(later, 2)] == [tuple(p.X) for p in parents]
+
+
+def test_the_first_generation_is_mixed_and_the_next_are_offspring():
+    evaluator = ToyEvaluator(toy_space(8))
+    state = logged_state(evaluator, 40, budgets=budgets_of(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy())
+    origins = [t.proposal.origin for t in state.trials]
+    assert {"uniform", "random", "additive"} <= set(origins[:20])
+    assert set(origins[20:]) == {"offspring"}
+
+
+def test_children_descend_from_survivors():
+    """With neither crossover nor mutation of more than one step, every child is one step from a parent."""
+    evaluator = ToyEvaluator(toy_space(8))
+    strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
+    state = logged_state(evaluator, 18)
+    parents = [p.X for p in strategy._parents(state, 3)]
+    for proposal in strategy.propose(state, 3):
+        row = Levels(state.space).encode([proposal.plan])[0]
+        assert min(int((row != p).sum()) for p in parents) == 1
+
+
+def test_it_gets_closer_to_the_front_than_random_search():
+    evaluator = ToyEvaluator(toy_space(4))
+    reference = (4.0, float(evaluator.space.memory.maximum))
+    volumes = [
+        search(evaluator, s, evaluations=150, seed=5).hypervolume(reference=reference) for s in ("nsga2", "random")
+    ]
+    assert volumes[0] > volumes[1]
+
+
+def test_a_population_of_one_is_refused():
+    with pytest.raises(ValueError, match="population must be at least 2, got 1"):
+        NSGA2Strategy(population=1)
