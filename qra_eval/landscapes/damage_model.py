@@ -78,11 +78,12 @@ class DamageModel:
         self.widths = np.exp(START_WIDTHS)
         self._train: Fit | None = None
         self._weights = np.zeros(0)
+        self._offsets = np.zeros(0)
 
     def losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
         """Posterior means (N,) of the loss of plans given by level indices (N, G), (N, G)."""
-        floor, rise, _ = self._physics(b, r)
-        return floor + rise * np.exp(self._residual(b, r))
+        floor, rise, share = self._physics(b, r)
+        return floor + rise * np.exp(self._residual(b, r, share))
 
     def additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss, without the residual."""
@@ -120,30 +121,30 @@ class DamageModel:
         rise = np.maximum(c.cap * -np.expm1(-total / c.cap), LEAST_RISE)
         return floor, rise, t / np.maximum(total, 1e-9)[:, None]
 
-    def _residual(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+    def _residual(self, b: np.ndarray, r: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """f (N,): the table's part by look-up, the rest by the distance to every plan of the fit."""
         if self._train is None:
             return np.zeros(len(b))
-        return self._kernel(b, r, self._train.b, self._train.r) @ self._weights
+        rows, count = np.arange(len(self.space)), len(self.space)
+        of_table = (share * np.sqrt(count) * self._offsets[rows, b, r]).sum(1)
+        differ = 1.0 - self._same(b, r, self._train.b, self._train.r) / count
+        return of_table + self.widths[2] ** 2 * np.exp(-differ / self.widths[3]) @ self._weights
 
-    def _kernel(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
-        """Covariance (N, M) of f."""
-        return _combine(self._similarities(b, r, b2, r2), self.widths)
+    def _same(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
+        """Number of groups (N, M) of equal bits and rank."""
+        ranks, size = len(self.space.ranks), len(self.space.bits) * len(self.space.ranks)
+        return _onehot(b * ranks + r, size) @ _onehot(b2 * ranks + r2, size).T
 
     def _similarities(
         self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shared damage at equal bits (N, M), at equal bits and ranks, and the share of groups that differ."""
-        count = len(self.space)
+        count, ranks = len(self.space), len(self.space.ranks)
         w, w2 = (self._physics(x, y)[2] * np.sqrt(count) for x, y in ((b, r), (b2, r2)))
-        ranks = len(self.space.ranks)
-        bits, both = (_onehot(x, k, w) @ _onehot(y, k, w2).T for x, y, k in (
-            (b, b2, len(self.space.bits)), (b * ranks + r, b2 * ranks + r2, len(self.space.bits) * ranks)
-        ))  # fmt: skip
-        same = (
-            _onehot(b * ranks + r, len(self.space.bits) * ranks)
-            @ _onehot(b2 * ranks + r2, len(self.space.bits) * ranks).T
-        )
-        return bits, both, 1.0 - same / count
+        bits = _onehot(b, len(self.space.bits), w) @ _onehot(b2, len(self.space.bits), w2).T
+        size = len(self.space.bits) * ranks
+        both = _onehot(b * ranks + r, size, w) @ _onehot(b2 * ranks + r2, size, w2).T
+        return bits, both, 1.0 - self._same(b, r, b2, r2) / count
 
     def conditioned(self, data: Fit, widths: np.ndarray | None = None) -> DamageModel:
         """The model with its residual fitted to the data; widths by marginal likelihood where none are given."""
@@ -158,7 +159,18 @@ class DamageModel:
         model.widths = widths
         factor = cho_factor(_combine(parts, widths) + np.diag(noise**2 + widths[4] ** 2), lower=True)
         model._train, model._weights = data, cho_solve(factor, target)
+        model._offsets = model._table_of_errors(data)
         return model
+
+    def _table_of_errors(self, data: Fit) -> np.ndarray:
+        """float (G, B, R): what a group's choice adds to f for each unit of its share w."""
+        w = self._physics(data.b, data.r)[2] * np.sqrt(len(self.space)) * self._weights[:, None]
+        groups = np.broadcast_to(np.arange(len(self.space)), data.b.shape)
+        table = np.zeros((len(self.space), len(self.space.bits), len(self.space.ranks)))
+        np.add.at(table, (groups, data.b, data.r), self.widths[1] ** 2 * w)
+        of_bits = np.zeros(table.shape[:2])
+        np.add.at(of_bits, (groups, data.b), self.widths[0] ** 2 * w)
+        return table + of_bits[:, :, None]
 
 
 def fit_surrogate(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:
@@ -252,9 +264,9 @@ def _best_widths(parts: tuple[np.ndarray, np.ndarray, np.ndarray], target: np.nd
 
 
 def _onehot(index: np.ndarray, size: int, values: np.ndarray | None = None) -> np.ndarray:
-    """Indices (N, G) as (N, G * size), with 1 or the value (N, G) at each."""
+    """Indices (N, G) as (N, G * size), with 1 (exact in single precision) or the value (N, G) at each."""
     n, groups = index.shape
-    out = np.zeros((n, groups * size))
+    out = np.zeros((n, groups * size), np.float32 if values is None else np.float64)
     columns = np.arange(groups) * size + index
-    np.put_along_axis(out, columns, np.ones_like(out[:, :groups]) if values is None else values, axis=1)
+    np.put_along_axis(out, columns, np.ones((n, groups), out.dtype) if values is None else values, axis=1)
     return out
