@@ -1,7 +1,8 @@
 """Quantization backends: how a linear layer is stored at each bit-width, exact to the byte."""
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.calibration import SecondMoment
+from qra_backends.linear import DequantizedLinear
 from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
 from qra_backends.storage import (
     UNQUANTIZED_BITS,
@@ -17,12 +18,15 @@ __all__ = [
     "UNQUANTIZED_BITS",
     "Backend",
     "BackendInfo",
+    "DequantizedLinear",
     "GroupFormat",
     "SecondMoment",
     "StorageFormat",
     "UnquantizedFormat",
     "backend_names",
     "bits_per_weight",
+    "check_tensors",
+    "copy_bias",
     "list_backends",
     "live_bytes",
     "live_tensors",

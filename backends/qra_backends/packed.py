@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends import bitpack
-from qra_backends.functional import dequantized_linear
+from qra_backends.linear import DequantizedLinear
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
@@ -14,11 +14,8 @@ GROUP_BYTES = 4  # scale and offset
 _GROUP_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(DequantizedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size.
-
-    It is an `nn.Linear` for the sake of libraries that look for one: PEFT wraps it, and asks its `weight` for shape,
-    dtype and device. That is a `TemporaryWeight`, a dequantized copy which refuses to be changed.
 
     Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16.
     """
@@ -40,19 +37,14 @@ class PackedLinear(nn.Linear):
         bias: nn.Parameter | None,
         dtype: torch.dtype,
     ):
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = out_features, in_features
-        self.bits, self.group_size, self.dtype = bits, group_size, dtype
+        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+        self.bits, self.group_size = bits, group_size
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.view(_GROUP_STORAGE))
         self.register_buffer("offset", offset.view(_GROUP_STORAGE))
-        self.register_parameter("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return dequantized_linear(x, self.dequantize, self.bias)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out, in), computed in float32 and rounded once to `dtype` (default: the layer's own)."""
+        """The weight (out, in), computed in float32 and rounded once to `dtype`."""
         codes = bitpack.unpack(self.codes, self.bits, self.out_features * self.in_features)
         return decode(
             codes.view(self.out_features, self.in_features),
@@ -63,25 +55,6 @@ class PackedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
-
-    def __getattr__(self, name: str):
-        if name == "weight":
-            return TemporaryWeight(self.dequantize())
-        return super().__getattr__(name)
-
-
-class TemporaryWeight(Tensor):
-    """A dequantized copy of a stored weight. Merging an adapter into it would be lost, so `data` is refused."""
-
-    @staticmethod
-    def __new__(cls, weight: Tensor) -> TemporaryWeight:
-        return Tensor._make_subclass(cls, weight, False)
-
-    @property
-    def data(self) -> Tensor:  # type: ignore[override]
-        raise RuntimeError(
-            "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
-        )
 
 
 def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""Six bits a weight, four codes in three bytes, with a float32 scale and offset for each row."""
+
+from __future__ import annotations
+
+import torch
+from qra_backends import Backend, DequantizedLinear, GroupFormat, check_tensors, copy_bias
+
+LEVELS = 2**6 - 1
+
+
+class Int6Linear(DequantizedLinear):
+    def __init__(self, codes, grid, **shape):
+        super().__init__(**shape)
+        self.register_buffer("codes", codes)  # uint8 (out, in * 3/4)
+        self.register_buffer("grid", grid.view(torch.int32))  # (out, 2) float32, safe from model.to(dtype)
+
+    def dequantize(self, dtype=None):
+        low, middle, high = self.codes.to(torch.int32).unflatten(1, (-1, 3)).unbind(2)
+        word = low | middle << 8 | high << 16
+        codes = torch.stack([word >> shift & LEVELS for shift in (0, 6, 12, 18)], dim=2).flatten(1)
+        scale, offset = self.grid.view(torch.float32).split(1, dim=1)
+        return (codes * scale + offset).to(dtype or self.dtype)
+
+
+class Int6Backend(Backend):
+    """Rows rounded to the nearest of 64 evenly spaced levels."""
+
+    name = "int6"
+    bits = (6,)
+
+    def __init__(self):
+        self.options = {}
+
+    def supports(self, bits, out_features, in_features):
+        if bits == 6 and in_features % 4:
+            return f"int6 packs four weights of a row together, and {in_features} is no multiple of 4"
+        return super().supports(bits, out_features, in_features)
+
+    def storage(self, bits):
+        self.check_bits(bits)
+        return GroupFormat(6, None, group_bytes=8)
+
+    @torch.no_grad()
+    def quantize(self, linear, bits, *, hessian=None):
+        self.check(linear, bits)
+        weight = linear.weight.float()
+        low, high = weight.aminmax(dim=1, keepdim=True)
+        scale = (high - low) / LEVELS
+        codes = ((weight - low) / scale.clamp_min(1e-30)).round().clamp(0, LEVELS).to(torch.int32)
+        first, second, third, fourth = codes.unflatten(1, (-1, 4)).unbind(2)
+        word = first | second << 6 | third << 12 | fourth << 18
+        packed = torch.stack([word >> shift & 255 for shift in (0, 8, 16)], dim=2).flatten(1).to(torch.uint8)
+        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        tensors = {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
+        return self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=linear.weight.dtype)
+
+    def dequantize(self, module):
+        return module.dequantize()
+
+    def to_tensors(self, module):
+        return {"codes": module.codes.clone(), "grid": module.grid.view(torch.float32).clone()}
+
+    def from_tensors(self, tensors, *, bits, out_features, in_features, bias=None, dtype=torch.bfloat16):
+        codes = ((out_features, in_features * 3 // 4), torch.uint8)
+        check_tensors(tensors, {"codes": codes, "grid": ((out_features, 2), torch.float32)}, "int6")
+        bias = copy_bias(bias, dtype, tensors["codes"].device)
+        return Int6Linear(**tensors, out_features=out_features, in_features=in_features, bias=bias, dtype=dtype)

@@ -1,0 +1,73 @@
+"""A third party's package is installed, found, tested with the public kit, and searched with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "backends" / "example"
+
+SEARCH = """
+from qra_backends import make_backend
+from qra_search import Evaluation, Evaluator, Group, Linear, SearchSpace, search
+
+backend = make_backend({4: "reference", 6: "int6", 8: "reference"})
+
+class Toy(Evaluator):
+    space = SearchSpace(
+        groups=[Group(name=str(i), linears=[Linear(name=str(i), out_features=64, in_features=64)]) for i in range(4)],
+        bits=(4, 6, 8), ranks=(4, 8), formats={bits: backend.storage(bits) for bits in backend.bits},
+    )
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        loss = sum(4.0 ** -bits for bits in plan.bits)
+        return Evaluation(loss, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed, seconds=0.0)
+    def prior(self):
+        return None
+
+result = search(Toy(), strategy="uniform", evaluations=6, seed=0)
+six = {c.memory_bytes for c in result.front if set(c.plan.bits) == {6}}
+assert six == {4 * (64 * 64 * 6 // 8 + 64 * 8 + 2 * 4 * (64 + 64))}, six
+print("found", backend.spec["choice"]["6"]["name"])
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of an environment that has the example package beside everything that is here."""
+    pytest.importorskip("setuptools", reason="setuptools, which builds the example, is not installed")
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(EXAMPLE, folder / "source")  # building leaves files in the source
+    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([sys.executable, "-m", "pip", *install, folder / "site", source], check=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "site"), os.getenv("PYTHONPATH")]))}
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_is_not_there_before_it_is_installed():
+    from qra_backends import backend_names
+
+    assert "int6" not in backend_names()
+
+
+def test_it_passes_the_conformance_kit(environment: dict[str, str]):
+    test = EXAMPLE / "test_qra_int6.py"
+    assert "passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)], environment)
+
+
+def test_a_search_uses_it_beside_other_backends(environment: dict[str, str]):
+    assert "found int6" in run(["-c", SEARCH], environment)
+
+
+def test_the_whole_package_is_short():
+    files = [path for path in EXAMPLE.iterdir() if path.suffix in {".py", ".toml", ".md"}]
+    assert sum(len(path.read_text().splitlines()) for path in files) < 120
