@@ -133,7 +133,7 @@ class DamageModel:
     def _same(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
         """Number of groups (N, M) of equal bits and rank."""
         ranks, size = len(self.space.ranks), len(self.space.bits) * len(self.space.ranks)
-        return _onehot(b * ranks + r, size) @ _onehot(b2 * ranks + r2, size).T
+        return (_onehot(b * ranks + r, size) @ _onehot(b2 * ranks + r2, size).T).astype(float)
 
     def _similarities(
         self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray

@@ -1,0 +1,159 @@
+"""The evaluator `recorded`: a surrogate of a trial log that predicts what it was not shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qra_eval.landscapes.damage_model import BROKEN_RISE, Fit, cross_validate, fit_surrogate
+from qra_eval.recorded import Record, RecordedEvaluator, build, read_record
+from qra_eval.surrogate import Landscape, make_landscape
+from qra_search.bench import task_budgets
+from qra_search.config import make_config
+from qra_search.study import Study
+from qra_search.testing import EvaluatorContract
+
+DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "measured"
+TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"
+DAMAGE = DATA / "smollm2_gsm8k_damage.jsonl"
+
+
+@pytest.fixture(scope="module")
+def landscape() -> Landscape:
+    return make_landscape("interaction", 12, "layer", seed=5)
+
+
+@pytest.fixture(scope="module")
+def logs(landscape: Landscape, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("logs")
+    paths = []
+    for strategy, evaluations in (("random", 60), ("additive", 40)):
+        paths.append(folder / f"{strategy}.sqlite")
+        budgets = task_budgets(landscape.space)
+        study = Study(
+            landscape, strategy=strategy, evaluations=evaluations, memory_budget=budgets, seed=1, log=paths[-1]
+        )
+        study.run()
+        study.log.close()
+    return paths
+
+
+@pytest.fixture(scope="module")
+def recorded(logs: list[Path]) -> RecordedEvaluator:
+    return RecordedEvaluator(read_record(logs))
+
+
+class TestContract(EvaluatorContract):
+    @pytest.fixture
+    def evaluator(self, recorded: RecordedEvaluator) -> RecordedEvaluator:
+        return recorded
+
+
+def test_a_log_gives_back_its_space_its_plans_and_its_prior(landscape: Landscape, recorded: RecordedEvaluator) -> None:
+    assert recorded.space.signature == landscape.space.signature
+    assert (recorded.record.prior.bits_damage == landscape.prior().bits_damage).all()
+    assert len(recorded.record.loss) >= 80
+
+
+def test_it_predicts_plans_that_it_was_not_shown(landscape: Landscape, recorded: RecordedEvaluator) -> None:
+    error = recorded.held_out()
+    assert error["r2_good"] > 0.9 and error["rank_correlation_good"] > 0.9
+    assert error["rmse_good"] < 0.3 * error["spread_good"]
+    # What it says of its own error holds against the noise-free truth on fresh plans as well.
+    other = Study(landscape, strategy="random", evaluations=60, memory_budget=task_budgets(landscape.space), seed=9)
+    fresh = [c.plan for c in other.run().candidates]
+    true = np.array([landscape.true_loss(plan) for plan in fresh])
+    good = true < true.min() + BROKEN_RISE
+    predicted = np.array([recorded.true_loss(plan) for plan in fresh])
+    assert np.sqrt(np.mean((predicted - true)[good] ** 2)) < 4 * error["rmse_good"]
+
+
+def test_a_shuffled_log_is_said_to_be_unpredictable(recorded: RecordedEvaluator) -> None:
+    record = recorded.record
+    loss = np.random.default_rng(0).permutation(record.loss)
+    error = cross_validate(record.space, record.prior, Fit(record.b, record.r, loss, np.full(len(loss), 0.005)))
+    assert error["r2_good"] < 0.3
+
+
+def test_many_predictions_equal_single_ones_and_the_kernel_written_out(recorded: RecordedEvaluator) -> None:
+    record, model = recorded.record, recorded.surrogate
+    b, r = record.b[:5], record.r[:5]
+    many = recorded.true_losses(b, r)
+    assert many == pytest.approx([recorded.true_loss(recorded.space.decode(*x)) for x in zip(b, r, strict=True)])
+    floor, rise, share = model._physics(b, r)
+    others = model._physics(record.b, record.r)[2]
+    groups = len(recorded.space)
+    for i in range(5):
+        f = 0.0
+        for j in range(len(record.loss)):
+            bits, both = b[i] == record.b[j], (b[i] == record.b[j]) & (r[i] == record.r[j])
+            shared = share[i] * others[j] * groups
+            covariance = model.widths[0] ** 2 * shared[bits].sum() + model.widths[1] ** 2 * shared[both].sum()
+            covariance += model.widths[2] ** 2 * np.exp(-(1 - both.mean()) / model.widths[3])
+            f += covariance * model._weights[j]
+        assert many[i] == pytest.approx(floor[i] + rise[i] * np.exp(f), abs=1e-9)
+
+
+def test_with_little_noise_the_fit_goes_through_its_data(landscape: Landscape, recorded: RecordedEvaluator) -> None:
+    record = recorded.record
+    true = landscape.true_losses(record.b, record.r)
+    model = fit_surrogate(record.space, record.prior, Fit(record.b, record.r, true, np.full(len(true), 1e-4)))
+    good = true < true.min() + BROKEN_RISE
+    assert np.abs(model.losses(record.b, record.r) - true)[good].max() < 0.03
+
+
+def test_references_lie_within_the_budget_and_below_all_recorded_plans(recorded: RecordedEvaluator) -> None:
+    record, budgets = recorded.record, task_budgets(recorded.space)
+    reference = recorded.reference_front(budgets)
+    sizes = recorded.space.memory.bytes(record.b, record.r)
+    predicted = recorded.true_losses(record.b, record.r)
+    for plan, loss, budget in zip(reference.plans, reference.losses, budgets, strict=True):
+        assert recorded.space.memory_bytes(plan) <= budget
+        assert loss <= predicted[sizes <= budget].min() + 1e-9
+
+
+def test_replicates_give_the_noise_between_seeds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(15):
+        bits, ranks = [2 + i % 3, 3, 4, 2], [4 if i // 3 & 1 << k else 8 for k in range(4)]
+        rows += [{"bits": bits, "ranks": ranks, "loss": 2.0 + 0.1 * i + 0.02 * float(rng.normal())} for _ in range(20)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    record = read_record([path])
+    assert record.seed_noise == pytest.approx(0.02, rel=0.2)
+    assert record.replicates.sum() == 300
+
+
+def test_a_config_names_a_log(logs: list[Path]) -> None:
+    evaluator = build(make_config({"evaluator": "recorded", "options": {"log": [str(p) for p in logs], "seed": 2}}))
+    assert evaluator.describe()["recorded"] == ["random.sqlite", "additive.sqlite"]
+    with pytest.raises(ValueError, match="needs options.log"):
+        build(make_config({"evaluator": "recorded"}))
+    with pytest.raises(ValueError, match=r"unknown options of the recorded evaluator: \['logs'\]"):
+        build(make_config({"options": {"log": str(logs[0]), "logs": 1}}))
+
+
+def test_too_few_or_missing_evaluations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text(json.dumps({"bits": [2, 3], "ranks": [4, 4], "loss": 1.0}) + "\n")
+    with pytest.raises(ValueError, match="1 distinct evaluated plans are too few"):
+        read_record([path])
+    with pytest.raises(ValueError, match="no trial log 'none.sqlite'"):
+        read_record([tmp_path / "none.sqlite"])
+
+
+@pytest.mark.skipif(not TUNED.is_file(), reason="the measured evaluations are not there: set QRA_TEST_DATA")
+def test_it_predicts_real_evaluations_of_a_small_model() -> None:
+    record: Record = read_record([TUNED, SEARCHED], damage=DAMAGE)
+    assert len(record.loss) == 41
+    error = cross_validate(record.space, record.prior, fit_of(record), folds=41)
+    assert error["rmse_good"] < 0.05 and error["r2_good"] > 0.95
+
+
+def fit_of(record: Record) -> Fit:
+    return Fit(record.b, record.r, record.loss, record.seed_noise / np.sqrt(record.replicates))

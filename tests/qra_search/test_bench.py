@@ -1,0 +1,308 @@
+"""The benchmark of strategies: truncated logs, resumable cells, honest scores, statistics from other sources."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qra_search import bench
+from qra_search.bench import statistics
+from qra_search.bench.cell import truncate
+from qra_search.bench.measures import best_known, hypervolume_regret, share_left
+from qra_search.bench.tables import NoRows, summarise
+from qra_search.plugins import UnknownName
+from qra_search.strategies import Strategy, StudyState
+from qra_search.strategies.random import RandomStrategy
+from qra_search.study import Study
+from qra_search.trials import Proposal
+
+TASK = "interaction-4-layer-measured"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of two strategies on two tasks with three seeds."""
+    out = tmp_path_factory.mktemp("bench")
+    tasks = [TASK, "additive-4-layer-measured"]
+    assert bench.run_benchmark(tasks, ["random", "additive"], 3, 12, out, workers=2) == bench.Progress(12, 0, 0, 0)
+    bench.make_tables(out)
+    return out
+
+
+# -- tasks and strategies by name ---------------------------------------------------------------------
+def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
+    evaluator = bench.task_named("uneven-6-module-shuffled").build(seed=3)
+    assert len(evaluator.space) == 42
+    assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
+    assert evaluator.prior().source == "shuffled"
+
+
+@pytest.mark.parametrize("text", ["interaction", "interaction-x-layer-measured", "recorded:"])
+def test_what_is_no_task_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
+        bench.task_named(text)
+
+
+def test_every_task_of_every_preset_can_be_built() -> None:
+    for preset in bench.PRESETS.values():
+        for task in preset.tasks:
+            if "-64-" not in task:
+                assert bench.task_named(task).build(0).true_loss is not None
+
+
+def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
+    space = bench.task_named(TASK).build(0).space
+    low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
+    assert bench.task_budgets(space) == (low, (low + high) // 2, high)
+
+
+def test_budgets_exist_where_the_space_has_neither_3_nor_4_bits() -> None:
+    space = replace_choices(bench.task_named(TASK).build(0).space, bits=(2, 8), ranks=(4,))
+    budgets = bench.task_budgets(space)
+    assert list(budgets) == sorted(budgets) and budgets[0] >= space.memory.minimum
+
+
+def replace_choices(space, **choices):
+    return space.model_copy(update=choices).__class__(**(space.model_dump(include={"groups"}) | choices))
+
+
+def test_options_of_a_strategy_are_written_behind_its_name() -> None:
+    strategy = bench.parse_strategy("optuna:random")
+    assert strategy.name == "optuna:random"
+    with pytest.raises(ValueError, match="does not take these options"):
+        bench.parse_strategy("random?depth=3")
+    with pytest.raises(ValueError, match="is not OPTION=VALUE"):
+        bench.parse_strategy("random?depth")
+
+
+# -- one cell -----------------------------------------------------------------------------------------
+def test_a_truncated_log_holds_only_what_had_been_paid_for() -> None:
+    evaluator = bench.task_named(TASK).build(0)
+    study = Study(evaluator, strategy="random", evaluations=20, memory_budget=bench.task_budgets(evaluator.space))
+    study.run()
+    then = truncate(study.state, 10)
+    assert then.trials == study.state.trials[: len(then.trials)]
+    assert then.prior.cost == 1.5 and len(then.trials) == 8 and then.spent == 9.5
+    assert truncate(study.state, 1e9).trials == study.state.trials
+
+
+def test_a_look_back_equals_a_search_that_ended_there() -> None:
+    """A strategy is a pure function of the log, so looking back is the same as having stopped."""
+    task = bench.task_named(TASK)
+    long, short = (bench.run_cell(task, "additive", 0, evaluations) for evaluations in (50, 25))
+    assert long["checkpoints"][:2] == short["checkpoints"]
+    assert [look["at"] for look in long["checkpoints"]] == [10, 25, 50]
+
+
+def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
+    task = bench.task_named(TASK)
+    row = bench.run_cell(task, "random", 1, 15)
+    evaluator = task.build(1)
+    study = Study(
+        evaluator, strategy="random", evaluations=15, memory_budget=bench.task_budgets(evaluator.space), seed=1
+    )
+    result = study.run()
+    look = truncate(study.state, 10)
+    assert row["checkpoints"][-1]["trials"] == len(look.trials)
+    for budget, handed in zip(row["grid"], row["checkpoints"][-1]["handed"], strict=True):
+        fitting = [t for t in look.trials if evaluator.space.memory_bytes(t.plan) <= budget]
+        assert handed == evaluator.true_loss(min(fitting, key=lambda t: t.loss).plan)
+    assert row["trials"] == len(result.trials) and row["complete"] and row["failed"] == 0
+    assert row["proposals"] == row["trials"] - len(study.design)
+
+
+class LowFidelity(Strategy):
+    """Asks for a random plan at low fidelity, then for the same plan in full."""
+
+    name = "low"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        last = state.trials[-1].proposal
+        if last.fidelity < 1:
+            return [replace(last, fidelity=1.0, predicted_loss=1.0, predicted_std=100.0)]
+        return [replace(p, fidelity=0.25) for p in RandomStrategy().propose(state, 1)]
+
+
+class Repeating(RandomStrategy):
+    """Breaks its contract after a while."""
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        return super().propose(state, n) if len(state.trials) < 9 else [state.trials[0].proposal]
+
+
+@pytest.fixture
+def own_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"low": LowFidelity, "repeating": Repeating}
+    monkeypatch.setattr("qra_search.bench.cell.parse_strategy", lambda name: made[name]())
+
+
+def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
+    row = bench.run_cell(bench.task_named(TASK), "low", 0, 12)
+    assert row["low_fidelity"] > 3
+    evaluations = row["trials"] - row["low_fidelity"]
+    assert row["spent"] == pytest.approx(1.5 + evaluations + 0.25 * row["low_fidelity"])
+    assert row["checkpoints"][0]["spent"] <= 10 and row["coverage_90"] == 1.0
+
+
+def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
+    from qra_search.bench.run import _cell
+
+    row = _cell(bench.task_named(TASK), "repeating", 0, 30.0, None, None)
+    assert row["error"].startswith("StudyFailed: the strategy repeated an evaluation") and "checkpoints" not in row
+    assert "/" not in row["error"]
+
+
+def test_a_cell_that_takes_too_long_is_cut_short_and_says_so() -> None:
+    row = bench.run_cell(bench.task_named(TASK), "random", 0, 50, cell_seconds=0.0)
+    assert not row["complete"] and row["trials"] == 1
+
+
+# -- the run ------------------------------------------------------------------------------------------
+def test_rows_name_commit_and_versions_but_no_place(small: Path) -> None:
+    rows = bench.read_rows(small)
+    assert len(rows) == 12
+    for row in rows:
+        assert row["environment"]["versions"]["numpy"] == np.__version__
+        assert set(row["environment"]) == {"commit", "python", "versions", "machine", "system", "cores"}
+        assert str(Path.home()) not in json.dumps(row) and str(small) not in json.dumps(row)
+
+
+def test_a_second_call_runs_nothing_and_a_wider_one_only_what_is_new(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_bytes((small / "raw.jsonl").read_bytes())
+    again = bench.run_benchmark([TASK], ["random", "additive"], 3, 12, tmp_path, workers=1)
+    assert again == bench.Progress(0, 0, 6, 0)
+    wider = bench.run_benchmark([TASK], ["random", "uniform"], [2, 3], 12, tmp_path, workers=1)
+    assert wider == bench.Progress(3, 0, 1, 0)
+    assert len(bench.read_rows(tmp_path)) == 15
+
+
+def test_a_row_cut_short_by_a_kill_is_run_again(small: Path, tmp_path: Path) -> None:
+    whole = (small / "raw.jsonl").read_text()
+    (tmp_path / "raw.jsonl").write_text(whole[:-40])
+    tasks = [TASK, "additive-4-layer-measured"]
+    assert bench.run_benchmark(tasks, ["random", "additive"], 3, 12, tmp_path, workers=1).ran == 1
+    measured = ("checkpoints", "reference", "uniform", "trials", "spent")
+
+    def pick(rows):
+        return sorted(json.dumps([r["task"], r["strategy"], r["seed"], *(r[m] for m in measured)]) for r in rows)
+
+    assert pick(bench.read_rows(tmp_path)) == pick(bench.read_rows(small))
+
+
+def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
+    progress = bench.run_benchmark([TASK], ["random"], 2, 10, tmp_path, workers=1, minutes=0.0)
+    assert progress == bench.Progress(0, 0, 0, 2)
+
+
+def test_an_unknown_strategy_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown strategy 'randon': did you mean random"):
+        bench.run_benchmark([TASK], ["random", "randon"], 1, 10, tmp_path)
+    assert not (tmp_path / "raw.jsonl").exists()
+
+
+# -- scores -------------------------------------------------------------------------------------------
+def row_of(strategy: str, handed: list[float], **changes) -> dict:
+    """A row on a made-up landscape: best known 1, 1, 1 and best uniform 2, 2, 2 at the budgets 10, 20, 30."""
+    return {
+        "task": "a-1-layer-measured", "strategy": strategy, "seed": 0, "evaluations": 10.0,
+        "budgets": [10, 20, 30], "grid": [10, 15, 20, 25, 30], "reference": [1.0] * 5, "uniform": [2.0] * 5,
+        "checkpoints": [{"at": 10, "handed": handed}],
+        "complete": True, "trials": 8, "replicates": 0, "low_fidelity": 0, "failed": 0, "coverage_90": None,
+        "propose_seconds": None, "propose_cpu_seconds": None,
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("handed", "share"),
+    [([1.0] * 5, 0.0), ([2.0] * 5, 1.0), ([2.0, 9.0, 1.0, 9.0, 1.0], 1 / 3), ([3.0, 1.0, 3.0, 1.0, 3.0], 2.0)],
+)
+def test_the_share_left_is_summed_over_the_three_budgets(handed: list[float], share: float) -> None:
+    row = row_of("x", handed)
+    assert share_left(row, 10, best_known([row])[row["task"], 0]) == pytest.approx(share)
+
+
+def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
+    rows = [row_of("good", [0.5] * 5), row_of("fair", [1.0] * 5)]
+    best = best_known(rows)[rows[0]["task"], 0]
+    assert share_left(rows[0], 10, best) == 0.0
+    assert share_left(rows[1], 10, best) == pytest.approx(1 / 3)
+
+
+def test_hypervolume_regret_is_the_area_that_is_missed() -> None:
+    # Corner (2, 35). Best known: loss 1 from the bytes 10 on, so the area is 1 x 25. Handed over: loss 1 from 20 on.
+    row = row_of("x", [2.0, 2.0, 1.0, 1.0, 1.0])
+    assert hypervolume_regret(row, 10, np.ones(5)) == pytest.approx(1 - 15 / 25)
+    assert hypervolume_regret(row_of("x", [1.0] * 5), 10, np.ones(5)) == pytest.approx(0.0)
+    assert hypervolume_regret(row_of("x", [3.0] * 5), 10, np.ones(5)) == pytest.approx(1.0)
+
+
+def test_a_failed_cell_counts_as_the_best_uniform_plan_and_is_named() -> None:
+    rows = [row_of("good", [1.0] * 5), {k: row_of("bad", [])[k] for k in ("task", "strategy", "seed", "evaluations")}]
+    rows[1]["error"] = "StudyFailed: so it went"
+    (setting,) = summarise(rows)["settings"]
+    assert setting["checkpoints"][0]["pooled"]["bad"]["median"] == 1.0
+    assert setting["conduct"]["bad"]["failed_cells"] == 1
+    assert setting["conduct"]["bad"]["errors"] == ["StudyFailed: so it went"]
+
+
+# -- statistics ---------------------------------------------------------------------------------------
+def test_ranks_friedman_and_critical_difference_are_those_of_the_literature() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((14, 4))
+    ranks = statistics.mean_ranks(scores, tuple("abcd"))
+    # Demšar (2006), table 5: q of 2.569 for four classifiers at 0.05; with 14 data sets the difference is 1.25.
+    assert ranks.critical_difference == pytest.approx(1.25, abs=0.005)
+    assert ranks.mean.sum() == pytest.approx(10.0)
+    assert ranks.friedman_p == stats.friedmanchisquare(*scores.T).pvalue
+    assert (ranks.mean == [np.mean([stats.rankdata(row)[k] for row in scores]) for k in range(4)]).all()
+
+
+def test_holm_equals_the_textbook_example() -> None:
+    assert statistics.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_bootstrap_intervals_cover_the_median() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        interval = statistics.bootstrap_median(rng.normal(size=31))
+        hits += interval.low <= 0.0 <= interval.high
+    assert hits >= 88
+
+
+def test_wins_ties_and_losses_add_up() -> None:
+    scores = np.array([[0.1, 0.2], [0.2, 0.2], [0.3, 0.1], [0.1, 0.5]])
+    (pair,) = statistics.pairwise(scores, ("a", "b"))
+    assert (pair["win"], pair["tie"], pair["loss"]) == (2, 1, 1)
+    assert pair["p"] == pytest.approx(stats.wilcoxon(scores[:, 0], scores[:, 1], zero_method="zsplit").pvalue)
+
+
+# -- tables and plots ---------------------------------------------------------------------------------
+def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
+    tables = json.loads((small / "tables.json").read_text())
+    (setting,) = tables["settings"]
+    assert setting["kind"] == "layer-measured" and setting["seeds"] == 3 and len(setting["tasks"]) == 2
+    best = best_known(bench.read_rows(small))
+    mine = [share_left(r, 10, best[r["task"], r["seed"]]) for r in bench.read_rows(small) if r["strategy"] == "random"]
+    assert setting["checkpoints"][0]["pooled"]["random"]["median"] == pytest.approx(np.median(mine))
+    text = (small / "tables.md").read_text()
+    for needed in ("random", "additive", TASK, "Mean rank", "win", "lost to uniform", "seconds a proposal"):
+        assert needed in text
+
+
+def test_plots_stand_alone(small: Path) -> None:
+    import xml.etree.ElementTree as tree
+
+    page = (small / "anytime.html").read_text()
+    assert "Plotly.newPlot" in page and 'src="http' not in page
+    assert tree.parse(small / "anytime.svg").getroot().tag.endswith("svg")
+
+
+def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NoRows, match="holds no finished cell"):
+        bench.make_tables(tmp_path)
