@@ -14,7 +14,8 @@ from qra_search.recorded import record
 from qra_search.result import SearchResult
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, StudyState, make_strategy
-from qra_search.trials import MEMORY, Proposal, Trial, TrialLog, plain
+from qra_search.trial import plain
+from qra_search.trials import MEMORY, Proposal, Trial, TrialLog
 
 DEFAULT_STRATEGY = "additive"
 FIRST_FAILURES = 5
@@ -178,7 +179,8 @@ class Study:
             raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
 
     def _measure_prior(self) -> None:
-        if self.log.meta("prior") is None and len(self.log) == 0:
+        lost = "prior" in (self.log.meta("salvaged") or {}).get("header_lost", ())
+        if self.log.meta("prior") is None and (len(self.log) == 0 or lost):
             prior = self.evaluator.prior()
             if prior is not None:
                 prior.check(self.space)

@@ -3,92 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qra_search import logformat, walfile
-from qra_search.evaluation import Evaluation, EvaluationFailed
+from qra_search.evaluation import Evaluation
 from qra_search.locks import Locked, WriterLock, describe_holder
 from qra_search.logformat import SCHEMA_VERSION
-from qra_search.space import Plan
+from qra_search.trial import Proposal, Status, Trial, from_row, printable, to_row
+
+__all__ = [
+    "MEMORY",
+    "SCHEMA_VERSION",
+    "LogBusy",
+    "LogDamaged",
+    "LogMismatch",
+    "LogReadOnly",
+    "LogUnwritable",
+    "Proposal",
+    "Status",
+    "Trial",
+    "TrialLog",
+]
 
 MEMORY = ":memory:"
-MAX_REASON = 4000
 SALVAGE_HINT = ": `qra log check` says what can be saved"
-
-Status = Literal["running", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What a strategy asks to be evaluated.
-
-    Attributes:
-        origin: why it was proposed (`uniform`, `sweep`, `confirm`, ...), for the record.
-        predicted_loss, predicted_std: what the strategy expected, where it has a model.
-    """
-
-    plan: Plan
-    fidelity: float = 1.0
-    seed: int = 0
-    origin: str = ""
-    predicted_loss: float | None = None
-    predicted_std: float | None = None
-
-    @property
-    def key(self) -> tuple[str, float, int]:
-        """Equal for proposals that would repeat the same evaluation."""
-        return self.plan.key, self.fidelity, self.seed
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One line of the log. `id` counts from 0 in the order of proposing."""
-
-    id: int
-    proposal: Proposal
-    status: Status = "running"
-    evaluation: Evaluation | None = None
-    reason: str = ""
-    proposed_at: float = 0.0
-    finished_at: float | None = None
-
-    @property
-    def plan(self) -> Plan:
-        return self.proposal.plan
-
-    @property
-    def fidelity(self) -> float:
-        return self.proposal.fidelity
-
-    @property
-    def seed(self) -> int:
-        return self.proposal.seed
-
-    @property
-    def done(self) -> bool:
-        return self.status == "done"
-
-    @property
-    def loss(self) -> float:
-        """Observed loss; only of a finished trial."""
-        if self.evaluation is None:
-            raise ValueError(f"trial {self.id} is {self.status} and has no loss")
-        return self.evaluation.loss
-
-    @property
-    def charged(self) -> float:
-        """Full evaluations that the trial costs; one that runs or failed is charged its fidelity."""
-        return self.evaluation.charged if self.evaluation is not None else self.fidelity
 
 
 class LogMismatch(ValueError):
@@ -175,7 +122,7 @@ class TrialLog:
                 )
             version = logformat.version_of(self._db)
             if version is None or not isinstance(version, int):
-                raise LogMismatch(f"{self.path} is not a readable trial log (it has no version): move it away")
+                raise LogDamaged(f"{self.path} is not a readable trial log (it has no version){SALVAGE_HINT}")
             if not 1 <= version <= SCHEMA_VERSION:
                 raise LogMismatch(
                     f"{self.path} has log version {version}, this qra reads versions up to {SCHEMA_VERSION}"
@@ -196,7 +143,7 @@ class TrialLog:
         try:
             self._version_seen = self._data_version()
             self._check_structure()
-            self._trials = [_from_row(row) for row in self._checked_rows()]
+            self._trials = [from_row(row) for row in self._checked_rows()]
         finally:
             self._db.execute("COMMIT")
 
@@ -277,20 +224,27 @@ class TrialLog:
         with self._writing():
             first, now = len(self._trials), time.time()
             trials = [Trial(first + i, proposal, proposed_at=now) for i, proposal in enumerate(proposals)]
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._insert(trials)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            self._insert([to_row(trial) for trial in trials])
             self._trials += trials
         return trials
 
-    def _insert(self, trials: Sequence[Trial]) -> None:
-        rows = (_to_row(trial) for trial in trials)
-        self._db.executemany(f"INSERT INTO trials VALUES ({logformat.PLACES})", rows)
+    def append(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Add trials of another log as they are, numbered on from the last one; all of them, or none."""
+        with self._writing():
+            added = [replace(trial, id=len(self._trials) + i) for i, trial in enumerate(trials)]
+            self._insert([to_row(trial) for trial in added])
+            self._trials += added
+        return added
+
+    def _insert(self, rows: Sequence[logformat.Row]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(f"INSERT INTO trials VALUES ({logformat.PLACES})", rows)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
         """Record the result of a running trial."""
@@ -311,7 +265,7 @@ class TrialLog:
                 reason=reason,
                 finished_at=time.time(),
             )
-            row = _to_row(trial)
+            row = to_row(trial)
             self._db.execute(
                 "UPDATE trials SET status = ?, result = ?, reason = ?, finished_at = ?, result_sum = ? WHERE id = ?",
                 (*row[6:9], row[10], row[12], trial_id),
@@ -350,15 +304,19 @@ class TrialLog:
         return True
 
     def release(self) -> None:
-        """Let other processes write; the next write takes the lock again."""
-        if self._lock is not None:
+        """Let other processes write; the next write takes the lock again. The file is then whole without its `-wal`."""
+        if self._lock is not None and self._lock.held:
+            if hasattr(self, "_db"):
+                # What cannot be moved now (a reader, a full disk) is moved when the log is next opened.
+                with suppress(sqlite3.OperationalError):
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._lock.release()
 
     def close(self) -> None:
         """Close the file."""
+        self.release()
         if hasattr(self, "_db"):
             self._db.close()
-        self.release()
         if self._copy is not None:
             self._copy.cleanup()
 
@@ -369,78 +327,8 @@ class TrialLog:
         self.close()
 
 
-def plain(evaluation: Evaluation) -> Evaluation:
-    """The evaluation in plain numbers, which every log and every process can hold.
-
-    Raises:
-        EvaluationFailed: a field is no number, or its cost is not finite and at least 0.
-    """
-    try:
-        made = Evaluation(
-            float(evaluation.loss),
-            int(evaluation.memory_bytes),
-            {str(name): float(value) for name, value in evaluation.metrics.items()},
-            float(evaluation.seconds),
-            float(evaluation.fidelity),
-            int(evaluation.seed),
-            None if evaluation.cost is None else float(evaluation.cost),
-        )
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
-    if not (math.isfinite(made.charged) and made.charged >= 0):
-        raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
-    return made
-
-
-def printable(text: str) -> str:
-    """Text that can be stored: valid UTF-8, of bounded length."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
-
-
 def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
-
-
-def _to_row(trial: Trial) -> logformat.Row:
-    proposal, evaluation = trial.proposal, trial.evaluation
-    result = None if evaluation is None else json.dumps(evaluation_to_dict(evaluation))
-    return logformat.sealed(
-        (
-            trial.id,
-            proposal.plan.key,
-            float(proposal.fidelity),
-            int(proposal.seed),
-            proposal.origin,
-            json.dumps([proposal.predicted_loss, proposal.predicted_std]),
-            trial.status,
-            result,
-            None if trial.status == "running" else trial.reason,
-            trial.proposed_at,
-            trial.finished_at,
-        )
-    )
-
-
-def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The fields of an evaluation as plain data; `Evaluation(**data)` is the inverse."""
-    return {
-        "loss": evaluation.loss,
-        "memory_bytes": int(evaluation.memory_bytes),
-        "metrics": dict(evaluation.metrics),
-        "seconds": evaluation.seconds,
-        "fidelity": evaluation.fidelity,
-        "seed": evaluation.seed,
-        "cost": evaluation.cost,
-    }
-
-
-def _from_row(row: logformat.Row) -> Trial:
-    trial_id, plan, fidelity, seed, origin, predicted, status, result, reason, proposed_at, finished_at = row[:11]
-    loss, std = json.loads(predicted)
-    proposal = Proposal(Plan.from_key(plan), fidelity, seed, origin, loss, std)
-    evaluation = None if result is None else Evaluation(**json.loads(result))
-    return Trial(trial_id, proposal, status, evaluation, reason or "", proposed_at, finished_at)
 
 
 def _difference(known: Any, value: Any) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADER, FRAME_HEADER = 32, 24
+DEFAULT_PAGE_SIZE = 4096
 _MAGIC = (0x377F0682, 0x377F0683)
 
 
@@ -46,7 +47,7 @@ def frames(path: str | Path) -> Iterator[Frame]:
     sums = _checksum(content[: HEADER - 8], (0, 0), big)
     valid = magic in _MAGIC and sums == (sum1, sum2)
     if not valid:
-        size, salts = _guess_page_size(path), None
+        size, salts = page_size_of(Path(path).read_bytes()[:18]), None
     else:
         salts = (salt1, salt2)
     for start in range(HEADER, len(content) - FRAME_HEADER - size + 1, FRAME_HEADER + size):
@@ -70,10 +71,10 @@ def damaged_frames(path: str | Path) -> int:
     return sum(not frame.valid for frame in frames(path))
 
 
-def _guess_page_size(path: str | Path) -> int:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(18)[16:18], "big")
-    return size if size >= 512 and size & (size - 1) == 0 else 4096
+def page_size_of(database: bytes) -> int:
+    """Page size by the first bytes of a database file; SQLite's default where they make no sense."""
+    size = int.from_bytes(database[16:18], "big")
+    return size if size >= 512 and size & (size - 1) == 0 else DEFAULT_PAGE_SIZE
 
 
 def _checksum(data: bytes, start: tuple[int, int], big: bool) -> tuple[int, int]:

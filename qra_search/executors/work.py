@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior, check_evaluation
 from qra_search.recorded import space_from_dict, space_to_dict
 from qra_search.space import Plan
-from qra_search.trials import Proposal, evaluation_to_dict, plain, printable
+from qra_search.trial import Proposal, evaluation_to_dict, plain, printable
 
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in a worker; picklable: a module-level function, a `functools.partial` of one, a class."""

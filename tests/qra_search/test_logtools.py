@@ -1,0 +1,452 @@
+"""The log: one writer, damage found and salvaged, and a way in and out of other formats."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import AdditiveEvaluator, make_space
+
+from qra_search import Evaluation, Proposal, Study, TrialLog, search
+from qra_search.locks import Locked, WriterLock
+from qra_search.logtools import check, export_jsonl, export_parquet, import_jsonl, merge
+from qra_search.salvage import examine, salvage
+from qra_search.trials import LogBusy, LogDamaged, LogMismatch, LogReadOnly
+from qra_search.walfile import damaged_frames, wal_path
+
+OPTIONS = {"strategy": "random", "evaluations": 12, "memory_budget": None}
+
+
+def write_log(path: Path, trials: int = 12, **options) -> TrialLog:
+    search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": trials, **options}, log=path)
+    return TrialLog(path)
+
+
+def open_wal_log(path: Path) -> None:
+    """A log as a killed search leaves it: its last results are in the write-ahead file only."""
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"from fakes import AdditiveEvaluator\nfrom qra_search import Callback, Study\n"
+        f"class Stop(Callback):\n"
+        f"    def finished(self, study, trial): trial.id == 11 and os._exit(9)\n"
+        f"Study(AdditiveEvaluator(), strategy='random', evaluations=20, log={str(path)!r}, callbacks=[Stop()]).run()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert wal_path(path).stat().st_size > 0
+
+
+# -- one writer ------------------------------------------------------------------------------------
+
+
+def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
+    path = tmp_path / "log"
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"from fakes import AdditiveEvaluator\nfrom qra_search import Study\n"
+        f"study = Study(AdditiveEvaluator(), strategy='random', log={str(path)!r})\n"
+        f"print('held', flush=True)\ntime.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(LogBusy, match=f"being written by process {process.pid} on .*, since .*: wait for it"):
+            Study(AdditiveEvaluator(), strategy="random", log=path)
+        with TrialLog(path) as log:
+            assert len(log) == 0, "reading is open to everyone"
+        assert f"process {process.pid}" in check(path).lines()[-1]
+    finally:
+        process.kill()
+        process.wait()
+    assert search(AdditiveEvaluator(), **OPTIONS, log=path).trials, "the kernel frees the lock of a killed process"
+
+
+def test_two_writers_in_one_process_are_refused_too(tmp_path):
+    with TrialLog(tmp_path / "log") as first:
+        first.set_meta("a", 1)
+        second = TrialLog(tmp_path / "log")
+        with pytest.raises(LogBusy):
+            second.set_meta("a", 2)
+        first.release()
+        second.set_meta("a", 3)
+        assert first.meta("a") == 3
+        second.close()
+
+
+def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
+    log = write_log(tmp_path / "log", 3)
+    other = write_log(tmp_path / "log", 5)
+    other.close()
+    trial = log.propose(Proposal(log.trials[0].plan, seed=77))
+    assert trial.id == 5 and len(log) == 6
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path):
+    lock = WriterLock(tmp_path / "lock")
+    lock.acquire()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)  # until the parent is done
+        os._exit(0)
+    os.close(read)
+    with pytest.raises(Locked, match=f"process {os.getpid()}"):
+        WriterLock(tmp_path / "lock").acquire()
+    lock.release()
+    second = WriterLock(tmp_path / "lock")
+    second.acquire()
+    second.release()
+    os.close(write)
+    os.waitpid(child, 0)
+
+
+def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
+    plans = [p for p in make_space().uniform_plans()[:3]]
+    with TrialLog(tmp_path / "log") as log:
+        with pytest.raises(TypeError):
+            log.propose_all([Proposal(plans[0]), Proposal(plans[1], predicted_loss=object())])  # type: ignore
+        assert len(log) == 0
+        assert [t.id for t in log.propose_all([Proposal(p) for p in plans])] == [0, 1, 2]
+    assert len(TrialLog(tmp_path / "log")) == 3
+
+
+# -- versions --------------------------------------------------------------------------------------
+
+_VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE trials (id INTEGER PRIMARY KEY, plan TEXT NOT NULL, fidelity REAL NOT NULL, seed INTEGER NOT NULL,
+    origin TEXT NOT NULL, predicted TEXT NOT NULL, status TEXT NOT NULL, result TEXT, reason TEXT,
+    proposed_at REAL NOT NULL, finished_at REAL);
+INSERT INTO meta VALUES ('schema_version', '1'), ('seed', '3');
+INSERT INTO trials
+    VALUES (0, '2,3|4,8', 1, 3, 'x', '[null, 0.5]', 'done', '{"loss": 1.5, "memory_bytes": 7}', '', 1, 2);
+INSERT INTO trials VALUES (1, '2,2|4,8', 0.5, 3, 'x', '[1.0, 0.5]', 'running', NULL, NULL, 3.25, NULL);
+"""
+
+
+def test_a_log_of_the_first_version_is_brought_up_to_date_with_all_it_holds(tmp_path):
+    path = tmp_path / "log"
+    with sqlite3.connect(path) as db:
+        db.executescript(_VERSION_1)
+    db.close()
+    for _ in range(2):  # migrated at the first opening, read as it is at the second
+        with TrialLog(path) as log:
+            assert [(t.status, t.plan.bits, t.fidelity) for t in log] == [
+                ("done", (2, 3), 1.0),
+                ("running", (2, 2), 0.5),
+            ]
+            assert log.trials[0].loss == 1.5 and log.meta("seed") == 3
+            assert log.trials[1].proposal.predicted_loss == 1.0
+    assert check(path).ok
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def test_a_sound_log_is_reported_so(tmp_path):
+    write_log(tmp_path / "log").close()
+    report = check(tmp_path / "log")
+    assert report.ok and report.lines() == [f"{tmp_path / 'log'}: sound, 12 done"]
+
+
+@pytest.mark.parametrize("part", ["database", "write-ahead file"])
+def test_damage_anywhere_is_found_or_harmless_and_what_is_salvaged_is_true(tmp_path, part):
+    """Flipped bytes, zeroed blocks and cut ends at many places; no outcome may differ from what was written."""
+    path, rng = tmp_path / "log", random.Random(part)
+    if part == "database":
+        write_log(path, 30).close()
+    else:
+        open_wal_log(path)
+    truth = _true_trials(path, tmp_path / "whole")
+    target = path if part == "database" else wal_path(path)
+    pristine = {file: file.read_bytes() for file in (path, wal_path(path)) if file.exists()}
+    found = harmless = 0
+    saved = []
+    for n in range(60):
+        for file, content in pristine.items():
+            file.write_bytes(content)
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        target.write_bytes(_damaged(pristine[target], rng, n))
+        evidence = examine(path)
+        _assert_true(evidence, truth)
+        try:
+            with TrialLog(path) as log:
+                # A write-ahead file that ends early is a log that was killed earlier.
+                assert log.trials == truth[: len(log)] or _is_earlier(log.trials, truth)
+                assert part == "write-ahead file" or len(log) == len(truth)
+                harmless += 1
+        except LogMismatch:
+            found += 1
+            saved += [len(evidence.rows)] if n % 3 < 2 else []
+    assert found > 20 and harmless > 5, (found, harmless)
+    assert sum(saved) > 0.9 * len(saved) * len(truth), "nearly all trials can be saved where nothing was cut off"
+
+
+def _damaged(content: bytes, rng: random.Random, n: int) -> bytes:
+    data, at = bytearray(content), rng.randrange(len(content))
+    if n % 3 == 0:
+        data[at] ^= 1 << rng.randrange(8)
+    elif n % 3 == 1:
+        data[at : at + 300] = bytes(len(data[at : at + 300]))
+    else:
+        del data[at:]
+    return bytes(data)
+
+
+def _true_trials(path: Path, copy: Path) -> tuple:
+    for file in (path, wal_path(path)):
+        if file.exists():
+            shutil.copy(file, str(file).replace(str(path), str(copy)))
+    with TrialLog(copy) as log:
+        return log.trials
+
+
+def _is_earlier(trials, truth) -> bool:
+    return all(t == w or (t.status == "running" and t.proposal == w.proposal) for t, w in zip(trials, truth))  # noqa: B905
+
+
+def _assert_true(evidence, truth) -> None:
+    from qra_search.trial import from_row
+
+    for number, row in evidence.rows.items():
+        trial = from_row(row)
+        assert trial == truth[number] or (trial.status == "running" and trial.proposal == truth[number].proposal)
+
+
+def test_a_salvaged_search_runs_again_what_was_lost_and_ends_as_an_unbroken_one(tmp_path):
+    path = tmp_path / "log"
+    truth = write_log(path).trials
+    content = path.read_bytes()
+    marks = [content.index(f'"loss": {truth[n].loss!r}'.encode()) + 8 for n in (3, 7)]
+    data = bytearray(content)
+    for mark in marks:
+        data[mark] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LogDamaged, match="trial 3 is not what was written: `qra log check`"):
+        TrialLog(path)
+    assert check(path).salvage.results_lost == (3, 7)
+    assert "2 results (3, 7)" in check(path).lines()[2]
+    found = salvage(path, tmp_path / "saved")
+    assert found.trials_lost == () and found.header_lost == ()
+    result = search(AdditiveEvaluator(), **OPTIONS, log=tmp_path / "saved")
+    assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in truth]
+
+
+def test_a_log_without_its_first_page_is_salvaged_whole_and_its_prior_measured_again(tmp_path):
+    path = tmp_path / "log"
+    truth = write_log(path, 30).trials
+    content = path.read_bytes()
+    path.write_bytes(bytes(4096) + content[4096:])
+    with pytest.raises(LogDamaged, match="not a readable trial log"):
+        TrialLog(path)
+    salvage(path, tmp_path / "saved")
+    with TrialLog(tmp_path / "saved") as log:
+        assert log.trials == truth
+        log.set_meta("salvaged", {"header_lost": ["prior"]})
+        log._db.execute("DELETE FROM meta WHERE key = 'prior'")
+    study = Study(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 30}, log=tmp_path / "saved")
+    study.run()
+    assert study.prior is not None
+
+
+def test_nothing_is_salvaged_from_what_is_no_log(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(os.urandom(20_000))
+    with pytest.raises(LogMismatch, match="nothing can be saved"):
+        salvage(path, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_an_empty_file_is_a_damaged_log_and_not_a_new_one(tmp_path, content):
+    path = tmp_path / "log"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(LogDamaged, match="no trial log is"):
+        TrialLog(path)
+
+
+def test_a_killed_search_leaves_no_frame_that_counts_as_damaged(tmp_path):
+    open_wal_log(tmp_path / "log")
+    assert damaged_frames(tmp_path / "log") == 0
+    assert check(tmp_path / "log").ok
+
+
+# -- a folder that cannot be written -----------------------------------------------------------------
+
+
+def as_nobody(work) -> list[str]:
+    """What a function returns in a child process that may write nothing (root may write anything)."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            lines = work()
+        except BaseException as error:
+            lines = [repr(error)]
+        os.write(write, "\n".join(lines).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        lines = file.read().splitlines()
+    os.waitpid(child, 0)
+    return lines
+
+
+@pytest.mark.parametrize("left_by", ["closed", "killed"])
+def test_a_log_in_a_read_only_folder_is_read_whole_and_not_written(left_by):
+    def work() -> list[str]:
+        log = TrialLog(path)
+        lines = [f"{len(log)} {log.trials[-1].status}"]
+        for write in (lambda: log.set_meta("a", 1), lambda: TrialLog(f"{path}-new")):
+            with pytest.raises(LogReadOnly) as caught:
+                write()
+            lines.append(str(caught.value))
+        log.close()
+        return lines
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        path = folder / "log"
+        write_log(path).close() if left_by == "closed" else open_wal_log(path)
+        before = {f.name: f.read_bytes() for f in folder.iterdir()}
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(0o555)
+        lines = as_nobody(work)
+        folder.chmod(0o755)
+        assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+    assert lines[0] == "12 done"
+    assert "cannot be written: give an output folder that can be" in lines[1]
+    assert "cannot be made" in lines[2] or "cannot be locked" in lines[2]
+
+
+# -- in and out ------------------------------------------------------------------------------------
+
+
+def exported(log: TrialLog) -> list[str]:
+    file = io.StringIO()
+    export_jsonl(log, file)
+    return file.getvalue().splitlines()
+
+
+def test_an_exported_log_is_imported_as_it_was(tmp_path):
+    log = write_log(tmp_path / "log")
+    log.fail(log.propose(Proposal(log.trials[0].plan, 0.5, 9)).id, "out of memory")
+    log.propose(Proposal(log.trials[0].plan, 0.5, 10))
+    assert import_jsonl(exported(log), tmp_path / "again") == 14
+    with TrialLog(tmp_path / "again") as again:
+        assert again.trials == log.trials
+        assert {k: again.meta(k) for k in again.meta_keys()} == {k: log.meta(k) for k in log.meta_keys()}
+
+
+def test_an_imported_log_is_gone_on_with(tmp_path):
+    log = write_log(tmp_path / "log")
+    import_jsonl(exported(log), tmp_path / "again")
+    result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 15}, log=tmp_path / "again")
+    assert result.trials[:12] == log.trials and len(result.trials) == 15
+
+
+def test_a_parquet_table_has_a_row_a_trial_and_the_header(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    log = write_log(tmp_path / "log")
+    log.fail(log.propose(Proposal(log.trials[0].plan, 0.5, 9)).id, "out of memory")
+    assert export_parquet(log, tmp_path / "log.parquet") == 13
+    table = parquet.read_table(tmp_path / "log.parquet")
+    assert table["loss"].to_pylist() == [t.loss if t.done else None for t in log]
+    assert [tuple(b) for b in table["bits"].to_pylist()] == [t.plan.bits for t in log]
+    assert table["reason"].to_pylist()[-1] == "out of memory"
+    assert json.loads(table.schema.metadata[b"qra"])["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "says"),
+    [
+        (0, {"format": "other"}, "line 1 is no header"),
+        (0, {"header": {}}, "line 1 holds no search space"),
+        (0, {"header": {"space_data": {"groups": 3}}}, "line 1 holds no search space"),
+        (2, {"bits": [2]}, "line 3 is no trial"),
+        (2, {"bits": [2.5] * 6}, "2.5 is given where a whole number"),
+        (2, {"fidelity": 2}, "fidelity is 2"),
+        (2, {"status": "perhaps"}, "status is 'perhaps'"),
+        (2, {"evaluation": {"loss": "low", "memory_bytes": 1}}, "no number"),
+        (2, {"evaluation": {"loss": 1.0, "memory_bytes": 1}}, "1 bytes where the space counts"),
+        (2, {"seed": 1 << 70}, "whole number of 64 bits"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named_and_no_log_is_made(tmp_path, line, change, says):
+    lines = exported(write_log(tmp_path / "log"))
+    lines[line] = json.dumps({**json.loads(lines[line]), **change})
+    with pytest.raises(LogMismatch, match=says):
+        import_jsonl(lines, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 200_000, '{"format": NaN}'])
+def test_a_line_that_is_no_mapping_is_named(tmp_path, text):
+    with pytest.raises(LogMismatch, match="line 1 "):
+        import_jsonl([text], tmp_path / "again")
+
+
+def test_merged_runs_count_an_evaluation_once(tmp_path):
+    first, second = (write_log(tmp_path / f"log{seed}", 8, seed=seed) for seed in (0, 1))
+    shared = replace(first.trials[2].proposal)
+    trial = second.propose(shared)
+    second.finish(trial.id, Evaluation(99.0, first.trials[2].evaluation.memory_bytes))
+    second.propose(Proposal(first.trials[0].plan, seed=1234))
+    assert merge([first.path, second.path], tmp_path / "all") == 16
+    with TrialLog(tmp_path / "all") as log:
+        assert [t.proposal for t in log][:8] == [t.proposal for t in first]
+        assert log.trials[2].loss == first.trials[2].loss and not log.running
+        assert log.meta("seed") == 0
+
+
+def test_runs_of_different_spaces_are_not_merged(tmp_path):
+    write_log(tmp_path / "a").close()
+    search(AdditiveEvaluator(make_space(groups=3)), **OPTIONS, log=tmp_path / "b")
+    with pytest.raises(LogMismatch, match="has another space than"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize("tool", [lambda p: check(p), lambda p: merge([p], p.with_name("all"))])
+def test_a_log_that_is_not_there_is_said_so_and_not_made(tmp_path, tool):
+    with pytest.raises(LogMismatch, match="does not exist"):
+        tool(tmp_path / "none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
+    options = {**OPTIONS, "strategy": "additive"}
+    steady = search(AdditiveEvaluator(), **options)
+    clock = iter(range(2_000_000_000, 0, -40_000_000))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    jumping = search(AdditiveEvaluator(), **options, log=tmp_path / "log")
+    assert [t.proposal for t in jumping.trials] == [t.proposal for t in steady.trials]
+    assert TrialLog(tmp_path / "log").trials == jumping.trials
+
+
+def test_the_lock_is_free_once_a_search_has_ended_however_it_ended(tmp_path):
+    class Interrupted(AdditiveEvaluator):
+        def evaluate(self, plan, **options):
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().evaluate(plan, **options)
+
+    study = Study(Interrupted(), **OPTIONS, log=tmp_path / "log")
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert [t.status for t in study.log] == ["done"] * 3 + ["running"]
+    result = search(AdditiveEvaluator(), **OPTIONS, log=tmp_path / "log")
+    assert [t.proposal for t in result.trials] == [t.proposal for t in search(AdditiveEvaluator(), **OPTIONS).trials]
