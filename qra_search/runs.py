@@ -121,6 +121,21 @@ class RunFolder:
         with TrialLog(self.check().log_file) as log:
             return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
 
+    def write(self, result: SearchResult) -> None:
+        """Write `result.json`, `prior.json` and `plan.json`.
+
+        What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ...;
+        a plan that was tuned keeps its file, which says more than the search knows.
+        """
+        tuned = self.plan_file.read_text() if self.adapter.is_dir() and self.plan_file.is_file() else None
+        best = result.best()
+        same = tuned is not None and best is not None and plan_from_dict(result.space, json.loads(tuned)) == best.plan
+        if tuned is not None and not same:
+            self._set_aside()
+        result.write(self.path)
+        if same and tuned is not None:
+            self.plan_file.write_text(tuned)
+
     def plan(self) -> Plan:
         """The plan of `plan.json`.
 
@@ -131,6 +146,15 @@ class RunFolder:
         if data is None:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search --resume`")
         return plan_from_dict(self.result().space, data)
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (folder := self.path / f"earlier-{number}").exists():
+            number += 1
+        folder.mkdir()
+        for item in (self.adapter, self.path / "quantized.safetensors", self.plan_file, self.test_file):
+            if item.exists():
+                item.rename(folder / item.name)
 
     def test(self) -> dict[str, Any] | None:
         """The comparison on test data; None where there is none."""

@@ -13,6 +13,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Libraries that print bars of their own would break the live view; whoever wants them sets the variable.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")  # of libraries, in the middle of the live view; `python -W` shows them
     sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))
 
 

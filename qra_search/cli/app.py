@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qra_search.cli import lists, looking, search
+from qra_search.cli import demo, finetune, lists, looking, profile, search
 
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
@@ -34,6 +34,9 @@ def root(
 
 
 app.command("search", rich_help_panel=SEARCH)(search.search)
+app.command("demo", rich_help_panel=SEARCH)(demo.demo)
+app.command("profile", rich_help_panel=SEARCH)(profile.profile)
+app.command("finetune", rich_help_panel=SEARCH)(finetune.finetune)
 app.command("report", rich_help_panel=LOOK)(looking.report)
 app.command("strategies", rich_help_panel=TOOLS)(lists.strategies)
 app.command("backends", rich_help_panel=TOOLS)(lists.backends)

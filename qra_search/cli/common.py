@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qra_search.config import RunConfig
     from qra_search.evaluation import Evaluator
     from qra_search.report.live import View
+    from qra_search.space import Plan, SearchSpace
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -124,7 +125,7 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
     from qra_search.config import load_config, make_config
 
     overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
-    overrides.update(_pair(text) for text in sets or [])
+    overrides.update(map(pair, sets or []))
     if config is None:
         return make_config({}, overrides, source="options")
     return load_config(config, overrides)
@@ -161,8 +162,44 @@ def build_evaluator(config: RunConfig, view: View) -> Evaluator:
 
     with bad_input():
         make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
+        view.progress("load libraries", 0, 1)
         factory = plugins.load("evaluators", config.evaluator)
+        view.progress("load libraries", 1, 1)
         return factory(config, progress=view.progress) if _takes(factory, "progress") else factory(config)
+
+
+def read_plan(space: SearchSpace, path: Path) -> Plan:
+    """The plan of a `plan.json`, or of the run in a folder, for a space.
+
+    Raises:
+        BadInput: no such file, no plan, or one of another space.
+    """
+    from qra_search.result import plan_from_dict
+    from qra_search.runs import RunFolder, read_json
+
+    file = RunFolder(path).plan_file if path.is_dir() else path
+    with bad_input():
+        data = read_json(file)
+        if not isinstance(data, dict):
+            raise BadInput(f"{file} {'does not exist' if data is None else 'holds no plan'}: give a plan.json or a run")
+        return plan_from_dict(space, data)
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Field and value of a `--set` option.
+
+    Raises:
+        BadInput: it is no such pair.
+    """
+    import yaml
+
+    field, equals, value = text.partition("=")
+    if not equals or not field.strip():
+        raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
+    try:
+        return field.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
 
 
 def require_tuning(evaluator: Any, config: RunConfig) -> None:
@@ -196,15 +233,3 @@ def _value(name: str, value: Any) -> Any:
                 f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
             ) from None
     return value
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    import yaml
-
-    field, equals, value = text.partition("=")
-    if not equals or not field.strip():
-        raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
-    try:
-        return field.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None

@@ -51,7 +51,9 @@ def run_safely(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _say(describe(error), status_of(error))
+        status = status_of(error)
+        hint = "" if status == BAD_INPUT or _is_ours(error) or os.environ.get(TRACEBACK) else _HINT
+        return _say(describe(error) + hint, status)
     return status if isinstance(status, int) else OK
 
 
@@ -85,7 +87,17 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+_HINT = f" (set {TRACEBACK}=1 to see where)"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the message says all there is to say: it was written for the user."""
+    from qra_search.evaluation import EvaluationFailed
+    from qra_search.study import StudyFailed
+
+    return isinstance(error, (StudyFailed, EvaluationFailed))
+
+
 def _say(message: str, status: int) -> int:
-    hint = f" (set {TRACEBACK}=1 to see where)" if status == FAILED and not os.environ.get(TRACEBACK) else ""
-    print(f"qra: {' '.join(message.split())}{hint}", file=sys.stderr)
+    print(f"qra: {' '.join(message.split())}", file=sys.stderr)
     return status

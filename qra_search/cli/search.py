@@ -114,14 +114,45 @@ def run_search(config: RunConfig, folder: RunFolder, view: View, *, resume: bool
         RunExists, BadInput, BudgetTooSmall: what was given cannot be used; nothing was spent.
         StudyFailed: the search cannot go on.
     """
+    with opened(config, folder, view, resume=resume) as evaluator:
+        return search_with(evaluator, config, folder, view)
+
+
+@contextmanager
+def opened(config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False) -> Iterator[Evaluator]:
+    """The evaluator of a run, with the folder begun and the view shown.
+
+    A folder in which no search has begun when something fails is left as it was.
+    """
     fresh = not folder.exists
     folder.begin(config, resume=resume)
     try:
         with view, closing(common.build_evaluator(config, view)) as evaluator:
-            return _search(evaluator, config, folder, view)
+            yield evaluator
     finally:
         if fresh:
             _forget_if_empty(folder)
+
+
+def search_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: View) -> tuple[SearchResult, bool]:
+    """Search with an evaluator at hand, in a folder that was begun; see `run_search`."""
+    from qra_search.study import StudyFailed
+    from qra_search.trials import TrialLog
+
+    with bad_input():
+        log = TrialLog(folder.log_file)
+    with log:
+        study = make_study(evaluator, config, log=log, callbacks=(view,))
+        if study.log.running:
+            view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
+        view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
+        with stop_on_interrupt(study, view):
+            result = study.run()
+    folder.write(result)
+    write_report(folder)
+    if not result.candidates and not study.stopping:
+        raise StudyFailed(_why_nothing(result, study.evaluations))
+    return result, not study.stopping
 
 
 def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study:
@@ -179,21 +210,13 @@ def stop_on_interrupt(study: Study, view: View) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _search(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: View) -> tuple[SearchResult, bool]:
-    from qra_search.trials import TrialLog
-
-    with bad_input():
-        log = TrialLog(folder.log_file)
-    with log:
-        study = make_study(evaluator, config, log=log, callbacks=(view,))
-        if study.log.running:
-            view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
-        view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
-        with stop_on_interrupt(study, view):
-            result = study.run()
-    result.write(folder.path)
-    write_report(folder)
-    return result, not study.stopping
+def _why_nothing(result: SearchResult, evaluations: float) -> str:
+    if result.failures():
+        return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
+    return (
+        f"no plan was evaluated: the prior alone was charged {result.spent:.2f} of {evaluations:g} evaluations; "
+        f"go on with --resume and more --evaluations"
+    )
 
 
 def _budgets_text(study: Study) -> str:

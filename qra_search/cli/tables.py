@@ -75,7 +75,7 @@ def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *,
     return table
 
 
-def test_table(tested: Sequence[Tested]) -> Table:
+def tested_table(tested: Sequence[Tested]) -> Table:
     """The final comparison, cheapest first, the plan found marked."""
     names = [n for n in (tested[0].metrics if tested else {}) if all(n in t.metrics for t in tested)]
     best = min((t.loss for t in tested), default=math.nan)

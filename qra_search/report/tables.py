@@ -43,7 +43,7 @@ def tested_table(run: RunData) -> str:
         metrics = "".join(f"<td>{prose(_metric(n, t.metrics[n]))}</td>" for n in names)
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
-            f"<td>{prose(loss_text(t.loss, t.loss_error))}</td>{metrics}<td>{_difference(found, t.loss)}</td></tr>"
+            f"<td>{_loss(t.loss, t.loss_error)}</td>{metrics}<td>{_difference(found, t.loss)}</td></tr>"
         )
     head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), "Difference"]
     seeds = max(len(t.losses) for t in tested)
@@ -72,7 +72,7 @@ def front_table(run: RunData) -> str:
     shown = {c.plan.key: i for i, c in enumerate(run.shown)}
     rows = "".join(
         f'<tr{_mark(c.plan == run.plan)}><th scope="row">{_plan_cell(c.plan)}</th>'
-        f"<td>{prose(format_bytes(c.memory_bytes))}</td><td>{prose(loss_text(c.loss, c.loss_std))}</td>"
+        f"<td>{prose(format_bytes(c.memory_bytes))}</td><td>{_loss(c.loss, c.loss_std)}</td>"
         f'<td class="wide">{c.evaluations}</td>'
         f'<td><button type="button" hidden data-p="{shown[c.plan.key]}">Show</button></td></tr>'
         for c in run.result.front
@@ -145,7 +145,7 @@ def _validation_row(c: Candidate, best: Candidate) -> str:
     name = _plan_cell(c.plan, "best plan, " if c is best else "")
     return (
         f'<tr{_mark(c is best)}><th scope="row">{name}</th><td>{prose(format_bytes(c.memory_bytes))}</td>'
-        f'<td>{prose(loss_text(c.loss, c.loss_std))}</td><td class="wide">{c.evaluations}</td>'
+        f'<td>{_loss(c.loss, c.loss_std)}</td><td class="wide">{c.evaluations}</td>'
         f"<td>{_difference(best.loss, c.loss)}</td></tr>"
     )
 
@@ -154,6 +154,11 @@ def _plan_cell(plan: Plan, before: str = "") -> str:
     name = before + plan_name(plan)
     small = "" if len(set(plan.bits)) == 1 else f"<small>{prose(bits_counts(plan))}</small>"
     return f"{prose(name[:1].upper() + name[1:])}{small}"
+
+
+def _loss(value: float, std: float) -> str:
+    spread = f' <small class="pm">± {std:.2g}</small>' if math.isfinite(std) and math.isfinite(value) else ""
+    return escape(loss_text(value)) + spread
 
 
 def _difference(found: float, other: float) -> str:

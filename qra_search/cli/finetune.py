@@ -1,0 +1,163 @@
+"""`qra finetune`: the plan of a run tuned in full, and compared with uniform plans on test data."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import BadInput, bad_input
+
+if TYPE_CHECKING:
+    from qra_search.config import RunConfig
+    from qra_search.evaluation import Evaluator
+    from qra_search.final import Tested
+    from qra_search.report.live import View
+    from qra_search.runs import RunFolder
+    from qra_search.space import Plan
+
+AGAINST = ("all", "best", "none")
+
+
+def finetune(
+    run: common.Run,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", show_default=False, help="Another plan than the run's own plan.json."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help="Tune the best plan within this budget; default: the run's largest.",
+        ),
+    ] = None,  # fmt: skip
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=1,
+            show_default=False,
+            help="Optimizer steps; default: training.final_steps of the run.",
+        ),
+    ] = None,  # fmt: skip
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="Tune every plan with so many seeds, for intervals.")
+    ] = 1,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="|".join(AGAINST),
+            help="Uniform plans to tune as well: all that fit, the best of them, or none.",
+        ),
+    ] = "best",  # fmt: skip
+    as_json: common.Json = False,
+) -> None:
+    """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
+
+    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew.
+
+    [bold]Example[/]
+
+        qra finetune runs/a --against all
+    """
+    from qra_search.report.live import make_view
+    from qra_search.runs import RunFolder
+
+    if against not in AGAINST:
+        raise typer.BadParameter(f"{against!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
+    with bad_input():
+        folder = RunFolder(run).check()
+        config = folder.config()
+        chosen = _chosen(folder, plan, memory)
+    view = make_view(common.stderr(), quiet=as_json)
+    with view, closing(common.build_evaluator(config, view)) as evaluator:
+        tested = tune_with(evaluator, config, folder, view, chosen, against=against, seeds=seeds, steps=steps)
+    if as_json:
+        common.emit(json.loads(folder.test_file.read_text()))
+        return
+    print_tested(folder, tested)
+
+
+def tune_with(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    view: View,
+    plan: Plan,
+    *,
+    against: Any = "best",
+    seeds: int = 1,
+    steps: int | None = None,
+) -> list[Tested]:
+    """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
+
+    Raises:
+        BadInput: the evaluator cannot tune.
+    """
+    from qra_search.cli.search import write_report
+    from qra_search.final import compare_on_test, opponents
+
+    common.require_tuning(evaluator, config)
+    result = folder.result()
+    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
+    others = opponents(result.space, limit, against, result)
+    view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
+
+    def told(tested: Tested, done: int, total: int) -> None:
+        view.say(f"[{done}/{total}] {tested_text(tested)}")
+
+    tested = compare_on_test(
+        evaluator, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
+        rows=config.training.test_rows, save=folder.path, progress=view.progress, told=told,
+    )  # fmt: skip
+    write_report(folder)
+    return tested
+
+
+def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
+    """The finding, the table of the comparison, and what to do next."""
+    from qra_search.cli.tables import next_steps, tested_table
+    from qra_search.report import words
+
+    console = common.stdout()
+    console.print(f"\n[bold]{words.headline(words.finding(folder.result(), tested))}[/]\n")
+    console.print(tested_table(tested))
+    console.print()
+    next_steps(console, folder)
+
+
+def tested_text(tested: Tested) -> str:
+    """A tuned plan in one line."""
+    from qra_search.memory import format_bytes
+    from qra_search.report import words
+
+    metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
+    return (
+        f"{words.plan_name(tested.plan)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
+        f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
+    )
+
+
+def _chosen(folder: RunFolder, plan: Path | None, memory: str | None) -> Plan:
+    from qra_search.budgets import size_in
+
+    if plan is not None and memory is not None:
+        raise BadInput("--plan and --memory both choose a plan: give one of them")
+    result = folder.result()
+    if plan is not None:
+        return common.read_plan(result.space, plan)
+    if memory is None:
+        return folder.plan()
+    best = result.best(size_in(result.space, memory))
+    if best is None:
+        raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
+    return best.plan
