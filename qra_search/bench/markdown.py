@@ -73,20 +73,14 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         body.append(["Friedman p", *(_p(p["ranks"]["friedman_p"]) for p in ranked)])
         body.append(["blocks", *(str(p["blocks"]) for p in ranked)])
         lines += _table(["strategy", *(f"after {p['evaluations']:g}" for p in ranked)], body)
-        last = ranked[-1]
-        lines += [
-            "",
-            f"Pairs after {last['evaluations']:g} evaluations (a difference within {TIE} is a tie; Wilcoxon, Holm):",
-            "",
-        ]
-        lines += _table(
-            ["first", "second", "win", "tie", "loss", "median difference", "p"],
-            [
-                [c["first"], c["second"], str(c["win"]), str(c["tie"]), str(c["loss"]),
-                 f"{c['median_difference']:+.3f}", _p(c["p"])]
-                for c in last["pairs"]
-            ],
-        )  # fmt: skip
+        for point in ranked:
+            lines += [
+                "",
+                f"Win/tie/loss of the row against the column after {point['evaluations']:g} evaluations (within {TIE} "
+                "is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):",
+                "",
+                *_matrix(point["pairs"], names),
+            ]
     lines += ["", "Conduct:", "", *_conduct_table(setting, names)]
     beaten = setting["reference_beaten"]
     lines += [
@@ -100,6 +94,15 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
     if _errors(setting):
         lines += ["", "Failures: " + _errors(setting)]
     return lines
+
+
+def _matrix(pairs: list[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    cells: dict[tuple[str, str], str] = {}
+    for c in pairs:
+        star = "*" if c["p"] < 0.05 else ""
+        cells[c["first"], c["second"]] = f"{c['win']}/{c['tie']}/{c['loss']}{star}"
+        cells[c["second"], c["first"]] = f"{c['loss']}/{c['tie']}/{c['win']}{star}"
+    return _table(["", *names], [[row, *(cells.get((row, column), "") for column in names)] for row in names])
 
 
 def _conduct_table(setting: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -120,7 +120,7 @@ class Preset:
 
 
 STRATEGIES = ("uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "qra")
-SAMPLERS = ("optuna:tpe", "optuna:gp", "optuna:cmaes", "optuna:nsgaii")
+SAMPLERS = ("optuna:tpe", "optuna:gp", "optuna:nsgaii", "optuna:qmc")
 
 
 def _grid(layers: Sequence[int], granularity: str, prior: str, families: Sequence[str] = FAMILIES) -> list[str]:
