@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 DEPTHS = 3
 """Groups of each kind that are degraded for real, spread over depth."""
-PROBED_BITS = 3
+PROBED_BITS = 2
 """The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
 KIND_RIDGE = 1.0
 """Strength with which a kind's intercept is drawn to the common one, in observations."""

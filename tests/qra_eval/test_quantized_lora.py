@@ -1,0 +1,140 @@
+"""The real evaluator: exact bytes, the same loss from the same seed, searches that end in a loadable adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from qra_eval.bank import tensor_bytes
+from qra_eval.finetune import load, load_base
+from qra_eval.quantized_lora import ADAPTER_DTYPE, QuantizedLoRAEvaluator
+from qra_search import Plan, search
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+BACKENDS = ["reference", "reference-gptq", "hqq", "mixed"]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+
+    def make(backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", **options):
+        settings = TrainingConfig(steps=4, batch_size=4, validation_rows=8, test_rows=8, final_steps=6, **options)
+        return QuantizedLoRAEvaluator(
+            "tiny",
+            "arithmetic",
+            quantization=QuantizationConfig(backend=backend, cache=str(folder)),
+            space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),
+            training=settings,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def evaluator(build):
+    return build()
+
+
+def mixed_plan(space):
+    n = len(space)
+    return Plan(
+        tuple(space.bits[i % len(space.bits)] for i in range(n)),
+        tuple(space.ranks[i % len(space.ranks)] for i in range(n)),
+    )
+
+
+def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
+    plan = mixed_plan(evaluator.space)
+    first = evaluator.evaluate(plan, seed=1).loss
+    evaluator.evaluate(evaluator.space.uniform(2, 8))
+    assert evaluator.evaluate(plan, seed=1).loss == first
+    assert evaluator.evaluate(plan, seed=2).loss != first
+
+
+def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
+    fast, slow = build(), build()
+    slow.materialised = False
+    plan = mixed_plan(fast.space)
+    assert fast.evaluate(plan).loss == slow.evaluate(plan).loss
+
+
+def test_training_changes_the_loss_and_no_step_leaves_it(build):
+    untrained = build().evaluate(build().space.uniform(8, 8), fidelity=0.25)
+    assert untrained.fidelity == 0.25 and untrained.metrics["trained_tokens"] > 0
+    full = build().evaluate(build().space.uniform(8, 8))
+    assert full.metrics["trained_tokens"] > 2 * untrained.metrics["trained_tokens"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("granularity", ["module", "layer"])
+def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, backend, granularity, tmp_path):
+    evaluator = build(backend, granularity=granularity)
+    plan = mixed_plan(evaluator.space)
+    evaluator.tune(plan, steps=1, folder=tmp_path)
+    model, _ = load(tmp_path)
+    quantized = 0
+    for group, bits in zip(evaluator.space.groups, plan.bits, strict=True):
+        for linear in group.linears:
+            wrapper = model.get_base_model().get_submodule(linear.name)
+            module = getattr(wrapper, "base_layer", wrapper)
+            quantized += sum(t.nbytes for t in evaluator.backend.to_tensors(module).values())
+            for name, _ in list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False)):
+                if name != "bias":
+                    delattr(module, name) if name not in module._parameters else module._parameters.pop(name)
+    # What is left after the quantized tensors are taken out: adapters, and everything that is not searched.
+    assert quantized + tensor_bytes(model) == evaluator.space.memory_bytes(plan)
+    adapter = sum(p.nbytes for n, p in model.named_parameters() if ".lora_" in n)
+    expected = sum(
+        rank * (m.in_features + m.out_features) * ADAPTER_DTYPE.itemsize
+        for group, rank in zip(evaluator.space.groups, plan.ranks, strict=True)
+        for m in group.linears
+    )
+    assert adapter == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
+    evaluator = build(backend)
+    tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
+    assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] in (4, 8) and config["rank_pattern"]
+    base, _ = load_base(tmp_path)
+    ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
+    with torch.no_grad():
+        assert not torch.equal(base(ids).logits, load(tmp_path)[0](ids).logits)
+
+
+def test_a_search_on_a_real_model_ends_with_plans_within_the_budget(build):
+    evaluator = build(granularity="layer", ranks=(4, 8))
+    budget = evaluator.space.memory_bytes(evaluator.space.uniform(3, 8))
+    result = search(evaluator, evaluations=6, memory_budget=budget)
+    assert result.best().memory_bytes <= budget and result.prior is not None and not result.failures()
+
+
+def test_a_folder_without_a_tuned_plan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="it lacks plan.json, quantized.safetensors, adapter"):
+        load(tmp_path)
+
+
+def test_other_weights_than_the_plans_are_refused(build, tmp_path):
+    evaluator = build()
+    evaluator.tune(mixed_plan(evaluator.space), steps=1, folder=tmp_path)
+    data = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(data | {"weights": "0000"}))
+    with pytest.raises(ValueError, match="made for weights 0000, tiny now has"):
+        load(tmp_path)
+
+
+def test_bits_that_no_backend_has_are_refused(build):
+    with pytest.raises(ValueError, match="'reference' has no 5 bits: it has 2, 3, 4, 8"):
+        build(bits=(4, 5))
+
+
+def test_another_setting_makes_another_description(build):
+    assert build().describe() == build().describe()
+    assert build().describe() != build(learning_rate=1e-3).describe()
+    json.dumps(build().describe())

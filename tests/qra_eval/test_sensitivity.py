@@ -1,0 +1,85 @@
+"""The prior points where degrading really hurts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qra_eval.sensitivity import leading_singular_values, scale_damage
+
+
+def test_leading_singular_values_are_those_of_the_product():
+    torch.manual_seed(0)
+    # A gradient of rank 6, so that a sketch of 48 holds all of it.
+    g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
+    found = leading_singular_values(g, x, torch.Generator().manual_seed(0))
+    expected = torch.linalg.svdvals(g.T @ x).numpy()
+    assert found[:6] == pytest.approx(expected[:6], rel=1e-3)
+
+
+def test_probes_on_a_power_law_are_met_exactly():
+    rng = np.random.default_rng(0)
+    raw = np.exp(rng.normal(size=(12, 3)))
+    truth = 0.3 * raw**1.4
+    probes = [(g, k, truth[g, k]) for g in range(0, 12, 2) for k in range(3)]
+    assert scale_damage(raw, ["x"] * 12, probes) == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
+    rng = np.random.default_rng(1)
+    raw = np.exp(rng.normal(size=(40, 2)))
+    kinds = ["v" if i % 2 else "gate" for i in range(40)]
+    truth = raw * np.where(np.array(kinds) == "v", 8.0, 1.0)[:, None]
+    probes = [(g, k, truth[g, k]) for g in range(16) for k in range(2)]
+    found = scale_damage(raw, kinds, probes)
+    ratio = np.exp(np.log(found[1::2] / truth[1::2]).mean() - np.log(found[::2] / truth[::2]).mean())
+    assert 0.8 < ratio < 1.25
+
+
+def test_too_few_probes_leave_the_figures_as_they_are():
+    raw = np.array([[1.0, 0.0], [2.0, 0.5]])
+    assert np.array_equal(scale_damage(raw, ["x", "x"], [(0, 0, 3.0)]), raw)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+    evaluator = QuantizedLoRAEvaluator(
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path_factory.mktemp("bank"))),
+        space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
+        training=TrainingConfig(steps=2, batch_size=4, validation_rows=8, test_rows=4),
+    )
+    return evaluator, evaluator.prior()
+
+
+def test_damage_falls_with_bits_and_is_nothing_without_quantization(measured):
+    evaluator, prior = measured
+    prior.check(evaluator.space)
+    assert (np.diff(prior.bits_damage, axis=1) <= 0).all() and not prior.bits_damage[:, -1].any()
+    assert (prior.bits_damage[:, 0] > 0).all()
+
+
+def test_gain_rises_with_rank_from_nothing(measured):
+    _, prior = measured
+    assert not prior.rank_gain[:, 0].any() and (np.diff(prior.rank_gain, axis=1) > 0).all()
+
+
+def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measured):
+    evaluator, _ = measured
+    assert evaluator.prior_report["log_correlation"] > 0.8
+
+
+def test_the_cost_counts_what_was_passed_through_the_model(measured):
+    evaluator, prior = measured
+    assert prior.cost == pytest.approx(evaluator.prior_report["forward_tokens"] / evaluator.evaluation_tokens())
+    assert prior.cost > 0
+
+
+def test_measuring_leaves_the_model_as_it_was(measured):
+    evaluator, _ = measured
+    assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in evaluator.wrapped.values())
