@@ -1,0 +1,229 @@
+"""Faults really done to a search, kills and a full disk among them: no result is lost and none counts twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+import worker_evaluators as workers  # noqa: E402
+
+from qra_search import Callback, Study, TrialLog, search  # noqa: E402
+from qra_search.executors import ProcessExecutor  # noqa: E402
+from qra_search.logtools import check  # noqa: E402
+from qra_search.study import StudyFailed  # noqa: E402
+from qra_search.trials import LogMismatch, LogUnwritable  # noqa: E402
+
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}
+
+SEARCH = f"""
+import sys
+sys.path[:0] = {PATHS!r}
+import worker_evaluators as workers
+from qra_search import Callback, search
+from qra_search.executors import ProcessExecutor
+
+class Tell(Callback):
+    def finished(self, study, trial):
+        print(trial.id, repr(trial.loss), flush=True)
+
+if __name__ == "__main__":
+    log, notes = sys.argv[1:]
+    with ProcessExecutor(workers.factory(notes=notes, seconds=0.02), 2) as executor:
+        search(workers.Misbehaving(), **{OPTIONS!r}, log=log, executor=executor, callbacks=[Tell()])
+"""
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+def facts(trials) -> list:
+    return [(t.proposal, t.status, t.loss if t.done else t.reason) for t in trials]
+
+
+def test_a_search_killed_at_random_moments_loses_and_doubles_no_result(tmp_path, notes):
+    """Each life of the search prints what it has recorded; every line must be in the log, once, at the end."""
+    log, rng, script = tmp_path / "log", random.Random(1), tmp_path / "run.py"
+    script.write_text(SEARCH)
+    told: dict[int, str] = {}
+    for life in range(4):
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(log), str(notes)], stdout=subprocess.PIPE, text=True
+        )
+        stop_after = rng.randint(1, 4) if life < 3 else 10**9
+        for count, line in enumerate(process.stdout, start=1):
+            number, loss = line.split()
+            assert told.setdefault(int(number), loss) == loss
+            if count >= stop_after:
+                time.sleep(rng.random() * 0.03)
+                process.kill()
+        process.wait(60)
+        process.stdout.close()
+    with TrialLog(log) as after:
+        assert {t.id: repr(t.loss) for t in after if t.id in told} == told
+        assert facts(after.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
+
+
+def test_workers_killed_at_random_moments_cost_no_trial(tmp_path, notes):
+    class Assassin(Callback):
+        kills = 0
+
+        def finished(self, study, trial):
+            if trial.id % 5 == 2:
+                victims = [int(f.name.split("-")[1]) for f in notes.glob("built-*")]
+                for pid in victims:
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                        self.kills += 1
+                    except ProcessLookupError:
+                        continue
+
+    assassin = Assassin()
+    with ProcessExecutor(workers.factory(notes=notes, seconds=0.01), 2) as executor:
+        result = search(workers.Misbehaving(), **OPTIONS, executor=executor, callbacks=[assassin])
+    assert assassin.kills >= 2
+    assert facts(result.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
+
+
+def test_a_hanging_a_dying_and_a_sound_plan_are_told_apart_in_one_search(notes):
+    for deed, reason in (("hang", "DeadlineExceeded"), ("die", "WorkerDied")):
+        with ProcessExecutor(workers.factory(deed, notes), 2, deadline=1.0) as executor:
+            result = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 4, "seed": 1}, executor=executor)
+        bad = [t for t in result.trials if t.plan.bits[0] == 4]
+        assert bad and all(t.reason.startswith(reason) for t in bad)
+        assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
+
+
+@pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
+def test_garbage_fails_its_trial_and_the_log_stays_readable(deed, tmp_path):
+    result = search(workers.Misbehaving(deed), **OPTIONS, log=tmp_path / "log")
+    assert {t.status for t in result.trials if t.plan.bits[0] == 4} == {"failed"}
+    assert {t.status for t in result.trials if t.plan.bits[0] == 2} == {"done"}
+    with TrialLog(tmp_path / "log") as log:
+        assert log.trials == result.trials
+
+
+def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):
+    result = search(workers.Misbehaving("raise_surrogates"), **OPTIONS, log=tmp_path / "log")
+    reason = result.failures()[0].reason
+    assert reason.startswith("ValueError: ?xxx") and len(reason) < 5000
+    assert TrialLog(tmp_path / "log").trials == result.trials
+
+
+def limited(size: int, work) -> str:
+    """What a function raises in a child process that may write no file beyond `size` bytes, as on a full disk."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            work()
+            told = "nothing"
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}"
+        os.write(write, told.encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        told = file.read()
+    os.waitpid(child, 0)
+    return told
+
+
+@pytest.mark.parametrize("more", [0, 9_000, 20_000])
+def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, more):
+    log = tmp_path / "log"
+    TrialLog(log).close()
+    limit = log.stat().st_size + 30_000 + more
+    told = limited(limit, lambda: search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log))
+    assert told.startswith(LogUnwritable.__name__) and "make room on its disk and go on with the same log" in told
+    assert check(log).ok
+    resumed = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log)
+    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}).trials)
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_changed_model_or_data_set_is_refused_with_both_hashes(tmp_path, what):
+    class Hashed(workers.Misbehaving):
+        hashes = {"model": "a1", "data": "b2"}
+
+        def describe(self):
+            return dict(self.hashes)
+
+    search(Hashed(), **OPTIONS, log=tmp_path / "log")
+    changed = Hashed()
+    changed.hashes = {**Hashed.hashes, what: "c3"}
+    with pytest.raises(LogMismatch, match=f"evaluator {what} = '{Hashed.hashes[what]}', but now it is 'c3'"):
+        Study(changed, **OPTIONS, log=tmp_path / "log")
+    assert search(Hashed(), **OPTIONS, log=tmp_path / "log").trials, "the refusal left the log free and whole"
+
+
+def test_an_interrupt_leaves_the_log_resumable_and_the_workers_to_their_owner(tmp_path, notes):
+    class Interrupt(Callback):
+        def finished(self, study, trial):
+            if trial.id == 4:
+                raise KeyboardInterrupt
+
+    with ProcessExecutor(workers.factory(notes=notes, seconds=0.01), 2) as executor:
+        study = Study(
+            workers.Misbehaving(), **OPTIONS, log=tmp_path / "log", executor=executor, callbacks=[Interrupt()]
+        )
+        with pytest.raises(KeyboardInterrupt):
+            study.run()
+        resumed = search(workers.Misbehaving(), **OPTIONS, log=tmp_path / "log", executor=executor)
+    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
+
+
+def test_stop_ends_after_what_runs_and_leaves_the_rest_of_the_batch_for_later(tmp_path):
+    class Stop(Callback):
+        def finished(self, study, trial):
+            study.stop()
+
+    options = {**OPTIONS, "batch": 4}
+    search(workers.Misbehaving(), **options, log=tmp_path / "log", callbacks=[Stop()])
+    with TrialLog(tmp_path / "log") as log:
+        assert [t.status for t in log] == ["done"] + ["running"] * (len(log) - 1)
+    resumed = search(workers.Misbehaving(), **options, log=tmp_path / "log")
+    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
+
+
+def test_a_free_worker_gets_the_next_proposal_at_once_and_the_strategy_sees_what_is_pending(notes):
+    from qra_search.strategies.random import RandomStrategy
+
+    seen = []
+
+    class Watching(RandomStrategy):
+        def propose(self, state, n):
+            seen.append((len(state.pending), n))
+            return super().propose(state, n)
+
+    with ProcessExecutor(workers.factory(notes=notes), 2) as executor:
+        search(workers.Misbehaving(), strategy=Watching(), evaluations=12, executor=executor)
+    assert all(pending + n == 2 for pending, n in seen), "a slot stayed empty, or was filled twice"
+    assert (1, 1) in seen
+
+
+def test_a_shut_down_executor_stops_the_study_without_failed_trials(notes):
+    executor = ProcessExecutor(workers.factory(notes=notes), 1)
+
+    class ShutDown(Callback):
+        def finished(self, study, trial):
+            executor.shutdown()
+
+    study = Study(workers.Misbehaving(), **OPTIONS, executor=executor, callbacks=[ShutDown()])
+    with pytest.raises((StudyFailed, RuntimeError), match="shut down"):
+        study.run()
+    assert not any(t.status == "failed" for t in study.log)
