@@ -20,7 +20,7 @@ DEMO: dict[str, Any] = {
     "search": {"evaluations": 16, "memory": ["uniform3r8"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
-TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny"}}
+TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny-trained"}}
 """The same where the model's package is not installed."""
 AGAINST = "all"
 
