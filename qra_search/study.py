@@ -119,9 +119,10 @@ class Study:
             self._tell("started")
             waiting = list(self.log.running)
             while True:
-                for trial in self.log.propose_all(self._ask(len(flying) + len(waiting))):
-                    self._tell("proposed", trial)
-                    waiting.append(trial)
+                while asked := self._ask(len(flying) + len(waiting)):
+                    for trial in self.log.propose_all(asked):
+                        self._tell("proposed", trial)
+                        waiting.append(trial)
                 while waiting and len(flying) < self.executor.slots and not self._stopping:
                     trial = waiting.pop(0)
                     flying[self.executor.submit(trial.proposal)] = trial
