@@ -1,0 +1,256 @@
+"""Times the real evaluator: bank, swap, share of overhead, tokens a second beside Trainer + PEFT and bare products.
+
+Everything is measured in one run, side by side and in turn, since machines are shared and noisy: read the ratios.
+
+    python benchmarks/evaluator/run.py --model smollm2 --task gsm8k --data DIR --out benchmarks/results/evaluator.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qra_eval import adapters, training
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_search import Plan
+from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
+
+BITS = 3
+RANK = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="gsm8k")
+    parser.add_argument("--data")
+    parser.add_argument("--backend", default="mixed")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--skip-bank", action="store_true", help="do not time a cold bank")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluator.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    head = {"commit": commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
+    head |= {"task": options.task, "backend": options.backend, "steps": options.steps}
+    rows = []
+    with tempfile.TemporaryDirectory() as cold:
+        if not options.skip_bank:
+            rows.append(time_bank(options, cold))
+        evaluator = build(options, None)
+        rows.append(time_swap(evaluator))
+        rows.append(time_share(evaluator))
+        rows.append(time_throughput(evaluator, options))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("a") as file:
+        for row in rows:
+            print(json.dumps(row))
+            file.write(json.dumps(head | row) + "\n")
+
+
+def build(options: argparse.Namespace, cache: str | None) -> QuantizedLoRAEvaluator:
+    return QuantizedLoRAEvaluator(
+        options.model,
+        TaskConfig(name=options.task, data=options.data),
+        quantization=QuantizationConfig(backend=options.backend, cache=cache),
+        training=TrainingConfig(steps=options.steps, batch_size=8, validation_rows=16),
+    )
+
+
+def time_bank(options: argparse.Namespace, folder: str) -> dict:
+    """Seconds to quantize every linear at every bit-width, and to open the bank again."""
+    marks: list[tuple[str, float]] = []
+    start = time.perf_counter()
+    evaluator = QuantizedLoRAEvaluator(
+        options.model,
+        TaskConfig(name=options.task, data=options.data),
+        quantization=QuantizationConfig(backend=options.backend, cache=folder),
+        progress=lambda stage, done, total: marks.append((stage, time.perf_counter())),
+    )
+    cold = {}
+    for stage in dict.fromkeys(stage for stage, _ in marks):
+        times = [t for s, t in marks if s == stage]
+        cold[stage] = times[-1] - times[0]
+    began = time.perf_counter()
+    evaluator.bank.__class__(
+        evaluator.bank.linears, evaluator.backend, evaluator.bank.bits, folder, evaluator.bank.fingerprint
+    )
+    return {
+        "what": "bank",
+        "cold_seconds": cold,
+        "all_seconds": began - start,
+        "open_seconds": time.perf_counter() - began,
+        "bytes": sum(p.stat().st_size for p in Path(folder).glob("*.safetensors")),
+    }
+
+
+def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
+    """Milliseconds to put another plan in place, once every weight was dequantized."""
+    space = evaluator.space
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Plan:
+        pick = lambda some: tuple(some[i] for i in torch.randint(len(some), (len(space),), generator=generator))  # noqa: E731
+        return Plan(pick(space.bits), pick(space.ranks))
+
+    for bits in space.bits:
+        evaluator.apply(space.uniform(bits, space.ranks[0]), 0)
+    bases, whole = [], []
+    for _ in range(repeats):
+        plan = draw()
+        start = time.perf_counter()
+        evaluator.apply(plan, 0, keep_adapters=True)
+        bases.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        evaluator.apply(plan, 0)
+        whole.append(time.perf_counter() - start)
+    return {
+        "what": "swap",
+        "groups": len(space),
+        "bases_ms": 1e3 * statistics.median(bases),
+        "with_adapters_ms": 1e3 * statistics.median(whole),
+    }
+
+
+def time_share(evaluator: QuantizedLoRAEvaluator) -> dict:
+    """Share of an evaluation that is not the model's own forward and backward passes, and the pause between two."""
+    plan = evaluator.space.uniform(BITS, RANK)
+    evaluator.evaluate(plan)
+    start = time.perf_counter()
+    done = [evaluator.evaluate(evaluator.space.uniform(b, RANK)) for b in (3, 4, 3)]
+    wall = time.perf_counter() - start
+    inside = sum(e.seconds for e in done)
+    return {
+        "what": "share",
+        "evaluation_seconds": statistics.median(e.seconds for e in done),
+        "overhead_share": statistics.median(1 - e.metrics["model_seconds"] / e.seconds for e in done),
+        "between_seconds": (wall - inside) / len(done),
+    }
+
+
+def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespace) -> dict:
+    """Tokens a second of training: ours, Trainer + PEFT, and the bare products of the same shapes; in turn."""
+    plan = evaluator.space.uniform(BITS, RANK)
+    examples = evaluator.rows("calibration", options.steps * 8)
+    batches = training.schedule(examples, options.steps, 8, 0)
+    theirs = peft_trainer(evaluator, examples, options.steps)
+    ours_rates, their_rates, product_rates = [], [], []
+    for _ in range(options.repeats):
+        evaluator.apply(plan, 0)
+        trained = evaluator.train(options.steps, 0)
+        ours_rates.append(trained.tokens / trained.seconds)
+        their_rates.append(theirs())
+        product_rates.append(products(evaluator, batches))
+    return {
+        "what": "throughput",
+        "tokens_per_second": {
+            "qra": statistics.median(ours_rates),
+            "trainer_peft": statistics.median(their_rates),
+            "bare_products": statistics.median(product_rates),
+        },
+        "qra_over_trainer": statistics.median(a / b for a, b in zip(ours_rates, their_rates, strict=True)),
+        "qra_over_products": statistics.median(a / b for a, b in zip(ours_rates, product_rates, strict=True)),
+    }
+
+
+def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], steps: int):
+    """A function that trains with transformers' Trainer and PEFT on a fresh 3-bit base, and gives tokens a second."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    from qra_eval.models import find_linears, load_model
+
+    transformers.logging.set_verbosity_error()
+    model = load_model(evaluator.loaded.spec, dtype=evaluator.model.dtype).model
+    for found in find_linears(model):
+        model.set_submodule(found.name, evaluator.bank.module(found.name, BITS))
+    names = [name for name in evaluator.wrapped]
+    peft_model = get_peft_model(
+        model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=names, task_type="CAUSAL_LM")
+    )
+    data = [
+        {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in rows
+    ]
+
+    def collate(some: list[dict]) -> dict:
+        pad = lambda key, value: nn.utils.rnn.pad_sequence([s[key] for s in some], True, value)  # noqa: E731
+        return {
+            "input_ids": pad("input_ids", 0),
+            "labels": pad("labels", -100),
+            "attention_mask": pad("attention_mask", 0),
+        }
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = transformers.Trainer(
+                model=peft_model,
+                args=transformers.TrainingArguments(
+                    folder,
+                    per_device_train_batch_size=8,
+                    max_steps=steps,
+                    learning_rate=5e-4,
+                    report_to=[],
+                    save_strategy="no",
+                    disable_tqdm=True,
+                    logging_steps=10**6,
+                    use_cpu=evaluator.device.type == "cpu",
+                    dataloader_pin_memory=False,
+                ),
+                train_dataset=data,
+                data_collator=collate,
+            )
+            start = time.perf_counter()
+            trainer.train()
+            return sum(len(r) for r in rows) / (time.perf_counter() - start)
+
+    return run
+
+
+@torch.no_grad()
+def products(evaluator: QuantizedLoRAEvaluator, batches: list[training.Batch]) -> float:
+    """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
+    and the head at labelled positions."""
+    evaluator.apply(evaluator.space.uniform(BITS, RANK), 0)
+    head = evaluator.model.get_output_embeddings().weight
+    dtype = head.dtype
+    some = [
+        (w.frozen, w.lora_A.to(dtype), w.lora_B.to(dtype))
+        for w in evaluator.wrapped.values()
+        if isinstance(w, adapters.AdaptedLinear) and w.lora_A is not None
+    ]
+    start = time.perf_counter()
+    for batch in batches:
+        n = batch.input_ids.numel()
+        xs = {w.shape[1]: torch.zeros(n, w.shape[1], dtype=dtype) for w, _, _ in some}
+        gs = {w.shape[0]: torch.zeros(n, w.shape[0], dtype=dtype) for w, _, _ in some}
+        for weight, A, B in some:
+            x, g = xs[weight.shape[1]], gs[weight.shape[0]]
+            x @ weight.T
+            z = x @ A.T
+            z @ B.T
+            g @ weight
+            dz = g @ B
+            g.T @ z
+            dz.T @ x
+            dz @ A
+        hidden = torch.zeros(len(batch.positions), head.shape[1], dtype=dtype)
+        (hidden @ head.T) @ head
+    return sum(b.tokens for b in batches) / (time.perf_counter() - start)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
