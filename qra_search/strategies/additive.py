@@ -1,28 +1,46 @@
-"""Exact optima of the additive problem: what the prior alone would choose, for a sweep of budgets."""
+"""Exact optima of the additive problem: what the prior, corrected by the trials, would choose."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from qra_search import knapsack
 from qra_search.evaluation import Prior
 from qra_search.space import Plan, SearchSpace
-from qra_search.strategies.base import Strategy, StudyState
+from qra_search.strategies.base import Strategy, StudyState, mean_estimates
+from qra_search.surrogates.scales import fit_scales
 from qra_search.trials import Proposal
 
 RANK_DECAY = 0.5
 """How fast rank repairs damage in the prior's table: the share left at rank r is (1 + r)^-RANK_DECAY. Fits SmolLM2
 tuned on GSM8K at 3 bits: 52%, 36%, 24% and 17% of the untuned damage left at ranks 4, 8, 16 and 32."""
-MAX_SWEEP = 512
+SWEEP = 128
+"""Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
+LEARN_FROM = 10
 
 
 class AdditiveStrategy(Strategy):
-    """The multiple-choice knapsack over the prior, first at the named budgets, then ever finer between them."""
+    """The multiple-choice knapsack over the prior for a sweep of budgets.
+
+    First the named budgets; then a little under each of them, further and further. Where none is named, ever
+    finer grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the
+    prior's damage is scaled group by group to what they say.
+
+    Args:
+        learn_from: distinct plans before the trials correct the prior; None never.
+    """
 
     name = "additive"
 
+    def __init__(self, learn_from: int | None = LEARN_FROM):
+        self.learn_from = learn_from
+
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        table = prior_table(state.space, state.prior)
+        learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
+        table = posterior_table(state) if learn else prior_table(state.space, state.prior)
         seen = set(state.seen)
         proposals: list[Proposal] = []
         for budget in _sweep(state):
@@ -59,6 +77,18 @@ def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
     return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
 
 
+def posterior_table(state: StudyState) -> np.ndarray:
+    """float (G, B, R): the prior's table, each group's damage and the gain scaled to the trials at full fidelity."""
+    estimates = mean_estimates(state.full)
+    b, r = state.space.encode_many(estimates.plans)
+    prior = state.prior or flat_prior(state.space)
+    damage = prior_table(state.space, replace(prior, rank_gain=np.zeros_like(prior.rank_gain)))
+    rows = np.arange(len(damage))
+    gain = prior.rank_gain[rows, r].sum(1)
+    scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)
+    return scale[:, None, None] * damage - gain_scale * prior.rank_gain[:, None, :]
+
+
 def flat_prior(space: SearchSpace) -> Prior:
     """What is known before anything is measured: error falls fourfold a bit, and larger groups matter more."""
     share = np.array([g.weights for g in space.groups], dtype=float)
@@ -68,11 +98,15 @@ def flat_prior(space: SearchSpace) -> Prior:
     return Prior(share[:, None] * error, share[:, None] * gain, source="flat")
 
 
-def _sweep(state: StudyState):
-    """Budgets to solve for: the named ones, then midpoints of ever finer grids up to the largest."""
+def _sweep(state: StudyState) -> Iterator[int]:
+    """Budgets to solve for, in order: see `AdditiveStrategy`."""
     yield from state.budgets
     low, high = state.memory.minimum, state.memory_limit
+    if state.memory_budgets:
+        for step in range(1, SWEEP):
+            yield from (int(low + (b - low) * (1.0 - step / SWEEP)) for b in state.memory_budgets)
+        return
     step = 2
-    while step <= MAX_SWEEP:
+    while step <= SWEEP:
         yield from (int(low + (high - low) * i / step) for i in range(step - 1, 0, -2))
         step *= 2

@@ -1,0 +1,98 @@
+"""The additive strategy solves the knapsack exactly, over the prior first and over what trials made of it then."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qra_search import Evaluation, Evaluator, Prior
+from qra_search.strategies.additive import AdditiveStrategy, additive_plan, flat_prior, posterior_table, prior_table
+from qra_search.strategies.base import StudyState
+from qra_search.toys import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+
+
+class TableEvaluator(Evaluator):
+    """A loss that is exactly a table, given with a prior whose groups are scaled wrongly."""
+
+    def __init__(self, wrong: float):
+        self.space = toy_space(8)
+        rng = np.random.default_rng(0)
+        damage = rng.lognormal(0, 0.5, (8, 1)) * 0.25 ** np.arange(4)
+        self.truth = Prior(damage, np.tile([0.01, 0.02, 0.03], (8, 1)))
+        self.table = prior_table(self.space, self.truth)
+        self._prior = replace(self.truth, bits_damage=damage * np.exp(wrong * rng.standard_normal((8, 1))))
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        b, r = self.space.encode(plan)
+        loss = 1.0 + self.table[np.arange(8), b, r].sum()
+        return Evaluation(float(loss), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+    def prior(self):
+        return self._prior
+
+
+def plan_loss(evaluator, table, budget):
+    return evaluator.evaluate(additive_plan(evaluator.space, table, budget)).loss
+
+
+def test_the_plan_is_the_best_of_all_that_fit():
+    space = toy_space(3, bits=(2, 3, 4), ranks=(4, 8), restricted=True)
+    table = np.random.default_rng(1).standard_normal((3, 3, 2))
+    for budget in budgets_of(space, 0.0, 0.3, 0.7, 1.0):
+        best = np.inf
+        for choice in itertools.product(itertools.product(range(3), range(2)), repeat=3):
+            b, r = np.array(choice).T
+            if space.memory.allowed[np.arange(3), b, r].all() and space.memory.bytes(b, r) <= budget:
+                best = min(best, table[np.arange(3), b, r].sum())
+        b, r = space.encode(additive_plan(space, table, budget))
+        assert table[np.arange(3), b, r].sum() == pytest.approx(best)
+
+
+def test_nothing_fits_a_budget_below_the_smallest_plan():
+    space = toy_space(2)
+    assert additive_plan(space, prior_table(space, None), space.memory.minimum - 1) is None
+
+
+def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
+    evaluator = ToyEvaluator(toy_space(8))
+    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    state = StudyState(evaluator.space, prior=evaluator.prior(), memory_budgets=budgets)
+    proposals = AdditiveStrategy().propose(state, 6)
+    table = prior_table(evaluator.space, evaluator.prior())
+    assert [p.plan for p in proposals[:2]] == [additive_plan(evaluator.space, table, b) for b in budgets]
+    assert len({p.plan for p in proposals}) == 6
+    assert all(evaluator.space.memory_bytes(p.plan) <= budgets[1] for p in proposals)
+
+
+def test_trials_correct_a_prior_with_wrong_scales():
+    evaluator = TableEvaluator(wrong=0.6)
+    state = logged_state(evaluator, 40)
+    learnt, given = posterior_table(state), prior_table(evaluator.space, evaluator.prior())
+    losses = [[plan_loss(evaluator, t, b) for b in budgets_of(evaluator.space, 0.2, 0.4)] for t in (learnt, given)]
+    best = [plan_loss(evaluator, evaluator.table, b) for b in budgets_of(evaluator.space, 0.2, 0.4)]
+    assert sum(losses[0]) - sum(best) < 0.25 * (sum(losses[1]) - sum(best))
+
+
+def test_a_right_prior_is_left_as_it_is():
+    evaluator = TableEvaluator(wrong=0.0)
+    learnt = posterior_table(logged_state(evaluator, 30))
+    ratio = (learnt + evaluator.truth.rank_gain[:, None, :])[:, 0, 0] / evaluator.table[:, 0, 0]
+    assert ratio == pytest.approx(np.ones(8), abs=0.1)
+
+
+def test_the_prior_alone_decides_until_enough_was_seen():
+    state = scenario("a log that another strategy wrote")
+    few = replace(state, trials=state.trials[:9])
+    assert AdditiveStrategy().propose(few, 2) == AdditiveStrategy(learn_from=None).propose(few, 2)
+    assert AdditiveStrategy().propose(state, 2) != AdditiveStrategy(learn_from=None).propose(state, 2)
+
+
+def test_without_a_prior_larger_groups_are_taken_to_matter_more():
+    space = toy_space(2, "module")
+    prior = flat_prior(space)
+    weights = np.array([g.weights for g in space.groups])
+    assert prior.bits_damage[:, 0] == pytest.approx(weights / weights.sum())
+    assert prior.bits_damage[0, 1] == pytest.approx(prior.bits_damage[0, 0] / 4)
