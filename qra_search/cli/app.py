@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from qra_search.cli import demo, finetune, lists, looking, profile, search
+from qra_search.cli import demo, doctor, finetune, lists, looking, profile, search
+from qra_search.cli.bench import bench
+from qra_search.cli.plans import plans
 
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
@@ -33,12 +35,29 @@ def root(
         print(context.get_help())
 
 
-app.command("search", rich_help_panel=SEARCH)(search.search)
+log = typer.Typer(help="Take the trials of a run elsewhere.")
+
+
+@log.callback()
+def logs() -> None:
+    """Take the trials of a run elsewhere."""
+
+
+log.command("export")(looking.export_log)
+
 app.command("demo", rich_help_panel=SEARCH)(demo.demo)
+app.command("search", rich_help_panel=SEARCH)(search.search)
 app.command("profile", rich_help_panel=SEARCH)(profile.profile)
 app.command("finetune", rich_help_panel=SEARCH)(finetune.finetune)
 app.command("report", rich_help_panel=LOOK)(looking.report)
+app.command("show", rich_help_panel=LOOK)(looking.show)
+app.command("compare", rich_help_panel=LOOK)(looking.compare)
+app.command("runs", rich_help_panel=LOOK)(looking.runs)
+app.add_typer(plans, name="plan", rich_help_panel=LOOK)
+app.add_typer(log, name="log", rich_help_panel=LOOK)
 app.command("strategies", rich_help_panel=TOOLS)(lists.strategies)
 app.command("backends", rich_help_panel=TOOLS)(lists.backends)
 app.command("tasks", rich_help_panel=TOOLS)(lists.tasks)
 app.command("schema", rich_help_panel=TOOLS)(lists.schema)
+app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)
+app.add_typer(bench, name="bench", rich_help_panel=TOOLS)

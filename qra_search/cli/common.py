@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qra_search.report.live import View
     from qra_search.space import Plan, SearchSpace
 
+PIPE_WIDTH = 120
+"""Columns of tables that do not go to a terminal."""
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 ConfigFile = Annotated[
@@ -135,14 +137,14 @@ def stdout() -> Console:
     """Where results go."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
 
 def emit(data: Any) -> None:

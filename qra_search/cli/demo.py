@@ -52,7 +52,7 @@ def demo(
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
     view.say(_opening(config, packaged, folder))
-    with opened(config, folder, view, resume=folder.exists) as evaluator:
+    with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
         result, complete = search_with(evaluator, config, folder, view)
         if not complete:
             view.say(f"Saved. Go on with: qra demo --out {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -99,13 +100,20 @@ def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> lis
 
 def _stored_bits(factory: Any) -> dict[str, Any]:
     backend = factory()
+    reason = backend.unavailable() if hasattr(backend, "unavailable") else None
+    if reason:
+        raise ImportError(reason)
     return {"bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits}}
 
 
 def _summary(thing: Any) -> str:
-    """First sentence of the documentation of a plug-in."""
-    text = inspect.getdoc(thing) or ""
-    return " ".join(text.split("\n\n")[0].split())
+    """First paragraph of the documentation of a plug-in; of a partial, that of what it completes, and its data."""
+    given = ""
+    if isinstance(thing, functools.partial):
+        given = ", ".join(str(getattr(value, "dataset", value)) for value in (*thing.args, *thing.keywords.values()))
+        thing = thing.func
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return f"{text} ({given})" if given else text
 
 
 def _options(factory: Any) -> dict[str, Any]:

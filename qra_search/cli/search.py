@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from qra_search.cli.errors import INTERRUPTED, bad_input
 if TYPE_CHECKING:
     from qra_search.config import RunConfig
     from qra_search.evaluation import Evaluator
+    from qra_search.executors import Executor
     from qra_search.report.live import View
     from qra_search.result import SearchResult
     from qra_search.runs import RunFolder
@@ -62,6 +64,42 @@ def search(
             help="Only print the resolved config, the space, its smallest and largest plan, and the cost.",
         ),
     ] = False,  # fmt: skip
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            rich_help_panel=common.WHERE,
+            show_default=False,
+            help="Evaluate in so many worker processes; default: in this one.",
+        ),
+    ] = None,  # fmt: skip
+    executor: Annotated[
+        str,
+        typer.Option("--executor", metavar="process|ray|dask", rich_help_panel=common.WHERE, help="Where workers run."),
+    ] = "process",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="URL",
+            rich_help_panel=common.WHERE,
+            show_default=False,
+            help="Of a Ray or Dask cluster.",
+        ),
+    ] = None,  # fmt: skip
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=1,
+            rich_help_panel=common.WHERE,
+            show_default=False,
+            help="Propose so many at a time and await them all: the same trials with any number of workers.",
+        ),
+    ] = None,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
@@ -93,7 +131,9 @@ def search(
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to go on with", param_hint="--resume")
     folder = RunFolder(out or new_folder(settings))
-    result, complete = run_search(settings, folder, view, resume=resume)
+    pool = Workers(workers, executor, address) if workers else None
+    with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
+        result, complete = search_with(built, settings, folder, view, executor=runner, batch=batch)
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
     else:
@@ -104,45 +144,71 @@ def search(
         raise typer.Exit(INTERRUPTED)
 
 
-def run_search(config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False) -> tuple[SearchResult, bool]:
-    """Search in a folder: refuses another run, builds the evaluator, searches, and writes the results.
+@dataclass(frozen=True)
+class Workers:
+    """Where evaluations run, if not in this process: how many workers, of what kind, of which cluster."""
 
-    Returns:
-        The result, and whether the search came to its end (False: it was interrupted).
-
-    Raises:
-        RunExists, BadInput, BudgetTooSmall: what was given cannot be used; nothing was spent.
-        StudyFailed: the search cannot go on.
-    """
-    with opened(config, folder, view, resume=resume) as evaluator:
-        return search_with(evaluator, config, folder, view)
+    count: int
+    kind: str = "process"
+    address: str | None = None
 
 
 @contextmanager
-def opened(config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False) -> Iterator[Evaluator]:
-    """The evaluator of a run, with the folder begun and the view shown.
+def opened(
+    config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False, workers: Workers | None = None
+) -> Iterator[tuple[Evaluator, Executor | None]]:
+    """The evaluator of a run, and the executor of its workers, with the folder begun and the view shown.
 
     A folder in which no search has begun when something fails is left as it was.
+
+    Raises:
+        RunExists, BadInput: what was given cannot be used; nothing was spent.
     """
+    from qra_search.executors import RemoteEvaluator
+
     fresh = not folder.exists
     folder.begin(config, resume=resume)
     try:
-        with view, closing(common.build_evaluator(config, view)) as evaluator:
-            yield evaluator
+        with view, ExitStack() as stack:
+            if workers is None:
+                yield stack.enter_context(closing(common.build_evaluator(config, view))), None
+            else:
+                executor = stack.enter_context(_pool(config, workers))
+                view.progress(f"start {workers.count} workers", 0, 1)
+                with bad_input():
+                    evaluator = RemoteEvaluator(executor)
+                view.progress(f"start {workers.count} workers", 1, 1)
+                yield evaluator, executor
     finally:
         if fresh:
             _forget_if_empty(folder)
 
 
-def search_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: View) -> tuple[SearchResult, bool]:
-    """Search with an evaluator at hand, in a folder that was begun; see `run_search`."""
+def search_with(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    view: View,
+    *,
+    executor: Executor | None = None,
+    batch: int | None = None,
+) -> tuple[SearchResult, bool]:
+    """Search with an evaluator at hand in a folder that was begun, and write the results.
+
+    Returns:
+        The result, and whether the search came to its end (False: it was interrupted).
+
+    Raises:
+        BadInput, BudgetTooSmall, LogMismatch: what was given cannot be used; nothing was spent.
+        StudyFailed: the search cannot go on, or nothing came of it.
+    """
     from qra_search.study import StudyFailed
     from qra_search.trials import TrialLog
 
     with bad_input():
         log = TrialLog(folder.log_file)
     with log:
-        study = make_study(evaluator, config, log=log, callbacks=(view,))
+        study = make_study(evaluator, config, log=log, callbacks=(view,), executor=executor, batch=batch)
         if study.log.running:
             view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
         view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
@@ -208,6 +274,13 @@ def stop_on_interrupt(study: Study, view: View) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _pool(config: RunConfig, workers: Workers) -> Any:
+    from qra_search.executors import make_executor
+
+    with bad_input():
+        return make_executor(config, workers.count, kind=workers.kind, address=workers.address)
 
 
 def _why_nothing(result: SearchResult, evaluations: float) -> str:

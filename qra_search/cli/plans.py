@@ -1,0 +1,181 @@
+"""`qra plan`: compare, check and edit plans by hand."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import BadInput, bad_input
+
+if TYPE_CHECKING:
+    from qra_search.space import Plan, SearchSpace
+
+plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
+
+PlanPath = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan.json, or the folder of a run.", show_default=False)
+]
+
+
+@plans.command("diff")
+def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> None:
+    """Say in which groups two plans differ, and by how many bytes.
+
+    [bold]Example[/]
+
+        qra plan diff runs/a runs/b/plan.json
+    """
+    one, two = _groups(first), _groups(second)
+    rows: list[dict[str, Any]] = [
+        {"group": name, "first": one.get(name), "second": two.get(name)}
+        for name in [*one, *(n for n in two if n not in one)]
+        if one.get(name) != two.get(name)
+    ]
+    if as_json:
+        common.emit({"differences": rows, "first_bytes": _total(first), "second_bytes": _total(second)})
+        return
+    from qra_search.memory import format_bytes
+
+    for row in rows:
+        before, after = (_text(row[side]) for side in ("first", "second"))
+        print(f"{row['group']}: {before} -> {after}")
+    sizes = f"{format_bytes(_total(first))} and {format_bytes(_total(second))}"
+    print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
+
+
+@plans.command("check")
+def check(
+    plan: PlanPath,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            show_default=False,
+            help="The run whose space the plan must be of; default: the folder that holds the plan.",
+        ),
+    ] = None,  # fmt: skip
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", show_default=False, help="A budget that it must keep to.")
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Check that a plan belongs to the space of a run and fits a budget.
+
+    [bold]Example[/]
+
+        qra plan check plan.json --run runs/a --memory 108MiB
+    """
+    from qra_search.budgets import describe_size, size_in
+    from qra_search.memory import format_bytes
+
+    space = _space(plan, run)
+    found = common.read_plan(space, plan)
+    size = space.memory_bytes(found)
+    with bad_input():
+        limit = None if memory is None else size_in(space, memory)
+    if limit is not None and size > limit:
+        raise BadInput(
+            f"the plan takes {format_bytes(size)} ({size} bytes), {memory} is {format_bytes(limit)} ({limit})"
+        )
+    if as_json:
+        common.emit({"valid": True, "groups": len(space), "memory_bytes": size, "budget": limit})
+    else:
+        room = "" if limit is None else f", {format_bytes(limit - size)} below {memory}"
+        print(f"A valid plan of {len(space)} groups: {describe_size(space, size)}{room}.")
+
+
+@plans.command("edit")
+def edit(
+    plan: PlanPath,
+    changes: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="GROUPS=BITS:RANK",
+            show_default=False,
+            help="A choice for the groups of a pattern, such as '*.v_proj=8:16' or 'layers.0.*=4:'.",
+        ),
+    ],  # fmt: skip
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", show_default=False)],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is of."),
+    ] = None,
+) -> None:
+    """Write a plan with other bits or ranks for some groups.
+
+    [bold]Example[/]
+
+        qra plan edit runs/a --set '*.v_proj=8:16' --out mine.json
+    """
+    from qra_search.budgets import describe_size
+    from qra_search.result import plan_to_dict, write_json
+
+    space = _space(plan, run)
+    changed = common.read_plan(space, plan)
+    for change in changes:
+        changed = _changed(space, changed, change)
+    with bad_input():
+        write_json(out, plan_to_dict(space, changed))
+    print(f"{out}: {describe_size(space, space.memory_bytes(changed))}")
+
+
+def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
+    from qra_search.space import Plan
+
+    pattern, equals, choice = change.rpartition("=")
+    bits_text, colon, rank_text = choice.partition(":")
+    hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
+    if not equals or not pattern or not all(t.isdigit() or not t for t in (bits_text, rank_text)):
+        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=8:'")
+    if not hits:
+        raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")
+    bits, ranks = list(plan.bits), list(plan.ranks)
+    for i in hits:
+        bits[i] = int(bits_text) if bits_text else bits[i]
+        ranks[i] = int(rank_text) if rank_text else ranks[i]
+    new = Plan(tuple(bits), tuple(ranks))
+    with bad_input():
+        space.encode(new)
+    return new
+
+
+def _space(plan: Path, run: Path | None) -> SearchSpace:
+    from qra_search.recorded import recorded_space
+    from qra_search.runs import RunFolder
+    from qra_search.trials import TrialLog
+
+    folder = RunFolder(run or (plan if plan.is_dir() else plan.parent))
+    if run is None and not folder.exists:
+        raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
+    with bad_input(), TrialLog(folder.check().log_file) as log:
+        return recorded_space(log)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    from qra_search.result import PLAN_FORMAT
+    from qra_search.runs import RunFolder, read_json
+
+    file = RunFolder(path).plan_file if path.is_dir() else path
+    with bad_input():
+        data = read_json(file)
+    if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    return data
+
+
+def _groups(path: Path) -> dict[str, tuple[int, int]]:
+    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
+
+
+def _total(path: Path) -> int:
+    return int(_data(path)["memory_bytes"])
+
+
+def _text(choice: tuple[int, int] | None) -> str:
+    return "not there" if choice is None else f"{choice[0]} bits, rank {choice[1]}"
