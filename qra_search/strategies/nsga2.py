@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from qra_search.strategies._moves import Levels, budget_in_turn, fresh_plans
 from qra_search.strategies._survival import mean_losses, population, survive
 from qra_search.strategies.additive import additive_plan, prior_table
 from qra_search.strategies.base import Strategy, StudyState
-from qra_search.trials import Proposal
+from qra_search.trials import Proposal, Trial
 
 POPULATION = 20
+CROSSOVER = 0.9
 PRIOR_SHARE = 0.25
 UNIFORM_SHARE = 0.15
 
@@ -36,40 +38,30 @@ class NSGA2Strategy(Strategy):
     def __init__(
         self,
         population: int = POPULATION,
-        crossover: float = 0.9,
+        crossover: float = CROSSOVER,
         mutation: float | None = None,
         use_prior: bool = True,
     ):
-        if population < 2:
-            raise ValueError(f"population must be at least 2, got {population}")
-        self.population = population
+        self.population = check_population(population)
         self.crossover = crossover
         self.mutation = mutation
         self.use_prior = use_prior
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        levels = Levels(state.space)
         parents: dict[int, Any] = {}
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
             generation = (len(state.trials) + offset) // self.population
             if generation not in parents:
-                parents[generation] = self._parents(state, generation)
+                before = [t for t in state.full if t.id < generation * self.population]
+                parents[generation] = parents_of(state, before, self.population, generation)
             if parents[generation] is None:
                 return self._first(state, offset, rng)
-            return self._child(state, parents[generation], offset, rng), "offspring"
+            budget = budget_in_turn(state, offset)
+            return child_of(levels, parents[generation], budget, rng, self.crossover, self.mutation), "offspring"
 
         return fresh_plans(state, n, draw)
-
-    def _parents(self, state: StudyState, generation: int) -> Any:
-        """Survivors among the trials before a generation; None where there are too few to mate."""
-        before = [t for t in state.full if t.id < generation * self.population]
-        plans, losses = mean_losses(before)
-        if len(plans) < 2:
-            return None
-        rows = Levels(state.space).encode(plans)
-        objectives = np.column_stack([losses, Levels(state.space).bytes(rows)])
-        rng = np.random.default_rng([state.seed, generation])
-        return survive(population(rows, objectives), self.population, rng)
 
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         levels, kind = Levels(state.space), rng.random()
@@ -85,15 +77,46 @@ class NSGA2Strategy(Strategy):
             return levels.encode([uniform[rng.integers(len(uniform))]])[0], "uniform"
         return levels.repair(levels.random(rng), budget, rng), "random"
 
-    def _child(self, state: StudyState, parents: Any, offset: int, rng: np.random.Generator) -> np.ndarray:
-        from pymoo.core.mating import Mating
 
-        from qra_search.strategies import _operators as op
+def check_population(size: int) -> int:
+    """The size itself, or ValueError where it is too small to mate."""
+    if size < 2:
+        raise ValueError(f"population must be at least 2, got {size}")
+    return size
 
-        mating = Mating(
-            op.tournament(),
-            op.LayerAtomicCrossover(self.crossover),
-            op.AdjacentMutation(self.mutation),
-            repair=op.BudgetRepair(budget_in_turn(state, offset)),
-        )
-        return mating.do(op.LevelProblem(Levels(state.space)), parents, 1, random_state=rng)[0].X.astype(int)
+
+def parents_of(state: StudyState, trials: Sequence[Trial], size: int, generation: int) -> Any:
+    """Survivors among finished trials, a pymoo Population of at most `size`; None where there are too few to mate."""
+    plans, losses = mean_losses(trials)
+    if len(plans) < 2:
+        return None
+    levels = Levels(state.space)
+    rows = levels.encode(plans)
+    return survivors(levels, rows, losses, size, np.random.default_rng([state.seed, generation]))
+
+
+def survivors(levels: Levels, rows: np.ndarray, losses: np.ndarray, size: int, rng: np.random.Generator) -> Any:
+    """At most `size` of the rows (N, 2 G) by rank and crowding in (loss, exact bytes), as a pymoo Population."""
+    return survive(population(rows, np.column_stack([losses, levels.bytes(rows)])), size, rng)
+
+
+def child_of(
+    levels: Levels,
+    parents: Any,
+    budget: int,
+    rng: np.random.Generator,
+    crossover: float = CROSSOVER,
+    mutation: float | None = None,
+) -> np.ndarray:
+    """int (2 G,): one child of a population by tournament, layer-atomic crossover, adjacent mutation and repair."""
+    from pymoo.core.mating import Mating
+
+    from qra_search.strategies import _operators as op
+
+    mating = Mating(
+        op.tournament(),
+        op.LayerAtomicCrossover(crossover),
+        op.AdjacentMutation(mutation),
+        repair=op.BudgetRepair(budget),
+    )
+    return mating.do(op.LevelProblem(levels), parents, 1, random_state=rng)[0].X.astype(int)

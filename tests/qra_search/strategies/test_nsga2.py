@@ -19,7 +19,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from qra_search.strategies import _operators as op
 from qra_search.strategies._moves import Levels
 from qra_search.strategies._survival import non_dominated, population, survive
-from qra_search.strategies.nsga2 import NSGA2Strategy
+from qra_search.strategies.nsga2 import NSGA2Strategy, parents_of
 from qra_search.study import search
 from qra_search.toys import ToyEvaluator, budgets_of, logged_state, toy_space
 
@@ -128,16 +128,21 @@ def test_the_tournament_prefers_what_pymoos_prefers():
     assert ours[decided].tolist() == theirs[decided].tolist()
 
 
-def test_parents_are_survivors_of_the_generations_before():
-    strategy = NSGA2Strategy(population=4)
+def test_parents_are_distinct_survivors_of_the_trials_given():
     state = logged_state(ToyEvaluator(), 11)
-    assert strategy._parents(state, 0) is None
+    assert parents_of(state, state.full[:1], 4, 0) is None
+    parents = parents_of(state, state.full[:8], 4, 2)
     known = {tuple(r) for r in Levels(state.space).encode([t.plan for t in state.trials[:8]])}
-    parents = strategy._parents(state, 2)
     assert len(parents) == 4
     assert {tuple(p.X) for p in parents} <= known
-    later = replace(state, trials=state.trials[:8])
-    assert [tuple(p.X) for p in strategy._parents(later, 2)] == [tuple(p.X) for p in parents]
+
+
+def test_the_running_generation_does_not_mate():
+    """Results of the last trials change nothing until their generation is complete."""
+    evaluator, strategy = ToyEvaluator(toy_space(8)), NSGA2Strategy(population=4)
+    state = logged_state(evaluator, 11, writer=strategy)
+    worse = [replace(t, evaluation=replace(t.evaluation, loss=9.0)) for t in state.trials[8:]]
+    assert strategy.propose(state, 1) == strategy.propose(replace(state, trials=(*state.trials[:8], *worse)), 1)
 
 
 def test_the_first_generation_is_mixed_and_the_next_are_offspring():
@@ -153,7 +158,7 @@ def test_children_descend_from_survivors():
     evaluator = ToyEvaluator(toy_space(8))
     strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
     state = logged_state(evaluator, 18)
-    parents = [p.X for p in strategy._parents(state, 3)]
+    parents = [p.X for p in parents_of(state, state.full, 6, 3)]
     for proposal in strategy.propose(state, 3):
         row = Levels(state.space).encode([proposal.plan])[0]
         assert min(int((row != p).sum()) for p in parents) == 1
