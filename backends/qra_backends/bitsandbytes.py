@@ -69,10 +69,10 @@ class BitsAndBytesBackend(Backend):
         self.check(linear, bits)
         weight = linear.weight.detach()
         if bits == 8:
-            from bitsandbytes.nn import Int8Params
+            from bitsandbytes.functional import int8_vectorwise_quant
 
-            int8 = Int8Params(weight, requires_grad=False, has_fp16_weights=False)._quantize(weight.device)
-            tensors = {"weight": int8.data, "SCB": int8.SCB}
+            codes, row_scale, _ = int8_vectorwise_quant(weight.to(torch.float16))
+            tensors = {"weight": codes, "SCB": row_scale}
         else:
             tensors = self._quantize_4bit(weight)
         return self.from_tensors(

@@ -145,7 +145,7 @@ class HQQBackend(Backend):
         group, _ = self._groups(*weight.shape)
         settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
         parts = [
-            Quantizer.quantize(rows, device=weight.device.type, bitpack=False, **settings)
+            Quantizer.quantize(rows, device=str(weight.device), bitpack=False, **settings)
             for rows in weight.split(_ROWS_AT_ONCE)
         ]
         codes = Quantizer.pack[Quantizer.bit_to_packing[bits]](torch.cat([codes for codes, _ in parts]))

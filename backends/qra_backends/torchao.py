@@ -34,7 +34,13 @@ class TorchAOBackend(Backend):
         self.options = {"group_size": group_size}
 
     def unavailable(self) -> str | None:
-        return missing_library("torchao")
+        reason = missing_library("torchao")
+        if reason is None:
+            from torchao import quantization
+
+            if not hasattr(quantization, "Int8Tensor"):
+                reason = "this release of torchao has no Int8Tensor: pip install 'torchao>=0.18'"
+        return reason
 
     def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
         if bits in range(1, 8):
