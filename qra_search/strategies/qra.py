@@ -6,25 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies.base import Estimates, Strategy, StudyState
-from qra_search.surrogates.evidence import fit_table
+from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.moves import neighbours, solve_many
-from qra_search.surrogates.table import TableBasis, TableFit
+from qra_search.surrogates.table import Rows, TableFit, Widths
 from qra_search.trials import Proposal, Trial
 
-
-@dataclass(frozen=True)
-class Data:
-    """Evaluated plans, replicates averaged: level indices (N, G), losses (N,), and how many each averages."""
-
-    plans: tuple[Plan, ...]
-    b: np.ndarray
-    r: np.ndarray
-    loss: np.ndarray
-    count: np.ndarray
+_z, _w = np.polynomial.hermite_e.hermegauss(9)
+NODES = tuple(zip(_z.tolist(), (_w / _w.sum()).tolist(), strict=True))
 
 
 class QRAStrategy(Strategy):
@@ -32,94 +23,172 @@ class QRAStrategy(Strategy):
 
     name = "qra"
 
-    def __init__(self, *, draws: int = 24, narrow: float = 0.4, moves: int = 200, budget: str = "turn", **widths):
-        self.draws, self.narrow, self.moves, self.budget, self.options = draws, narrow, moves, budget, widths
+    def __init__(
+        self,
+        *,
+        draws: int = 24,
+        narrow: float = 0.4,
+        moves: int = 100,
+        keep: int = 12,
+        evaluated: float = 1.0,
+        anywhere: float = 1.0,
+        pool: int = 150,
+        budget: str = "turn",
+        low: bool = True,
+        low_count: int = 60,
+        sweeps: int = 2,
+        widths: Widths = Widths(),
+    ):
+        self.draws, self.narrow, self.moves, self.keep = draws, narrow, moves, keep
+        self.evaluated, self.anywhere, self.pool, self.budget = evaluated, anywhere, pool, budget
+        self.low, self.low_count, self.sweeps, self.widths = low, low_count, sweeps, widths
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         space = state.space
-        basis = TableBasis(space, state.prior)
-        data = observed(space, state.full)
-        fit = fit_table(basis, data.b, data.r, data.loss, data.count, **self.options)
-        seen = set(state.seen)
-        waiting = [t.plan for t in state.pending]
+        levels = Levels.of(state)
+        fit = self._fit(state, levels)
+        taken = {(t.plan.key, t.fidelity) for t in state.trials}
+        taken |= {(t.plan.key, f) for t in state.trials if t.status == "failed" for f in levels.values}
+        waiting = [(t.plan, t.fidelity) for t in state.pending]
         proposals: list[Proposal] = []
         for k in range(n):
-            belief = fit.with_pending(*space.encode_many(waiting)) if waiting else fit
-            plan, mean, std = self._choose(state, belief, data, seen, k)
-            if plan is None:
+            belief = fit
+            if waiting:
+                b, r = space.encode_many(p for p, _ in waiting)
+                fidelity = np.array([f for _, f in waiting])
+                belief = fit.given(b, r, levels.index(fidelity), fidelity)
+            proposal = self._choose(state, levels, belief, taken, k)
+            if proposal is None:
                 break
-            seen.add(plan.key)
-            waiting.append(plan)
-            proposals.append(Proposal(plan, seed=state.seed, origin="table", predicted_loss=mean, predicted_std=std))
+            taken.add((proposal.plan.key, proposal.fidelity))
+            waiting.append((proposal.plan, proposal.fidelity))
+            proposals.append(proposal)
         return proposals
 
     def estimate(self, state: StudyState) -> Estimates:
-        data = observed(state.space, state.full)
-        if not data.plans:
+        levels = Levels.of(state)
+        plans, rows = observed(state.space, state.done, levels)
+        if not (rows.low == 0).any():
             return Estimates((), np.zeros(0), np.zeros(0))
-        fit = fit_table(TableBasis(state.space, state.prior), data.b, data.r, data.loss, data.count, **self.options)
-        mean, std = fit.at_data()
-        return Estimates(data.plans, mean, std)
+        mean, std = self._fit(state, levels).at_rows()
+        full = np.flatnonzero(rows.low == 0)
+        return Estimates(tuple(plans[i] for i in full), mean[full], std[full])
 
-    def _choose(self, state, fit: TableFit, data: Data, seen: set[str], k: int):
-        space, rng = state.space, state.rng(k)
+    def _fit(self, state: StudyState, levels: Levels) -> TableFit:
+        _, rows = observed(state.space, state.done, levels)
+        return TableFit(TableBasis(state.space, state.prior), rows, self.widths, lows=len(levels.values) - 1 if self.low else 0).refined(self.sweeps)
+
+    def _choose(self, state, levels, fit: TableFit, taken, k: int) -> Proposal | None:
+        space, rng, rows = state.space, state.rng(k), fit.rows
         G, B, R = fit.basis.shape
         size = space.memory.choice.reshape(G, -1)
         allowed = space.memory.allowed.reshape(G, -1)
         turn = (len(state.trials) + k) % len(state.budgets)
         budgets = [state.budgets[turn]] if self.budget == "turn" else list(state.budgets)
         width = np.where(np.arange(self.draws) % 2, 1.0, self.narrow)
-        tables = fit.draws(rng, self.draws, width).reshape(self.draws, G, -1)
-        mean_table = fit.table().reshape(G, -1)
-        tables = np.where(allowed, np.concatenate([mean_table[None], tables]), np.inf)
-        incumbent, _ = fit.at_data()
-        memory = space.memory.bytes(data.b, data.r)
-        found = []
+        tables = fit.draws(rng, width).reshape(self.draws, G, -1)
+        tables = np.where(allowed, np.concatenate([fit.table().reshape(1, G, -1), tables]), np.inf)
+        believed, _ = fit.at_rows()
+        memory = space.memory.bytes(rows.b, rows.r)
+        full = rows.low == 0
+        optima, near, keep = [], [], []
         for budget in budgets:
             room = budget - space.fixed_bytes
-            found.append(solve_many(tables, size, room))
-            if (memory <= budget).any():
-                at = int(np.where(memory <= budget, incumbent, np.inf).argmin())
-                found.append(
-                    neighbours(data.b[at] * R + data.r[at], tables[0], tables[1:], size, room, self.moves, rng)
-                )
-        choice = np.unique(np.concatenate(found), axis=0)
-        b, r = choice // R, choice % R
-        plans = [space.decode(x, y) for x, y in zip(b, r)]
-        fresh = np.array([p.key not in seen for p in plans])
-        if not fresh.any():
-            return None, None, None
-        b, r = b[fresh], r[fresh]
-        plans = [p for p, ok in zip(plans, fresh) if ok]
-        mean, var = fit.predict(b, r)
-        std = np.sqrt(var)
+            optima.append(solve_many(tables, size, room))
+            ok = np.flatnonzero(full & (memory <= budget))
+            if len(ok):
+                best = ok[np.argsort(believed[ok], kind="stable")[: self.keep]]
+                keep.extend(best.tolist())
+                start = rows.b[best[0]] * R + rows.r[best[0]]
+                near.append(neighbours(start, tables[0], size, room, self.moves))
+        old = {x.tobytes() for x in (rows.b * R + rows.r)[full]}
+        first = distinct(np.concatenate(optima), set())
+        choice = distinct(np.concatenate([*optima, *near]), old)
+        keep = np.array(sorted(set(keep)), int)
+        cheap = first[: self.low_count] if self.low and len(levels.values) > 1 and fit.lows else first[:0]
+        n, m = len(keep), len(keep) + len(choice)
+        b = np.concatenate([rows.b[keep], choice // R, cheap // R])
+        r = np.concatenate([rows.r[keep], choice % R, cheap % R])
+        low = np.concatenate([np.zeros(m, int), np.full(len(cheap), fit.lows)])
+        mean, cov = fit.joint(b, r, low)
+        mean[:n] = believed[keep]
         used = space.memory.bytes(b, r)
-        score = np.zeros(len(b))
-        for budget in budgets:
-            best = incumbent[memory <= budget].min(initial=np.inf)
-            if not np.isfinite(best):
-                best = float(data.loss.max())
-            score += np.where(used <= budget, expected_improvement(mean, std, best), 0.0)
-        at = int(score.argmax()) if score.max() > 0 else int(mean.argmin())
-        return plans[at], float(mean[at]), float(std[at])
+        fidelity = np.array(levels.values)[low]
+        excess = np.maximum(mean - np.where(low > 0, mean[m:].min(initial=np.inf), rows.loss[full].min()), 0)
+        noise = fit.noise(fit.widths, fidelity) + fit.misfit(fit.widths, excess)
+        score = sum(self._gain(mean, cov, noise, n, m, used <= budget) for budget in budgets)
+        score = score / fidelity[n:]
+        for at in np.argsort(-score, kind="stable") + n:
+            plan = space.decode(b[at], r[at])
+            if (plan.key, float(fidelity[at])) not in taken:
+                return Proposal(
+                    plan, fidelity=float(fidelity[at]), seed=state.seed, origin="table" if at < m else "low",
+                    predicted_loss=float(mean[at]), predicted_std=float(max(cov[at, at], 0) ** 0.5),
+                )  # fmt: skip
+        return None
+
+    def _gain(self, mean, cov, noise, n: int, m: int, fits) -> np.ndarray:
+        """Expected fall of the best mean within the budget by an evaluation of each candidate from `n` on."""
+        var = np.maximum(np.diag(cov), 1e-18)
+        sigma = cov[n:, :m] / np.sqrt(var + noise)[n:, None]
+        total = np.zeros(len(mean) - n)
+        if self.evaluated > 0 and fits[:n].any():
+            pool = np.flatnonzero(fits[:n])
+            now = mean[pool].min()
+            reach = np.diag(sigma[:, n:])
+            after = np.zeros(len(total))
+            for z, w in NODES:
+                least = (mean[pool][None] + z * sigma[:, pool]).min(1)
+                own = np.where(fits[n:m], mean[n:m] + z * reach, np.inf)
+                least[: m - n] = np.minimum(least[: m - n], own)
+                after += w * least
+            total += self.evaluated * (now - after)
+        if self.anywhere > 0:
+            pool = np.flatnonzero(fits[:m])
+            pool = pool[np.argsort(mean[pool], kind="stable")[: self.pool]]
+            now = mean[pool].min()
+            after = sum(w * (mean[pool][None] + z * sigma[:, pool]).min(1) for z, w in NODES)
+            total += self.anywhere * (now - after)
+        return total
 
 
-def expected_improvement(mean: np.ndarray, std: np.ndarray, best: float) -> np.ndarray:
-    """Expected fall below `best` (M,) of Gaussian losses."""
-    z = (best - mean) / std
-    return std * (z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
+@dataclass(frozen=True)
+class Levels:
+    """Fidelities, the full one first."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, state: StudyState) -> Levels:
+        lower = {f for f in state.fidelities if f < 1} | {t.fidelity for t in state.done if t.fidelity < 1}
+        return cls((1.0, *sorted(lower, reverse=True)))
+
+    def index(self, fidelity) -> np.ndarray:
+        return np.array([0 if f >= 1 else self.values.index(f) for f in fidelity], int)
 
 
-def observed(space: SearchSpace, trials: Sequence[Trial]) -> Data:
-    """Trials gathered by plan, in the order in which plans first appear."""
-    losses: dict[str, list[float]] = {}
-    plans: dict[str, Plan] = {}
+def distinct(choices: np.ndarray, known: set[bytes]) -> np.ndarray:
+    """Rows (M, G) in order, each once and none that is known."""
+    seen = set(known)
+    keep = []
+    for i, row in enumerate(choices):
+        key = row.tobytes()
+        if key not in seen:
+            seen.add(key)
+            keep.append(i)
+    return choices[keep]
+
+
+def observed(space: SearchSpace, trials: Sequence[Trial], levels: Levels) -> tuple[list[Plan], Rows]:
+    """Trials gathered by plan and fidelity, in the order in which they first appear."""
+    losses: dict[tuple[str, float], list[float]] = {}
+    plans: dict[tuple[str, float], Plan] = {}
     for trial in trials:
-        plans.setdefault(trial.plan.key, trial.plan)
-        losses.setdefault(trial.plan.key, []).append(trial.loss)
+        key = (trial.plan.key, trial.fidelity)
+        plans.setdefault(key, trial.plan)
+        losses.setdefault(key, []).append(trial.loss)
     b, r = space.encode_many(plans.values())
-    return Data(
-        tuple(plans.values()), b, r,
-        np.array([float(np.mean(v)) for v in losses.values()]),
-        np.array([len(v) for v in losses.values()], float),
-    )  # fmt: skip
+    fidelity = np.array([f for _, f in plans])
+    mean = np.array([float(np.mean(v)) for v in losses.values()])
+    weight = np.array([len(v) for v in losses.values()], float) * np.minimum(fidelity, 1.0)
+    return list(plans.values()), Rows(b, r, levels.index(fidelity), mean, weight)

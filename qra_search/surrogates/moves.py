@@ -41,7 +41,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
     return np.stack([knapsack.fill(cost[s], size, budget, best[s]) for s in range(S)])
 
 
-def neighbours(plan, mean, tables, size, budget, count, rng) -> np.ndarray:
+def neighbours(plan, mean, size, budget, count) -> np.ndarray:
     """Plans (M, G) one or two changes away from a plan, within the budget; the most promising by the mean table.
 
     Args:

@@ -3,19 +3,21 @@
     loss(plan) = c + sum_g T[g, b_g, r_g] + error
     T[g, b, r] = m[g, b] exp(eta[g, b, r]) - gain[g, r] exp(xi[g, r])
 
-`m` is the prior damage, drawn towards the mean over groups where trust is below 1; `eta` and `xi` are linear in
-Gaussian parameters theta ~ N(0, S): damage is positive and wrong by factors, so it is Gaussian on a log scale.
+`m` is the prior damage; `eta` and `xi` are linear in Gaussian parameters theta ~ N(0, S): damage is positive and
+wrong by factors, so it is Gaussian on a log scale.
 
-    eta = A[b, r] + t (log m[g, b] - mean) + z[g] + o[g, b] - k[g] h(r)        h(r) = log(1 + r / median rank), centred
+    eta = A[b, r] + t (log m[g, b] - mean) + z[g] + o[g, b] - k[g] h(r)
+    xi  = u[r] + v[g]
 
-A holds what all groups share (how the damage scales with bits and decays with rank), t the trust in the prior,
-z and k (scale and rank decay of a group) are correlated over groups of one kind and of near depth, o is a group's
-own deviation at a bit-width. Gauss-Newton finds the mode: every step is a Gaussian regression with N x N algebra,
+A holds what all groups share (how damage scales with bits and decays with rank), t the trust in the prior, z and k
+the scale and rank decay of a group, correlated over groups of one kind and of near depth, o a group's own deviation
+at a bit-width. A lower fidelity has a c, an A, an o and a u of its own on top. Gauss-Newton finds the mode; every
+step is a Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (y - f + J theta)
 
-and the last step's regression is the posterior (Laplace). V is diagonal: evaluation noise, and a misfit that
-grows with the loss above the best, so that broken plans say little about good ones.
+and the last one is the posterior (Laplace). V is diagonal: evaluation noise, and a misfit that grows with the loss
+above the best, so that broken plans say little about good ones.
 """
 
 from __future__ import annotations
@@ -25,282 +27,252 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
-from qra_search.evaluation import Prior
-from qra_search.space import SearchSpace
-from qra_search.strategies.additive import flat_prior
+from qra_search.surrogates.basis import TableBasis
 
-FLOOR = 0.05
-"""Prior damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
 STEPS = 8
 MAX_STEP = 1.5
-DEPTH_LENGTH = 0.15
-"""Length over which groups of near depth are alike, as a share of the model's depth."""
+CLOSE = 0.03
+OWN = 1.0
+CSD = 1.0
+TRUST_SD = 0.3
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Hyperparameters: prior deviations on the log scale, and the noise as shares of the losses' spread."""
+    """Hyperparameters: prior deviations on the log scale, and noise and misfit as shares of the losses' spread."""
 
-    trust: float = 1.0
     scale: float = 0.3
     offset: float = 0.25
     decay: float = 0.3
     gain: float = 0.4
+    low: float = 0.15
     noise: float = 0.01
     misfit: float = 0.05
 
 
-def log_prior(w: Widths) -> float:
-    """Hyperparameters are known to a factor of about two."""
-    default, total = Widths(), 0.0
-    for name, sd in (("noise", 1.5), ("misfit", 0.7), ("scale", 0.7), ("offset", 0.7), ("decay", 0.7), ("gain", 0.7)):
-        total -= 0.5 * (np.log(getattr(w, name) / getattr(default, name)) / sd) ** 2
-    return total
+@dataclass(frozen=True)
+class Rows:
+    """Evaluated plans, replicates averaged.
 
+    Attributes:
+        b, r: level indices (N, G).
+        low: int (N,), 0 at full fidelity, k at the k-th lower one.
+        loss: (N,).
+        weight: (N,), full evaluations that each loss is worth: replicates times fidelity.
+    """
 
-class TableBasis:
-    """What the model knows of a space and its prior before any evaluation."""
+    b: np.ndarray
+    r: np.ndarray
+    low: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
 
-    def __init__(self, space: SearchSpace, prior: Prior | None):
-        prior = prior or flat_prior(space)
-        self.shape = (len(space), len(space.bits), len(space.ranks))
-        damage = np.maximum(prior.bits_damage, 0.0)
-        mean = damage.mean(0)
-        self.live = np.broadcast_to(mean > 0, damage.shape)
-        log = np.log(np.where(self.live, np.maximum(damage, FLOOR * mean), 1.0))
-        self.mean_log = log.mean(0)
-        self.deviation = log - self.mean_log
-        ranks = np.asarray(space.ranks, float)
-        h = np.log1p(ranks / max(float(np.median(ranks)), 1.0))
-        self.h = h - h.mean()
-        gain = np.maximum(prior.rank_gain, 0.0)
-        gain = gain - gain.min(1, keepdims=True)
-        if not gain.any():
-            gain = np.broadcast_to((ranks - ranks.min()) / max(np.ptp(ranks), 1.0), gain.shape) * mean.max() * 0.01
-        self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike = likeness(space)
-        self.alike_root = np.linalg.cholesky(self.alike + 1e-9 * np.eye(len(space)))
-        self.cell = self._cells()
-        self.cell_root = np.linalg.cholesky(self.cell + 1e-9 * np.eye(len(self.cell)))
-
-    def _cells(self) -> np.ndarray:
-        """Covariance (B R, B R) of what all groups share in each (bits, rank)."""
-        _, B, R = self.shape
-        one_b, one_r, h = np.eye(B), np.eye(R), np.outer(self.h, self.h)
-        full_b, full_r = np.ones((B, B)), np.ones((R, R))
-        return (
-            1.5**2 * np.kron(full_b, full_r)
-            + 0.5**2 * np.kron(one_b, full_r)
-            + 0.4**2 * np.kron(full_b, h)
-            + 0.2**2 * np.kron(one_b, h)
-            + 0.05**2 * np.kron(one_b, one_r)
-        )
-
-
-def likeness(space: SearchSpace) -> np.ndarray:
-    """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
-    groups = space.groups
-    total = 0.6 * np.eye(len(groups))
-    kinds = np.array([g.kind for g in groups])
-    same = (kinds[:, None] == kinds[None, :]).astype(float)
-    many = len(set(kinds.tolist())) > 1
-    if all(g.depth is not None for g in groups):
-        depth = np.array([float(g.depth or 0) for g in groups])
-        near = np.exp(-0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2)
-        total += 0.2 * near + 0.2 * near * same
-    if many:
-        total += 0.5 * same
-    return total
+    def __len__(self) -> int:
+        return len(self.loss)
 
 
 class TableFit:
-    """Posterior of the table given losses of some plans.
+    """Posterior of the table given rows; see the module's docstring."""
 
-    Args:
-        b, r: level indices (N, G) of the plans.
-        loss: (N,).
-        widths: hyperparameters.
-        start: theta to start from.
-    """
-
-    def __init__(self, basis: TableBasis, b, r, loss, count, widths: Widths, start: list[np.ndarray] | None = None):
-        self.basis, self.b, self.r, self.loss, self.count, self.widths = basis, b, r, loss, count, widths
-        G, B, R = basis.shape
-        self.rows = np.arange(G)
-        self.log_m = basis.mean_log + widths.trust * basis.deviation
-        excess = loss - loss.min()
-        self.spread = max(float(np.median(excess)), 1e-9)
-        self.excess = excess
-        self.V = self._noise(widths)
-        self.c_var = (10 * max(float(np.ptp(loss)), self.spread)) ** 2
-        self.variances = self._variances(widths)
-        if start is None:
-            start = [np.zeros(B * R), np.zeros(1), np.zeros(G), np.zeros(G * B), np.zeros(G), np.zeros(R), np.zeros(G)]
-            start[0] += self._first_scale()
-        self.theta = start
+    def __init__(self, basis: TableBasis, rows: Rows, widths: Widths, theta: list[np.ndarray] | None = None, lows: int = 0):
+        self.basis, self.rows, self.widths = basis, rows, widths
+        self.lows = max(lows, int(rows.low.max(initial=0)))
+        self.excess = np.zeros(len(rows))
+        for k in range(self.lows + 1):
+            at = rows.low == k
+            if at.any():
+                self.excess[at] = rows.loss[at] - rows.loss[at].min()
+        full = rows.low == 0
+        self.spread = max(float(np.median(self.excess[full])), 1e-9)
+        self.origin = float(rows.loss[full].min())
+        self.V = self.noise(widths, rows.weight) + self.misfit(widths, self.excess)
+        self.variances = self.block_variances(widths)
+        self.theta = theta if theta is not None else self._start()
         self._solve()
 
-    def _noise(self, w: Widths) -> np.ndarray:
-        return (w.noise * self.spread) ** 2 / self.count + (w.misfit * self.excess) ** 2
+    # -- blocks of parameters: A, t, z, o, k, u, v, c; then for every lower fidelity A, o, u, c -----------------
+    def block_variances(self, w: Widths) -> list[float]:
+        """Variance of each block, by which its covariance is multiplied."""
+        c = (CSD * self.spread) ** 2
+        base = [1.0, TRUST_SD**2, w.scale**2, w.offset**2, w.decay**2, 0.8**2, w.gain**2, c]
+        return base + [1.0, w.low**2, 0.5**2, c] * self.lows
 
-    def refine(self, sweeps: int) -> TableFit:
+    def noise(self, w: Widths, weight) -> np.ndarray:
+        return (w.noise * self.spread) ** 2 / weight
+
+    def misfit(self, w: Widths, excess) -> np.ndarray:
+        return (w.misfit * excess) ** 2
+
+    def _start(self) -> list[np.ndarray]:
+        G, B, R = self.basis.shape
+        sizes = [B * R, 1, G, G * B, G, R, G, 1] + [B * R, G * B, R, 1] * self.lows
+        theta = [np.zeros(n) for n in sizes]
+        rows = self.rows
+        full = rows.low == 0
+        d = (np.exp(self.basis.mean_log + self.basis.deviation) * self.basis.live)[np.arange(G), rows.b[full]].sum(1)
+        w = 1 / self.V[full]
+        y = rows.loss[full]
+        d0, y0 = d - (w @ d) / w.sum(), y - (w @ y) / w.sum()
+        slope = (w * d0 * y0).sum() / max((w * d0 * d0).sum(), 1e-300)
+        theta[0] += float(np.clip(np.log(max(slope, 1e-3)), -4, 4))
+        return theta
+
+    def _cov(self, k: int) -> np.ndarray | None:
+        if k == 0:
+            return self.basis.cell
+        if k in (2, 4):
+            return self.basis.alike
+        if k >= 8 and k % 4 == 0:
+            return self.basis.low_cell
+        return None
+
+    def _times_cov(self, k: int, J: np.ndarray) -> np.ndarray:
+        cov = self._cov(k)
+        return J if cov is None else J @ cov
+
+    def _eta(self, theta, low: int = 0) -> np.ndarray:
+        """(..., G, B, R) from parameter blocks (..., P_k)."""
+        G, B, R = self.basis.shape
+        A, t, z, o, k = theta[:5]
+        lead = A.shape[:-1]
+        if low:
+            A = A + theta[4 + 4 * low]
+            o = o + theta[5 + 4 * low]
+        eta = A.reshape(*lead, 1, B, R) + t[..., None, None] * self.basis.deviation[:, :, None]
+        eta = eta + z[..., :, None, None] + o.reshape(*lead, G, B)[..., None]
+        return eta - k[..., :, None, None] * self.basis.h
+
+    def damage(self, theta=None, low: int = 0) -> np.ndarray:
+        """(..., G, B, R)."""
+        theta = self.theta if theta is None else theta
+        log = (self.basis.mean_log + self.basis.deviation)[:, :, None] + self._eta(theta, low)
+        return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30, 12)), 0.0)
+
+    def gains(self, theta=None, low: int = 0) -> np.ndarray:
+        """(..., G, R)."""
+        theta = self.theta if theta is None else theta
+        u = theta[5] + theta[6 + 4 * low] if low else theta[5]
+        return self.basis.gain * np.exp(np.clip(u[..., None, :] + theta[6][..., :, None], -8, 8))
+
+    def table(self, theta=None, low: int = 0) -> np.ndarray:
+        """(..., G, B, R), loss that each choice adds; at the mode, or for other parameters."""
+        return self.damage(theta, low) - self.gains(theta, low)[..., :, None, :]
+
+    def _jacobian(self, b, r, low) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Sum of the table (n,) and its derivatives by each block (n, P_k), at the current parameters."""
+        G, B, R = self.basis.shape
+        n, g = len(b), np.arange(G)
+        damage = np.stack([self.damage(low=k) for k in range(self.lows + 1)])
+        gains = np.stack([self.gains(low=k) for k in range(self.lows + 1)])
+        d = damage[low[:, None], g, b, r]
+        w = -gains[low[:, None], g, r]
+        row = np.arange(n)[:, None]
+        cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
+        shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
+        own = np.zeros((n, G * B))
+        own[row, g * B + b] = d
+        t = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
+        J = [cell, t, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1))]
+        for k in range(1, self.lows + 1):
+            at = (low == k).astype(float)[:, None]
+            J += [cell * at, own * at, shared * at, at]
+        return d.sum(1) + w.sum(1), J
+
+    def _solve(self) -> None:
+        rows = self.rows
+        for _ in range(STEPS):
+            f, J = self._jacobian(rows.b, rows.r, rows.low)
+            SJ = [v * self._times_cov(k, Jk) for k, (v, Jk) in enumerate(zip(self.variances, J, strict=True))]
+            grams = [a @ b.T for a, b in zip(SJ, J, strict=True)]
+            constant = self.theta[7][0]
+            linear = sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True))
+            low_c = sum(J[11 + 4 * i][:, 0] * self.theta[11 + 4 * i][0] for i in range(self.lows))
+            target = rows.loss - self.origin - (f + constant + low_c) + linear
+            L = np.linalg.cholesky(sum(grams) + np.diag(self.V))
+            alpha = cho_solve((L, True), target)
+            step = [s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)]
+            size = max(float(np.abs(self._eta(step, k)).max()) for k in range(self.lows + 1))
+            rate = min(1.0, MAX_STEP / max(size, 1e-12))
+            self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
+            if size < CLOSE:
+                break
+        self.J, self.SJ, self.grams, self.L, self.alpha, self.target = J, SJ, grams, L, alpha, target
+
+    # -- what it says -------------------------------------------------------------------------------------------
+    def joint(self, b, r, low) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (M,) and covariance (M, M) of the losses of plans (M, G) at fidelities (M,), linearised at the mode."""
+        f, J = self._jacobian(b, r, low)
+        cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ, strict=True))
+        constants = [7, *range(11, 8 + 4 * self.lows, 4)]
+        inner = sum(J[k] @ self.theta[k] for k in range(len(J)) if k not in constants)
+        mean = self.origin + f - inner + cross @ self.alpha
+        A = solve_triangular(self.L, cross.T, lower=True)
+        cov = sum(v * self._times_cov(k, Jk) @ Jk.T for k, (v, Jk) in enumerate(zip(self.variances, J, strict=True)))
+        return mean, cov - A.T @ A
+
+    def at_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and deviation (N,) of the true losses of the rows: the table's and each plan's own misfit."""
+        noise = self.V - OWN * self.misfit(self.widths, self.excess)
+        mean = self.rows.loss - noise * self.alpha
+        half = solve_triangular(self.L, np.eye(len(self.rows)), lower=True)
+        var = noise - noise**2 * (half * half).sum(0)
+        return mean, np.sqrt(np.maximum(var, 0.0))
+
+    def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
+        """Tables (S, G, B, R) at full fidelity from the posterior, each at its width (S,) around the mode."""
+        count = len(width)
+        prior = []
+        for k, (v, J) in enumerate(zip(self.variances, self.J, strict=True)):
+            w = rng.standard_normal((count, J.shape[1])) * v**0.5
+            cov = self._cov(k)
+            prior.append(w if cov is None else w @ self.basis.root(cov).T)
+        noise = rng.standard_normal((count, len(self.rows))) * self.V**0.5
+        back = cho_solve((self.L, True), (sum(w @ J.T for w, J in zip(prior, self.J, strict=True)) + noise).T)
+        theta = [
+            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, self.SJ, strict=True)
+        ]
+        return self.table(theta)
+
+    def given(self, b, r, low, weight) -> TableFit:
+        """The fit given that running plans come out as predicted."""
+        mean, _ = self.joint(b, r, low)
+        old = self.rows
+        pairs = ((old.b, b), (old.r, r), (old.low, low), (old.loss, mean), (old.weight, weight))
+        return TableFit(self.basis, Rows(*(np.concatenate(p) for p in pairs)), self.widths, self.theta, self.lows)
+
+    def refined(self, sweeps: int) -> TableFit:
         """The fit with hyperparameters improved by coordinate steps of the evidence, linearised at this mode."""
-        if not sweeps:
-            return self
-        unit = [g / max(v, 1e-12) for g, v in zip(self.grams, self.variances)]
+        unit = [g / v for g, v in zip(self.grams, self.variances, strict=True)]
 
-        def evidence(w):
-            K = sum(v * g for v, g in zip(self._variances(w), unit)) + self.c_var
+        def evidence(w: Widths) -> float:
+            V = self.noise(w, self.rows.weight) + self.misfit(w, self.excess)
+            K = sum(v * g for v, g in zip(self.block_variances(w), unit, strict=True))
             try:
-                L = np.linalg.cholesky(K + np.diag(self._noise(w)))
+                L = np.linalg.cholesky(K + np.diag(V))
             except np.linalg.LinAlgError:
                 return -np.inf
             half = solve_triangular(L, self.target, lower=True)
             return float(-0.5 * half @ half - np.log(np.diag(L)).sum() + log_prior(w))
 
         w, at = self.widths, evidence(self.widths)
+        names = ["noise", "misfit", "scale", "offset", "decay", "gain"] + ["low"] * (self.lows > 0)
         for _ in range(sweeps):
-            for name in ("noise", "misfit", "scale", "offset", "decay", "gain"):
+            before = w
+            for name in names:
                 for factor in (2.0, 0.5):
                     moved = False
-                    while True:
-                        trial = replace(w, **{name: getattr(w, name) * factor})
-                        value = evidence(trial)
-                        if value <= at:
-                            break
+                    while (value := evidence(trial := replace(w, **{name: getattr(w, name) * factor}))) > at:
                         w, at, moved = trial, value, True
                     if moved:
                         break
-        if w == self.widths:
-            return self
-        return TableFit(self.basis, self.b, self.r, self.loss, self.count, w, self.theta)
-
-    def with_pending(self, b, r) -> TableFit:
-        """The fit given that running plans come out as predicted."""
-        mean, _ = self.predict(b, r)
-        return TableFit(
-            self.basis, np.concatenate([self.b, b]), np.concatenate([self.r, r]), np.concatenate([self.loss, mean]),
-            np.concatenate([self.count, np.ones(len(b))]), self.widths, self.theta,
-        )  # fmt: skip
-
-    def at_data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and deviation of the true loss of the fitted plans: the table's and the plan's own misfit."""
-        K = sum(self.grams) + self.c_var
-        own = (self.widths.misfit * self.excess) ** 2
-        # y = table + misfit + noise: what is not noise is believed.
-        noise = self.V - own
-        mean = self.loss - noise * self.alpha
-        inv = cho_solve((self.L, True), np.diag(noise))
-        var = noise - (noise * np.diag(inv))
-        return mean, np.sqrt(np.maximum(var, 0))
-
-    # -- the model ---------------------------------------------------------------------------
-    def _variances(self, w: Widths) -> list[float]:
-        return [1.0, 0.3**2, w.scale**2, w.offset**2, w.decay**2, 0.8**2, w.gain**2]
-
-    def _eta(self, theta) -> np.ndarray:
-        """(..., G, B, R) from parameter blocks (..., P_k)."""
-        G, B, R = self.basis.shape
-        A, t, z, o, k, _, _ = theta
-        lead = A.shape[:-1]
-        eta = A.reshape(*lead, 1, B, R) + t[..., None, None] * self.basis.deviation[:, :, None]
-        eta = eta + z[..., :, None, None] + o.reshape(*lead, G, B)[..., None]
-        return eta - k[..., :, None, None] * self.basis.h
-
-    def damage(self, theta) -> np.ndarray:
-        """(..., G, B, R)."""
-        return np.where(
-            self.basis.live[:, :, None], np.exp(np.clip(self.log_m[:, :, None] + self._eta(theta), -30, 12)), 0.0
-        )
-
-    def gains(self, theta) -> np.ndarray:
-        """(..., G, R)."""
-        return self.basis.gain * np.exp(np.clip(theta[5][..., None, :] + theta[6][..., :, None], -8, 8))
-
-    def table(self, theta=None) -> np.ndarray:
-        theta = self.theta if theta is None else theta
-        return self.damage(theta) - self.gains(theta)[..., :, None, :]
-
-    def _jacobian(self, b, r, damage, gains) -> list[np.ndarray]:
-        G, B, R = self.basis.shape
-        n = len(b)
-        d = damage[self.rows, b, r]
-        g = gains[self.rows, r]
-        cell = np.zeros((n, B * R))
-        rows = np.repeat(np.arange(n), G)
-        np.add.at(cell, (rows, (b * R + r).ravel()), d.ravel())
-        own = np.zeros((n, G, B))
-        own[np.arange(n)[:, None], self.rows[None, :], b] = d
-        shared = np.zeros((n, R))
-        np.add.at(shared, (rows, r.ravel()), -g.ravel())
-        t = (d * self.basis.deviation[self.rows, b]).sum(1, keepdims=True)
-        return [cell, t, d, own.reshape(n, -1), -d * self.basis.h[r], shared, -g]
-
-    def _cov(self, k: int, J: np.ndarray) -> np.ndarray:
-        """J_k S_k with unit variance."""
-        if k == 0:
-            return J @ self.basis.cell
-        if k in (2, 4):
-            return J @ self.basis.alike
-        return J
-
-    def _solve(self) -> None:
-        y, V = self.loss, self.V
-        n = len(y)
-        for _ in range(STEPS):
-            damage, gains = self.damage(self.theta), self.gains(self.theta)
-            J = self._jacobian(self.b, self.r, damage, gains)
-            SJ = [v * self._cov(k, Jk) for k, (v, Jk) in enumerate(zip(self.variances, J))]
-            self.grams = [a @ b.T for a, b in zip(SJ, J)]
-            K = sum(self.grams) + self.c_var
-            f = J[2].sum(1) + J[6].sum(1)
-            target = y - f + sum(Jk @ th for Jk, th in zip(J, self.theta))
-            L = np.linalg.cholesky(K + np.diag(V))
-            alpha = cho_solve((L, True), target)
-            new = [s.T @ alpha for s in SJ]
-            step = [a - b for a, b in zip(new, self.theta)]
-            size = float(np.abs(self._eta(step)).max())
-            rate = min(1.0, MAX_STEP / max(size, 1e-12))
-            self.theta = [th + rate * s for th, s in zip(self.theta, step)]
-            if size < 0.02:
+            if w == before:
                 break
-        self.J, self.SJ, self.L, self.alpha, self.target = J, SJ, L, alpha, target
-        self.c = float(self.c_var * alpha.sum())
-        self.evidence = float(-0.5 * target @ alpha - np.log(np.diag(L)).sum())
+        return self if w == self.widths else TableFit(self.basis, self.rows, w, self.theta, self.lows)
 
-    def _first_scale(self) -> float:
-        d = (np.exp(self.log_m) * self.basis.live)[self.rows, self.b].sum(1)
-        w = 1 / self.V
-        d0, y0 = d - (w @ d) / w.sum(), self.loss - (w @ self.loss) / w.sum()
-        slope = (w * d0 * y0).sum() / max((w * d0 * d0).sum(), 1e-300)
-        return float(np.clip(np.log(max(slope, 1e-3)), -4, 4))
 
-    # -- what it says -------------------------------------------------------------------------
-    def predict(self, b, r) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance (M,) of the loss of plans (M, G), linearised at the mode."""
-        damage, gains = self.damage(self.theta), self.gains(self.theta)
-        J = self._jacobian(b, r, damage, gains)
-        cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ)) + self.c_var
-        f = J[2].sum(1) + J[6].sum(1)
-        base = f - sum(Jk @ th for Jk, th in zip(J, self.theta))
-        mean = base + cross @ self.alpha
-        A = solve_triangular(self.L, cross.T, lower=True)
-        own = sum(v * (self._cov(k, Jk) * Jk).sum(1) for k, (v, Jk) in enumerate(zip(self.variances, J)))
-        return mean, np.maximum(own + self.c_var - (A * A).sum(0), 1e-18)
-
-    def draws(self, rng: np.random.Generator, count: int, width: np.ndarray) -> np.ndarray:
-        """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode."""
-        n = len(self.loss)
-        prior = []
-        for k, (v, J) in enumerate(zip(self.variances, self.J)):
-            w = rng.standard_normal((count, J.shape[1])) * v**0.5
-            if k == 0:
-                w = w @ self.basis.cell_root.T
-            elif k in (2, 4):
-                w = w @ self.basis.alike_root.T
-            prior.append(w)
-        noise = rng.standard_normal((count, n)) * self.V**0.5 + rng.standard_normal((count, 1)) * self.c_var**0.5
-        seen = sum(w @ J.T for w, J in zip(prior, self.J)) + noise
-        back = cho_solve((self.L, True), seen.T)
-        theta = [th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, self.SJ)]
-        return self.table(theta)
+def log_prior(w: Widths) -> float:
+    """Hyperparameters are known to a factor of about two."""
+    default, total = Widths(), 0.0
+    for name in ("noise", "misfit", "scale", "offset", "decay", "gain", "low"):
+        total -= 0.5 * (np.log(getattr(w, name) / getattr(default, name)) / (1.5 if name == "noise" else 0.7)) ** 2
+    return total
