@@ -97,7 +97,7 @@ class TrainingConfig(_Section):
 class SearchConfig(_Section):
     """How the search is done."""
 
-    strategy: str = "additive"
+    strategy: str = "qra"
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
     evaluations: float = Field(24, gt=0, description="full evaluations that may be spent, the prior's cost included")
     memory: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (str, int)) else v)] = Field(

@@ -17,7 +17,7 @@ from qra_search.strategies import Strategy, StudyState, make_strategy
 from qra_search.trial import plain
 from qra_search.trials import MEMORY, Proposal, Trial, TrialLog
 
-DEFAULT_STRATEGY = "additive"
+DEFAULT_STRATEGY = "qra"
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
 

@@ -44,7 +44,7 @@ def test_the_winner_is_picked_by_the_mean_of_its_replicates():
             from qra_search import Evaluation
 
             log.finish(trial.id, Evaluation(loss, evaluator.space.memory_bytes(plan), seed=seed))
-    result = Study(evaluator, log=log).result()
+    result = Study(evaluator, strategy="additive", log=log).result()
     assert result.best().plan == steady
     # Pooled variance of (1, 3) and (1.5, 1.5) is 2 / 2 degrees of freedom; halved by two replicates.
     assert result.best().loss_std == pytest.approx(0.5**0.5)

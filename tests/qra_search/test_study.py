@@ -41,14 +41,14 @@ def test_every_trial_obeys_the_budget_and_none_is_repeated(evaluator, strategy):
 
 
 def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(evaluator):
-    result = search(evaluator, evaluations=8, memory_budget=budget_of(evaluator))
+    result = search(evaluator, strategy="additive", evaluations=8, memory_budget=budget_of(evaluator))
     comparison = result.comparison()
     assert comparison.beats_uniform and comparison.gain > 0.01
 
 
 def test_the_prior_is_charged_and_measured_once(evaluator, tmp_path):
     log = tmp_path / "log.sqlite"
-    result = search(evaluator, evaluations=4, memory_budget=budget_of(evaluator), log=log)
+    result = search(evaluator, strategy="additive", evaluations=4, memory_budget=budget_of(evaluator), log=log)
     # 0.5 for the prior and four evaluations: the last begins while less than four are spent.
     assert result.spent == 4.5 and len(result.trials) == 4
     assert TrialLog(log).meta("prior")["source"] == "exact"
