@@ -119,6 +119,29 @@ class Levels:
         return np.concatenate(padded)
 
 
+def mutate(
+    levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """int (2 G,): the row with some variables one adjacent level up or down.
+
+    Args:
+        rate: chance of each variable; the first one is drawn outright, so that something changes.
+        weights: float (2 G,), how likely each variable is to be the first; default: all alike.
+    """
+    v = np.arange(levels.variables)
+    up, down = levels.above[v, row], levels.below[v, row]
+    movable = (up != row) | (down != row)
+    if not movable.any():
+        return row.copy()
+    chance = movable * (1.0 if weights is None else weights)
+    chance = chance if chance.sum() > 0 else movable.astype(float)
+    chosen = rng.random(levels.variables) < rate
+    chosen[rng.choice(levels.variables, p=chance / chance.sum())] = True
+    upward = rng.random(levels.variables) < 0.5
+    target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
+    return np.where(chosen, target, row)
+
+
 def budget_in_turn(state: StudyState, offset: int = 0) -> int:
     """The named budgets in turn, by the number of the proposal; the largest plan's bytes where none is named."""
     if not state.memory_budgets:

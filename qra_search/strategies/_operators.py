@@ -14,7 +14,7 @@ from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from qra_search.strategies._moves import Levels
+from qra_search.strategies._moves import Levels, mutate
 
 
 class LevelProblem(Problem):
@@ -64,29 +64,6 @@ class BudgetRepair(Repair):
 
     def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
         return np.stack([problem.levels.repair(row, self.budget, random_state) for row in X])
-
-
-def mutate(
-    levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """int (2 G,): the row with some variables one adjacent level up or down.
-
-    Args:
-        rate: chance of each variable; the first one is drawn outright, so that something changes.
-        weights: float (2 G,), how likely each variable is to be the first; default: all alike.
-    """
-    v = np.arange(levels.variables)
-    up, down = levels.above[v, row], levels.below[v, row]
-    movable = (up != row) | (down != row)
-    if not movable.any():
-        return row.copy()
-    chance = movable * (1.0 if weights is None else weights)
-    chance = chance if chance.sum() > 0 else movable.astype(float)
-    chosen = rng.random(levels.variables) < rate
-    chosen[rng.choice(levels.variables, p=chance / chance.sum())] = True
-    upward = rng.random(levels.variables) < 0.5
-    target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
-    return np.where(chosen, target, row)
 
 
 def tournament() -> TournamentSelection:
