@@ -52,6 +52,8 @@ def test_merging_brings_the_adapter_in_up_to_the_rounding(name: str, bits: int):
     with model.disable_adapter():
         without = model(x)
     expected = model(x)
+    with torch.no_grad():
+        model.eval()(x)  # in eval mode bitsandbytes' own layer repacks its weight, and merges garbage from then on
     merged = model.merge_and_unload()(x)
     assert (merged - expected).norm() < 0.9 * (without - expected).norm()
 
