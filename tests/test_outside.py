@@ -1,0 +1,47 @@
+"""An evaluator written outside the project, against the exported names alone, is searched by every strategy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from qra_search import plugins
+
+SCRIPT = """
+import sys
+from qra_search import Evaluation, Evaluator, Group, Linear, Plan, Prior, SearchResult, SearchSpace, search
+
+class Mine(Evaluator):
+    def __init__(self):
+        shapes = [(96, 64), (64, 64), (32, 64), (64, 96)]
+        self.space = SearchSpace(
+            groups=[
+                Group(name=f"block.{i}", linears=[Linear(name=f"block.{i}.w", out_features=o, in_features=n)])
+                for i, (o, n) in enumerate(shapes)
+            ],
+            bits=(2, 3, 4, 8), ranks=(0, 1, 2), formats=None, fixed_bytes=1000,
+        )
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        loss = sum((i + 1) * 2.0 ** -b + 0.01 / (1 + r) for i, (b, r) in enumerate(zip(plan.bits, plan.ranks)))
+        return Evaluation(loss=loss, memory_bytes=self.space.memory_bytes(plan))
+
+mine = Mine()
+budget = mine.space.memory_bytes(Plan(bits=(3,) * 4, ranks=(2,) * 4))
+result = search(mine, strategy=sys.argv[1], evaluations=12, memory_budget=budget, seed=0)
+assert isinstance(result, SearchResult)
+best = result.best(memory_budget=budget)
+assert best.memory_bytes <= budget and result.front[0].memory_bytes <= result.front[-1].memory_bytes
+print(best.plan)
+"""
+# Optuna's samplers are one strategy with an argument.
+STRATEGIES = [name if name != "optuna" else "optuna:tpe" for name in plugins.names("strategies")]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_foreign_evaluator_is_searched(strategy):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, strategy], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Plan(4 groups")
