@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from qra_search.budgets import check_size
+from qra_search.plainyaml import read_yaml
 from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -139,17 +140,15 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     Raises:
         ConfigError: no such file, no YAML mapping, or a field that is wrong.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {str(path)!r}")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        data = read_yaml(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML that can be used: {error}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -201,6 +200,7 @@ def explain(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
+    where = where if where.isprintable() and len(where) < 200 else _short(where)
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in fault["loc"][:-1]:

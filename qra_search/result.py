@@ -226,9 +226,15 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     Raises:
         ValueError: another format, a group that is missing or unknown, or a choice the space does not allow.
     """
-    if data.get("format") != PLAN_FORMAT:
-        raise ValueError(f"plan format is {data.get('format')!r}, {PLAN_FORMAT!r} is needed")
-    chosen = {g["name"]: (g["bits"], g["rank"]) for g in data["groups"]}
+    known = data.get("format") if isinstance(data, Mapping) else None
+    if known != PLAN_FORMAT:
+        raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
+    try:
+        chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
+    except (LookupError, TypeError):
+        raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
+    if any(type(choice) is not int for pair in chosen.values() for choice in pair):
+        raise ValueError("the plan has bits or ranks that are no whole numbers")
     missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
     if missing or unknown:
         raise ValueError(

@@ -135,7 +135,8 @@ class TrialLog:
         except (sqlite3.DatabaseError, ValueError) as error:
             if isinstance(error, LogMismatch):
                 raise
-            raise LogDamaged(f"{self.path} is not a readable trial log ({error}){SALVAGE_HINT}") from None
+            why = " ".join(str(error).split())[:200]
+            raise LogDamaged(f"{self.path} is not a readable trial log ({why}){SALVAGE_HINT}") from None
 
     def _load(self) -> None:
         """Read all trials at one moment, and check every byte of them."""

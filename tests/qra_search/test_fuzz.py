@@ -1,0 +1,276 @@
+"""Hostile and broken input: readers answer in one line of their own; no other exception, no hang, no stray file."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from fakes import AdditiveEvaluator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qra_search import Plan, TrialLog, search
+from qra_search.budgets import size_in
+from qra_search.config import ConfigError, RunConfig, load_config, make_config
+from qra_search.logtools import check, export_jsonl, import_jsonl
+from qra_search.result import plan_from_dict
+from qra_search.salvage import examine
+from qra_search.trials import LogMismatch
+
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+PACKAGE = Path(__file__).parents[2] / "qra_search"
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3), max_leaves=8
+)
+FIELDS = [name for name in RunConfig.model_fields] + [
+    f"{name}.{inner}"
+    for name, field in RunConfig.model_fields.items()
+    for inner in getattr(type(field.default), "model_fields", {})
+]
+
+
+class Quiet(bytes):
+    """Bytes that a failing example does not print."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+
+@pytest.fixture(scope="module")
+def log_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        search(AdditiveEvaluator(), strategy="random", evaluations=12, log=path)
+        TrialLog(path).close()
+        return Quiet(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def exported(log_file) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        path.write_bytes(log_file)
+        file = io.StringIO()
+        with TrialLog(path) as log:
+            export_jsonl(log, file)
+    return file.getvalue().splitlines()
+
+
+# -- configs ---------------------------------------------------------------------------------------
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=12), values, max_size=4))
+def test_any_fields_make_a_config_or_one_line(fields):
+    try:
+        assert isinstance(make_config({}, fields), RunConfig)
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+
+
+@QUICK
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | values.map(lambda v: json.dumps(v).encode()))
+def test_any_file_is_a_config_or_one_line(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    try:
+        load_config(path)
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+
+
+_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(12)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _BOMB,
+        _BOMB + "options: *m\n",
+        "options: {x: &x [*x]}\n",
+        "a: " + "[" * 50_000,
+        "a: " + "{a: " * 50_000,
+        "? " * 20_000,
+        "options: {x: !!python/object/apply:os.system ['touch pwned']}\n",
+        "!!python/object/new:os.system [touch pwned]\n",
+        "model: " + "9" * 100_000,
+        "search: {seed: 0x" + "f" * 100_000 + "}\n",
+        "search: {evaluations: 1e999999999}\n",
+        "x" * (2 << 20),
+    ],
+    ids=lambda text: text[:30].replace("\n", " "),
+)
+def test_a_bomb_is_refused_in_one_short_line_and_little_time(tmp_path, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    begun = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 2000
+    assert time.process_time() - begun < 60, "hung"
+    assert [f.name for f in tmp_path.iterdir()] == ["config.yaml"]
+
+
+# -- plans and budgets -----------------------------------------------------------------------------
+
+
+@QUICK
+@given(st.text(max_size=60) | st.from_regex(r"[0-9,|. -]{0,40}", fullmatch=True))
+def test_any_text_is_a_plans_key_or_a_value_error(text):
+    try:
+        assert isinstance(Plan.from_key(text), Plan)
+    except ValueError:
+        return
+
+
+@QUICK
+@given(values | st.dictionaries(st.sampled_from(["format", "groups", "bits", "ranks", "name"]), values))
+def test_any_data_is_a_plan_or_a_value_error(data):
+    space = AdditiveEvaluator().space
+    try:
+        assert space.contains(plan_from_dict(space, data))
+    except ValueError as error:
+        assert len(str(error)) < 20_000
+
+
+@QUICK
+@given(st.text(max_size=30) | st.from_regex(r"[0-9.]{1,8} ?(MiB|GiB|bpw|%|kb)?", fullmatch=True))
+def test_any_text_is_a_budget_or_a_value_error(text):
+    try:
+        assert isinstance(size_in(AdditiveEvaluator().space, text), int)
+    except ValueError:
+        return
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+edits = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), min_size=1, max_size=4)
+
+
+def edited(content: bytes, changes) -> bytes:
+    data = bytearray(content)
+    for share, new in changes:
+        at = int(share * max(len(data) - 1, 0))
+        data[at : at + len(new)] = new
+    return bytes(data)
+
+
+@QUICK
+@given(edits, st.floats(0, 1) | st.just(1.0))
+def test_any_change_to_a_log_is_read_truly_or_refused(log_file, changes, kept):
+    with tempfile.TemporaryDirectory() as folder:
+        whole, path = Path(folder) / "whole", Path(folder) / "log"
+        whole.write_bytes(log_file)
+        content = edited(log_file, changes)
+        path.write_bytes(content[: int(kept * len(content))])
+        with TrialLog(whole) as log:
+            truth = log.trials
+        examine(path)
+        try:
+            assert isinstance(check(path).lines(), list)
+            with TrialLog(path) as log:
+                assert log.trials == truth
+        except LogMismatch as error:
+            assert "\n" not in str(error)
+
+
+@QUICK
+@given(st.binary(max_size=3000), st.booleans())
+def test_any_bytes_are_refused_as_a_log_and_nothing_is_saved_from_them(content, magic):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        path.write_bytes((b"SQLite format 3\x00" if magic else b"") + content)
+        assert not examine(path).rows
+        with pytest.raises(LogMismatch):
+            TrialLog(path)
+
+
+@QUICK
+@given(st.integers(0, 5), st.dictionaries(st.text(max_size=6), values, max_size=3), st.data())
+def test_any_line_is_imported_truly_or_named(exported, at, change, data):
+    lines = list(exported)
+    content = json.loads(lines[at])
+    name = data.draw(st.sampled_from(sorted(content)))
+    content[name] = data.draw(values)
+    lines[at] = json.dumps({**content, **change})
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            import_jsonl(lines, Path(folder) / "log")
+        except LogMismatch as error:
+            assert "\n" not in str(error)
+            assert not (Path(folder) / "log").exists()
+        else:
+            with TrialLog(Path(folder) / "log") as log:
+                assert len(log) == len(lines) - 1
+
+
+# -- no object construction on any load path ---------------------------------------------------------
+
+UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+MAY_PICKLE = {"testing.py"}
+"""Files that pickle what they made themselves a moment ago: the contract tests send strategies to a process."""
+
+
+def test_no_module_that_reads_files_can_unpickle():
+    for file in PACKAGE.rglob("*.py"):
+        if file.name in MAY_PICKLE:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                call = ast.unparse(node.func)
+                assert call not in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "np.load"), file
+            assert not {n.split(".")[0] for n in names} & set(UNPICKLERS), f"{file} imports {names}"
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("name", ["log", "config.yaml", "log.jsonl"])
+def test_a_malicious_pickle_is_no_log_no_config_and_no_export(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(Malicious()))
+    for read in (
+        lambda: TrialLog(path),
+        lambda: load_config(path),
+        lambda: import_jsonl(path.read_text("latin-1").splitlines(), tmp_path / "out"),
+        lambda: examine(path).rows and pytest.fail("a row was found in a pickle"),
+    ):
+        try:
+            read()
+        except (LogMismatch, ConfigError):
+            continue
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_process_that_reads_logs_and_configs_loads_no_unpickler_of_its_own():
+    """Of numpy and pydantic imports `pickle` comes anyway; what reads must not be the one that asks for it."""
+    code = (
+        "import sys\nimport qra_search.trials, qra_search.logtools, qra_search.salvage, qra_search.config\n"
+        "bad = [m for m in sys.modules if m.startswith('qra_search') and hasattr(sys.modules[m], 'pickle')]\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
