@@ -1,0 +1,126 @@
+"""Kills short searches at random moments, many times, and counts results that were lost or that counted twice.
+
+    python benchmarks/workers/kills.py --kills 500
+
+A search is killed with SIGKILL after a random time, gone on with, killed again, and so on until it ends. Before every
+kill it has told, one line each, which results were recorded. At its end the log must hold each of these once, and be
+the log of a search that was never killed. The search runs in batches, in this process or in worker processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import record  # noqa: E402
+
+from qra_search import Callback, TrialLog, search  # noqa: E402
+from qra_search.logtools import check  # noqa: E402
+from qra_search.toys import ToyEvaluator  # noqa: E402
+
+OPTIONS = {"strategy": "random", "evaluations": 16, "batch": 3, "seed": 2}
+
+
+class Sleeping(ToyEvaluator):
+    """Long enough that a kill may fall into an evaluation."""
+
+    def evaluate(self, plan, **options):
+        time.sleep(0.003)
+        return super().evaluate(plan, **options)
+
+
+class Tell(Callback):
+    def __init__(self, pipe: int):
+        self.pipe = pipe
+
+    def finished(self, study, trial):
+        os.write(self.pipe, f"{trial.id} {trial.loss!r}\n".encode())
+
+
+def life(log: Path, pipe: int, workers: int) -> None:
+    """One life of the search, in a forked child."""
+    if workers:
+        from qra_search.executors import ProcessExecutor
+
+        with ProcessExecutor(Sleeping, workers) as executor:
+            search(Sleeping(), **OPTIONS, log=log, executor=executor, callbacks=[Tell(pipe)])
+    else:
+        search(Sleeping(), **OPTIONS, log=log, callbacks=[Tell(pipe)])
+
+
+def one_search(folder: Path, rng: random.Random, longest: float, workers: int) -> dict[str, int]:
+    """Lives until the search has ended; returns what went wrong. A life without any result gives the next more time."""
+    log = folder / "log"
+    told: dict[int, str] = {}
+    counts = {"kills": 0, "twice": 0, "lost": 0, "refused": 0}
+    while True:
+        read, write = os.pipe()
+        child = multiprocessing.get_context("fork").Process(target=life, args=(log, write, workers))
+        child.start()
+        os.close(write)
+        child.join(rng.random() * longest)
+        killed = child.is_alive()
+        if killed:
+            os.kill(child.pid, signal.SIGKILL)
+            counts["kills"] += 1
+        child.join()
+        with open(read) as file:
+            lines = file.read().splitlines()
+            longest *= 1.0 if lines else 1.3
+            for line in lines:
+                number, loss = line.split()
+                counts["twice"] += int(number) in told
+                told[int(number)] = loss
+        if not killed:
+            counts["refused"] += child.exitcode != 0
+            break
+    with TrialLog(log) as after:
+        recorded = {t.id: repr(t.loss) for t in after if t.done}
+        facts = [(t.proposal, t.status, t.loss) for t in after]
+    counts["lost"] = sum(recorded.get(number) != loss for number, loss in told.items())
+    counts["differs"] = int(facts != [(t.proposal, t.status, t.loss) for t in unbroken()])
+    counts["unsound"] = int(not check(log).ok)
+    return counts
+
+
+_unbroken: list = []
+
+
+def unbroken() -> tuple:
+    if not _unbroken:
+        _unbroken.append(search(Sleeping(), **OPTIONS).trials)
+    return _unbroken[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--longest", type=float, help="seconds of the longest life; default: what a whole search takes")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: in the search's own process")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, total, searches = random.Random(options.seed), {}, 0
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        life(Path(folder) / "log", os.open(os.devnull, os.O_WRONLY), options.workers)
+    longest = options.longest or time.perf_counter() - begun
+    unbroken()
+    while total.get("kills", 0) < options.kills:
+        with tempfile.TemporaryDirectory() as folder:
+            counts = one_search(Path(folder), rng, longest, options.workers)
+        searches += 1
+        total = {key: total.get(key, 0) + value for key, value in counts.items()}
+        print(searches, total, file=sys.stderr, flush=True)
+    record("kills", workers=options.workers, searches=searches, trials_each=len(unbroken()), **total)
+
+
+if __name__ == "__main__":
+    main()
