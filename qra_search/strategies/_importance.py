@@ -11,12 +11,14 @@ import numpy as np
 
 from qra_search.evaluation import Prior
 from qra_search.space import SearchSpace
-from qra_search.strategies._moves import Levels
+from qra_search.strategies._moves import Levels, mutate
 from qra_search.strategies.additive import flat_prior
 from qra_search.surrogates.gp import level_values, ordinal_levels
 
 EPSILON = 1e-8
 BISECTIONS = 40
+JITTER = 0.1
+"""Chance of each variable of a warm start to take one step, for diversity."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,23 @@ def warm_start(levels: Levels, importance: Importance, budget: int) -> np.ndarra
     return at(low)
 
 
-def repair_by_importance(levels: Levels, row: np.ndarray, budget: int, importance: Importance) -> np.ndarray:
+def jittered_start(
+    levels: Levels, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
+) -> np.ndarray:
+    """int (2 G,): a warm start of which each variable took, with chance `rate`, one step; within the budget."""
+    row = warm_start(levels, importance, budget)
+    return levels.repair(mutate(levels, row, rate, rng), budget, rng) if rate > 0 else row
+
+
+def repair_by_importance(
+    levels: Levels, row: np.ndarray, budget: int, importance: Importance, keep: int | None = None
+) -> np.ndarray:
     """int (2 G,): the row brought under the budget by the single steps down that cost least (eqs. 4 and 5).
 
     Each step is the one with the smallest (importance + epsilon) / bytes saved; deterministic.
+
+    Args:
+        keep: a variable that goes down last.
 
     Raises:
         BudgetTooSmall: no plan fits.
@@ -76,6 +91,8 @@ def repair_by_importance(levels: Levels, row: np.ndarray, budget: int, importanc
         down = levels.below[v, row]
         saved = levels.bytes_of[v, row] - levels.bytes_of[v, down]
         price = np.where(saved > 0, (importance.variables + EPSILON) / np.maximum(saved, 1), np.inf)
+        if keep is not None and np.isfinite(np.delete(price, keep)).any():
+            price[keep] = np.inf
         if not np.isfinite(price).any():
             # Bytes do not fall with the level everywhere: take each variable's smallest choice outright.
             row = np.where(levels.allowed, levels.bytes_of, np.iinfo(np.int64).max).argmin(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies.base import StudyState
 from qra_search.strategies.random import random_plan, repair
-from qra_search.trials import Proposal
+from qra_search.trials import Proposal, Trial
 
 ATTEMPTS = 60
 """Draws for one proposal before a strategy falls back on random plans, and as many of those before it ends."""
@@ -147,6 +147,18 @@ def budget_in_turn(state: StudyState, offset: int = 0) -> int:
     if not state.memory_budgets:
         return state.memory_limit
     return state.memory_budgets[(len(state.trials) + offset) % len(state.memory_budgets)]
+
+
+def one_by_one(state: StudyState, n: int, ask: Callable[[StudyState], Proposal | None]) -> list[Proposal]:
+    """At most `n` proposals, each asked for as if the earlier ones were running trials already."""
+    proposals: list[Proposal] = []
+    while len(proposals) < n:
+        proposal = ask(state)
+        if proposal is None:
+            break
+        proposals.append(proposal)
+        state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
+    return proposals
 
 
 def fresh_plans(

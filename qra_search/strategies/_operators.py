@@ -14,6 +14,7 @@ from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.operators.selection.tournament import TournamentSelection
 
+from qra_search.strategies._importance import EPSILON, Importance, repair_by_importance
 from qra_search.strategies._moves import Levels, mutate
 
 
@@ -64,6 +65,50 @@ class BudgetRepair(Repair):
 
     def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
         return np.stack([problem.levels.repair(row, self.budget, random_state) for row in X])
+
+
+class ImportanceMutation(Mutation):
+    """One step of a variable drawn in proportion to importance^gamma, or a raise that other choices pay for.
+
+    A single step goes up with a chance equal to the variable's importance, else down. A coupled mutation raises
+    one choice, and brings the row back under the budget by the steps down that matter least elsewhere.
+    """
+
+    def __init__(self, importance: Importance, budget: int, gamma: float, coupled: float):
+        super().__init__(prob=1.0, vtype=int)
+        self.importance, self.budget, self.gamma, self.coupled = importance, budget, gamma, coupled
+
+    def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+        return np.stack([self._one(problem.levels, row, random_state) for row in X])
+
+    def _one(self, levels: Levels, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        v = np.arange(levels.variables)
+        up, down = levels.above[v, row], levels.below[v, row]
+        raising = rng.random() < self.coupled and (up != row).any()
+        chance = ((up != row) if raising else (up != row) | (down != row)) * self._preference
+        if not chance.any():
+            return row.copy()
+        at = int(rng.choice(levels.variables, p=chance / chance.sum()))
+        upward = raising or rng.random() < self.importance.variables[at]
+        first, other = (up[at], down[at]) if upward else (down[at], up[at])
+        mutated = row.copy()
+        mutated[at] = first if first != row[at] else other
+        return repair_by_importance(levels, mutated, self.budget, self.importance, keep=at) if raising else mutated
+
+    @property
+    def _preference(self) -> np.ndarray:
+        return np.maximum(self.importance.variables, EPSILON) ** self.gamma
+
+
+class ImportanceRepair(Repair):
+    """The steps down that matter least for the bytes they save, until a row fits `budget` bytes."""
+
+    def __init__(self, importance: Importance, budget: int):
+        super().__init__(vtype=int)
+        self.importance, self.budget = importance, budget
+
+    def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+        return np.stack([repair_by_importance(problem.levels, row, self.budget, self.importance) for row in X])
 
 
 def tournament() -> TournamentSelection:

@@ -15,8 +15,8 @@ from qra_search.strategies.additive import prior_table
 from qra_search.strategies.base import StudyState
 from qra_search.surrogates.memory_strips import log_expected_improvement
 
-Neighbourhood = Callable[[Belief, np.ndarray], np.ndarray]
-"""From a belief and the indices of its rows that fit the budget in turn: rows (M, 2 G) to choose from."""
+Neighbourhood = Callable[[Belief, np.ndarray, int], np.ndarray]
+"""From a belief, the indices of its rows that fit a budget, and that budget: rows (M, 2 G) to choose from."""
 
 
 def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
@@ -53,19 +53,19 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
 
 
 def best_improvement(
-    state: StudyState, belief: Belief, budgets: list[int], seen: set[str], neighbourhood: Neighbourhood
-) -> np.ndarray | None:
-    """The row with the largest expected improvement in the loss under the first budget that has an unseen one.
+    state: StudyState, belief: Belief, seen: set[str], neighbourhood: Neighbourhood
+) -> tuple[np.ndarray, int] | None:
+    """The row with the largest expected improvement under the budget in turn, and that budget.
 
-    The incumbent is the lowest posterior mean of the known plans within the budget, so that no lucky draw sets it.
+    Where nothing unseen is near under that budget, the next one is served. The incumbent is the lowest posterior
+    mean of the known plans within the budget, so that no lucky draw sets it.
 
     Args:
-        budgets: bytes, the one in turn first.
         seen: keys of the plans that may not be proposed.
     """
     levels, mean = belief.levels, belief.mean(belief.rows)
     sizes = levels.bytes(belief.rows)
-    for budget in budgets:
+    for budget in budgets_in_turn(state):
         fitting = np.flatnonzero(sizes <= budget)
         if not len(fitting):
             continue
@@ -74,15 +74,15 @@ def best_improvement(
         def score(rows: np.ndarray, level: float = incumbent) -> np.ndarray:
             return log_expected_improvement(*belief.predict(rows), np.asarray(level))
 
-        rows, _ = Candidates(levels, score, seen, budget).best(neighbourhood(belief, fitting))
+        rows, _ = Candidates(levels, score, seen, budget).best(neighbourhood(belief, fitting, budget))
         if len(rows):
-            return rows[0]
+            return rows[0], budget
     return None
 
 
-def budgets_in_turn(state: StudyState, offset: int) -> list[int]:
-    """All budgets, beginning with the one whose turn it is."""
-    start = (len(state.trials) + offset) % len(state.budgets)
+def budgets_in_turn(state: StudyState) -> list[int]:
+    """All budgets, beginning with the one whose turn it is by the number of the proposal."""
+    start = len(state.trials) % len(state.budgets)
     return list(state.budgets[start:] + state.budgets[:start])
 
 

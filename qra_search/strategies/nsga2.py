@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.strategies._importance import Importance
 from qra_search.strategies._moves import Levels, budget_in_turn, fresh_plans
 from qra_search.strategies._survival import mean_losses, population, survive
 from qra_search.strategies.additive import additive_plan, prior_table
@@ -107,16 +108,21 @@ def child_of(
     rng: np.random.Generator,
     crossover: float = CROSSOVER,
     mutation: float | None = None,
+    importance: tuple[Importance, float, float] | None = None,
 ) -> np.ndarray:
-    """int (2 G,): one child of a population by tournament, layer-atomic crossover, adjacent mutation and repair."""
+    """int (2 G,): one child of a population by tournament, layer-atomic crossover, adjacent mutation and repair.
+
+    Args:
+        importance: importances, gamma and chance of coupling: then mutation and repair go by them.
+    """
     from pymoo.core.mating import Mating
 
     from qra_search.strategies import _operators as op
 
-    mating = Mating(
-        op.tournament(),
-        op.LayerAtomicCrossover(crossover),
-        op.AdjacentMutation(mutation),
-        repair=op.BudgetRepair(budget),
-    )
+    if importance is None:
+        step, repair = op.AdjacentMutation(mutation), op.BudgetRepair(budget)
+    else:
+        known, gamma, coupled = importance
+        step, repair = op.ImportanceMutation(known, budget, gamma, coupled), op.ImportanceRepair(known, budget)
+    mating = Mating(op.tournament(), op.LayerAtomicCrossover(crossover), step, repair=repair)
     return mating.do(op.LevelProblem(levels), parents, 1, random_state=rng)[0].X.astype(int)

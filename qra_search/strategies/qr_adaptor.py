@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from qra_search.space import Plan
 from qra_search.strategies._belief import Belief
-from qra_search.strategies._importance import Importance, warm_start
-from qra_search.strategies._moves import Levels, fresh_plans, mutate
+from qra_search.strategies._importance import JITTER, Importance, jittered_start
+from qra_search.strategies._moves import Levels, fresh_plans, one_by_one
 from qra_search.strategies._refine import (
     atomic_edits,
     best_improvement,
@@ -22,8 +21,6 @@ from qra_search.trials import Proposal
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
-JITTER = 0.1
-"""Chance of each variable of a warm start to take one step, for diversity."""
 WARM_START, OFFSPRING, PROMOTED, REFINED = "warm start", "offspring", "promoted", "refined"
 
 
@@ -57,84 +54,60 @@ class QRAdaptorStrategy(Strategy):
         self.evolution, self.crossover, self.mutation = evolution, crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        importance = Importance.of(state.space, state.prior)
-        proxy = state.fidelities[0]
-        left = self.evolution * state.evaluations - state.spent
-        evolving = min(n, max(0, int(np.ceil(left / proxy))))
-        early = self._evolve(state, importance, proxy, evolving)
-        if len(early) < n:
-            return early + self._refine(state, importance, n - len(early), early)
-        return early
+        return one_by_one(state, n, self._next)
 
-    # -- phases I and II -----------------------------------------------------------------------
-    def _evolve(self, state: StudyState, importance: Importance, proxy: float, n: int) -> list[Proposal]:
-        levels = Levels(state.space)
+    def _next(self, state: StudyState) -> Proposal | None:
+        importance = Importance.of(state.space, state.prior)
+        evolving = state.spent < self.evolution * state.evaluations
+        proposal = self._evolve(state, importance) if evolving else None
+        return proposal or self._refine(state, importance)
+
+    def _evolve(self, state: StudyState, importance: Importance) -> Proposal | None:
+        """Phases I and II."""
+        levels, proxy, budget = Levels(state.space), state.fidelities[0], budgets_in_turn(state)[0]
         tuned = [t for t in state.trials if t.fidelity == proxy]
         warm = sum(t.proposal.origin == WARM_START for t in tuned)
-        parents: dict[int, Any] = {}
+        generation = len(tuned) // self.population
+        before = [t for t in tuned[: generation * self.population] if t.done]
+        parents = parents_of(state, before, self.population, generation) if warm >= self.population else None
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            budget = budgets_in_turn(state, offset)[0]
-            generation = (len(tuned) + offset) // self.population
-            if generation not in parents:
-                before = [t for t in tuned[: generation * self.population] if t.done]
-                parents[generation] = parents_of(state, before, self.population, generation)
-            if warm + offset < self.population or parents[generation] is None:
-                row = warm_start(levels, importance, budget)
-                if warm + offset > 0:
-                    row = levels.repair(mutate(levels, row, JITTER, rng), budget, rng)
-                return row, WARM_START
-            return child_of(levels, parents[generation], budget, rng, self.crossover, self.mutation), OFFSPRING
+            if parents is None:
+                return jittered_start(levels, importance, budget, rng, JITTER if warm else 0.0), WARM_START
+            return child_of(levels, parents, budget, rng, self.crossover, self.mutation), OFFSPRING
 
-        return fresh_plans(state, n, draw, fidelity=proxy)
+        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
 
-    # -- phase III -----------------------------------------------------------------------------
-    def _refine(self, state: StudyState, importance: Importance, n: int, early: list[Proposal]) -> list[Proposal]:
+    def _refine(self, state: StudyState, importance: Importance) -> Proposal | None:
+        """Phase III."""
         levels = Levels(state.space)
         tried = {t.plan.key for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
-        tried |= {p.plan.key for p in early}
-        rows = [(row, PROMOTED) for row in self._promotions(state, levels, tried)[:n]]
-        tried |= {levels.decode(row).key for row, _ in rows}
+        promotion = self._promotion(state, levels, tried)
+        if promotion is not None:
+            return Proposal(promotion, seed=state.seed, origin=PROMOTED)
         belief = matern_belief(state, importance)
-        if belief is not None and rows:
-            belief = belief.fantasize(np.array([row for row, _ in rows]))
-        while belief is not None and len(rows) < n:
-            budgets = budgets_in_turn(state, len(early) + len(rows))
-            row = best_improvement(state, belief, budgets, tried, front_edits)
-            if row is None:
-                break
-            rows.append((row, REFINED))
-            tried.add(levels.decode(row).key)
-            belief = belief.fantasize(row[None])
-        proposals = [Proposal(levels.decode(row), seed=state.seed, origin=origin) for row, origin in rows]
-        if len(proposals) < n:
+        found = None if belief is None else best_improvement(state, belief, tried, front_edits)
+        if found is not None:
+            return Proposal(levels.decode(found[0]), seed=state.seed, origin=REFINED)
+        budget = budgets_in_turn(state)[0]
+        starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
+        return next(iter(starts), None)
 
-            def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-                budget = budgets_in_turn(state, offset)[0]
-                row = mutate(levels, warm_start(levels, importance, budget), JITTER, rng)
-                return levels.repair(row, budget, rng), WARM_START
-
-            proposals += fresh_plans(state, n - len(proposals), draw, seen=tried | set(state.seen))
-        return proposals
-
-    def _promotions(self, state: StudyState, levels: Levels, tried: set[str]) -> list[np.ndarray]:
-        """The best plan of phase II under each budget, where it was not yet evaluated in full."""
+    def _promotion(self, state: StudyState, levels: Levels, tried: set[str]) -> Plan | None:
+        """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
         proxy = state.fidelities[0]
         plans, losses = mean_losses([t for t in state.done if t.fidelity == proxy and proxy < 1.0])
-        if not plans:
-            return []
-        rows, best = levels.encode(plans), {}
-        sizes = levels.bytes(rows)
+        sizes = np.array([state.space.memory_bytes(plan) for plan in plans])
         for budget in state.budgets:
-            fitting = np.flatnonzero(sizes <= budget)
+            fitting = np.flatnonzero(sizes <= budget) if plans else []
             if len(fitting):
-                at = int(fitting[losses[fitting].argmin()])
-                if plans[at].key not in tried:
-                    best[plans[at].key] = rows[at]
-        return list(best.values())
+                best = plans[int(fitting[losses[fitting].argmin()])]
+                if best.key not in tried:
+                    return best
+        return None
 
 
-def front_edits(belief: Belief, fitting: np.ndarray) -> np.ndarray:
+def front_edits(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
     """int (M, 2 G): the atomic edits of the front, by posterior mean, of the fitting plans."""
     rows = belief.rows[fitting]
     front = non_dominated(belief.mean(rows), belief.levels.bytes(rows))

@@ -1,0 +1,231 @@
+"""AutoQRA (arXiv 2602.22268): multi-fidelity evolution with a promotion model, then trust-region Bayesian search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qra_search.space import Plan
+from qra_search.strategies._belief import Belief, table_loss
+from qra_search.strategies._importance import JITTER, Importance, coverage_encoding, jittered_start
+from qra_search.strategies._moves import Levels, fresh_plans, mutate, one_by_one
+from qra_search.strategies._refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
+from qra_search.strategies._survival import mean_losses
+from qra_search.strategies.additive import prior_table
+from qra_search.strategies.base import Strategy, StudyState
+from qra_search.strategies.nsga2 import check_population, child_of, survivors
+from qra_search.surrogates.promotion import fit_promotion
+from qra_search.trials import Proposal
+
+POPULATION = 12
+PROMOTED_SHARE = 1 / 3
+EVOLUTION_SHARE = 0.5
+SCREENED = 16
+"""Offspring that the performance model chooses one from, where there is no lower fidelity to screen them with."""
+GAMMA = 1.5
+COUPLED = 0.3
+RADIUS, LEAST_RADIUS, MOST_RADIUS = 4, 1, 16
+SUCCESSES, FAILURES = 2, 3
+"""Refinements in a row, under one budget, after which its trust region doubles or halves."""
+REGION_DRAWS = 256
+WARM_START, EVOLVED, PROMOTED, REFINED = "warm start", "evolved", "promoted", "trust region"
+
+
+class AutoQRAStrategy(Strategy):
+    """The paper's two stages, each told from the log.
+
+    1. Evolution from a warm start by the prior's importances: parents by rank and crowding, layer-atomic crossover,
+       importance-guided or budget-coupled mutation, deterministic repair. Offspring are evaluated at the lowest
+       fidelity; of every generation, those that the promotion model thinks best are promoted to a full evaluation.
+       Where the evaluator has one fidelity, the prior's additive loss is the cheap score, and the promotion model
+       picks which of several offspring is evaluated.
+    2. Bayesian search in a trust region of atomic edits around the best plan under each budget in turn: a
+       Matern-5/2 GP and expected improvement. The region grows after successes and shrinks after failures.
+
+    Args:
+        population: plans of a generation.
+        promoted: share of a generation that is promoted to full fidelity.
+        evolution: share of the evaluations that stage 1 may spend.
+        gamma: how strongly mutation prefers important groups, P ~ importance^gamma.
+        coupled: chance of a mutation that raises one choice and pays for it with others.
+    """
+
+    name = "autoqra"
+
+    def __init__(
+        self,
+        population: int = POPULATION,
+        promoted: float = PROMOTED_SHARE,
+        evolution: float = EVOLUTION_SHARE,
+        gamma: float = GAMMA,
+        coupled: float = COUPLED,
+    ):
+        for name, share in (("promoted", promoted), ("evolution", evolution), ("coupled", coupled)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} is a share and must be from 0 to 1, got {share}")
+        self.population = check_population(population)
+        self.promoted, self.evolution, self.gamma, self.coupled = promoted, evolution, gamma, coupled
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        return one_by_one(state, n, self._next)
+
+    def _next(self, state: StudyState) -> Proposal | None:
+        importance = Importance.of(state.space, state.prior)
+        evolving = state.spent < self.evolution * state.evaluations
+        proposal = self._evolve(state, importance) if evolving else None
+        return proposal or self._refine(state, importance)
+
+    # -- stage 1 -------------------------------------------------------------------------------
+    def _evolve(self, state: StudyState, importance: Importance) -> Proposal | None:
+        scores = Scores(state, importance)
+        plan = self._promotion(state, scores)
+        if plan is not None:
+            return Proposal(plan, seed=state.seed, origin=PROMOTED)
+        proxy, levels = state.fidelities[0], scores.levels
+        screened = [t for t in state.trials if t.fidelity == proxy]
+        warm = sum(t.proposal.origin == WARM_START for t in screened)
+        budget = budgets_in_turn(state)[0]
+        generation = len(screened) // self.population
+        parents = scores.parents(self.population, generation) if warm >= self.population else None
+
+        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            if parents is None:
+                return jittered_start(levels, importance, budget, rng, JITTER if warm else 0.0), WARM_START
+            known = (importance, self.gamma, self.coupled)
+            children = [child_of(levels, parents, budget, rng, importance=known) for _ in range(self._litter(state))]
+            return scores.best(np.array(children)), EVOLVED
+
+        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+
+    def _promotion(self, state: StudyState, scores: Scores) -> Plan | None:
+        """The plan to evaluate in full next, where a finished generation still has promotions due."""
+        proxy = state.fidelities[0]
+        if proxy >= 1.0:
+            return None
+        screened = {t.plan.key for t in state.trials if t.fidelity == proxy}
+        full = {t.plan.key for t in state.trials if t.fidelity >= 1.0}
+        each = max(1, round(self.promoted * self.population))
+        due = each * (len(screened) // self.population) - len(screened & full)
+        waiting = [p for p in scores.cheap_plans if p.key not in full] if due > 0 else []
+        if not waiting:
+            return None
+        rows = scores.levels.encode(waiting)
+        predicted, sizes = scores.predict(rows), scores.levels.bytes(rows)
+        for budget in budgets_in_turn(state):
+            fitting = np.flatnonzero(sizes <= budget)
+            if len(fitting):
+                return waiting[int(fitting[predicted[fitting].argmin()])]
+        return None
+
+    def _litter(self, state: StudyState) -> int:
+        return SCREENED if state.fidelities[0] >= 1.0 else 1
+
+    # -- stage 2 -------------------------------------------------------------------------------
+    def _refine(self, state: StudyState, importance: Importance) -> Proposal | None:
+        levels, rng = Levels(state.space), state.rng()
+        tried = {t.plan.key for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
+        belief = matern_belief(state, importance)
+
+        def region(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
+            center = belief.rows[fitting[belief.mean(belief.rows[fitting]).argmin()]]
+            return trust_region(levels, center, trust_radius(state, budget), budget, rng)
+
+        found = None if belief is None else best_improvement(state, belief, tried, region)
+        if found is not None:
+            return Proposal(levels.decode(found[0]), seed=state.seed, origin=f"{REFINED} {found[1]}")
+        budget = budgets_in_turn(state)[0]
+        starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
+        return next(iter(starts), None)
+
+
+class Scores:
+    """Losses at full fidelity, known or predicted, of every plan that was evaluated; cheap and full never mixed.
+
+    The cheap score of a plan is its loss at the lowest fidelity or, where there is only one, the prior's additive
+    loss. Full losses are predicted from it by the promotion model; before that has enough pairs, by adding the
+    mean gap between the two.
+    """
+
+    def __init__(self, state: StudyState, importance: Importance):
+        self.state, self.levels = state, Levels(state.space)
+        self._encode = coverage_encoding(self.levels, importance)
+        self._table = prior_table(state.space, state.prior)
+        proxy = state.fidelities[0]
+        plans, losses = mean_losses(state.full)
+        self.full = {plan.key: float(loss) for plan, loss in zip(plans, losses, strict=True)}
+        cheap = [t for t in state.done if t.fidelity == proxy and proxy < 1.0]
+        self.cheap_plans, cheap_losses = mean_losses(cheap)
+        self._cheap = {p.key: float(loss) for p, loss in zip(self.cheap_plans, cheap_losses, strict=True)}
+        self._screening = proxy < 1.0
+        both = [p for p in plans if not self._screening or p.key in self._cheap]
+        self.known = plans if not self._screening else self.cheap_plans
+        rows = self.levels.encode(both)
+        target = np.array([self.full[p.key] for p in both])
+        features = self._features(rows)
+        self._gap = float((target - features[:, 0]).mean()) if len(both) else 0.0
+        self._model = fit_promotion(features, target, seed=state.seed)
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Full loss (M,) of rows (M, 2 G) that have a cheap score."""
+        features = self._features(rows)
+        return features[:, 0] + self._gap if self._model is None else self._model.predict(features)
+
+    def parents(self, size: int, generation: int) -> Any:
+        """Survivors among the evaluated plans by full loss, known or else predicted; None where too few."""
+        if len(self.known) < 2:
+            return None
+        rows = self.levels.encode(self.known)
+        predicted = self.predict(rows)
+        losses = np.array([self.full.get(p.key, float(m)) for p, m in zip(self.known, predicted, strict=True)])
+        return survivors(self.levels, rows, losses, size, np.random.default_rng([self.state.seed, generation]))
+
+    def best(self, rows: np.ndarray) -> np.ndarray:
+        """The unseen row with the lowest predicted loss; the first one where nothing can be predicted."""
+        unseen = [row for row in rows if self.levels.decode(row).key not in self.state.seen]
+        if len(unseen) < 2 or self._model is None:
+            return unseen[0] if unseen else rows[0]
+        return unseen[int(self.predict(np.array(unseen)).argmin())]
+
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """float (M, D): cheap score, share of the largest bytes, coverages, and histograms of bits and ranks."""
+        groups, space = self.levels.groups, self.state.space
+        if self._screening:
+            cheap = np.array([self._cheap[self.levels.decode(row).key] for row in rows])
+        else:
+            cheap = table_loss(self._table, rows)
+        bits = [(rows[:, :groups] == k).mean(1) for k in range(len(space.bits))]
+        ranks = [(rows[:, groups:] == k).mean(1) for k in range(len(space.ranks))]
+        coverage = self._encode(rows)[:, -2:]
+        return np.column_stack([cheap, self.levels.bytes(rows) / space.memory.maximum, coverage, *bits, *ranks])
+
+
+def trust_radius(state: StudyState, budget: int) -> int:
+    """Edits that the trust region of a budget spans: replayed from the refinements that the log holds for it."""
+    radius, streak = RADIUS, 0
+    best = np.inf
+    for trial in state.trials:
+        if not trial.done or trial.fidelity < 1.0 or state.space.memory_bytes(trial.plan) > budget:
+            continue
+        if trial.proposal.origin == f"{REFINED} {budget}":
+            better = trial.loss < best
+            streak = max(streak, 0) + 1 if better else min(streak, 0) - 1
+            if streak >= SUCCESSES:
+                radius, streak = min(2 * radius, MOST_RADIUS), 0
+            elif streak <= -FAILURES:
+                radius, streak = max(radius // 2, LEAST_RADIUS), 0
+        best = min(best, trial.loss)
+    return radius
+
+
+def trust_region(levels: Levels, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator) -> np.ndarray:
+    """int (M, 2 G): rows within `radius` single steps of the center and within the budget; all atomic edits are in."""
+    drawn = [center]
+    for _ in range(REGION_DRAWS if radius > 1 else 0):
+        row = center
+        for _ in range(int(rng.integers(1, radius + 1))):
+            row = mutate(levels, row, 0.0, rng)
+        drawn.append(levels.repair(row, budget, rng))
+    rows = np.array(drawn)
+    rows = rows[np.abs(rows - center).sum(1) <= radius]
+    return np.concatenate([atomic_edits(levels, center), rows])
