@@ -1,4 +1,4 @@
-"""Plug-ins by name: entry points of the groups qra.strategies, qra.evaluators, qra.backends and qra.tasks."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters and .importers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks"]
-_SINGULAR = {"strategies": "strategy", "evaluators": "evaluator", "backends": "backend", "tasks": "task"}
+Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers"]
+_SINGULAR = {
+    "strategies": "strategy",
+    "evaluators": "evaluator",
+    "backends": "backend",
+    "tasks": "task",
+    "exporters": "export format",
+    "importers": "plan format",
+}
 
 
 class UnknownName(ValueError):

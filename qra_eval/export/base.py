@@ -1,0 +1,131 @@
+"""`export` and `check`: what every format has in common, and the formats found through entry points."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qra_eval.export.tuned import TunedRun
+from qra_search import plugins
+
+Run = TunedRun | str | Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file or folder.
+        notes: what a user should know of it, one sentence each: how to load it, and where it is not exact.
+        largest_logit_difference: between the tuned model and what was written, loaded by the other tool (or by its own
+            arithmetic) on a few sentences; None where nothing was compared, and the notes say why.
+        largest_logit: largest absolute logit of the tuned model on the same sentences, to see the difference against.
+    """
+
+    path: Path
+    notes: tuple[str, ...] = ()
+    largest_logit_difference: float | None = None
+    largest_logit: float | None = None
+
+
+class ExportRefused(ValueError):
+    """A plan that a format cannot hold; the message gives every reason, and nothing was written.
+
+    Attributes:
+        reasons: as `check` gives them.
+    """
+
+    def __init__(self, format: str, reasons: Sequence[str]):
+        self.reasons = tuple(reasons)
+        super().__init__(f"this run cannot be exported as {format}: " + "; ".join(reasons))
+
+
+class Exporter(ABC):
+    """One format, registered in the entry-point group `qra.exporters`.
+
+    The options of a format are the keyword arguments of its constructor, plain data. `file` says that a single file is
+    written, not a folder.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    file: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, run: TunedRun) -> list[str]:
+        """Reasons why this run cannot be written, each with its mend; empty where it can. Writes nothing."""
+
+    @abstractmethod
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        """Write to `out`, an empty folder (or a file that does not exist yet) in a temporary place.
+
+        Called only when `check` gave no reason; the path of the result is replaced by the final one.
+        """
+
+
+def formats() -> dict[str, str]:
+    """Every installed format with what it is in one line."""
+    return {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
+
+
+def make_exporter(format: str, **options: Any) -> Exporter:
+    """The exporter of a format.
+
+    Raises:
+        UnknownName: no such format is installed.
+        ValueError: it has no such option, or the value cannot be.
+    """
+    found: type[Exporter] = plugins.load("exporters", format)
+    known = [] if found.__init__ is object.__init__ else list(inspect.signature(found).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"format {format} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    return found(**options)
+
+
+def check(run: Run, format: str, **options: Any) -> list[str]:
+    """Reasons why a run cannot be exported in a format, each with its mend; empty where it can.
+
+    Raises:
+        ValueError: there is no tuned plan in the folder, or no such format or option.
+    """
+    return make_exporter(format, **options).check(TunedRun.of(run))
+
+
+def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
+    """Write a tuned run in the format of another tool.
+
+    Args:
+        run: folder that `qra finetune` wrote into (or a `TunedRun`, whose model is then loaded once for several).
+        format: one of `formats()`.
+        out: folder or file to write; must not exist, or be an empty folder.
+        options: of the format.
+
+    Raises:
+        ExportRefused: the format cannot hold this plan; nothing was written.
+        ValueError: no tuned plan, an unknown format or option, or something in the way at `out`.
+    """
+    exporter, tuned, out = make_exporter(format, **options), TunedRun.of(run), Path(out)
+    if out.exists() and not (out.is_dir() and not exporter.file and not any(out.iterdir())):
+        raise ValueError(f"{out} exists already: give another place, or remove it first")
+    reasons = exporter.check(tuned)
+    if reasons:
+        raise ExportRefused(format, reasons)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
+        partial = Path(holder) / out.name
+        if not exporter.file:
+            partial.mkdir()
+        done = exporter.write(tuned, partial)
+        if out.exists():
+            out.rmdir()
+        shutil.move(partial, out)
+    notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
+    return Exported(out, notes, done.largest_logit_difference, done.largest_logit)

@@ -1,0 +1,94 @@
+"""Format `peft`: the adapter as an ordinary PEFT directory, its exact base rebuilt by one call."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.tuned import TunedRun
+from qra_eval.finetune import BASE_FILE, PLAN_FILE
+
+README = """---
+library_name: peft
+base_model: {model}
+tags: [lora, qra]
+---
+# A LoRA adapter on a mixed-precision base
+
+`adapter/` is an ordinary PEFT directory. Its ranks differ from linear to linear (`rank_pattern`, `alpha_pattern`).
+It was tuned on a base whose linears have the bit-widths in `plan.json`, and is exact on that base only:
+
+```python
+import qra_eval
+
+model, tokenizer = qra_eval.load("{folder}")
+```
+
+gives the tuned model as a `PeftModel`, with the very logits it had after tuning. On the unquantized model,
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), "{folder}/adapter")
+```
+
+loads too, but is another model: the adapter makes up for rounding errors that are then not there.
+"""
+
+
+class PEFTExporter(Exporter):
+    """The run's own files, with a README that says how to load them.
+
+    Args:
+        pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter computes
+            the same, and takes more bytes.
+    """
+
+    name = "peft"
+    summary = "the adapter as a PEFT directory, exact on the base that qra_eval.load rebuilds"
+
+    def __init__(self, pad_ranks: bool = False):
+        self.pad_ranks = pad_ranks
+
+    def check(self, run: TunedRun) -> list[str]:
+        return []
+
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        from qra_eval import finetune
+
+        write_adapter(run, out / "adapter", pad_ranks=self.pad_ranks)
+        for name in (BASE_FILE, PLAN_FILE):
+            shutil.copyfile(run.folder / name, out / name)
+        (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
+        tuned, _ = finetune.load(out)
+        difference, largest = run.difference(tuned)
+        return Exported(
+            out, (f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter',), difference, largest
+        )
+
+
+def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False) -> None:
+    """Copy the adapter directory; with `pad_ranks` at one rank for all linears."""
+    shutil.copytree(run.adapter_folder, out)
+    if not pad_ranks:
+        return
+    rank = max(factors.rank for factors in run.factors.values())
+    config = json.loads((out / "adapter_config.json").read_text())
+    scaling = {factors.scaling for factors in run.factors.values()}
+    if len(scaling) != 1:
+        raise ValueError(f"adapters of one rank need one scaling, these have {sorted(scaling)}")
+    config.update(r=rank, lora_alpha=scaling.pop() * rank, rank_pattern={}, alpha_pattern={})
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    padded = {}
+    for key, tensor in load_file(out / "adapter_model.safetensors").items():
+        axis = 0 if ".lora_A." in key else 1
+        shape = list(tensor.shape)
+        shape[axis] = rank - shape[axis]
+        padded[key] = torch.cat([tensor, tensor.new_zeros(shape)], dim=axis).contiguous()
+    save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,265 @@
+"""A tuned run as exports need it: its quantized base, dequantized weights, adapter and live logits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_eval import finetune
+from qra_search.memory import UNQUANTIZED_BITS
+
+if TYPE_CHECKING:
+    from qra_backends import Backend
+
+    from qra_eval.export.grids import Affine
+
+SENTENCES = (
+    "Question: A baker has 23 trays with 17 rolls each and sells 85 rolls. How many rolls are left? Answer: 306.",
+    "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening.",
+)
+MOST_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One linear of a plan: its shape, bits (16: unquantized), rank (0: no adapter), and the group that decided."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bits: int
+    rank: int
+    group: str
+
+
+@dataclass(frozen=True)
+class Factors:
+    """An adapter's factors as saved: the linear computes base(x) + scaling · B (A x)."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    def delta(self) -> Tensor:
+        """What it adds to the weight, float32 (out, in)."""
+        return self.scaling * (self.B.float() @ self.A.float())
+
+
+class TunedRun:
+    """What `qra_eval.finetune.save` left in a folder; the model is loaded when it is first needed, and kept.
+
+    Raises:
+        ValueError: there is no tuned plan in the folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        wanted = (finetune.PLAN_FILE, finetune.BASE_FILE, finetune.ADAPTER_FOLDER)
+        missing = [name for name in wanted if not (self.folder / name).exists()]
+        if missing:
+            raise ValueError(
+                f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
+            )
+        self.plan: dict[str, Any] = json.loads((self.folder / finetune.PLAN_FILE).read_text())
+
+    @classmethod
+    def of(cls, run: TunedRun | str | Path) -> TunedRun:
+        """The run itself, or that of a folder."""
+        return run if isinstance(run, TunedRun) else cls(run)
+
+    # -- the parts -----------------------------------------------------------------------------
+    @property
+    def adapter_folder(self) -> Path:
+        return self.folder / finetune.ADAPTER_FOLDER
+
+    @property
+    def spec(self) -> str:
+        """The model, as `load_model` takes it."""
+        return str(self.plan["model"])
+
+    @cached_property
+    def _base(self) -> tuple[Any, Any]:
+        model, tokenizer = finetune.load_base(self.folder)
+        return model.eval(), tokenizer
+
+    @property
+    def base(self) -> Any:
+        """The model with quantized linears, without adapter."""
+        return self._base[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._base[1]
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.base.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the tuned model computes in."""
+        return getattr(torch, self.plan["dtype"])
+
+    @cached_property
+    def backend(self) -> Backend:
+        from qra_backends import make_backend
+
+        return make_backend(self.plan["backend"])
+
+    @cached_property
+    def linears(self) -> tuple[Chosen, ...]:
+        """Every searched linear, in the order of the plan."""
+        from qra_eval.models import find_linears, load_model
+
+        shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
+        return tuple(
+            Chosen(name, *shapes[name], group["bits"], group["rank"], group["name"])
+            for group in self.plan["groups"]
+            for name in group["linears"]
+        )
+
+    def module(self, name: str) -> nn.Module:
+        """The (quantized) linear of the base."""
+        return self.base.get_submodule(name)
+
+    def weight(self, linear: Chosen) -> Tensor:
+        """The weight that the base multiplies by, dequantized: (out, in), in the dtype that it computes in."""
+        module = self.module(linear.name)
+        if linear.bits == UNQUANTIZED_BITS:
+            return module.get_parameter("weight").detach()
+        return self.backend.dequantize(module).detach()
+
+    def affine(self, linear: Chosen) -> Affine | None:
+        """Codes, scales and offsets of a quantized linear; None where it is stored in another way."""
+        from qra_eval.export.grids import affine_of
+
+        return None if linear.bits == UNQUANTIZED_BITS else affine_of(self.module(linear.name))
+
+    @cached_property
+    def factors(self) -> dict[str, Factors]:
+        """The adapters by linear."""
+        from safetensors.torch import load_file
+
+        config = json.loads((self.adapter_folder / "adapter_config.json").read_text())
+        tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
+        found = {}
+        for key, A in tensors.items():
+            name, matched, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+            if not matched:
+                continue
+            B = tensors[key.replace(".lora_A.", ".lora_B.")]
+            alpha = _pattern(config["alpha_pattern"], name, config["lora_alpha"])
+            found[name] = Factors(A, B, alpha / A.shape[0])
+        return found
+
+    def merged(self, linear: Chosen) -> Tensor:
+        """The weight with its adapter added, float32 (out, in)."""
+        weight = self.weight(linear).float()
+        factors = self.factors.get(linear.name)
+        return weight if factors is None else weight + factors.delta()
+
+    # -- what it computes ----------------------------------------------------------------------
+    @cached_property
+    def input_ids(self) -> list[Tensor]:
+        """Token ids (1, n) of a few sentences."""
+        return [
+            torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
+            for text in SENTENCES
+        ]
+
+    @cached_property
+    def live_logits(self) -> list[Tensor]:
+        """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
+        tuned, _ = finetune.load(self.folder)
+        return self.logits(tuned)
+
+    @torch.no_grad()
+    def logits(self, model: Any) -> list[Tensor]:
+        """Logits of a model on `input_ids`, float32."""
+        model.eval()
+        return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
+
+    def difference(self, model: Any) -> tuple[float, float]:
+        """Largest absolute difference of a model's logits to the tuned model's, and the latter's largest logit.
+
+        The vocabulary of the two may be padded differently; the shorter counts.
+        """
+        pairs = [
+            (mine[..., : theirs.shape[-1]], theirs[..., : mine.shape[-1]])
+            for mine, theirs in zip(self.live_logits, self.logits(model), strict=True)
+        ]
+        largest = max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
+        return largest, max(float(mine.abs().max()) for mine, _ in pairs)
+
+    # -- the model without this project ----------------------------------------------------------
+    def is_plain(self) -> bool:
+        """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
+        skeleton = self.skeleton()
+        return all(isinstance(_submodule(skeleton, linear.name), nn.Linear) for linear in self.linears)
+
+    def skeleton(self) -> Any:
+        """The model as transformers builds it, on the meta device."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
+
+    def plain_state(self, weight: Callable[[Chosen], Tensor]) -> dict[str, Tensor]:
+        """The state of plain transformers' model with these weights (out, in) for the searched linears.
+
+        Undoes `qra_eval.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
+        """
+        from qra_eval.linears import _is_conv1d, _is_stacked
+
+        own = {linear.name: linear for linear in self.linears}
+        rest = self.base.state_dict()
+        state: dict[str, Tensor] = {}
+
+        def value(name: str) -> Tensor:
+            return weight(own[name]) if name in own else self.module(name).get_parameter("weight").detach()
+
+        skeleton = self.skeleton()
+        for name, module in skeleton.named_modules():
+            if _is_stacked(module):
+                gate_up, down = [], []
+                for expert in range(module.gate_up_proj.shape[0]):
+                    at = f"{name}.{expert}"
+                    gate_up.append(torch.cat([value(f"{at}.gate_proj"), value(f"{at}.up_proj")]))
+                    down.append(value(f"{at}.down_proj"))
+                state[f"{name}.gate_up_proj"], state[f"{name}.down_proj"] = torch.stack(gate_up), torch.stack(down)
+            elif _is_conv1d(module):
+                state[f"{name}.weight"] = value(name).t().contiguous()
+            elif name in own:
+                state[f"{name}.weight"] = value(name)
+        for key in skeleton.state_dict():
+            if key not in state:
+                state[key] = rest[key].detach()
+        return state
+
+
+def _pattern(patterns: dict[str, float], name: str, default: float) -> float:
+    """The first pattern that matches the end of a name, as peft matches it."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
