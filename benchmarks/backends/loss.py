@@ -1,11 +1,11 @@
-"""What each backend leaves of a model at each bit-width: untuned loss, output error, bytes, and seconds.
+"""What each backend leaves of a model at each bit-width: untuned loss, output error, bytes, and time.
 
     python benchmarks/backends/loss.py --data DIR [--model smollm2] [--backend hqq reference-gptq ...] [--bits 2 3 4]
 
 DIR holds gsm8k_train.jsonl, whose first rows calibrate, and gsm8k_test.jsonl, whose first rows are held out. One JSON
 object a line: `loss` is the mean over answer tokens with every searched linear at `bits`; `output_error` the geometric
-mean over linears of ||X(W - Ŵ)ᵀ||² / ||XWᵀ||² on held-out inputs; `seconds` what quantizing the whole model took, with
-`threads` threads; `forward_ratio` the time of forward and backward of one layer against the unquantized one.
+mean over linears of ||X(W - Ŵ)ᵀ||² / ||XWᵀ||² on held-out inputs; `cpu_seconds` what quantizing the whole model took, summed
+over `threads` threads; `forward_ratio` the time of forward and backward of one layer against the unquantized one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
     for spec in options.backend:
         backend = make_backend(json.loads(spec) if spec.startswith("{") else spec)
         for bits in [b for b in options.bits if b in backend.bits]:
-            modules, errors, seconds = {}, [], 0.0
+            modules, errors, cpu_seconds = {}, [], 0.0
             for name, linear in linears.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 modules[name] = backend.quantize(linear, bits, hessian=calibration[name])
-                seconds += time.perf_counter() - started
+                cpu_seconds += time.process_time() - started
                 errors.append(output_error(backend.dequantize(modules[name]), linear.weight, held_out[name]))
             swap(model, modules)
             found = loss(model, test)
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
                 "loss": round(found, 4),
                 "output_error": float(f"{math.exp(statistics.fmean(map(math.log, errors))):.4g}"),
                 "bits_per_weight": round(8 * sum(b for b, _ in sizes) / sum(n for _, n in sizes), 4),
-                "seconds": round(seconds, 1),
+                "cpu_seconds": round(cpu_seconds, 1),
                 "forward_ratio": round(timed(modules[name]) / timed(linears[name]), 2),
                 "threads": torch.get_num_threads(),
                 "calibration_rows": options.calibration if backend.calibrated else 0,
