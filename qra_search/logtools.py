@@ -107,6 +107,11 @@ def export_parquet(log: TrialLog, path: str | Path) -> int:
     return len(rows)
 
 
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """Lines of a text file, none read further than is allowed."""
+    return iter(lambda: file.readline(MAX_LINE + 1), "")
+
+
 def import_jsonl(lines: Iterable[str], out: str | Path) -> int:
     """Make a log from what `export_jsonl` wrote; returns the number of trials.
 

@@ -34,7 +34,7 @@ def _check(events: Any) -> None:
     for event in events:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {line}: *{event.anchor[:40]} is an alias: write the value out")
+            raise ValueError(f"line {line}: *{str(event.anchor)[:40]} is an alias: write the value out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

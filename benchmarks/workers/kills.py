@@ -56,8 +56,11 @@ def life(log: Path, pipe: int, workers: int) -> None:
         search(Sleeping(), **OPTIONS, log=log, callbacks=[Tell(pipe)])
 
 
-def one_search(folder: Path, rng: random.Random, longest: float, workers: int) -> dict[str, int]:
-    """Lives until the search has ended; returns what went wrong. A life without any result gives the next more time."""
+def one_search(folder: Path, rng: random.Random, workers: int) -> dict[str, int]:
+    """Lives until the search has ended; returns what went wrong.
+
+    A life is killed some milliseconds after it told of a random number of results, none included.
+    """
     log = folder / "log"
     told: dict[int, str] = {}
     counts = {"kills": 0, "twice": 0, "lost": 0, "refused": 0}
@@ -66,19 +69,23 @@ def one_search(folder: Path, rng: random.Random, longest: float, workers: int) -
         child = multiprocessing.get_context("fork").Process(target=life, args=(log, write, workers))
         child.start()
         os.close(write)
-        child.join(rng.random() * longest)
-        killed = child.is_alive()
-        if killed:
-            os.kill(child.pid, signal.SIGKILL)
-            counts["kills"] += 1
-        child.join()
-        with open(read) as file:
-            lines = file.read().splitlines()
-            longest *= 1.0 if lines else 1.3
-            for line in lines:
+        wanted, got, killed = rng.randint(0, 5), 0, False
+        with open(read) as lines:
+            while True:
+                if got == wanted and not killed:
+                    time.sleep(rng.random() * (0.01 if got else 0.05))
+                    killed = child.is_alive()
+                    if killed:
+                        os.kill(child.pid, signal.SIGKILL)
+                        counts["kills"] += 1
+                line = lines.readline()
+                if not line.endswith("\n"):
+                    break
+                got += 1
                 number, loss = line.split()
                 counts["twice"] += int(number) in told
                 told[int(number)] = loss
+        child.join()
         if not killed:
             counts["refused"] += child.exitcode != 0
             break
@@ -103,19 +110,15 @@ def unbroken() -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--longest", type=float, help="seconds of the longest life; default: what a whole search takes")
     parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: in the search's own process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, total, searches = random.Random(options.seed), {}, 0
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        life(Path(folder) / "log", os.open(os.devnull, os.O_WRONLY), options.workers)
-    longest = options.longest or time.perf_counter() - begun
+    rng, searches = random.Random(options.seed), 0
+    total: dict[str, int] = {}
     unbroken()
     while total.get("kills", 0) < options.kills:
         with tempfile.TemporaryDirectory() as folder:
-            counts = one_search(Path(folder), rng, longest, options.workers)
+            counts = one_search(Path(folder), rng, options.workers)
         searches += 1
         total = {key: total.get(key, 0) + value for key, value in counts.items()}
         print(searches, total, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qra_search.cli import demo, doctor, finetune, lists, looking, profile, search
+from qra_search.cli import demo, doctor, finetune, lists, logs, looking, profile, search
 from qra_search.cli.bench import bench
 from qra_search.cli.plans import plans
 
@@ -35,15 +35,12 @@ def root(
         print(context.get_help())
 
 
-log = typer.Typer(help="Take the trials of a run elsewhere.")
-
-
-@log.callback()
-def logs() -> None:
-    """Take the trials of a run elsewhere."""
-
-
+log = typer.Typer(help="Check, save, move and merge the trials of runs.")
+log.command("check")(logs.check_log)
 log.command("export")(looking.export_log)
+log.command("backup")(logs.backup_log)
+log.command("import")(logs.import_log)
+log.command("merge")(logs.merge_logs)
 
 app.command("demo", rich_help_panel=SEARCH)(demo.demo)
 app.command("search", rich_help_panel=SEARCH)(search.search)

@@ -450,3 +450,56 @@ def test_the_lock_is_free_once_a_search_has_ended_however_it_ended(tmp_path):
     assert [t.status for t in study.log] == ["done"] * 3 + ["running"]
     result = search(AdditiveEvaluator(), **OPTIONS, log=tmp_path / "log")
     assert [t.proposal for t in result.trials] == [t.proposal for t in search(AdditiveEvaluator(), **OPTIONS).trials]
+
+
+# -- the command ------------------------------------------------------------------------------------
+
+
+def qra(*arguments: object) -> int:
+    from qra_search.cli.errors import run_safely
+
+    return run_safely([str(a) for a in arguments])
+
+
+def test_the_log_commands_take_a_run_out_and_back_and_together(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    write_log(run / "trials.sqlite").close()
+    assert qra("log", "backup", run, "--out", tmp_path / "a.jsonl") == 0
+    assert qra("log", "import", tmp_path / "a.jsonl", "--out", tmp_path / "b" / "trials.sqlite") == 0
+    assert qra("log", "merge", run, tmp_path / "b", "--out", tmp_path / "all.sqlite") == 0
+    assert qra("log", "check", tmp_path / "b") == 0
+    assert "12 trials of 2 logs merged" in capsys.readouterr().out
+    with TrialLog(run / "trials.sqlite") as one, TrialLog(tmp_path / "b" / "trials.sqlite") as two:
+        assert one.trials == two.trials
+
+
+def test_the_check_command_says_what_is_damaged_and_saves_the_rest(tmp_path, capsys):
+    path = tmp_path / "trials.sqlite"
+    log = write_log(path)
+    mark = path.read_bytes().index(f'"loss": {log.trials[5].loss!r}'.encode()) + 8
+    log.close()
+    data = bytearray(path.read_bytes())
+    data[mark] ^= 1
+    path.write_bytes(data)
+    assert qra("log", "check", path, "--salvage", tmp_path / "saved" / "trials.sqlite") == 1
+    told = capsys.readouterr().out
+    assert "trial 5 is not what was written" in told and "lost: 1 results (5)" in told and "12 trials saved" in told
+    assert qra("log", "check", tmp_path / "saved") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "none"),
+        ("backup", "none", "--out", "x"),
+        ("import", "none", "--out", "x"),
+        ("merge", "none", "--out", "x"),
+    ],
+)
+def test_a_log_command_on_nothing_answers_in_one_line(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert qra("log", *arguments) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "none" in told[0]
+    assert not list(tmp_path.glob("x*"))
