@@ -1,0 +1,172 @@
+"""Feeds readers many broken inputs and counts what they may not do: a strange exception, a hang, a stray file.
+
+    python benchmarks/workers/fuzz.py --inputs 100000
+
+Inputs are mutations of valid ones (bytes flipped, cut, repeated, swapped between files), by a generator with a seed.
+With `--atheris`, coverage guides them instead (`pip install atheris`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import record  # noqa: E402
+
+from qra_search import Plan, TrialLog, search  # noqa: E402
+from qra_search.config import ConfigError, RunConfig, dump_config, load_config  # noqa: E402
+from qra_search.logtools import check, export_jsonl, import_jsonl  # noqa: E402
+from qra_search.result import plan_from_dict, plan_to_dict  # noqa: E402
+from qra_search.toys import ToyEvaluator  # noqa: E402
+from qra_search.trials import LogMismatch  # noqa: E402
+
+HANG = 10.0
+SPACE = ToyEvaluator().space
+
+
+def read_config(path: Path) -> None:
+    load_config(path)
+
+
+def read_plan(path: Path) -> None:
+    plan_from_dict(SPACE, json.loads(path.read_text("utf-8", "replace")))
+
+
+def read_key(path: Path) -> None:
+    Plan.from_key(path.read_text("latin-1")[:5000])
+
+
+def read_log(path: Path) -> None:
+    check(path).lines()
+    TrialLog(path).close()
+
+
+def read_export(path: Path) -> None:
+    out = path.with_name("imported")
+    try:
+        import_jsonl(path.read_text("utf-8", "replace").splitlines(), out)
+    finally:
+        for file in path.parent.glob("imported*"):
+            file.unlink()
+
+
+def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
+    """Name, reader, a valid input, and its weight among the inputs."""
+    log = folder / "seed-log"
+    search(ToyEvaluator(), strategy="random", evaluations=8, log=log)
+    file = io.StringIO()
+    with TrialLog(log) as opened:
+        export_jsonl(opened, file)
+        plan = opened.trials[0].plan
+    key = plan.key.encode()
+    return [
+        ("config", read_config, dump_config(RunConfig()).encode(), 3),
+        ("plan", read_plan, json.dumps(plan_to_dict(SPACE, plan)).encode(), 3),
+        ("key", read_key, key, 2),
+        ("log", read_log, log.read_bytes(), 3),
+        ("export", read_export, file.getvalue().encode(), 2),
+    ]
+
+
+def mutate(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        at, kind = rng.randrange(len(data) + 1), rng.randrange(6)
+        size = min(rng.choice((1, 2, 8, 100, 5000)), len(data) - at)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + size] = rng.randbytes(size)
+        elif kind == 2:
+            del data[at : at + size]
+        elif kind == 3:
+            data[at:at] = data[at : at + size] * rng.choice((1, 2, 50))
+        elif kind == 4:
+            other = rng.choice(others)
+            start = rng.randrange(len(other))
+            data[at : at + size] = other[start : start + size]
+        else:
+            data[at:at] = rng.choice(NASTY)
+    return bytes(data)
+
+
+NASTY = [
+    b"../../../etc/passwd", b"&a [*a]", b"!!python/object/apply:os.system ['true']", b"[" * 500, b"{a: " * 500, b"\x00",
+    b"1e999", b"-1", b"NaN", b"9" * 5000, b"\xff\xfe", b"\\ud800", b"null", b'{"a":' * 500, b"<script>", b"\n",
+]  # fmt: skip
+
+
+def attempt(reader: Callable[[Path], None], path: Path, content: bytes) -> tuple[str, float]:
+    """What went wrong, if anything, and the seconds of processor time."""
+    for name in ("-wal", "-shm", ".lock"):
+        Path(f"{path}{name}").unlink(missing_ok=True)
+    path.write_bytes(content)
+    begun, fault = time.process_time(), ""
+    try:
+        reader(path)
+    except (ConfigError, LogMismatch, ValueError) as error:
+        fault = "several lines" if "\n" in str(error) and not isinstance(error, json.JSONDecodeError) else ""
+    except RecursionError:
+        fault = "" if reader is read_plan else "RecursionError"  # json's own, which the command line reports
+    except BaseException as error:
+        fault = f"{type(error).__name__}: {error}"
+    return fault, time.process_time() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--atheris", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        kinds = seeds(folder)
+        before = sorted(p.name for p in folder.iterdir())
+        if options.atheris:
+            return fuzz_with_atheris(kinds, folder / "in" / "input", options)
+        rng, contents = random.Random(options.seed), [k[2] for k in kinds]
+        counts, faults, slowest = {k[0]: 0 for k in kinds}, {}, 0.0
+        for _ in range(options.inputs):
+            kind, reader, content, _weight = rng.choices(kinds, [k[3] for k in kinds])[0]
+            fault, seconds = attempt(reader, folder / "in" / "input", mutate(content, contents, rng))
+            counts[kind] += 1
+            slowest = max(slowest, seconds)
+            if fault or seconds > HANG:
+                faults.setdefault(f"{kind}: {fault[:120] or 'hang'}", 0)
+                faults[f"{kind}: {fault[:120] or 'hang'}"] += 1
+        stray = sorted(p.name for p in folder.iterdir()) != before
+        record("fuzz", inputs=counts, faults=faults, slowest_cpu_seconds=round(slowest, 3), stray_files=stray)
+
+
+def fuzz_with_atheris(kinds, path: Path, options) -> None:
+    import atheris
+
+    readers = [k[1] for k in kinds]
+    corpus = path.parent.parent / "corpus"
+    corpus.mkdir()
+    for number, kind in enumerate(kinds):
+        (corpus / kind[0]).write_bytes(bytes([number]) + kind[2])
+
+    def one(data: bytes) -> None:
+        if data:
+            fault, _ = attempt(readers[data[0] % len(readers)], path, data[1:])
+            if fault:
+                raise RuntimeError(fault)
+
+    arguments = [sys.argv[0], f"-runs={options.inputs}", f"-timeout={HANG:g}", "-max_len=60000", str(corpus)]
+    atheris.Setup(arguments, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
