@@ -13,6 +13,9 @@ SIZES: Mapping[str, int] = {"calibration": 4000, "validation": 500, "test": 1000
 OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
 """Which split a hash, modulo ten, belongs to; the hash knows nothing of the seed, so that no two seeds overlap."""
 
+PATIENCE = 20_000
+"""Draws in a row without a new problem, after which there are taken to be no more."""
+
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
 
@@ -66,7 +69,7 @@ class ArithmeticTask(Task):
             if len(found) >= size:
                 break
             barren += 1
-            if barren > 20_000:
+            if barren > PATIENCE:
                 raise ValueError(
                     f"only {len(found)} of {size} different {split} problems exist with digits {list(self.digits)}: "
                     "allow more digits or fewer examples"

@@ -1,0 +1,122 @@
+"""Arithmetic problems are right, reproducible, and share no sum between splits or seeds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from qra_eval.tasks import SPLITS
+from qra_eval.tasks.arithmetic import KINDS, ArithmeticTask, owner
+from qra_eval.tasks.numbers import number_of
+
+SMALL = {"calibration": 400, "validation": 80, "test": 80}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ArithmeticTask(sizes=SMALL)
+
+
+def all_examples(task):
+    return [example for split in SPLITS for example in task.split(split)]
+
+
+def test_every_line_of_every_answer_is_a_true_equation(task):
+    for example in all_examples(task):
+        *steps, last = example.answer.strip().split("\n")
+        for step in steps:
+            left, right = step.split(" = ")
+            assert eval(left) == int(right)  # noqa: S307 - our own text, digits and operators
+            assert re.fullmatch(r"\d+ [-+*/] \d+", left)
+        assert last == f"#### {steps[-1].split(' = ')[1]}"
+        assert number_of(example.answer) == str(example.meta["result"])
+
+
+def test_every_operand_stands_in_the_problem_or_in_its_product(task):
+    for example in all_examples(task):
+        numbers = set(map(int, re.findall(r"\d+", example.prompt)))
+        used = set(example.meta["operands"])
+        products = {a * b for a, b in itertools.combinations_with_replacement(used, 2)}
+        assert numbers <= used | products, example.prompt
+
+
+def test_every_kind_and_every_number_of_digits_occurs(task):
+    examples = task.split("calibration")
+    assert {example.meta["kind"] for example in examples} == set(KINDS)
+    assert {len(str(x)) for example in examples for x in example.meta["operands"]} == {1, 2, 3}
+
+
+def test_no_two_splits_share_operands_whatever_their_seeds():
+    drawn = {
+        (seed, split): {example.meta["operands"] for example in ArithmeticTask(seed=seed, sizes=SMALL).split(split)}
+        for seed in (0, 1, 7)
+        for split in SPLITS
+    }
+    for (one, a), (two, b) in itertools.combinations(drawn.items(), 2):
+        if one[1] != two[1]:
+            assert not a & b, (one, two)
+
+
+def test_the_split_of_a_problem_does_not_depend_on_the_order_of_its_operands(task):
+    for split in SPLITS:
+        assert all(owner(example) == split for example in task.split(split))
+        assert all(list(e.meta["operands"]) == sorted(e.meta["operands"]) for e in task.split(split))
+
+
+def test_problems_are_distinct_and_a_smaller_split_is_a_prefix(task):
+    for split in SPLITS:
+        whole = task.split(split)
+        assert len({example.prompt for example in whole}) == len(whole) == SMALL[split]
+        assert list(ArithmeticTask(sizes={**SMALL, split: 30}).split(split)) == list(whole[:30])
+
+
+def test_other_seeds_give_other_problems(task):
+    assert task.split("test") != ArithmeticTask(seed=1, sizes=SMALL).split("test")
+
+
+def test_digits_and_kinds_can_be_chosen():
+    task = ArithmeticTask(digits=(2,), kinds=("total",), sizes=SMALL)
+    assert {len(str(x)) for example in all_examples(task) for x in example.meta["operands"]} == {2}
+    assert {example.meta["kind"] for example in all_examples(task)} == {"total"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kinds": ["sums"]}, "unknown kind 'sums'"),
+        ({"digits": [0]}, "digits must be from 1 to 9"),
+        ({"digits": []}, "digits must be from 1 to 9"),
+        ({"data": "somewhere"}, "takes no data"),
+    ],
+)
+def test_bad_options_are_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        ArithmeticTask(**options)
+
+
+def test_more_problems_than_there_are_is_an_error_and_not_a_loop(monkeypatch):
+    monkeypatch.setattr("qra_eval.tasks.arithmetic.NAMES", ("Anna", "Ben"))
+    monkeypatch.setattr("qra_eval.tasks.arithmetic.THINGS", ("apples",))
+    with pytest.raises(ValueError, match="only .* of 1000000 different calibration problems exist"):
+        ArithmeticTask(digits=(1,), kinds=("share",), sizes={"calibration": 1_000_000}).split("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("so 5 * 2 = 10\n#### 10", "10", "10"),
+        ("#### 1,234.", "1234", "1234"),
+        ("#### $-5", None, "-5"),
+        ("#### -5", "-5", "-5"),
+        ("it costs $1,200.50 in all", None, "1200.50"),
+        ("#### 3\n#### 4", "3", "4"),
+        ("none", None, None),
+        ("", None, None),
+        ("#### 18\nQuestion: 7", "18", "7"),
+    ],
+)
+def test_the_number_of_an_answer(text, strict, flexible):
+    assert number_of(text) == strict
+    assert number_of(text, "flexible") == flexible

@@ -1,0 +1,165 @@
+"""Rows hold prompt and answer, labels on the answer alone; batches hold every row once with little padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qra_eval.tasks import Encoded, Example, batches, encode
+from qra_eval.tasks.encoding import IGNORED, collate, encode_pair, prompt_ids
+from qra_eval.tiny import byte_tokenizer, word_tokenizer
+
+TOKENIZER = byte_tokenizer()
+END = TOKENIZER.eos_token_id
+
+
+def with_bos():
+    """A tokenizer that puts a start token before, and an end token after, every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A <|end|>", special_tokens=[("<s>", tokenizer.bos_token_id), ("<|end|>", END)]
+    )
+    return tokenizer
+
+
+@given(st.text(max_size=40), st.text(min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_a_row_is_prompt_then_answer_then_end_and_only_the_latter_have_labels(prompt, answer):
+    (row,) = encode([Example(prompt, answer)], TOKENIZER, 4096)
+    assert TOKENIZER.decode(row.input_ids[:-1]) == prompt + answer and row.input_ids[-1] == END
+    labelled = row.labels != IGNORED
+    assert torch.equal(row.labels[labelled], row.input_ids[labelled])
+    assert TOKENIZER.decode(row.labels[labelled][:-1]) == answer
+    assert not labelled[: len(row) - int(labelled.sum())].any()
+
+
+@given(st.integers(0, 30), st.integers(1, 30), st.integers(2, 40))
+@settings(max_examples=200, deadline=None)
+def test_a_long_row_loses_the_left_of_its_prompt_and_never_the_start_of_its_answer(before, after, most):
+    prompt, answer = "".join(chr(97 + i % 26) for i in range(before)), "0123456789" * 3
+    (row,) = encode([Example(prompt, answer[:after])], TOKENIZER, most)
+    assert len(row) == min(most, before + after + 1)
+    kept = TOKENIZER.decode(row.labels[row.labels != IGNORED], skip_special_tokens=True)
+    assert kept and answer.startswith(kept)
+    assert before == 0 or row.labels[0] == IGNORED
+    shown = TOKENIZER.decode(row.input_ids[row.labels == IGNORED])
+    assert prompt.endswith(shown)
+
+
+def test_a_row_that_fits_is_whole_with_or_without_the_end():
+    (row,) = encode([Example("ab", "cd")], TOKENIZER, 5)
+    assert len(row) == 5
+    (row,) = encode([Example("ab", "cd")], TOKENIZER, 5, end=False)
+    assert TOKENIZER.decode(row.input_ids) == "abcd"
+
+
+def test_tokens_are_split_where_the_prompt_ends_even_where_the_tokenizer_would_join_across():
+    tokenizer = word_tokenizer(["foobar foobar foobar"], 300)
+    assert len(tokenizer("foobar")["input_ids"]) == 1
+    (row,) = encode([Example("foo", "bar")], tokenizer, 64)
+    assert tokenizer.decode(row.labels[row.labels != IGNORED][:-1]) == "bar"
+    assert tokenizer.decode(row.input_ids[row.labels == IGNORED]) == "foo"
+
+
+def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only():
+    tokenizer = with_bos()
+    (row,) = encode([Example("ab", "cd")], tokenizer, 64)
+    assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
+    assert row.input_ids.tolist().count(END) == 1 and row.input_ids[-1] == END
+    assert int((row.labels != IGNORED).sum()) == 3
+    assert prompt_ids(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
+
+
+def test_a_chat_template_goes_around_the_prompt_and_the_answer_follows_it():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
+    plain, turned = encode([Example("Hi", " there"), Example("x", " there", messages=turns)], tokenizer, 200, chat=True)
+    assert tokenizer.decode(plain.input_ids[:-1]) == "[user]Hi\n[assistant]there"
+    assert tokenizer.decode(turned.input_ids[:-1]) == "[system]Be brief.\n[user]Hi\n[assistant]there"
+    assert tokenizer.decode(turned.labels[turned.labels != IGNORED][:-1]) == "there"
+    with pytest.raises(ValueError, match="no chat template"):
+        encode([Example("Hi", " there")], TOKENIZER, 200, chat=True)
+
+
+def test_an_empty_answer_and_a_length_of_one_are_refused():
+    with pytest.raises(ValueError, match="no tokens"):
+        encode([Example("ab", "")], TOKENIZER, 10, end=False)
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        encode([Example("ab", "c")], TOKENIZER, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuation", "labelled"),
+    [("ab", " cd", " cd"), ("ab ", "cd", " cd"), ("ab\n", "cd", "\ncd"), ("", "cd", "cd")],
+)
+def test_a_scored_pair_gives_trailing_white_space_to_the_continuation(prompt, continuation, labelled):
+    row = encode_pair(TOKENIZER, prompt, continuation, 64)
+    assert TOKENIZER.decode(row.labels[row.labels != IGNORED]) == labelled
+    assert row.labels[0] == IGNORED
+
+
+def test_a_scored_pair_that_is_too_long_loses_its_left():
+    row = encode_pair(TOKENIZER, "abcdef", " xyz", 6)
+    assert TOKENIZER.decode(row.input_ids) == "ef xyz"
+    row = encode_pair(TOKENIZER, "abcdef", " xyz", 3)
+    assert TOKENIZER.decode(row.labels[row.labels != IGNORED]) == "yz"
+
+
+def rows_of(lengths):
+    return [Encoded(torch.full((n,), i), torch.zeros(n, dtype=torch.long)) for i, n in enumerate(lengths)]
+
+
+@given(
+    st.lists(st.integers(1, 50), max_size=200),
+    st.one_of(st.none(), st.integers(1, 9)),
+    st.one_of(st.none(), st.integers(1, 200)),
+    st.one_of(st.none(), st.integers(0, 3)),
+)
+@settings(max_examples=200, deadline=None)
+def test_batches_hold_every_row_once_within_their_limits(lengths, size, budget, seed):
+    rows = rows_of(lengths)
+    if size is None and budget is None:
+        with pytest.raises(ValueError, match="batch_size or token_budget"):
+            list(batches(rows, seed=seed))
+        return
+    made = list(batches(rows, batch_size=size, token_budget=budget, seed=seed))
+    assert sorted(int(row.input_ids[0]) for batch in made for row in batch) == list(range(len(rows)))
+    for batch in made:
+        assert size is None or len(batch) <= size
+        assert budget is None or len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
+
+
+def test_batches_follow_the_seed_and_are_sorted_without_one():
+    rows = rows_of([(7 * i) % 50 + 1 for i in range(300)])
+
+    def order(seed):
+        return [int(row.input_ids[0]) for batch in batches(rows, batch_size=8, seed=seed) for row in batch]
+
+    assert order(1) == order(1) != order(2)
+    lengths = [len(rows[i]) for i in order(None)]
+    assert lengths == sorted(lengths)
+
+
+def test_batches_waste_little_on_padding():
+    lengths = torch.randint(20, 200, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+    for options in ({"batch_size": 8}, {"token_budget": 2000}):
+        made = list(batches(rows_of(lengths), seed=0, **options))
+        padded = sum(len(batch) * max(map(len, batch)) for batch in made)
+        assert padded < 1.06 * sum(lengths)
+
+
+def test_collated_rows_are_padded_at_the_right_without_labels():
+    ids, labels, mask = collate(encode([Example("a", "b"), Example("abcd", "e")], TOKENIZER, 20), 99)
+    assert ids.shape == labels.shape == mask.shape == (2, 6)
+    assert ids[0, 3:].tolist() == [99] * 3 and labels[0, 3:].tolist() == [IGNORED] * 3
+    assert mask.sum(dim=1).tolist() == [3, 6]

@@ -1,0 +1,135 @@
+"""GSM8K's prompts, solved examples and scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qra_eval.tasks import SPLITS, Example, make_task
+from qra_eval.tasks.gsm8k import SHOTS, exact_match
+
+
+def row(number: int) -> dict[str, str]:
+    return {"question": f"How much is {number}?", "answer": f"It is <<{number}={number}>>{number}.\n#### {number}"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    train, test = [row(i) for i in range(60)], [row(i) for i in range(50, 70)]
+    for name, rows in (("train", train), ("test", test)):
+        (tmp_path / f"gsm8k_{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def questions(examples) -> set[str]:
+    return {example.prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:") for example in examples}
+
+
+def test_prompts_are_those_of_the_harness(folder):
+    task = make_task("gsm8k", data=folder)
+    for split in SPLITS:
+        for example in task.split(split):
+            (question,) = questions([example])
+            assert example.prompt == f"Question: {question}\nAnswer:"
+            number = question.removeprefix("How much is ").removesuffix("?")
+            assert example.answer == " " + row(int(number))["answer"]
+
+
+def test_training_rows_that_are_in_the_test_file_are_left_out(folder):
+    task = make_task("gsm8k", data=folder)
+    parts = {split: questions(task.split(split)) for split in SPLITS}
+    assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
+    assert not parts["test"] & (parts["calibration"] | parts["validation"])
+    assert len(parts["calibration"]) + len(parts["validation"]) == 50 - SHOTS
+
+
+def test_eight_shots_are_solved_problems_of_no_split_and_the_same_before_each_row(folder):
+    task = make_task("gsm8k", data=folder, shots=8)
+    asked = set.union(*(questions(task.split(split)) for split in SPLITS))
+    heads = {e.prompt.rpartition("Question: ")[0] for split in SPLITS for e in task.split(split)}
+    (head,) = heads
+    shots = head.split("\n\n")[:-1]
+    assert len(shots) == 8
+    for shot in shots:
+        question, _, answer = shot.removeprefix("Question: ").partition("\nAnswer: ")
+        assert question not in asked and answer.splitlines()[-1].startswith("#### ")
+    example = task.split("test")[0]
+    assert [m["role"] for m in example.messages] == ["user", "assistant"] * 8 + ["user"]
+
+
+def test_the_splits_are_the_same_with_and_without_shots(folder):
+    plain, shown = make_task("gsm8k", data=folder), make_task("gsm8k", data=folder, shots=8)
+    for split in SPLITS:
+        assert [e.answer for e in plain.split(split)] == [e.answer for e in shown.split(split)]
+
+
+def test_solved_problems_can_be_given_as_a_file(folder, tmp_path):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(json.dumps({"question": "Mine?", "answer": "Yes.\n#### 1"}))
+    task = make_task("gsm8k", data=folder, shots=1, shots_file=str(path))
+    assert task.split("test")[0].prompt.startswith("Question: Mine?\nAnswer: Yes.\n#### 1\n\nQuestion: ")
+    with pytest.raises(ValueError, match="2 solved problems are wanted, there are 1"):
+        make_task("gsm8k", data=folder, shots=2, shots_file=str(path)).split("test")
+
+
+def test_scores_take_the_strict_and_the_flexible_number():
+    examples = [Example("", f" x\n#### {n}") for n in ("72", "1,000", "5", "9")]
+    answers = [" so 72\n#### 72", "it is $1,000.", "#### 6\nno, 5", ""]
+    assert exact_match(answers, examples) == {"exact_match": 0.25, "flexible_match": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"question": "q"}', "no field 'answer'"),
+        ('{"question": "q", "answer": "no number"}', "no number after '####'"),
+        ('{"question": 3, "answer": "#### 3"}', "field 'question' is 3, a str is needed"),
+        ("[1, 2]", "not a JSON object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(folder, line, why):
+    path = folder / "gsm8k_train.jsonl"
+    path.write_text(json.dumps(row(1)) + "\n\n" + line + "\n")
+    with pytest.raises(ValueError, match=why) as caught:
+        make_task("gsm8k", data=folder).split("test")
+    assert f"{path}, line 3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"shots": 9}, "shots must be from 0 to 8, got 9"), ({"validation_share": 1}, "between 0 and 1, got 1")],
+)
+def test_bad_options_are_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        make_task("gsm8k", **options)
+
+
+def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ValueError, match=r"openai/gsm8k.*no route.*--data") as caught:
+        make_task("gsm8k").split("test")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, config, *, split):
+        asked.append((name, config, split))
+        return [row(i) for i in (range(40) if split == "train" else range(100, 110))]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = make_task("gsm8k")
+    assert (
+        len(task.split("test")) == 10 and len(task.split("calibration")) + len(task.split("validation")) == 40 - SHOTS
+    )
+    assert sorted(asked) == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]

@@ -1,0 +1,137 @@
+"""Multiple-choice prompts of each data set, from files and from the hub's forms."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qra_eval.tasks import SPLITS, make_task
+from qra_eval.tasks.multiple_choice import SOURCES
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+
+LETTERED = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "B"}
+HUB_ROWS = {
+    "arc_easy": (LETTERED, "Question: Why?\nAnswer:", (" a", " b", " c"), 1),
+    "arc_challenge": (
+        {**LETTERED, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"},
+        "Question: Why?\nAnswer:",
+        (" a", " b"),
+        0,
+    ),
+    "openbookqa": ({**LETTERED, "question_stem": "Since", "question": None}, "Since", (" a", " b", " c"), 1),
+    "piqa": ({"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1}, "Question: Fly\nAnswer:", (" x", " y"), 1),
+    "hellaswag": (
+        {
+            "activity_label": "Ice [title] skating",
+            "ctx_a": "A man [sub]walks.",
+            "ctx_b": "he",
+            "endings": ["falls [x] down.", "flies."],
+            "label": "1",
+        },
+        "Ice. skating: A man walks. He",
+        (" falls down.", " flies."),
+        1,
+    ),
+    "boolq": (
+        {"passage": "Water is wet.", "question": "is water wet", "label": 1},
+        "Water is wet.\nQuestion: is water wet?\nAnswer:",
+        (" no", " yes"),
+        1,
+    ),
+}
+
+
+def from_hub(monkeypatch, name, rows):
+    import datasets
+
+    def load(dataset, config, *, split):
+        assert (dataset, config) == (SOURCES[name].dataset, SOURCES[name].config)
+        assert split in ("train", SOURCES[name].test)
+        return rows[: len(rows) // 3] if split != "train" else rows[len(rows) // 3 :]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return make_task(name)
+
+
+def several(row: dict) -> list[dict]:
+    """Rows that differ in their question."""
+    names = [n for n in ("question", "question_stem", "goal", "ctx_a", "passage", "sentence") if row.get(n)]
+    return [row, *({**row, **{n: f"{i} {row[n]}" for n in names}} for i in range(11))]
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
+    row, prompt, choices, label = HUB_ROWS[name]
+    if name == "openbookqa":
+        row = {key: value for key, value in row.items() if value is not None}
+    task = from_hub(monkeypatch, name, several(row))
+    examples = [example for split in SPLITS for example in task.split(split)]
+    assert len(examples) == 12
+    (example,) = [example for example in examples if example.prompt == prompt]
+    assert (example.choices, example.label, example.answer) == (choices, label, choices[label])
+
+
+def test_winogrande_fills_the_gap_and_scores_what_follows(monkeypatch):
+    row = {"sentence": "Ann thanked Bea because _ had helped. ", "option1": "Ann", "option2": "Bea", "answer": "2"}
+    task = from_hub(monkeypatch, "winogrande", several(row))
+    (example,) = [e for s in SPLITS for e in task.split(s) if e.prompt == "Ann thanked Bea because Bea"]
+    assert example.contexts == ("Ann thanked Bea because Ann", "Ann thanked Bea because Bea")
+    assert example.choices == (" had helped.",) * 2 and example.label == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, start in (("train", 0), ("test", 50)):
+        rows = [{"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(start, start + 30)]
+        for name in ("piqa", "boolq"):
+            (tmp_path / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["piqa", "boolq"])
+def test_every_task_reads_files_of_one_form(folder, name):
+    task = make_task(name, data=folder)
+    assert [len(task.split(split)) for split in SPLITS] == [26, 4, 30]
+    assert {e.choices for e in task.split("test")} == {(" yes", " no")}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"question": "q", "choices": ["a"], "answer": 0}, "two or more"),
+        ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more texts"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "0 to 1, got 2"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "a"}, "field 'answer' is 'a', a int is needed"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
+        ({"question": "q", "answer": 0}, "no field 'choices'"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(folder, row, why):
+    with open(folder / "piqa_test.jsonl", "a") as file:
+        file.write("\n" + json.dumps(row))
+    with pytest.raises(ValueError, match=why) as caught:
+        make_task("piqa", data=folder).split("test")
+    assert "piqa_test.jsonl, line 31" in str(caught.value)
+
+
+def test_rows_of_one_question_stay_together_and_are_all_kept(data_folder):
+    task = make_task("openbookqa", data=data_folder)
+    rows = [json.loads(line) for line in open(data_folder / "openbookqa_train.jsonl")]
+    test = {example.key for example in task.split("test")}
+    kept = [row for row in rows if " ".join(row["question"].split()).casefold() not in test]
+    assert len(task.split("calibration")) + len(task.split("validation")) == len(kept)
+    assert len({row["question"] for row in kept}) < len(kept)
+
+
+def test_metrics_of_a_random_model_are_shares_and_the_margin_agrees_with_the_accuracy(folder):
+    task = make_task("piqa", data=folder)
+    model = tiny_config_model("llama", vocab_size=258)
+    found = task.metrics(model, byte_tokenizer(), task.split("test"), max_length=64)
+    assert 0 <= found["accuracy"] <= 1
+    from qra_eval.tasks.scoring import score_choices
+
+    scores = score_choices(model, byte_tokenizer(), task.split("test"), max_length=64)
+    assert found["accuracy"] == np.mean(scores.margins > 0)

@@ -1,0 +1,149 @@
+"""Scores of choices and greedy answers are those of the plainest computation, one text at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qra_eval.tasks import Example, encode
+from qra_eval.tasks.generation import generate_answers
+from qra_eval.tasks.scoring import ChoiceScores, log_likelihoods, score_choices
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+EXAMPLES = [
+    Example("Question: what is red?\nAnswer:", " a rose", (" a rose", " the sky at noon"), 0),
+    Example("2 + 2 =", " 4", (" 5", " 4", " 22"), 1),
+    Example("", " sun", (" moon", " sun"), 1),
+    Example(
+        "Ann saw Bob as he", " was big.", (" was big.", " was big."), 1, contexts=("Ann saw Ann as he", "Ann saw Bob")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_config_model("llama", vocab_size=258)
+
+
+def plain(model, context: str, continuation: str) -> float:
+    """Log-likelihood of a continuation, token by token; an empty context is the end token."""
+    ids = TOKENIZER(context)["input_ids"] or [TOKENIZER.eos_token_id]
+    total = 0.0
+    for token in TOKENIZER(continuation)["input_ids"]:
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        total += float(torch.log_softmax(logits, dim=-1)[token])
+        ids = [*ids, token]
+    return total
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_log_likelihoods_of_choices_are_those_of_one_token_at_a_time(model, batch_size):
+    scores = score_choices(model, TOKENIZER, EXAMPLES, batch_size=batch_size)
+    for i, example in enumerate(EXAMPLES):
+        for j, choice in enumerate(example.choices):
+            context = example.contexts[j] if example.contexts else example.prompt
+            assert scores.log_likelihoods[i, j] == pytest.approx(plain(model, context, choice), rel=1e-5)
+        assert np.isneginf(scores.log_likelihoods[i, len(example.choices) :]).all()
+    assert scores.labels.tolist() == [0, 1, 1, 1]
+    assert scores.characters[0].tolist() == [6, 15, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "mixtral"])
+def test_log_likelihoods_agree_with_the_models_own_loss(family):
+    model = tiny_config_model(family, vocab_size=258)
+    rows = encode([Example("ab", "cd"), Example("a longer prompt", " and its answer")], TOKENIZER, 64)
+    for row, value in zip(rows, log_likelihoods(model, rows), strict=True):
+        loss = model(input_ids=row.input_ids[None], labels=row.labels[None]).loss
+        assert -value / int((row.labels >= 0).sum()) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_accuracies_margins_and_losses_in_closed_form():
+    scores = ChoiceScores(
+        log_likelihoods=np.array([[-4.0, -3.0, -np.inf], [-1.0, -2.0, -6.0]]),
+        characters=np.array([[8, 3, 1], [1, 4, 2]]),
+        utf8_bytes=np.array([[2, 3, 1], [1, 4, 24]]),
+        labels=np.array([0, 1]),
+    )
+    assert scores.accuracy == 0.0
+    assert scores.accuracy_norm == 1.0  # -4/8 above -3/3; -2/4 above -1/1 and -6/2
+    assert scores.accuracy_bytes == 0.0  # -3/3 above -4/2; -6/24 above the others
+    assert scores.margins.tolist() == [-1.0, -1.0]
+    first = math.log(1 + math.exp(1))
+    second = math.log(math.exp(1) + 1 + math.exp(-4))
+    assert scores.choice_loss == pytest.approx((first + second) / 2)
+    assert set(scores.metrics()) == {"accuracy", "accuracy_norm", "accuracy_bytes", "margin", "choice_loss"}
+
+
+def test_bytes_and_characters_differ_where_letters_are_wide(model):
+    scores = score_choices(model, TOKENIZER, [Example("x", " é", (" é", " e"), 0)])
+    assert scores.characters[0].tolist() == [1, 1] and scores.utf8_bytes[0].tolist() == [2, 1]
+
+
+def test_an_example_without_choices_is_refused(model):
+    with pytest.raises(ValueError, match="no multiple-choice example"):
+        score_choices(model, TOKENIZER, [Example("a", "b")])
+
+
+def greedy(model, prompt: str, count: int) -> list[int]:
+    ids = TOKENIZER(prompt)["input_ids"]
+    new: list[int] = []
+    while len(new) < count:
+        logits = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        new.append(int(logits.argmax()))
+        if new[-1] == TOKENIZER.eos_token_id:
+            break
+    return new
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family):
+    model = tiny_config_model(family, vocab_size=258)
+    prompts = ["a", "a much longer prompt than the others", "mid size", "12 + 7 ="]
+    expected = [TOKENIZER.decode(greedy(model, prompt, 12), skip_special_tokens=True) for prompt in prompts]
+    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=1) == expected
+    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=3) == expected
+
+
+class Scripted:
+    """A tokenizer's text, played back by a model that ignores what it is given."""
+
+    def __init__(self, model, text: str):
+        self.model, self.ids = model, TOKENIZER(text)["input_ids"]
+        self.model.register_forward_hook(self.write)
+        self.steps = 0
+
+    def write(self, module, args, output):
+        output.logits = torch.zeros(output.logits.shape)
+        output.logits[:, -1, self.ids[min(self.steps, len(self.ids) - 1)]] = 1
+        self.steps += 1
+        return output
+
+
+def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
+    script = Scripted(tiny_config_model("llama", vocab_size=258), " 12\n#### 12\n\nQuestion: next" + "x" * 50)
+    answers = generate_answers(script.model, TOKENIZER, ["p", "q"], 60, batch_size=2, stop=("Question:", "\n\n\n"))
+    assert answers == [" 12\n#### 12\n\n"] * 2
+    assert script.steps == len(" 12\n#### 12\n\nQuestion:")
+    script = Scripted(tiny_config_model("llama", vocab_size=258), "ab<|end|>cd")
+    assert generate_answers(script.model, TOKENIZER, ["p"], 60) == ["ab"]
+    assert script.steps == 3
+
+
+def test_a_long_prompt_keeps_its_end(model):
+    long = "z" * 50 + "12 + 7 ="
+    assert generate_answers(model, TOKENIZER, [long], 4, max_length=12) == generate_answers(
+        model, TOKENIZER, ["12 + 7 ="], 4
+    )
+
+
+def test_scoring_and_generating_leave_the_model_in_its_mode(model):
+    model.train()
+    score_choices(model, TOKENIZER, EXAMPLES[:1])
+    generate_answers(model, TOKENIZER, ["a"], 2)
+    assert model.training
+    model.eval()

@@ -1,0 +1,96 @@
+"""Plain text is cut into blocks, packed without a gap, and measured by perplexity."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from qra_eval.tasks import SPLITS, make_task
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def paragraphs(start, stop):
+    return [f"Paragraph {i} tells of the number {i}." for i in range(start, stop)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(paragraphs(0, 400)))
+    return path
+
+
+def test_a_file_is_split_by_blocks_of_whole_paragraphs(file):
+    task = make_task("text", data=file, block_characters=200)
+    found = {split: [p for e in task.split(split) for p in e.answer.split("\n\n")] for split in SPLITS}
+    assert sorted(p for part in found.values() for p in part) == sorted(paragraphs(0, 400))
+    assert len(found["test"]) == pytest.approx(40, abs=6) and len(found["validation"]) == pytest.approx(40, abs=6)
+    lengths = [len(example.answer) for split in SPLITS for example in task.split(split)]
+    assert sum(length < 200 for length in lengths) <= 1 and max(lengths) < 300
+
+
+def test_rows_are_full_and_together_hold_the_text(file):
+    task = make_task("text", data=file, block_characters=200)
+    examples = task.split("test")
+    rows = task.encode(examples, TOKENIZER, 64)
+    assert all(len(row) == 64 for row in rows[:-1])
+    assert all(torch.equal(row.input_ids, row.labels) for row in rows)
+    text = "\n\n".join(example.answer for example in examples)
+    assert "".join(TOKENIZER.decode(row.input_ids) for row in rows) == text[: sum(map(len, rows))]
+    fewer = task.encode(examples[:3], TOKENIZER, 64)
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(fewer[:-1], rows, strict=False))
+
+
+def test_files_of_a_folder_are_the_splits(tmp_path):
+    (tmp_path / "wiki.train.tokens").write_text("\n".join(paragraphs(0, 300)))
+    (tmp_path / "wiki.valid.tokens").write_text("\n".join(paragraphs(300, 340)))
+    (tmp_path / "wiki.test.tokens").write_text("\n".join(paragraphs(340, 380)))
+    task = make_task("text", data=tmp_path, block_characters=100)
+    joined = {split: "\n\n".join(e.answer for e in task.split(split)) for split in SPLITS}
+    assert joined["test"] == "\n\n".join(paragraphs(340, 380))
+    assert sorted(joined["validation"].split("\n\n")) == sorted(paragraphs(300, 340))
+    assert sorted(joined["calibration"].split("\n\n")) == sorted(paragraphs(0, 300))
+
+
+def test_rows_of_json_are_paragraphs(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps({"text": p}) for p in paragraphs(0, 200)))
+    task = make_task("text", data=path, block_characters=100)
+    assert sum(e.answer.count("Paragraph") for split in SPLITS for e in task.split(split)) == 200
+    path.write_text('{"text": 3}')
+    with pytest.raises(ValueError, match="x.jsonl, line 1: field 'text' is 3"):
+        make_task("text", data=path).split("test")
+
+
+def test_perplexity_is_that_of_the_models_own_loss(file):
+    task = make_task("text", data=file, block_characters=200)
+    model = tiny_config_model("llama", vocab_size=258)
+    examples = task.split("test")[:4]
+    rows = task.encode(examples, TOKENIZER, 64)
+    nats = sum(float(model(input_ids=r.input_ids[None], labels=r.labels[None]).loss) * (len(r) - 1) for r in rows)
+    expected = math.exp(nats / sum(len(row) - 1 for row in rows))
+    assert task.metrics(model, TOKENIZER, examples, max_length=64)["perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "cannot be read as UTF-8")]
+)
+def test_a_file_without_text_is_refused(tmp_path, content, why):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=why):
+        make_task("text", data=tmp_path / "x.txt").split("test")
+
+
+def test_a_missing_file_a_folder_without_train_and_a_chat_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file or folder"):
+        make_task("text", data=tmp_path / "none.txt").split("test")
+    with pytest.raises(ValueError, match="no train file"):
+        make_task("text", data=tmp_path).split("test")
+    with pytest.raises(ValueError, match="leave `chat` off"):
+        make_task("text", chat=True)
