@@ -119,7 +119,7 @@ def test_a_bad_row_is_named_by_file_and_line(folder, row, why):
 
 def test_rows_of_one_question_stay_together_and_are_all_kept(data_folder):
     task = make_task("openbookqa", data=data_folder)
-    rows = [json.loads(line) for line in open(data_folder / "openbookqa_train.jsonl")]
+    rows = [json.loads(line) for line in (data_folder / "openbookqa_train.jsonl").read_text().splitlines()]
     test = {example.key for example in task.split("test")}
     kept = [row for row in rows if " ".join(row["question"].split()).casefold() not in test]
     assert len(task.split("calibration")) + len(task.split("validation")) == len(kept)
