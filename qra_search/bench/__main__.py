@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, help="begin no cell after so long; the same command goes on from there"
     )
-    parser.add_argument("--cell-seconds", type=float, help="cut a search short after so long, and say so in its row")
+    parser.add_argument(
+        "--cell-seconds", type=float, help="processor seconds after which a search is cut short, noted in its row"
+    )
     parser.add_argument("--tables-only", action="store_true", help="run nothing")
     parser.add_argument(
         "--plotlyjs", choices=["inline", "cdn"], default="inline", help="where the page has plotly from"

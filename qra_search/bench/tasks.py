@@ -119,28 +119,45 @@ class Preset:
     evaluations: float
 
 
-STRATEGIES = ("uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "qra")
-SAMPLERS = ("optuna:tpe", "optuna:gp", "optuna:nsgaii", "optuna:qmc")
-
-
-def _grid(layers: Sequence[int], granularity: str, prior: str, families: Sequence[str] = FAMILIES) -> list[str]:
-    return [f"{family}-{count}-{granularity}-{prior}" for family in families for count in layers]
+def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
+    return [f"{family}-{n}-{granularity}-{prior}" for prior in priors for family in FAMILIES for n in layers]
 
 
 PRESETS = {
     "quick": Preset(
         ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
     ),
-    "families": Preset(_grid([16, 32, 64], "layer", "measured"), [*STRATEGIES, *SAMPLERS], seeds=20, evaluations=100),
-    "module": Preset(_grid([32], "module", "measured"), STRATEGIES, seeds=20, evaluations=100),
+    "main": Preset(
+        _grid([32], "layer", "measured"),
+        ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "optuna:tpe", "optuna:nsgaii",
+         "qra"],
+        seeds=20,
+        evaluations=100,
+    ),
+    "samplers": Preset(
+        _grid([32], "layer", "measured"),
+        ["additive", "optuna:gp", "optuna:nsgaii", "optuna:nsgaiii", "optuna:qmc", "optuna:random", "optuna:tpe",
+         "qra"],
+        seeds=20,
+        evaluations=50,
+    ),
+    "sizes": Preset(
+        _grid([16, 64], "layer", "measured"),
+        ["random", "additive", "nsga2", "optuna:tpe", "qra"],
+        seeds=20,
+        evaluations=100,
+    ),
+    "module": Preset(
+        _grid([32], "module", "measured"),
+        ["random", "additive", "nsga2", "qr_adaptor", "autoqra", "qra"],
+        seeds=20,
+        evaluations=100,
+    ),
     "large": Preset(_grid([64], "module", "measured"), ["additive", "nsga2", "qra"], seeds=5, evaluations=100),
     "priors": Preset(
-        [*_grid([32], "layer", "flat"), *_grid([32], "layer", "shuffled"), *_grid([32], "layer", "none")],
-        ["additive", "bayes", "qra"],
-        seeds=20,
-        evaluations=200,
+        _grid([32], "layer", "flat", "shuffled", "none"), ["additive", "nsga2", "qra"], seeds=20, evaluations=200
     ),
-    "long": Preset(
-        _grid([32], "layer", "measured"), ["random", "nsga2", "optuna:nsgaii"], seeds=5, evaluations=2000
-    ),
+    "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
 }  # fmt: skip
+"""`quick` is for a first look; `main` and `samplers` compare everything at one size, the others vary one thing each:
+size, granularity, prior, and how long the general optimizers may search."""
