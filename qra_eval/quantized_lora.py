@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 ADAPTER_DTYPE = torch.bfloat16
 FIDELITIES = (0.25, 0.5, 1.0)
 PRIOR_ROWS = 16
+CALIBRATION_ROWS = 128
+"""Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
 
@@ -119,6 +122,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             progress=progress,
             weight_cache_bytes=weight_cache_bytes,
         )
+        self._moments = None  # as large as the model, and not needed again
         dense = sum(m.weight.nbytes for m in modules.values())
         self.space = SearchSpace(
             groups=tuple(
@@ -184,8 +188,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         prior, report = measure_prior(
             self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self._progress
         )
-        cost = report["forward_tokens"] / self.evaluation_tokens()
-        self.prior_report = {**report, "cost": cost}
+        tokens = report["forward_tokens"]
+        if self.backend.calibrated:
+            tokens += sum(map(len, self.rows("calibration", CALIBRATION_ROWS)))
+        cost = tokens / self.evaluation_tokens()
+        self.prior_report = {**report, "forward_tokens": tokens, "cost": cost}
         return Prior(
             prior.bits_damage, prior.rank_gain, cost=cost, seconds=time.perf_counter() - start, source=prior.source
         )
@@ -280,12 +287,14 @@ class QuantizedLoRAEvaluator(Evaluator):
     def close(self) -> None:
         adapters.uninstall(self.model, self.wrapped)
 
-    def _rows_hash(self) -> str:
-        import hashlib
-
-        digest = hashlib.sha256()
+    def _rows_hash(self, counts: dict[str, int] | None = None) -> str:
+        """Hash of the tokens of the first rows of splits; default: of all that an evaluation sees."""
         settings = self.settings
-        counts = {"calibration": max(1, settings.steps * settings.batch_size), "validation": settings.validation_rows}
+        counts = counts or {
+            "calibration": max(1, settings.steps * settings.batch_size),
+            "validation": settings.validation_rows,
+        }
+        digest = hashlib.sha256()
         for split, count in counts.items():
             for row in self.rows(split, count):
                 digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
@@ -294,16 +303,14 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _fingerprint(self, backend: Any) -> str:
         """Identity of the bank: the weights, and for a calibrated backend the rows that it is calibrated on."""
         base = f"{self.loaded.fingerprint}-{self.model.dtype}"
-        return f"{base}-{self._rows_hash()}" if backend.calibrated else base
+        return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if backend.calibrated else base
 
     def _hessian(self, name: str) -> Tensor:
         from qra_eval.calibration import second_moments
 
         if self._moments is None:
-            rows = self.rows("calibration", max(PRIOR_ROWS, self.settings.steps * self.settings.batch_size))
-            self._moments = second_moments(
-                self.model, self._linears, training.bucketed(rows, self.settings.batch_size), self.device
-            )
+            batches = training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
+            self._moments = second_moments(self.model, self._linears, batches, self.device)
         return self._moments[name]
 
 

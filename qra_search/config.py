@@ -45,7 +45,9 @@ class TaskConfig(_Section):
 class QuantizationConfig(_Section):
     """How weights are stored at each bit-width."""
 
-    backend: str | dict[int, str] = Field("mixed", description="a backend, or one for each bit-width")
+    backend: str | dict[int, str] = Field(
+        "mixed-calibrated", description="a backend, or one for each bit-width; see `qra backends`"
+    )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
 

@@ -13,6 +13,12 @@ from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
 
 DEFAULT_CHOICE: dict[int, Spec] = {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}
+CALIBRATED_CHOICE: dict[int, Spec] = {
+    2: "reference-gptq",
+    3: "reference-gptq",
+    4: "reference-gptq",
+    8: "bitsandbytes-int8",
+}
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
@@ -24,6 +30,7 @@ class MixedBackend(Backend):
     """
 
     name: ClassVar[str] = "mixed"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[int | str, Spec] | None = None):
         self.parts: dict[int, Backend] = {}
