@@ -61,7 +61,10 @@ def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
         child = name.rpartition(".")[2]
-        wrapper = AdaptedLinear(parent.get_submodule(child))
+        linear = parent.get_submodule(child)
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"{name} is a {type(linear).__name__}, an nn.Linear is needed")
+        wrapper = AdaptedLinear(linear)
         setattr(parent, child, wrapper)
         wrapped[name] = wrapper
     return wrapped

@@ -18,7 +18,8 @@ from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
 from qra_eval.loaded import cache_root
 from qra_eval.models import find_linears, group_linears, load_model
-from qra_eval.tasks import make_task
+from qra_eval.tasks import SplitName, make_task
+from qra_eval.training import Row
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
 from qra_search.memory import UNQUANTIZED_BITS
@@ -110,7 +111,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         found = find_linears(self.model)
         groups = group_linears(found, space.granularity)
         modules = self._linears = {f.name: f.module for f in found}
-        self._rows: dict[tuple[str, int], list[training.Row]] = {}
+        self._rows: dict[tuple[SplitName, int], list[Row]] = {}
         self._moments: dict[str, Tensor] | None = None
         self.bank = Bank(
             modules,
@@ -253,19 +254,19 @@ class QuantizedLoRAEvaluator(Evaluator):
         adapters.round_to(self.wrapped, ADAPTER_DTYPE)
         return trained
 
-    def held_out(self, split: str, rows: int) -> float:
+    def held_out(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""
         return training.held_out_loss(
             self.model, training.bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device
         )
 
-    def rows(self, split: str, count: int) -> list[training.Row]:
+    def rows(self, split: SplitName, count: int) -> list[Row]:
         """The first `count` rows of a split, tokenized; fewer where the split is shorter."""
         key = (split, count)
         if key not in self._rows:
             examples = self.task.split(split)[:count]
             encoded = self.task.encode(examples, self.tokenizer, self.settings.max_length)
-            self._rows[key] = [training.Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+            self._rows[key] = [Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
             if not self._rows[key]:
                 raise ValueError(f"task {self.task_config.name!r} has no rows in its {split} split")
         return self._rows[key]
@@ -287,7 +288,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     def close(self) -> None:
         adapters.uninstall(self.model, self.wrapped)
 
-    def _rows_hash(self, counts: dict[str, int] | None = None) -> str:
+    def _rows_hash(self, counts: dict[SplitName, int] | None = None) -> str:
         """Hash of the tokens of the first rows of splits; default: of all that an evaluation sees."""
         settings = self.settings
         counts = counts or {
