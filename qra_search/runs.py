@@ -67,6 +67,8 @@ class RunFolder:
         Raises:
             RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunExists(f"{self.path} is a file: give a folder for the run, new or one to go on with")
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}

@@ -80,8 +80,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
         return f"{text}: install it with pip, or choose another backend, task or evaluator"
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"no such file or folder: {error.filename}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     if isinstance(error, (ValueError, RuntimeError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,22 +32,24 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
     if not complete:
-        console.print(f"Interrupted and saved. Go on with: [bold]qra search --resume --out {folder.path}[/]")
+        console.print(
+            f"Interrupted and saved. Go on with: [bold]qra search --resume --out {folder.path}[/]", soft_wrap=True
+        )
         return
     next_steps(console, folder)
 
 
 def next_steps(console: Console, folder: RunFolder) -> None:
     """Where the report is, and the commands that follow."""
-    run = folder.path
-    console.print(f"Report: [bold]{folder.report_file}[/]")
-    steps = [("look at the plan", f"qra show {run}")]
+    quoted = shlex.quote(str(folder.path))
+    console.print(f"Report: [bold]{folder.report_file}[/]", soft_wrap=True)
+    steps = [("look at the plan", f"qra show {quoted}")]
     if not folder.adapter.is_dir():
-        steps.append(("tune it in full", f"qra finetune {run}"))
+        steps.append(("tune it in full", f"qra finetune {quoted}"))
     else:
-        steps.append(("export it", f"qra export {run}"))
+        steps.append(("export it", f"qra export {quoted}"))
     for what, command in steps:
-        console.print(f"  {what}:  [bold]{command}[/]")
+        console.print(f"  {what}:  [bold]{command}[/]", soft_wrap=True)
 
 
 def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *, named: bool) -> Table:

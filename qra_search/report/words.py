@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 def plan_name(plan: Plan) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
-    if len(set(plan.bits)) == 1 and len(set(plan.ranks)) == 1:
+    if is_uniform(plan):
         return f"uniform {plan.bits[0]} bits, rank {plan.ranks[0]}"
     n = len(plan.bits)
     return f"mixed, {sum(plan.bits) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
+
+
+def is_uniform(plan: Plan) -> bool:
+    """Whether every group has the same choice."""
+    return len(set(plan.bits)) == 1 and len(set(plan.ranks)) == 1
 
 
 def bits_counts(plan: Plan) -> str:
@@ -114,7 +119,9 @@ def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | No
     comparison = result.comparison()
     if found is not None:
         limit = max([*(b for b in result.memory_budgets[-1:]), *(t.memory_bytes for t in tested)])
-        rival = min((t for t in tested if t.role != FOUND), key=lambda t: t.loss, default=None)
+        # A plan found that is uniform itself is its own rival: nothing beats uniform then.
+        rivals = [t for t in tested if t.role != FOUND or is_uniform(t.plan)]
+        rival = min(rivals, key=lambda t: t.loss, default=None)
         if rival is None:
             return Finding("test", found.plan, found.loss, found.memory_bytes, limit)
         noise = math.hypot(found.loss_error, rival.loss_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from qra_search import plugins
@@ -22,6 +23,10 @@ def make_strategy(spec: str | Strategy, **options: Any) -> Strategy:
     name, _, argument = spec.partition(":")
     factory = plugins.load("strategies", name)
     args = (argument,) if argument else ()
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for option in set(options) - set(parameters):
+            raise ValueError(plugins.unknown_message(f"option of strategy {name!r}:", option, parameters))
     try:
         strategy = factory(*args, **options)
     except TypeError as error:

@@ -1,0 +1,47 @@
+"""Runs the command line in this process, as a user would, and makes small runs for the tests of commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_search.cli.errors import run_safely
+
+LANDSCAPE = ("--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=4")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Qra:
+    """The command line."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]):
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Outcome:
+        self._capsys.readouterr()
+        status = run_safely([str(a) for a in arguments])
+        captured = self._capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    def search(self, out: Path, *more: object, evaluations: int = 12, strategy: str = "random") -> Outcome:
+        """A search of a small landscape."""
+        return self(
+            "search", *LANDSCAPE, "--strategy", strategy, "-n", evaluations, "--memory", "uniform3r8",
+            "--out", out, *more,
+        )  # fmt: skip

@@ -1,0 +1,139 @@
+"""The command line as such: help with examples, lists, the schema, and what it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+import yaml
+from cli_runner import Qra
+
+from qra_search import plugins
+from qra_search.cli.app import app
+from qra_search.config import RunConfig, make_config
+
+HEAVY = ("numpy", "pydantic", "torch", "plotly", "pymoo", "transformers", "botorch", "scipy", "rich")
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+def every_command() -> list[tuple[str, ...]]:
+    """Names of all commands, groups with theirs."""
+    found: list[tuple[str, ...]] = [(c.name,) for c in app.registered_commands if c.name]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None and group.name
+        found += [(group.name, c.name) for c in group.typer_instance.registered_commands if c.name]
+    return found
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    code = f"import sys, qra_search.cli.app; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_has_help_with_an_example_of_itself(qra: Qra, command: tuple[str, ...]) -> None:
+    shown = qra(*command, "--help")
+    assert shown.status == 0
+    assert "Example" in shown.out
+    assert " ".join(("qra", *command)) in shown.out
+
+
+def test_without_arguments_help_is_shown(qra: Qra) -> None:
+    shown = qra()
+    assert shown.status == 0
+    for name, *_rest in every_command():
+        assert name in shown.out
+
+
+def test_the_version_is_that_of_the_package(qra: Qra) -> None:
+    from importlib.metadata import version
+
+    assert qra("--version").out.strip() == f"qra {version('qra')}"
+
+
+@pytest.mark.parametrize("kind", ["strategies", "tasks", "backends"])
+def test_lists_name_every_plugin(qra: Qra, kind: plugins.Kind) -> None:
+    rows = qra(kind, "--json").json
+    assert [row["name"] for row in rows] == plugins.names(kind)
+    assert all(row["summary"] for row in rows)
+    table = qra(kind)
+    assert table.status == 0
+    assert all(name in table.out for name in plugins.names(kind))
+
+
+def test_strategies_show_their_options(qra: Qra) -> None:
+    options = next(row["options"] for row in qra("strategies", "--json").json if row["name"] == "nsga2")
+    assert options["population"] == 20
+
+
+def test_backends_show_exact_bits_a_weight(qra: Qra) -> None:
+    stored = next(row["bits"] for row in qra("backends", "--json").json if row["name"] == "reference")
+    # Codes, and 16 bits each of scale and offset for every 64 weights.
+    assert stored == {str(b): b + 32 / 64 for b in (2, 3, 4, 8)}
+
+
+def test_a_plugin_that_lacks_a_library_is_listed_with_the_reason(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = plugins.load
+
+    def broken(kind: plugins.Kind, name: str) -> object:
+        if name == "random":
+            raise ImportError("no module named 'absent'")
+        return load(kind, name)
+
+    monkeypatch.setattr(plugins, "load", broken)
+    rows = {row["name"]: row["summary"] for row in qra("strategies", "--json").json}
+    assert rows["random"] == "not available: no module named 'absent'"
+    assert "not available" not in rows["uniform"]
+
+
+def test_the_schema_describes_every_field(qra: Qra) -> None:
+    schema = qra("schema").json
+    assert set(schema["properties"]) == set(RunConfig.model_fields)
+    assert schema["$defs"]["SearchConfig"]["properties"]["evaluations"]["default"] == RunConfig().search.evaluations
+
+
+def test_the_example_is_a_config_of_defaults(qra: Qra) -> None:
+    assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
+
+
+def test_completion_is_offered() -> None:
+    assert isinstance(app, typer.Typer)
+    assert app._add_completion
+
+
+def test_doctor_finds_this_environment_fit(qra: Qra) -> None:
+    report = qra("doctor", "--json")
+    found = {row["what"]: row for row in report.json}
+    assert report.status == 0
+    assert found["numpy"]["level"] == "ok"
+    assert found["python"]["found"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_search.cli import doctor
+
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", {"peft": None, "scipy": "1.0"}.get)
+    assert doctor._version("peft") is None and version("peft") is not None
+    report = qra("doctor")
+    assert report.status == 1
+    assert "pip install 'peft" in report.out
+    assert "1.13 or later is needed" in report.out
+
+
+def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    done = qra(
+        "bench", "strategies", "--task", "interaction-4-layer-measured", "--strategy", "additive", "--strategy",
+        "random", "--seeds", 1, "-n", 6, "--workers", 1, "--out", tmp_path / "b", "--json",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert done.json["remaining"] == 0
+    assert done.json["rows"] == 2
+    assert (tmp_path / "b" / "tables.md").is_file()

@@ -1,0 +1,194 @@
+"""Wrong input, command by command: one line that names it, says what is allowed, and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from cli_runner import LANDSCAPE, Outcome, Qra
+
+SEARCH = ("search", *LANDSCAPE, "--out", "new")
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of different spaces, and files that are wrong in many ways."""
+    from qra_search.cli.errors import run_safely
+
+    path = tmp_path_factory.mktemp("errors")
+    for name, layers in (("a", 4), ("b", 5)):
+        status = run_safely(
+            ["search", "--evaluator", "landscape", "--granularity", "layer", "--set", f"options.layers={layers}",
+             "--strategy", "random", "-n", "6", "--memory", "uniform3r8", "--out", str(path / name), "--json"]
+        )  # fmt: skip
+        assert status == 0
+    plan = json.loads((path / "a" / "plan.json").read_text())
+    (path / "plan.json").write_text(json.dumps(plan))
+    (path / "other.json").write_text(json.dumps({"format": "other/9"}))
+    (path / "torn.json").write_text('{"format":')
+    plan["groups"][0]["bits"] = 5
+    (path / "five.json").write_text(json.dumps(plan))
+    (path / "empty").mkdir()
+    (path / "unyaml.yaml").write_text("a: [1")
+    (path / "list.yaml").write_text("- 1\n")
+    (path / "typo.yaml").write_text("training: {stepz: 3}\n")
+    (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
+    (path / "damaged").mkdir()
+    (path / "damaged" / "trials.sqlite").write_bytes(b"not a database" * 50)
+    (path / "rows.jsonl").write_text('{"question": "?"}\n')
+    return path
+
+
+CASES = [
+    # the command line itself
+    (("serch",), "No such command 'serch'. Did you mean 'search'"),
+    (("search", "--modle", "x"), "No such option: --modle"),
+    (("search", "--seed", "one"), "Invalid value for '--seed'"),
+    (("search", "--evaluations"), "requires an argument"),
+    (("search", "--seed", "1.5"), "--seed"),
+    (("show",), "Missing argument 'RUN'"),
+    (("report",), "Missing argument 'RUN...'"),
+    (("bench", "strategy"), "No such command 'strategy'. Did you mean 'strategies'?"),
+    (("plan", "dif", "a", "b"), "No such command 'dif'"),
+    (("schema", "extra"), "unexpected extra argument"),
+    # names
+    ((*SEARCH, "--strategy", "addtive"), "unknown strategy 'addtive': did you mean additive?"),
+    ((*SEARCH, "--evaluator", "landscpe"), "unknown evaluator 'landscpe': did you mean landscape?"),
+    (
+        (*SEARCH, "--set", "search.options.popsize=3", "--strategy", "additive"),
+        "unknown option of strategy 'additive': 'popsize'",
+    ),
+    ((*SEARCH, "--set", "options.family=rugged"), "family must be one of additive, interaction"),
+    ((*SEARCH, "--set", "options.lairs=4"), "options of the landscape evaluator"),
+    # budgets
+    ((*SEARCH, "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
+    (
+        (*SEARCH, "--memory", "lots"),
+        "search.memory is ['lots']: 'lots' is not a memory budget: write one such as 108MiB",
+    ),
+    ((*SEARCH, "--memory", "12 parsecs"), "write one such as 108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
+    ((*SEARCH, "--memory", "-3MiB"), "is not a memory budget"),
+    ((*SEARCH, "--memory", "0MiB"), "a size in bytes must be positive"),
+    ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
+    ((*SEARCH, "--memory", "75%", "--bits", "2,3"), "needs the uniform plan of 4 bits"),
+    ((*SEARCH, "--memory", "0.5bpw"), "is below the smallest plan"),
+    # values
+    ((*SEARCH, "--bits", "two"), "--bits is 'two': whole numbers with commas between"),
+    ((*SEARCH, "--bits", "2,2"), "space.bits is [2, 2]: distinct choices"),
+    ((*SEARCH, "--bits", "2,99"), "bits must be from 1 to 16"),
+    ((*SEARCH, "--bits", ","), "space.bits is []"),
+    ((*SEARCH, "--ranks", "4;8"), "--ranks is '4;8': whole numbers"),
+    ((*SEARCH, "--ranks", "-4"), "ranks must be from 0 to 4096"),
+    ((*SEARCH, "--granularity", "heads"), "space.granularity is 'heads': input should be 'module', 'layer'"),
+    ((*SEARCH, "--evaluations", "0"), "search.evaluations is 0.0: input should be greater than 0"),
+    ((*SEARCH, "--evaluations", "nan"), "search.evaluations is nan"),
+    ((*SEARCH, "--seed", "-1"), "search.seed is -1"),
+    ((*SEARCH, "--backend", "two=hqq"), "--backend is 'two=hqq': a name is needed, or one for each bit-width"),
+    ((*SEARCH, "--set", "training.steps"), "--set is 'training.steps': a field and a value are needed"),
+    ((*SEARCH, "--set", "training.stepz=3"), "training.stepz is no known field: did you mean steps?"),
+    ((*SEARCH, "--set", "training.steps=[1"), "--set training.steps: '[1' is not a YAML value"),
+    ((*SEARCH, "--set", "model.name.first=x"), "model.name"),
+    ((*SEARCH, "--workers", "0"), "--workers"),
+    ((*SEARCH, "--workers", "2", "--executor", "prozess"), "unknown executor 'prozess': did you mean process?"),
+    ((*SEARCH, "--workers", "2", "--executor", "dask"), "needs the address of a scheduler"),
+    # configs and folders
+    (("search", "none.yaml"), "no config file 'none.yaml'"),
+    (("search", "unyaml.yaml"), "unyaml.yaml is not YAML"),
+    (("search", "list.yaml"), "list.yaml holds a list, a mapping of sections is needed"),
+    (("search", "typo.yaml"), "typo.yaml: training.stepz is no known field"),
+    (("search", "code.yaml"), "code.yaml is not YAML"),
+    (("search", "empty"), "no config file 'empty'"),
+    (("search", *LANDSCAPE, "--resume"), "say with --out which run to go on with"),
+    (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
+    (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
+    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.sqlite is not a readable trial log"),
+    (("search", "--resume", "--out", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
+    # runs
+    (("report", "none"), "none is no run: it is not a folder"),
+    (("report", "empty"), "empty is no run: it holds no trials.sqlite"),
+    (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
+    (("show", "none"), "none is no run"),
+    (("show", "damaged"), "damaged/trials.sqlite"),
+    (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
+    (("show", "a", "--memory", "1KiB"), "a has no plan within 1KiB"),
+    (("compare", "a"), "one run, a, is nothing to compare"),
+    (("runs", "none"), "no folder none"),
+    (("log", "export", "none"), "none is no run"),
+    # plans
+    (("plan", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
+    (("plan", "diff", "torn.json", "a"), "torn.json is not JSON"),
+    (("plan", "diff", "other.json", "a"), "other.json is no plan"),
+    (("plan", "check", "plan.json"), "say with --run whose space it is of"),
+    (("plan", "check", "plan.json", "--run", "b"), "the plan is of another space"),
+    (("plan", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
+    (("plan", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
+    (("plan", "check", "a", "--memory", "1MiB"), "1MiB is 1.0 MiB (1048576)"),
+    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "bits 9 is not one of"),
+    (("plan", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
+    (("plan", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
+    # tuning and the rest
+    (("finetune", "none"), "none is no run"),
+    (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
+    (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),
+    (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
+    (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
+    (("finetune", "a", "--steps", "0"), "--steps"),
+    (("profile", *LANDSCAPE, "--set", "options.prior=none"), "evaluator 'landscape' measures no prior"),
+    (("bench", "strategies", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    (("bench", "strategies", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
+    (("bench", "strategies", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
+]
+
+
+def assert_one_line(outcome: Outcome) -> None:
+    assert outcome.status == 2, outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("qra: ")]
+    assert len(lines) == 1
+    assert outcome.err.splitlines()[-1] == lines[0]
+    assert "Traceback" not in outcome.err
+    assert "QRA_TRACEBACK" not in outcome.err
+    if os.environ.get("QRA_SHOW_MESSAGES"):
+        print(lines[0])
+
+
+@pytest.mark.parametrize(("command", "message"), CASES, ids=[" ".join(c)[:60] for c, _ in CASES])
+def test_wrong_input_is_one_line_with_status_2(
+    qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    outcome = qra(*command)
+    assert_one_line(outcome)
+    assert message in outcome.err
+    assert not (folder / "new").exists()
+
+
+MODEL_CASES = [
+    (("--model", "smolm2"), "smollm2"),
+    (("--model", "./none"), "no file or folder './none'"),
+    (("--model", "tiny", "--task", "arithmatic"), "arithmetic"),
+    (("--model", "tiny", "--task", "none.jsonl"), "none.jsonl"),
+    (("--model", "tiny", "--task", "rows.jsonl"), "rows.jsonl"),
+    (("--model", "tiny", "--task", "gsm8k", "--data", "none"), "none"),
+    (("--model", "tiny", "--set", "task.options.digitz=3"), "digitz"),
+    (("--model", "tiny", "--backend", "hqqq"), "hqq"),
+    (("--model", "tiny", "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
+    (("--model", "tiny", "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MODEL_CASES, ids=[" ".join(c) for c, _ in MODEL_CASES])
+def test_what_the_real_evaluator_refuses_is_one_line_with_status_2(
+    qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    outcome = qra("search", *options, "--out", "new")
+    assert_one_line(outcome)
+    assert message in outcome.err.splitlines()[-1]
+    assert not (folder / "new").exists()

@@ -1,0 +1,165 @@
+"""`qra finetune` and `qra demo`, with an evaluator that tunes at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import Qra
+
+from qra_search import Plan, plugins
+from qra_search.cli import demo
+from qra_search.config import RunConfig, make_config
+from qra_search.runs import RunFolder
+
+SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    plan: Plan
+    seed: int
+    steps: int
+    test_loss: float
+    memory_bytes: int
+    seconds: float = 1.5
+    metrics: dict[str, float] = field(default_factory=lambda: {"exact_match": 0.25})
+
+
+@pytest.fixture(autouse=True)
+def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every evaluator is a landscape that can tune; says how often one was built and what was tuned."""
+    from qra_eval.surrogate import build
+
+    load, seen = plugins.load, {"built": 0, "tuned": []}
+
+    def tuning(config: RunConfig, *, progress: Any = None) -> Any:
+        evaluator: Any = build(config)
+        seen["built"] += 1
+
+        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any) -> Tuned:
+            seen["tuned"].append((plan, seed, steps))
+            progress("tune", 1, 1)
+            if folder is not None:
+                (folder / "adapter").mkdir(exist_ok=True)
+            return Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
+
+        evaluator.tune = tune
+        return evaluator
+
+    monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))
+    return seen
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(qra: Qra, tmp_path: Path) -> None:
+    qra.search(tmp_path / "a")
+    mixed = tmp_path / "mixed.json"
+    assert qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
+    done = qra("finetune", tmp_path / "a", "--plan", mixed)
+    assert done.status == 0, done.err
+    run = RunFolder(tmp_path / "a")
+    entries = json.loads(run.test_file.read_text())["tuned"]
+    assert [e["role"] for e in entries] == ["found", "uniform"]
+    assert run.adapter.is_dir()
+    assert "Test loss" in done.out and "exact match" in done.out and "25" in done.out
+    assert "On test data" in run.report_file.read_text()
+
+
+def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path) -> None:
+    qra.search(tmp_path / "a")
+    plan = tmp_path / "p.json"
+    qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--out", plan)
+    assert "beats uniform 3 bits, rank 8" in qra("finetune", tmp_path / "a", "--plan", plan).out
+
+
+def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
+    qra.search(tmp_path / "a")
+    result = RunFolder(tmp_path / "a").result()
+    fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= result.memory_budgets[0]]
+    assert qra("finetune", tmp_path / "a", "--against", "all", "--steps", 3, "--json").status == 0
+    plans = {plan.key for plan, _, _ in tuner["tuned"]}
+    assert {p.key for p in fitting} <= plans
+    assert {steps for _, _, steps in tuner["tuned"]} == {3}
+
+
+def test_several_seeds_give_an_interval(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
+    qra.search(tmp_path / "a")
+    shown = qra("finetune", tmp_path / "a", "--against", "none", "--seeds", 3)
+    assert shown.status == 0
+    assert [seed for _, seed, _ in tuner["tuned"]] == [0, 1, 2]
+    assert "±" in shown.out
+
+
+def test_a_plan_from_a_file_or_for_a_smaller_budget_is_tuned_instead(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
+) -> None:
+    qra.search(tmp_path / "a", strategy="additive", evaluations=20)
+    assert qra("plan", "edit", tmp_path / "a", "--set", "*=2:4", "--out", tmp_path / "p.json").status == 0
+    assert qra("finetune", tmp_path / "a", "--plan", tmp_path / "p.json", "--against", "none").status == 0
+    assert tuner["tuned"][-1][0] == Plan((2,) * 4, (4,) * 4)
+    result = RunFolder(tmp_path / "a").result()
+    assert qra("finetune", tmp_path / "a", "--memory", "uniform2r16", "--against", "none").status == 0
+    best = result.best(result.space.memory_bytes(Plan((2,) * 4, (16,) * 4)))
+    assert best is not None and tuner["tuned"][-1][0] == best.plan
+
+
+def test_the_demo_searches_tunes_and_compares_with_every_uniform_plan_of_no_more_bytes(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
+) -> None:
+    done = qra("demo", "--out", tmp_path / "d", *SMALL)
+    assert done.status == 0, done.err
+    run = RunFolder(tmp_path / "d")
+    result = run.result()
+    budget = result.memory_budgets[0]
+    uniform = result.space.uniform(3, 8)
+    assert uniform is not None and budget == result.space.memory_bytes(uniform)
+    fitting = {p.key for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget}
+    assert fitting <= {plan.key for plan, _, _ in tuner["tuned"]}
+    assert tuner["built"] == 1
+    assert str(run.report_file) in done.out and "qra show" in done.out
+
+
+def test_the_demo_says_what_it_does_before_it_does_it(qra: Qra, tmp_path: Path) -> None:
+    lines = qra("demo", "--out", tmp_path / "d", *SMALL).err.splitlines()
+    assert any("1. quantize" in line for line in lines[:4])
+    assert lines.index(next(x for x in lines if "3. tune" in x)) < lines.index(next(x for x in lines if "load" in x))
+
+
+def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any]
+) -> None:
+    qra("demo", "--out", tmp_path / "d", *SMALL)
+    before, tuned = RunFolder(tmp_path / "d").result().trials, len(tuner["tuned"])
+    again = qra("demo", "--out", tmp_path / "d", *SMALL)
+    assert again.status == 0, again.err
+    assert "going on with it" in again.err
+    assert RunFolder(tmp_path / "d").result().trials == before
+    assert len(tuner["tuned"]) == tuned
+
+
+def test_without_the_models_package_the_demo_says_so_and_takes_the_tiny_one(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "MODEL_PACKAGE", "no_such_package")
+    done = qra("demo", "--out", tmp_path / "d", *SMALL)
+    assert "is not installed" in done.err and "tiny model" in done.err
+    assert RunFolder(tmp_path / "d").config().model.name == demo.TINY["model"]["name"]
+
+
+def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
+    config = make_config(demo.DEMO)
+    assert (config.model.name, config.task.name, config.search.memory) == ("smollm2", "arithmetic", ("uniform3r8",))
+
+
+def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
+    data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
+    assert data["budgets"][0]["best"]["memory_bytes"] <= data["budgets"][0]["budget"]
+    assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform"}

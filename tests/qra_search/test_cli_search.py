@@ -1,0 +1,224 @@
+"""`qra search`: what it leaves, refuses, resumes; killed and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_runner import LANDSCAPE, Qra
+
+from qra_search.config import load_config
+from qra_search.memory import format_bytes
+from qra_search.runs import RunFolder
+from qra_search.trials import TrialLog
+
+SLOW = """
+import sys, time
+from qra_search import plugins
+from qra_search.cli import main
+load = plugins.load
+def slowed(kind, name):
+    factory = load(kind, name)
+    if kind != "evaluators":
+        return factory
+    def build(config):
+        evaluator = factory(config)
+        evaluate = evaluator.evaluate
+        evaluator.evaluate = lambda *a, **k: (time.sleep(0.1), evaluate(*a, **k))[1]
+        return evaluator
+    return build
+plugins.load = slowed
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+def slow_search(out: Path, *, evaluations: int = 60) -> subprocess.Popen[str]:
+    """The same search as `Qra.search`, a tenth of a second an evaluation, in a process of its own."""
+    command = ["search", *LANDSCAPE, "--strategy", "random", "-n", str(evaluations), "--memory", "uniform3r8"]
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, *command, "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_trials(folder: RunFolder, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a running search has finished so many trials."""
+    for _ in range(3000):
+        assert process.poll() is None, process.communicate()
+        if folder.exists:
+            with TrialLog(folder.log_file) as log:
+                if sum(t.done for t in log) >= count:
+                    return
+        time.sleep(0.02)
+    raise AssertionError("the search did not get on")
+
+
+def trials(folder: Path) -> list[tuple[object, ...]]:
+    with TrialLog(folder / "trials.sqlite") as log:
+        return [(t.proposal, t.status, t.evaluation and t.evaluation.loss) for t in log]
+
+
+def test_a_search_leaves_all_its_files(qra: Qra, tmp_path: Path) -> None:
+    done = qra.search(tmp_path / "a")
+    assert done.status == 0
+    names = {"config.yaml", "trials.sqlite", "prior.json", "result.json", "plan.json", "report.html"}
+    assert names <= {file.name for file in (tmp_path / "a").iterdir()}
+    assert "within" in done.out and "uniform 3 bits, rank 8" in done.out
+    assert "qra show" in done.out and "qra finetune" in done.out
+
+
+def test_the_config_in_the_folder_is_the_resolved_one(qra: Qra, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("evaluator: landscape\nsearch: {seed: 3, evaluations: 6, strategy: random}\noptions: {layers: 4}\n")
+    assert qra("search", file, "--seed", 5, "--set", "options.noise=0", "--out", tmp_path / "a").status == 0
+    config = load_config(tmp_path / "a" / "config.yaml")
+    assert (config.search.seed, config.search.evaluations) == (5, 6)
+    assert config.options == {"layers": 4, "noise": 0}
+
+
+def test_json_is_all_that_goes_to_stdout_and_nothing_goes_to_stderr(qra: Qra, tmp_path: Path) -> None:
+    done = qra.search(tmp_path / "a", "--json")
+    assert done.err == ""
+    assert done.json["complete"] is True
+    written = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert {k: done.json[k] for k in written} == written
+
+
+def test_plain_progress_goes_to_stderr_with_the_best_so_far(qra: Qra, tmp_path: Path) -> None:
+    done = qra.search(tmp_path / "a")
+    assert "within" in done.err and "best" in done.err and "uniform" in done.err
+    assert "\x1b" not in done.err + done.out
+
+
+def test_the_plan_keeps_to_the_budget(qra: Qra, tmp_path: Path) -> None:
+    result = qra.search(tmp_path / "a", "--json").json
+    (budget,) = result["memory_budgets"]
+    space = RunFolder(tmp_path / "a").result().space
+    uniform = space.uniform(3, 8)
+    assert uniform is not None and budget == space.memory_bytes(uniform)
+    assert all(c["memory_bytes"] <= budget for c in result["candidates"])
+
+
+def test_without_out_a_new_folder_is_made_each_time(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("search", *LANDSCAPE, "--strategy", "random", "-n", 4, "--json")
+    assert [qra(*command).json["folder"] for _ in range(2)] == ["runs/landscape", "runs/landscape-2"]
+
+
+def test_a_dry_run_says_what_would_be_and_spends_nothing(qra: Qra, tmp_path: Path) -> None:
+    facts = qra.search(tmp_path / "a", "--dry-run", "--json").json
+    text = qra.search(tmp_path / "a", "--dry-run")
+    assert not (tmp_path / "a").exists()
+    qra.search(tmp_path / "a")
+    space = RunFolder(tmp_path / "a").result().space
+    assert facts["groups"] == len(space) == 4
+    assert facts["smallest_bytes"] == space.memory.minimum
+    assert facts["largest_bytes"] == space.memory.maximum
+    assert facts["config"]["evaluator"] == "landscape"
+    assert format_bytes(space.memory.minimum) in text.out
+    assert "Nothing was run" in text.out
+
+
+def test_another_run_in_the_folder_is_refused_and_left_alone(qra: Qra, tmp_path: Path) -> None:
+    qra.search(tmp_path / "a")
+    before = trials(tmp_path / "a")
+    again = qra.search(tmp_path / "a")
+    other = qra.search(tmp_path / "a", "--seed", 9)
+    assert (again.status, other.status) == (2, 2)
+    assert "add --resume" in again.err
+    assert "search.seed is 0 there and 9 here" in other.err
+    assert trials(tmp_path / "a") == before
+
+
+def test_a_refused_search_leaves_no_folder(qra: Qra, tmp_path: Path) -> None:
+    refused = qra("search", *LANDSCAPE, "--memory", "1KiB", "--out", tmp_path / "a")
+    assert refused.status == 2
+    assert not (tmp_path / "a").exists()
+    assert qra.search(tmp_path / "a").status == 0
+
+
+def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_at_once(
+    qra: Qra, tmp_path: Path
+) -> None:
+    qra.search(tmp_path / "a", evaluations=6)
+    assert qra("search", "--resume", "--out", tmp_path / "a", "-n", 14).status == 0
+    qra.search(tmp_path / "b", evaluations=14)
+    assert trials(tmp_path / "a") == trials(tmp_path / "b")
+
+
+def test_resuming_a_finished_search_changes_nothing(qra: Qra, tmp_path: Path) -> None:
+    qra.search(tmp_path / "a")
+    before = trials(tmp_path / "a")
+    assert qra.search(tmp_path / "a", "--resume").status == 0
+    assert trials(tmp_path / "a") == before
+
+
+def test_a_search_killed_midway_ends_with_the_same_trials_as_an_unbroken_one(qra: Qra, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "killed")
+    process = slow_search(folder.path)
+    wait_for_trials(folder, 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = len(trials(folder.path))
+    assert before < 50
+    assert qra.search(folder.path, "--resume", evaluations=60).status == 0
+    assert qra.search(tmp_path / "whole", evaluations=60).status == 0
+    assert trials(folder.path) == trials(tmp_path / "whole")
+
+
+def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra: Qra, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    process = slow_search(folder.path)
+    wait_for_trials(folder, 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "press Ctrl-C again" in err
+    assert f"qra search --resume --out {folder.path}" in out
+    assert folder.result_file.is_file() and folder.report_file.is_file()
+    assert all(status == "done" for _, status, _ in trials(folder.path))
+    assert qra.search(folder.path, "--resume", evaluations=60).status == 0
+
+
+def test_a_search_whose_evaluations_all_fail_ends_with_status_1_and_the_reason(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_eval.surrogate import Landscape
+    from qra_search import EvaluationFailed
+
+    def fail(*args: object, **options: object) -> None:
+        raise EvaluationFailed("out of memory")
+
+    monkeypatch.setattr(Landscape, "evaluate", fail)
+    done = qra.search(tmp_path / "a")
+    assert done.status == 1
+    assert "out of memory" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_search.strategies.random import RandomStrategy
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(RandomStrategy, "propose", broken)
+    done = qra.search(tmp_path / "a", "--json")
+    assert done.status == 1
+    assert done.err == "qra: ZeroDivisionError: division by zero (set QRA_TRACEBACK=1 to see where)\n"
+    monkeypatch.setenv("QRA_TRACEBACK", "1")
+    assert "Traceback" in qra.search(tmp_path / "b", "--json").err

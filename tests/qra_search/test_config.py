@@ -1,0 +1,123 @@
+"""The schema of a run: read, written, compared, and faults named by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_search.config import (
+    MAX_CONFIG_BYTES,
+    ConfigError,
+    RunConfig,
+    differences,
+    dump_config,
+    load_config,
+    make_config,
+)
+
+
+def test_a_config_that_is_written_reads_back_to_an_equal_one(tmp_path: Path) -> None:
+    config = make_config(
+        {
+            "quantization": {"backend": {2: "hqq", 4: "bitsandbytes"}},
+            "search": {"memory": ["108MiB", "3.5bpw", "75%"], "options": {"draws": 3}},
+            "space": {"bits": [8, 2], "ranks": [0, 16]},
+        }
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+
+
+def test_an_empty_file_means_every_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("")
+    assert load_config(tmp_path / "c.yaml") == RunConfig()
+
+
+def test_overrides_win_at_any_depth_and_leave_the_rest() -> None:
+    data = {"search": {"options": {"draws": 3}, "seed": 4}}
+    config = make_config(data, {"search.options.moves": 9, "evaluator": "landscape"})
+    assert config.search.options == {"draws": 3, "moves": 9}
+    assert (config.search.seed, config.evaluator) == (4, "landscape")
+    assert data == {"search": {"options": {"draws": 3}, "seed": 4}}
+
+
+def test_differences_name_fields_by_path_with_both_values() -> None:
+    old, new = make_config({"options": {"a": 1}}), make_config({"search": {"seed": 7}, "options": {"b": 2}})
+    assert differences(old, new) == {"search.seed": (0, 7), "options.a": (1, None), "options.b": (None, 2)}
+    assert differences(old, old) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"training": {"steps": "many"}}, "training.steps is 'many': input should be a valid integer"),
+        ({"training": {"stepz": 1}}, "training.stepz is no known field: did you mean steps?"),
+        ({"serch": {}}, "serch is no known field: did you mean search? allowed are evaluator, model"),
+        ({"search": None}, "search is None: a mapping of fields is needed"),
+        ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),
+        ({"search": {"memory": ["4bpw", "0MiB"]}}, "a size in bytes must be positive"),
+        ({"search": {"evaluations": 0}}, "search.evaluations is 0: input should be greater than 0"),
+        ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: input should be a finite number"),
+        ({"search": {"seed": -1}}, "search.seed is -1: input should be greater than or equal to 0"),
+        ({"space": {"bits": []}}, "space.bits is []: distinct choices are needed, at least one"),
+        ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: distinct choices"),
+        ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
+        ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
+        (
+            {"space": {"granularity": "head"}},
+            "space.granularity is 'head': input should be 'module', 'layer'",
+        ),
+        (
+            {"quantization": {"backend": 3}},
+            "quantization.backend is 3: the name of a backend, or one for each",
+        ),
+        ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),
+        ({"model": {"name": ""}}, "model.name is ''"),
+        ({"options": []}, "options is []: a mapping is needed"),
+        ({1: 2}, "1 is 1: names of fields are texts"),
+        ({"task": {"name": "x" * 500, "data": 5}}, "task.data is 5"),
+    ],
+)
+def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"search": {"seed": "x" * 5000}})
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1\n- 2\n", "holds a list, a mapping of sections is needed"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("#" * (MAX_CONFIG_BYTES + 1), f"a config has at most {MAX_CONFIG_BYTES}"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model is 'smollm2': a mapping is needed to set model.name"):
+        make_config({"model": "smollm2"}, {"model.name": "tiny"})

@@ -1,0 +1,127 @@
+"""The folder of a run: what may be begun in it, and what is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qra_search import Study
+from qra_search.config import RunConfig, make_config
+from qra_search.result import SearchResult
+from qra_search.runs import NoRun, RunExists, RunFolder, find_runs
+from qra_search.toys import ToyEvaluator, toy_space
+
+
+def config(**search: object) -> RunConfig:
+    return make_config({"search": {"strategy": "random", "evaluations": 8, **search}})
+
+
+def searched(path: Path, evaluations: float = 8) -> tuple[RunFolder, SearchResult]:
+    """A run of a toy, made as the command makes it."""
+    folder = RunFolder(path)
+    folder.begin(config(evaluations=evaluations), resume=folder.exists)
+    study = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file)
+    result = study.run()
+    study.log.close()
+    folder.write(result)
+    return folder, result
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    folder, result = searched(tmp_path / "a")
+    again = folder.result()
+    assert again.to_dict() == result.to_dict()
+    assert again.trials == result.trials
+    best = result.best()
+    assert best is not None and folder.plan() == best.plan
+
+
+def test_a_result_file_that_counts_other_trials_is_not_believed(tmp_path: Path) -> None:
+    folder, result = searched(tmp_path / "a")
+    written = json.loads(folder.result_file.read_text())
+    written["trials"] -= 1
+    written["candidates"] = []
+    folder.result_file.write_text(json.dumps(written))
+    assert folder.result().to_dict() == result.to_dict()
+
+
+def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    for resume in (False, True):
+        with pytest.raises(RunExists, match=r"search.seed is 0 there and 5 here"):
+            folder.begin(config(seed=5), resume=resume)
+
+
+def test_the_same_config_needs_resume(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    with pytest.raises(RunExists, match="add --resume"):
+        folder.begin(config())
+    folder.begin(config(), resume=True)
+
+
+def test_more_evaluations_are_no_other_run_when_resumed(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    with pytest.raises(RunExists, match="search.evaluations is 8.0 there and 12.0 here"):
+        folder.begin(config(evaluations=12))
+    folder.begin(config(evaluations=12), resume=True)
+    assert folder.config().search.evaluations == 12
+
+
+def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    folder.begin(config())
+    folder.begin(config(seed=5))
+    assert folder.config().search.seed == 5
+
+
+def test_a_tuned_plan_keeps_its_file_while_it_is_the_best(tmp_path: Path) -> None:
+    folder, result = searched(tmp_path / "a")
+    folder.adapter.mkdir()
+    tuned = json.loads(folder.plan_file.read_text()) | {"model": "tiny"}
+    folder.plan_file.write_text(json.dumps(tuned))
+    folder.write(result)
+    assert json.loads(folder.plan_file.read_text())["model"] == "tiny"
+    assert folder.adapter.is_dir()
+
+
+def test_what_was_tuned_for_another_plan_is_set_aside(tmp_path: Path) -> None:
+    folder, result = searched(tmp_path / "a")
+    folder.adapter.mkdir()
+    other = json.loads(folder.plan_file.read_text())
+    other["groups"][0]["rank"] = 4 if other["groups"][0]["rank"] != 4 else 8
+    folder.plan_file.write_text(json.dumps(other))
+    folder.test_file.write_text("{}")
+    folder.write(result)
+    assert not folder.adapter.exists() and folder.test() is None
+    assert json.loads((folder.path / "earlier-1" / "plan.json").read_text()) == other
+    best = result.best()
+    assert best is not None and folder.plan() == best.plan
+
+
+def test_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NoRun, match="is not a folder"):
+        RunFolder(tmp_path / "none").check()
+    with pytest.raises(NoRun, match=r"holds no trials.sqlite"):
+        RunFolder(tmp_path).check()
+    folder, _ = searched(tmp_path / "a")
+    folder.plan_file.unlink()
+    with pytest.raises(NoRun, match="has no plan yet"):
+        folder.plan()
+    folder.config_file.unlink()
+    with pytest.raises(NoRun, match=r"has no config.yaml"):
+        folder.config()
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    folder.result_file.write_text("{")
+    with pytest.raises(ValueError, match=r"result.json is not JSON"):
+        folder.result()
+
+
+def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
+    searched(tmp_path / "a" / "b")
+    searched(tmp_path / "c")
+    assert [run.name for run in find_runs(tmp_path)] == ["b", "c"]
