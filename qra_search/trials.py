@@ -115,7 +115,7 @@ class TrialLog:
         try:
             if self._lock is None:
                 logformat.prepare(self._db)
-            elif self._lock.is_free() and (lost := walfile.damaged_frames(self.path)):
+            elif lost := self._lost_pages():
                 raise LogDamaged(
                     f"{self.path} is damaged: {lost} pages of {walfile.wal_path(self.path).name} cannot be "
                     f"read{SALVAGE_HINT}"
@@ -137,6 +137,13 @@ class TrialLog:
                 raise
             why = " ".join(str(error).split())[:200]
             raise LogDamaged(f"{self.path} is not a readable trial log ({why}){SALVAGE_HINT}") from None
+
+    def _lost_pages(self) -> int:
+        """Pages that were written and cannot be read; 0 while somebody writes, who may be in the middle of one."""
+        if self._lock is None or not self._lock.is_free():
+            return 0
+        lost = walfile.damaged_frames(self.path)
+        return lost if lost and self._lock.is_free() else 0
 
     def _load(self) -> None:
         """Read all trials at one moment, and check every byte of them."""
