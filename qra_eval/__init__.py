@@ -1,29 +1,19 @@
-"""What a plan is worth: the real quantized-LoRA evaluator and cheap surrogates."""
+"""What a plan is worth: the real quantized-LoRA evaluator and cheap surrogates. `load` gives a tuned run's model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from qra_eval.finetune import Tuned, load, tune
-    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-    from qra_eval.surrogate import make_landscape
-
-__all__ = ["QuantizedLoRAEvaluator", "Tuned", "load", "make_landscape", "tune"]
-
-# Imported on first use: a landscape needs no torch.
-_HOMES = {
-    "QuantizedLoRAEvaluator": "quantized_lora",
-    "Tuned": "finetune",
-    "load": "finetune",
-    "make_landscape": "surrogate",
-    "tune": "finetune",
-}
+__all__ = ["load"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'qra_eval' has no attribute {name!r}")
-    from importlib import import_module
+def load(run: str | Path, *, device: str = "cpu") -> Any:
+    """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
 
-    return getattr(import_module(f"qra_eval.{_HOMES[name]}"), name)
+    Raises:
+        ValueError: no tuned plan there, or the model's weights are not those that it was made for.
+    """
+    from qra_eval.finetune import load as load_tuned
+
+    return load_tuned(run, device=device)

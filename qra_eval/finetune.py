@@ -166,10 +166,12 @@ def load(folder: str | Path, *, device: str = "cpu") -> Any:
     folder = Path(folder)
     model, tokenizer = load_base(folder, device=device)
     tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
-    # On a base whose codes are integers peft makes the factors float32, and would compute in that.
+    # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
+    # in their dtype, and the tuned model did in its own.
+    dtype = getattr(torch, json.loads((folder / PLAN_FILE).read_text())["dtype"])
     for name, parameter in tuned.named_parameters():
         if ".lora_" in name:
-            parameter.data = parameter.data.to(_saved_dtype(folder))
+            parameter.data = parameter.data.to(dtype)
     tuned.eval()
     return tuned, tokenizer
 
@@ -230,11 +232,6 @@ def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Pa
     if difference > 0:
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
     return difference
-
-
-def _saved_dtype(folder: Path) -> torch.dtype:
-    with safe_open(folder / ADAPTER_FOLDER / "adapter_model.safetensors", framework="pt") as file:
-        return file.get_tensor(next(iter(file.keys()))).dtype
 
 
 def _adapter_dtype(evaluator: QuantizedLoRAEvaluator) -> torch.dtype:

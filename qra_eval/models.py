@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "default_dtype",
     "find_linears",
     "fingerprint",
+    "gguf_source",
     "group_linears",
     "load_model",
     "normalise",
@@ -45,6 +47,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> LoadedModel:
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
@@ -54,6 +57,7 @@ def load_model(
         dtype: of the weights; None: `default_dtype(device)`.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
+        progress: told what is done, steps done and steps in all, where it takes long (training the tiny model).
 
     Raises:
         ModelNotFound: there is no such model, or the hub cannot be reached.
@@ -68,7 +72,7 @@ def load_model(
     if spec == "tiny":
         return tiny_model(dtype=dtype, device=device)
     if spec == "tiny-trained":
-        return trained_tiny_model(dtype=dtype, device=device)
+        return trained_tiny_model(dtype=dtype, device=device, progress=progress)
     if path.is_dir():
         return _from_folder(path, spec, str(path.resolve()), dtype, device, trust_remote_code)
     if path.is_file():
@@ -92,6 +96,14 @@ def trained_tiny_model(*args: Any, **options: Any) -> LoadedModel:
     from qra_eval.tiny import trained_tiny_model as build
 
     return build(*args, **options)
+
+
+def gguf_source(spec: str) -> Path | None:
+    """The GGUF file that a model's spec stands for; None where it comes from another kind of place."""
+    if spec == "smollm2":
+        return _smollm2_file()
+    path = Path(spec).expanduser()
+    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
 
 
 def _smollm2_file() -> Path:

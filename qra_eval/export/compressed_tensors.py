@@ -150,7 +150,9 @@ class CompressedTensorsExporter(Exporter):
         if not self.merge:
             notes.append(f"the adapter is apart, in {out / 'adapter'}: put it on top with peft or --lora-modules")
         if set(bits.values()) - {4, 8, UNQUANTIZED_BITS}:
-            notes.append("2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8 writes only those)")
+            notes.append(
+                "2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8 writes only those)"
+            )
         return notes
 
 

@@ -30,7 +30,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """w[o, i] = scale[o, g] · (codes[o, i] - zero[o, g]), with whole zero points from 0 to 2^bits - 1.
+    """w[o, i] = scale[o, g] · (codes[o, i] - zero[o, g]), with whole zero points from 1 to 2^bits - 1.
 
     Attributes:
         codes: uint8 (out, in).
@@ -88,9 +88,7 @@ def integer_grid(
     if kept is not None:
         return kept
     fit = _symmetric if symmetric else _asymmetric
-    parts = [
-        fit(rows.unflatten(1, (-1, group_size)).float(), bits, scale_dtype) for rows in weight.split(ROWS_AT_ONCE)
-    ]
+    parts = [fit(rows.unflatten(1, (-1, group_size)).float(), bits, scale_dtype) for rows in weight.split(ROWS_AT_ONCE)]
     codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return IntegerGrid(codes.flatten(1).to(torch.uint8), scale, zero.to(torch.uint8), bits, group_size, False)
 
@@ -118,7 +116,7 @@ def _keep(own: Affine, bits: int, group_size: int, symmetric: bool, dtype: torch
             return None
         codes, zero = moved.to(torch.uint8), torch.full_like(zero, 2 ** (bits - 1))
     else:
-        if not torch.equal(-zero * own.scale, own.offset) or zero.min() < 0 or zero.max() >= 2**bits:
+        if not torch.equal(-zero * own.scale, own.offset) or zero.min() < 1 or zero.max() >= 2**bits:
             return None
         codes = own.codes
     repeat = own.group_size // group_size
@@ -144,7 +142,7 @@ def _asymmetric(weight: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, 
     starts = []
     for share in _shares(bits):
         scale = share * (high - low) / top
-        zero = (-share * low / torch.where(scale == 0, 1.0, scale)).round().clamp_(0, top)
+        zero = (-share * low / torch.where(scale == 0, 1.0, scale)).round().clamp_(1, top)
         starts.append((scale, zero))
     codes, scale, zero = _best(weight, starts, bits, dtype)
     return codes, scale.squeeze(-1), zero.squeeze(-1)
@@ -230,5 +228,8 @@ def _torchao(module: Any) -> Affine:
     scale = weight.scale.float().view(weight.qdata.shape[0], -1)
     zero = weight.zero_point.float().view_as(scale) + 128
     return Affine(
-        (weight.qdata.to(torch.int16) + 128).to(torch.uint8), scale, -zero * scale, weight.qdata.shape[1] // scale.shape[1]
+        (weight.qdata.to(torch.int16) + 128).to(torch.uint8),
+        scale,
+        -zero * scale,
+        weight.qdata.shape[1] // scale.shape[1],
     )

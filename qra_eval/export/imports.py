@@ -227,7 +227,9 @@ def _rank(foreign: Foreign, group: Any, space: SearchSpace, rank: int | None, ro
     if wanted in allowed:
         return wanted
     if rounding == "refuse" or rank is not None:
-        raise ValueError(f"group {group.name!r} has ranks {', '.join(map(str, allowed))}, not {wanted}: choose one of them")
+        raise ValueError(
+            f"group {group.name!r} has ranks {', '.join(map(str, allowed))}, not {wanted}: choose one of them"
+        )
     return _allowed(wanted, allowed, rounding)
 
 

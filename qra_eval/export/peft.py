@@ -69,7 +69,10 @@ class PEFTExporter(Exporter):
         tuned, _ = finetune.load(out)
         difference, largest = run.difference(tuned)
         return Exported(
-            out, (f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter',), difference, largest
+            out,
+            (f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter',),
+            difference,
+            largest,
         )
 
 

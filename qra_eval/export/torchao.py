@@ -59,28 +59,41 @@ class TorchAOExporter(Exporter):
         entries = {
             linear.name: None
             if linear.bits == UNQUANTIZED_BITS
-            else intx_config(linear.bits, group_that_divides(linear.in_features, self.group_size))
+            else intx_config(linear.bits, group_that_divides(linear.in_features, self.group_size), linear.in_features)
             for linear in run.linears
         }
         config = {
             "_type": "FqnToConfig",
             "_version": 1,
-            "_data": {
-                "fqn_to_config": {**entries, "_default": None},
-                "module_fqn_to_config": {**entries, "_default": None},
-                "version": 1,
-            },
+            "_data": {"fqn_to_config": entries},
         }
         (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
         dtype = str(run.dtype).removeprefix("torch.")
         (out / SNIPPET_FILE).write_text(SNIPPET.format(file=CONFIG_FILE, dtype=dtype))
-        notes = [f"`python {out / SNIPPET_FILE} MODEL OUT` quantizes a model, such as one exported as merged, by this plan"]
+        notes = [
+            f"`python {out / SNIPPET_FILE} MODEL OUT` quantizes a model, such as one exported as merged, by this plan"
+        ]
         if any(linear.bits < 8 for linear in run.linears):
             notes.append("torchao keeps 1 to 7 bits one in each byte: they take as much memory as 8 bits")
         notes.append("choices only, no weights: there is nothing whose logits could be compared")
         return Exported(out, tuple(notes))
 
 
-def intx_config(bits: int, group_size: int) -> dict[str, Any]:
-    """torchao's serialized IntxWeightOnlyConfig for a signed width with a scale for each group."""
-    return {}
+def intx_config(bits: int, group_size: int, in_features: int) -> dict[str, Any]:
+    """torchao's serialized IntxWeightOnlyConfig: signed, symmetric, a scale for each group (or row)."""
+    if group_size == in_features:
+        granularity = {"_type": "PerAxis", "_version": 1, "_data": {"axis": 0}}
+    else:
+        granularity = {"_type": "PerGroup", "_version": 1, "_data": {"group_size": group_size}}
+    return {
+        "_type": "IntxWeightOnlyConfig",
+        "_version": 2,
+        "_data": {
+            "weight_dtype": {"_type": "torch.dtype", "_data": f"int{bits}"},
+            "granularity": granularity,
+            "mapping_type": {"_type": "MappingType", "_data": "SYMMETRIC"},
+            "scale_dtype": None,
+            "intx_packing_format": {"_type": "IntxPackingFormat", "_data": "UNPACKED_TO_INT8"},
+            "intx_choose_qparams_algorithm": {"_type": "IntxChooseQParamsAlgorithm", "_data": "AFFINE"},
+        },
+    }

@@ -204,6 +204,21 @@ class TunedRun:
         largest = max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
         return largest, max(float(mine.abs().max()) for mine, _ in pairs)
 
+    def with_weights(self, weight: Callable[[Chosen], Tensor], *, adapter: bool = True) -> Any:
+        """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
+        from peft import PeftModel
+
+        model, _ = finetune.load_base(self.folder)
+        for linear in self.linears:
+            old = model.get_submodule(linear.name)
+            new = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+            new.weight = nn.Parameter(weight(linear).to(self.dtype), requires_grad=False)
+            new.register_parameter("bias", None if old.bias is None else nn.Parameter(old.bias.data, False))
+            model.set_submodule(linear.name, new)
+        if not adapter:
+            return model.eval()
+        return PeftModel.from_pretrained(model, str(self.adapter_folder), autocast_adapter_dtype=False).eval()
+
     # -- the model without this project ----------------------------------------------------------
     def is_plain(self) -> bool:
         """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
@@ -214,8 +229,9 @@ class TunedRun:
         """The model as transformers builds it, on the meta device."""
         from transformers import AutoModelForCausalLM
 
+        config = self.config  # loads the model, which must not come to lie on the meta device
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=self.dtype)
 
     def plain_state(self, weight: Callable[[Chosen], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for the searched linears.

@@ -1,0 +1,250 @@
+"""Format `gguf`: the model for llama.cpp, its adapter as a GGUF LoRA, and the recipe for llama.cpp's own quantizer."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.gguf_blocks import TYPES, own_blocks, rounded_blocks, takes
+from qra_eval.export.gguf_names import (
+    ARCHITECTURES,
+    add_hyperparameters,
+    add_tokenizer,
+    architecture_reasons,
+    row_order,
+    tensor_namer,
+)
+from qra_eval.export.grids import Affine
+from qra_eval.export.tuned import Chosen, TunedRun
+from qra_search.memory import UNQUANTIZED_BITS
+
+MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
+WEIGHTS = ("plan", "f16", "bf16", "f32")
+K_QUANTS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
+PLAIN_QUANTS = {2: "Q4_0", 3: "Q4_0", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 8: "Q8_0"}
+"""What llama-quantize is asked for where a row is no multiple of 256: the narrowest types in blocks of 32."""
+
+
+class GGUFExporter(Exporter):
+    """`model.gguf`, `adapter.gguf`, and `tensor-types.txt` with `quantize.sh` for llama.cpp's quantizer.
+
+    Up to 4 bits an evenly spaced grid is kept as it is, as Q4_1 (4.5 bits or more a weight: GGUF has no narrower type
+    with an offset that Python can write). Narrower files come from llama.cpp's quantizer, by the recipe.
+
+    Args:
+        weights: `plan` for quantized weights; `f16`, `bf16` or `f32` for the unquantized input of the recipe.
+        merge: add the adapter to the weights, instead of writing it beside them.
+        types: type by bit-width, such as {2: "Q4_0"} or "2=Q4_0,8=Q8_0", instead of the layers' own grids.
+        k_quants: refuse where the recipe cannot use K-quants throughout, instead of taking other types there.
+        pre: llama.cpp's name of the pre-tokenizer, where it is not known.
+    """
+
+    name = "gguf"
+    summary = "model and LoRA for llama.cpp, and per-tensor types for its quantizer"
+
+    def __init__(
+        self,
+        weights: str = "plan",
+        merge: bool = False,
+        types: Mapping[Any, str] | str | None = None,
+        k_quants: bool = False,
+        pre: str | None = None,
+    ):
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+        self.weights, self.merge, self.k_quants, self.pre = weights, merge, k_quants, pre
+        self.types = _types(types)
+
+    def check(self, run: TunedRun) -> list[str]:
+        reasons = architecture_reasons(run)
+        narrow = _narrow(run)
+        if self.k_quants and narrow:
+            reasons.append(
+                f"K-quants need rows that are multiples of 256: {len(narrow)} linears have others, such as "
+                f"{narrow[0].name} with {narrow[0].in_features}. Without k_quants these get Q4_0 to Q8_0"
+            )
+        for linear in run.linears:
+            kind = self.types.get(linear.bits)
+            if kind is not None and not takes(kind, linear.in_features):
+                reasons.append(
+                    f"{linear.name} has rows of {linear.in_features}, no multiple of 32: {kind} cannot hold it"
+                )
+        return reasons
+
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        notes, used = self._write_model(run, out / MODEL_FILE)
+        notes.insert(0, "types written: " + ", ".join(f"{count} {kind}" for kind, count in sorted(used.items())))
+        if not self.merge:
+            write_lora(run, out / ADAPTER_FILE)
+            notes.append(f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}")
+        notes += write_recipe(run, out)
+        difference, largest = run.difference(load_gguf(run, out, adapter=not self.merge))
+        return Exported(out, tuple(notes), difference, largest)
+
+    def _write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
+        from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+
+        config = run.config
+        writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
+        writer.add_type("model")
+        writer.add_name(Path(run.spec).name)
+        add_hyperparameters(writer, config)
+        writer.add_file_type(LlamaFileType.GUESSED)
+        writer.add_quantization_version(2)
+        notes = add_tokenizer(writer, run, self.pre)
+        name_of, searched = tensor_namer(config), {linear.name: linear for linear in run.linears}
+        used: Counter[str] = Counter()
+        rest = run.base.state_dict()
+        tied = getattr(config, "tie_word_embeddings", False)
+        for key in run.skeleton().state_dict():
+            owner, _, what = key.rpartition(".")
+            if tied and key == "lm_head.weight":
+                continue
+            if owner in searched and what == "weight":
+                data, kind = self._tensor(run, searched[owner])
+                used[kind] += 1
+            else:
+                value = rest[key].detach()
+                order = row_order(config, key, value.shape[0])
+                value = value if order is None else value[order]
+                # llama.cpp wants one-dimensional tensors in full precision.
+                kind = "F32" if value.ndim == 1 or run.dtype == torch.float32 else "BF16"
+                data = rounded_blocks(value, kind)
+            writer.add_tensor(name_of(key), np.ascontiguousarray(data), raw_dtype=GGMLQuantizationType[kind])
+        _finish(writer)
+        if self.weights == "plan":
+            notes += _type_notes(run, used)
+        return notes, used
+
+    def _tensor(self, run: TunedRun, linear: Chosen) -> tuple[np.ndarray, str]:
+        order = row_order(run.config, linear.name, linear.out_features)
+        weight = run.merged(linear) if self.merge else run.weight(linear).float()
+        weight = weight if order is None else weight[order]
+        if self.weights != "plan":
+            return rounded_blocks(weight, self.weights.upper()), self.weights.upper()
+        if linear.bits == UNQUANTIZED_BITS or not takes("Q8_0", linear.in_features):
+            kind = "F32" if run.dtype == torch.float32 else "BF16"
+            return rounded_blocks(weight, kind), kind
+        if linear.bits in self.types:
+            return rounded_blocks(weight, self.types[linear.bits]), self.types[linear.bits]
+        own = None if self.merge else run.affine(linear)
+        if own is not None:
+            if order is not None:
+                own = Affine(own.codes[order], own.scale[order], own.offset[order], own.group_size)
+            kept = own_blocks(own)
+            if kept is not None:
+                return kept
+        return rounded_blocks(weight, "Q8_0"), "Q8_0"
+
+
+def write_lora(run: TunedRun, path: Path) -> None:
+    """The adapter as llama.cpp reads it: `<tensor>.lora_a` (rank, in), `<tensor>.lora_b` (out, rank), one alpha.
+
+    llama.cpp scales by alpha over the rank of each tensor; where that is not the adapter's own scaling, B takes the rest.
+    """
+    from gguf import GGUFWriter
+
+    name_of = tensor_namer(run.config)
+    writer = GGUFWriter(path, ARCHITECTURES[run.config.model_type])
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    ranks = [factors.rank for factors in run.factors.values()]
+    common = max(set(ranks), key=ranks.count)
+    alpha = next(f.scaling * f.rank for f in run.factors.values() if f.rank == common)
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, factors in run.factors.items():
+        order = row_order(run.config, name, factors.B.shape[0])
+        B = factors.B.float() * (factors.scaling * factors.rank / alpha)
+        writer.add_tensor(f"{name_of(name)}.weight.lora_a", factors.A.float().numpy())
+        writer.add_tensor(f"{name_of(name)}.weight.lora_b", (B if order is None else B[order]).contiguous().numpy())
+    _finish(writer)
+
+
+def write_recipe(run: TunedRun, out: Path) -> list[str]:
+    """Types for `llama-quantize`, one tensor a line, and the command that takes them."""
+    name_of = tensor_namer(run.config)
+    lines, kinds = [], []
+    for linear in run.linears:
+        if linear.bits == UNQUANTIZED_BITS:
+            kind = "F32" if run.dtype == torch.float32 else "BF16"
+        else:
+            table = K_QUANTS if linear.in_features % 256 == 0 else PLAIN_QUANTS
+            kind = table[min(b for b in table if b >= min(linear.bits, 8))]
+            kind = kind if takes(kind, linear.in_features) else "F16"
+        kinds.append(kind)
+        lines.append(f"{re.escape(name_of(linear.name))}\\.weight={kind.lower()}")
+    (out / TYPES_FILE).write_text("\n".join(lines) + "\n")
+    common = max(set(kinds), key=kinds.count)
+    (out / COMMAND_FILE).write_text(
+        "#!/bin/sh\n"
+        "# Quantizes an unquantized GGUF file (qra export RUN --format gguf --option weights=bf16) by this plan.\n"
+        'here="$(dirname "$0")"\n'
+        f'llama-quantize --tensor-type-file "$here/{TYPES_FILE}" --token-embedding-type bf16 --output-tensor-type bf16 \\\n'
+        f'    "${{1:?the unquantized file}}" "${{2:?the file to write}}" {_file_type(common)}\n'
+    )
+    narrow = _narrow(run)
+    if not narrow:
+        return []
+    lengths = ", ".join(str(n) for n in sorted({linear.in_features for linear in narrow}))
+    return [
+        f"K-quants need rows that are multiples of 256; {len(narrow)} linears have rows of {lengths}, and get Q4_0 to Q8_0 "
+        "in the recipe: at 2 and 3 bits the file is larger than the plan"
+    ]
+
+
+def load_gguf(run: TunedRun, folder: Path, *, adapter: bool) -> Any:
+    """The file as transformers reads it, with the PEFT adapter on top where wanted."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=MODEL_FILE, dtype=run.dtype, local_files_only=True
+    )
+    model.hf_quantizer.remove_quantization_config(model)
+    return PeftModel.from_pretrained(model, str(run.adapter_folder), autocast_adapter_dtype=False) if adapter else model
+
+
+def _finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _narrow(run: TunedRun) -> list[Chosen]:
+    """Linears below 8 bits that no K-quant takes."""
+    return [linear for linear in run.linears if linear.bits < 8 and linear.in_features % 256]
+
+
+def _type_notes(run: TunedRun, used: Counter[str]) -> list[str]:
+    notes = []
+    if any(linear.bits < 4 for linear in run.linears):
+        notes.append("2 and 3 bits are stored as Q4_1 (5 bits a weight): the same weights in a larger file")
+    uneven = sum(linear.bits == 4 and run.affine(linear) is None for linear in run.linears)
+    if uneven:
+        notes.append(f"{uneven} 4-bit linears have unevenly spaced levels (nf4), which GGUF lacks: stored as Q8_0")
+    return notes
+
+
+def _types(types: Mapping[Any, str] | str | None) -> dict[int, str]:
+    if isinstance(types, str):
+        types = dict(part.partition("=")[::2] for part in types.split(","))
+    try:
+        found = {int(bits): str(kind).upper() for bits, kind in (types or {}).items()}
+    except ValueError:
+        found = {0: str(types)}
+    if not set(found.values()) <= set(TYPES):
+        raise ValueError(f"types give one of {', '.join(TYPES)} for a bit-width, such as 2=Q4_0, got {types!r}")
+    return found
+
+
+def _file_type(kind: str) -> str:
+    """The name that llama-quantize knows a file of mostly this type by."""
+    return {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}.get(kind, kind)
