@@ -4,8 +4,8 @@
 
 DIR holds gsm8k_train.jsonl, whose first rows calibrate, and gsm8k_test.jsonl, whose first rows are held out. One JSON
 object a line: `loss` is the mean over answer tokens with every searched linear at `bits`; `output_error` the geometric
-mean over linears of ||X(W - Ŵ)ᵀ||² / ||XWᵀ||² on held-out inputs; `cpu_seconds` what quantizing the whole model took, summed
-over `threads` threads; `forward_ratio` the time of forward and backward of one layer against the unquantized one.
+mean over linears of ||X(W - Ŵ)ᵀ||² / ||XWᵀ||² on held-out inputs; `cpu_seconds` what quantizing the whole model took,
+summed over `threads` threads; `forward_ratio` the time of forward and backward of one layer against the unquantized one.
 """
 
 from __future__ import annotations
