@@ -62,3 +62,9 @@ def test_a_module_of_another_backend_is_refused():
 
 def test_devices_are_those_that_all_parts_have():
     assert make_backend("mixed").devices == ("cpu", "cuda")
+
+
+def test_the_calibrated_variant_is_gptq_below_eight_bits():
+    backend = make_backend("mixed-calibrated")
+    assert backend.calibrated and backend.bits == (2, 3, 4, 8)
+    assert [backend.part(bits).name for bits in backend.bits] == ["reference-gptq"] * 3 + ["bitsandbytes"]
