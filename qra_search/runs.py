@@ -9,10 +9,12 @@ from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.evaluation import Prior
+from qra_search.plugins import UnknownName
 from qra_search.recorded import STUDY, recorded_state
 from qra_search.result import Candidate, SearchResult, plan_from_dict
 from qra_search.space import Plan
-from qra_search.strategies import make_strategy
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.strategies.random import RandomStrategy
 from qra_search.trials import TrialLog
 
 MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
@@ -116,7 +118,7 @@ class RunFolder:
                 state.space, state.trials, candidates, state.memory_budgets, state.prior, written["strategy"],
                 state.seed, state.spent,
             )  # fmt: skip
-        return SearchResult.from_state(state, make_strategy(study.get("strategy", "random")))
+        return SearchResult.from_state(state, _strategy(study.get("strategy", "")))
 
     def identity(self) -> dict[str, Any]:
         """What the log says of the evaluator and the study: model, data, settings, strategy, evaluations."""
@@ -180,6 +182,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it, the log has all that it was made from") from None
+
+
+def _strategy(name: str) -> Strategy:
+    """The strategy of a log; where it is not installed (it was given as an object), one that believes plain means."""
+    try:
+        return make_strategy(name)
+    except UnknownName:
+        stand_in = RandomStrategy()
+        stand_in.name = name
+        return stand_in
 
 
 def _candidate(data: Mapping[str, Any]) -> Candidate:

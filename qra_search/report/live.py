@@ -156,7 +156,7 @@ class PlainView(View):
         self._told = -math.inf
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def stage_began(self, stage: Stage) -> None:
         if self.study is None:
@@ -207,7 +207,7 @@ class RichView(View):
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def stage_ended(self, stage: Stage) -> None:
         elapsed = time.monotonic() - stage.started

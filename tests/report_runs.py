@@ -1,0 +1,103 @@
+"""Runs for the tests of reports: small, with names that would break a page that does not escape them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, Prior, SearchSpace, Study
+from qra_search.config import make_config
+from qra_search.runs import RunFolder
+from qra_search.strategies import Strategy, StudyState
+from qra_search.strategies.random import RandomStrategy
+from qra_search.trials import Proposal
+
+EVIL = "</script><script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
+
+
+class Guessing(Strategy):
+    """Random plans with a prediction each; every fifth is confirmed with another seed."""
+
+    name = "guessing"
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        if len(state.trials) % 5 == 4:
+            plan = state.full[-1].plan
+            return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
+        (p,) = RandomStrategy().propose(state, 1)
+        return [Proposal(p.plan, p.fidelity, p.seed, "guess", predicted_loss=2.0, predicted_std=0.1)]
+
+
+class Bits(Evaluator):
+    """Loss falls with bits and rank, and is higher where all bits are the same; plans that begin with 8 bits fail."""
+
+    def __init__(self, space: SearchSpace, name: str = "bits"):
+        self.space, self.name = space, name
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        if plan.bits[0] == 8 and len(set(plan.bits)) > 1:
+            raise EvaluationFailed(f"out of memory {EVIL}")
+        loss = 1 + sum(2.0**-b for b in plan.bits) / len(plan.bits) - sum(plan.ranks) / 1e4 + seed / 1e3
+        loss += 0.5 if len(set(plan.bits)) == 1 else 0.0
+        return Evaluation(loss, self.space.memory_bytes(plan), seconds=1.0, fidelity=fidelity, seed=seed)
+
+    def prior(self) -> Prior:
+        import numpy as np
+
+        groups = np.arange(1.0, len(self.space) + 1)[:, None]
+        return Prior(groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0)
+
+    def describe(self) -> dict[str, str]:
+        return {"model": f"model {EVIL}", "task": self.name}
+
+
+def evil_space(layers: int = 3, *, kinds: bool = True) -> SearchSpace:
+    groups = [
+        Group(
+            name=f"{layer}.{kind}",
+            linears=(Linear(name=f"{layer}.{kind}", out_features=32, in_features=64),),
+            kind=kind if kinds else "",
+            depth=layer if kinds else None,
+        )
+        for layer in range(layers)
+        for kind in (f"q{EVIL}", "v")
+    ]
+    return SearchSpace(groups=tuple(groups), bits=(2, 3, 4, 8), ranks=(0, 4, 8), fixed_bytes=100)
+
+
+def make_run(
+    path: Path,
+    *,
+    evaluations: float = 30,
+    memory: tuple[str, ...] = ("uniform3r4",),
+    space: SearchSpace | None = None,
+    strategy: Strategy | None = None,
+) -> RunFolder:
+    """A run in a folder, as the command leaves it."""
+    folder = RunFolder(path)
+    folder.begin(make_config({"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}))
+    study = Study(
+        Bits(space or evil_space()), strategy=strategy or Guessing(), evaluations=evaluations,
+        memory_budget=list(memory) or None, log=folder.log_file,
+    )  # fmt: skip
+    result = study.run()
+    study.log.close()
+    folder.write(result)
+    return folder
+
+
+def add_test(folder: RunFolder, *, seeds: int = 2) -> None:
+    """A `test.json` with the plan found and two uniform plans."""
+    space, plan = folder.result().space, folder.plan()
+    found = {"bits": list(plan.bits), "ranks": list(plan.ranks)}
+    plans = [("found", found)] + [("uniform", {"bits": [b] * len(space), "ranks": [4] * len(space)}) for b in (2, 3)]
+    tuned = [
+        {
+            "role": role, "plan": p, "seed": seed, "steps": 9, "test_loss": 1 + i / 10 + seed / 100,
+            "metrics": {"exact_match": 0.5 - i / 10}, "memory_bytes": space.memory_bytes(Plan(p["bits"], p["ranks"])),
+            "seconds": 2.0,
+        }
+        for i, (role, p) in enumerate(plans)
+        for seed in range(seeds)
+    ]  # fmt: skip
+    folder.test_file.write_text(json.dumps({"format": "qra-test/1", "limit": 1, "tuned": tuned}))
