@@ -26,6 +26,8 @@ from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
+QWEN3_HEAD = 128
+"""transformers 5.24 does not read `attention.key_length` for qwen3."""
 WEIGHTS = ("plan", "f16", "bf16", "f32")
 K_QUANTS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
 PLAIN_QUANTS = {2: "Q4_0", 3: "Q4_0", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 8: "Q8_0"}
@@ -85,6 +87,12 @@ class GGUFExporter(Exporter):
             write_lora(run, out / ADAPTER_FILE)
             notes.append(f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}")
         notes += write_recipe(run, out)
+        if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
+            notes.append(
+                f"not compared: transformers takes the heads of every qwen3 GGUF file to be {QWEN3_HEAD} wide, and these "
+                f"are {run.config.head_dim}"
+            )
+            return Exported(out, tuple(notes))
         difference, largest = run.difference(load_gguf(run, out, adapter=not self.merge))
         return Exported(out, tuple(notes), difference, largest)
 
@@ -94,7 +102,9 @@ class GGUFExporter(Exporter):
         config = run.config
         writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
         writer.add_type("model")
-        writer.add_name(Path(run.spec).name)
+        # transformers 5.24 takes a llama file for one of architecture `mistral`, which GGUF has not, if its name says so.
+        name = Path(run.spec).name
+        writer.add_name("model" if "mistral" in name.lower() else name)
         add_hyperparameters(writer, config)
         writer.add_file_type(LlamaFileType.GUESSED)
         writer.add_quantization_version(2)

@@ -1,0 +1,126 @@
+"""Tuned runs of tiny models, their exports, and the logits that the other tools compute from these."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qra_eval.export import ExportRefused, export
+from qra_eval.export.tuned import TunedRun
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.space import Plan
+
+PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
+"""Interpreter that loads the exports; another environment may have compressed-tensors or gptqmodel."""
+
+ROUND_TRIPS = {
+    "llama": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
+    "mistral": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
+    "qwen2": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
+    "qwen3": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
+    "gpt2": ("merged",),
+    "mixtral": ("merged",),
+    "int8": ("compressed-tensors",),
+}
+OPTIONS: dict[str, dict[str, Any]] = {"merged": {"dtype": "float32"}}
+
+
+class Runs:
+    """Makes each run once; `int8` is a llama on bitsandbytes' row-wise int8."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._made: dict[str, TunedRun] = {}
+
+    def __getitem__(self, name: str) -> TunedRun:
+        if name not in self._made:
+            self._made[name] = TunedRun(self._tune(name))
+        return self._made[name]
+
+    def _tune(self, name: str) -> Path:
+        model = self.folder / "models" / name
+        family = "llama" if name in ("int8", "uneven") else name
+        more = {"head_dim": 128} if name == "qwen3" else {}  # transformers takes no other from a GGUF file
+        tiny_config_model(family, normalised=False, **more).save_pretrained(model)
+        byte_tokenizer().save_pretrained(model)
+        backend, bits = ("bitsandbytes-int8", (8,)) if name == "int8" else ("reference", (2, 3, 4, 8, 16))
+        evaluator = QuantizedLoRAEvaluator(
+            str(model),
+            "arithmetic",
+            quantization=QuantizationConfig(backend=backend, cache=str(self.folder / "bank" / name)),
+            space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
+            training=TrainingConfig(learning_rate=2e-2, batch_size=2),
+            dtype="float32",
+        )
+        groups = len(evaluator.space)
+        cycle = (8,) if name == "int8" else (3, 2, 4, 16)
+        plan = Plan(
+            tuple(cycle[i % len(cycle)] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
+        )
+        evaluator.tune(plan, steps=3, folder=self.folder / "runs" / name)
+        return self.folder / "runs" / name
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    torch.set_num_threads(1)
+    return Runs(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="session")
+def exported(runs: Runs) -> dict[tuple[str, str], Any]:
+    """Every round trip's export."""
+    out = runs.folder / "exports"
+    done = {}
+    for name, formats in ROUND_TRIPS.items():
+        for format in formats:
+            try:
+                done[name, format] = export(runs[name], format, out / name / format, **OPTIONS.get(format, {}))
+            except ExportRefused as error:
+                done[name, format] = error
+    return done
+
+
+@pytest.fixture(scope="session")
+def loaded(runs: Runs, exported: dict[tuple[str, str], Any]) -> Any:
+    """Logits that the other tool computes from an export; skips where the tool is missing."""
+    jobs = []
+    for (name, format), done in exported.items():
+        ids = runs.folder / f"ids-{name}.safetensors"
+        save_file({str(i): value for i, value in enumerate(runs[name].input_ids)}, ids)
+        jobs.append(
+            {
+                "kind": format,
+                "path": str(done.path),
+                "dtype": "float16" if format == "gptqmodel" else "float32",  # GPTQModel has no float32
+                "ids": str(ids),
+                "out": str(runs.folder / f"{name}-{format}.safetensors"),
+            }
+        )
+    (runs.folder / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("loader.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [PYTHON, str(script), str(runs.folder / "jobs.json")], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+    def logits(name: str, format: str) -> list[torch.Tensor]:
+        file = runs.folder / f"{name}-{format}.safetensors"
+        if file.with_suffix(".skipped").is_file():
+            pytest.skip(f"{file.with_suffix('.skipped').read_text()} (in {Path(PYTHON).name})")
+        found = load_file(file)
+        return [found[str(i)] for i in range(len(found))]
+
+    return logits
