@@ -9,7 +9,6 @@ from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, P
 from qra_search.config import make_config
 from qra_search.runs import RunFolder
 from qra_search.strategies import Strategy, StudyState
-from qra_search.strategies.random import RandomStrategy
 from qra_search.trials import Proposal
 
 EVIL = "</script><script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
@@ -24,8 +23,16 @@ class Guessing(Strategy):
         if len(state.trials) % 5 == 4:
             plan = state.full[-1].plan
             return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
-        (p,) = RandomStrategy().propose(state, 1)
-        return [Proposal(p.plan, p.fidelity, p.seed, "guess", predicted_loss=2.0, predicted_std=0.1)]
+        rng, space = state.rng(), state.space
+        b = rng.integers(len(space.bits), size=len(space))
+        r = rng.integers(len(space.ranks), size=len(space))
+        while space.memory.bytes(b, r) > state.memory_limit:
+            g = rng.integers(len(space))
+            b[g], r[g] = max(b[g] - 1, 0), max(r[g] - 1, 0)
+        plan = space.decode(b, r)
+        if plan.key in state.seen:
+            return []
+        return [Proposal(plan, seed=state.seed, origin="guess", predicted_loss=2.0, predicted_std=0.1)]
 
 
 class Bits(Evaluator):
