@@ -17,6 +17,8 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 SEARCH_STEPS = 60
 SWAPS = 32
+NEIGHBOURS = 256
+"""Single steps of a row that one move of the search looks at; a random choice of them where there are more."""
 BATCH = 20_000
 PERTURBATION = 0.5
 """Log-deviation of the tables that further additive solutions are drawn from."""
@@ -53,7 +55,7 @@ class Candidates:
         for _ in range(SEARCH_STEPS):
             if not len(current):
                 break
-            blocks = [np.concatenate([self.levels.neighbours(r), self.levels.swaps(r, SWAPS, rng)]) for r in current]
+            blocks = [np.concatenate([self._steps(r, rng), self.levels.swaps(r, SWAPS, rng)]) for r in current]
             found, scores = self.best(np.concatenate(blocks))
             lookup = {row.tobytes(): i for i, row in enumerate(found)}
             moved: dict[bytes, tuple[np.ndarray, float]] = {}
@@ -68,6 +70,10 @@ class Candidates:
         ends += list(zip(current, values, strict=True))
         ends.sort(key=lambda end: -end[1])
         return np.array([e[0] for e in ends]).reshape(-1, self.levels.variables), np.array([e[1] for e in ends])
+
+    def _steps(self, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        steps = self.levels.neighbours(row)
+        return steps if len(steps) <= NEIGHBOURS else steps[rng.choice(len(steps), NEIGHBOURS, replace=False)]
 
 
 def around(levels: Levels, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from qra_search.strategies._survival import mean_losses
 from qra_search.strategies.additive import prior_table
 from qra_search.strategies.base import Strategy, StudyState
 from qra_search.strategies.nsga2 import check_population, child_of, survivors
-from qra_search.surrogates.promotion import fit_promotion
+from qra_search.surrogates.promotion import PromotionModel, fit_promotion
 from qra_search.trials import Proposal
 
 POPULATION = 12
@@ -164,7 +165,11 @@ class Scores:
         target = np.array([self.full[p.key] for p in both])
         features = self._features(rows)
         self._gap = float((target - features[:, 0]).mean()) if len(both) else 0.0
-        self._model = fit_promotion(features, target, seed=state.seed)
+        self._pairs = features, target
+
+    @cached_property
+    def _model(self) -> PromotionModel | None:
+        return fit_promotion(*self._pairs, seed=self.state.seed)
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Full loss (M,) of rows (M, 2 G) that have a cheap score."""
