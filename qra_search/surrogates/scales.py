@@ -16,6 +16,8 @@ ERROR_GROWTH = 0.05
 WIDE = 10.0
 """Prior deviation of the constant and the common slopes, relative to what least squares would give them."""
 LEAST_SCALE = 0.05
+ROUNDING = 1e-9
+"""A column whose deviation is below this share of its size is constant but for rounding."""
 
 
 def fit_scales(damage: np.ndarray, gain: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
@@ -63,6 +65,7 @@ def _positive_slopes(total: np.ndarray, gain: np.ndarray, losses: np.ndarray) ->
 
     def size(column: np.ndarray) -> float:
         spread = float(column.std())
-        return float(losses.std()) / spread if spread > 0 and losses.std() > 0 else 1.0
+        varies = spread > ROUNDING * float(np.abs(column).max(initial=0.0))
+        return float(losses.std()) / spread if varies and losses.std() > 0 else 1.0
 
     return size(total), size(gain)
