@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_search.space import Plan, SearchSpace
+from qra_search.strategies.additive import AdditiveStrategy
 from qra_search.strategies.base import Estimates, Strategy, StudyState
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.moves import neighbours, solve_many
@@ -27,23 +28,29 @@ class QRAStrategy(Strategy):
         self,
         *,
         draws: int = 24,
-        narrow: float = 0.4,
-        moves: int = 100,
+        spans: tuple[float, ...] = (0.4, 1.0),
+        moves: int = 40,
         keep: int = 12,
         evaluated: float = 1.0,
         anywhere: float = 1.0,
         pool: int = 150,
-        budget: str = "turn",
-        low: bool = True,
+        budget: str = "all",
+        low: bool = False,
         low_count: int = 60,
+        pairs: int = 4,
+        info: float = 1.0,
+        every: int = 0,
         sweeps: int = 2,
         widths: Widths = Widths(),
     ):
-        self.draws, self.narrow, self.moves, self.keep = draws, narrow, moves, keep
+        self.draws, self.spans, self.moves, self.keep = draws, spans, moves, keep
         self.evaluated, self.anywhere, self.pool, self.budget = evaluated, anywhere, pool, budget
+        self.pairs, self.info, self.every = pairs, info, every
         self.low, self.low_count, self.sweeps, self.widths = low, low_count, sweeps, widths
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        if not state.full:  # nothing to learn from yet: what the prior alone would choose
+            return AdditiveStrategy(learn_from=None).propose(state, n)
         space = state.space
         levels = Levels.of(state)
         fit = self._fit(state, levels)
@@ -52,6 +59,12 @@ class QRAStrategy(Strategy):
         waiting = [(t.plan, t.fidelity) for t in state.pending]
         proposals: list[Proposal] = []
         for k in range(n):
+            paired = self._pair(state, levels, taken)
+            if paired is not None:
+                taken.add((paired.plan.key, paired.fidelity))
+                waiting.append((paired.plan, paired.fidelity))
+                proposals.append(paired)
+                continue
             belief = fit
             if waiting:
                 b, r = space.encode_many(p for p, _ in waiting)
@@ -74,9 +87,24 @@ class QRAStrategy(Strategy):
         full = np.flatnonzero(rows.low == 0)
         return Estimates(tuple(plans[i] for i in full), mean[full], std[full])
 
+    def _pair(self, state: StudyState, levels: Levels, taken) -> Proposal | None:
+        """A plan known at full fidelity, to be seen at the lowest one: what a lower fidelity shifts is learnt first."""
+        if not self.low or len(levels.values) == 1:
+            return None
+        lowest = levels.values[-1]
+        known = [p for p, f in taken if f == lowest]
+        if len(known) >= self.pairs:
+            return None
+        for trial in state.full:
+            if (trial.plan.key, lowest) not in taken:
+                return Proposal(trial.plan, fidelity=lowest, seed=state.seed, origin="pair")
+        return None
+
     def _fit(self, state: StudyState, levels: Levels) -> TableFit:
         _, rows = observed(state.space, state.done, levels)
-        return TableFit(TableBasis(state.space, state.prior), rows, self.widths, lows=len(levels.values) - 1 if self.low else 0).refined(self.sweeps)
+        return TableFit(
+            TableBasis(state.space, state.prior), rows, self.widths, lows=len(levels.values) - 1 if self.low else 0
+        ).refined(self.sweeps)
 
     def _choose(self, state, levels, fit: TableFit, taken, k: int) -> Proposal | None:
         space, rng, rows = state.space, state.rng(k), fit.rows
@@ -85,7 +113,7 @@ class QRAStrategy(Strategy):
         allowed = space.memory.allowed.reshape(G, -1)
         turn = (len(state.trials) + k) % len(state.budgets)
         budgets = [state.budgets[turn]] if self.budget == "turn" else list(state.budgets)
-        width = np.where(np.arange(self.draws) % 2, 1.0, self.narrow)
+        width = np.resize(self.spans, self.draws)
         tables = fit.draws(rng, width).reshape(self.draws, G, -1)
         tables = np.where(allowed, np.concatenate([fit.table().reshape(1, G, -1), tables]), np.inf)
         believed, _ = fit.at_rows()
@@ -102,6 +130,7 @@ class QRAStrategy(Strategy):
                 start = rows.b[best[0]] * R + rows.r[best[0]]
                 near.append(neighbours(start, tables[0], size, room, self.moves))
         old = {x.tobytes() for x in (rows.b * R + rows.r)[full]}
+        sane = distinct(np.concatenate([x[np.append(True, width <= 1.0)] for x in optima]), set())
         first = distinct(np.concatenate(optima), set())
         choice = distinct(np.concatenate([*optima, *near]), old)
         keep = np.array(sorted(set(keep)), int)
@@ -116,8 +145,15 @@ class QRAStrategy(Strategy):
         fidelity = np.array(levels.values)[low]
         excess = np.maximum(mean - np.where(low > 0, mean[m:].min(initial=np.inf), rows.loss[full].min()), 0)
         noise = fit.noise(fit.widths, fidelity) + fit.misfit(fit.widths, excess)
-        score = sum(self._gain(mean, cov, noise, n, m, used <= budget) for budget in budgets)
-        score = score / fidelity[n:]
+        score = sum(self._gain(mean, cov, noise, n, m, used <= budget) for budget in budgets) / fidelity[n:]
+        if self.info > 0 or (self.every and (len(state.trials) + k) // len(state.budgets) % self.every == 0):
+            names = {x.tobytes(): i for i, x in enumerate(choice)}
+            pool = [n + names[x.tobytes()] for x in sane if x.tobytes() in names]
+            if pool:
+                sigma = cov[n:] / np.sqrt(np.maximum(np.diag(cov), 1e-18) + noise)[n:, None]
+                reach = sigma[:, pool] - sigma[:, pool].mean(1, keepdims=True)
+                info = np.sqrt((reach**2).mean(1))
+                score = score + self.info * info * np.sqrt(1 / fidelity[n:]) if self.info > 0 else info
         for at in np.argsort(-score, kind="stable") + n:
             plan = space.decode(b[at], r[at])
             if (plan.key, float(fidelity[at])) not in taken:
