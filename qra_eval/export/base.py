@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,12 +27,21 @@ class Exported:
         largest_logit_difference: between the tuned model and what was written, loaded by the other tool (or by its own
             arithmetic) on a few sentences; None where nothing was compared, and the notes say why.
         largest_logit: largest absolute logit of the tuned model on the same sentences, to see the difference against.
+        mean_logit_difference: mean absolute difference.
+        same_next_token: share of the positions where both find the same token the likeliest.
     """
 
     path: Path
     notes: tuple[str, ...] = ()
     largest_logit_difference: float | None = None
     largest_logit: float | None = None
+    mean_logit_difference: float | None = None
+    same_next_token: float | None = None
+
+
+def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any) -> Exported:
+    """The result of an export whose model, loaded again, is compared with the tuned one."""
+    return Exported(path, tuple(notes), *run.difference(model))
 
 
 class ExportRefused(ValueError):
@@ -128,4 +137,4 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
             out.rmdir()
         shutil.move(partial, out)
     notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
-    return Exported(out, notes, done.largest_logit_difference, done.largest_logit)
+    return replace(done, path=out, notes=notes)

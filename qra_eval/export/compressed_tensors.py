@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
 from qra_eval.export.shards import target_bits
@@ -86,8 +86,7 @@ class CompressedTensorsExporter(Exporter):
         if importlib.util.find_spec(LIBRARY) is None:
             notes.append("not compared: the package compressed-tensors is not installed here")
             return Exported(out, tuple(notes))
-        difference, largest = run.difference(load_compressed(out, run.dtype))
-        return Exported(out, tuple(notes), difference, largest)
+        return compared(out, notes, run, load_compressed(out, run.dtype))
 
     def _grid(self, run: TunedRun, linear: Chosen, bits: int) -> IntegerGrid:
         return integer_grid(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.gguf_blocks import TYPES, own_blocks, rounded_blocks, takes
 from qra_eval.export.gguf_names import (
     ARCHITECTURES,
@@ -89,12 +89,11 @@ class GGUFExporter(Exporter):
         notes += write_recipe(run, out)
         if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
             notes.append(
-                f"not compared: transformers takes the heads of every qwen3 GGUF file to be {QWEN3_HEAD} wide, and these "
-                f"are {run.config.head_dim}"
+                f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and these are "
+                f"{run.config.head_dim}"
             )
             return Exported(out, tuple(notes))
-        difference, largest = run.difference(load_gguf(run, out, adapter=not self.merge))
-        return Exported(out, tuple(notes), difference, largest)
+        return compared(out, notes, run, load_gguf(run, out, adapter=not self.merge))
 
     def _write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType

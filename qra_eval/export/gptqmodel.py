@@ -14,7 +14,7 @@ from qra_backends import bitpack
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.compressed_tensors import plain_reasons, untied, widths_of
 from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
@@ -37,7 +37,8 @@ class GPTQModelExporter(Exporter):
     Args:
         group_size, bits, shards: as of compressed-tensors; uneven fused shards are only noted by default, as GPTQModel
             itself does not fuse them.
-        symmetric: one zero point for all, which vLLM's Marlin kernels need.
+        symmetric: one zero point for all, which vLLM's Marlin kernels need; written in GPTQ's first format. Others are
+            written in the second, `gptq_v2`: GPTQModel takes zero points that differ in no other.
         merge: add the adapter to the weights before they are rounded.
     """
 
@@ -54,6 +55,11 @@ class GPTQModelExporter(Exporter):
     ):
         self.group_size, self.symmetric, self.merge, self.shards = int(group_size), symmetric, merge, shards
         self.widths = widths_of(bits)
+
+    @property
+    def shift(self) -> int:
+        """By how much the stored zero points are lower than the real ones: GPTQ's first format takes one off."""
+        return 1 if self.symmetric else 0
 
     def check(self, run: TunedRun) -> list[str]:
         _, reasons, _ = target_bits(run.linears, self.widths, self.shards)
@@ -88,7 +94,7 @@ class GPTQModelExporter(Exporter):
                 own=None if self.merge else run.affine(linear),
             )
             kept, quantized = kept + grid.same, quantized + 1
-            state.update({f"{linear.name}.{key}": tensor for key, tensor in gptq_tensors(grid).items()})
+            state.update({f"{linear.name}.{key}": tensor for key, tensor in gptq_tensors(grid, self.shift).items()})
         written = {linear.name for linear in run.linears}
         for key, value in run.base.state_dict().items():
             if key.rpartition(".")[0] not in written or key.endswith(".bias"):
@@ -117,10 +123,11 @@ class GPTQModelExporter(Exporter):
         def weight(linear: Chosen) -> Tensor:
             if bits[linear.name] == UNQUANTIZED_BITS:
                 return tensors[f"{linear.name}.weight"]
-            return gptq_weight({key: tensors[f"{linear.name}.{key}"] for key in GPTQ_KEYS}, bits[linear.name])
+            return gptq_weight(
+                {key: tensors[f"{linear.name}.{key}"] for key in GPTQ_KEYS}, bits[linear.name], self.shift
+            )
 
-        difference, largest = run.difference(run.with_weights(weight, adapter=not self.merge))
-        return Exported(out, tuple(notes), difference, largest)
+        return compared(out, notes, run, run.with_weights(weight, adapter=not self.merge))
 
     def _config(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
         dynamic: dict[str, dict[str, Any]] = {}
@@ -137,7 +144,7 @@ class GPTQModelExporter(Exporter):
                 }  # fmt: skip
         return {
             "quant_method": "gptq",
-            "checkpoint_format": "gptq",
+            "checkpoint_format": "gptq" if self.shift else "gptq_v2",
             "bits": common,
             "group_size": self.group_size,
             "sym": self.symmetric,
@@ -152,11 +159,15 @@ class GPTQModelExporter(Exporter):
 GPTQ_KEYS = ("qweight", "qzeros", "scales", "g_idx")
 
 
-def gptq_tensors(grid: IntegerGrid) -> dict[str, Tensor]:
-    """GPTQ's four tensors: codes packed along in, zero points less one along out, in little-endian 32-bit words."""
+def gptq_tensors(grid: IntegerGrid, shift: int) -> dict[str, Tensor]:
+    """GPTQ's four tensors: codes packed along in, zero points less `shift` along out, in little-endian words of 32 bits.
+
+    Shapes: qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales float16 (groups, out), g_idx int32
+    (in,).
+    """
     out_features, in_features = grid.codes.shape
     codes = bitpack.pack(grid.codes, grid.bits).view(torch.int32).view(out_features, -1)
-    zeros = bitpack.pack((grid.zero - 1).t().contiguous(), grid.bits).view(torch.int32)
+    zeros = bitpack.pack((grid.zero - shift).t().contiguous(), grid.bits).view(torch.int32)
     return {
         "qweight": codes.t().contiguous(),
         "qzeros": zeros.view(grid.zero.shape[1], -1).contiguous(),
@@ -165,14 +176,14 @@ def gptq_tensors(grid: IntegerGrid) -> dict[str, Tensor]:
     }
 
 
-def gptq_weight(tensors: dict[str, Tensor], bits: int) -> Tensor:
+def gptq_weight(tensors: dict[str, Tensor], bits: int, shift: int) -> Tensor:
     """The weight float32 (out, in) of GPTQ's four tensors."""
     groups, out_features = tensors["scales"].shape
     in_features = len(tensors["g_idx"])
     columns = tensors["qweight"].t().contiguous().view(torch.uint8).flatten()
     codes = bitpack.unpack(columns, bits, out_features * in_features).view(out_features, in_features)
     packed = tensors["qzeros"].contiguous().view(torch.uint8).flatten()
-    zeros = bitpack.unpack(packed, bits, groups * out_features).view(groups, out_features).float() + 1
+    zeros = bitpack.unpack(packed, bits, groups * out_features).view(groups, out_features).float() + shift
     group = tensors["g_idx"].long()
     return tensors["scales"].float().t()[:, group] * (codes.float() - zeros.t()[:, group])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.tuned import Chosen, TunedRun
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -34,18 +34,13 @@ class MergedExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         write_plain(run, out, self.dtype)
-        difference, largest = run.difference(load_plain(out, run.dtype))
         size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
         name = str(self.dtype).removeprefix("torch.")
-        return Exported(
-            out,
-            (
-                f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
-                f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
-            ),
-            difference,
-            largest,
-        )
+        notes = [
+            f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
+            f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
+        ]
+        return compared(out, notes, run, load_plain(out, self.dtype))
 
 
 def write_plain(run: TunedRun, out: Path, dtype: torch.dtype, *, merge: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.tuned import TunedRun
 from qra_eval.finetune import BASE_FILE, PLAN_FILE
 
@@ -67,13 +67,8 @@ class PEFTExporter(Exporter):
             shutil.copyfile(run.folder / name, out / name)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
         tuned, _ = finetune.load(out)
-        difference, largest = run.difference(tuned)
-        return Exported(
-            out,
-            (f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter',),
-            difference,
-            largest,
-        )
+        note = f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter'
+        return compared(out, [note], run, tuned)
 
 
 def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False) -> None:

@@ -192,8 +192,8 @@ class TunedRun:
         model.eval()
         return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
 
-    def difference(self, model: Any) -> tuple[float, float]:
-        """Largest absolute difference of a model's logits to the tuned model's, and the latter's largest logit.
+    def difference(self, model: Any) -> tuple[float, float, float, float]:
+        """How a model's logits differ from the tuned model's: as the figures of `Exported`, in their order.
 
         The vocabulary of the two may be padded differently; the shorter counts.
         """
@@ -201,8 +201,10 @@ class TunedRun:
             (mine[..., : theirs.shape[-1]], theirs[..., : mine.shape[-1]])
             for mine, theirs in zip(self.live_logits, self.logits(model), strict=True)
         ]
-        largest = max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
-        return largest, max(float(mine.abs().max()) for mine, _ in pairs)
+        mine, theirs = (torch.cat([pair[side].flatten(0, 1) for pair in pairs]) for side in (0, 1))
+        gap = (mine - theirs).abs()
+        same = (mine.argmax(-1) == theirs.argmax(-1)).float().mean()
+        return float(gap.max()), float(mine.abs().max()), float(gap.mean()), float(same)
 
     def with_weights(self, weight: Callable[[Chosen], Tensor], *, adapter: bool = True) -> Any:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
