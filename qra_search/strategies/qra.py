@@ -1,26 +1,67 @@
-"""The default strategy: a Bayesian additive table of the loss with an exact knapsack inside."""
+"""The default strategy: a Bayesian table of the loss, an exact knapsack inside, and evaluations chosen by their worth.
+
+Bytes are known exactly and add up over groups. The loss nearly does, as a table over (group, bits, rank), so a few
+dozen evaluations say much about it. Each proposal:
+
+1. *Belief.* Fit the table to the log (`surrogates.table`): log-normal damage around the prior, trust in the prior and
+   rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if they came out as
+   predicted.
+2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
+   Add the neighbours of each budget's incumbent, one change or a swap away.
+3. *Worth.* With S(x, a) the change of the mean of plan a by one deviation of what an evaluation of x may show, add up
+   over budgets: the expected fall of the best mean among evaluated plans (what would be handed over), the same among
+   all candidates (what is learnt for later), and the deviation that x brings between plausible optima (what is
+   learnt in the long run). All in nats, divided by cost. The best candidate is proposed.
+
+The plan handed over is the one of lowest posterior mean: a lucky draw is seen through.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qra_search.space import Plan, SearchSpace
-from qra_search.strategies.additive import AdditiveStrategy
+from qra_search.strategies.additive import additive_plan, prior_table
 from qra_search.strategies.base import Estimates, Strategy, StudyState
+from qra_search.strategies.random import random_plan
 from qra_search.surrogates.basis import TableBasis
-from qra_search.surrogates.moves import neighbours, solve_many
+from qra_search.surrogates.evidence import refined
+from qra_search.surrogates.moves import distinct, neighbours, solve_many
 from qra_search.surrogates.table import Rows, TableFit, Widths
+from qra_search.surrogates.worth import Outlook
 from qra_search.trials import Proposal, Trial
 
-_z, _w = np.polynomial.hermite_e.hermegauss(9)
-NODES = tuple(zip(_z.tolist(), (_w / _w.sum()).tolist(), strict=True))
+MAX_ROWS = 400
+"""Rows that the table is fitted to: all at first, then those of lowest loss."""
+AT_ONCE = 3
+"""Budgets served by one proposal; of more, every second, third, ... in turn."""
+POOL = 150
+"""Candidates, the best by their mean, that count as what a search might find anywhere."""
+MAX_REPLICATES = 6
+ATTEMPTS = 50
 
 
 class QRAStrategy(Strategy):
-    """See the module's docstring."""
+    """Proposes the evaluation of greatest worth under a Bayesian table of the loss.
+
+    Args:
+        draws: tables drawn for a proposal, at the widths `spans` of the posterior in turn.
+        moves: single changes of each incumbent among the candidates, and twice as many swaps; 0 leaves them out.
+        keep: evaluated plans of each budget that compete for being handed over.
+        anywhere: weight of the expected fall among all candidates; 0 leaves it out.
+        telling: weight of what tells plausible optima apart; 0 leaves it out.
+        all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
+        confirm: whether an evaluated plan may be evaluated again, with a new seed, where that is worth most.
+        low: whether to evaluate at the lowest fidelity where that is worth most for its cost.
+        pairs: plans seen at full fidelity that are first seen at the lowest one, to learn how the two differ.
+        sweeps: passes over the hyperparameters by evidence; 0 leaves them as given.
+        alike: whether groups of one kind, and of near depth, are taken to be alike.
+        widths: where the hyperparameters start, by name (`surrogates.table.Widths`).
+    """
 
     name = "qra"
 
@@ -28,203 +69,246 @@ class QRAStrategy(Strategy):
         self,
         *,
         draws: int = 24,
-        spans: tuple[float, ...] = (0.4, 1.0),
+        spans: Sequence[float] = (0.4, 1.0),
         moves: int = 40,
         keep: int = 12,
-        evaluated: float = 1.0,
         anywhere: float = 1.0,
-        pool: int = 150,
-        budget: str = "all",
+        telling: float = 1.0,
+        all_budgets: bool = True,
+        confirm: bool = False,
         low: bool = False,
-        low_count: int = 60,
         pairs: int = 4,
-        info: float = 1.0,
-        every: int = 0,
         sweeps: int = 2,
-        widths: Widths = Widths(),
+        alike: bool = True,
+        **widths: float,
     ):
-        self.draws, self.spans, self.moves, self.keep = draws, spans, moves, keep
-        self.evaluated, self.anywhere, self.pool, self.budget = evaluated, anywhere, pool, budget
-        self.pairs, self.info, self.every = pairs, info, every
-        self.low, self.low_count, self.sweeps, self.widths = low, low_count, sweeps, widths
+        self.width = np.append(0.0, np.resize(np.asarray(spans, float), draws))
+        self.moves, self.keep, self.anywhere, self.telling = moves, keep, anywhere, telling
+        self.all_budgets, self.confirm, self.low, self.pairs = all_budgets, confirm, low, pairs
+        self.sweeps, self.alike, self.widths = sweeps, alike, Widths(**widths)
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        if not state.full:  # nothing to learn from yet: what the prior alone would choose
-            return AdditiveStrategy(learn_from=None).propose(state, n)
-        space = state.space
-        levels = Levels.of(state)
-        fit = self._fit(state, levels)
-        taken = {(t.plan.key, t.fidelity) for t in state.trials}
-        taken |= {(t.plan.key, f) for t in state.trials if t.status == "failed" for f in levels.values}
-        waiting = [(t.plan, t.fidelity) for t in state.pending]
+        levels = fidelities(state)
+        fit = self._fit(state, observed(state.space, state.done, levels)[1], levels) if n > 0 else None
+        asked = Asked(state, levels)
         proposals: list[Proposal] = []
         for k in range(n):
-            paired = self._pair(state, levels, taken)
-            if paired is not None:
-                taken.add((paired.plan.key, paired.fidelity))
-                waiting.append((paired.plan, paired.fidelity))
-                proposals.append(paired)
-                continue
-            belief = fit
-            if waiting:
-                b, r = space.encode_many(p for p, _ in waiting)
-                fidelity = np.array([f for _, f in waiting])
-                belief = fit.given(b, r, levels.index(fidelity), fidelity)
-            proposal = self._choose(state, levels, belief, taken, k)
+            proposal = None
+            if fit is not None:
+                proposal = self._pair(state, levels, asked) or self._worthiest(state, levels, fit, asked, k)
+            proposal = proposal or _without_model(state, asked, k)
             if proposal is None:
                 break
-            taken.add((proposal.plan.key, proposal.fidelity))
-            waiting.append((proposal.plan, proposal.fidelity))
+            asked.add(proposal)
             proposals.append(proposal)
         return proposals
 
     def estimate(self, state: StudyState) -> Estimates:
-        levels = Levels.of(state)
+        levels = fidelities(state)
         plans, rows = observed(state.space, state.done, levels)
-        if not (rows.low == 0).any():
+        fit = self._fit(state, rows, levels)
+        if fit is None:
             return Estimates((), np.zeros(0), np.zeros(0))
-        mean, std = self._fit(state, levels).at_rows()
+        mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
+        fitted = fitted_rows(rows)
+        mean[fitted], std[fitted] = fit.at_rows()
         full = np.flatnonzero(rows.low == 0)
         return Estimates(tuple(plans[i] for i in full), mean[full], std[full])
 
-    def _pair(self, state: StudyState, levels: Levels, taken) -> Proposal | None:
-        """A plan known at full fidelity, to be seen at the lowest one: what a lower fidelity shifts is learnt first."""
-        if not self.low or len(levels.values) == 1:
+    def _fit(self, state: StudyState, rows: Rows, levels: tuple[float, ...]) -> TableFit | None:
+        """The table given the log; None where nothing was evaluated at full fidelity."""
+        if not (rows.low == 0).any():
             return None
-        lowest = levels.values[-1]
-        known = [p for p, f in taken if f == lowest]
-        if len(known) >= self.pairs:
+        basis = TableBasis(state.space, state.prior, alike=self.alike)
+        lows = len(levels) - 1 if self.low or any(t.fidelity < 1.0 for t in state.trials) else 0
+        return refined(TableFit(basis, rows.at(fitted_rows(rows)), self.widths, lows=lows), self.sweeps)
+
+    def _pair(self, state: StudyState, levels: tuple[float, ...], asked: Asked) -> Proposal | None:
+        """A plan known at full fidelity, to be seen at the lowest one, until there are enough."""
+        lowest = levels[-1]
+        if not self.low or lowest >= 1.0 or sum(f == lowest for _, f in asked.taken) >= self.pairs:
             return None
         for trial in state.full:
-            if (trial.plan.key, lowest) not in taken:
-                return Proposal(trial.plan, fidelity=lowest, seed=state.seed, origin="pair")
+            if asked.may(trial.plan, lowest):
+                return Proposal(trial.plan, lowest, asked.seed(trial.plan), origin="pair")
         return None
 
-    def _fit(self, state: StudyState, levels: Levels) -> TableFit:
-        _, rows = observed(state.space, state.done, levels)
-        return TableFit(
-            TableBasis(state.space, state.prior), rows, self.widths, lows=len(levels.values) - 1 if self.low else 0
-        ).refined(self.sweeps)
+    def _worthiest(
+        self, state: StudyState, levels: tuple[float, ...], fit: TableFit, asked: Asked, k: int
+    ) -> Proposal | None:
+        """The candidate of greatest worth for its cost; None where there is none."""
+        space, fit = state.space, asked.given(fit)
+        candidates = self._candidates(state, fit, self._budgets(state, k), k)
+        new, low = candidates.new, candidates.cheap if self.low and fit.lows else candidates.cheap[:0]
+        known, R = candidates.known, fit.basis.shape[2]
+        plans, n = len(known) + len(new), len(known)
+        choice = np.concatenate([fit.rows.b[known] * R + fit.rows.r[known], new, low])
+        b, r, level = choice // R, choice % R, np.repeat([0, fit.lows], [plans, len(low)])
+        mean, cov = fit.joint(b, r, level)
+        mean[:n] = candidates.believed
+        excess = np.maximum(mean - np.where(level > 0, mean[plans:].min(initial=np.inf), fit.best), 0.0)
+        cost = np.array(levels)[level]
+        own = np.where(level == 0, fit.own(excess), 0.0)
+        luck = fit.error(fit.widths, cost, excess) - own
+        own[:n] *= luck[:n] / (own[:n] + luck[:n])
+        cov[np.diag_indices(len(cov))] += own
+        evaluations = np.arange(0 if self.confirm else n, len(choice))
+        reach = cov[evaluations, :plans] / np.sqrt(np.diag(cov) + luck)[evaluations, None]
+        outlook = Outlook(mean[:plans], reach, np.where(evaluations < plans, evaluations, -1), np.arange(plans) < n)
+        size = space.memory.bytes(b[:plans], r[:plans])
+        worth = np.zeros(len(evaluations))
+        for budget, optima in candidates.optima.items():
+            worth += outlook.handover(size <= budget) + self.anywhere * outlook.anywhere(size <= budget, POOL)
+            plausible = n + np.flatnonzero([x.tobytes() in optima for x in new])
+            worth += self.telling * outlook.telling(plausible) * np.sqrt(cost[evaluations])
+        worth /= cost[evaluations]
+        for i in np.argsort(-worth, kind="stable"):
+            at = int(evaluations[i])
+            plan, fidelity = space.decode(b[at], r[at]), float(cost[at])
+            again = at < n and asked.count(plan) < MAX_REPLICATES and not asked.failed(plan)
+            if again or (at >= n and asked.may(plan, fidelity)):
+                origin = "confirm" if again else "table" if at < plans else "low"
+                deviation = float(np.sqrt(max(cov[at, at], 0.0)))
+                return Proposal(plan, fidelity, asked.seed(plan), origin, float(mean[at]), deviation)
+        return None
 
-    def _choose(self, state, levels, fit: TableFit, taken, k: int) -> Proposal | None:
-        space, rng, rows = state.space, state.rng(k), fit.rows
+    def _budgets(self, state: StudyState, k: int) -> list[int]:
+        """The budgets that the next proposal is weighed for."""
+        turn = len(state.trials) + k
+        if not self.all_budgets:
+            return [state.budgets[turn % len(state.budgets)]]
+        step = -(-len(state.budgets) // AT_ONCE)
+        return list(state.budgets[turn % step :: step])
+
+    def _candidates(self, state: StudyState, fit: TableFit, budgets: list[int], k: int) -> Candidates:
+        memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
         G, B, R = fit.basis.shape
-        size = space.memory.choice.reshape(G, -1)
-        allowed = space.memory.allowed.reshape(G, -1)
-        turn = (len(state.trials) + k) % len(state.budgets)
-        budgets = [state.budgets[turn]] if self.budget == "turn" else list(state.budgets)
-        width = np.resize(self.spans, self.draws)
-        tables = fit.draws(rng, width).reshape(self.draws, G, -1)
-        tables = np.where(allowed, np.concatenate([fit.table().reshape(1, G, -1), tables]), np.inf)
+        size, allowed = memory.choice.reshape(G, -1), memory.allowed.reshape(G, -1)
+        drawn = fit.draws(state.rng(k), self.width)
         believed, _ = fit.at_rows()
-        memory = space.memory.bytes(rows.b, rows.r)
-        full = rows.low == 0
-        optima, near, keep = [], [], []
+        used, full = memory.bytes(rows.b, rows.r), rows.low == 0
+        known: set[int] = set()
+        optima: dict[int, set[bytes]] = {}
+        solved, near = [], []
         for budget in budgets:
-            room = budget - space.fixed_bytes
-            optima.append(solve_many(tables, size, room))
-            ok = np.flatnonzero(full & (memory <= budget))
-            if len(ok):
-                best = ok[np.argsort(believed[ok], kind="stable")[: self.keep]]
-                keep.extend(best.tolist())
-                start = rows.b[best[0]] * R + rows.r[best[0]]
-                near.append(neighbours(start, tables[0], size, room, self.moves))
-        old = {x.tobytes() for x in (rows.b * R + rows.r)[full]}
-        sane = distinct(np.concatenate([x[np.append(True, width <= 1.0)] for x in optima]), set())
-        first = distinct(np.concatenate(optima), set())
-        choice = distinct(np.concatenate([*optima, *near]), old)
-        keep = np.array(sorted(set(keep)), int)
-        cheap = first[: self.low_count] if self.low and len(levels.values) > 1 and fit.lows else first[:0]
-        n, m = len(keep), len(keep) + len(choice)
-        b = np.concatenate([rows.b[keep], choice // R, cheap // R])
-        r = np.concatenate([rows.r[keep], choice % R, cheap % R])
-        low = np.concatenate([np.zeros(m, int), np.full(len(cheap), fit.lows)])
-        mean, cov = fit.joint(b, r, low)
-        mean[:n] = believed[keep]
-        used = space.memory.bytes(b, r)
-        fidelity = np.array(levels.values)[low]
-        excess = np.maximum(mean - np.where(low > 0, mean[m:].min(initial=np.inf), rows.loss[full].min()), 0)
-        noise = fit.noise(fit.widths, fidelity) + fit.misfit(fit.widths, excess)
-        score = sum(self._gain(mean, cov, noise, n, m, used <= budget) for budget in budgets) / fidelity[n:]
-        if self.info > 0 or (self.every and (len(state.trials) + k) // len(state.budgets) % self.every == 0):
-            names = {x.tobytes(): i for i, x in enumerate(choice)}
-            pool = [n + names[x.tobytes()] for x in sane if x.tobytes() in names]
-            if pool:
-                sigma = cov[n:] / np.sqrt(np.maximum(np.diag(cov), 1e-18) + noise)[n:, None]
-                reach = sigma[:, pool] - sigma[:, pool].mean(1, keepdims=True)
-                info = np.sqrt((reach**2).mean(1))
-                score = score + self.info * info * np.sqrt(1 / fidelity[n:]) if self.info > 0 else info
-        for at in np.argsort(-score, kind="stable") + n:
-            plan = space.decode(b[at], r[at])
-            if (plan.key, float(fidelity[at])) not in taken:
-                return Proposal(
-                    plan, fidelity=float(fidelity[at]), seed=state.seed, origin="table" if at < m else "low",
-                    predicted_loss=float(mean[at]), predicted_std=float(max(cov[at, at], 0) ** 0.5),
-                )  # fmt: skip
-        return None
-
-    def _gain(self, mean, cov, noise, n: int, m: int, fits) -> np.ndarray:
-        """Expected fall of the best mean within the budget by an evaluation of each candidate from `n` on."""
-        var = np.maximum(np.diag(cov), 1e-18)
-        sigma = cov[n:, :m] / np.sqrt(var + noise)[n:, None]
-        total = np.zeros(len(mean) - n)
-        if self.evaluated > 0 and fits[:n].any():
-            pool = np.flatnonzero(fits[:n])
-            now = mean[pool].min()
-            reach = np.diag(sigma[:, n:])
-            after = np.zeros(len(total))
-            for z, w in NODES:
-                least = (mean[pool][None] + z * sigma[:, pool]).min(1)
-                own = np.where(fits[n:m], mean[n:m] + z * reach, np.inf)
-                least[: m - n] = np.minimum(least[: m - n], own)
-                after += w * least
-            total += self.evaluated * (now - after)
-        if self.anywhere > 0:
-            pool = np.flatnonzero(fits[:m])
-            pool = pool[np.argsort(mean[pool], kind="stable")[: self.pool]]
-            now = mean[pool].min()
-            after = sum(w * (mean[pool][None] + z * sigma[:, pool]).min(1) for z, w in NODES)
-            total += self.anywhere * (now - after)
-        return total
+            fits = np.flatnonzero(full & (used <= budget))
+            best = fits[np.argsort(believed[fits], kind="stable")[: self.keep]]
+            known.update(best.tolist())
+            at = best[0] if len(best) else np.where(full, used, used.max() + 1).argmin()
+            tables = np.where(allowed, drawn.tables(rows.b[at], rows.r[at]).reshape(-1, G, B * R), np.inf)
+            solved.append(solve_many(tables, size, budget - fixed))
+            optima[budget] = {x.tobytes() for x in solved[-1]}
+            if len(best) and self.moves:
+                near.append(neighbours(rows.b[at] * R + rows.r[at], tables[0], size, budget - fixed, self.moves))
+        tried = {x.tobytes() for x in (rows.b * R + rows.r)[full]}
+        index = np.array(sorted(known), int)
+        return Candidates(
+            index, believed[index], distinct(np.concatenate([*solved, *near]), tried),
+            distinct(np.concatenate(solved), set()), optima,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Fidelities, the full one first."""
+class Candidates:
+    """What a proposal is chosen from; a plan is coded as int (G,), bits level times R plus rank level.
 
-    values: tuple[float, ...]
+    Attributes:
+        known: rows of the fit that may be handed over, and what is `believed` of their losses.
+        new: (M, G), plans not yet evaluated at full fidelity.
+        cheap: (C, G), plans for a lower fidelity.
+        optima: budget to the codes, as bytes, of the plans that are optimal under some drawn table.
+    """
 
-    @classmethod
-    def of(cls, state: StudyState) -> Levels:
-        lower = {f for f in state.fidelities if f < 1} | {t.fidelity for t in state.done if t.fidelity < 1}
-        return cls((1.0, *sorted(lower, reverse=True)))
-
-    def index(self, fidelity) -> np.ndarray:
-        return np.array([0 if f >= 1 else self.values.index(f) for f in fidelity], int)
-
-
-def distinct(choices: np.ndarray, known: set[bytes]) -> np.ndarray:
-    """Rows (M, G) in order, each once and none that is known."""
-    seen = set(known)
-    keep = []
-    for i, row in enumerate(choices):
-        key = row.tobytes()
-        if key not in seen:
-            seen.add(key)
-            keep.append(i)
-    return choices[keep]
+    known: np.ndarray
+    believed: np.ndarray
+    new: np.ndarray
+    cheap: np.ndarray
+    optima: dict[int, set[bytes]]
 
 
-def observed(space: SearchSpace, trials: Sequence[Trial], levels: Levels) -> tuple[list[Plan], Rows]:
+class Asked:
+    """What the log and this round's proposals already ask for."""
+
+    def __init__(self, state: StudyState, levels: tuple[float, ...]):
+        self.state, self.levels = state, levels
+        self.taken = {(t.plan.key, t.fidelity) for t in state.trials}
+        self._failed = {t.plan.key for t in state.trials if t.status == "failed"}
+        self._counts = Counter(t.plan.key for t in state.trials if t.fidelity >= 1.0)
+        self._seeds = {(t.plan.key, t.seed) for t in state.trials}
+        self._waiting = [(t.plan, t.fidelity) for t in state.pending]
+
+    def add(self, proposal: Proposal) -> None:
+        self.taken.add((proposal.plan.key, proposal.fidelity))
+        self._counts[proposal.plan.key] += proposal.fidelity >= 1.0
+        self._seeds.add((proposal.plan.key, proposal.seed))
+        self._waiting.append((proposal.plan, proposal.fidelity))
+
+    def failed(self, plan: Plan) -> bool:
+        return plan.key in self._failed
+
+    def may(self, plan: Plan, fidelity: float) -> bool:
+        """Whether a plan is new at a fidelity, and never failed."""
+        return (plan.key, fidelity) not in self.taken and not self.failed(plan)
+
+    def count(self, plan: Plan) -> int:
+        return self._counts[plan.key]
+
+    def seed(self, plan: Plan) -> int:
+        """A seed that no evaluation of the plan has had: the study's own for the first."""
+        seed = self.state.seed + self._counts[plan.key]
+        while (plan.key, seed) in self._seeds:
+            seed += 1
+        return seed
+
+    def given(self, fit: TableFit) -> TableFit:
+        """The fit given that everything asked for comes out as predicted."""
+        if not self._waiting:
+            return fit
+        b, r = self.state.space.encode_many(plan for plan, _ in self._waiting)
+        fidelity = np.array([f for _, f in self._waiting])
+        return fit.given(b, r, level_of(fidelity, self.levels), fidelity)
+
+
+def fidelities(state: StudyState) -> tuple[float, ...]:
+    """Those of the evaluator and those of the log, the full one first."""
+    lower = {f for f in state.fidelities if f < 1.0} | {t.fidelity for t in state.trials if t.fidelity < 1.0}
+    return (1.0, *sorted(lower, reverse=True))
+
+
+def level_of(fidelity: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
+    """int (N,), place of each fidelity among the levels."""
+    return np.array([levels.index(min(float(f), 1.0)) for f in fidelity], dtype=int)
+
+
+def observed(space: SearchSpace, trials: Sequence[Trial], levels: tuple[float, ...]) -> tuple[list[Plan], Rows]:
     """Trials gathered by plan and fidelity, in the order in which they first appear."""
     losses: dict[tuple[str, float], list[float]] = {}
     plans: dict[tuple[str, float], Plan] = {}
     for trial in trials:
-        key = (trial.plan.key, trial.fidelity)
+        key = (trial.plan.key, min(trial.fidelity, 1.0))
         plans.setdefault(key, trial.plan)
         losses.setdefault(key, []).append(trial.loss)
     b, r = space.encode_many(plans.values())
     fidelity = np.array([f for _, f in plans])
+    weight = np.array([len(v) for v in losses.values()], float) * fidelity
     mean = np.array([float(np.mean(v)) for v in losses.values()])
-    weight = np.array([len(v) for v in losses.values()], float) * np.minimum(fidelity, 1.0)
-    return list(plans.values()), Rows(b, r, levels.index(fidelity), mean, weight)
+    return list(plans.values()), Rows(b, r, level_of(fidelity, levels), mean, weight)
+
+
+def fitted_rows(rows: Rows) -> np.ndarray:
+    """Indices, ascending, of the rows that the table is fitted to."""
+    return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
+
+
+def _without_model(state: StudyState, asked: Asked, k: int) -> Proposal | None:
+    """The prior's own optimum for the budget in turn; where it is taken, a random plan; None where none is left."""
+    budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
+    plan = additive_plan(state.space, prior_table(state.space, state.prior), budget)
+    if plan is not None and asked.may(plan, 1.0):
+        return Proposal(plan, seed=asked.seed(plan), origin="prior")
+    rng = state.rng(k)
+    for _ in range(ATTEMPTS):
+        plan = random_plan(state, rng, budget)
+        if asked.may(plan, 1.0):
+            return Proposal(plan, seed=asked.seed(plan), origin="random")
+    return None

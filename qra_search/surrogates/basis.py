@@ -24,22 +24,22 @@ class TableBasis:
     Attributes:
         shape: (G, B, R).
         live: bool (G, B), where a bit-width does damage at all (16 bits do none).
-        mean_log: (B,), mean log damage over groups; `deviation` (G, B) is each group's distance from it.
+        log_damage: (G, B); `deviation` (G, B) is its distance from the mean over groups.
         h: (R,), log(1 + rank / median rank), centred: damage falls as exp(-k h).
         gain: (G, R), prior fall of the loss by rank, half of it the mean over groups.
         alike: (G, G), correlation of groups.
         cell, low_cell: (B R, B R), covariance of log damage shared by all groups.
     """
 
-    def __init__(self, space: SearchSpace, prior: Prior | None):
+    def __init__(self, space: SearchSpace, prior: Prior | None, *, alike: bool = True):
         prior = prior or flat_prior(space)
         self.shape = (len(space), len(space.bits), len(space.ranks))
         damage = np.maximum(prior.bits_damage, 0.0)
         mean = damage.mean(0)
         self.live = np.broadcast_to(mean > 0, damage.shape)
         log = np.log(np.where(self.live, np.maximum(damage, FLOOR * mean), 1.0))
-        self.mean_log = log.mean(0)
-        self.deviation = log - self.mean_log
+        self.deviation = log - log.mean(0)
+        self.log_damage = log
         ranks = np.asarray(space.ranks, float)
         h = np.log1p(ranks / max(float(np.median(ranks)), 1.0))
         self.h = h - h.mean()
@@ -48,7 +48,7 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike = likeness(space)
+        self.alike = likeness(space) if alike else np.eye(len(space))
         self.cell, self.low_cell = self._cells(CELLS), self._cells(LOW_CELLS)
         self._roots: dict[int, np.ndarray] = {}
 

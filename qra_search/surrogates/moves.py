@@ -41,7 +41,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
     return np.stack([knapsack.fill(cost[s], size, budget, best[s]) for s in range(S)])
 
 
-def neighbours(plan, mean, size, budget, count) -> np.ndarray:
+def neighbours(plan: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int, count: int) -> np.ndarray:
     """Plans (M, G) one or two changes away from a plan, within the budget; the most promising by the mean table.
 
     Args:
@@ -74,3 +74,15 @@ def neighbours(plan, mean, size, budget, count) -> np.ndarray:
     pairs[np.arange(len(i)), i // C] = i % C
     pairs[np.arange(len(i)), j // C] = j % C
     return np.concatenate([out, pairs])
+
+
+def distinct(choices: np.ndarray, known: set[bytes]) -> np.ndarray:
+    """Rows (M, G) in order, each once, and none whose bytes are known."""
+    seen = set(known)
+    kept = []
+    for i, row in enumerate(choices):
+        key = row.tobytes()
+        if key not in seen:
+            seen.add(key)
+            kept.append(i)
+    return choices[kept]
