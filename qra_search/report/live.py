@@ -28,6 +28,7 @@ TRIAL_LINES_EVERY = 1.0
 LAST_SHOWN = 5
 BUDGETS_SHOWN = 6
 BAR_WIDTH = 36
+BAR_STYLE = "cyan"
 
 
 @dataclass
@@ -230,7 +231,7 @@ class RichView(View):
                 done += f", {s.failed} failed"
             grid.add_row(
                 Text("evaluations", style="bold"),
-                ProgressBar(total=s.evaluations, completed=min(s.spent, s.evaluations), width=BAR_WIDTH),
+                _bar(s.evaluations, min(s.spent, s.evaluations)),
                 Text(done),
                 Text(_left_text(s.left), style="dim"),
             )
@@ -239,7 +240,7 @@ class RichView(View):
             total = stage.total or None
             grid.add_row(
                 Text(stage.name),
-                ProgressBar(total=total, completed=stage.done, width=BAR_WIDTH, pulse=total is None),
+                _bar(total, stage.done),
                 Text(f"{stage.done} of {stage.total}" if total else ""),
                 Text(_left_text(stage.left) if stage.total > 1 else "", style="dim"),
             )
@@ -314,6 +315,13 @@ def best_text(standing: Standing, budget: int) -> str:
         return f"{text}, no uniform plan fits"
     gain = 1 - best[1] / rival[1]
     return f"{text}, uniform {rival[1]:.4f}" + (f", {percent(gain)} lower" if gain > 0 else ", not beaten yet")
+
+
+def _bar(total: float | None, done: float) -> ProgressBar:
+    return ProgressBar(
+        total=total, completed=done, width=BAR_WIDTH, pulse=total is None, complete_style=BAR_STYLE,
+        finished_style=BAR_STYLE, pulse_style=BAR_STYLE,
+    )  # fmt: skip
 
 
 def _left_text(seconds: float) -> str:

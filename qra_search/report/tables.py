@@ -25,7 +25,7 @@ def table(head: Sequence[str], rows: str, caption: str) -> str:
         f'<th scope="col"{_head_class(h)}>{escape(h.lstrip("*<")) or "<span class=sr>Action</span>"}</th>' for h in head
     )
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table class="rows">'
+        f'<div class="scroll" role="group" aria-label="{escape(caption)}" tabindex="0"><table class="rows">'
         f"<caption>{prose(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -37,15 +37,17 @@ def tested_table(run: RunData) -> str:
         return ""
     names = [n for n in tested[0].metrics if all(n in t.metrics for t in tested)]
     found = next((t.loss for t in tested if t.role == FOUND), math.nan)
+    # A phone has room for the metrics or for the difference, which the losses say as well.
+    wide, star = (' class="wide"', "*") if names else ("", "")
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
         name = _plan_cell(t.plan, "plan found, " if t.role == FOUND else "")
         metrics = "".join(f"<td>{prose(_metric(n, t.metrics[n]))}</td>" for n in names)
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
-            f"<td>{_loss(t.loss, t.loss_error)}</td>{metrics}<td>{_difference(found, t.loss)}</td></tr>"
+            f"<td>{_loss(t.loss, t.loss_error)}</td>{metrics}<td{wide}>{_difference(found, t.loss)}</td></tr>"
         )
-    head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), "Difference"]
+    head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), f"{star}Difference"]
     seeds = max(len(t.losses) for t in tested)
     return table(head, rows, "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else ""))
 

@@ -39,7 +39,8 @@ def loss_text(value: float, std: float = math.nan) -> str:
     """A loss to four figures, with its deviation where one is known."""
     if not math.isfinite(value):
         return "diverged"
-    return f"{value:.4g}" if not math.isfinite(std) else f"{value:.4g} ± {std:.2g}"
+    text = f"{value:#.4g}".rstrip(".")
+    return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
 
 
 def pair_text(low: float, high: float) -> tuple[str, str]:
