@@ -38,14 +38,14 @@ def toy_space(
         "up": (512, 256),
         "down": (256, 512),
     }
-    parts = {
+    kinds: dict[str, dict[str, tuple[str, ...]]] = {
         "layer": {"layer": tuple(shapes)},
         "module": {name: (name,) for name in shapes},
         "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
-    }[granularity]
-    groups = []
+    }
+    groups: list[Group] = []
     for layer in range(layers):
-        for kind, names in parts.items():
+        for kind, names in kinds[granularity].items():
             linears = tuple(
                 Linear(name=f"layers.{layer}.{m}", out_features=shapes[m][0], in_features=shapes[m][1]) for m in names
             )

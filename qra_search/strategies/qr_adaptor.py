@@ -97,9 +97,9 @@ class QRAdaptorStrategy(Strategy):
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
         proxy = state.fidelities[0]
         plans, losses = mean_losses([t for t in state.done if t.fidelity == proxy and proxy < 1.0])
-        sizes = np.array([state.space.memory_bytes(plan) for plan in plans])
+        sizes = np.array([state.space.memory_bytes(plan) for plan in plans], dtype=np.int64)
         for budget in state.budgets:
-            fitting = np.flatnonzero(sizes <= budget) if plans else []
+            fitting = np.flatnonzero(sizes <= budget)
             if len(fitting):
                 best = plans[int(fitting[losses[fitting].argmin()])]
                 if best.key not in tried:
