@@ -17,7 +17,7 @@ DEMO: dict[str, Any] = {
     "task": {"name": "arithmetic"},
     "space": {"granularity": "module"},
     "training": {"steps": 12, "batch_size": 8, "validation_rows": 32, "final_steps": 60, "test_rows": 128},
-    "search": {"evaluations": 16, "memory": ["uniform3r8"]},
+    "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
 TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny-trained"}}
@@ -32,7 +32,7 @@ def demo(
 ) -> None:
     """Profile, search, tune and report on SmolLM2-135M and made-up word problems, in under 15 minutes.
 
-    Finds a plan of no more bytes than uniform 3-bit QLoRA of rank 8, tunes it, and compares it on test data with
+    Finds a plan of no more bytes than uniform 2-bit QLoRA of rank 16, tunes it, and compares it on test data with
     every uniform plan that fits. Where the model's package is missing, a tiny model is trained first. A demo that was
     broken off goes on where it was.
 
@@ -71,7 +71,7 @@ def _opening(config: Any, packaged: bool, folder: Any) -> str:
     if folder.exists:
         lines.append(f"{folder.path} holds a demo already: going on with it.")
     lines += [
-        f"qra demo: {model} on the task {config.task.name}, within the bytes of uniform 3-bit QLoRA of rank 8.",
+        f"qra demo: {model} on the task {config.task.name}, within the bytes of uniform 2-bit QLoRA of rank 16.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is (the prior)",
         f"2. search: {config.search.evaluations:g} short fine-tunings, each with other bits and ranks",
         "3. tune the plan found in full, and every uniform plan of no more bytes; compare them on test data",

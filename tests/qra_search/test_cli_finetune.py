@@ -156,7 +156,7 @@ def test_without_the_models_package_the_demo_says_so_and_takes_the_tiny_one(
 
 def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
     config = make_config(demo.DEMO)
-    assert (config.model.name, config.task.name, config.search.memory) == ("smollm2", "arithmetic", ("uniform3r8",))
+    assert (config.model.name, config.task.name, config.search.memory) == ("smollm2", "arithmetic", ("uniform2r16",))
 
 
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
