@@ -6,7 +6,7 @@ import inspect
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +78,43 @@ class Exporter(ABC):
         Called only when `check` gave no reason; the path of the result is replaced by the final one.
         """
 
+    @classmethod
+    def with_options(cls, options: Mapping[str, Any]) -> Exporter:
+        """The exporter with these options.
+
+        Raises:
+            ValueError: it has no such option, or the value cannot be.
+        """
+        known = [] if cls.__init__ is object.__init__ else [p for p in inspect.signature(cls).parameters]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+        return cls(**options)
+
+    def reasons(self, run: Run) -> list[str]:
+        """As `check`, for a run's folder."""
+        return self.check(TunedRun.of(run))
+
+    def export(self, run: Run, out: str | Path) -> Exported:
+        """Check a run and write it; see `qra_eval.export.export`."""
+        tuned, out = TunedRun.of(run), Path(out)
+        if out.exists() and not (out.is_dir() and not self.file and not any(out.iterdir())):
+            raise ValueError(f"{out} exists already: give another place, or remove it first")
+        reasons = self.check(tuned)
+        if reasons:
+            raise ExportRefused(self.name, reasons)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
+            partial = Path(holder) / out.name
+            if not self.file:
+                partial.mkdir()
+            done = self.write(tuned, partial)
+            if out.exists():
+                out.rmdir()
+            shutil.move(partial, out)
+        notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
+        return replace(done, path=out, notes=notes)
+
 
 def formats() -> dict[str, str]:
     """Every installed format with what it is in one line."""
@@ -92,11 +129,7 @@ def make_exporter(format: str, **options: Any) -> Exporter:
         ValueError: it has no such option, or the value cannot be.
     """
     found: type[Exporter] = plugins.load("exporters", format)
-    known = [] if found.__init__ is object.__init__ else list(inspect.signature(found).parameters)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"format {format} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
-    return found(**options)
+    return found.with_options(options)
 
 
 def check(run: Run, format: str, **options: Any) -> list[str]:
@@ -105,7 +138,7 @@ def check(run: Run, format: str, **options: Any) -> list[str]:
     Raises:
         ValueError: there is no tuned plan in the folder, or no such format or option.
     """
-    return make_exporter(format, **options).check(TunedRun.of(run))
+    return make_exporter(format, **options).reasons(run)
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
@@ -121,20 +154,4 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
         ExportRefused: the format cannot hold this plan; nothing was written.
         ValueError: no tuned plan, an unknown format or option, or something in the way at `out`.
     """
-    exporter, tuned, out = make_exporter(format, **options), TunedRun.of(run), Path(out)
-    if out.exists() and not (out.is_dir() and not exporter.file and not any(out.iterdir())):
-        raise ValueError(f"{out} exists already: give another place, or remove it first")
-    reasons = exporter.check(tuned)
-    if reasons:
-        raise ExportRefused(format, reasons)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
-        partial = Path(holder) / out.name
-        if not exporter.file:
-            partial.mkdir()
-        done = exporter.write(tuned, partial)
-        if out.exists():
-            out.rmdir()
-        shutil.move(partial, out)
-    notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
-    return replace(done, path=out, notes=notes)
+    return make_exporter(format, **options).export(run, out)

@@ -89,7 +89,8 @@ class GGUFExporter(Exporter):
         notes += write_recipe(run, out)
         if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
             notes.append(
-                f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and these are "
+                f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and "
+                "these are "
                 f"{run.config.head_dim}"
             )
             return Exported(out, tuple(notes))
@@ -101,7 +102,8 @@ class GGUFExporter(Exporter):
         config = run.config
         writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
         writer.add_type("model")
-        # transformers 5.24 takes a llama file for one of architecture `mistral`, which GGUF has not, if its name says so.
+        # transformers 5.24 takes a llama file for one of architecture `mistral`, which GGUF has not, if its name says
+        # so.
         name = Path(run.spec).name
         writer.add_name("model" if "mistral" in name.lower() else name)
         add_hyperparameters(writer, config)
@@ -156,7 +158,8 @@ class GGUFExporter(Exporter):
 def write_lora(run: TunedRun, path: Path) -> None:
     """The adapter as llama.cpp reads it: `<tensor>.lora_a` (rank, in), `<tensor>.lora_b` (out, rank), one alpha.
 
-    llama.cpp scales by alpha over the rank of each tensor; where that is not the adapter's own scaling, B takes the rest.
+    llama.cpp scales by alpha over the rank of each tensor; where that is not the adapter's own scaling, B takes the
+    rest.
     """
     from gguf import GGUFWriter
 
@@ -195,7 +198,8 @@ def write_recipe(run: TunedRun, out: Path) -> list[str]:
         "#!/bin/sh\n"
         "# Quantizes an unquantized GGUF file (qra export RUN --format gguf --option weights=bf16) by this plan.\n"
         'here="$(dirname "$0")"\n'
-        f'llama-quantize --tensor-type-file "$here/{TYPES_FILE}" --token-embedding-type bf16 --output-tensor-type bf16 \\\n'
+        f'llama-quantize --tensor-type-file "$here/{TYPES_FILE}" \\\n'
+        "    --token-embedding-type bf16 --output-tensor-type bf16 \\\n"
         f'    "${{1:?the unquantized file}}" "${{2:?the file to write}}" {_file_type(common)}\n'
     )
     narrow = _narrow(run)
@@ -203,7 +207,8 @@ def write_recipe(run: TunedRun, out: Path) -> list[str]:
         return []
     lengths = ", ".join(str(n) for n in sorted({linear.in_features for linear in narrow}))
     return [
-        f"K-quants need rows that are multiples of 256; {len(narrow)} linears have rows of {lengths}, and get Q4_0 to Q8_0 "
+        f"K-quants need rows that are multiples of 256; {len(narrow)} linears have rows of {lengths}, and get "
+        "Q4_0 to Q8_0 "
         "in the recipe: at 2 and 3 bits the file is larger than the plan"
     ]
 

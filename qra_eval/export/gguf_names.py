@@ -23,13 +23,15 @@ def architecture_reasons(run: TunedRun) -> list[str]:
     config, reasons = run.config, []
     if config.model_type not in ARCHITECTURES:
         reasons.append(
-            f"{config.model_type} is none of the families that are written as GGUF ({', '.join(ARCHITECTURES)}): export "
+            f"{config.model_type} is none of the families that are written as GGUF ({', '.join(ARCHITECTURES)}): "
+            "export "
             "as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
         )
     kind = rope(config).get("rope_type", "default")
     if kind != "default":
         reasons.append(
-            f"the rotary embedding is scaled ({kind}), which is not written here: export as merged, and convert that with "
+            f"the rotary embedding is scaled ({kind}), which is not written here: export as merged, and convert "
+            "that with "
             "llama.cpp's convert_hf_to_gguf.py"
         )
     return reasons
@@ -100,7 +102,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     model = {} if backend is None else json.loads(backend.to_str())["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         return [
-            "the tokenizer is no byte-level BPE, and was not written: llama.cpp needs a file with a tokenizer, so convert "
+            "the tokenizer is no byte-level BPE, and was not written: llama.cpp needs a file with a tokenizer, "
+            "so convert "
             "an export as merged with its convert_hf_to_gguf.py instead"
         ]
     notes = []
@@ -109,7 +112,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     if splits is None:
         splits = "default"
         notes.append(
-            "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it (pre=...), or "
+            "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
+            "(pre=...), or "
             "numbers and spaces may be split otherwise than they were in tuning"
         )
     tokenizer = run.tokenizer

@@ -112,7 +112,8 @@ class GPTQModelExporter(Exporter):
             notes.append(f"the adapter is apart, in {out / 'adapter'}: put it on top with peft")
         if kept < quantized:
             notes.append(
-                f"{quantized - kept} of {quantized} linears were rounded again, as GPTQ's zero points are whole numbers "
+                f"{quantized - kept} of {quantized} linears were rounded again, as GPTQ's zero points are whole "
+                "numbers "
                 "and theirs are not: their weights are not the tuned ones"
             )
         if kept:
@@ -160,10 +161,11 @@ GPTQ_KEYS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def gptq_tensors(grid: IntegerGrid, shift: int) -> dict[str, Tensor]:
-    """GPTQ's four tensors: codes packed along in, zero points less `shift` along out, in little-endian words of 32 bits.
+    """GPTQ's four tensors: codes packed along in, zero points less `shift` along out, in little-endian words of 32
+    bits.
 
-    Shapes: qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales float16 (groups, out), g_idx int32
-    (in,).
+    Shapes: qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales float16 (groups, out), g_idx
+    int32 (in,).
     """
     out_features, in_features = grid.codes.shape
     codes = bitpack.pack(grid.codes, grid.bits).view(torch.int32).view(out_features, -1)

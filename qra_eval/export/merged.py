@@ -17,8 +17,8 @@ class MergedExporter(Exporter):
     """An unquantized model, with the rounding of the plan in its weights and the adapter merged.
 
     Args:
-        dtype: of the saved weights. The tuned model adds the adapter's output after the base's; a weight that holds both
-            is rounded once more, so only float32 comes within rounding errors of the tuned model.
+        dtype: of the saved weights. The tuned model adds the adapter's output after the base's; a weight that holds
+            both is rounded once more, so only float32 comes within rounding errors of the tuned model.
     """
 
     name = "merged"

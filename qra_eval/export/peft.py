@@ -46,8 +46,8 @@ class PEFTExporter(Exporter):
     """The run's own files, with a README that says how to load them.
 
     Args:
-        pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter computes
-            the same, and takes more bytes.
+        pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter
+            computes the same, and takes more bytes.
     """
 
     name = "peft"

@@ -64,7 +64,8 @@ def target_bits(
             bits[linear.name] = fitting[0]
         else:
             reasons.append(
-                f"{linear.name} has {linear.bits} bits, and only {', '.join(map(str, sorted(allowed)))} can be written: "
+                f"{linear.name} has {linear.bits} bits, and only {', '.join(map(str, sorted(allowed)))} can be "
+                "written: "
                 "tune a plan with other bits"
             )
             bits[linear.name] = linear.bits
@@ -78,7 +79,8 @@ def target_bits(
     texts = uneven(linears, bits)
     if texts and shards == "refuse":
         reasons.append(
-            f"{len(texts)} fused matrices have shards of different bits, such as {texts[0]}, which an engine that fuses "
+            f"{len(texts)} fused matrices have shards of different bits, such as {texts[0]}, which an engine that "
+            "fuses "
             "them cannot load: search with `granularity: fused`, or export with shards=widen (the narrower ones are "
             "stored wider) or shards=ignore (transformers only)"
         )

@@ -38,8 +38,8 @@ model.save_pretrained(out)
 class TorchAOExporter(Exporter):
     """The plan's bits for torchao to quantize with; no weights.
 
-    torchao rounds by its own rules, so its model is not the tuned one. It keeps 1 to 7 bits one in each byte: no smaller
-    than 8 bits.
+    torchao rounds by its own rules, so its model is not the tuned one. It keeps 1 to 7 bits one in each byte: no
+    smaller than 8 bits.
 
     Args:
         group_size: weights of a row that share a scale; halved for a linear whose row it does not divide.

@@ -125,6 +125,49 @@ def edit(
     print(f"{out}: {describe_size(space, space.memory_bytes(changed))}")
 
 
+@plans.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's file.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="F", show_default=False, help="evopress, autoround, gptqmodel, or plan."),
+    ],  # fmt: skip
+    run: Annotated[
+        Path, typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is for.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", show_default=False)],
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="N", show_default=False, help="Rank of every group; default: the smallest."),
+    ] = None,  # fmt: skip
+    default_bits: Annotated[
+        int | None,
+        typer.Option("--default-bits", metavar="N", show_default=False, help="Bits of what the file does not name."),
+    ] = None,  # fmt: skip
+    rounding: Annotated[
+        str,
+        typer.Option("--round", metavar="refuse|nearest|up|down", help="What to do with bits that are not allowed."),
+    ] = "refuse",  # fmt: skip
+) -> None:
+    """Read a plan of EvoPress, AutoRound or GPTQModel into the space of a run.
+
+    [bold]Example[/]
+
+        qra plan import bits.txt --from evopress --run runs/a --out mine.json
+    """
+    from qra_search.budgets import describe_size
+    from qra_search.imports import import_plan
+    from qra_search.result import plan_to_dict, write_json
+
+    space = _space(run, run)
+    with bad_input():
+        found = import_plan(file, source, space, rank=rank, default_bits=default_bits, rounding=rounding)  # type: ignore[arg-type]
+        write_json(out, plan_to_dict(space, found.plan))
+    print(f"{out}: {describe_size(space, space.memory_bytes(found.plan))}")
+    for note in found.notes:
+        print(f"  - {note}")
+
+
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     from qra_search.space import Plan
 

@@ -190,7 +190,8 @@ def _plan(
         ranks.append(_rank(foreign, group, space, rank, rounding))
     if missing and default is None:
         raise ValueError(
-            f"{source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these are to have"
+            f"{source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these are "
+            "to have"
         )
     for problem, texts in (
         ("groups have linears of different bits, which share one choice here", mixed),

@@ -1,0 +1,92 @@
+"""`qra export`: a tuned run written in the format of another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import BadInput, bad_input
+
+
+def export(
+    run: common.Run,
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="F", show_default=False, help="A format; --list shows all.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="PATH", show_default=False, help="Where to write; default: RUN/exports/FORMAT."
+        ),
+    ] = None,  # fmt: skip
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="An option of the format, such as merge=true or bits=4,8.",
+        ),
+    ] = None,  # fmt: skip
+    check_only: Annotated[bool, typer.Option("--check", help="Only say whether the plan can be written.")] = False,
+    as_list: Annotated[bool, typer.Option("--list", help="List the formats.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Write a tuned run for another tool, and say by how much its logits differ.
+
+    [bold]Example[/]
+
+        qra export runs/a --format gguf
+    """
+    from qra_search import plugins
+
+    if as_list:
+        found = {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
+        if as_json:
+            common.emit(found)
+        for name, summary in {} if as_json else found.items():
+            print(f"{name:20s}{summary}")
+        return
+    if not format:
+        raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
+    with bad_input():
+        exporter = plugins.load("exporters", format).with_options(dict(_option(text) for text in options or []))
+        if check_only:
+            reasons = exporter.reasons(run)
+            if reasons:
+                raise BadInput(f"{run} cannot be exported as {format}: " + "; ".join(reasons))
+            print(f"{run} can be exported as {format}.")
+            return
+        done = exporter.export(run, out or run / "exports" / format)
+    if as_json:
+        common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
+        return
+    print(f"{done.path}: {_compared(done)}")
+    for note in done.notes:
+        print(f"  - {note}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise BadInput(f"--option is {text!r}: a name and a value are needed, such as merge=true")
+    try:
+        return name.strip().replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--option {name}: {value!r} is not a YAML value") from None
+
+
+def _compared(done: Any) -> str:
+    if done.largest_logit_difference is None:
+        return "written"
+    if done.largest_logit_difference == 0:
+        return "the same logits as the tuned model's, exactly"
+    return (
+        f"logits differ by up to {done.largest_logit_difference:.3g} (the largest is {done.largest_logit:.3g}), "
+        f"and the likeliest token is the same at {done.same_next_token:.0%} of the positions"
+    )
