@@ -184,7 +184,7 @@ class QRAStrategy(Strategy):
         memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
         G, B, R = fit.basis.shape
         size, allowed = memory.choice.reshape(G, -1), memory.allowed.reshape(G, -1)
-        drawn = fit.draws(state.rng(k), self.width)
+        tables = np.where(allowed, fit.draws(state.rng(k), self.width).reshape(-1, G, B * R), np.inf)
         believed, _ = fit.at_rows()
         used, full = memory.bytes(rows.b, rows.r), rows.low == 0
         known: set[int] = set()
@@ -194,12 +194,12 @@ class QRAStrategy(Strategy):
             fits = np.flatnonzero(full & (used <= budget))
             best = fits[np.argsort(believed[fits], kind="stable")[: self.keep]]
             known.update(best.tolist())
-            at = best[0] if len(best) else np.where(full, used, used.max() + 1).argmin()
-            tables = np.where(allowed, drawn.tables(rows.b[at], rows.r[at]).reshape(-1, G, B * R), np.inf)
             solved.append(solve_many(tables, size, budget - fixed))
             optima[budget] = {x.tobytes() for x in solved[-1]}
             if len(best) and self.moves:
-                near.append(neighbours(rows.b[at] * R + rows.r[at], tables[0], size, budget - fixed, self.moves))
+                near.append(
+                    neighbours(rows.b[best[0]] * R + rows.r[best[0]], tables[0], size, budget - fixed, self.moves)
+                )
         tried = {x.tobytes() for x in (rows.b * R + rows.r)[full]}
         index = np.array(sorted(known), int)
         return Candidates(

@@ -22,9 +22,8 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     Args:
         sweeps: passes over all hyperparameters, each doubled or halved for as long as that helps; 0 leaves the fit.
     """
-    unit = [g / v if v else g for g, v in zip(fit.grams, fit.variances, strict=True)]
     start = fit.widths
-    best, at = start, _evidence(fit, unit, start, start)
+    best, at = start, _evidence(fit, start, start)
     for _ in range(sweeps):
         before = best
         for name in KNOWN_TO:
@@ -34,7 +33,7 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
                 moved = False
                 while True:
                     trial = replace(best, **{name: getattr(best, name) * factor})
-                    value = _evidence(fit, unit, trial, start)
+                    value = _evidence(fit, trial, start)
                     if value <= at + LEAST:
                         break
                     best, at, moved = trial, value, True
@@ -45,11 +44,10 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta, fit.lows)
 
 
-def _evidence(fit: TableFit, unit: list[np.ndarray], w: Widths, start: Widths) -> float:
+def _evidence(fit: TableFit, w: Widths, start: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf where the covariance is not positive."""
-    total = np.diag(fit.error(w, fit.rows.weight, fit.excess))
-    for v, gram in zip(fit.block_variances(w), unit, strict=True):
-        total = total + v * gram
+    total = np.tensordot(fit.block_variances(w), fit.grams, 1)
+    total[np.diag_indices(len(total))] += fit.error(w, fit.rows.weight, fit.excess)
     try:
         L = np.linalg.cholesky(total)
     except np.linalg.LinAlgError:

@@ -1,15 +1,15 @@
 """The loss as a Bayesian additive table over (group, bits, rank), fitted to the log in closed form.
 
-    loss(plan) = c + rise(sum_g D[g, b_g, r_g]) - sum_g U[g, r_g] + error
-    D[g, b, r] = damage[g, b] exp(eta),   eta = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
-    U[g, r]    = gain[g, r] exp(xi),      xi  = u[r] + v[g]
-    rise(x)    = x (1 + x / scale)^q
+    loss(plan) = c + sum_g T[g, b_g, r_g] + error
+    T[g, b, r] = damage[g, b] exp(eta) - gain[g, r] exp(xi)
+    eta        = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
+    xi         = u[r] + v[g]
 
-Damage is positive and wrong by factors, so everything is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, q)
-~ N(0, S). A holds what all groups share (how damage scales with bits and decays with rank), t how far the prior is
-trusted, z and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own
-deviation at a bit-width, q whether damage compounds (q > 0) or saturates. A lower fidelity has an A, an o, a u and a
-c of its own on top. Gauss-Newton finds the mode; every step is a Gaussian regression with N x N algebra,
+Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c) ~ N(0, S).
+A holds what all groups share (how damage scales with bits and decays with rank), t how far the prior is trusted, z
+and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a
+bit-width. A lower fidelity has an A, an o, a u and a c of its own on top. Gauss-Newton finds the mode; every step is a
+Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
 
@@ -35,8 +35,8 @@ GAIN_SD, LOW_GAIN_SD = 0.8, 0.5
 CONSTANT_SD = 1.0
 """Deviation of c around the best loss, in spreads; wide enough for any truth, and no wider: a c far below every loss
 would let equal damages everywhere explain anything."""
-FIRST_LOW = 9
-"""Blocks of theta: 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, 8 q; then A, o, u, c of every lower fidelity."""
+FIRST_LOW = 8
+"""Blocks of theta: 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c; then A, o, u, c of every lower fidelity."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Widths:
     """Hyperparameters: prior deviations on the log scale; noise and misfit as shares of spread and excess.
 
     Attributes:
-        trust, scale, offset, decay, gain, bend: of t, z, o, k, v, q.
+        trust, scale, offset, decay, gain: of t, z, o, k, v.
         low: of o at a lower fidelity.
         noise: deviation between seeds, as a share of the median loss above the best.
         misfit: deviation from the table, as a share of a loss above the best.
@@ -56,11 +56,10 @@ class Widths:
     offset: float = 0.25
     decay: float = 0.3
     gain: float = 0.4
-    bend: float = 0.0
     low: float = 0.15
     noise: float = 0.01
     misfit: float = 0.05
-    own: float = 1.0
+    own: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -91,22 +90,6 @@ class Rows:
         """These rows and others."""
         pairs = ((self.b, b), (self.r, r), (self.low, low), (self.loss, loss), (self.weight, weight))
         return Rows(*(np.concatenate(pair) for pair in pairs))
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Parameters drawn from the posterior: damage (S, G, B, R), gain (S, G, R) and q (S,)."""
-
-    damage: np.ndarray
-    gain: np.ndarray
-    bend: np.ndarray
-    scale: float
-
-    def tables(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """(S, G, B, R): loss that each choice adds, with the rise linearised at a plan (G,), (G,)."""
-        total = self.damage[:, np.arange(len(b)), b, r].sum(1)
-        _, slope, _ = rise(total, self.bend, self.scale)
-        return slope[:, None, None, None] * self.damage - self.gain[:, :, None, :]
 
 
 class TableFit:
@@ -141,7 +124,7 @@ class TableFit:
     def block_variances(self, w: Widths) -> list[float]:
         """Factor of each block's covariance."""
         c = (CONSTANT_SD * self.spread) ** 2
-        first = [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c, w.bend**2]
+        first = [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c]
         return first + [1.0, w.low**2, LOW_GAIN_SD**2, c] * self.lows
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
@@ -167,11 +150,20 @@ class TableFit:
             out.append(v * (J if cov is None else J @ cov))
         return out
 
+    def _grams(self, blocks: list[np.ndarray]) -> np.ndarray:
+        """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
+        out = np.empty((len(blocks), len(blocks[0]), len(blocks[0])))
+        for k, J in enumerate(blocks):
+            cov = self._covariance(k)
+            X = J if cov is None else J @ self.basis.root(cov)
+            np.matmul(X, X.T, out=out[k])
+        return out
+
     # -- the mode -----------------------------------------------------------------------------------------------
     def _start(self) -> list[np.ndarray]:
         """Zero, but for the overall scale of damage, by weighted least squares on the prior's own sum."""
         G, B, R = self.basis.shape
-        sizes = [B * R, 1, G, G * B, G, R, G, 1, 1] + [B * R, G * B, R, 1] * self.lows
+        sizes = [B * R, 1, G, G * B, G, R, G, 1] + [B * R, G * B, R, 1] * self.lows
         theta = [np.zeros(n) for n in sizes]
         full = self.rows.low == 0
         x = (np.exp(self.basis.log_damage) * self.basis.live)[np.arange(G), self.rows.b[full]].sum(1)
@@ -186,9 +178,9 @@ class TableFit:
         for _ in range(STEPS):
             f, J = self._linearised(rows.b, rows.r, rows.low)
             SJ = self._spread_out(J)
-            grams = [a @ b.T for a, b in zip(SJ, J, strict=True)]
+            grams = self._grams(J)
             target = rows.loss - self.best - f + sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True))
-            L = np.linalg.cholesky(sum(grams) + np.diag(self.V))
+            L = np.linalg.cholesky(np.tensordot(self.variances, grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
             step = [s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)]
             size = max(float(np.abs(self._eta(step, k)).max()) for k in range(self.lows + 1))
@@ -222,17 +214,15 @@ class TableFit:
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
         levels = range(self.lows + 1)
-        damage = np.stack([self._damage(self.theta, k) for k in levels])[low[:, None], g, b, r]
-        gain = np.stack([self._gain(self.theta, k) for k in levels])[low[:, None], g, r]
-        f, slope, by_bend = rise(damage.sum(1), self.theta[8], self.spread)
-        d, w = damage * slope[:, None], -gain
+        d = np.stack([self._damage(self.theta, k) for k in levels])[low[:, None], g, b, r]
+        w = -np.stack([self._gain(self.theta, k) for k in levels])[low[:, None], g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
-        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), by_bend[:, None]]
-        f = f + w.sum(1) + self.theta[7]
+        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1))]
+        f = d.sum(1) + w.sum(1) + self.theta[7]
         for k in levels[1:]:
             at = (low == k).astype(float)[:, None]
             J += [cell * at, own * at, shared * at, at]
@@ -255,8 +245,8 @@ class TableFit:
         variance = luck - luck**2 * (half * half).sum(0)
         return self.rows.loss - luck * self.alpha, np.sqrt(np.maximum(variance, 0.0))
 
-    def draws(self, rng: np.random.Generator, width: np.ndarray) -> Draws:
-        """Parameters from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
+    def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
+        """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
         prior = []
         for k, (v, J) in enumerate(zip(self.variances, self.J, strict=True)):
             w = rng.standard_normal((len(width), J.shape[1])) * v**0.5
@@ -268,17 +258,10 @@ class TableFit:
         theta = [
             th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, self.SJ, strict=True)
         ]
-        return Draws(self._damage(theta), self._gain(theta), theta[8][:, 0], self.spread)
+        return self._damage(theta) - self._gain(theta)[:, :, None, :]
 
     def given(self, b: np.ndarray, r: np.ndarray, low: np.ndarray, weight: np.ndarray) -> TableFit:
         """The fit given that running plans come out as predicted."""
         mean, _ = self.joint(b, r, low)
         rows = self.rows.joined(b, r, low, mean, weight)
         return TableFit(self.basis, rows, self.widths, self.theta, self.lows)
-
-
-def rise(x: np.ndarray, q: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (1 + x / scale)^q, and its derivatives by x and by q."""
-    u = x / scale
-    power = (1.0 + u) ** q
-    return x * power, power * (1.0 + q * u / (1.0 + u)), x * power * np.log1p(u)

@@ -16,8 +16,8 @@ class TestQRA(StrategyContract):
 
 
 class TestQRAWithEverything(StrategyContract):
-    """Low fidelity, replicates and compounding damage are options: the contract holds with them too."""
+    """Low fidelity and replicates are options: the contract holds with them too."""
 
     @pytest.fixture
     def strategy(self):
-        return QRAStrategy(low=True, confirm=True, bend=0.3)
+        return QRAStrategy(low=True, confirm=True)
