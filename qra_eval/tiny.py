@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from qra_eval.loaded import LoadedModel, cached_folder, default_dtype, finish
-from qra_eval.testing import tiny_config
+from qra_eval.testing import HEADS, tiny_config
 
 END, PAD = "<|end|>", "<|pad|>"
-HEADS = 4
 
-RECIPE = {"version": 1, "layers": 4, "hidden": 128, "vocabulary": 640, "steps": 1200, "batch": 64, "rate": 3e-3}
-"""Of the trained model; a part of the name of its cached folder."""
+RECIPE = {"version": 1, "layers": 3, "hidden": 128, "vocabulary": 640, "steps": 1200, "batch": 32, "rate": 4e-3}
+"""Of the trained model, and a part of the name of its cached folder. Under two minutes on two cores: it learns the form
+of the answers and to copy the operands into them, and guesses most results."""
+
+TRAINING_ROWS = 30_000
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,7 +52,7 @@ def trained_tiny_model(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """A small Llama that solves some of the arithmetic task's problems; trained at the first call, then cached.
+    """A small Llama that knows the form of the arithmetic task's answers; trained at the first call, then cached.
 
     It is trained on problems of its own, none of them a validation or test problem of the task.
     """
@@ -107,7 +109,7 @@ def _splitter() -> Any:
     )
 
 
-def _build(kind: str, seed: int, layers: int, hidden: int, vocab: int, tokenizer: Any) -> Any:
+def _build(kind: str, seed: int, layers: int, hidden: int, vocab: int, tokenizer: Any, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     if vocab < len(tokenizer):
@@ -120,6 +122,7 @@ def _build(kind: str, seed: int, layers: int, hidden: int, vocab: int, tokenizer
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,11 +135,13 @@ def _train_into(folder: Path, seed: int, progress: Progress | None) -> None:
 
     steps, batch = int(RECIPE["steps"]), int(RECIPE["batch"])
     task = ArithmeticTask(
-        seed=1_000_003 + seed, digits=(1, 2), sizes={"calibration": 30_000, "validation": 1, "test": 1}
+        seed=1_000_003 + seed, digits=(1, 2), sizes={"calibration": TRAINING_ROWS, "validation": 1, "test": 1}
     )
     examples = task.split("calibration")
     tokenizer = word_tokenizer((e.prompt + e.answer for e in examples[:4000]), int(RECIPE["vocabulary"]))
-    model = _build("llama", seed, int(RECIPE["layers"]), int(RECIPE["hidden"]), int(RECIPE["vocabulary"]), tokenizer)
+    hidden = int(RECIPE["hidden"])
+    wide = {"head_dim": hidden // HEADS, "num_key_value_heads": HEADS, "intermediate_size": 3 * hidden}
+    model = _build("llama", seed, int(RECIPE["layers"]), hidden, int(RECIPE["vocabulary"]), tokenizer, **wide)
     rows = task.encode(examples, tokenizer, 128)
     train_small(model, rows, steps=steps, batch_size=batch, rate=float(RECIPE["rate"]), seed=seed, progress=progress)
     model.save_pretrained(folder)
@@ -163,7 +168,8 @@ def train_small(
     while done < steps:
         for batch in batches(rows, batch_size=batch_size, seed=seed + epoch):
             input_ids, labels, _ = collate(batch, 0)
-            loss = model(input_ids=input_ids, labels=labels).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=default_dtype() == torch.bfloat16):
+                loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
