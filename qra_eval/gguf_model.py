@@ -74,7 +74,7 @@ def gguf_config(file: GGUFFile, family: str) -> Any:
     """The transformers config that the metadata describes, checked against the shapes of the tensors."""
     from transformers import AutoConfig
 
-    values = {name: file.metadata.get(f"{family}.{key}") for key, name in _CONFIG.items()}
+    values: dict[str, Any] = {name: file.metadata.get(f"{family}.{key}") for key, name in _CONFIG.items()}
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise BadGGUF(f"{file.path}: there is no tensor token_embd.weight of two dimensions")

@@ -44,7 +44,8 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
         ValueError: no linear, or GPT-2's transposed ones, which `normalise` replaces.
     """
     path = _decoder_layers(model)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = getattr(model, "get_output_embeddings", None)
+    head = output() if callable(output) else None
     found = []
     for name, module in model.named_modules():
         if _is_conv1d(module):
@@ -132,7 +133,8 @@ def _decoder_layers(model: nn.Module) -> str | None:
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{path}.") for path in outer):
             continue
         outer.append(name)
-        weights = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m))
+        linears: list[Any] = [m for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
+        weights = sum(m.weight.numel() for m in linears)
         if weights > most:
             best, most = name, weights
     return best
