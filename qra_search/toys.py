@@ -124,7 +124,6 @@ def logged_state(
     seed: int = 3,
     pending: int = 0,
     writer: Strategy | None = None,
-    log: TrialLog | None = None,
 ) -> StudyState:
     """The state of a study whose log another strategy wrote, with some trials still running.
 
@@ -132,20 +131,20 @@ def logged_state(
         writer: what proposed the trials; default: random plans.
     """
     writer = writer or RandomStrategy()
-    log = log or TrialLog()
     state = StudyState(evaluator.space, (), evaluator.prior(), budgets, seed, 60.0, evaluator.fidelities)
-    while len(log) < trials + pending:
-        proposals = writer.propose(replace(state, trials=log.trials), 1)
-        if not proposals:
-            break
-        trial = log.propose(proposals[0])
-        if len(log) <= trials:
-            try:
-                p = trial.proposal
-                log.finish(trial.id, evaluator.evaluate(p.plan, fidelity=p.fidelity, seed=p.seed))
-            except EvaluationFailed as error:
-                log.fail(trial.id, str(error))
-    return replace(state, trials=log.trials)
+    with TrialLog() as log:
+        while len(log) < trials + pending:
+            proposals = writer.propose(replace(state, trials=log.trials), 1)
+            if not proposals:
+                break
+            trial = log.propose(proposals[0])
+            if len(log) <= trials:
+                try:
+                    p = trial.proposal
+                    log.finish(trial.id, evaluator.evaluate(p.plan, fidelity=p.fidelity, seed=p.seed))
+                except EvaluationFailed as error:
+                    log.fail(trial.id, str(error))
+        return replace(state, trials=log.trials)
 
 
 def budgets_of(space: SearchSpace, *shares: float) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
     Damage falls with rank, since an adapter repairs a part of it. Without a prior every weight is taken to be
     damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion to log2.
     """
-    prior = prior or flat_prior(space)
+    prior = usable_prior(space, prior)
     ranks = np.asarray(space.ranks, dtype=float)
     left = (1.0 + ranks) ** -RANK_DECAY
     return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
@@ -81,12 +81,17 @@ def posterior_table(state: StudyState) -> np.ndarray:
     """float (G, B, R): the prior's table, each group's damage and the gain scaled to the trials at full fidelity."""
     estimates = mean_estimates(state.full)
     b, r = state.space.encode_many(estimates.plans)
-    prior = state.prior or flat_prior(state.space)
+    prior = usable_prior(state.space, state.prior)
     damage = prior_table(state.space, replace(prior, rank_gain=np.zeros_like(prior.rank_gain)))
     rows = np.arange(len(damage))
     gain = prior.rank_gain[rows, r].sum(1)
     scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)
     return scale[:, None, None] * damage - gain_scale * prior.rank_gain[:, None, :]
+
+
+def usable_prior(space: SearchSpace, prior: Prior | None) -> Prior:
+    """The prior itself, or the flat one where there is none or it says nothing (all its entries are zero)."""
+    return prior if prior is not None and (prior.bits_damage.any() or prior.rank_gain.any()) else flat_prior(space)
 
 
 def flat_prior(space: SearchSpace) -> Prior:

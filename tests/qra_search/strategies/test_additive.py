@@ -96,3 +96,10 @@ def test_without_a_prior_larger_groups_are_taken_to_matter_more():
     weights = np.array([g.weights for g in space.groups])
     assert prior.bits_damage[:, 0] == pytest.approx(weights / weights.sum())
     assert prior.bits_damage[0, 1] == pytest.approx(prior.bits_damage[0, 0] / 4)
+
+
+def test_a_prior_of_zeros_says_nothing_and_the_flat_one_stands_in():
+    space = toy_space(3)
+    zeros = Prior(np.zeros((3, 4)), np.zeros((3, 3)))
+    assert np.array_equal(prior_table(space, zeros), prior_table(space, None))
+    assert len(AdditiveStrategy().propose(scenario("a prior of zeros"), 3)) == 3
