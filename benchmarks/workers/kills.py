@@ -10,6 +10,7 @@ the log of a search that was never killed. The search runs in batches, in this p
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import random
@@ -110,13 +111,15 @@ def unbroken() -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, with the kills done by then")
     parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: in the search's own process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, searches = random.Random(options.seed), 0
     total: dict[str, int] = {}
     unbroken()
-    while total.get("kills", 0) < options.kills:
+    ends = time.monotonic() + 60 * options.minutes
+    while total.get("kills", 0) < options.kills and time.monotonic() < ends:
         with tempfile.TemporaryDirectory() as folder:
             counts = one_search(Path(folder), rng, options.workers)
         searches += 1
