@@ -296,8 +296,11 @@ def observed(space: SearchSpace, trials: Sequence[Trial], levels: tuple[float, .
 
 
 def fitted_rows(rows: Rows) -> np.ndarray:
-    """Indices, ascending, of the rows that the table is fitted to."""
-    return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
+    """Indices, ascending, of the rows that the table is fitted to: the best of each fidelity, where there are many."""
+    excess = rows.loss.copy()
+    for level in np.unique(rows.low):
+        excess[rows.low == level] -= rows.loss[rows.low == level].min()
+    return np.sort(np.lexsort((rows.low, excess))[:MAX_ROWS])
 
 
 def _without_model(state: StudyState, asked: Asked, k: int) -> Proposal | None:

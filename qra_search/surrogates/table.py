@@ -129,7 +129,8 @@ class TableFit:
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
-        return np.asarray((w.noise * self.spread) ** 2 / weight + (w.misfit * excess) ** 2)
+        misfit = (w.misfit * excess) ** 2
+        return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
 
     def own(self, excess: np.ndarray | float) -> np.ndarray:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""

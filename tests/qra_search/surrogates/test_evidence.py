@@ -1,0 +1,49 @@
+"""The evidence finds the noise, and never takes a step that lowers it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import multivariate_normal
+from table_world import World
+
+from qra_search.surrogates.evidence import _evidence, refined
+from qra_search.surrogates.table import TableFit, Widths
+
+
+def test_no_sweeps_leave_the_fit_alone():
+    world = World()
+    fit = TableFit(world.basis, world.rows(20), Widths())
+    assert refined(fit, 0) is fit
+
+
+def test_steps_raise_the_evidence():
+    world = World()
+    fit = TableFit(world.basis, world.rows(60, noise=0.03), Widths())
+    better = refined(fit)
+    assert _evidence(fit, better.widths, fit.widths) > _evidence(fit, fit.widths, fit.widths)
+
+
+def test_the_evidence_is_that_of_a_gaussian():
+    """Up to constants: scipy's density of the linearised targets."""
+    world = World()
+    fit = TableFit(world.basis, world.rows(25), Widths())
+    values = []
+    for widths in (Widths(), Widths(scale=0.6)):
+        cov = np.tensordot(fit.block_variances(widths), fit.grams, 1) + np.diag(
+            fit.error(widths, fit.rows.weight, fit.excess)
+        )
+        density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)
+        prior = -0.5 * (np.log(widths.scale / 0.3) / 0.7) ** 2
+        values.append((_evidence(fit, widths, fit.widths), density + prior))
+    (a, x), (b, y) = values
+    np.testing.assert_allclose(a - b, x - y, rtol=1e-6)
+
+
+def test_noisier_losses_are_seen_to_be_noisier():
+    noise = []
+    for sd in (0.003, 0.05):
+        world = World()
+        fit = refined(TableFit(world.basis, world.rows(80, noise=sd), Widths()))
+        noise.append(float(np.sqrt(np.median(fit.V))))
+    assert noise[1] > 3 * noise[0]
+    assert 0.025 < noise[1] < 0.1

@@ -1,0 +1,148 @@
+"""The table's posterior: the mode, its predictions, draws, trust in the prior, and lower fidelities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from table_world import World
+
+from qra_search.surrogates.evidence import refined
+from qra_search.surrogates.table import Rows, TableFit, Widths
+
+
+def full(count: int) -> np.ndarray:
+    return np.zeros(count, int)
+
+
+def test_the_mode_is_stationary():
+    """theta = S J' V^-1 (loss - f(theta)): the gradient of the log posterior vanishes."""
+    world = World()
+    rows = world.rows(30)
+    fit = TableFit(world.basis, rows, Widths())
+    for _ in range(3):  # Gauss-Newton stops when close; go on from there
+        fit = TableFit(world.basis, rows, Widths(), fit.theta)
+    f, J = fit._linearised(rows.b, rows.r, rows.low)
+    misfit = (rows.loss - fit.best - f) / fit.V
+    for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
+        np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
+
+
+def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries():
+    world = World()
+    b, r = world.plans(200)
+    truth = world.loss(b, r)
+    errors = []
+    for count in (10, 60):
+        mean, _ = refined(TableFit(world.basis, world.rows(count), Widths())).joint(b, r, full(200))
+        errors.append(float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.std()))
+    assert errors[1] < 0.15
+    assert errors[1] < errors[0] / 2
+
+
+def test_its_deviations_are_honest():
+    world = World()
+    b, r = world.plans(300)
+    fit = refined(TableFit(world.basis, world.rows(40), Widths()))
+    mean, cov = fit.joint(b, r, full(300))
+    scores = (mean - world.loss(b, r)) / np.sqrt(np.diag(cov))
+    assert 0.5 < np.sqrt(np.mean(scores**2)) < 1.6
+
+
+def test_draws_have_the_posteriors_mean_and_deviation():
+    world = World()
+    fit = refined(TableFit(world.basis, world.rows(80), Widths()))
+    b, r = world.plans(20)
+    tables = fit.draws(np.random.default_rng(0), np.ones(4000))
+    sums = np.stack([tables[:, np.arange(12), x, y].sum(1) for x, y in zip(b, r, strict=True)], 1)
+    mean, cov = fit.joint(b, r, full(20))
+    # The constant c is no part of a table: compare what plans differ by.
+    contrast = np.eye(20) - 1 / 20
+    deviation = np.sqrt(np.diag(contrast @ cov @ contrast))
+    np.testing.assert_allclose((sums @ contrast).std(0), deviation, rtol=0.15)
+    np.testing.assert_allclose((sums @ contrast).mean(0), contrast @ mean, atol=0.3 * float(deviation.max()))
+
+
+def test_a_draw_of_no_width_is_the_mode_and_all_damage_is_positive():
+    world = World()
+    fit = TableFit(world.basis, world.rows(20), Widths())
+    tables = fit.draws(np.random.default_rng(0), np.array([0.0, 0.0, 3.0]))
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert (np.diff(tables, axis=3) <= 0).mean() > 0.5
+    assert (fit._damage(fit.theta) > 0).all()
+
+
+def test_unquantized_groups_are_not_damaged():
+    world = World(bits=(2, 4, 16))
+    fit = TableFit(world.basis, world.rows(20), Widths())
+    assert (fit._damage(fit.theta)[:, 2] == 0).all()
+    assert (fit._damage(fit.theta)[:, :2] > 0).all()
+
+
+def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
+    trust = {}
+    for shuffled in (False, True):
+        world = World(prior_error=0.1, shuffled=shuffled)
+        trust[shuffled] = 1.0 + refined(TableFit(world.basis, world.rows(80), Widths())).theta[1][0]
+    assert trust[False] > 0.6
+    assert trust[True] < 0.4
+
+
+def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
+    world = World()
+    rows = world.rows(40)
+    b, r = world.plans(50)
+    before, _ = TableFit(world.basis, rows, Widths()).joint(b, r, full(50))
+    broken = rows.joined(b[:1] * 0, r[:1] * 0, full(1), np.array([40.0]), np.ones(1))
+    after, _ = TableFit(world.basis, broken, Widths()).joint(b, r, full(50))
+    assert np.abs(after - before).max() < 0.1 * before.std()
+
+
+def test_pending_plans_narrow_the_belief_and_leave_its_mean():
+    world = World()
+    fit = TableFit(world.basis, world.rows(30), Widths())
+    b, r = world.plans(5)
+    before, cov_before = fit.joint(b, r, full(5))
+    after, cov_after = fit.given(b, r, full(5), np.ones(5)).joint(b, r, full(5))
+    np.testing.assert_allclose(after, before, atol=0.2 * float(np.sqrt(np.diag(cov_before)).max()))
+    assert (np.diag(cov_after) < 0.5 * np.diag(cov_before)).all()
+
+
+def test_replicates_count_for_more():
+    world = World()
+    rows = world.rows(20, noise=0.02)
+    widths = Widths(noise=0.2)
+    once = TableFit(world.basis, rows, widths).at_rows()[1]
+    weight = np.where(np.arange(20) == 3, 9.0, 1.0)
+    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.low, rows.loss, weight), widths).at_rows()[1]
+    assert often[3] < once[3]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_rows_are_enough(count):
+    world = World()
+    rows = world.rows(count)
+    mean, std = refined(TableFit(world.basis, rows, Widths())).at_rows()
+    assert np.isfinite(mean).all() and np.isfinite(std).all()
+
+
+def test_a_lower_fidelity_informs_the_full_one_without_its_bias():
+    world = World(prior_error=0.8)
+    rows = world.rows(8)
+    b, r = world.plans(60)
+    shift = 0.3 + 1.2 * (world.loss(b, r) - 1.0)  # higher, and steeper
+    seen = rows.joined(b, r, np.ones(60, int), 1.0 + shift, np.full(60, 0.25))
+    test_b, test_r = world.plans(200)
+    truth = world.loss(test_b, test_r)
+    alone, _ = refined(TableFit(world.basis, rows, Widths())).joint(test_b, test_r, full(200))
+    helped, _ = refined(TableFit(world.basis, seen, Widths())).joint(test_b, test_r, full(200))
+    assert np.sqrt(np.mean((helped - truth) ** 2)) < 0.5 * np.sqrt(np.mean((alone - truth) ** 2))
+    assert abs(np.mean(helped - truth)) < 0.1
+
+
+def test_what_it_is_given_is_not_changed():
+    world = World()
+    rows = world.rows(15)
+    copies = [x.copy() for x in (rows.b, rows.r, rows.low, rows.loss, rows.weight)]
+    refined(TableFit(world.basis, rows, Widths())).draws(np.random.default_rng(0), np.ones(3))
+    for before, after in zip(copies, (rows.b, rows.r, rows.low, rows.loss, rows.weight), strict=True):
+        np.testing.assert_array_equal(before, after)

@@ -1,0 +1,42 @@
+"""A small world whose loss is a table indeed, with a prior of it: what the surrogate of a table is tested on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qra_search.evaluation import Prior
+from qra_search.surrogates.basis import TableBasis
+from qra_search.surrogates.table import Rows
+from qra_search.toys import toy_space
+
+NOISE = 0.002
+
+
+class World:
+    """A loss that is a table indeed, its prior, and random plans."""
+
+    def __init__(self, layers: int = 12, prior_error: float = 0.35, shuffled: bool = False, bits=(2, 3, 4, 8)):
+        rng = np.random.default_rng(7)
+        self.space = toy_space(layers, bits=bits)
+        G, R = layers, len(self.space.ranks)
+        column = np.array([0.25 ** (x - 2) if x < 16 else 0.0 for x in bits])
+        damage = rng.lognormal(0.0, 0.7, (G, 1)) * column / G
+        left = np.array([0.7, 0.55, 0.4])[:R]
+        self.gain = np.tile(0.05 * np.arange(R) / G, (G, 1))
+        self.table = damage[:, :, None] * left - self.gain[:, None, :]
+        prior = damage * rng.lognormal(0.0, prior_error, damage.shape)
+        self.prior = Prior(prior[rng.permutation(G)] if shuffled else prior, self.gain)
+        self.basis = TableBasis(self.space, self.prior)
+        self.rng = rng
+
+    def plans(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        G, B, R = self.table.shape
+        return self.rng.integers(0, B, (count, G)), self.rng.integers(0, R, (count, G))
+
+    def loss(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return 1.0 + self.table[np.arange(len(self.table)), b, r].sum(1)
+
+    def rows(self, count: int, noise: float = NOISE) -> Rows:
+        b, r = self.plans(count)
+        loss = self.loss(b, r) + noise * self.rng.standard_normal(count)
+        return Rows(b, r, np.zeros(count, int), loss, np.ones(count))
