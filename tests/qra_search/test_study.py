@@ -183,7 +183,7 @@ def test_an_unknown_strategy_is_named_with_the_nearest():
 def test_an_option_that_a_strategy_lacks_is_refused():
     from qra_search.strategies import make_strategy
 
-    with pytest.raises(ValueError, match="'random' does not take these options"):
+    with pytest.raises(ValueError, match="'random': 'colour'"):
         make_strategy("random", colour="red")
 
 
