@@ -58,12 +58,11 @@ def encode(
         raise ValueError(f"max_length must be at least 2, got {max_length}")
     rows = []
     for example in examples:
-        if chat:
-            prompt = chat_prompt(example, tokenizer)
-            before, answer = _split_ids(tokenizer, prompt, example.answer.lstrip(), special=False)
-        else:
-            before, answer = _split_ids(tokenizer, example.prompt, example.answer)
-        if end and tokenizer.eos_token_id is not None:
+        prompt, text = chat_pair(example, tokenizer, end=end) if chat else (example.prompt, example.answer)
+        before, answer = _split_ids(tokenizer, prompt, text, special=not chat)
+        # A chat's turn ends with a token of its own, which need not be the end token.
+        ended = chat and text != example.answer.lstrip()
+        if end and not ended and tokenizer.eos_token_id is not None:
             answer = [*answer, tokenizer.eos_token_id]
         if not answer:
             raise ValueError(f"the answer to {example.prompt[:60]!r} has no tokens")
@@ -100,8 +99,17 @@ def chat_prompt(example: Example, tokenizer: Any) -> str:
     """The prompt in the tokenizer's chat format, up to where the answer begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template: leave `chat` off")
-    messages = [dict(message) for message in example.messages] or [{"role": "user", "content": example.prompt}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(_turns(example), tokenize=False, add_generation_prompt=True)
+
+
+def chat_pair(example: Example, tokenizer: Any, *, end: bool = True) -> tuple[str, str]:
+    """Prompt and answer in the tokenizer's chat format, the answer with what the template ends a turn with."""
+    prompt, answer = chat_prompt(example, tokenizer), example.answer.lstrip()
+    if not end:
+        return prompt, answer
+    turns = [*_turns(example), {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt + answer) else answer
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
@@ -164,6 +172,10 @@ def collate(rows: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     for i, row in enumerate(rows):
         input_ids[i, : len(row)], labels[i, : len(row)], mask[i, : len(row)] = row.input_ids, row.labels, 1
     return input_ids, labels, mask
+
+
+def _turns(example: Example) -> list[dict[str, str]]:
+    return [dict(message) for message in example.messages] or [{"role": "user", "content": example.prompt}]
 
 
 def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:

@@ -91,6 +91,29 @@ def test_a_chat_template_goes_around_the_prompt_and_the_answer_follows_it():
         encode([Example("Hi", " there")], TOKENIZER, 200, chat=True)
 
 
+def test_a_chats_answer_ends_as_the_template_ends_a_turn():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True)
+    assert tokenizer.decode(row.input_ids) == "<user>Hi</turn>\n<assistant>there</turn>"
+    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there</turn>"
+    (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True, end=False)
+    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there"
+
+
+def test_a_template_that_changes_the_answer_leaves_it_with_the_end_token():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    (row,) = encode([Example("Hi", " there")], tokenizer, 200, chat=True)
+    assert tokenizer.decode(row.labels[row.labels != IGNORED]) == "there<|end|>"
+
+
 def test_an_empty_answer_and_a_length_of_one_are_refused():
     with pytest.raises(ValueError, match="no tokens"):
         encode([Example("ab", "")], TOKENIZER, 10, end=False)
