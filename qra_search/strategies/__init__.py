@@ -25,7 +25,9 @@ def make_strategy(spec: str | Strategy, **options: Any) -> Strategy:
     args = (argument,) if argument else ()
     parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for option in set(options) - set(parameters):
+        for option in sorted(set(options) - set(parameters)):
+            if not parameters:
+                raise ValueError(f"unknown option of strategy {name!r}: {option!r}: it takes none")
             raise ValueError(plugins.unknown_message(f"option of strategy {name!r}:", option, parameters))
     try:
         strategy = factory(*args, **options)

@@ -11,6 +11,7 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
+from qra_search.budgets import size_in
 from qra_search.cli import demo
 from qra_search.config import RunConfig, make_config
 from qra_search.runs import RunFolder
@@ -119,8 +120,7 @@ def test_the_demo_searches_tunes_and_compares_with_every_uniform_plan_of_no_more
     run = RunFolder(tmp_path / "d")
     result = run.result()
     budget = result.memory_budgets[0]
-    uniform = result.space.uniform(3, 8)
-    assert uniform is not None and budget == result.space.memory_bytes(uniform)
+    assert budget == size_in(result.space, demo.DEMO["search"]["memory"][0])
     fitting = {p.key for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget}
     assert fitting <= {plan.key for plan, _, _ in tuner["tuned"]}
     assert tuner["built"] == 1

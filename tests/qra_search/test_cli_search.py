@@ -188,7 +188,8 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
     assert "press Ctrl-C again" in err
     assert f"qra search --resume --out {folder.path}" in out
     assert folder.result_file.is_file() and folder.report_file.is_file()
-    assert all(status == "done" for _, status, _ in trials(folder.path))
+    # One that was proposed as the signal came is kept as running, and is run first when the search goes on.
+    assert [status for _, status, _ in trials(folder.path)[:-1]] == ["done"] * (len(trials(folder.path)) - 1)
     assert qra.search(folder.path, "--resume", evaluations=60).status == 0
 
 
