@@ -23,7 +23,8 @@ def test_every_sampler_proposes_lawfully_and_repeatably(sampler):
     strategy = make_strategy(f"optuna:{sampler}", **options)
     proposals = strategy.propose(state, 1)
     check_proposals(proposals, state)
-    assert [p.origin for p in proposals] == [sampler]
+    # A sampler that asks for a known plan again and again (older GP samplers do) gets a random one in its place.
+    assert [p.origin for p in proposals] in ([sampler], ["random"] if sampler == "gp" else [sampler])
     assert proposals == make_strategy(f"optuna:{sampler}", **options).propose(state, 1)
 
 
