@@ -68,10 +68,11 @@ def test_training_changes_the_loss_and_no_step_leaves_it(build):
     assert full.metrics["trained_tokens"] > 2 * untrained.metrics["trained_tokens"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "bitsandbytes"])
 @pytest.mark.parametrize("granularity", ["module", "layer"])
 def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, backend, granularity, tmp_path):
-    evaluator = build(backend, granularity=granularity)
+    bits = (4, 8) if backend == "bitsandbytes" else (2, 3, 4, 8)
+    evaluator = build(backend, bits=bits, granularity=granularity)
     plan = mixed_plan(evaluator.space)
     evaluator.tune(plan, steps=1, folder=tmp_path)
     model, _ = load(tmp_path)
