@@ -1,0 +1,66 @@
+"""Scores are those of lm-evaluation-harness, where it is installed (pip install "lm_eval[hf]")."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from qra_eval.models import tiny_model
+from qra_eval.tasks import Example
+from qra_eval.tasks.generation import generate_answers
+from qra_eval.tasks.gsm8k import STOP
+from qra_eval.tasks.numbers import FLEXIBLE, STRICT, number_of
+from qra_eval.tasks.scoring import score_choices
+
+huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
+
+EXAMPLES = [
+    Example("Question: what is red?\nAnswer:", " a rose", (" a rose", " the sky at noon", " é"), 0),
+    Example("ends in a space ", " yes", (" no", " yes"), 1),
+    Example("two\n\n", "lines", ("lines", " more lines\nthan one"), 0),
+    Example("", " sun", (" moon", " sun"), 1),
+]
+TEXTS = ["so 5\n#### 1,234.", "#### $-5", "costs $1,200.50, or 7", "#### -5.\n#### 4", "none", "-", "12-7", ""]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return tiny_model(dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def harness(loaded):
+    return huggingface.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=2, max_length=256)
+
+
+def request(kind, arguments):
+    from lm_eval.api.instance import Instance
+
+    return Instance(kind, {}, arguments, 0)
+
+
+def test_log_likelihoods_agree(loaded, harness):
+    pairs = [(example.prompt, choice) for example in EXAMPLES for choice in example.choices]
+    theirs = [value for value, _ in harness.loglikelihood([request("loglikelihood", pair) for pair in pairs])]
+    scores = score_choices(loaded.model, loaded.tokenizer, EXAMPLES)
+    ours = scores.log_likelihoods[np.isfinite(scores.log_likelihoods)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_greedy_answers_agree(loaded, harness):
+    prompts = ["Question: 2 + 3?\nAnswer:", "a", "a longer prompt, of another length"]
+    options = {"until": list(STOP), "max_gen_toks": 20, "do_sample": False}
+    theirs = harness.generate_until([request("generate_until", (prompt, options)) for prompt in prompts])
+    assert generate_answers(loaded.model, loaded.tokenizer, prompts, 20, batch_size=2, stop=STOP) == theirs
+
+
+@pytest.mark.parametrize(("how", "pattern", "select"), [("strict", STRICT, 0), ("flexible", FLEXIBLE, -1)])
+def test_numbers_agree(how, pattern, select):
+    from lm_eval.filters.extraction import RegexFilter
+
+    found = RegexFilter(pattern.pattern, group_select=select, fallback="").apply([[text] for text in TEXTS], [{}] * 8)
+    plain = [re.sub(r"\.$", "", re.sub(r"[,$]", "", text)) or None for (text,) in found]
+    assert [number_of(text, how) for text in TEXTS] == plain
