@@ -36,23 +36,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.jsonl"))
     parser.add_argument("--bank", help="folder of the bank; default: the user's cache")
     parser.add_argument("--backends", nargs="+", default=["mixed", "reference"])
+    parser.add_argument("--keep", type=Path, help="folder for the tuned runs; those already there are not tuned again")
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as holder:
         for backend in given.backends:
-            rows += measure(backend, Path(holder) / backend, given.bank, given.steps)
+            folder = (given.keep or Path(holder) / "runs") / backend
+            if not (folder / "plan.json").is_file():
+                tune(backend, folder, given.bank, given.steps)
+            rows += measure(backend, folder, Path(holder) / backend)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))
 
 
-def measure(backend: str, folder: Path, bank: str | None, steps: int) -> list[dict[str, Any]]:
-    """One tuned plan of a backend, exported in every way."""
-    from qra_eval.export import export
-    from qra_eval.export.tuned import TunedRun
+def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
+    """A plan of mixed bits and ranks on a backend, tuned briefly."""
     from qra_eval.quantized_lora import QuantizedLoRAEvaluator
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
     from qra_search.space import Plan
@@ -62,13 +64,21 @@ def measure(backend: str, folder: Path, bank: str | None, steps: int) -> list[di
         "arithmetic",
         quantization=QuantizationConfig(backend=backend, cache=bank),
         space=SpaceConfig(granularity="fused"),
-        training=TrainingConfig(batch_size=4),
+        training=TrainingConfig(batch_size=4, test_rows=4),
     )
     groups = len(evaluator.space)
     plan = Plan(tuple(BITS[i % len(BITS)] for i in range(groups)), tuple(RANKS[i % len(RANKS)] for i in range(groups)))
-    evaluator.tune(plan, steps=steps, folder=folder / "run")
+    evaluator.tune(plan, steps=steps, folder=folder)
     evaluator.close()
-    run, rows = TunedRun(folder / "run"), []
+
+
+def measure(backend: str, tuned: Path, folder: Path) -> list[dict[str, Any]]:
+    """One tuned plan, exported in every way into a folder."""
+    from qra_eval.export import export
+    from qra_eval.export.tuned import TunedRun
+
+    run = TunedRun(tuned)
+    rows = [in_float32(run, backend)]
     for format, options in CASES:
         start = time.perf_counter()
         out = folder / f"{format}-{len(rows)}"

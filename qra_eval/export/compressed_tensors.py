@@ -206,13 +206,16 @@ def untied(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_compressed(folder: Path, dtype: torch.dtype) -> Any:
-    """The export as transformers loads it, dequantized, with the adapter on top where there is one."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    """The export as transformers loads it, with the adapter on top where there is one.
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, quantization_config=CompressedTensorsConfig(dequantize=True)
-    )
+    Not with `CompressedTensorsConfig(dequantize=True)`: transformers 5.24 then takes the first config group for every
+    layer, and reads those of other widths wrongly.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
     if not (folder / "adapter").is_dir():
         return model
     return PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False)

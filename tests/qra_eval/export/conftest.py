@@ -108,6 +108,9 @@ def loaded(runs: Runs, exported: dict[tuple[str, str], Any]) -> Any:
                 "out": str(runs.folder / f"{name}-{format}.safetensors"),
             }
         )
+    twice = next(job for job in jobs if job["kind"] == "compressed-tensors")
+    other = {"kind": "compressed-dequantize", "out": str(runs.folder / "llama-compressed-dequantize.safetensors")}
+    jobs.append({**twice, **other})
     (runs.folder / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("loader.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

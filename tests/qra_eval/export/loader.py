@@ -34,6 +34,13 @@ def compressed(path: Path, dtype: torch.dtype):
     return PeftModel.from_pretrained(model, str(path / "adapter"), autocast_adapter_dtype=False)
 
 
+def compressed_dequantize(path: Path, dtype: torch.dtype):
+    import compressed_tensors  # noqa: F401
+    from transformers import CompressedTensorsConfig
+
+    return plain(path, dtype, quantization_config=CompressedTensorsConfig(dequantize=True))
+
+
 def gptq(path: Path, dtype: torch.dtype):
     from gptqmodel import BACKEND, GPTQModel
     from peft import PeftModel
@@ -74,7 +81,10 @@ def lora(path: Path):
     return float(reader.fields["adapter.lora.alpha"].parts[-1][0]), {t.name: np.array(t.data) for t in reader.tensors}
 
 
-KINDS = {"merged": plain, "compressed-tensors": compressed, "gptqmodel": gptq, "gguf": gguf}
+KINDS = {
+    "merged": plain, "compressed-tensors": compressed, "compressed-dequantize": compressed_dequantize,
+    "gptqmodel": gptq, "gguf": gguf,
+}  # fmt: skip
 
 
 @torch.no_grad()
