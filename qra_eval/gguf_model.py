@@ -60,7 +60,7 @@ def convert_gguf(path: str | Path, folder: str | Path, dtype: torch.dtype) -> No
         _write_model(file, family, Path(folder), dtype)
     else:
         _write_with_transformers(file, family, Path(folder), dtype)
-    tokenizer = _byte_level_tokenizer(file) if own else None
+    tokenizer = _one_line(file, "tokenizer", lambda: _byte_level_tokenizer(file)) if own else None
     if tokenizer is None:
         from transformers import AutoTokenizer
 
@@ -183,12 +183,11 @@ def _byte_level_tokenizer(file: GGUFFile) -> Any | None:
         return None
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
+    rows = file.tensors["token_embd.weight"].shape[0]
+    if len(tokens) > rows:
+        raise ValueError(f"{len(tokens)} tokens, but an embedding of {rows} rows")
     tokenizer = Tokenizer(
-        _one_line(
-            file,
-            "tokenizer",
-            lambda: models.BPE(vocab=vocabulary, merges=pairs, continuing_subword_prefix="", end_of_word_suffix=""),
-        )
+        models.BPE(vocab=vocabulary, merges=pairs, continuing_subword_prefix="", end_of_word_suffix="")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

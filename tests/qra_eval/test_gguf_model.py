@@ -150,6 +150,27 @@ def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_bui
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("tokens", [f"t{i}" for i in range(999)], "999 tokens, but an embedding of 320 rows"),
+        ("tokens", [1, 2, 3], "no tokenizer can be made"),
+        ("merges", ["no such pair"], "no tokenizer can be made"),
+        ("merges", [5], "no tokenizer can be made"),
+    ],
+)
+def test_a_tokenizer_that_fits_nothing_is_refused_in_one_line(tmp_path, monkeypatch, key, value, why):
+    write_gguf(tmp_path / "tiny.gguf", "llama")
+    file = read_gguf(tmp_path / "tiny.gguf")
+    file.metadata[f"tokenizer.ggml.{key}"] = value
+    if key == "tokens":
+        file.metadata["tokenizer.ggml.token_type"] = [1] * len(value)
+    monkeypatch.setattr("qra_eval.gguf_model.read_gguf", lambda _: file)
+    with pytest.raises(BadGGUF, match=why) as caught:
+        convert_gguf(file.path, tmp_path, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_architecture_is_refused_in_one_line(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "clip")
     writer.write_header_to_file()
