@@ -21,10 +21,13 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("peft", {}),
     ("merged", {"dtype": "bfloat16"}),
     ("merged", {"dtype": "float32"}),
+    ("compressed-tensors", {"bits": "2,3,4,8"}),
     ("compressed-tensors", {}),
-    ("compressed-tensors", {"bits": "4,8"}),
+    ("compressed-tensors", {"bits": "8"}),
+    ("gptqmodel", {"bits": "2,3,4,8"}),
     ("gptqmodel", {}),
     ("gptqmodel", {"symmetric": True}),
+    ("gptqmodel", {"bits": "8"}),
     ("gguf", {}),
     ("gguf", {"types": "2=Q4_0,3=Q4_0,4=Q4_0,8=Q8_0"}),
 )
@@ -103,6 +106,18 @@ def measure(backend: str, tuned: Path, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def in_float32(run: Any, backend: str) -> dict[str, Any]:
+    """The tuned model itself, computed in float32: differences of this size are rounding, not the export's doing."""
+    names = ("largest_logit_difference", "largest_logit", "mean_logit_difference", "same_next_token")
+    figures = dict(zip(names, run.difference(run.with_weights(run.weight).float()), strict=True))
+    row = {
+        "model": "SmolLM2-135M-Instruct", "backend": backend, "dtype": run.plan["dtype"],
+        "format": "(the tuned model, computed in float32)", "options": {}, **figures, "bytes": None, "notes": [],
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     largest = max((row["largest_logit"] for row in rows if row["largest_logit"] is not None), default=float("nan"))
@@ -124,7 +139,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             if compared
             else "not compared | | "
         )
-        lines.append(f"| {row['backend']} | {row['format']} | {options} | {figures} | {row['bytes'] / 2**20:.1f} |")
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
+        lines.append(f"| {row['backend']} | {row['format']} | {options} | {figures} | {size} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,8 @@ from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
 
 Run = TunedRun | str | Path
+MUCH_THE_SAME = 0.9
+"""Share of likeliest tokens that must stay the same for an export not to warn."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,21 @@ class Exported:
     same_next_token: float | None = None
 
 
-def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any) -> Exported:
-    """The result of an export whose model, loaded again, is compared with the tuned one."""
-    return Exported(path, tuple(notes), *run.difference(model))
+def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any, *, rounded: bool = False) -> Exported:
+    """The result of an export whose model, loaded again, is compared with the tuned one.
+
+    Args:
+        rounded: weights were rounded a second time; where this changes much, a note says so first.
+    """
+    done = Exported(path, tuple(notes), *run.difference(model))
+    same = done.same_next_token
+    if not rounded or same is None or same >= MUCH_THE_SAME:
+        return done
+    warning = (
+        f"WARNING: rounding a second time changed the likeliest token at {1 - same:.0%} of the positions: measure it "
+        "on your task, or export with bits=8, or as gguf or merged"
+    )
+    return replace(done, notes=(warning, *done.notes))
 
 
 class ExportRefused(ValueError):

@@ -21,6 +21,8 @@ from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.memory import UNQUANTIZED_BITS
 
 WIDTHS = bitpack.WIDTHS
+DEFAULT_WIDTHS = (4, 8)
+"""What every engine takes. Rounded a second time at 2 or 3 bits, SmolLM2 finds another likeliest token everywhere."""
 GROUP_SIZE = 64
 LIBRARY = "compressed_tensors"
 
@@ -33,8 +35,8 @@ class CompressedTensorsExporter(Exporter):
 
     Args:
         group_size: weights of a row that share a scale; halved for a linear whose row it does not divide.
-        bits: widths that may be written, as a list or as text ("4,8" for engines that know no others). A linear of
-            another width takes the next wider one.
+        bits: widths that may be written, as a list or as text ("2,3,4,8", or "8" to lose next to nothing). A linear
+            of another width takes the next wider one.
         merge: add the adapter to the weights before they are rounded, instead of writing it beside them. At 2 to 4 bits
             this loses much of it.
         shards: `refuse` plans that engines which fuse q, k, v and gate, up cannot load, `widen` the narrower ones, or
@@ -47,7 +49,7 @@ class CompressedTensorsExporter(Exporter):
     def __init__(
         self,
         group_size: int = GROUP_SIZE,
-        bits: Any = WIDTHS,
+        bits: Any = DEFAULT_WIDTHS,
         merge: bool = False,
         shards: str = "refuse",
     ):
@@ -60,6 +62,7 @@ class CompressedTensorsExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         bits, _, notes = target_bits(run.linears, self.widths, self.shards)
+        quantized = sum(width != UNQUANTIZED_BITS for width in bits.values())
         state, kept = {}, 0
         for linear in run.linears:
             width = bits[linear.name]
@@ -86,7 +89,7 @@ class CompressedTensorsExporter(Exporter):
         if importlib.util.find_spec(LIBRARY) is None:
             notes.append("not compared: the package compressed-tensors is not installed here")
             return Exported(out, tuple(notes))
-        return compared(out, notes, run, load_compressed(out, run.dtype))
+        return compared(out, notes, run, load_compressed(out, run.dtype), rounded=kept < quantized)
 
     def _grid(self, run: TunedRun, linear: Chosen, bits: int) -> IntegerGrid:
         return integer_grid(
@@ -149,9 +152,7 @@ class CompressedTensorsExporter(Exporter):
         if not self.merge:
             notes.append(f"the adapter is apart, in {out / 'adapter'}: put it on top with peft or --lora-modules")
         if set(bits.values()) - {4, 8, UNQUANTIZED_BITS}:
-            notes.append(
-                "2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8 writes only those)"
-            )
+            notes.append("2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8)")
         return notes
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qra_eval.export.base import Exported, Exporter, compared
-from qra_eval.export.compressed_tensors import plain_reasons, untied, widths_of
+from qra_eval.export.compressed_tensors import DEFAULT_WIDTHS, plain_reasons, untied, widths_of
 from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
 from qra_eval.export.shards import target_bits
@@ -48,7 +48,7 @@ class GPTQModelExporter(Exporter):
     def __init__(
         self,
         group_size: int = GROUP_SIZE,
-        bits: Any = bitpack.WIDTHS,
+        bits: Any = DEFAULT_WIDTHS,
         symmetric: bool = False,
         merge: bool = False,
         shards: str = "ignore",
@@ -128,7 +128,8 @@ class GPTQModelExporter(Exporter):
                 {key: tensors[f"{linear.name}.{key}"] for key in GPTQ_KEYS}, bits[linear.name], self.shift
             )
 
-        return compared(out, notes, run, run.with_weights(weight, adapter=not self.merge))
+        model = run.with_weights(weight, adapter=not self.merge)
+        return compared(out, notes, run, model, rounded=kept < quantized)
 
     def _config(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
         dynamic: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,9 @@ from qra_search.cli.errors import BadInput, bad_input
 
 
 def export(
-    run: common.Run,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder of a tuned run.", show_default=False)
+    ] = None,  # fmt: skip
     format: Annotated[
         str, typer.Option("--format", "-f", metavar="F", show_default=False, help="A format; --list shows all.")
     ] = "",
@@ -50,6 +52,8 @@ def export(
         for name, summary in {} if as_json else found.items():
             print(f"{name:20s}{summary}")
         return
+    if run is None:
+        raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
     if not format:
         raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
     with bad_input():

@@ -33,7 +33,11 @@ ROUND_TRIPS = {
     "mixtral": ("merged",),
     "int8": ("compressed-tensors",),
 }
-OPTIONS: dict[str, dict[str, Any]] = {"merged": {"dtype": "float32"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "merged": {"dtype": "float32"},
+    "compressed-tensors": {"bits": "2,3,4,8"},
+    "gptqmodel": {"bits": "2,3,4,8"},
+}
 
 
 class Runs:

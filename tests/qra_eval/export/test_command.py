@@ -1,0 +1,65 @@
+"""`qra export` and `qra plan import`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_runner import Qra
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+def test_an_export_is_written_and_its_difference_told(qra, runs, tmp_path):
+    shown = qra("export", str(runs["llama"].folder), "--format", "peft", "--out", str(tmp_path / "out"))
+    assert shown.status == 0 and "the same logits as the tuned model's, exactly" in shown.out
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
+    command = ("export", str(runs["llama"].folder), "--format", "autoround", "--out", str(tmp_path / "layers.json"))
+    shown = qra(*command, "--option", "group_size=32", "--json")
+    assert json.loads(shown.out)["path"] == str(tmp_path / "layers.json")
+    layers = json.loads((tmp_path / "layers.json").read_text())
+    assert {layer.get("group_size", 32) for layer in layers.values()} == {32}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--format", "compressed-tensors", "--check"), "granularity: fused"),
+        (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
+        ((), "--format is missing: one of autoround, compressed-tensors"),
+        (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
+        (("--format", "gguf", "--option", "weights=q4"), "weights must be one of plan, f16"),
+    ],
+)
+def test_what_cannot_be_is_told_in_the_last_line_with_status_2(arguments, said, qra, runs):
+    shown = qra("export", str(runs["uneven"].folder), *arguments)
+    assert shown.status == 2 and said in shown.err.splitlines()[-1] and "Traceback" not in shown.err
+
+
+def test_without_a_run_one_is_asked_for(qra):
+    shown = qra("export", "--format", "gguf")
+    assert shown.status == 2 and "RUN is missing" in shown.err
+
+
+def test_the_list_names_every_format(qra):
+    assert "GGUF" in qra("export", "--list").out.upper()
+
+
+def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
+    run = tmp_path / "run"
+    search = ("search", "--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=3", "-n", "4")
+    assert qra(*search, "--strategy", "random", "--out", str(run)).status == 0
+    best = json.loads((run / "plan.json").read_text())
+    names = [name for group in best["groups"] for name in group["linears"]]
+    (tmp_path / "bits.txt").write_text("".join(f"{name}: 4\n" for name in names))
+    command = ("plan", "import", str(tmp_path / "bits.txt"), "--from", "evopress", "--run", str(run))
+    shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
+    assert shown.status == 0, shown.err
+    assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}
+    assert qra("plan", "check", str(tmp_path / "mine.json"), "--run", str(run)).status == 0
