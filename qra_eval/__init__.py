@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+
+__all__ = ["QuantizedLoRAEvaluator", "load"]
 
 
 def load(run: str | Path, *, device: str = "cpu") -> Any:
@@ -17,3 +20,16 @@ def load(run: str | Path, *, device: str = "cpu") -> Any:
     from qra_eval.finetune import load as load_tuned
 
     return load_tuned(run, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    """The evaluator, imported when it is first asked for: it brings torch, which the landscapes do without."""
+    if name == "QuantizedLoRAEvaluator":
+        from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+
+        return QuantizedLoRAEvaluator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
