@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qra_backends.base import Backend
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qra_eval.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.memory import UNQUANTIZED_BITS
 
 Progress = Callable[[str, int, int], None]
+log = logging.getLogger(__name__)
 
 WEIGHT_CACHE_BYTES = 4 << 30
 """Dequantized weights kept ready, at most; the least recently used ones go first."""
@@ -26,7 +27,8 @@ class Bank:
     """Quantized versions of a model's linears.
 
     Each bit-width is one safetensors file, named by a hash of the model, the backend and the calibration; files are
-    read memory-mapped, so that workers share them. A missing or damaged file is made again.
+    read memory-mapped, so that workers share them. A missing file is made, and one that is not whole (cut off, foreign,
+    or with a flipped byte) is made again with a warning.
 
     Args:
         linears: by name; left untouched.
@@ -57,7 +59,7 @@ class Bank:
         self.fingerprint = fingerprint
         self._hessian = hessian
         self._modules: dict[tuple[str, int], nn.Module] = {}
-        self._files: dict[int, safe_open] = {}
+        self._files: dict[int, Any] = {}
         self._keys: dict[int, dict[str, list[str]]] = {}
         self._weights: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._room = weight_cache_bytes
@@ -123,12 +125,13 @@ class Bank:
         if not path.is_file():
             return False
         try:
-            file = safe_open(path, framework="pt", device="cpu")
-            keys: dict[str, list[str]] = {}
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                keys.setdefault(key.rpartition("::")[0], []).append(key)
-        except (SafetensorError, OSError):
+            file = open_tensors(path)
+        except (DamagedFile, OSError) as error:
+            log.warning("%s: quantizing again", error)
             return False
+        keys: dict[str, list[str]] = {}
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            keys.setdefault(key.rpartition("::")[0], []).append(key)
         if set(keys) != set(self.linears):
             return False
         self._files[bits], self._keys[bits] = file, keys
@@ -145,10 +148,7 @@ class Bank:
                 tensors[f"{name}::{key}"] = tensor.cpu()
         if progress is not None:
             progress(f"quantize {bits} bits", len(self.linears), len(self.linears))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        write_tensors(tensors, path)
 
     def _load(self, name: str, bits: int) -> nn.Module:
         linear = self.linears[name]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qra_eval import adapters
+from qra_eval.tensorfile import open_tensors, write_tensors
 from qra_search.memory import UNQUANTIZED_BITS
 from qra_search.result import plan_to_dict, write_json
 from qra_search.space import Plan
@@ -110,7 +110,7 @@ def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> N
         if bits != UNQUANTIZED_BITS
         for key, tensor in evaluator.backend.to_tensors(evaluator.bank.module(linear.name, bits)).items()
     }
-    save_file(tensors, folder / BASE_FILE)
+    write_tensors(tensors, folder / BASE_FILE)
     data = plan_to_dict(evaluator.space, plan)
     data["model"] = evaluator.loaded.spec
     data["weights"] = evaluator.loaded.fingerprint
@@ -159,7 +159,8 @@ def load(folder: str | Path, *, device: str = "cpu") -> Any:
     """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
 
     Raises:
-        ValueError: no plan or adapter there, or the model's weights are not those that the plan was made for.
+        ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
+            made for.
     """
     from peft import PeftModel
 
@@ -195,23 +196,23 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
     backend = make_backend(data["backend"])
     chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
     model: Any = loaded.model
-    with safe_open(folder / BASE_FILE, framework="pt", device=device) as file:
-        keys: dict[str, list[str]] = {}
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            keys.setdefault(key.rpartition("::")[0], []).append(key)
-        for found in find_linears(model):
-            bits = chosen[found.name]
-            if bits == UNQUANTIZED_BITS:
-                continue
-            module = backend.from_tensors(
-                {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
-                bits=bits,
-                out_features=found.out_features,
-                in_features=found.in_features,
-                bias=found.module.bias,
-                dtype=found.module.weight.dtype,
-            )
-            model.set_submodule(found.name, module)
+    file = open_tensors(folder / BASE_FILE, device=device)
+    keys: dict[str, list[str]] = {}
+    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        keys.setdefault(key.rpartition("::")[0], []).append(key)
+    for found in find_linears(model):
+        bits = chosen[found.name]
+        if bits == UNQUANTIZED_BITS:
+            continue
+        module = backend.from_tensors(
+            {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
+            bits=bits,
+            out_features=found.out_features,
+            in_features=found.in_features,
+            bias=found.module.bias,
+            dtype=found.module.weight.dtype,
+        )
+        model.set_submodule(found.name, module)
     model.requires_grad_(False)
     return model, loaded.tokenizer
 

@@ -72,13 +72,24 @@ def test_counted_bytes_are_those_of_the_storage_format(tmp_path, backend):
             assert bank.nbytes(name, bits) == backend.storage(bits).bytes(linear.out_features, linear.in_features)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten"])
-def test_a_damaged_file_is_made_again(tmp_path, backend, damage):
-    path = make(tmp_path, backend).path(3)
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "flipped"])
+def test_a_damaged_file_is_made_again_with_a_warning(tmp_path, backend, damage, caplog):
+    first = make(tmp_path, backend)
+    path, weight = first.path(3), first.weight("a", 3).clone()
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999}[damage])
+    flipped = bytearray(content)
+    flipped[-100] ^= 4
+    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "flipped": flipped}
+    replace(path, bytes(damaged[damage]))
     bank = make(tmp_path, backend)
-    assert backend.count == 6 and torch.isfinite(bank.weight("a", 3)).all()
+    assert backend.count == 6 and torch.equal(bank.weight("a", 3), weight)
+    assert path.name in caplog.text and path.read_bytes() == content
+
+
+def replace(path, content):
+    """Give a file other content without touching the old one, which is mapped into memory."""
+    path.unlink()
+    path.write_bytes(content)
 
 
 def test_other_weights_or_options_have_files_of_their_own(tmp_path, backend):
