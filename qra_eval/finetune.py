@@ -164,9 +164,12 @@ def load(folder: str | Path, *, device: str = "cpu") -> Any:
     """
     from peft import PeftModel
 
+    from qra_eval.linears import named_as_it_is
+
     folder = Path(folder)
     model, tokenizer = load_base(folder, device=device)
-    tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+    with named_as_it_is(model):
+        tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
     # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
     # in their dtype, and the tuned model did in its own.
     dtype = getattr(torch, json.loads((folder / PLAN_FILE).read_text())["dtype"])

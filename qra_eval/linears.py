@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,6 +124,23 @@ class Experts(nn.ModuleList):
                 part = self[index](hidden[token]) * weights[token, position, None]
                 out = out.index_add(0, token, part.to(out.dtype))
         return out
+
+
+@contextmanager
+def named_as_it_is(model: Any) -> Iterator[None]:
+    """Keeps peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
+
+    peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
+    whether or not the model at hand has such a parameter, and the adapter is then lost.
+    """
+    if not any(isinstance(module, Experts) for module in model.modules()):
+        yield
+        return
+    model.config.model_type = f"{type(model.config).model_type}_unstacked"
+    try:
+        yield
+    finally:
+        del model.config.model_type
 
 
 def _decoder_layers(model: nn.Module) -> str | None:

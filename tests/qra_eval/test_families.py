@@ -1,0 +1,41 @@
+"""Every supported architecture is searched from a saved folder to a tuned adapter that loads back."""
+
+from __future__ import annotations
+
+import pytest
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+from qra_search import search
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]
+
+
+@pytest.fixture
+def built(request, tmp_path):
+    """An evaluator of a tiny random model of a family, saved and loaded as a user's folder would be."""
+    model = tiny_config_model(request.param, normalised=False, vocabulary=320, pad_token_id=1)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    evaluator = QuantizedLoRAEvaluator(
+        str(tmp_path / "model"),
+        "arithmetic",
+        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+        space=SpaceConfig(bits=(2, 4), ranks=(0, 4), granularity="fused"),
+        training=TrainingConfig(steps=4, batch_size=4, validation_rows=4, test_rows=4, final_steps=2, max_length=64),
+    )
+    yield evaluator
+    evaluator.close()
+
+
+@pytest.mark.parametrize("built", FAMILIES, indirect=True)
+def test_a_family_is_searched_and_its_best_plan_tuned_and_loaded_back(built, tmp_path):
+    budget = built.space.memory_bytes(built.space.uniform(4, 4)) - 1
+    result = search(built, evaluations=9, memory_budget=budget, seed=0)
+    assert not result.failures() and len(result.candidates) > len(result.uniform) > 0
+    best = result.best()
+    assert best is not None and best.memory_bytes <= budget and 4 in best.plan.ranks
+    tuned = built.tune(best.plan, folder=tmp_path / "run")
+    assert tuned.reload_difference == 0.0 and tuned.memory_bytes == best.memory_bytes
