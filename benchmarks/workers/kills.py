@@ -1,6 +1,8 @@
 """Kills short searches at random moments, many times, and counts results that were lost or that counted twice.
 
-    python benchmarks/workers/kills.py --kills 500
+    python benchmarks/workers/kills.py --kills 500 --workers 2
+
+In pieces: fewer kills each, every piece with a `--seed` of its own; the pieces add up.
 
 A search is killed with SIGKILL after a random time, gone on with, killed again, and so on until it ends. Before every
 kill it has told, one line each, which results were recorded. At its end the log must hold each of these once, and be
@@ -125,7 +127,7 @@ def main() -> None:
         searches += 1
         total = {key: total.get(key, 0) + value for key, value in counts.items()}
         print(searches, total, file=sys.stderr, flush=True)
-    record("kills", workers=options.workers, searches=searches, trials_each=len(unbroken()), **total)
+    record("kills", workers=options.workers, seed=options.seed, searches=searches, trials_each=len(unbroken()), **total)
 
 
 if __name__ == "__main__":

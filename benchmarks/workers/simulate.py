@@ -1,13 +1,18 @@
 """Searches on simulated workers: utilisation, overhead, and evaluations needed against a serial search.
 
-python benchmarks/workers/simulate.py quality --workers 64
-python benchmarks/workers/simulate.py scale --workers 64 --trials 10000 --layers 80
+    python benchmarks/workers/simulate.py quality --workers 64
+    python benchmarks/workers/simulate.py scale --workers 64 --trials 10000 --layers 80
+    python benchmarks/workers/simulate.py scale --workers 64 --trials 200 --before 10000 --layers 80
+
+The search's own time is measured in processor time, so that other work on the machine does not count; run with
+OMP_NUM_THREADS=1, in which it is the time of an idle machine, or with `--clock wall` on one that is idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -17,27 +22,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_eval.surrogate import make_landscape  # noqa: E402
-from qra_search import Study  # noqa: E402
-from qra_search.simulator import SimulatedExecutor, lognormal_duration, report  # noqa: E402
+from qra_search import Callback, Proposal, Study  # noqa: E402
+from qra_search.simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
+from qra_search.strategies.random import random_plan  # noqa: E402
 from qra_search.toys import budgets_of  # noqa: E402
 
 SECONDS = 60.0
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
+CHECKPOINTS = (10, 30, 100, 300, 1000, 3000, 10_000)
 
 
-def run(landscape, strategy, workers, evaluations, seed, budget, callbacks=()):
-    """One simulated search; the executor and the trials."""
-    executor = SimulatedExecutor(landscape, workers, lognormal_duration(SECONDS, seed=seed))
-    study = Study(
+def make_study(landscape, options, strategy, workers, evaluations, seed, callbacks=()) -> Study:
+    timer = CLOCKS[options.clock]
+    executor = SimulatedExecutor(landscape, workers, lognormal_duration(SECONDS, seed=seed), timer=timer)
+    return Study(
         landscape,
         strategy=strategy,
         evaluations=evaluations,
-        memory_budget=budget,
+        memory_budget=budgets_of(landscape.space, 0.3),
         seed=seed,
         executor=executor,
         callbacks=callbacks,
     )
-    study.run()
-    return executor, study
 
 
 def best_true(landscape, trials) -> np.ndarray:
@@ -47,21 +53,22 @@ def best_true(landscape, trials) -> np.ndarray:
 
 def quality(options) -> None:
     """Evaluations that simulated workers need for what the serial search has reached at its end."""
-    ratios, regrets = [], []
-    for seed in range(options.seeds):
+    ratios, differences = [], []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         landscape = make_landscape(options.family, options.layers, options.granularity, seed=seed)
-        budget = budgets_of(landscape.space, 0.3)
-        _, serial = run(landscape, options.strategy, 1, options.evaluations, seed, budget)
+        serial = make_study(landscape, options, options.strategy, 1, options.evaluations, seed)
+        serial.run()
         more = int(options.evaluations * options.allow)
-        executor, parallel = run(landscape, options.strategy, options.workers, more, seed, budget)
-        target = best_true(landscape, serial.log.trials)[-1]
+        parallel = make_study(landscape, options, options.strategy, options.workers, more, seed)
+        parallel.run()
+        losses = best_true(landscape, serial.log.trials)
+        target = losses[-1]
         curve = best_true(landscape, parallel.log.trials)
         reached = np.flatnonzero(curve <= target * (1 + options.tolerance))
         needed = int(reached[0]) + 1 if len(reached) else None
-        serial_needed = int(np.flatnonzero(best_true(landscape, serial.log.trials) <= target)[0]) + 1
         ratios.append(needed / options.evaluations if needed else float("inf"))
         at_limit = curve[: int(1.5 * options.evaluations)][-1]
-        regrets.append(float(at_limit - target))
+        differences.append(float(at_limit - target))
         record(
             "quality",
             strategy=options.strategy,
@@ -72,10 +79,11 @@ def quality(options) -> None:
             seed=seed,
             serial_evaluations=options.evaluations,
             serial_loss=round(float(target), 5),
-            serial_reached_it_after=serial_needed,
+            serial_first=round(float(losses[0]), 5),
+            serial_reached_it_after=int(np.flatnonzero(losses <= target)[0]) + 1,
             parallel_needed=needed,
             loss_at_1_5=round(float(at_limit), 5),
-            steady_utilisation=round(executor.steady_utilisation(), 4),
+            steady_utilisation=round(parallel.executor.steady_utilisation(), 4),
         )
     record(
         "quality",
@@ -83,24 +91,60 @@ def quality(options) -> None:
         strategy=options.strategy,
         family=options.family,
         workers=options.workers,
-        median_ratio=round(median(ratios), 3),
+        seeds=options.seeds,
+        median_ratio=round(median(ratios), 3) if np.isfinite(median(ratios)) else None,
         worst_ratio=round(max(ratios), 3) if np.isfinite(max(ratios)) else None,
-        median_loss_difference_at_1_5=round(median(regrets), 5),
+        median_loss_difference_at_1_5=round(median(differences), 5),
     )
 
 
+class Growth(Callback):
+    """Memory of the process as the log grows."""
+
+    def __init__(self):
+        self.memory: dict[int, int] = {}
+
+    def finished(self, study, trial):
+        for size in CHECKPOINTS:
+            if len(study.log) >= size:
+                self.memory.setdefault(size, peak_memory())
+
+
 def scale(options) -> None:
-    """Overhead of a proposal as the log grows, and how busy the workers are."""
-    landscape = make_landscape(options.family, options.layers, "module", seed=0)
-    budget = budgets_of(landscape.space, 0.3)
-    executor, study = run(landscape, options.strategy, options.workers, options.trials, 0, budget)
+    """Overhead of a proposal as the log grows, memory, quality, and how busy the workers are."""
+    landscape = make_landscape(options.family, options.layers, options.granularity, seed=options.first_seed)
+    growth = Growth()
+    evaluations = options.before + options.trials
+    study = make_study(
+        landscape, options, options.strategy, options.workers, evaluations, options.first_seed, (growth,)
+    )
+    before(study, landscape, options.before)
+    study.run()
+    executor = study.executor
     figures = report(executor, study.log.trials)
+    losses = best_true(landscape, study.log.trials)
+    ends = [options.before, *(c for c in CHECKPOINTS if options.before < c < len(study.log)), len(study.log)]
+    steps = []
+    for low, high in zip(ends, ends[1:], strict=False):
+        own = executor.overheads[low - options.before : high - options.before]
+        steps.append(
+            {
+                "trials": high,
+                "overhead_median": round(median(own), 5),
+                "proposals_per_second": round(len(own) / max(sum(own), 1e-9), 2),
+                "mebibytes": round(growth.memory.get(high, peak_memory()) / 2**20),
+                "true_loss": round(float(losses[min(high, len(losses)) - 1]), 5),
+            }
+        )
     record(
         "scale",
         strategy=options.strategy,
+        family=options.family,
         groups=len(landscape.space),
         workers=options.workers,
+        before=options.before,
         trials=figures.trials,
+        clock=options.clock,
         utilisation=round(figures.utilisation, 4),
         steady_utilisation=round(figures.steady_utilisation, 4),
         proposals_per_second=round(figures.proposals_per_second, 2),
@@ -109,22 +153,39 @@ def scale(options) -> None:
         overhead_largest=round(figures.overhead_largest, 3),
         peak_mebibytes=round(figures.peak_memory_bytes / 2**20),
         virtual_hours=round(figures.virtual_seconds / 3600, 2),
+        growth=steps,
     )
+
+
+def before(study: Study, landscape, count: int) -> None:
+    """Put `count` evaluations of random plans into the log, so that a search is seen at its late stage at once."""
+    rng, state, plans = np.random.default_rng(1), study.state, {}
+    while len(plans) < count:
+        plan = random_plan(state, rng, state.memory_limit)
+        plans[plan.key] = plan
+    study.log.propose_all([Proposal(plan, seed=study.seed, origin="random") for plan in plans.values()])
+    for trial in study.log.running:
+        study.log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
+    if count:  # a log with trials is not given a prior any more
+        study.log.set_meta("prior", landscape.prior().to_dict())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["quality", "scale"])
-    parser.add_argument("--strategy", default="additive")
+    parser.add_argument("--strategy", default="qra")
     parser.add_argument("--family", default="interaction")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=1000, help="of `scale`")
+    parser.add_argument("--before", type=int, default=0, help="trials of random plans in the log that `scale` begins with")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--granularity", default="layer")
-    parser.add_argument("--evaluations", type=int, default=200, help="of the serial search")
+    parser.add_argument("--evaluations", type=int, default=100, help="of the serial search of `quality`")
     parser.add_argument("--allow", type=float, default=2.0, help="evaluations of the parallel search, as a multiple")
     parser.add_argument("--tolerance", type=float, default=0.0, help="of the loss, relative")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     options = parser.parse_args()
     {"quality": quality, "scale": scale}[options.what](options)
 
