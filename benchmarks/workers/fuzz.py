@@ -3,7 +3,8 @@
     python benchmarks/workers/fuzz.py --inputs 100000
 
 Inputs are mutations of valid ones (bytes flipped, cut, repeated, swapped between files), by a generator with a seed.
-With `--atheris`, coverage guides them instead (`pip install atheris`).
+In pieces: fewer inputs each, every piece with a `--seed` of its own. With `--atheris`, coverage guides them instead
+(`pip install atheris`); the first fault ends it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
+from qra_eval.gguf_reader import read_gguf  # noqa: E402
+from qra_eval.tasks import make_task  # noqa: E402
 from qra_search import Plan, TrialLog, search  # noqa: E402
+from qra_search.budgets import size_in  # noqa: E402
 from qra_search.config import ConfigError, RunConfig, dump_config, load_config  # noqa: E402
 from qra_search.logtools import check, export_jsonl, import_jsonl  # noqa: E402
 from qra_search.result import plan_from_dict, plan_to_dict  # noqa: E402
@@ -58,6 +62,56 @@ def read_export(path: Path) -> None:
             file.unlink()
 
 
+def read_budget(path: Path) -> None:
+    size_in(SPACE, path.read_text("latin-1")[:5000])
+
+
+def read_weights(path: Path) -> None:
+    file = read_gguf(path)
+    for name in file.tensors:
+        file.read(name)
+
+
+def read_task(path: Path) -> None:
+    named = path.with_suffix(".jsonl")
+    path.rename(named)
+    try:
+        task = make_task("jsonl", data=named)
+        for split in ("calibration", "validation", "test"):
+            task.split(split)
+    finally:
+        named.unlink()
+
+
+def gguf_file(path: Path) -> bytes:
+    """A small GGUF file with metadata of every kind and two tensors."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", 1)
+    writer.add_float32("llama.rope.freq_base", 10_000.0)
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "a", "b", "ab"])
+    writer.add_array("tokenizer.ggml.token_type", [3, 1, 1, 1])
+    weight = np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64)
+    writer.add_tensor("token_embd.weight", weight)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor("blk.0.attn_q.weight", gguf.quantize(weight, kind), raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    return path.read_bytes()
+
+
+def task_rows() -> bytes:
+    rows = [{"prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(20)]
+    rows += [{"instruction": f"say {n}", "input": "", "output": str(n)} for n in range(4)]
+    for n in range(4):
+        turns = [("system", "be short"), ("user", "hi"), ("assistant", f"yes {n}")]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
     """Name, reader, a valid input, and its weight among the inputs."""
     log = folder / "seed-log"
@@ -73,6 +127,9 @@ def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
         ("key", read_key, key, 2),
         ("log", read_log, log.read_bytes(), 3),
         ("export", read_export, file.getvalue().encode(), 2),
+        ("budget", read_budget, b"108.5MiB", 1),
+        ("gguf", read_weights, gguf_file(folder / "seed.gguf"), 3),
+        ("task", read_task, task_rows(), 3),
     ]
 
 
@@ -127,10 +184,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         (folder / "in").mkdir()
         kinds = seeds(folder)
+        for name, reader, content, _weight in kinds:
+            (folder / "in" / "input").write_bytes(content)
+            reader(folder / "in" / "input")  # a seed that is refused would fuzz the refusal alone
         before = sorted(p.name for p in folder.iterdir())
         if options.atheris:
             return fuzz_with_atheris(kinds, folder / "in" / "input", options)
@@ -145,7 +205,14 @@ def main() -> None:
                 faults.setdefault(f"{kind}: {fault[:120] or 'hang'}", 0)
                 faults[f"{kind}: {fault[:120] or 'hang'}"] += 1
         stray = sorted(p.name for p in folder.iterdir()) != before
-        record("fuzz", inputs=counts, faults=faults, slowest_cpu_seconds=round(slowest, 3), stray_files=stray)
+        record(
+            "fuzz",
+            seed=options.seed,
+            inputs=counts,
+            faults=faults,
+            slowest_cpu_seconds=round(slowest, 3),
+            stray_files=stray,
+        )
 
 
 def fuzz_with_atheris(kinds, path: Path, options) -> None:

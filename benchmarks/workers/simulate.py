@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--family", default="interaction")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--trials", type=int, default=1000, help="of `scale`")
-    parser.add_argument("--before", type=int, default=0, help="trials of random plans in the log that `scale` begins with")
+    parser.add_argument("--before", type=int, default=0, help="random plans in the log that `scale` begins with")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--granularity", default="layer")
     parser.add_argument("--evaluations", type=int, default=100, help="of the serial search of `quality`")
