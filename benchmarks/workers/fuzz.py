@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import random
 import sys
 import tempfile
@@ -178,6 +179,29 @@ def attempt(reader: Callable[[Path], None], path: Path, content: bytes) -> tuple
     return fault, time.process_time() - begun
 
 
+class Watch:
+    """Files and folders outside `folder` that this process opens to write, makes, moves or removes."""
+
+    CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "sqlite3.connect")
+
+    def __init__(self, folder: Path):
+        self.folder = f"{folder.resolve()}{os.sep}"
+        self.stray: set[str] = set()
+        sys.addaudithook(self.see)
+
+    def see(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            flags = arguments[2] if isinstance(arguments[2], int) else 0
+            touched = arguments[:1] if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else ()
+        else:
+            touched = arguments if event in self.CHANGES else ()
+        for path in touched:
+            if isinstance(path, (str, bytes, os.PathLike)) and path not in (":memory:", os.devnull):
+                name = os.path.realpath(os.fsdecode(path))
+                if not f"{name}{os.sep}".startswith(self.folder):
+                    self.stray.add(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000)
@@ -188,10 +212,10 @@ def main() -> None:
         folder = Path(temporary)
         (folder / "in").mkdir()
         kinds = seeds(folder)
-        for name, reader, content, _weight in kinds:
+        for _name, reader, content, _weight in kinds:
             (folder / "in" / "input").write_bytes(content)
             reader(folder / "in" / "input")  # a seed that is refused would fuzz the refusal alone
-        before = sorted(p.name for p in folder.iterdir())
+        watch = Watch(folder / "in")
         if options.atheris:
             return fuzz_with_atheris(kinds, folder / "in" / "input", options)
         rng, contents = random.Random(options.seed), [k[2] for k in kinds]
@@ -204,7 +228,8 @@ def main() -> None:
             if fault or seconds > HANG:
                 faults.setdefault(f"{kind}: {fault[:120] or 'hang'}", 0)
                 faults[f"{kind}: {fault[:120] or 'hang'}"] += 1
-        stray = sorted(p.name for p in folder.iterdir()) != before
+        stray = len(watch.stray)
+        print(*sorted(watch.stray), sep="\n", end="", file=sys.stderr)
         record(
             "fuzz",
             seed=options.seed,
