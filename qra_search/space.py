@@ -62,7 +62,7 @@ class Group(BaseModel):
 class Plan:
     """One choice for every group, in the order of the space's groups."""
 
-    __slots__ = ("_key", "bits", "ranks")
+    __slots__ = ("_key", "_levels", "bits", "ranks")
 
     bits: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -220,6 +220,20 @@ class SearchSpace(BaseModel):
         Raises:
             ValueError: the plan is not of this space; the message names the group.
         """
+        levels = self._levels(plan)
+        return levels[0].astype(np.int64), levels[1].astype(np.int64)
+
+    def _levels(self, plan: Plan) -> np.ndarray:
+        """Both rows of level indices, int16 (2, G)."""
+        # Kept, as the key is: a strategy with a model encodes all trials before every proposal.
+        space, levels = getattr(plan, "_levels", (None, None))
+        if space is not self:
+            levels = np.array(self._encoded(plan), dtype=np.int16)
+            levels.setflags(write=False)
+            object.__setattr__(plan, "_levels", (self, levels))
+        return levels
+
+    def _encoded(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         if len(plan.bits) != len(self.groups):
             raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         b_index, r_index = self._level_of_bits, self._level_of_rank
@@ -239,10 +253,9 @@ class SearchSpace(BaseModel):
 
     def encode_many(self, plans: Iterable[Plan]) -> tuple[np.ndarray, np.ndarray]:
         """Level indices (N, G), (N, G) of several plans."""
-        pairs = [self.encode(plan) for plan in plans]
-        if not pairs:
-            return np.zeros((0, len(self)), np.int64), np.zeros((0, len(self)), np.int64)
-        return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        levels = [self._levels(plan) for plan in plans]
+        b, r = np.array(levels, dtype=np.int64).reshape(len(levels), 2, len(self)).transpose(1, 0, 2)
+        return np.ascontiguousarray(b), np.ascontiguousarray(r)
 
     def contains(self, plan: Plan) -> bool:
         """Whether every choice of the plan is allowed."""

@@ -69,3 +69,13 @@ def test_the_signature_tells_spaces_apart_and_is_stable():
 def test_a_plan_needs_as_many_ranks_as_bits():
     with pytest.raises(ValueError, match="got 2 bits, 1 ranks"):
         Plan((2, 3), (4,))
+
+
+def test_a_plan_is_encoded_by_each_space_as_it_stands_in_that_space():
+    narrow, wide = make_space(bits=(2, 4), ranks=(4, 8)), make_space(bits=(2, 3, 4), ranks=(4, 8))
+    plan = narrow.uniform(4, 8)
+    for space, level in ((narrow, 1), (wide, 2), (narrow, 1)):
+        b, r = space.encode(plan)
+        assert set(b) == {level} and set(r) == {1}
+        b[:] = 0  # the caller's own copy
+        assert (space.encode_many([plan, plan])[0] == level).all()
