@@ -1,4 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters and .importers."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers and
+.trackers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers"]
+Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers"]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -15,6 +16,7 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
+    "trackers": "tracker",
 }
 
 

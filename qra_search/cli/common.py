@@ -98,6 +98,12 @@ Set = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=HOW, show_default=False,
                  help="Any field of the config (see `qra schema`), such as training.steps=20."),
 ]  # fmt: skip
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="TOOL[:WHERE]", rich_help_panel=WHERE, show_default=False,
+                 help="Follow the search in `tensorboard`, `mlflow` or `trackio`, such as mlflow:sqlite:///runs.db. "
+                      "May be given several times."),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 

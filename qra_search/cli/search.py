@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qra_search.report.live import View
     from qra_search.result import SearchResult
     from qra_search.runs import RunFolder
-    from qra_search.study import Study
+    from qra_search.study import Callback, Study
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -100,6 +100,7 @@ def search(
             help="Propose so many at a time and await them all: the same trials with any number of workers.",
         ),
     ] = None,  # fmt: skip
+    track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
@@ -132,8 +133,11 @@ def search(
         raise typer.BadParameter("say with --out which run to go on with", param_hint="--resume")
     folder = RunFolder(out or new_folder(settings))
     pool = Workers(workers, executor, address) if workers else None
+    trackers = make_trackers(track or [], folder, view)
     with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
-        result, complete = search_with(built, settings, folder, view, executor=runner, batch=batch)
+        result, complete = search_with(
+            built, settings, folder, view, executor=runner, batch=batch, trackers=trackers
+        )  # fmt: skip
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
     else:
@@ -192,6 +196,7 @@ def search_with(
     *,
     executor: Executor | None = None,
     batch: int | None = None,
+    trackers: Sequence[Callback] = (),
 ) -> tuple[SearchResult, bool]:
     """Search with an evaluator at hand in a folder that was begun, and write the results.
 
@@ -208,7 +213,7 @@ def search_with(
     with bad_input():
         log = TrialLog(folder.log_file)
     with log:
-        study = make_study(evaluator, config, log=log, callbacks=(view,), executor=executor, batch=batch)
+        study = make_study(evaluator, config, log=log, callbacks=(view, *trackers), executor=executor, batch=batch)
         if study.log.running:
             view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
         view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
@@ -239,6 +244,20 @@ def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study
             seed=config.search.seed,
             **options,
         )
+
+
+def make_trackers(specs: Sequence[str], folder: RunFolder, view: View) -> list[Callback]:
+    """The trackers that were asked for, which tell the view when their tool fails.
+
+    Raises:
+        BadInput: no such tracker, its package is missing, or it cannot write where it is told to.
+    """
+    if not specs:
+        return []
+    from qra_search.trackers import make_tracker
+
+    with bad_input():
+        return [make_tracker(spec, folder.path, say=view.say) for spec in specs]
 
 
 def write_report(folder: RunFolder) -> Path:

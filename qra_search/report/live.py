@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.memory import format_bytes
+from qra_search.report.standing import Standing, size_of
 from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.study import Callback, Study
 from qra_search.trials import Trial
@@ -25,10 +26,12 @@ PLAIN_EVERY = 15.0
 """Seconds between plain lines of a stage that goes on."""
 TRIAL_LINES_EVERY = 1.0
 """Least seconds between plain lines of finished evaluations: cheap evaluators finish hundreds a second."""
-LAST_SHOWN = 5
 BUDGETS_SHOWN = 6
+FRONT_SHOWN = 5
 BAR_WIDTH = 36
 BAR_STYLE = "cyan"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -92,60 +95,6 @@ class View(Callback):
     def stage_ended(self, stage: Stage) -> None: ...
 
     def trial_finished(self, trial: Trial) -> None: ...
-
-
-class Standing:
-    """What has been found so far: best plan for each budget by the mean of its losses, cost, and pace."""
-
-    def __init__(self, budgets: Sequence[int] = (), evaluations: float = 0.0, prior_cost: float = 0.0):
-        self.budgets, self.evaluations, self.spent = tuple(budgets), evaluations, prior_cost
-        self.prior_cost = prior_cost
-        self.last: list[Trial] = []
-        self.count = self.failed = 0
-        self._losses: dict[str, list[float]] = {}
-        self._known: dict[str, Trial] = {}
-        self._session, self._session_spent = time.monotonic(), 0.0
-
-    @classmethod
-    def of(cls, study: Study) -> Standing:
-        """The standing of a study as its log has it."""
-        prior = study.prior
-        budgets = study.memory_budgets or study.state.budgets
-        standing = cls(budgets, study.evaluations, prior.cost if prior else 0.0)
-        for trial in study.log.trials:
-            if trial.status != "running":
-                standing.add(trial)
-        standing._session_spent = 0.0
-        return standing
-
-    def add(self, trial: Trial) -> None:
-        """Count a finished trial."""
-        self.count += 1
-        self.spent += trial.charged
-        self._session_spent += trial.charged
-        self.last = [*self.last, trial][-LAST_SHOWN:]
-        if not trial.done:
-            self.failed += 1
-        elif trial.fidelity >= 1.0:
-            self._losses.setdefault(trial.plan.key, []).append(trial.loss)
-            self._known[trial.plan.key] = trial
-
-    @property
-    def left(self) -> float:
-        """Seconds that the rest of the search takes at this session's pace; nan before the first evaluation."""
-        if self._session_spent <= 0:
-            return math.nan
-        pace = (time.monotonic() - self._session) / self._session_spent
-        return pace * max(0.0, self.evaluations - self.spent)
-
-    def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
-        """The best plan within a budget and its mean loss; None where none fits."""
-        fitting = [
-            (trial, sum(losses) / len(losses))
-            for key, losses in self._losses.items()
-            if _bytes(trial := self._known[key]) <= budget and (not uniform or _is_uniform(trial))
-        ]
-        return min(fitting, key=lambda pair: pair[1], default=None)
 
 
 class PlainView(View):
@@ -219,7 +168,7 @@ class RichView(View):
         """What the terminal shows now."""
         parts: list[Any] = [self._bars()]
         if self.study is not None:
-            parts += [Text(), self._best(), Text(), self._last()]
+            parts += [Text(), self._best(), self._front(), Text(), self._last()]
         return Group(*parts)
 
     def _bars(self) -> Table:
@@ -260,11 +209,17 @@ class RichView(View):
             table.add_row(
                 format_bytes(budget),
                 Text(f"{best[1]:.4f}", style="bold green" if gain > 0 else "bold"),
-                format_bytes(_bytes(best[0])),
+                format_bytes(size_of(best[0])),
                 f"{rival[1]:.4f}  {plan_name(rival[0].plan)}" if rival else "none fits",
                 percent(gain) if gain > 0 else "not yet",
             )
         return table
+
+    def _front(self) -> Text:
+        front = self.standing.front()
+        text = Text(f"front of {len(front)}: ", style="dim", no_wrap=True, overflow="ellipsis")
+        shown = " · ".join(f"{loss:.4f} at {format_bytes(size)}" for size, loss in _spread(front, FRONT_SHOWN))
+        return text.append(shown, style="not dim") if front else Text()
 
     def _last(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
@@ -328,16 +283,7 @@ def _left_text(seconds: float) -> str:
     return f"about {duration(seconds)} left" if math.isfinite(seconds) else ""
 
 
-def _bytes(trial: Trial) -> int:
-    assert trial.evaluation is not None
-    return trial.evaluation.memory_bytes
-
-
-def _is_uniform(trial: Trial) -> bool:
-    return len(set(trial.plan.bits)) == 1 and len(set(trial.plan.ranks)) == 1
-
-
-def _spread(values: Sequence[int], most: int) -> list[int]:
+def _spread(values: Sequence[T], most: int) -> list[T]:
     """At most so many of the values, the first and the last among them."""
     if len(values) <= most:
         return list(values)

@@ -67,6 +67,8 @@ CASES = [
     ),
     ((*SEARCH, "--set", "options.family=rugged"), "family must be one of additive, interaction"),
     ((*SEARCH, "--set", "options.lairs=4"), "options of the landscape evaluator"),
+    ((*SEARCH, "--track", "tensorbord"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
+    ((*SEARCH, "--track", "tensorboard:plan.json"), "plan.json/new: not a directory"),
     # budgets
     ((*SEARCH, "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
     (

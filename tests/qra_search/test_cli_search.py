@@ -130,6 +130,14 @@ def test_a_dry_run_says_what_would_be_and_spends_nothing(qra: Qra, tmp_path: Pat
     assert "Nothing was run" in text.out
 
 
+def test_a_search_is_followed_in_the_tools_that_are_named(qra: Qra, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    done = qra.search(tmp_path / "a", "--track", "tensorboard", "--track", f"tensorboard:{tmp_path / 'all'}", "--json")
+    assert done.status == 0, done.err
+    for folder in (tmp_path / "a" / "tensorboard", tmp_path / "all" / "a"):
+        assert list(folder.glob("events.out.tfevents.*"))
+
+
 def test_another_run_in_the_folder_is_refused_and_left_alone(qra: Qra, tmp_path: Path) -> None:
     qra.search(tmp_path / "a")
     before = trials(tmp_path / "a")

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from qra_search import Study
 from qra_search.report import live
-from qra_search.report.live import PlainView, RichView, Standing, View, make_view
+from qra_search.report.live import PlainView, RichView, View, make_view
+from qra_search.report.standing import Standing
 
 
 def console(*, terminal: bool) -> Console:
@@ -125,6 +126,7 @@ def test_the_drawn_view_shows_bars_best_gain_last_trials_and_time_left(clock: li
         "predicted",
         "guess",
         "time",
+        f"front of {len(running.result().front)}: ",
     ):
         assert words in shown
     assert shown.count("MiB") + shown.count("KiB") >= 3
@@ -158,6 +160,8 @@ def test_the_standing_agrees_with_the_result() -> None:
     assert rival[1] == pytest.approx(comparison.uniform.observed)
     assert view.standing.spent == pytest.approx(result.spent)
     assert view.standing.failed == len(result.failures())
+    # The guessing strategy's beliefs are plain means, so that its front is that of the means.
+    assert view.standing.front() == [(c.memory_bytes, pytest.approx(c.observed)) for c in result.front]
 
 
 def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
