@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class AdaptedLinear(nn.Module):
 
     The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
     with the bank. The factors are float32 masters that are rounded to the input's dtype before they are used, so what
-    is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`.
+    is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
+    except in training on a plain weight, where `FusedAdapter` adds products in place.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -25,7 +27,7 @@ class AdaptedLinear(nn.Module):
         self.linear = linear
         self.base: nn.Module | None = None
         self.frozen: Tensor | None = None
-        self.bias = linear.bias
+        self.frozen_bias: Tensor | None = None
         self.lora_A: nn.Parameter | None = None
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0
@@ -34,6 +36,8 @@ class AdaptedLinear(nn.Module):
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (out, in), as the frozen base."""
         self.base, self.frozen = module, weight
+        bias = self.linear.bias
+        self.frozen_bias = None if bias is None or weight is None else bias.detach().to(weight.dtype)
 
     def set_adapter(self, A: Tensor | None, B: Tensor | None, scaling: float, dropout: float = 0.0) -> None:
         """Take copies of the factors A (rank, in) and B (out, rank); None: no adapter."""
@@ -47,11 +51,43 @@ class AdaptedLinear(nn.Module):
         return 0 if self.lora_A is None else self.lora_A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.frozen, self.bias) if self.frozen is not None else (self.base or self.linear)(x)
+        adapted = self.lora_A is not None and self.lora_B is not None
+        if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
+            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
+            return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling)
+        y = F.linear(x, self.frozen, self.frozen_bias) if self.frozen is not None else (self.base or self.linear)(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
+
+
+class FusedAdapter(torch.autograd.Function):
+    """`x W' + bias + scaling (x A') B'` with every product added in place to the one before.
+
+    Composed of single operations, scaling and adding pass over the wide output and the wide gradient four times more,
+    which on a CPU takes a fifth of a training step of a small model.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
+    ) -> Tensor:
+        """x (..., in), weight (out, in), A (rank, in), B (out, rank) to (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        low = (flat @ A.t()).mul_(scaling)
+        y = F.linear(flat, weight, bias).addmm_(low, B.t())
+        ctx.save_for_backward(flat, weight, A, B, low)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, weight, A, B, low = ctx.saved_tensors
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        low_grad = (g @ B).mul_(ctx.scaling)
+        dx = (g @ weight).addmm_(low_grad, A).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, low_grad.t() @ flat, g.t() @ low, None
 
 
 def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ class Bank:
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
         hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
         progress: told `("quantize <bits> bits", done, total)`.
+        compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Bank:
         hessian: Callable[[str], Tensor] | None = None,
         progress: Progress | None = None,
         weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        compute: torch.dtype | None = None,
     ):
         self.linears = dict(linears)
+        self.compute = compute
         self.backend = backend
         self.bits = tuple(bits)
         self.folder = Path(folder)
@@ -80,14 +84,21 @@ class Bank:
         return self._modules[key]
 
     def weight(self, name: str, bits: int) -> Tensor:
-        """The dequantized weight (out, in) of a linear at `bits`, from a cache of bounded size."""
-        if bits == UNQUANTIZED_BITS:
+        """The dequantized weight (out, in) of a linear at `bits`, from a cache of bounded size.
+
+        Rounded to the linear's dtype, as its module computes with, then put in `compute`.
+        """
+        dtype = self.compute or self.linears[name].weight.dtype
+        if bits == UNQUANTIZED_BITS and dtype == self.linears[name].weight.dtype:
             return self.linears[name].weight.detach()
         key = (name, bits)
         if key in self._weights:
             self._weights.move_to_end(key)
             return self._weights[key]
-        weight = self.backend.dequantize(self._load(name, bits)).detach()
+        if bits == UNQUANTIZED_BITS:
+            weight = self.linears[name].weight.detach().to(dtype)
+        else:
+            weight = self.backend.dequantize(self._load(name, bits)).detach().to(dtype)
         self._weights[key] = weight
         self._room -= weight.nbytes
         while self._room < 0 and len(self._weights) > 1:

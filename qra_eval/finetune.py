@@ -114,7 +114,7 @@ def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> N
     data = plan_to_dict(evaluator.space, plan)
     data["model"] = evaluator.loaded.spec
     data["weights"] = evaluator.loaded.fingerprint
-    data["dtype"] = str(evaluator.model.dtype).removeprefix("torch.")
+    data["dtype"] = str(evaluator.dtype).removeprefix("torch.")
     data["backend"] = evaluator.backend.spec
     write_json(folder / PLAN_FILE, data)
 
@@ -223,11 +223,10 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
 @torch.no_grad()
 def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives."""
-    evaluator.apply(plan, 0, materialised=False, keep_adapters=True)
-    evaluator.model.eval()
     row = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
-    mine = evaluator.model(input_ids=row.to(evaluator.device), use_cache=False).logits.float().cpu()
-    evaluator.apply(plan, 0, keep_adapters=True)
+    with evaluator.as_stored(plan) as model:
+        model.eval()
+        mine = model(input_ids=row.to(evaluator.device), use_cache=False).logits.float().cpu()
     reloaded, _ = load(folder, device=str(evaluator.device))
     # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
     reloaded.get_base_model().set_attn_implementation(evaluator.model.config._attn_implementation)

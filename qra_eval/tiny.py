@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.loaded import LoadedModel, cached_folder, default_dtype, finish
+from qra_eval.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, finish
 from qra_eval.testing import HEADS, tiny_config
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -41,7 +41,7 @@ def tiny_model(
         kind: one of `qra_eval.testing.FAMILIES`.
     """
     tokenizer = byte_tokenizer()
-    model = _build(kind, seed, layers, hidden, vocab or 320, tokenizer).to(dtype or default_dtype(device))
+    model = _build(kind, seed, layers, hidden, vocab or 320, tokenizer).to(dtype or STORAGE_DTYPE)
     return finish(model, tokenizer, "tiny", "tiny", device)
 
 
@@ -60,7 +60,7 @@ def trained_tiny_model(
 
     key = "-".join(["tiny", *(str(value) for value in RECIPE.values()), str(seed)])
     folder = cached_folder(key, lambda empty: _train_into(empty, seed, progress))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or default_dtype(device), local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or STORAGE_DTYPE, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return finish(model, tokenizer, "tiny-trained", "tiny-trained", device)
 
@@ -166,7 +166,7 @@ def train_small(
     while done < steps:
         for batch in batches(rows, batch_size=batch_size, seed=seed + epoch):
             input_ids, labels, _ = collate(batch, 0)
-            with torch.autocast("cpu", torch.bfloat16, enabled=default_dtype() == torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
                 loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

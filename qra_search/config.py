@@ -30,7 +30,12 @@ class ModelConfig(_Section):
 
     name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`")
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="in which what is not quantized is stored; auto: bfloat16"
+    )
+    compute: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="in which evaluations compute; auto: the faster one on this machine"
+    )
     trust_remote_code: bool = False
 
 

@@ -170,7 +170,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
     from qra_eval.models import find_linears, load_model
 
     transformers.logging.set_verbosity_error()
-    model = load_model(evaluator.loaded.spec, dtype=evaluator.model.dtype).model
+    model = load_model(evaluator.loaded.spec, dtype=evaluator.dtype).model
     for found in find_linears(model):
         model.set_submodule(found.name, evaluator.bank.module(found.name, BITS))
     names = [name for name in evaluator.wrapped]

@@ -40,6 +40,27 @@ def test_a_plain_weight_gives_the_same_as_its_module():
     assert torch.equal(plain, wrapper(x)) and torch.equal(plain, base(x))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("needs_input_gradient", [True, False])
+def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operations(bias, needs_input_gradient):
+    base = linear(torch.float64, bias)
+    A, B = torch.randn(4, 24).double(), torch.randn(40, 4).double()
+    found = []
+    for train in (True, False):
+        wrapper = adapters.AdaptedLinear(base)
+        wrapper.set_base(weight=base.weight.detach())
+        wrapper.set_adapter(A, B, scaling=3.0)
+        wrapper.train(train)  # in evaluation mode the operations are composed one by one
+        torch.manual_seed(1)
+        x = torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=needs_input_gradient)
+        y = wrapper(x)
+        (y * torch.randn(3, 5, 40, dtype=torch.float64)).sum().backward()
+        found.append([y, wrapper.lora_A.grad, wrapper.lora_B.grad, *([x.grad] if needs_input_gradient else [])])
+    assert "FusedAdapter" in type(found[0][0].grad_fn).__name__ + str(found[0][0].grad_fn.next_functions)
+    for fused, composed in zip(*found, strict=True):
+        assert torch.allclose(fused, composed, rtol=1e-12, atol=1e-12)
+
+
 def test_a_smaller_rank_starts_with_the_leading_rows_of_a_larger_one():
     init = adapters.AdapterInit(seed=3, max_rank=16)
     small, large = init.factors("a", 40, 24, 4)[0], init.factors("a", 40, 24, 16)[0]

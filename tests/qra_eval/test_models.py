@@ -11,7 +11,7 @@ import torch
 from qra_eval import models
 from qra_eval.linears import find_linears
 from qra_eval.loaded import cached_folder, fingerprint
-from qra_eval.models import ModelNotFound, default_dtype, load_model, tiny_model
+from qra_eval.models import ModelNotFound, compute_dtype, load_model, tiny_model
 from qra_eval.testing import tiny_config_model
 from qra_eval.tiny import byte_tokenizer, word_tokenizer
 
@@ -166,17 +166,28 @@ def test_two_builders_of_one_key_end_with_one_folder(own_cache):
     assert [p.name for p in (own_cache / "models").iterdir()] == ["k"]
 
 
-def test_the_default_dtype_is_one_the_device_computes_in():
-    assert default_dtype("cpu") in (torch.bfloat16, torch.float32)
-    assert default_dtype("meta") == torch.float32
+def test_a_model_is_stored_in_bfloat16_whatever_the_machine_computes_in(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
+    compute_dtype.cache_clear()
+    assert compute_dtype("cpu") == torch.float32 and load_model("tiny").model.dtype == torch.bfloat16
+    compute_dtype.cache_clear()
 
 
-@pytest.mark.parametrize("found", [{}, {"avx512_bf16": False, "avx512_f": True}])
-def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, found):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert default_dtype("cpu") == torch.float32
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert default_dtype("cpu") == torch.bfloat16
+@pytest.mark.parametrize("half, whole, expected", [(1.0, 2.0, torch.bfloat16), (2.0, 1.0, torch.float32)])
+def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, half, whole, expected):
+    seconds = {torch.bfloat16: half, torch.float32: whole}
+    clock = [0.0]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr("qra_eval.loaded.time.perf_counter", lambda: clock[0])
+
+    def product(x, w):
+        clock[0] += seconds[x.dtype]
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    compute_dtype.cache_clear()
+    assert compute_dtype("cpu") == expected
+    compute_dtype.cache_clear()
 
 
 def test_tiny_is_random_and_the_same_each_time():
