@@ -1,0 +1,68 @@
+"""Every block of code in the documentation says how it is tested, and is."""
+
+from __future__ import annotations
+
+import linecache
+import shlex
+from pathlib import Path
+
+import docs_checks as checks
+import docs_world as small
+import pytest
+from docs_blocks import ALL, PAGES, ROOT, Block, blocks_of, commands
+
+PARSED = [b for b in ALL if b.how == "parse"]
+RUN = {page: run for page in PAGES if (run := [b for b in ALL if b.page == page and b.how == "run"])}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_says_how_it_is_tested(page: Path) -> None:
+    faults = [f"{b.place} {b.fault}" for b in blocks_of(page) if b.fault]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("block", PARSED, ids=lambda b: b.place)
+def test_a_block_parses(block: Block, tmp_path: Path) -> None:
+    if block.language in ("json", "jsonl"):
+        checks.check_json(block) if block.language == "json" else checks.check_jsonl(block, tmp_path)
+        return
+    check = {
+        "sh": checks.check_sh, "python": checks.check_python, "yaml": checks.check_yaml, "toml": checks.check_toml,
+    }.get(block.language)  # fmt: skip
+    assert check is not None, f"{block.place}: language {block.language!r} cannot be parsed; mark it none, WHY"
+    check(block)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QRA_CACHE", str(folder.with_name("world-cache")))
+        patch.chdir(folder)
+        small.build_world(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", list(RUN), ids=lambda p: p.name)
+def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_CACHE", str(world.with_name("world-cache")))
+    small.copy_world(world, tmp_path, "".join(b.code for b in RUN[page]))
+    monkeypatch.chdir(tmp_path)
+    small.small_training(monkeypatch)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in RUN[page]:
+        code = small.shrunk(block.code)
+        if block.language == "python":
+            # With its lines known, a traceback shows them.
+            linecache.cache[block.place] = (len(code), None, code.splitlines(keepends=True), block.place)
+            exec(compile(code, block.place, "exec"), names)
+        else:
+            assert block.language == "sh", f"{block.place}: {block.language!r} cannot be run"
+            for command in commands(code):
+                small.run_command(shlex.split(command, comments=True))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    missing = [p.name for p in PAGES if p.parent.name == "docs" and f"- {p.name}" not in nav]
+    assert not missing, f"mkdocs.yml names no {missing} in its nav"

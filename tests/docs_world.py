@@ -1,0 +1,82 @@
+"""The small world in which the commands and code of the documentation run: a tiny model, data, and two runs.
+
+Pages speak of SmolLM2 and of minutes. `shrunk` makes the same command or code one of seconds, by a few replacements
+that are the same for all pages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qra_search.config import TrainingConfig
+
+SMALL = {"final_steps": 2, "test_rows": 8}
+"""Of the final tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
+EVALUATIONS = 4
+REPLACED: tuple[tuple[str, str], ...] = (
+    (r"\b(smollm2|tiny-trained)\b(?!\.yaml)", "tiny"),
+    (r"\b[\d.]+(MiB|GiB)\b", "165KiB"),  # between the smallest plan of the tiny model and uniform 4 bits
+    (r"((?:--evaluations|-n) |\bevaluations=)\d+", rf"\g<1>{EVALUATIONS}"),
+    (r"(--seeds )\d+", r"\g<1>1"),
+)
+TAKES_SETTINGS = ("search", "demo")
+
+
+def shrunk(code: str) -> str:
+    """Code or a command of the documentation, for the tiny model."""
+    for pattern, replacement in REPLACED:
+        code = re.sub(pattern, replacement, code)
+    return code
+
+
+def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluators made in Python train and test as briefly as those of shrunk commands."""
+    from qra_eval import QuantizedLoRAEvaluator
+
+    defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "training", TrainingConfig(**SMALL))
+
+
+def run_command(words: list[str]) -> None:
+    """Run a shrunk `qra` command in this process.
+
+    Raises:
+        AssertionError: it did not end with status 0.
+    """
+    from qra_search.cli.errors import run_safely
+
+    if words[1] in TAKES_SETTINGS:
+        words = [*words, *(part for name, value in SMALL.items() for part in ("--set", f"training.{name}={value}"))]
+    assert words[0] == "qra", f"{words[0]!r} is no command of qra: such a block can only be parsed"
+    status = run_safely(words[1:])
+    assert status == 0, f"{' '.join(words)} ended with status {status}"
+
+
+def build_world(folder: Path) -> None:
+    """Data, a model folder, and the runs `runs/a` (tuned) and `runs/b`, below the working folder."""
+    from qra_eval.models import load_model
+    from qra_eval.tasks import make_task
+
+    examples = make_task("arithmetic", seed=1).split("calibration")[:400]
+    rows = "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in examples)
+    (folder / "train.jsonl").write_text(rows)
+    loaded = load_model("tiny")
+    for saver in (loaded.model, loaded.tokenizer):
+        saver.save_pretrained(folder / "path" / "to" / "model")
+    search = ["qra", "search", "--model", "tiny", "--memory", "uniform3r8", "-n", str(EVALUATIONS), "--out"]
+    run_command([*search, "runs/a"])
+    run_command(["qra", "finetune", "runs/a"])
+    run_command([*search, "runs/b", "--strategy", "random", "--seed", "1"])
+
+
+def copy_world(world: Path, folder: Path, code: str) -> None:
+    """A copy of the world without the runs that the code makes itself."""
+    made = re.findall(r"--out (runs/\S+)|log=\"(runs/[^/\"]+)", code)
+    shutil.copytree(world, folder, dirs_exist_ok=True)
+    for run in {name for names in made for name in names if name}:
+        shutil.rmtree(folder / run, ignore_errors=True)
