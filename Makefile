@@ -23,7 +23,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "== the documentation is in site/index.html"
 
 check: lint types docs test
