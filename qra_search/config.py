@@ -114,6 +114,9 @@ class SearchConfig(_Section):
         "uniform plan (uniform3r8); none: the whole front",
     )
     seed: int = Field(0, ge=0)
+    learn_from: str | None = Field(
+        None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
+    )
 
     @field_validator("memory", mode="before")
     @classmethod

@@ -53,6 +53,8 @@ class Study:
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
         callbacks: told of every event.
+        prior: taken in place of the evaluator's own, which is then not measured (`learnt.learnt_prior`); a log that
+            is gone on with keeps the one it has.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Study:
         executor: Executor | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
+        prior: Prior | None = None,
     ):
         if not evaluations > 0:
             raise ValueError(f"evaluations must be positive, got {evaluations}")
@@ -92,6 +95,7 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
+        self._given_prior = prior
         self._stopping = False
 
     @property
@@ -182,7 +186,7 @@ class Study:
     def _measure_prior(self) -> None:
         lost = "prior" in (self.log.meta("salvaged") or {}).get("header_lost", ())
         if self.log.meta("prior") is None and (len(self.log) == 0 or lost):
-            prior = self.evaluator.prior()
+            prior = self._given_prior or self.evaluator.prior()
             if prior is not None:
                 prior.check(self.space)
                 self.log.set_meta("prior", prior.to_dict())

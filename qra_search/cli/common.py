@@ -93,6 +93,12 @@ Seed = Annotated[
     typer.Option("--seed", metavar="N", rich_help_panel=HOW, help="All randomness follows from it.",
                  show_default=False),
 ]  # fmt: skip
+LearnFrom = Annotated[
+    str | None,
+    typer.Option("--learn-from", metavar="RUN", rich_help_panel=HOW, show_default=False,
+                 help="Take the prior from another run's trials (another budget or seed, or a sibling model) instead "
+                      "of measuring one."),
+]  # fmt: skip
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=HOW, show_default=False,
@@ -120,6 +126,7 @@ _FLAGS = {
     "evaluations": "search.evaluations",
     "strategy": "search.strategy",
     "seed": "search.seed",
+    "learn_from": "search.learn_from",
     "evaluator": "evaluator",
 }
 
@@ -199,14 +206,14 @@ def pair(text: str) -> tuple[str, Any]:
     Raises:
         BadInput: it is no such pair.
     """
-    import yaml
+    from qra_search.plainyaml import read_yaml
 
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
         raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
     try:
-        return field.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return field.strip(), read_yaml(value)
+    except ValueError:
         raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
 
 

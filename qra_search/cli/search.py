@@ -41,6 +41,7 @@ def search(
     seed: common.Seed = None,
     device: common.Device = None,
     evaluator: common.EvaluatorName = None,
+    learn_from: common.LearnFrom = None,
     sets: common.Set = None,
     out: Annotated[
         Path | None,
@@ -118,7 +119,7 @@ def search(
     flags: dict[str, Any] = {
         "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
         "granularity": granularity, "backend": backend, "evaluations": evaluations, "strategy": strategy,
-        "seed": seed, "device": device, "evaluator": evaluator,
+        "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
     }  # fmt: skip
     if resume and config is None and out is not None and RunFolder(out).config_file.is_file():
         config = RunFolder(out).config_file
@@ -232,12 +233,21 @@ def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study
     Raises:
         BadInput: a budget that no plan fits, a log of another search.
     """
+    from qra_search.learnt import learnt_prior
+    from qra_search.runs import RunFolder
     from qra_search.strategies import make_strategy
     from qra_search.study import Study
 
+    source, log = config.search.learn_from, options.get("log")
     with bad_input():
+        prior = None
+        # A log with trials keeps the prior that it has: the other run may be gone by now.
+        if source is not None and (log is None or len(log) == 0):
+            path = RunFolder(source).check().log_file if Path(source).is_dir() else Path(source)
+            prior = learnt_prior(path, evaluator.space)
         return Study(
             evaluator,
+            prior=prior,
             strategy=make_strategy(config.search.strategy, **config.search.options),
             evaluations=config.search.evaluations,
             memory_budget=list(config.search.memory) or None,
