@@ -110,7 +110,7 @@ def settings_of(study: Study) -> dict[str, Any]:
         "space.bits": ", ".join(map(str, space.bits)),
         "space.ranks": ", ".join(map(str, space.ranks)),
         "space.fixed_bytes": space.fixed_bytes,
-        **{f"evaluator.{name}": value for name, value in _flat(study.evaluator.describe())},
+        **{f"evaluator.{name}": value for name, value in flat(study.evaluator.describe())},
     }
 
 
@@ -151,11 +151,12 @@ def missing(tracker: type[Tracker], error: ImportError) -> ImportError:
     return ImportError(f"tracker {tracker.name!r} needs {error.name}: pip install 'qra[{tracker.extra}]'")
 
 
-def _flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+def flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Pairs of dotted name and value of nested mappings."""
     pairs: list[tuple[str, Any]] = []
     for name, value in data.items():
         if isinstance(value, Mapping):
-            pairs += _flat(value, f"{before}{name}.")
+            pairs += flat(value, f"{before}{name}.")
         else:
             pairs.append((f"{before}{name}", value))
     return pairs

@@ -132,7 +132,9 @@ def test_a_stopped_study_ends_incomplete(tmp_path: Path) -> None:
     assert stopping.ends == [False] and len(stopping.rows) == 1
 
 
-def test_trackers_are_installed_and_named_with_where_they_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_are_installed_and_may_be_told_where_they_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert plugins.names("trackers") == ["mlflow", "tensorboard", "trackio"]
     asked = []
     fake = types.SimpleNamespace(of_run=lambda folder, where: asked.append((folder, where)) or Kept())
