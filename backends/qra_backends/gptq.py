@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qra_backends import groupwise
+from qra_backends.base import check_hessian
 from qra_backends.packed import PackedLinear
 from qra_backends.reference import ReferenceBackend
 
@@ -45,7 +46,7 @@ class ReferenceGPTQBackend(ReferenceBackend):
     def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> PackedLinear:
         self.check(linear, bits)
         weight = linear.weight.detach().to(torch.float32)
-        hessian = _check_hessian(hessian, weight)
+        hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
         importance = hessian.diagonal().to(weight)
         scale, offset = groupwise.fit_groups(weight, bits, self.group_size, ranges="mse", importance=importance)
@@ -114,17 +115,3 @@ def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, gro
     result = torch.empty_like(weight, dtype=torch.uint8)
     result[:, order] = codes.T.to(torch.uint8)
     return result
-
-
-def _check_hessian(hessian: Tensor | None, weight: Tensor) -> Tensor:
-    inputs = weight.shape[1]
-    if hessian is None:
-        raise ValueError(
-            "backend reference-gptq needs `hessian`, the mean of x xᵀ over the layer's inputs: gather it with "
-            f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to go without calibration"
-        )
-    if tuple(hessian.shape) != (inputs, inputs):
-        raise ValueError(f"hessian must be ({inputs}, {inputs}) like the input features, got {tuple(hessian.shape)}")
-    if not torch.isfinite(hessian).all():
-        raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
-    return hessian.to(weight.device)
