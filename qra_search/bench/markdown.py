@@ -31,16 +31,19 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
     points = setting["checkpoints"]
     if not points:
         return ["", f"## {setting['kind']}", "", "Every cell failed: " + _errors(setting)]
-    names = sorted(setting["strategies"], key=lambda n: points[-1]["pooled"][n]["median"])
+    names = _in_order(setting)
+    last = {n: [p["pooled"][n] for p in points if n in p["pooled"]][-1] for n in names}
     lines = [
         "",
-        f"## {setting['kind']}, {setting['evaluations']:g} evaluations",
+        f"## {setting['kind']}",
         "",
-        f"{len(setting['tasks'])} tasks, {setting['seeds']} seeds. All tasks together:",
+        f"{len(setting['tasks'])} tasks, {setting['seeds']} seeds. All tasks together (a cell is a task and a seed; a "
+        "strategy that was not let run so far has no figure):",
         "",
         *_table(
             [
                 "strategy",
+                "cells",
                 *(f"after {p['evaluations']:g}" for p in points),
                 "worst",
                 "lost to uniform",
@@ -49,10 +52,11 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
             [
                 [
                     name,
-                    *(_interval(p["pooled"][name]) for p in points),
-                    f"{points[-1]['pooled'][name]['worst']:.2f}",
-                    f"{points[-1]['pooled'][name]['lost_to_uniform']} of {points[-1]['pooled'][name]['cells']}",
-                    f"{points[-1]['pooled'][name]['hypervolume_regret']:.4f}",
+                    _cells(setting, name),
+                    *(_interval(p["pooled"][name]) if name in p["pooled"] else "" for p in points),
+                    f"{last[name]['worst']:.2f}",
+                    f"{last[name]['lost_to_uniform']} of {last[name]['cells']}",
+                    f"{last[name]['hypervolume_regret']:.4f}",
                 ]
                 for name in names
             ],
@@ -60,15 +64,17 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
     ]
     for point in points:
         lines += ["", f"By task, after {point['evaluations']:g} evaluations:", ""]
+        present = [n for n in names if n in point["pooled"]]
         body = [
-            [task, *(_interval(by_name[n]) if n in by_name else "" for n in names)]
+            [task, *(_interval(by_name[n]) if n in by_name else "" for n in present)]
             for task, by_name in point["tasks"].items()
         ]
-        lines += _table(["task", *names], body)
+        lines += _table(["task", *present], body)
     ranked = [p for p in points if "ranks" in p]
     if ranked:
-        lines += ["", "Mean rank over paired task-seed blocks (1 is best):", ""]
-        body = [[n, *(f"{p['ranks']['mean'][n]:.2f}" for p in ranked)] for n in names]
+        lines += ["", "Mean rank over the task-seed blocks that all have (1 is best):", ""]
+        ranks = [p["ranks"]["mean"] for p in ranked]
+        body = [[n, *(f"{mean[n]:.2f}" if n in mean else "" for mean in ranks)] for n in names]
         body.append(["critical difference", *(f"{p['ranks']['critical_difference']:.2f}" for p in ranked)])
         body.append(["Friedman p", *(_p(p["ranks"]["friedman_p"]) for p in ranked)])
         body.append(["blocks", *(str(p["blocks"]) for p in ranked)])
@@ -76,10 +82,11 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         for point in ranked:
             lines += [
                 "",
-                f"Win/tie/loss of the row against the column after {point['evaluations']:g} evaluations (within {TIE} "
-                "is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):",
+                f"Win/tie/loss of the row against the column after {point['evaluations']:g} evaluations, over the "
+                f"blocks that both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below "
+                "0.05):",
                 "",
-                *_matrix(point["pairs"], names),
+                *_matrix(point["pairs"], [n for n in names if n in point["pooled"]]),
             ]
     lines += ["", "Conduct:", "", *_conduct_table(setting, names)]
     beaten = setting["reference_beaten"]
@@ -94,6 +101,21 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
     if _errors(setting):
         lines += ["", "Failures: " + _errors(setting)]
     return lines
+
+
+def _in_order(setting: dict[str, Any]) -> list[str]:
+    """The strategies that have any figure, best first: by the last checkpoint that all of them reached."""
+    points = setting["checkpoints"]
+    names = [n for n in setting["strategies"] if any(n in p["pooled"] for p in points)]
+    shared = [p for p in points if all(n in p["pooled"] for n in names)] or points[:1]
+    pooled = shared[-1]["pooled"]
+    return sorted(names, key=lambda n: pooled[n]["median"] if n in pooled else float("inf"))
+
+
+def _cells(setting: dict[str, Any], name: str) -> str:
+    """How many cells a strategy has at its checkpoints: one number, or the first and the last."""
+    counts = [p["pooled"][name]["cells"] for p in setting["checkpoints"] if name in p["pooled"]]
+    return str(counts[0]) if len(set(counts)) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _matrix(pairs: list[dict[str, Any]], names: Sequence[str]) -> list[str]:

@@ -62,9 +62,10 @@ def hypervolume_regret(row: Row, point: float, best: np.ndarray) -> float:
     return float(1.0 - found / whole) if whole > 0 else 0.0
 
 
-def scores(rows: Sequence[Row], point: float, measure=share_left) -> dict[tuple[str, int], dict[str, float]]:
-    """For every (task, seed): strategy to its measure at a checkpoint. Rows without any good neighbour are left out."""
-    best = best_known(rows)
+def scores(
+    rows: Sequence[Row], point: float, best: dict[tuple[str, int], np.ndarray], measure=share_left
+) -> dict[tuple[str, int], dict[str, float]]:
+    """For every (task, seed) of `best`: strategy to its measure at a checkpoint."""
     table: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
         key = (row["task"], row["seed"])
@@ -76,6 +77,7 @@ def scores(rows: Sequence[Row], point: float, measure=share_left) -> dict[tuple[
 def paired(
     table: dict[tuple[str, int], dict[str, float]], names: Sequence[str]
 ) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """Blocks that every one of the strategies has, and their scores (N, K)."""
-    keys = sorted(key for key, by_name in table.items() if all(name in by_name for name in names))
-    return keys, np.array([[table[key][name] for name in names] for key in keys]).reshape(len(keys), len(names))
+    """Blocks of task and seed, and their scores (N, K), nan where a strategy lacks the block."""
+    keys = sorted(table)
+    scores = [[table[key].get(name, np.nan) for name in names] for key in keys]
+    return keys, np.array(scores, dtype=float).reshape(len(keys), len(names))

@@ -20,12 +20,14 @@ MARGIN = (52, 28, 120, 36)
 
 def curves(setting: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """Strategy to its anytime curve: evaluations, median share left, and the interval's ends."""
-    points = setting["checkpoints"]
-    return {
-        name: {"at": [p["evaluations"] for p in points]}
-        | {key: [p["pooled"][name][key] for p in points] for key in ("median", "low", "high")}
-        for name in setting["strategies"]
-    }
+    lines = {}
+    for name in setting["strategies"]:
+        points = [p for p in setting["checkpoints"] if name in p["pooled"]]
+        if points:
+            lines[name] = {"at": [p["evaluations"] for p in points]} | {
+                key: [p["pooled"][name][key] for p in points] for key in ("median", "low", "high")
+            }
+    return lines
 
 
 def write_html(path: Path, tables: dict[str, Any], *, plotlyjs: bool | str = True) -> None:

@@ -87,21 +87,24 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def pairwise(scores: np.ndarray, names: tuple[str, ...], tie: float = TIE) -> list[dict[str, Any]]:
-    """Every pair of strategies over scores (N, K): wins, ties and losses of the first, Holm-adjusted Wilcoxon p, and
-    the median difference (negative: the first leaves less)."""
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    if not pairs or len(scores) < 2:
-        return []
-    adjusted = holm(np.array([wilcoxon_p(scores[:, i], scores[:, j]) for i, j in pairs]))
+    """Every pair of strategies over the blocks of scores (N, K) that both have (nan: lacks it): wins, ties and losses
+    of the first, Holm-adjusted Wilcoxon p, and the median difference (negative: the first leaves less)."""
+    both: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            shared = ~np.isnan(scores[:, [i, j]]).any(1)
+            if shared.sum() > 1:
+                both.append((names[i], names[j], scores[shared, i], scores[shared, j]))
+    adjusted = holm(np.array([wilcoxon_p(a, b) for _, _, a, b in both]))
     return [
         {
-            "first": names[i],
-            "second": names[j],
-            "win": int((scores[:, i] < scores[:, j] - tie).sum()),
-            "tie": int((np.abs(scores[:, i] - scores[:, j]) <= tie).sum()),
-            "loss": int((scores[:, i] > scores[:, j] + tie).sum()),
-            "median_difference": float(np.median(scores[:, i] - scores[:, j])),
+            "first": first,
+            "second": second,
+            "win": int((a < b - tie).sum()),
+            "tie": int((np.abs(a - b) <= tie).sum()),
+            "loss": int((a > b + tie).sum()),
+            "median_difference": float(np.median(a - b)),
             "p": float(p),
         }
-        for (i, j), p in zip(pairs, adjusted, strict=True)
+        for (first, second, a, b), p in zip(both, adjusted, strict=True)
     ]

@@ -44,47 +44,60 @@ def make_tables(out: str | Path, *, plotlyjs: bool | str = True) -> dict[str, An
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """All tables as plain data, one `setting` for each number of evaluations and kind of task (granularity, prior)."""
-    settings: dict[tuple[float, str], list[Row]] = {}
+    """All tables as plain data, one `setting` for each kind of task (layers, granularity, prior)."""
+    settings: dict[str, list[Row]] = {}
     for row in rows:
-        settings.setdefault((float(row["evaluations"]), _kind(row["task"])), []).append(row)
+        settings.setdefault(_kind(row["task"]), []).append(row)
     return {
         "rows": len(rows),
         "commits": sorted({row["environment"]["commit"] for row in rows if "environment" in row}),
         "versions": next((row["environment"]["versions"] for row in rows if "environment" in row), {}),
-        "settings": [
-            {"evaluations": evaluations, "kind": kind, **_setting(chosen)}
-            for (evaluations, kind), chosen in sorted(settings.items())
-        ],
+        "settings": [{"kind": kind, **_setting(chosen)} for kind, chosen in sorted(settings.items())],
     }
 
 
 def _kind(task: str) -> str:
     parts = task.split("-")
-    return "-".join(parts[2:]) if len(parts) == 4 else task
+    return "-".join(parts[1:]) if len(parts) == 4 else task
+
+
+def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
+    """One row for every strategy, task and seed that was let run to a checkpoint: the shortest search that was.
+
+    A search of fewer evaluations says nothing there; one that was cut short or failed on the way does.
+    """
+    chosen: dict[tuple[str, str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: -row["evaluations"]):
+        if row["evaluations"] >= point:
+            chosen[row["task"], row["strategy"], row["seed"]] = row
+    return list(chosen.values())
 
 
 def _setting(rows: list[Row]) -> dict[str, Any]:
     names = tuple(sorted({row["strategy"] for row in rows}))
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
+    best = best_known(rows)
     at = []
     for point in points:
-        left, regret = scores(rows, point), scores(rows, point, hypervolume_regret)
-        keys, matrix = paired(left, names)
+        there = rows_at(rows, point)
+        present = tuple(name for name in names if any(row["strategy"] == name for row in there))
+        left, regret = scores(there, point, best), scores(there, point, best, hypervolume_regret)
+        _, matrix = paired(left, present)
+        complete = matrix[~np.isnan(matrix).any(1)]
         entry: dict[str, Any] = {
             "evaluations": point,
-            "blocks": len(keys),
-            "pooled": {name: _pooled(left, regret, name) for name in names},
-            "tasks": _by_task(left, names),
+            "blocks": len(complete),
+            "pooled": {name: _pooled(left, regret, name) for name in present},
+            "tasks": _by_task(left, present),
         }
-        if len(keys) > 1 and len(names) > 1:
-            ranks = mean_ranks(matrix, names)
+        if len(complete) > 1 and len(present) > 1:
+            ranks = mean_ranks(complete, present)
             entry["ranks"] = {
-                "mean": dict(zip(names, ranks.mean.tolist(), strict=True)),
+                "mean": dict(zip(present, ranks.mean.tolist(), strict=True)),
                 "friedman_p": _finite(ranks.friedman_p),
                 "critical_difference": ranks.critical_difference,
             }
-            entry["pairs"] = pairwise(matrix, names)
+            entry["pairs"] = pairwise(matrix, present)
         at.append(entry)
     return {
         "strategies": list(names),

@@ -286,7 +286,7 @@ def test_wins_ties_and_losses_add_up() -> None:
 def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
     tables = json.loads((small / "tables.json").read_text())
     (setting,) = tables["settings"]
-    assert setting["kind"] == "layer-measured" and setting["seeds"] == 3 and len(setting["tasks"]) == 2
+    assert setting["kind"] == "4-layer-measured" and setting["seeds"] == 3 and len(setting["tasks"]) == 2
     best = best_known(bench.read_rows(small))
     mine = [share_left(r, 10, best[r["task"], r["seed"]]) for r in bench.read_rows(small) if r["strategy"] == "random"]
     assert setting["checkpoints"][0]["pooled"]["random"]["median"] == pytest.approx(np.median(mine))
@@ -306,3 +306,22 @@ def test_plots_stand_alone(small: Path) -> None:
 def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NoRows, match="holds no finished cell"):
         bench.make_tables(tmp_path)
+
+
+def test_searches_of_different_lengths_stand_in_one_table() -> None:
+    long = row_of("long", [1.0] * 5) | {"evaluations": 20.0}
+    long["checkpoints"] = [*long["checkpoints"], long["checkpoints"][0] | {"at": 20, "handed": [0.8] * 5}]
+    again = row_of("long", [1.5] * 5)
+    (setting,) = summarise([long, again, row_of("short", [2.0] * 5)])["settings"]
+    first, last = setting["checkpoints"]
+    # Of two searches that reached a checkpoint the shorter one counts; one that ended before has no figure.
+    assert first["pooled"]["long"]["median"] == pytest.approx((1.5 - 0.8) / (2.0 - 0.8))
+    assert set(first["pooled"]) == {"long", "short"} and set(last["pooled"]) == {"long"}
+    assert last["pooled"]["long"]["median"] == pytest.approx(0.0)
+
+
+def test_pairs_are_compared_over_the_blocks_that_both_have() -> None:
+    scores = np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.0], [0.3, 0.1, 0.0], [0.1, np.nan, 0.5]])
+    pairs = {(p["first"], p["second"]): p for p in statistics.pairwise(scores, ("a", "b", "c"))}
+    assert [pairs["a", "b"][k] for k in ("win", "tie", "loss")] == [2, 0, 1]
+    assert [pairs["a", "c"][k] for k in ("win", "tie", "loss")] == [1, 0, 2]
