@@ -1,0 +1,99 @@
+"""Faults done to a real run: its model or data changed, its bank damaged, two workers quantizing at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.testing import tiny_config_model
+from qra_eval.tiny import byte_tokenizer
+from qra_search import Study, search
+from qra_search.config import make_config
+from qra_search.executors import ProcessExecutor, RemoteEvaluator
+from qra_search.executors.choose import EvaluatorFactory
+from qra_search.trials import LogMismatch
+
+OPTIONS = {"strategy": "random", "evaluations": 4, "seed": 1}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model in a folder, and a task in a file."""
+    tiny_config_model("llama").save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"{n} plus {n} is", "answer": str(2 * n)} for n in range(40)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def config(files):
+    return make_config(
+        {
+            "model": {"name": str(files / "model"), "device": "cpu"},
+            "task": {"name": "jsonl", "data": str(files / "task.jsonl")},
+            "quantization": {"backend": "reference", "cache": str(files / "bank")},
+            "space": {"bits": [2, 4], "ranks": [0, 4], "granularity": "layer"},
+            "training": {"steps": 1, "batch_size": 2, "validation_rows": 4, "max_length": 64},
+        }
+    )
+
+
+def build(files) -> QuantizedLoRAEvaluator:
+    return EvaluatorFactory.of(config(files))()
+
+
+def facts(trials) -> list:
+    return [(t.proposal, t.loss) for t in trials]
+
+
+def refusal(evaluator, log, field: str, before: str) -> None:
+    now = evaluator.describe()[field]
+    assert now != before
+    with pytest.raises(LogMismatch, match=f"evaluator {field} = '{before}', but now it is '{now}'"):
+        Study(evaluator, **OPTIONS, log=log)
+
+
+def test_a_model_that_changed_since_the_run_began_is_refused_with_both_hashes(files):
+    evaluator = build(files)
+    search(evaluator, **{**OPTIONS, "evaluations": 2}, log=files / "log")
+    path = files / "model" / "model.safetensors"
+    whole, tensors = path.read_bytes(), load_file(path)
+    next(iter(tensors.values())).view(-1)[0] += 1.0
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    refusal(build(files), files / "log", "weights", evaluator.describe()["weights"])
+    path.write_bytes(whole)
+    again = search(build(files), **OPTIONS, log=files / "log")
+    assert facts(again.trials) == facts(search(evaluator, **OPTIONS).trials)
+
+
+def test_data_that_changed_since_the_run_began_are_refused_with_both_hashes(files):
+    evaluator = build(files)
+    search(evaluator, **{**OPTIONS, "evaluations": 2}, log=files / "log")
+    task = files / "task.jsonl"
+    task.write_text(task.read_text().replace("plus", "and"))
+    refusal(build(files), files / "log", "rows", evaluator.describe()["rows"])
+
+
+def test_a_bank_file_with_a_flipped_byte_is_made_again_and_the_search_ends_as_an_unbroken_one(files, caplog):
+    search(build(files), **{**OPTIONS, "evaluations": 2}, log=files / "log")
+    for path in (files / "bank").glob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-50] ^= 16
+        path.unlink()  # the old file may still be mapped into memory
+        path.write_bytes(content)
+    resumed = search(build(files), **OPTIONS, log=files / "log")
+    assert caplog.text.count("quantizing again") == 2
+    assert facts(resumed.trials) == facts(search(build(files), **OPTIONS).trials)
+
+
+def test_two_workers_that_begin_at_once_share_one_bank(files):
+    with ProcessExecutor(EvaluatorFactory.of(config(files)), 2, devices=["cpu"]) as executor:
+        remote = RemoteEvaluator(executor)
+        result = search(remote, **OPTIONS, batch=2, executor=executor)
+    bank = sorted(p.name for p in (files / "bank").iterdir())
+    assert len(bank) == 2 and all(name.endswith("bit.safetensors") for name in bank)
+    here = search(build(files), **OPTIONS, batch=2)
+    assert facts(result.trials) == facts(here.trials), "a loss depends on where it was measured"
