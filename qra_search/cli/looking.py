@@ -35,6 +35,10 @@ def report(
             help="Where to write it; default: report.html in the run's folder, or compare.html for several.",
         ),
     ] = None,  # fmt: skip
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write the charts as SVG and PNG as well, into a folder beside it.")
+    ] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="Figures for dark pages; the report itself has both.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Write the HTML report of a run, or one that compares several.
@@ -49,12 +53,18 @@ def report(
 
     folders = _checked(runs)
     target = out or (folders[0].report_file if len(folders) == 1 else Path("compare.html"))
+    if dark and not figures:
+        raise BadInput("--dark is of the figures: add --figures")
     with bad_input():
         path = write_page(folders, target)
+        written = _figures(folders, path, dark) if figures else []
     if as_json:
-        common.emit({"report": str(path)})
-    else:
-        common.stdout().print(f"Report: [bold]{path}[/]", soft_wrap=True)
+        common.emit({"report": str(path), "figures": [str(file) for file in written]})
+        return
+    console = common.stdout()
+    console.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    for file in written:
+        console.print(f"Figure: {file}", soft_wrap=True)
 
 
 def show(
@@ -204,6 +214,19 @@ def export_log(
         with bad_input():
             out.write_text("".join(lines))
         common.stderr().print(f"{len(lines)} trials written to [bold]{out}[/]", soft_wrap=True)
+
+
+def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
+    """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
+    from qra_search.report.data import RunData
+    from qra_search.report.figures import EXTRA, renderer, write_figures
+
+    own = len(folders) == 1 and report == folders[0].report_file
+    target = report.parent / ("figures" if own else f"{report.stem}-figures")
+    written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
+    if renderer() is None:
+        common.stderr().print(f"SVG only: for PNG as well, pip install 'qra[{EXTRA}]'", markup=False, soft_wrap=True)
+    return written
 
 
 def _checked(paths: list[Path]) -> list[RunFolder]:

@@ -48,47 +48,36 @@ def front_chart(run: RunData, key: str) -> str:
     def draw(size: Size) -> str:
         x, y = Scale.over(sizes, size.x, log=False), Scale.over(losses, size.y)
         parts = [svg.axes(size, x, y, "memory, MiB", "loss")]
-        for budget in budgets:
-            at = x(budget / MIB)
-            near = at > size.width * 0.6
-            parts.append(svg.line(at, size.y[0], at, size.y[1], "budget"))
-            parts.append(
-                svg.text(at + (-7 if near else 7), size.y[1] + 12, format_bytes(budget),
-                         anchor="end" if near else "start", kind="mark")
-            )  # fmt: skip
+        parts += [svg.line(x(b / MIB), size.y[0], x(b / MIB), size.y[1], "budget") for b in budgets]
         corners = svg.steps([(x.clamp(c.memory_bytes / MIB), y.clamp(c.loss)) for c in result.front])
         parts.append(svg.path(corners, "front"))
         front = {c.plan.key for c in result.front}
-        labels: list[tuple[float, float]] = []
+        labels, texts = svg.Labels(), []
+        for i, c in enumerate(run.shown):
+            if c.plan == run.plan:
+                px, py = x.clamp(c.memory_bytes / MIB), y.clamp(c.loss)
+                best = svg.mark(px, py, "best", "point best", f' data-p="{i}"')
+                left = px > size.width * 0.6
+                name, at = f"found, {c.loss:.3g}", px + (-14 if left else 14)
+                texts += [best, labels.put(at, py + 4, name, left=left, kind="mark strong", moves=[0])]
+        for budget in budgets:
+            left = x(budget / MIB) > size.width * 0.6
+            at = x(budget / MIB) + (-7 if left else 7)
+            texts.append(labels.put(at, size.y[1] + 12, format_bytes(budget), left=left, moves=[0, 16, 32]))
         for i, c in enumerate(run.shown):
             px, py = x.clamp(c.memory_bytes / MIB), y.clamp(c.loss)
             beyond = not (x.holds(c.memory_bytes / MIB) and y.holds(c.loss))
             kind = "uniform" if c.is_uniform else ("on-front" if c.plan.key in front else "plan")
             shape = "up" if beyond else ("square" if c.is_uniform else "circle")
             parts.append(svg.mark(px, py, shape, f"point {kind}", f' data-p="{i}"'))
-            if c.is_uniform and all(abs(px - lx) > 62 or abs(py - ly) > 15 for lx, ly in labels):
-                labels.append((px, py))
-                end = px > size.width - 90
+            if c.is_uniform:
                 name = f"{c.plan.bits[0]}b r{c.plan.ranks[0]}"
                 if beyond:
                     name += f" is beyond: {c.loss:.3g} at {format_bytes(c.memory_bytes)}"
-                parts.append(
-                    svg.text(
-                        px + (-9 if end else 9),
-                        py + (19 if beyond else -7),
-                        name,
-                        anchor="end" if end else "start",
-                        kind="mark",
-                    )
-                )
-        for i, c in enumerate(run.shown):
-            if c.plan == run.plan:
-                px, py = x.clamp(c.memory_bytes / MIB), y.clamp(c.loss)
-                parts.append(svg.mark(px, py, "best", "point best", f' data-p="{i}"'))
-                end = px > size.width * 0.6
-                name = f"found, {c.loss:.3g}"
-                place = px + (-14 if end else 14)
-                parts.append(svg.text(place, py + 4, name, anchor="end" if end else "start", kind="mark strong"))
+                left = px > size.width - (90 if not beyond else 0.6 * size.width)
+                at, height = px + (-9 if left else 9), py + (19 if beyond else -7)
+                texts.append(labels.put(at, height, name, left=left, moves=[0, 16, 32] if beyond else [0, 18]))
+        parts += texts
         return "".join(parts)
 
     summary = f"{len(result.candidates)} plans, {len(result.front)} of them on the front."

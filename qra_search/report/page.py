@@ -47,13 +47,18 @@ def page(runs: Sequence[RunData]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{_asset('page.css')}{_palette(runs)}</style></head>"
+        f"<title>{escape(title)}</title><style>{style_sheet(runs)}</style></head>"
         f"<body>{svg.symbols()}<main>{body}</main>"
         "<footer>Made by qra. Losses are in nats and lower is better; sizes are exact and count quantized weights with "
         "their metadata, adapters, and all that is not searched.</footer>"
         f'<div id="tip" role="status" hidden></div><script type="application/json" id="data">{data}</script>'
         f"<script>{_asset('page.js')}</script></body></html>\n"
     )
+
+
+def style_sheet(runs: Sequence[RunData]) -> str:
+    """The style of a page with these runs; its palette begins a line."""
+    return f"{_asset('page.css')}\n{_palette(runs)}"
 
 
 def embedded(run: RunData) -> dict[str, Any]:

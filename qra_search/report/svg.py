@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 SHAPES = ("circle", "square", "triangle", "diamond", "plus", "star", "down", "bar")
+LETTER = 6.6
+"""Width of a letter of a mark's text, in user units, on the safe side."""
 LOG_FROM = 2.2
 """A positive axis whose ends are this many times apart is logarithmic."""
 
@@ -126,6 +128,16 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if "e" in text and abs(value) >= 1 else text
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Labels of ticks with no more digits than are needed to tell neighbours apart."""
+    labels = [number(v) for v in values]
+    for digits in range(5, 16):
+        if len(set(labels)) == len(values):
+            break
+        labels = [f"{v:.{digits}g}" for v in values]
+    return labels
+
+
 def escape(text: object) -> str:
     """Text that may stand in an element or in a quoted attribute."""
     return html.escape(str(text), quote=True)
@@ -173,16 +185,37 @@ def mark(x: float, y: float, shape: str, kind: str, extra: str = "") -> str:
     return f'<use href="#{shape}" x="{place(x)}" y="{place(y)}" class="{kind}"{extra}/>'
 
 
+class Labels:
+    """Texts of a drawing that keep out of each other's way, those put first where they want to be."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[float, float, float, float]] = []
+
+    def put(self, x: float, y: float, content: str, *, left: bool, kind: str = "mark", moves: Sequence[int]) -> str:
+        """A text that ends (`left`) or begins at `x`, moved down by the first of `moves` that is free; else none."""
+        wide = LETTER * len(content)
+        for move in moves:
+            box = (x - wide if left else x, y + move - 11, x if left else x + wide, y + move + 3)
+            if all(box[0] >= b[2] or box[2] <= b[0] or box[1] >= b[3] or box[3] <= b[1] for b in self._taken):
+                self._taken.append(box)
+                return text(x, y + move, content, anchor="end" if left else "start", kind=kind)
+        return ""
+
+
 def axes(size: Size, x: Scale, y: Scale, x_name: str, y_name: str) -> str:
     """Grid, tick labels, and the names of both axes; names of logarithmic axes say so."""
     parts = []
     (left, right), (bottom, top) = size.x, size.y
-    for value in y.ticks(5):
+    ticks = y.ticks(5)
+    for value, label in zip(ticks, tick_labels(ticks), strict=True):
         parts.append(line(left, y(value), right, y(value), "grid"))
-        parts.append(text(left - 8, y(value) + 4, number(value), anchor="end"))
-    for value in x.ticks(4 if size.name == "s" else 8):
+        parts.append(text(left - 8, y(value) + 4, label, anchor="end"))
+    ticks = x.ticks(8)
+    most = max(2, round((right - left) / (8 * max(map(len, tick_labels(ticks)), default=1) + 18)))
+    ticks = x.ticks(min(8, most))
+    for value, label in zip(ticks, tick_labels(ticks), strict=True):
         parts.append(line(x(value), bottom, x(value), bottom + 5, "axis"))
-        parts.append(text(x(value), bottom + 20, number(value), anchor="middle"))
+        parts.append(text(x(value), bottom + 20, label, anchor="middle"))
     parts.append(line(left, bottom, right, bottom, "axis"))
     parts.append(text(right, bottom + 39, x_name + (" (log scale)" if x.log else ""), anchor="end", kind="label"))
     name = escape(y_name + (" (log scale)" if y.log else ""))

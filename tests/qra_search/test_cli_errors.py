@@ -139,6 +139,7 @@ CASES = [
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),
+    (("report", "a", "--dark"), "--dark is of the figures: add --figures"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),

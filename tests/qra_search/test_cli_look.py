@@ -90,8 +90,19 @@ def test_report_writes_one_file_for_one_run_and_for_several(qra: Qra, runs: Path
     assert qra("report", runs / "a").status == 0
     assert (runs / "a" / "report.html").read_text().startswith("<!doctype html>")
     out = tmp_path / "deep" / "both.html"
-    assert qra("report", runs / "a", runs / "b", "--out", out, "--json").json == {"report": str(out)}
+    assert qra("report", runs / "a", runs / "b", "--out", out, "--json").json == {
+        "report": str(out),
+        "figures": [],
+    }
     assert "2 runs compared" in out.read_text()
+
+
+def test_report_writes_figures_beside_it(qra: Qra, runs: Path, tmp_path: Path) -> None:
+    made = qra("report", runs / "a", "--figures", "--json").json
+    assert str(runs / "a" / "figures" / "front.svg") in made["figures"]
+    both = qra("report", runs / "a", runs / "b", "--figures", "--dark", "--out", tmp_path / "both.html", "--json").json
+    assert str(tmp_path / "both-figures" / "fronts.svg") in both["figures"]
+    assert all(Path(file).stat().st_size > 500 for file in made["figures"] + both["figures"])
 
 
 def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path: Path) -> None:

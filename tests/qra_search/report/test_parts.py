@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_a_log_scale_puts_the_geometric_mean_in_the_middle() -> None:
 @pytest.mark.parametrize(("least", "step"), [(0.03, 0.05), (1, 1), (1.2, 2), (2.1, 2.5), (3, 5), (6, 10), (270, 500)])
 def test_steps_between_ticks_are_round(least: float, step: float) -> None:
     assert svg.nice_step(least) == pytest.approx(step)
+
+
+@pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0])
+def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float) -> None:
+    ticks = Scale.over([94.98, 94.98 + span], (0.0, 300.0), log=False).ticks(6)
+    labels = svg.tick_labels(ticks)
+    assert len(ticks) >= 3 and len(set(labels)) == len(ticks)
+    assert [float(label) for label in labels] == pytest.approx(ticks, abs=span / 20)
+
+
+def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
+    labels = svg.Labels()
+    put = [labels.put(100, 50, "one label", left=False, moves=[0, 16]) for _ in range(3)]
+    assert [re.search(r' y="(\d+)"', text)[1] if text else "" for text in put] == ["50", "66", ""]  # type: ignore[index]
+    assert labels.put(96, 50, "other side", left=True, moves=[0]) != ""
 
 
 def test_outliers_are_left_out_of_a_scale_only_where_they_take_most_of_it() -> None:
