@@ -1,6 +1,6 @@
 """The evaluator `recorded`: a surrogate fitted to the trial log of a real run, with its held-out error.
 
-    python -m qra_eval.recorded LOG [LOG ...] [--damage DAMAGE.jsonl]
+    python -m qra_eval.recorded LOG [LOG ...] [--damage DAMAGE.jsonl] [--granularity layer]
 
 prints how well it predicts evaluations that it was not shown.
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from qra_eval.landscapes import measured
 from qra_eval.landscapes.damage_model import DamageModel, Fit, cross_validate, fit_surrogate
 from qra_eval.landscapes.noise import generator
 from qra_eval.landscapes.reference import Reference, reference_front
-from qra_eval.landscapes.shapes import make_space
+from qra_eval.landscapes.shapes import KINDS, make_space
 from qra_search.config import RunConfig
 from qra_search.evaluation import Evaluation, Evaluator, Prior
+from qra_search.logtools import JSONL_FORMAT, MAX_LINE, import_jsonl, lines_of
 from qra_search.recorded import recorded_space
 from qra_search.space import Plan, SearchSpace
 from qra_search.trials import TrialLog
@@ -105,10 +108,17 @@ class RecordedEvaluator(Evaluator):
         return dict(self._identity)
 
 
-def read_record(logs: Sequence[str | Path], *, damage: str | Path | None = None, shape: str = "smollm2") -> Record:
-    """Read trial logs (SQLite) or JSONL files of {"bits", "ranks", "loss"}, all of one space.
+def read_record(
+    logs: Sequence[str | Path],
+    *,
+    damage: str | Path | None = None,
+    shape: str = "smollm2",
+    granularity: str = "layer",
+) -> Record:
+    """Read trial logs (SQLite, or JSONL as `qra log export` writes it), or plain JSONL of {"bits", "ranks", "loss"}.
 
-    JSONL has no space of its own: its plans are taken to be per layer, of a decoder with the widths of `shape`.
+    All must be of one space. Plain JSONL has none of its own: its plans are taken to be of a decoder with the widths
+    of `shape`, one choice for each layer, module or set of fused modules as `granularity` says.
 
     Args:
         damage: JSONL of {"layer", "bits", "loss"}, untuned losses with one layer degraded: the prior of JSONL logs.
@@ -122,8 +132,8 @@ def read_record(logs: Sequence[str | Path], *, damage: str | Path | None = None,
             raise ValueError(
                 f"no trial log {path.name!r}: give an SQLite log of a search, or JSONL of bits, ranks, loss"
             )
-    if all(path.suffix == ".jsonl" for path in paths):
-        space, prior, seen = _read_jsonl(paths, damage, shape)
+    if all(path.suffix == ".jsonl" and not _is_export(path) for path in paths):
+        space, prior, seen = _read_jsonl(paths, damage, shape, granularity)
     else:
         space, prior, seen = _read_logs(paths)
     if len(seen) < FEWEST:
@@ -143,10 +153,11 @@ def build(config: RunConfig) -> RecordedEvaluator:
     logs, seed = options.pop("log", None), options.pop("seed", 0)
     if not logs:
         raise ValueError("the recorded evaluator needs options.log: the trial log of a search, or JSONL")
-    unknown = set(options) - {"damage", "shape"}
+    unknown = set(options) - {"damage", "shape", "granularity"}
     if unknown:
         raise ValueError(
-            f"unknown options of the recorded evaluator: {sorted(unknown)}; allowed: log, damage, shape, seed"
+            f"unknown options of the recorded evaluator: {sorted(unknown)}; allowed: log, damage, shape, "
+            "granularity, seed"
         )
     logs = [logs] if isinstance(logs, (str, Path)) else list(logs)
     record = read_record(logs, **options)
@@ -162,7 +173,7 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
     space, prior = None, None
     seen: dict[Plan, list[float]] = {}
     for path in paths:
-        with TrialLog(path) as log:
+        with _opened(path) as log:
             own = recorded_space(log)
             if space is not None and own.signature != space.signature:
                 raise ValueError(f"{path.name} is of another search space than {paths[0].name}: fit them one by one")
@@ -176,8 +187,29 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
     return space, prior, seen
 
 
+def _is_export(path: Path) -> bool:
+    """Whether a JSONL file is a whole trial log, as `qra log export` writes it."""
+    if path.suffix != ".jsonl":
+        return False
+    with path.open() as file:
+        return f'"format": "{JSONL_FORMAT}"' in file.readline(MAX_LINE)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TrialLog]:
+    """A trial log, made in a temporary folder first where it is an export."""
+    with TemporaryDirectory() as folder:
+        where = path
+        if _is_export(path):
+            where = Path(folder) / "trials.sqlite"
+            with path.open() as file:
+                import_jsonl(lines_of(file), where)
+        with TrialLog(where) as log:
+            yield log
+
+
 def _read_jsonl(
-    paths: Sequence[Path], damage: str | Path | None, shape: str
+    paths: Sequence[Path], damage: str | Path | None, shape: str, granularity: str
 ) -> tuple[SearchSpace, Prior | None, dict[Plan, list[float]]]:
     seen: dict[Plan, list[float]] = {}
     for path in paths:
@@ -187,9 +219,17 @@ def _read_jsonl(
     sizes = {len(plan.bits) for plan in seen}
     if len(sizes) != 1:
         raise ValueError(f"plans of one space have one length, got {sorted(sizes)}")
+    if granularity not in KINDS:
+        raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {granularity!r}")
+    kinds = len(KINDS[granularity])
+    groups = sizes.pop()
+    if groups % kinds:
+        raise ValueError(f"{groups} groups are not {kinds} to a layer, as granularity {granularity!r} has them")
+    if damage is not None and granularity != "layer":
+        raise ValueError("damage is of whole layers: it goes with granularity 'layer'; a trial log holds its own prior")
     bits = tuple(sorted({b for plan in seen for b in plan.bits}))
     ranks = tuple(sorted({r for plan in seen for r in plan.ranks}))
-    space = make_space(sizes.pop(), "layer", shape, bits=bits, ranks=ranks)
+    space = make_space(groups // kinds, granularity, shape, bits=bits, ranks=ranks)
     return space, None if damage is None else layer_prior(space, Path(damage)), seen
 
 
@@ -205,11 +245,13 @@ def layer_prior(space: SearchSpace, path: Path) -> Prior:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit a surrogate to trial logs and print its held-out error.")
-    parser.add_argument("logs", nargs="+", help="SQLite trial logs, or JSONL of bits, ranks, loss")
+    parser.add_argument("logs", nargs="+", help="trial logs, as SQLite or exported; or JSONL of bits, ranks, loss")
     parser.add_argument("--damage", help="JSONL of layer, bits, loss: the prior of JSONL logs")
+    parser.add_argument("--granularity", default="layer", choices=list(KINDS), help="of plain JSONL")
     parser.add_argument("--folds", type=int, default=5)
     options = parser.parse_args()
-    evaluator = RecordedEvaluator(read_record(options.logs, damage=options.damage))
+    record = read_record(options.logs, damage=options.damage, granularity=options.granularity)
+    evaluator = RecordedEvaluator(record)
     loss = evaluator.record.loss
     print(f"{len(loss)} plans of {len(evaluator.space)} groups, loss {loss.min():.4f} to {loss.max():.4f}")
     print(f"deviation between seeds {evaluator.record.seed_noise:.4f}")

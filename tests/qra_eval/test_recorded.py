@@ -14,8 +14,11 @@ from qra_eval.recorded import Record, RecordedEvaluator, build, read_record
 from qra_eval.surrogate import Landscape, make_landscape
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
+from qra_search.logtools import export_jsonl
+from qra_search.space import Plan
 from qra_search.study import Study
 from qra_search.testing import EvaluatorContract
+from qra_search.trials import TrialLog
 
 DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "measured"
 TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"
@@ -127,6 +130,35 @@ def test_replicates_give_the_noise_between_seeds(tmp_path: Path) -> None:
     record = read_record([path])
     assert record.seed_noise == pytest.approx(0.02, rel=0.2)
     assert record.replicates.sum() == 300
+
+
+def test_plain_jsonl_of_modules_has_seven_groups_a_layer(tmp_path: Path) -> None:
+    landscape = make_landscape("additive", 3, "module", seed=2)
+    study = Study(landscape, strategy="random", evaluations=40, memory_budget=task_budgets(landscape.space))
+    rows = [{"bits": t.plan.bits, "ranks": t.plan.ranks, "loss": t.loss} for t in study.run().trials]
+    path = tmp_path / "plans.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    record = read_record([path], granularity="module")
+    assert [g.name for g in record.space.groups] == [g.name for g in landscape.space.groups]
+    assert record.space.memory_bytes(record.space.decode(record.b[0], record.r[0])) == landscape.space.memory_bytes(
+        Plan(tuple(rows[0]["bits"]), tuple(rows[0]["ranks"]))
+    )
+    with pytest.raises(ValueError, match="21 groups are not 4 to a layer"):
+        read_record([path], granularity="fused")
+    with pytest.raises(ValueError, match="granularity must be one of module, fused, layer, got 'modul'"):
+        read_record([path], granularity="modul")
+
+
+def test_an_exported_log_is_the_log(logs: list[Path], recorded: RecordedEvaluator, tmp_path: Path) -> None:
+    paths = []
+    for log in logs:
+        paths.append(tmp_path / f"{log.stem}.jsonl")
+        with TrialLog(log) as source, paths[-1].open("w") as file:
+            export_jsonl(source, file)
+    again = read_record(paths)
+    assert again.space.signature == recorded.space.signature
+    assert (again.loss == recorded.record.loss).all() and (again.b == recorded.record.b).all()
+    assert again.prior is not None and (again.prior.bits_damage == recorded.record.prior.bits_damage).all()
 
 
 def test_a_config_names_a_log(logs: list[Path]) -> None:
