@@ -1,0 +1,90 @@
+"""What the study holds fixed: model, data, what an evaluation is, the budgets, and the rows of the comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.space import Plan, SearchSpace
+
+MODEL = "smollm2"
+BACKEND = "mixed-calibrated"
+TRAINING = TrainingConfig(steps=12, batch_size=4, validation_rows=24, max_length=160, final_steps=36, test_rows=96)
+"""One evaluation: 12 steps of 4 rows, then the loss on 24 held-out rows. The final tuning: 36 steps, 96 test rows."""
+EVALUATIONS = 50
+SEEDS = (0, 1, 2)
+EPOCH_FORWARDS = 3.0
+"""Forward passes that training on a token costs, the backward pass counted as two."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A uniform plan that a user would pick: one backend, bit-width and rank for every linear."""
+
+    backend: str
+    bits: int
+    rank: int
+
+    @property
+    def name(self) -> str:
+        label = {"mixed-calibrated": "gptq", "bitsandbytes-nf4": "nf4"}.get(self.backend, self.backend)
+        return f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
+
+
+UNIFORM = (
+    Uniform(BACKEND, 3, 8),
+    Uniform(BACKEND, 4, 8),
+    Uniform(BACKEND, 16, 8),
+    Uniform(BACKEND, 3, 32),
+    Uniform("bitsandbytes-nf4", 4, 8),
+    Uniform("hqq", 3, 8),
+    Uniform(BACKEND, 3, 16),
+    Uniform("hqq", 3, 32),
+    Uniform("bitsandbytes-nf4", 4, 32),
+    Uniform("bitsandbytes-nf4", 4, 4),
+    Uniform("bitsandbytes-nf4", 4, 16),
+    Uniform(BACKEND, 2, 32),
+)
+"""In the order in which they are tuned, the most telling first."""
+
+
+def evaluator(
+    task: str,
+    data: str | Path,
+    *,
+    backend: str = BACKEND,
+    bits: tuple[int, ...] = (2, 3, 4, 8),
+    granularity: str = "module",
+    training: TrainingConfig = TRAINING,
+    model: str = MODEL,
+    cache: str | None = None,
+) -> QuantizedLoRAEvaluator:
+    """The real evaluator under the study's settings."""
+    return QuantizedLoRAEvaluator(
+        model,
+        TaskConfig(name=task, data=str(data)),
+        quantization=QuantizationConfig(backend=backend, cache=cache),
+        space=SpaceConfig(bits=bits, granularity=granularity),  # type: ignore[arg-type]
+        training=training,
+    )
+
+
+def budgets(space: SearchSpace) -> dict[str, int]:
+    """Bytes of uniform 3-bit and 4-bit at rank 8, and midway; the space must be the calibrated backend's."""
+    low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
+    return {"3-bit": low, "midway": (low + high) // 2, "4-bit": high}
+
+
+def compact(plan: Plan) -> dict[str, str]:
+    """A plan in two short texts: bits and ranks, separated by commas."""
+    return {"bits": ",".join(map(str, plan.bits)), "ranks": ",".join(map(str, plan.ranks))}
+
+
+def expanded(row: dict[str, str]) -> Plan:
+    """The plan that `compact` wrote."""
+    return Plan(
+        tuple(int(b) for b in row["bits"].split(",")),
+        tuple(int(r) for r in row["ranks"].split(",")),
+    )

@@ -1,0 +1,100 @@
+"""Searches of the study: every strategy on the same evaluator, budgets and number of evaluations; resumable.
+
+    python benchmarks/study/search.py --data DIR --strategy qra --minutes 50
+
+The log lies in runs/study; after every piece it is exported as JSONL beside the results, and the plans that the
+strategy would hand over at each budget are written to `plans.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import protocol
+import torch
+
+from qra_search.logtools import export_jsonl
+from qra_search.study import Callback, Study
+from qra_search.trials import Trial, TrialLog
+
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+
+
+class Pieces(Callback):
+    """Ends the study in time for this piece to end, and says what came of every evaluation."""
+
+    def __init__(self, minutes: float | None):
+        self.until = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def finished(self, study: Study, trial: Trial) -> None:
+        print(f"{trial.id:3} {trial.proposal.origin:8} {trial.loss:.4f} {trial.evaluation.memory_bytes / 2**20:.2f} MiB"
+              if trial.evaluation else f"{trial.id:3} failed: {trial.reason}", flush=True)  # fmt: skip
+        if self.until is not None and time.monotonic() > self.until:
+            study.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    parser.add_argument("--task", default="gsm8k")
+    parser.add_argument("--strategy", default="qra")
+    parser.add_argument("--granularity", default="module", choices=["module", "layer", "fused"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
+    parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; the same number gives the same losses")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--logs", type=Path, default=Path("runs/study"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
+    options.logs.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    evaluator = protocol.evaluator(options.task, options.data, granularity=options.granularity)
+    budgets = protocol.budgets(evaluator.space)
+    log = TrialLog(options.logs / f"{name}.sqlite")
+    study = Study(
+        evaluator,
+        strategy=options.strategy,
+        evaluations=options.evaluations,
+        memory_budget=list(budgets.values()),
+        seed=options.seed,
+        log=log,
+        callbacks=[Pieces(options.minutes)],
+    )
+    result = study.run()
+    with (options.out / f"trials-{name}.jsonl").open("w") as file:
+        export_jsonl(log, file)
+    forwards = result.spent * evaluator.evaluation_tokens()
+    epoch = protocol.EPOCH_FORWARDS * sum(map(len, evaluator.rows("calibration", 1 << 30)))
+    rows = []
+    for label, budget in budgets.items():
+        best = result.best(budget)
+        if best is not None:
+            rows.append(
+                {
+                    "search": name,
+                    "budget": label,
+                    "limit": budget,
+                    "memory_bytes": best.memory_bytes,
+                    "loss": round(best.loss, 5),
+                    "observed": round(best.observed, 5),
+                    "spent": result.spent,
+                    "prior_cost": evaluator.prior_report.get("cost") or (result.prior.cost if result.prior else 0.0),
+                    "epoch_share": round(forwards / epoch, 4),
+                    "compute": str(evaluator.compute).removeprefix("torch."),
+                    **protocol.compact(best.plan),
+                }
+            )
+            print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
+    path = options.out / "plans.jsonl"
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["search"] != name] if path.exists() else []
+    path.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n")
+    print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
+
+
+if __name__ == "__main__":
+    main()
