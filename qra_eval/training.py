@@ -175,6 +175,31 @@ def held_out_loss(model: Any, batches: Sequence[Batch], device: torch.device) ->
     return total / max(count, 1)
 
 
+@torch.no_grad()
+def row_losses(model: Any, rows: Sequence[Row], batch_size: int, device: torch.device) -> tuple[list[float], list[int]]:
+    """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
+    model.eval()
+    totals, counts = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    with labelled_head(model) as head:
+        for start in range(0, len(order), batch_size):
+            chosen = torch.tensor(order[start : start + batch_size])
+            batch = collate([rows[i] for i in chosen.tolist()]).to(device)
+            head.positions = batch.positions
+            try:
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            finally:
+                head.positions = None
+            logits = logits.reshape(-1, logits.shape[-1])
+            owner = chosen[(batch.positions // batch.input_ids.shape[1]).cpu()]
+            for part in range(0, len(owner), CHUNK):
+                k = slice(part, part + CHUNK)
+                loss = nn.functional.cross_entropy(logits[k].float(), batch.targets[k], reduction="none").cpu()
+                totals.index_add_(0, owner[k], loss)
+            counts.index_add_(0, owner, torch.ones_like(owner))
+    return totals.tolist(), counts.tolist()
+
+
 class Diverged(RuntimeError):
     """The training loss is not finite."""
 

@@ -91,7 +91,8 @@ def main() -> None:
             )
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
     path = options.out / "plans.jsonl"
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["search"] != name] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["search"] != name]
     path.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n")
     print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
 

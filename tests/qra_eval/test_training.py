@@ -19,6 +19,7 @@ from qra_eval.training import (
     held_out_loss,
     labelled_head,
     rate_at,
+    row_losses,
     schedule,
     train,
 )
@@ -67,6 +68,15 @@ def test_loss_over_padded_batches_is_that_of_every_row_alone(family):
     expected = float(sum(p[0] for p in pairs) / sum(p[1] for p in pairs))
     for size in (1, 4, 6):
         assert held_out_loss(model, bucketed(rows(), size), CPU) == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_losses_of_rows_are_those_of_each_row_alone_in_the_order_given():
+    model, some = tiny(), rows()
+    totals, counts = row_losses(model, some, 4, CPU)
+    for row, total, count in zip(some, totals, counts, strict=True):
+        assert count == int((row.labels[1:] != IGNORED).sum())
+        assert total == pytest.approx(float(plain_loss(model, row)[0]), rel=1e-4)
 
 
 def test_the_head_is_put_back_and_untouched_without_positions():

@@ -1,0 +1,97 @@
+"""Final tunings of the study: every plan found and every uniform rival, three seeds each, on test rows; resumable.
+
+    python benchmarks/study/final.py --data DIR --minutes 50
+
+Each tuning is a line of `final.jsonl`: who, seed, bytes, and loss and tokens of every test row. Rows of the same test
+split are in the same order everywhere, so that comparisons are paired. Seeds are the outer loop: a part of the run is a
+smaller study of the same shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import protocol
+import torch
+
+from qra_eval.training import row_losses
+from qra_search.space import Plan
+
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+
+
+def jobs(path: Path, task: str) -> list[tuple[str, str, int, Plan | protocol.Uniform]]:
+    """(name, backend, bit-width or 0 for mixed, plan) of everything that is tuned, the most telling first."""
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    mine = [
+        (f"{row['search'].removeprefix(task + '-')} @ {row['budget']}", protocol.BACKEND, 0, protocol.expanded(row))
+        for row in found
+        if row["search"].startswith(f"{task}-")
+    ]
+    return mine + [(u.name, u.backend, u.bits, u) for u in protocol.UNIFORM]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    parser.add_argument("--task", default="gsm8k")
+    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="only rows whose name holds this text")
+    parser.add_argument("--skip", default="", help="no rows whose name holds this text")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    path = options.out / "final.jsonl"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    evaluators: dict[str, object] = {}
+    for seed in protocol.SEEDS:
+        for name, backend, bits, plan in jobs(options.out / "plans.jsonl", options.task):
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
+                continue
+            if options.only not in name or (options.skip and options.skip in name):
+                continue
+            if until is not None and time.monotonic() > until:
+                print("more is left: run this again")
+                return
+            key = f"{backend}:{bits}"
+            if key not in evaluators:
+                evaluators.clear()  # one model at a time
+                widths = (bits,) if bits else (2, 3, 4, 8)
+                evaluators[key] = protocol.evaluator(options.task, options.data, backend=backend, bits=widths)
+            evaluator = evaluators[key]
+            start = time.perf_counter()
+            chosen = evaluator.space.uniform(plan.bits, plan.rank) if isinstance(plan, protocol.Uniform) else plan
+            evaluator.apply(chosen, seed)
+            trained = evaluator.train(protocol.TRAINING.final_steps, seed)
+            test = evaluator.rows("test", protocol.TRAINING.test_rows)
+            losses, tokens = row_losses(evaluator.model, test, 8, evaluator.device)
+            line = {
+                "task": options.task,
+                "row": name,
+                "seed": seed,
+                "test_loss": round(sum(losses) / sum(tokens), 5),
+                "train_loss": round(trained.loss, 5),
+                "memory_bytes": evaluator.space.memory_bytes(chosen),
+                "backend": backend,
+                "compute": str(evaluator.compute).removeprefix("torch."),
+                "trained_tokens": trained.tokens,
+                "seconds": round(time.perf_counter() - start, 1),
+                "commit": commit,
+                "row_losses": [round(x, 4) for x in losses],
+                "row_tokens": tokens,
+            }
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            size = line["memory_bytes"] / 2**20
+            print(f"seed {seed}  {name:28} {size:7.2f} MiB  {line['test_loss']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
