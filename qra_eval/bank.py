@@ -105,6 +105,11 @@ class Bank:
             self._room += self._weights.popitem(last=False)[1].nbytes
         return weight
 
+    def release(self) -> None:
+        """Forget the dequantized weights that are kept ready."""
+        self._room += sum(weight.nbytes for weight in self._weights.values())
+        self._weights.clear()
+
     def nbytes(self, name: str, bits: int) -> int:
         """Bytes of every tensor that a linear holds for its weight at `bits`, counted one by one."""
         if bits == UNQUANTIZED_BITS:

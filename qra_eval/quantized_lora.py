@@ -208,6 +208,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         prior, report = measure_prior(
             self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self._progress
         )
+        if not self.materialised:
+            self.bank.release()  # evaluations use the quantized modules, which need the room
         tokens = report["forward_tokens"]
         if self.backend.calibrated:
             tokens += sum(map(len, self.rows("calibration", CALIBRATION_ROWS)))

@@ -57,6 +57,22 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
     assert evaluator.evaluate(plan, seed=2).loss != first
 
 
+def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tmp_path):
+    large = QuantizedLoRAEvaluator(
+        "tiny",
+        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+        space=SpaceConfig(bits=(2, 4), ranks=(4,)),
+        training=TrainingConfig(steps=1, batch_size=2, validation_rows=2),
+        weight_cache_bytes=100_000,
+    )
+    assert not large.materialised
+    plan = large.space.uniform(2, 4)
+    before = large.evaluate(plan).loss
+    large.prior()
+    assert not large.bank._weights
+    assert large.evaluate(plan).loss == before
+
+
 def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator = build(compute="bfloat16")
     plan = mixed_plan(evaluator.space)
