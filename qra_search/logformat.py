@@ -69,9 +69,11 @@ def create(path: Path) -> None:
     try:
         prepare(db)
         db.execute("PRAGMA journal_mode=WAL")
+        db.close()
+        partial.replace(path)
     finally:
         db.close()
-    partial.replace(path)
+        partial.unlink(missing_ok=True)
 
 
 def prepare(db: sqlite3.Connection) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from qra_search.evaluation import Evaluation, EvaluationFailed
 from qra_search.locks import WriterLock, describe_holder
 from qra_search.recorded import SPACE, recorded_space
-from qra_search.salvage import Salvage, examine
+from qra_search.salvage import Salvage, examine, new_log
 from qra_search.space import Plan, SearchSpace
 from qra_search.trial import Proposal, Trial, evaluation_to_dict, plain
 from qra_search.trials import LogDamaged, LogMismatch, TrialLog
@@ -120,8 +120,6 @@ def import_jsonl(lines: Iterable[str], out: str | Path) -> int:
     Raises:
         LogMismatch: `out` exists, or a line is not what it must be; the message gives its number.
     """
-    if Path(out).exists():
-        raise LogMismatch(f"{out} exists already: give a path that is free")
     source = _numbered(lines)
     number, first = next(source, (1, {}))
     header = first.get("header")
@@ -142,7 +140,7 @@ def import_jsonl(lines: Iterable[str], out: str | Path) -> int:
             raise LogMismatch(f"line {number} is no trial of this log ({_short(error)})") from None
         if len(trials) > MAX_TRIALS:
             raise LogMismatch(f"more than {MAX_TRIALS} trials: split the file")
-    with TrialLog(out) as log:
+    with new_log(out) as log:
         for key, value in header.items():
             log.set_meta(str(key), value)
         log.append(trials)
@@ -159,8 +157,6 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
     Raises:
         LogMismatch: the logs differ in space or evaluator, or `out` exists.
     """
-    if Path(out).exists():
-        raise LogMismatch(f"{out} exists already: give a path that is free")
     if not paths:
         raise LogMismatch("no log to merge: give at least one")
     for path in paths:
@@ -181,7 +177,7 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> int:
                 known = kept.get(trial.proposal.key)
                 if trial.status != "running" and (known is None or (trial.done and not known.done)):
                     kept[trial.proposal.key] = trial
-    with TrialLog(out) as log:
+    with new_log(out) as log:
         for key, value in header.items():
             log.set_meta(key, value)
         log.append(kept.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,19 +84,35 @@ def salvage(path: str | Path, out: str | Path) -> Salvage:
     Raises:
         LogMismatch: `out` exists, or nothing can be saved.
     """
-    if Path(out).exists():
-        raise LogMismatch(f"{out} exists already: give a path for the salvaged log that is free")
     found = examine(path)
     if not found.rows and not found.header:
         raise LogMismatch(f"nothing can be saved from {path}: no row of a trial log is left in it")
     lost = {name: list(getattr(found, name)) for name in ("results_lost", "trials_lost", "header_lost")}
-    with TrialLog(out) as log:
+    with new_log(out) as log:
         for key, value in found.header.items():
             if key != "schema_version":
                 log.set_meta(key, value)
         log.set_meta(SALVAGED, lost)
         log.append(map(from_row, found.rows.values()))
     return found
+
+
+@contextmanager
+def new_log(path: str | Path) -> Iterator[TrialLog]:
+    """A log to be written in a `with` block, which leaves it whole or, where it is broken off, not at all.
+
+    Raises:
+        LogMismatch: there is something at the path.
+    """
+    if Path(path).exists():
+        raise LogMismatch(f"{path} exists already: give a path that is free")
+    try:
+        with TrialLog(path) as log:
+            yield log
+    except BaseException:
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        raise
 
 
 def _trial_row(number: int, columns: tuple[Any, ...]) -> logformat.Row | None:

@@ -79,8 +79,9 @@ class TrialLog:
         self._version_seen = -1
         self._lock = WriterLock(f"{self.path}.lock") if self.path != MEMORY else None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._mend = ""
         try:
-            self._db = sqlite3.connect(self._prepare_file(), check_same_thread=False, isolation_level=None)
+            self._db = _connect(self._prepare_file())
             self._open()
         except BaseException:
             self.close()
@@ -103,40 +104,55 @@ class TrialLog:
                 f"{path} is {'empty' if path.is_file() else 'not a file'}, which no trial log is: "
                 f"move it away or restore a copy"
             )
-        if not _writable(path):
-            self._copy = tempfile.TemporaryDirectory(prefix="qra-log-")
-            for file in (path, walfile.wal_path(path)):
-                if file.exists():
-                    shutil.copyfile(file, Path(self._copy.name) / file.name)
-            return str(Path(self._copy.name) / path.name)
-        return self.path
+        return self._copied("give an output folder that can be") if not _writable(path) else self.path
+
+    def _copied(self, mend: str) -> str:
+        """A copy of the log elsewhere, since SQLite reads none without files of its own beside it; never written."""
+        self._copy, self._mend = tempfile.TemporaryDirectory(prefix="qra-log-"), mend
+        path = Path(self.path)
+        for file in (path, walfile.wal_path(path)):
+            if file.exists():
+                shutil.copyfile(file, Path(self._copy.name) / file.name)
+        return str(Path(self._copy.name) / path.name)
 
     def _open(self) -> None:
         try:
-            if self._lock is None:
-                logformat.prepare(self._db)
-            elif lost := self._lost_pages():
-                raise LogDamaged(
-                    f"{self.path} is damaged: {lost} pages of {walfile.wal_path(self.path).name} cannot be "
-                    f"read{SALVAGE_HINT}"
-                )
-            version = logformat.version_of(self._db)
-            if version is None or not isinstance(version, int):
-                raise LogDamaged(f"{self.path} is not a readable trial log (it has no version){SALVAGE_HINT}")
-            if not 1 <= version <= SCHEMA_VERSION:
-                raise LogMismatch(
-                    f"{self.path} has log version {version}, this qra reads versions up to {SCHEMA_VERSION}"
-                )
-            if version < SCHEMA_VERSION:
-                with self._writing():
-                    logformat.migrate(self._db)
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._load()
+            self._read()
+        except sqlite3.OperationalError as error:
+            if self._lock is None or self._copy is not None:
+                raise self._unreadable(error) from None
+            self._db.close()
+            self._db = _connect(self._copied(f"make room on its disk ({error})"))
+            self._open()
         except (sqlite3.DatabaseError, ValueError) as error:
             if isinstance(error, LogMismatch):
                 raise
-            why = " ".join(str(error).split())[:200]
-            raise LogDamaged(f"{self.path} is not a readable trial log ({why}){SALVAGE_HINT}") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> LogDamaged:
+        why = " ".join(str(error).split())[:200]
+        return LogDamaged(f"{self.path} is not a readable trial log ({why}){SALVAGE_HINT}")
+
+    def _read(self) -> None:
+        if self._lock is None:
+            logformat.prepare(self._db)
+        elif lost := self._lost_pages():
+            raise LogDamaged(
+                f"{self.path} is damaged: {lost} pages of {walfile.wal_path(self.path).name} cannot be "
+                f"read{SALVAGE_HINT}"
+            )
+        version = logformat.version_of(self._db)
+        if version is None or not isinstance(version, int):
+            raise LogDamaged(f"{self.path} is not a readable trial log (it has no version){SALVAGE_HINT}")
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise LogMismatch(
+                f"{self.path} has log version {version}, this qra reads versions up to {SCHEMA_VERSION}"
+            )
+        if version < SCHEMA_VERSION:
+            with self._writing():
+                logformat.migrate(self._db)
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._load()
 
     def _lost_pages(self) -> int:
         """Pages that were written and cannot be read; 0 while somebody writes, who may be in the middle of one."""
@@ -285,7 +301,7 @@ class TrialLog:
     def _writing(self) -> Iterator[None]:
         """Hold the lock, with what others wrote before it was taken; name the file where writing fails."""
         if self._copy is not None:
-            raise LogReadOnly(f"{self.path} cannot be written: give an output folder that can be")
+            raise LogReadOnly(f"{self.path} cannot be written: {self._mend}")
         if self._acquire_lock() and self._data_version() != self._version_seen and self._version_seen >= 0:
             self._load()
         try:
@@ -333,6 +349,10 @@ class TrialLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _connect(file: str) -> sqlite3.Connection:
+    return sqlite3.connect(file, check_same_thread=False, isolation_level=None)
 
 
 def _writable(path: Path) -> bool:
