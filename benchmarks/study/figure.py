@@ -1,0 +1,69 @@
+"""The study's figure: test loss over bytes, found plans against uniform ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 760, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
+STYLE = """
+svg{font:13px system-ui,sans-serif}
+.bg{fill:#fff}.ink{fill:#1c1f23}.soft{fill:#5d6670}.grid{stroke:#e3e6ea}.axis{stroke:#8a939c}
+.found{fill:#b3261e;stroke:#b3261e}.uniform{fill:#3d6fb4;stroke:#3d6fb4}.whole{stroke:#5d6670}
+@media(prefers-color-scheme:dark){.bg{fill:#15181c}.ink{fill:#e8eaed}.soft{fill:#a3abb4}.grid{stroke:#2a2f36}
+.found{fill:#ff8a80;stroke:#ff8a80}.uniform{fill:#82b1ff;stroke:#82b1ff}}
+"""
+
+
+def draw(rows: Sequence[Any], sixteen: str) -> str:
+    """An SVG of rows with `name`, `bytes`, `loss` and `found`; the row `sixteen` is drawn as a level, not a point."""
+    points = [r for r in rows if r.name != sixteen]
+    whole = next((r for r in rows if r.name == sixteen), None)
+    xs = [r.bytes / 2**20 for r in points]
+    ys = [r.loss for r in points] + ([whole.loss] if whole else [])
+    x0, x1 = min(xs) - 2, max(xs) + 2
+    y0, y1 = min(ys), max(ys)
+    y0, y1 = y0 - 0.06 * (y1 - y0), y1 + 0.06 * (y1 - y0)
+
+    def px(x: float) -> float:
+        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="Test loss over memory: found plans and uniform plans"><style>{STYLE}</style>',
+        f'<rect class="bg" width="{WIDTH}" height="{HEIGHT}"/>',
+    ]
+    for k in range(6):
+        y = y0 + (y1 - y0) * k / 5
+        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
+        out.append(f'<text class="soft" x="{LEFT - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.2f}</text>')
+        x = x0 + (x1 - x0) * k / 5
+        out.append(f'<text class="soft" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:.0f}</text>')
+    out.append(
+        f'<text class="ink" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+        "memory of model and adapter, MiB</text>"
+        f'<text class="ink" x="{LEFT - 48}" y="{TOP - 10}">test loss, nats a token</text>'
+    )
+    if whole:
+        out.append(
+            f'<line class="whole" stroke-dasharray="5 4" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
+            f'y1="{py(whole.loss):.1f}" y2="{py(whole.loss):.1f}"/>'
+            f'<text class="soft" x="{WIDTH - RIGHT + 8}" y="{py(whole.loss) + 4:.1f}">{escape(whole.name)} '
+            f"({whole.bytes / 2**20:.0f} MiB)</text>"
+        )
+    for r in points:
+        x, y = px(r.bytes / 2**20), py(r.loss)
+        if r.found:
+            mark = f'<rect class="found" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+        else:
+            mark = f'<circle class="uniform" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+        out.append(f"{mark}<title>{escape(r.name)}: {r.loss:.4f}</title>".replace("/><title>", "><title>", 1)
+                   + ("</rect>" if r.found else "</circle>"))  # fmt: skip
+        ink, label = ("ink", "found") if r.found else ("soft", escape(r.name))
+        out.append(f'<text class="{ink}" x="{x + 8:.1f}" y="{y - 7:.1f}">{label}</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"

@@ -1,0 +1,127 @@
+"""Tables and the figure of the study, from its raw lines alone.
+
+    python benchmarks/study/tables.py
+
+Differences are paired: the same test rows and the same seeds on both sides. Intervals are percentiles of 10,000
+bootstrap draws of rows and of seeds together; with m comparisons against found plans each is at level 1 - 0.05 / m
+(Bonferroni), so that all hold at once with 95%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import figure
+import numpy as np
+
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+DRAWS = 10_000
+SIXTEEN = "16-bit r8"
+
+
+class Row:
+    """A plan of the comparison: summed losses (S, N) of its seeds on the test rows, and their tokens (N,)."""
+
+    def __init__(self, name: str, lines: list[dict]):
+        self.name = name
+        self.by_seed = {d["seed"]: np.array(d["row_losses"]) for d in lines}
+        self.tokens = np.array(lines[0]["row_tokens"])
+        self.bytes = lines[0]["memory_bytes"]
+        self.losses = {seed: float(x.sum() / self.tokens.sum()) for seed, x in self.by_seed.items()}
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(list(self.losses.values())))
+
+    @property
+    def found(self) -> bool:
+        return "@" in self.name
+
+    @property
+    def budget(self) -> str:
+        return self.name.partition("@")[2].strip()
+
+
+def read(path: Path, task: str) -> list[Row]:
+    """The rows of a task, cheapest first."""
+    grouped = defaultdict(list)
+    for line in path.read_text().splitlines():
+        data = json.loads(line)
+        if data["task"] == task:
+            grouped[data["row"]].append(data)
+    return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
+
+
+def change(a: Row, b: Row, level: float, seed: int = 0) -> tuple[float, float, float]:
+    """Relative change of the loss from b to a, and its interval: (a - b) / b."""
+    shared = sorted(set(a.by_seed) & set(b.by_seed))
+    first, second = (np.array([r.by_seed[s] for s in shared]) for r in (a, b))
+    rng = np.random.default_rng(seed)
+    draws = np.empty(DRAWS)
+    for k in range(DRAWS):
+        seeds = rng.integers(len(shared), size=len(shared))
+        rows = rng.integers(first.shape[1], size=first.shape[1])
+        draws[k] = first[seeds][:, rows].sum() / second[seeds][:, rows].sum() - 1
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(first.sum() / second.sum() - 1), float(low), float(high)
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:+.1f}%"
+
+
+def interval(found: tuple[float, float, float]) -> str:
+    return f"{percent(found[0])} [{percent(found[1])}, {percent(found[2])}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="gsm8k")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rows = read(options.results / "final.jsonl", options.task)
+    by_name = {r.name: r for r in rows}
+    text = [f"# Test loss on {options.task}", ""]
+    text += ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
+    for r in rows:
+        each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
+        name = f"**{r.name}**" if r.found else r.name
+        text.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
+    found = [r for r in rows if r.found]
+    comparisons = []
+    for f in found:
+        fitting = [r for r in rows if not r.found and r.bytes <= f.bytes * 1.0001 + 2**16 and r.name != SIXTEEN]
+        limit = max((r.bytes for r in fitting), default=0)
+        if fitting:
+            best = min(fitting, key=lambda r: r.loss)
+            comparisons.append((f, best, f"best uniform plan of no more bytes ({best.name})"))
+        for name in ("hqq 3-bit r8", "nf4 4-bit r8"):
+            if name in by_name and by_name[name].bytes >= f.bytes and limit:
+                comparisons.append((f, by_name[name], f"{name}, {by_name[name].bytes / 2**20:.1f} MiB"))
+        if SIXTEEN in by_name:
+            comparisons.append((f, by_name[SIXTEEN], f"{SIXTEEN}, {by_name[SIXTEEN].bytes / 2**20:.0f} MiB"))
+    level = 1 - 0.05 / max(len(comparisons), 1)
+    text += ["", f"## Found plans against others ({len(comparisons)} comparisons, together at 95%)", ""]
+    text += ["| found | MiB | against | change of test loss |", "|---|---|---|---|"]
+    for a, b, label in comparisons:
+        text.append(f"| {a.name} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
+    plans = options.results / "plans.jsonl"
+    if plans.exists():
+        text += ["", "## Searches", "", "| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
+        text += ["|---|---|---|---|---|---|"]
+        for line in plans.read_text().splitlines():
+            d = json.loads(line)
+            text.append(
+                f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {d['loss']:.4f} | {d['spent']:.1f} "
+                f"| {d['epoch_share']:.2f} |"
+            )
+    (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
+    (options.results / f"{options.task}.svg").write_text(figure.draw(rows, SIXTEEN))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
