@@ -104,3 +104,13 @@ def test_its_layer_can_be_saved_and_loaded_by_the_library():
 def test_a_group_size_the_library_cannot_use_is_refused(group_size: float):
     with pytest.raises(ValueError, match="multiple of 8"):
         make_backend({"name": "hqq", "group_size": group_size})
+
+
+def test_merging_an_adapter_loses_the_bias_in_peft():
+    """Fails once PEFT mends it. Until then, an export merges into `dequantize()` and keeps the bias."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    layers = [make_backend("hqq").quantize(source(64, 64, bias=True), 8), nn.LayerNorm(64)]
+    config = peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    model = peft.get_peft_model(nn.Sequential(*layers), config)
+    assert layers[0].bias is not None
+    assert model.merge_and_unload()[0].bias is None
