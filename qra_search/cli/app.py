@@ -38,8 +38,7 @@ def root(
 
 log = typer.Typer(help="Check, save, move and merge the trials of runs.")
 log.command("check")(logs.check_log)
-log.command("export")(looking.export_log)
-log.command("backup")(logs.backup_log)
+log.command("export")(logs.export_log)
 log.command("import")(logs.import_log)
 log.command("merge")(logs.merge_logs)
 

@@ -1,7 +1,8 @@
-"""`qra log`: check, salvage, import and merge trial logs."""
+"""`qra log`: check, salvage, export, import and merge trial logs."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,27 +53,41 @@ def check_log(
     raise typer.Exit(OK if report.ok else FAILED)
 
 
-def backup_log(path: LogPath, out: Out) -> None:
-    """Write a whole log, header included, as JSON lines that `import` reads, or as parquet (by the name's ending).
+def export_log(
+    path: LogPath,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", show_default=False,
+            help="Where to write; a name ending in .parquet gets a table. Default: JSON lines to stdout.",
+        ),
+    ] = None,  # fmt: skip
+) -> None:
+    """Write a whole log as JSON lines, which `import` reads: first its header, then one trial a line.
+
+    As parquet it is one row a trial and one column a field.
 
     [bold]Example[/]
 
-        qra log backup runs/a --out a.jsonl
+        qra log export runs/a --out a.jsonl
     """
     from qra_search.logtools import export_jsonl, export_parquet
     from qra_search.trials import TrialLog
 
     with bad_input(), TrialLog(_existing(path)) as log:
+        if out is None:
+            export_jsonl(log, sys.stdout)
+            return
         if out.suffix == ".parquet":
             count = export_parquet(log, out)
         else:
             with out.open("w", encoding="utf-8") as file:
                 count = export_jsonl(log, file)
-    print(f"{count} trials written to {out}")
+    common.stderr().print(f"{count} trials written to [bold]{out}[/]", soft_wrap=True)
 
 
 def import_log(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `qra log backup` wrote.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `qra log export` wrote.", show_default=False)],
     out: Out,
 ) -> None:
     """Make a log from JSON lines; every trial is checked against the search space that comes with them.

@@ -120,10 +120,11 @@ def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path:
 def test_the_log_is_exported_one_trial_a_line(qra: Qra, runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
     assert qra("log", "export", runs / "a", "--out", out).status == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [json.loads(line) for line in qra("log", "export", runs / "a").out.splitlines()] == rows
+    header, *rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [json.loads(line) for line in qra("log", "export", runs / "a").out.splitlines()] == [header, *rows]
     with TrialLog(runs / "a" / "trials.sqlite") as log:
-        assert [(r["loss"], tuple(r["bits"]), r["origin"]) for r in rows] == [
+        assert header["header"]["space"] == log.meta("space")
+        assert [(r["evaluation"]["loss"], tuple(r["bits"]), r["origin"]) for r in rows] == [
             (t.loss, t.plan.bits, t.proposal.origin) for t in log
         ]
 

@@ -465,7 +465,7 @@ def test_the_log_commands_take_a_run_out_and_back_and_together(tmp_path, capsys)
     run = tmp_path / "run"
     run.mkdir()
     write_log(run / "trials.sqlite").close()
-    assert qra("log", "backup", run, "--out", tmp_path / "a.jsonl") == 0
+    assert qra("log", "export", run, "--out", tmp_path / "a.jsonl") == 0
     assert qra("log", "import", tmp_path / "a.jsonl", "--out", tmp_path / "b" / "trials.sqlite") == 0
     assert qra("log", "merge", run, tmp_path / "b", "--out", tmp_path / "all.sqlite") == 0
     assert qra("log", "check", tmp_path / "b") == 0
@@ -492,7 +492,7 @@ def test_the_check_command_says_what_is_damaged_and_saves_the_rest(tmp_path, cap
     "arguments",
     [
         ("check", "none"),
-        ("backup", "none", "--out", "x"),
+        ("export", "none", "--out", "x"),
         ("import", "none", "--out", "x"),
         ("merge", "none", "--out", "x"),
     ],
