@@ -125,6 +125,7 @@ def make_landscape(
     Args:
         prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
+        noise: standard deviation between seeds, in nats; 0 takes the part that grows with the loss away as well.
 
     Raises:
         ValueError: an unknown family, prior, granularity or shape.
@@ -141,7 +142,7 @@ def make_landscape(
         space,
         prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
         noise=noise,
-        noise_slope=traits.noise_slope,
+        noise_slope=traits.noise_slope if noise else 0.0,
         seed=seed,
         identity={
             "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,

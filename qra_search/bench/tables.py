@@ -58,7 +58,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _kind(task: str) -> str:
     parts = task.split("-")
-    return "-".join(parts[1:]) if len(parts) == 4 else task
+    return "-".join(parts[1:]) if len(parts) > 3 and parts[1].isdigit() else task
 
 
 def rows_at(rows: Sequence[Row], point: float) -> list[Row]:

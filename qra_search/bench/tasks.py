@@ -18,6 +18,8 @@ from qra_search.strategies import Strategy, make_strategy
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
 """Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
 
+NOISELESS = "-noiseless"
+
 
 class Oracle(Protocol):
     """An evaluator whose noise-free loss is known: what a benchmark needs beyond `Evaluator`."""
@@ -63,20 +65,23 @@ class Task:
 def task_named(text: str) -> Task:
     """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`) or `recorded:LOG`.
 
+    With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise.
+
     Raises:
         ValueError: the text is neither.
     """
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
         return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest}, seeded=True)
-    parts = text.split("-")
+    parts = text.removesuffix(NOISELESS).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
             f"or recorded:LOG (families: {', '.join(FAMILIES)})"
         )
     family, layers, granularity, prior = parts
-    return Task(text, options={"family": family, "layers": int(layers), "prior": prior}, granularity=granularity)
+    options = {"family": family, "layers": int(layers), "prior": prior}
+    return Task(text, options=options | ({"noise": 0.0} if text.endswith(NOISELESS) else {}), granularity=granularity)
 
 
 def task_budgets(space: SearchSpace) -> tuple[int, int, int]:

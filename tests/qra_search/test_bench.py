@@ -42,6 +42,14 @@ def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
     assert evaluator.prior().source == "shuffled"
 
 
+def test_a_noiseless_task_shows_the_true_loss() -> None:
+    name = "heteroscedastic-4-layer-measured"
+    noisy, exact = (bench.task_named(text).build(0) for text in (name, name + "-noiseless"))
+    plan = exact.space.uniform(3, 8)
+    assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == noisy.true_loss(plan)
+    assert noisy.evaluate(plan, seed=3).loss != noisy.true_loss(plan)
+
+
 @pytest.mark.parametrize("text", ["interaction", "interaction-x-layer-measured", "recorded:"])
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
