@@ -14,7 +14,8 @@ Gaussian regression with N x N algebra,
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
 
 and the last one is the posterior (Laplace; MacKay 1992). V is diagonal: noise between seeds, and a misfit that grows
-with the loss above the best, so that broken plans say little about good ones.
+with the loss above the best, so that broken plans say little about good ones. The loss above the best is the
+predicted one: weighed by what was observed, a lucky draw would count for more than an unlucky one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ STEPS = 8
 MAX_STEP = 1.5
 """Gauss-Newton changes no log damage by more than this in one step: exp() overshoots."""
 CLOSE = 0.03
+UNFORESEEN = 2.0
+"""A loss so many times as far above the best as predicted counts as what was observed: a plan that broke against all
+expectation must not bend the table."""
 GAIN_SD, LOW_GAIN_SD = 0.8, 0.5
 """Deviations of what all groups share in the log gain of a rank, and of how a lower fidelity differs in it."""
 CONSTANT_SD = 1.0
@@ -45,7 +49,7 @@ class Widths:
 
     Attributes:
         trust, scale, offset, decay, gain: of t, z, o, k, v.
-        low: of o at a lower fidelity.
+        lower: of o at a lower fidelity.
         noise: deviation between seeds, as a share of the median loss above the best.
         misfit: deviation from the table, as a share of a loss above the best.
         own: share of the misfit's variance that is the plan's own and not luck.
@@ -56,7 +60,7 @@ class Widths:
     offset: float = 0.25
     decay: float = 0.3
     gain: float = 0.4
-    low: float = 0.15
+    lower: float = 0.15
     noise: float = 0.01
     misfit: float = 0.05
     own: float = 0.5
@@ -112,8 +116,7 @@ class TableFit:
         self.lows = max(lows, int(rows.low.max(initial=0)))
         full = rows.loss[rows.low == 0]
         self.best = float(full.min())
-        least = [rows.loss[rows.low == k].min(initial=np.inf) for k in range(self.lows + 1)]
-        self.excess = rows.loss - np.array(least)[rows.low]
+        self.excess = self._above(rows.loss)
         self.spread = max(float(np.median(full - self.best)), 1e-3 * abs(self.best), 1e-9)
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
@@ -125,7 +128,7 @@ class TableFit:
         """Factor of each block's covariance."""
         c = (CONSTANT_SD * self.spread) ** 2
         first = [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c]
-        return first + [1.0, w.low**2, LOW_GAIN_SD**2, c] * self.lows
+        return first + [1.0, w.lower**2, LOW_GAIN_SD**2, c] * self.lows
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
@@ -160,6 +163,11 @@ class TableFit:
             np.matmul(X, X.T, out=out[k])
         return out
 
+    def _above(self, loss: np.ndarray) -> np.ndarray:
+        """How far losses (N,) of the rows lie above the least of their fidelity."""
+        least = [loss[self.rows.low == k].min(initial=np.inf) for k in range(self.lows + 1)]
+        return loss - np.array(least)[self.rows.low]
+
     # -- the mode -----------------------------------------------------------------------------------------------
     def _start(self) -> list[np.ndarray]:
         """Zero, but for the overall scale of damage, by weighted least squares on the prior's own sum."""
@@ -175,9 +183,13 @@ class TableFit:
         return theta
 
     def _solve(self) -> None:
-        rows = self.rows
-        for _ in range(STEPS):
+        rows, seen = self.rows, self.excess
+        for number in range(STEPS):
             f, J = self._linearised(rows.b, rows.r, rows.low)
+            if number:
+                predicted = self._above(f)
+                self.excess = np.where(seen > UNFORESEEN * predicted, seen, predicted)
+                self.V = self.error(self.widths, rows.weight, self.excess)
             SJ = self._spread_out(J)
             grams = self._grams(J)
             target = rows.loss - self.best - f + sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True))

@@ -97,6 +97,21 @@ def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
     assert np.abs(after - before).max() < 0.1 * before.std()
 
 
+def test_lucky_draws_count_for_no_more_than_unlucky_ones():
+    bias = []
+    for seed in range(4):
+        world = World()
+        rows = world.rows(60)
+        truth = world.loss(rows.b, rows.r)
+        luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
+        seen = Rows(rows.b, rows.r, rows.low, truth + luck, rows.weight)
+        b, r = world.plans(200)
+        mean, _ = refined(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(b, r, full(200))
+        bias.append(np.mean(mean - world.loss(b, r)) / world.loss(b, r).std())
+    # Weighed by what was observed, losses come out a quarter of their spread too low.
+    assert abs(np.mean(bias)) < 0.1
+
+
 def test_pending_plans_narrow_the_belief_and_leave_its_mean():
     world = World()
     fit = TableFit(world.basis, world.rows(30), Widths())
