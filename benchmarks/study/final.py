@@ -47,6 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "final.jsonl"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
