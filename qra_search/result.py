@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qra_search.evaluation import Prior
-from qra_search.memory import parse_bytes
+from qra_search.memory import format_bytes, parse_bytes
 from qra_search.space import Plan, SearchSpace
 from qra_search.trials import Trial
 
 if TYPE_CHECKING:
+    from qra_search.frames import RowsOf
     from qra_search.strategies import Strategy, StudyState
 
 PLAN_FORMAT = "qra-plan/1"
@@ -65,7 +66,7 @@ class Comparison:
         return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """Everything that a search leaves; made from the log alone.
 
@@ -151,6 +152,39 @@ class SearchResult:
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
+
+    def rows(self, of: RowsOf = "candidates") -> list[dict[str, Any]]:
+        """The candidates or the `trials` as dictionaries; see `qra_search.frames.rows`."""
+        from qra_search.frames import rows
+
+        return rows(self, of)
+
+    def to_pandas(self, of: RowsOf = "candidates") -> Any:
+        """`rows` as a pandas frame."""
+        from qra_search.frames import to_pandas
+
+        return to_pandas(self, of)
+
+    def to_polars(self, of: RowsOf = "candidates") -> Any:
+        """`rows` as a polars frame."""
+        from qra_search.frames import to_polars
+
+        return to_polars(self, of)
+
+    def __repr__(self) -> str:
+        best = self.best()
+        found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
+        return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
+
+    def __rich__(self) -> Any:
+        from qra_search.report.reprs import result_rich
+
+        return result_rich(self)
+
+    def _repr_html_(self) -> str:
+        from qra_search.report.reprs import result_html
+
+        return result_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qra_search.memory import MemoryModel, StorageFormat, adapter_bytes, default_format
+from qra_search.memory import MemoryModel, StorageFormat, adapter_bytes, default_format, format_bytes
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -111,6 +111,16 @@ class Plan:
         mean_bits, mean_rank = sum(self.bits) / len(self.bits), sum(self.ranks) / len(self.ranks)
         return f"Plan({len(self.bits)} groups, mean bits {mean_bits:.2f}, mean rank {mean_rank:.1f})"
 
+    def __rich__(self) -> Any:
+        from qra_search.report.reprs import plan_rich
+
+        return plan_rich(self)
+
+    def _repr_html_(self) -> str:
+        from qra_search.report.reprs import plan_html
+
+        return plan_html(self)
+
 
 class SearchSpace(BaseModel):
     """The groups with their allowed bits and ranks, and the storage format of each bit-width.
@@ -162,6 +172,24 @@ class SearchSpace(BaseModel):
             if self.formats is not None and b != 16 and b not in self.formats:
                 raise ValueError(f"no storage format for {b} bits: formats has {sorted(self.formats)}")
         return self
+
+    # -- how it shows itself -----------------------------------------------------------------------
+    def __repr__(self) -> str:
+        bits, ranks = (", ".join(map(str, choices)) for choices in (self.bits, self.ranks))
+        sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
+        return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
+
+    __str__ = __repr__
+
+    def __rich__(self) -> Any:
+        from qra_search.report.reprs import space_rich
+
+        return space_rich(self)
+
+    def _repr_html_(self) -> str:
+        from qra_search.report.reprs import space_html
+
+        return space_html(self)
 
     # -- sizes ---------------------------------------------------------------------------------
     def __len__(self) -> int:

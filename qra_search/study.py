@@ -196,9 +196,28 @@ class Study:
             getattr(callback, event)(self, *args)
 
 
-def search(evaluator: Evaluator, strategy: str | Strategy = DEFAULT_STRATEGY, **options: Any) -> SearchResult:
-    """Run a `Study` with these options and return its result."""
-    return Study(evaluator, strategy=strategy, **options).run()
+def search(
+    evaluator: Evaluator,
+    strategy: str | Strategy = DEFAULT_STRATEGY,
+    *,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> SearchResult:
+    """Run a `Study` with these options and return its result.
+
+    Args:
+        progress: show how the search stands while it runs: in the cell of a notebook, a terminal, or as lines on
+            stderr; None: in a notebook only.
+    """
+    from qra_search.report.notebook import in_notebook, progress_view
+
+    if not (in_notebook() if progress is None else progress):
+        return Study(evaluator, strategy=strategy, callbacks=callbacks, **options).run()
+    with progress_view() as view:
+        if getattr(evaluator, "progress", view) is None:  # it tells of its own work, and nobody listens yet
+            evaluator.progress = view.progress  # type: ignore[attr-defined]
+        return Study(evaluator, strategy=strategy, callbacks=[view, *callbacks], **options).run()
 
 
 def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] | None) -> tuple[int, ...]:

@@ -14,12 +14,11 @@ from rich.text import Text
 from qra_search.final import FOUND, Tested, read_test
 from qra_search.memory import format_bytes
 from qra_search.report import words
+from qra_search.report.reprs import comparison_table
 
 if TYPE_CHECKING:
-    from qra_search.result import Candidate, SearchResult
+    from qra_search.result import SearchResult
     from qra_search.runs import RunFolder
-
-RESULT_ROWS = 12
 
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
@@ -50,32 +49,6 @@ def next_steps(console: Console, folder: RunFolder) -> None:
         steps.append(("export it", f"qra export {quoted} --format peft"))
     for what, command in steps:
         console.print(f"  {what}:  [bold]{command}[/]", soft_wrap=True)
-
-
-def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *, named: bool) -> Table:
-    """For every budget the best plan and the best uniform plan; a few rows stand for many."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("budget" if named else "size", justify="right")
-    table.add_column("plan found")
-    table.add_column("loss", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("best uniform")
-    table.add_column("loss", justify="right")
-    table.add_column("gain", justify="right")
-    if len(rows) > RESULT_ROWS:
-        rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
-    for budget, best, uniform in rows:
-        gain = math.nan if uniform is None else 1 - best.loss / uniform.loss
-        table.add_row(
-            format_bytes(budget),
-            words.plan_name(best.plan),
-            Text(words.loss_text(best.loss, best.loss_std), style="bold"),
-            format_bytes(best.memory_bytes),
-            "none fits" if uniform is None else words.plan_name(uniform.plan),
-            "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
-            words.percent(gain) if gain > 0 else ("none" if uniform is not None else ""),
-        )
-    return table
 
 
 def tested_table(tested: Sequence[Tested]) -> Table:

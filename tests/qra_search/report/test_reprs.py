@@ -1,0 +1,175 @@
+"""How plans, spaces and results show themselves, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from report_runs import EVIL, Bits, Guessing, evil_space, make_run
+from rich.console import Console
+
+from qra_search import Plan, SearchResult, search
+from qra_search.memory import format_bytes
+from qra_search.report import notebook
+from qra_search.report.notebook import NotebookView, in_notebook
+
+FIVE_LINES = """
+from qra_search import search
+from qra_eval.surrogate import build
+from qra_search.config import make_config
+evaluator = build(make_config({"evaluator": "landscape", "space": {"granularity": "layer"}, "options": {"layers": 4}}))
+search(evaluator, strategy="random", memory_budget="uniform3r8", evaluations=6)
+"""
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    return make_run(tmp_path_factory.mktemp("reprs") / "a").result()
+
+
+def shown(thing: Any, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(thing)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_reprs_are_one_line_that_says_what_it_is(result: SearchResult) -> None:
+    best = result.best()
+    assert best is not None
+    assert repr(result) == (
+        f"SearchResult({len(result.trials)} trials by guessing, front of {len(result.front)}, "
+        f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)})"
+    )
+    assert repr(result.space).startswith("SearchSpace(6 groups, bits 2, 3, 4, 8, ranks 0, 4, 8, ")
+    assert "\n" not in repr(result.space) and str(result.space) == repr(result.space)
+    assert eval(repr(best.plan)) == best.plan  # noqa: S307 - our own repr
+
+
+def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchResult) -> None:
+    comparison = result.comparison()
+    assert comparison is not None and comparison.uniform is not None
+    for text in (shown(result), re.sub(r"<[^>]*>|&nbsp;", " ", result._repr_html_())):
+        assert "Validation loss" in text
+        assert f"{comparison.best.loss:#.4g}" in text and f"{comparison.uniform.loss:#.4g}" in text
+        assert f"{100 * comparison.gain:.1f} %" in text
+
+
+def test_a_result_as_html_holds_its_chart_and_escapes_names(result: SearchResult) -> None:
+    html = result._repr_html_()
+    (data,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+    assert EVIL not in html and EVIL not in result.space._repr_html_()
+
+
+def test_a_result_without_a_plan_says_so(tmp_path: Path) -> None:
+    empty = make_run(tmp_path / "e", evaluations=0.5).result()
+    assert empty.candidates == ()
+    assert "No plan has been evaluated" in shown(empty) and "No plan has been evaluated" in empty._repr_html_()
+    assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
+
+
+def test_a_plan_shows_every_choice_in_order_and_keeps_to_the_width() -> None:
+    plan = Plan(tuple([2, 3, 4, 8] * 50), tuple([4, 16] * 100))
+    lines = shown(plan, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    start = next(i for i, line in enumerate(lines) if line.startswith("rank"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("bits"))
+    bits = " ".join(lines[first:start]).replace("bits", "").split()
+    ranks = " ".join(lines[start:]).replace("rank", "").split()
+    assert tuple(map(int, bits)) == plan.bits and tuple(map(int, ranks)) == plan.ranks
+    assert re.findall(r">(\d+)</span>", plan._repr_html_()) == [str(v) for v in (*plan.bits, *plan.ranks)]
+
+
+def test_a_space_shows_its_groups_choices_and_sizes(result: SearchResult) -> None:
+    space = result.space
+    for text in (shown(space), re.sub(r"&nbsp;", " ", space._repr_html_())):
+        for words in ("6", "2, 3, 4, 8", "0, 4, 8", format_bytes(space.memory.minimum), "uniform plans"):
+            assert words in text
+
+
+class Displayed:
+    """Stands for IPython's display: keeps what is shown in one output."""
+
+    def __init__(self) -> None:
+        self.pages: list[str] = []
+
+    def __call__(self, page: Any, *, display_id: bool) -> Displayed:
+        assert display_id and not self.pages, "a second output was made"
+        self.update(page)
+        return self
+
+    def update(self, page: Any) -> None:
+        self.pages.append(page._repr_html_())
+
+
+def test_a_notebook_sees_the_search_in_one_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "REFRESH", 0.0)
+    displayed = Displayed()
+    view = NotebookView(displayed)
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook, "progress_view", lambda: view)
+    result = search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=12)
+    view.say("words [bold]kept[/]")
+    assert len(displayed.pages) > len(result.trials)
+    last = displayed.pages[-1]
+    best = view.standing.best(result.memory_budgets[0])
+    assert best is not None
+    for words in ("evaluations", "best so far", f"{best[1]:.4f}", "words [bold]kept[/]"):
+        assert words in last
+    assert EVIL not in last
+
+
+def test_a_notebook_is_not_drawn_more_often_than_one_can_see() -> None:
+    displayed = Displayed()
+    with NotebookView(displayed) as view:
+        view.progress("quantize", 0, 1000)
+        began = time.monotonic()
+        for done in range(1, 1000):
+            view.progress("quantize", done, 1000)
+        elapsed = time.monotonic() - began
+    assert len(displayed.pages) <= 3 + elapsed / notebook.REFRESH
+
+
+def test_an_evaluator_that_tells_of_its_own_work_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(Bits):
+        progress: Any = None
+
+        def prior(self) -> Any:
+            self.progress("measure", 1, 2)
+            return super().prior()
+
+    told: list[tuple[str, int, int]] = []
+    view = NotebookView(Displayed())
+    monkeypatch.setattr(view, "progress", lambda *a: told.append(a))
+    monkeypatch.setattr(notebook, "progress_view", lambda: view)
+    search(Telling(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
+    assert told == [("measure", 1, 2)]
+
+
+def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not in_notebook()
+    search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3)
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out == ""
+    search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
+    assert "loss" in capsys.readouterr().err
+
+
+def test_five_lines_in_a_real_kernel_show_progress_and_the_result(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIVE_LINES)])
+    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = book.cells[0].outputs
+    pages = [o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    assert len(pages) == 2, outputs
+    assert "best so far" in pages[0] and "data:image/svg+xml" in pages[1]
+    assert not [o for o in outputs if o["output_type"] == "stream"]

@@ -1,0 +1,70 @@
+"""Results as rows and as frames of pandas and polars."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from report_runs import make_run
+
+from qra_search import SearchResult
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    return make_run(tmp_path_factory.mktemp("frames") / "a").result()
+
+
+def test_rows_are_the_candidates_cheapest_first_and_say_which_are_on_the_front(result: SearchResult) -> None:
+    rows = result.rows()
+    assert [(r["loss"], r["memory_bytes"]) for r in rows] == [(c.loss, c.memory_bytes) for c in result.candidates]
+    assert [tuple(r["bits"]) for r in rows if r["on_front"]] == [c.plan.bits for c in result.front]
+    assert sum(r["uniform"] for r in rows) == len(result.uniform)
+
+
+def test_rows_of_trials_keep_failures_with_their_reason(result: SearchResult) -> None:
+    rows = result.rows("trials")
+    assert [r["id"] for r in rows] == [t.id for t in result.trials]
+    failed = [r for r in rows if r["status"] == "failed"]
+    assert failed and all(r["loss"] is None and "out of memory" in r["reason"] for r in failed)
+
+
+def test_pandas_and_polars_hold_the_same_table(result: SearchResult) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = result.to_pandas("trials")
+    done = frame[frame.status == "done"]
+    assert list(done.loss) == [t.loss for t in result.trials if t.done]
+    assert frame.loss.isna().sum() == len(result.failures())
+    candidates = result.to_pandas()
+    assert candidates.loc[candidates.loss.idxmin(), "memory_bytes"] == result.best(10**12).memory_bytes  # type: ignore[union-attr]
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    theirs = result.to_polars("trials")
+    assert isinstance(theirs, polars.DataFrame)
+    assert theirs.columns == list(frame.columns)
+    assert theirs["loss"].null_count() == len(result.failures())
+    assert theirs["bits"].to_list() == [list(t.plan.bits) for t in result.trials]
+
+
+def test_metrics_have_columns_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_search.frames import _flat
+
+    table = [{"id": 0, "metrics": {"a": 1.0}}, {"id": 1, "metrics": None}, {"id": 2, "metrics": {"a": 2.0, "b": 3.0}}]
+    assert _flat(table) == [
+        {"id": 0, "metrics.a": 1.0, "metrics.b": None},
+        {"id": 1, "metrics.a": None, "metrics.b": None},
+        {"id": 2, "metrics.a": 2.0, "metrics.b": 3.0},
+    ]
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_missing_library_is_named(result: SearchResult, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=f"pip install {library}"):
+        getattr(result, f"to_{library}")()
+
+
+def test_rows_of_something_else_are_refused(result: SearchResult) -> None:
+    wrong: Any = "plans"
+    with pytest.raises(ValueError, match="rows of 'plans' are not kept: say one of candidates, trials"):
+        result.rows(wrong)
