@@ -1,0 +1,66 @@
+"""The example configs are valid, and the notebooks run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from docs_blocks import ROOT
+
+from qra_search.config import load_config
+
+EXAMPLES = ROOT / "examples"
+CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+MOST_OUTPUT = 20_000
+"""Characters of a notebook's file: outputs are cleared before it is committed."""
+
+
+def test_the_promised_examples_are_there() -> None:
+    assert {f.name for f in CONFIGS} == {"smollm2.yaml", "qwen3-4b.yaml", "llama-3.1-8b.yaml"}
+    assert len(NOTEBOOKS) == 3
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_a_config_is_valid_and_says_whether_it_was_run(file: Path) -> None:
+    config = load_config(file)
+    assert config.search.memory and config.evaluator == "quantized-lora"
+    assert ("NOT RUN" in file.read_text()) == (config.model.device == "cuda")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_what_a_config_names_is_installed(file: Path) -> None:
+    from qra_backends import make_backend
+
+    from qra_search import plugins
+
+    config = load_config(file)
+    assert set(config.space.bits) <= set(make_backend(config.quantization.backend).bits)
+    assert config.search.strategy in plugins.names("strategies")
+    assert config.task.name.endswith(".jsonl") or config.task.name in plugins.names("tasks")
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)
+def test_a_notebook_is_committed_without_outputs(file: Path) -> None:
+    cells = json.loads(file.read_text())["cells"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
+    assert len(file.read_text()) < MOST_OUTPUT
+
+
+def test_the_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel, so that the libraries are loaded once; each notebook starts from an empty namespace."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    joined = nbformat.v4.new_notebook()
+    joined.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for file in NOTEBOOKS:
+        cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+        assert cells, file
+        joined.cells += [nbformat.v4.new_code_cell("%reset -f"), *cells]
+    client = NotebookClient(joined, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()  # raises CellExecutionError with the cell and its traceback
+    assert (tmp_path / "runs" / "notebook" / "adapter" / "adapter_model.safetensors").is_file()
