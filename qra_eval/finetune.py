@@ -101,14 +101,13 @@ def tune(
 def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
-    folder = Path(folder)
+    folder, start = Path(folder), evaluator.initialiser(evaluator.init)
     write_adapter(evaluator, plan, folder / ADAPTER_FOLDER)
     tensors = {
         f"{linear.name}::{key}": tensor.cpu()
-        for group, bits in zip(evaluator.space.groups, plan.bits, strict=True)
+        for group, bits, rank in zip(evaluator.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
-        if bits != UNQUANTIZED_BITS
-        for key, tensor in evaluator.backend.to_tensors(evaluator.bank.module(linear.name, bits)).items()
+        for key, tensor in _base_tensors(evaluator, start.module(linear.name, bits, rank), linear.name, bits).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
     data = plan_to_dict(evaluator.space, plan)
@@ -197,7 +196,7 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
     backend = make_backend(data["backend"])
-    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
+    chosen = {name: group.get("level", group["bits"]) for group in data["groups"] for name in group["linears"]}
     model: Any = loaded.model
     file = open_tensors(folder / BASE_FILE, device=device)
     keys: dict[str, list[str]] = {}
@@ -206,6 +205,8 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
     for found in find_linears(model):
         bits = chosen[found.name]
         if bits == UNQUANTIZED_BITS:
+            if found.name in keys:
+                found.module.weight.data = file.get_tensor(f"{found.name}::weight")
             continue
         module = backend.from_tensors(
             {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
@@ -235,6 +236,15 @@ def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Pa
     if difference > 0:
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
     return difference
+
+
+def _base_tensors(
+    evaluator: QuantizedLoRAEvaluator, module: torch.nn.Module, name: str, bits: int
+) -> dict[str, torch.Tensor]:
+    """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
+    if bits != UNQUANTIZED_BITS:
+        return evaluator.backend.to_tensors(module)
+    return {} if module is evaluator.bank.linears[name] else {"weight": module.weight.detach()}  # type: ignore[union-attr]
 
 
 def _adapter_dtype(evaluator: QuantizedLoRAEvaluator) -> torch.dtype:

@@ -66,7 +66,9 @@ class Initialiser:
         """A (rank, in) and B (out, rank), float32."""
         if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
             A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
-            return A[:rank], B[:, :rank]
+            # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
+            dtype = self.bank.linears[name].weight.dtype
+            return A[:rank].to(dtype).float(), B[:, :rank].to(dtype).float()
         linear = self.bank.linears[name]
         A, B = AdapterInit(seed, self.max_rank).factors(name, linear.out_features, linear.in_features, rank)
         return (self.components[name][:rank], B) if self.kind == "eva" else (A, B)
@@ -76,8 +78,10 @@ class Initialiser:
         if self.kind != "pissa" or rank == 0:
             return self.bank.weight(name, bits)
         if bits == UNQUANTIZED_BITS:
-            return self._residual(name, rank).weight.detach()
-        return self.backend.dequantize(self.module(name, bits, rank)).detach()
+            weight = self._residual(name, rank).weight
+        else:
+            weight = self.backend.dequantize(self.module(name, bits, rank))
+        return weight.detach().to(self.bank.compute or self.bank.linears[name].weight.dtype)
 
     def module(self, name: str, bits: int, rank: int) -> nn.Module:
         """The base as a module that holds quantized tensors; a plain linear at 16 bits."""
@@ -99,10 +103,10 @@ class Initialiser:
         return sum(t.nbytes for t in self.backend.to_tensors(module).values())
 
     def _residual(self, name: str, rank: int) -> nn.Linear:
-        """W - s B A as a linear of its own, with the factors as the forward pass rounds them."""
+        """W - s B A as a linear of its own."""
         linear = self.bank.linears[name]
         dtype = linear.weight.dtype
-        A, B = (factor.to(dtype).float() for factor in self.factors(name, UNQUANTIZED_BITS, rank, 0))
+        A, B = self.factors(name, UNQUANTIZED_BITS, rank, 0)
         weight = (linear.weight.detach().float() - self.scaling * B @ A).to(dtype)
         made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)

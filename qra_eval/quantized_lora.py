@@ -17,6 +17,8 @@ from torch import Tensor
 from qra_eval import adapters, training
 from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
+from qra_eval.hopeless import ceiling, is_hopeless
+from qra_eval.initialisation import Initialiser, input_components
 from qra_eval.loaded import cache_root, compute_dtype
 from qra_eval.models import find_linears, group_linears, load_model
 from qra_eval.tasks import SplitName, make_task
@@ -28,6 +30,7 @@ from qra_search.space import Group, Linear, Plan, SearchSpace
 
 if TYPE_CHECKING:
     from qra_eval.finetune import Tuned
+    from qra_eval.shared import SharedAdapter
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,6 +41,8 @@ CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
+LATER = {"hopeless": 0.5, "shared_steps": 0}
+"""Settings, and their defaults, that older logs do not name: named by `describe` only where they are otherwise."""
 
 
 def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLoRAEvaluator:
@@ -164,18 +169,34 @@ class QuantizedLoRAEvaluator(Evaluator):
             if t.dtype == self.dtype and id(t) not in searched
         ]
         self._put_rest_in(self.compute)
+        if training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.init = training.inits[0]
+        self._initialisers: dict[str, Initialiser] = {}
+        self._highest: float | None = None
+        self._shared: SharedAdapter | None = None
+        self._uncharged = 0.0
+        if training.shared_steps:
+            self.fidelities = (self.shared_fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}
 
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         start = time.perf_counter()
-        settings = self.settings
+        settings, cost = self.settings, None
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
+            if fidelity == self.fidelities[0] and settings.shared_steps:
+                return self._score_shared(plan, seed)
+            highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.apply(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.train(steps, seed)
+            trained = self.train(steps, seed, hopeless=lambda losses, of: is_hopeless(losses, of, highest))
+            if trained.cut_at is not None:
+                held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
+                spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
+                cost = spent / self.evaluation_tokens()
             began = time.perf_counter()
             loss = self.held_out("validation", held_out)
         except training.Diverged as error:
@@ -193,11 +214,57 @@ class QuantizedLoRAEvaluator(Evaluator):
                 "swap_seconds": swapped,
                 "train_seconds": trained.seconds,
                 "model_seconds": trained.model_seconds + now - began,
+                **({} if trained.cut_at is None else {"cut_short_at_step": trained.cut_at}),
             },
             seconds=now - start,
             fidelity=fidelity,
             seed=seed,
+            cost=cost,
         )
+
+    def _score_shared(self, plan: Plan, seed: int) -> Evaluation:
+        """The lowest fidelity, where it is offered: held-out loss with adapters cut from the shared one."""
+        from qra_eval.shared import put
+
+        start = time.perf_counter()
+        put(self, self.shared_adapter(), plan)
+        uncharged, self._uncharged = self._uncharged, 0.0
+        loss = self.held_out("validation", self.settings.validation_rows)
+        return Evaluation(
+            loss=loss,
+            memory_bytes=self.space.memory_bytes(plan),
+            seconds=time.perf_counter() - start,
+            fidelity=self.shared_fidelity,
+            seed=seed,
+            cost=self.shared_fidelity + uncharged,
+        )
+
+    def shared_adapter(self) -> SharedAdapter:
+        """The adapter for all plans; trained at the first call, or read where an earlier run kept it."""
+        from qra_eval.shared import shared_adapter
+
+        if self._shared is None:
+            folder = bank_folder(self.quantization.cache)
+            self._shared, fresh = shared_adapter(self, folder, self.settings.shared_steps, progress=self._progress)
+            if fresh:
+                self._uncharged = (1 + BACKWARD) * self._shared.tokens / self.evaluation_tokens()
+        return self._shared
+
+    @property
+    def shared_fidelity(self) -> float:
+        """Share of a full evaluation that its forward passes over the held-out rows are."""
+        held_out = sum(map(len, self.rows("validation", self.settings.validation_rows)))
+        return min(round(held_out / self.evaluation_tokens(), 4), 0.99 * FIDELITIES[0])
+
+    def _highest_end(self) -> float:
+        """The highest loss at which tuning may plausibly end; see `qra_eval.hopeless`."""
+        if self._highest is None:
+            self.unquantize()
+            size = self.settings.batch_size
+            batches = training.bucketed(self.rows("calibration", size), size)
+            untuned = training.held_out_loss(self.model, batches, self.device)
+            self._highest = ceiling(untuned, self.model.config.get_text_config().vocab_size, self.settings.hopeless)
+        return self._highest
 
     def prior(self) -> Prior:
         from qra_eval.sensitivity import measure_prior
@@ -214,12 +281,16 @@ class QuantizedLoRAEvaluator(Evaluator):
         if self.backend.calibrated:
             tokens += sum(map(len, self.rows("calibration", CALIBRATION_ROWS)))
         cost = tokens / self.evaluation_tokens()
+        if self.settings.shared_steps:
+            self.shared_adapter()
+            cost, self._uncharged = cost + self._uncharged, 0.0
         self.prior_report = {**report, "forward_tokens": tokens, "cost": cost}
         return Prior(
             prior.bits_damage, prior.rank_gain, cost=cost, seconds=time.perf_counter() - start, source=prior.source
         )
 
     def describe(self) -> dict[str, Any]:
+        unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}
         return {
             "model": self.loaded.name,
             "weights": self.loaded.fingerprint,
@@ -228,28 +299,54 @@ class QuantizedLoRAEvaluator(Evaluator):
             "rows": self._rows_hash(),
             "backend": self.backend.spec,
             "granularity": self.space_config.granularity,
-            "training": self.settings.model_dump(exclude={"final_steps", "test_rows"}),
+            "training": {
+                **self.settings.model_dump(exclude={"final_steps", "test_rows", *unnamed}),
+                "init": self.settings.inits[0],
+            },
         }
 
     # -- parts, also used by the final tuning ----------------------------------------------------
     def apply(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_adapters: bool = False) -> None:
         """Put a plan in place: bases from the bank, adapters as their initialisation gives them."""
-        init = adapters.AdapterInit(seed, max(self.space.ranks))
+        start = self.initialiser(self.init)
         fast = self.materialised if materialised is None else materialised
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
                 if fast:
-                    wrapper.set_base(weight=self.bank.weight(linear.name, bits))
+                    wrapper.set_base(weight=start.weight(linear.name, bits, rank))
                 else:
-                    wrapper.set_base(module=self.bank.module(linear.name, bits))
+                    wrapper.set_base(module=start.module(linear.name, bits, rank))
                 if keep_adapters:
                     continue
                 if rank == 0:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
-                A, B = init.factors(linear.name, linear.out_features, linear.in_features, rank)
+                A, B = start.factors(linear.name, bits, rank, seed)
                 wrapper.set_adapter(A.to(self.device), B.to(self.device), self.settings.alpha, self.settings.dropout)
+
+    def initialiser(self, kind: str) -> Initialiser:
+        """What gives bases and factors by one kind of initialisation; made at the first call.
+
+        Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
+        """
+        from qra_eval.calibration import input_moments
+
+        if kind not in self._initialisers:
+            components, hessians, max_rank = None, None, max(self.space.ranks)
+            if kind == "eva" or (kind == "pissa" and self.backend.calibrated):
+                self.unquantize()
+                batches = training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
+                moments, means = input_moments(self.model, self.wrapped, batches, self.device)
+                if kind == "eva":
+                    components = input_components(moments, means, max_rank)
+                else:
+                    hessians = moments
+            self._initialisers[kind] = Initialiser(
+                kind, self.bank, self.backend, scaling=self.settings.alpha, max_rank=max_rank,
+                components=components, hessians=hessians,
+            )  # fmt: skip
+        return self._initialisers[kind]
 
     def unquantize(self) -> None:
         """The model as it was loaded: no quantization, no adapters."""
@@ -273,22 +370,33 @@ class QuantizedLoRAEvaluator(Evaluator):
             tensor.data = tensor.data.to(dtype)
 
     def train(
-        self, steps: int, seed: int, progress: Callable[[int, int, float], None] | None = None
+        self,
+        steps: int,
+        seed: int,
+        progress: Callable[[int, int, float], None] | None = None,
+        hopeless: Callable[[Sequence[float], int], bool] | None = None,
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, then round them to what is saved."""
-        rows = self.rows("calibration", steps * self.settings.batch_size)
         trained = training.train(
             self.model,
             adapters.trainable(self.wrapped),
-            training.schedule(rows, steps, self.settings.batch_size, seed) if steps else [],
+            self.batches(steps, seed),
             learning_rate=self.settings.learning_rate,
             warmup=self.settings.warmup,
             seed=seed,
             device=self.device,
             progress=progress,
+            hopeless=hopeless,
         )
         adapters.round_to(self.wrapped, ADAPTER_DTYPE)
         return trained
+
+    def batches(self, steps: int, seed: int) -> list[training.Batch]:
+        """The batches of a training: those of fewer steps than a full evaluation are the first of its batches."""
+        size, whole = self.settings.batch_size, max(steps, self.settings.steps)
+        if steps == 0:
+            return []
+        return training.schedule(self.rows("calibration", whole * size), whole, size, seed)[:steps]
 
     def held_out(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""

@@ -206,12 +206,14 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, and those in the model."""
+    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, those in the model, and the
+    step after which it was cut short (None: it went to its end)."""
 
     loss: float
     tokens: int
     seconds: float
     model_seconds: float
+    cut_at: int | None = None
 
 
 def train(
@@ -224,13 +226,17 @@ def train(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, float], None] | None = None,
+    hopeless: Callable[[Sequence[float], int], bool] | None = None,
 ) -> Trained:
     """AdamW without weight decay, gradients clipped to norm 1, linear warm-up and linear decay; one batch a step.
+
+    Args:
+        hopeless: asked after each step, with the losses so far and the steps in all, whether to stop there.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    start, in_model, tokens, losses = time.perf_counter(), 0.0, 0, []
+    start, in_model, tokens, losses, cut_at = time.perf_counter(), 0.0, 0, [], None
     if not parameters or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
     torch.manual_seed(seed)
@@ -254,9 +260,12 @@ def train(
             tokens += batch.tokens
             if progress is not None:
                 progress(step + 1, len(batches), value)
+            if hopeless is not None and step + 1 < len(batches) and hopeless(losses, len(batches)):
+                cut_at = step + 1
+                break
     model.eval()
     tail = losses[-max(1, len(losses) // 4) :]
-    return Trained(sum(tail) / len(tail), tokens, time.perf_counter() - start, in_model)
+    return Trained(sum(tail) / len(tail), tokens, time.perf_counter() - start, in_model, cut_at)
 
 
 def rate_at(step: int, steps: int, warmup: float) -> float:

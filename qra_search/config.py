@@ -85,6 +85,9 @@ class SpaceConfig(_Section):
         return values
 
 
+Init = Literal["default", "loftq", "pissa", "eva"]
+
+
 class TrainingConfig(_Section):
     """The short fine-tuning of one evaluation, and the full one of the chosen plan."""
 
@@ -94,12 +97,43 @@ class TrainingConfig(_Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
     alpha: float = Field(2.0, gt=0, description="LoRA alpha as a multiple of the rank")
     dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["default", "loftq", "pissa", "eva"] = "default"
+    init: Init | tuple[Init, ...] = Field(
+        "default",
+        description="where adapters start: default, loftq, pissa or eva; of several the search uses the first, and "
+        "before a plan is tuned in full each is tried on it",
+    )
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     validation_rows: int = Field(32, ge=1, description="held-out rows of a full evaluation")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
+    hopeless: float = Field(
+        0.5,
+        ge=0,
+        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
+        "unquantized, untuned model's loss to that of a blind guess; 0: never",
+    )
+    shared_steps: int = Field(
+        0,
+        ge=0,
+        description="steps in which one adapter is trained for all plans; each is then scored without training, as the "
+        "lowest fidelity; 0: not offered",
+    )
     final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
     test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+
+
+    @field_validator("init")
+    @classmethod
+    def _inits(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
+            raise ValueError("distinct initialisations are needed, at least one")
+        return value
+
+    @property
+    def inits(self) -> tuple[Init, ...]:
+        """The initialisations named, the search's own first."""
+        return self.init if isinstance(self.init, tuple) else (self.init,)
 
 
 class SearchConfig(_Section):

@@ -1,0 +1,124 @@
+"""What can be chosen of an evaluation: where adapters start, when it is cut short, cheaper scores, less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_search import Plan
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+SMALL = {"steps": 4, "batch_size": 4, "validation_rows": 8, "test_rows": 8, "final_steps": 6}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+
+    def make(backend="reference", bits=(2, 4), cache=folder, **options):
+        return QuantizedLoRAEvaluator(
+            "tiny",
+            "arithmetic",
+            quantization=QuantizationConfig(backend=backend, cache=str(cache)),
+            space=SpaceConfig(bits=bits, ranks=(0, 4, 8)),
+            training=TrainingConfig(**{**SMALL, **options}),
+        )
+
+    return make
+
+
+def mixed_plan(space):
+    n = len(space)
+    return Plan(tuple(space.bits[i % len(space.bits)] for i in range(n)), tuple((0, 4, 8)[i % 3] for i in range(n)))
+
+
+def test_several_initialisations_are_searched_with_the_first(build):
+    assert build(init=("loftq", "eva")).describe() == build(init="loftq").describe() != build().describe()
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa", "eva"])
+def test_each_initialisation_trains_on_its_own_start_and_reloads(build, init, tmp_path):
+    evaluator = build(bits=(2, 4, 16), init=init)
+    plan = mixed_plan(evaluator.space)
+    loss = evaluator.evaluate(plan).loss
+    assert loss != build(bits=(2, 4, 16)).evaluate(plan).loss and evaluator.evaluate(plan).loss == loss
+    assert evaluator.describe()["training"]["init"] == init
+    tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
+    assert tuned.reload_difference == 0.0 and tuned.memory_bytes == build(bits=(2, 4, 16)).space.memory_bytes(plan)
+
+
+def test_pissa_meets_a_calibrated_backend(build):
+    evaluator = build("reference-gptq", init="pissa")
+    assert evaluator.evaluate(evaluator.space.uniform(2, 8)).loss > 0
+
+
+def test_low_fidelity_sees_the_first_batches_and_rows_of_a_full_evaluation(build):
+    evaluator = build()
+    full, half = evaluator.batches(4, 3), evaluator.batches(2, 3)
+    assert [b.input_ids.tolist() for b in full[:2]] == [b.input_ids.tolist() for b in half]
+    assert all(
+        torch.equal(a.input_ids, b.input_ids)
+        for a, b in zip(evaluator.rows("validation", 2), evaluator.rows("validation", 8), strict=False)
+    )
+    assert evaluator.batches(0, 3) == []
+
+
+def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so(build):
+    evaluator = build()
+    plan = evaluator.space.uniform(2, 4)
+    whole = evaluator.evaluate(plan)
+    assert "cut_short_at_step" not in whole.metrics and whole.charged == 1.0
+    evaluator = build(steps=12)
+    evaluator._highest = 0.5  # no plan of a random model ends below this
+    cut = evaluator.evaluate(plan)
+    assert cut.metrics["cut_short_at_step"] == 6 and 0.2 < cut.charged < 0.7 and cut.loss > 0.5
+    assert evaluator.evaluate(plan).loss == cut.loss
+    never = build(steps=12, hopeless=0)
+    never._highest = 0.5
+    assert "cut_short_at_step" not in never.evaluate(plan).metrics
+
+
+def test_the_ceiling_lies_above_the_untuned_model(build):
+    evaluator = build()
+    highest = evaluator._highest_end()
+    evaluator.unquantize()
+    assert highest >= evaluator.held_out("calibration", 4) + 1.0
+
+
+def test_one_adapter_scores_any_plan_without_training_and_is_charged_once(build, tmp_path):
+    evaluator = build(shared_steps=3, learning_rate=2e-3)
+    lowest = evaluator.fidelities[0]
+    assert lowest < 0.25 and evaluator.fidelities[1:] == (0.25, 0.5, 1.0)
+    plan = mixed_plan(evaluator.space)
+    first, second = (evaluator.evaluate(plan, fidelity=lowest) for _ in range(2))
+    assert first.loss == second.loss and second.charged == lowest
+    assert first.charged > 1  # three steps of three plans each, of an evaluation of four steps
+    again = build(shared_steps=3, learning_rate=2e-3)  # read from the folder, not trained again
+    assert again.evaluate(plan, fidelity=lowest).loss == first.loss
+    assert again.evaluate(plan, fidelity=lowest).charged == lowest
+    evaluator.apply(plan, 0)
+    assert evaluator.held_out("validation", 8) != first.loss  # what was trained is what scored
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):
+    plain, sparing = build(), build(gradient_checkpointing=True)
+    plan = plain.space.uniform(4, 8)
+    assert sparing.evaluate(plan).loss == pytest.approx(plain.evaluate(plan).loss, abs=1e-4)
+    assert saved_by_a_forward_pass(sparing, plan) < 0.7 * saved_by_a_forward_pass(plain, plan)
+
+
+def saved_by_a_forward_pass(evaluator, plan):
+    seen = {}
+
+    def pack(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    evaluator.apply(plan, 0)
+    evaluator.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = evaluator.model(input_ids=torch.arange(256).view(2, 128), use_cache=False)
+    evaluator.model.eval()
+    assert kept.logits.requires_grad
+    return sum(seen.values())
