@@ -23,8 +23,8 @@ class SimulatedExecutor:
     """An executor for the ordinary `Study` whose evaluations end in virtual time.
 
     An evaluation is made at once, when it is submitted, and given back when its virtual seconds are over. The real
-    time that passes between the executor's calls is what the search itself took (to propose, to write its log):
-    it is added to the virtual clock, during which workers go on and may fall idle.
+    time that passes between the executor's calls, from when it is made, is what the search itself took (to propose,
+    to write its log): it is added to the virtual clock, during which workers go on and may fall idle.
 
     Args:
         evaluator: says what a plan is worth.
@@ -55,8 +55,8 @@ class SimulatedExecutor:
         self._events: list[tuple[float, int, Future[Evaluation], Evaluation | Exception]] = []
         self._submitted = 0
         self._busy = 0.0
-        self._since: float | None = None
-        self._unspent = 0.0
+        self._unspent, self._together = 0.0, 0
+        self._since = timer()
 
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
         self._pass_real_time()
@@ -70,14 +70,16 @@ class SimulatedExecutor:
         heapq.heappush(self._events, (self.clock + seconds, self._submitted, future, outcome))
         self._submitted += 1
         self._busy += seconds
-        self.overheads.append(self._unspent)
-        self._unspent = 0.0
+        self._together += 1
         self._since = self._timer()
         return future
 
     def wait(self, futures: Iterable[Future[Evaluation]]) -> list[Future[Evaluation]]:
         """Let virtual time pass until an evaluation ends; all that end at that moment are returned."""
         self._pass_real_time()
+        if self._together:  # what was proposed together shares what it took
+            self.overheads += [self._unspent / self._together] * self._together
+            self._unspent, self._together = 0.0, 0
         ended: list[Future[Evaluation]] = []
         self.clock = max(self.clock, self._events[0][0])
         while self._events and self._events[0][0] <= self.clock:
@@ -106,11 +108,10 @@ class SimulatedExecutor:
         return (self._busy - left) / (self.slots * last_begun) if last_begun > 0 else 1.0
 
     def _pass_real_time(self) -> None:
-        if self._since is not None:
-            passed = self._timer() - self._since
-            self._unspent += passed
-            if self._count:
-                self.clock += passed
+        passed = self._timer() - self._since
+        self._unspent += passed
+        if self._count:
+            self.clock += passed
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_eval.surrogate import make_landscape  # noqa: E402
-from qra_search import Callback, Proposal, Study  # noqa: E402
+from qra_search import Callback, Proposal, Study, TrialLog  # noqa: E402
 from qra_search.simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
+from qra_search.strategies import StudyState  # noqa: E402
 from qra_search.strategies.random import random_plan  # noqa: E402
 from qra_search.toys import budgets_of  # noqa: E402
 
@@ -32,15 +33,17 @@ CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 CHECKPOINTS = (10, 30, 100, 300, 1000, 3000, 10_000)
 
 
-def make_study(landscape, options, strategy, workers, evaluations, seed, callbacks=()) -> Study:
-    timer = CLOCKS[options.clock]
+def make_study(landscape, options, strategy, workers, evaluations, seed, callbacks=(), before=0) -> Study:
+    timer, budget = CLOCKS[options.clock], budgets_of(landscape.space, 0.3)
+    log = random_log(landscape, budget, before, seed)
     executor = SimulatedExecutor(landscape, workers, lognormal_duration(SECONDS, seed=seed), timer=timer)
     return Study(
         landscape,
         strategy=strategy,
         evaluations=evaluations,
-        memory_budget=budgets_of(landscape.space, 0.3),
+        memory_budget=budget,
         seed=seed,
+        log=log,
         executor=executor,
         callbacks=callbacks,
     )
@@ -114,11 +117,16 @@ def scale(options) -> None:
     """Overhead of a proposal as the log grows, memory, quality, and how busy the workers are."""
     landscape = make_landscape(options.family, options.layers, options.granularity, seed=options.first_seed)
     growth = Growth()
-    evaluations = options.before + options.trials
     study = make_study(
-        landscape, options, options.strategy, options.workers, evaluations, options.first_seed, (growth,)
+        landscape,
+        options,
+        options.strategy,
+        options.workers,
+        options.before + options.trials,
+        options.first_seed,
+        (growth,),
+        options.before,
     )
-    before(study, landscape, options.before)
     study.run()
     executor = study.executor
     figures = report(executor, study.log.trials)
@@ -157,17 +165,19 @@ def scale(options) -> None:
     )
 
 
-def before(study: Study, landscape, count: int) -> None:
-    """Put `count` evaluations of random plans into the log, so that a search is seen at its late stage at once."""
-    rng, state, plans = np.random.default_rng(1), study.state, {}
+def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
+    """A log of `count` evaluations of random plans, so that a search is seen at its late stage at once."""
+    log, rng = TrialLog(), np.random.default_rng(1)
+    state, plans = StudyState(landscape.space), {}
     while len(plans) < count:
-        plan = random_plan(state, rng, state.memory_limit)
+        plan = random_plan(state, rng, budget[-1])
         plans[plan.key] = plan
-    study.log.propose_all([Proposal(plan, seed=study.seed, origin="random") for plan in plans.values()])
-    for trial in study.log.running:
-        study.log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
+    log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans.values()])
+    for trial in log.running:
+        log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given a prior any more
-        study.log.set_meta("prior", landscape.prior().to_dict())
+        log.set_meta("prior", landscape.prior().to_dict())
+    return log
 
 
 def main() -> None:

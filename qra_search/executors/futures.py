@@ -31,7 +31,8 @@ class FuturesExecutor:
 
     Args:
         pool: a pool, which stays the caller's; or a function that makes one, which is then shut down here, and
-            made anew when it breaks, in which case the evaluations in flight are run again once.
+            made anew when it breaks, in which case the evaluations in flight are run again once. What its `submit`
+            returns needs `result` alone (as a job of submitit has it): it is then waited for in a thread.
         factory: builds the evaluator; picklable where the pool's workers are processes.
         slots: evaluations at a time.
         deadline: seconds that one evaluation may take. A pool cannot stop it, so its worker stays lost to it; the
@@ -67,7 +68,7 @@ class FuturesExecutor:
             lease.end(error=WorkerUnusable("the executor was shut down"))
             lease.cancel()
         if self._make is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
 
     def __enter__(self) -> FuturesExecutor:
         return self
@@ -88,7 +89,7 @@ class FuturesExecutor:
         with self._lock:
             pool = self._pool
         try:
-            running = pool.submit(_serve, self._token, self._factory, lease.request)
+            running = _as_future(pool.submit(_serve, self._token, self._factory, lease.request))
         except (BrokenExecutor, RuntimeError) as error:
             if isinstance(error, BrokenExecutor) and self._replace(pool):
                 self._start(lease, attempt)
@@ -188,7 +189,7 @@ class _DaskPool:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self._executor.submit(function, *arguments)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True) -> None:
         self._executor.shutdown(wait=wait)
         self._client.close()
 
@@ -232,6 +233,25 @@ class _Lease:
     def stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _as_future(job: Any) -> Future[Any]:
+    """The job itself where it is a future, else one that ends when `job.result()` does."""
+    if hasattr(job, "add_done_callback"):
+        return job
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+
+    def watch() -> None:
+        try:
+            value = job.result()
+        except BaseException as error:  # whatever a pool of another package raises is the job's end
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    threading.Thread(target=watch, name="qra-job", daemon=True).start()
+    return future
 
 
 # -- in the worker ---------------------------------------------------------------------------------

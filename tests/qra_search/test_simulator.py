@@ -122,3 +122,13 @@ def test_the_report_counts_what_happened():
     assert (figures.workers, figures.trials, figures.virtual_seconds) == (4, 24, 360.0)
     assert figures.best_loss[-1] == min(t.loss for t in result.trials) and len(figures.best_loss) == 24
     assert figures.peak_memory_bytes > 10 << 20
+
+
+def test_what_is_proposed_together_shares_the_time_that_it_took_the_first_proposals_included():
+    now = iter(range(0, 10_000, 7))
+    executor = SimulatedExecutor(AdditiveEvaluator(), 3, lambda p, e: 1000.0, timer=lambda: float(next(now)))
+    plans = AdditiveEvaluator().space.uniform_plans()
+    futures = [executor.submit(Proposal(plan)) for plan in plans[:3]]
+    executor.wait(futures)
+    assert executor.overheads == [4 * 7 / 3] * 3, "four calls of the timer's 7 seconds, for three proposals"
+    assert executor.clock == 7 + 1000.0
