@@ -22,6 +22,7 @@ MIB = 2**20
 SIZE = Size("l", 760, 380)
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEAT_STEPS = 7
+LEGEND = 84
 LINE = 16
 """Least distance of names, one above the other."""
 STRATEGIES = ("qra", "additive", "nsga2", "optuna:tpe", "random")
@@ -49,7 +50,7 @@ def sensitivity_figure() -> str:
     low, high = min(damage.values()), max(damage.values())
     scale = Scale(low, high, 0, HEAT_STEPS, log=True)
     left, top, width, height = 92, 40, 20, 30
-    parts = [text(left, 22, f"rise of the loss at {prior['bits'][0]} bits, nats a token", kind="label")]
+    parts = [text(left, 22, f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", kind="label")]
     for row, kind in enumerate(KINDS):
         parts.append(text(left - 10, top + row * height + 20, kind, anchor="end"))
         for name, value in damage.items():
@@ -61,11 +62,12 @@ def sensitivity_figure() -> str:
     for layer in range(0, layers, 5):
         parts.append(text(left + layer * width + width / 2, bottom + 16, layer, anchor="middle"))
     parts.append(text(left + layers * width, bottom + 34, "layer", anchor="end", kind="label"))
-    for step in range(HEAT_STEPS):
-        ends = [low * (high / low) ** (i / HEAT_STEPS) for i in (step, step + 1)]
-        x = left + step * 86
-        parts.append(f'<rect x="{x}" y="{bottom + 48}" width="85" height="16" class="h{step}"/>')
-        parts.append(text(x + 42, bottom + 80, f"{ends[0]:.1g} to {ends[1]:.1g}", anchor="middle"))
+    for step in range(HEAT_STEPS + 1):
+        x = left + step * LEGEND
+        if step < HEAT_STEPS:
+            parts.append(f'<rect x="{x}" y="{bottom + 48}" width="{LEGEND - 1}" height="16" class="h{step}"/>')
+        edge = 1000 * low * (high / low) ** (step / HEAT_STEPS)
+        parts.append(text(x, bottom + 80, f"{edge:.2g}", anchor="middle"))
     return _svg(Size("l", left + layers * width + 24, bottom + 94), "Sensitivity of each linear", "".join(parts))
 
 

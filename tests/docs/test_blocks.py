@@ -33,6 +33,27 @@ def test_a_block_parses(block: Block, tmp_path: Path) -> None:
     check(block)
 
 
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("sh", "qra serch --model tiny"),
+        ("sh", "qra search --no-such-option 3"),
+        ("sh", "qra search --evaluations many"),
+        ("sh", "qra search --set training.stepps=3"),
+        ("sh", "qra log"),
+        ("sh", "make nothing"),
+        ("sh", "pip install 'qra[nothing]'"),
+        ("python", "from qra_search import serch"),
+        ("python", "search(evaluator"),
+        ("yaml", "search: {evaluation: 3}"),
+    ],
+)
+def test_a_wrong_block_is_noticed(language: str, code: str) -> None:
+    block = Block(ROOT / "README.md", 1, language, code, "parse", None)
+    with pytest.raises(Exception):  # noqa: B017 - of as many kinds as there are parsers
+        getattr(checks, f"check_{language}")(block)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
