@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qra_eval import adapters, training
 from qra_eval.attention import use_fast_attention
-from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, tensor_bytes
+from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, check_shapes, tensor_bytes
 from qra_eval.hopeless import ceiling, is_hopeless
 from qra_eval.initialisation import Initialiser, input_components
 from qra_eval.loaded import cache_root, compute_dtype
@@ -25,7 +25,7 @@ from qra_eval.tasks import SplitName, make_task
 from qra_eval.training import Row
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.memory import UNQUANTIZED_BITS, level_width
 from qra_search.space import Group, Linear, Plan, SearchSpace
 
 if TYPE_CHECKING:
@@ -99,12 +99,13 @@ class QuantizedLoRAEvaluator(Evaluator):
         weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
         progress: Progress | None = None,
     ):
-        self._progress = progress
+        self.progress = progress
         self.settings, self.task_config = training, task if isinstance(task, TaskConfig) else TaskConfig(name=task)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
         backend = make_backend(quantization.backend)
         _check_bits(space.bits, backend)
+        levels = _levels(space.bits, backend)
         if progress is not None:
             progress("load model", 0, 1)
         self.loaded = load_model(
@@ -127,22 +128,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         dense = sum(m.weight.nbytes for m in modules.values())
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(self.device) if compute == "auto" else getattr(torch, compute)
-        expanded = dense * len(space.bits) * self.compute.itemsize // self.dtype.itemsize
+        expanded = dense * len(levels) * self.compute.itemsize // self.dtype.itemsize
         self.materialised = expanded <= weight_cache_bytes
         if not self.materialised:
             self.compute = self.dtype
-        self.bank = Bank(
-            modules,
-            backend,
-            space.bits,
-            bank_folder(quantization.cache),
-            self._fingerprint(backend),
-            hessian=self._hessian if backend.calibrated else None,
-            progress=progress,
-            weight_cache_bytes=weight_cache_bytes,
-            compute=self.compute,
-        )
-        self._moments = None  # as large as the model, and not needed again
+        check_shapes(backend, modules, levels)  # what the backend refuses is said before anything is spent
+        self._weight_cache_bytes = weight_cache_bytes
         self.space = SearchSpace(
             groups=tuple(
                 Group(
@@ -155,20 +146,15 @@ class QuantizedLoRAEvaluator(Evaluator):
                 )
                 for name, members in groups
             ),
-            bits=space.bits,
+            bits=levels,
             ranks=space.ranks,
-            formats={b: backend.storage(b) for b in space.bits if b != UNQUANTIZED_BITS},
+            formats={b: backend.storage(b) for b in levels if b != UNQUANTIZED_BITS},
+            backends=backend.labels(),
             fixed_bytes=tensor_bytes(self.model) - dense,
             adapter_bits=8 * ADAPTER_DTYPE.itemsize,
         )
-        self.wrapped = adapters.install(self.model, list(modules))
-        searched = {id(t) for m in modules.values() for t in m.parameters()}
-        self._rest = [
-            t
-            for t in [*self.model.parameters(), *self.model.buffers()]
-            if t.dtype == self.dtype and id(t) not in searched
-        ]
-        self._put_rest_in(self.compute)
+        self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
+        self._rest: list[Tensor] = []
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.init = training.inits[0]
@@ -180,8 +166,51 @@ class QuantizedLoRAEvaluator(Evaluator):
             self.fidelities = (self.shared_fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}
 
+    # -- made at the first call: hours may lie between a look at the space and the first evaluation --------------
+    @property
+    def bank(self) -> Bank:
+        """Every linear at every bit-width; quantized, or read from the cache, at the first call."""
+        return self._prepare()[0]
+
+    @property
+    def wrapped(self) -> dict[str, adapters.AdaptedLinear]:
+        """The model's linears with room for adapters, by name."""
+        return self._prepare()[1]
+
+    def _prepare(self) -> tuple[Bank, dict[str, adapters.AdaptedLinear]]:
+        if self._prepared is None:
+            modules = self._linears
+            bank = Bank(
+                modules,
+                self.backend,
+                self.space.bits,
+                bank_folder(self.quantization.cache),
+                self.bank_identity,
+                hessian=self._hessian if self.backend.calibrated else None,
+                progress=self.progress,
+                weight_cache_bytes=self._weight_cache_bytes,
+                compute=self.compute,
+            )
+            self._moments = None  # as large as the model, and not needed again
+            self._prepared = bank, adapters.install(self.model, list(modules))
+            searched = {id(t) for m in modules.values() for t in m.parameters()}
+            self._rest = [
+                t
+                for t in [*self.model.parameters(), *self.model.buffers()]
+                if t.dtype == self.dtype and id(t) not in searched
+            ]
+            self._put_rest_in(self.compute)
+        return self._prepared
+
+    def estimate(self) -> dict[str, float]:
+        """What a search will take, before anything is quantized; see `qra_eval.estimate`."""
+        from qra_eval.estimate import estimate
+
+        return estimate(self)
+
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        self._prepare()  # not part of any evaluation's time
         start = time.perf_counter()
         settings, cost = self.settings, None
         steps = math.ceil(fidelity * settings.steps)
@@ -245,7 +274,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         if self._shared is None:
             folder = bank_folder(self.quantization.cache)
-            self._shared, fresh = shared_adapter(self, folder, self.settings.shared_steps, progress=self._progress)
+            self._shared, fresh = shared_adapter(self, folder, self.settings.shared_steps, progress=self.progress)
             if fresh:
                 self._uncharged = (1 + BACKWARD) * self._shared.tokens / self.evaluation_tokens()
         return self._shared
@@ -269,11 +298,12 @@ class QuantizedLoRAEvaluator(Evaluator):
     def prior(self) -> Prior:
         from qra_eval.sensitivity import measure_prior
 
+        self._prepare()
         start = time.perf_counter()
         self.unquantize()
         batches = training.bucketed(self.rows("calibration", PRIOR_ROWS), self.settings.batch_size)
         prior, report = measure_prior(
-            self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self._progress
+            self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self.progress
         )
         if not self.materialised:
             self.bank.release()  # evaluations use the quantized modules, which need the room
@@ -347,6 +377,13 @@ class QuantizedLoRAEvaluator(Evaluator):
                 components=components, hessians=hessians,
             )  # fmt: skip
         return self._initialisers[kind]
+
+    def untuned_loss(self) -> float:
+        """Validation loss of the model as it was loaded, neither quantized nor tuned; the first figure to be had.
+        """
+        if self._prepared is not None:
+            self.unquantize()
+        return self.held_out("validation", self.settings.validation_rows)
 
     def unquantize(self) -> None:
         """The model as it was loaded: no quantization, no adapters."""
@@ -430,7 +467,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         return tune(self, plan, **options)
 
     def close(self) -> None:
-        adapters.uninstall(self.model, self.wrapped)
+        if self._prepared is not None:
+            adapters.uninstall(self.model, self.wrapped)
 
     def _rows_hash(self, counts: dict[SplitName, int] | None = None) -> str:
         """Hash of the tokens of the first rows of splits; default: of all that an evaluation sees."""
@@ -445,10 +483,11 @@ class QuantizedLoRAEvaluator(Evaluator):
                 digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def _fingerprint(self, backend: Any) -> str:
-        """Identity of the bank: the weights, and for a calibrated backend the rows that it is calibrated on."""
+    @property
+    def bank_identity(self) -> str:
+        """What the bank is made from: the weights, and for a calibrated backend the rows that it is calibrated on."""
         base = f"{self.loaded.fingerprint}-{self.dtype}"
-        return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if backend.calibrated else base
+        return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if self.backend.calibrated else base
 
     def _hessian(self, name: str) -> Tensor:
         from qra_eval.calibration import second_moments
@@ -462,6 +501,11 @@ class QuantizedLoRAEvaluator(Evaluator):
 def bank_folder(given: str | None) -> Path:
     """Where banks are kept: as given, or in the user's cache."""
     return Path(given) if given is not None else cache_root() / "bank"
+
+
+def _levels(bits: Sequence[int], backend: Any) -> tuple[int, ...]:
+    """The levels of these bit-widths: more than widths where the backend stores one of them in several ways."""
+    return tuple(level for level in (*backend.bits, UNQUANTIZED_BITS) if level_width(level) in bits)
 
 
 def _check_bits(bits: Sequence[int], backend: Any) -> None:

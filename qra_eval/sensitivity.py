@@ -86,7 +86,7 @@ def measure_prior(
     damage = np.zeros((len(space), len(space.bits)))
     for k, b in enumerate(bits):
         damage[:, space.bits.index(b)] = scaled[:, k]
-    damage = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+    damage = no_less_than_wider(damage, space.widths)
     prior = Prior(damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes")
     report = {
         "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens,
@@ -97,6 +97,16 @@ def measure_prior(
         "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
     }
     return prior, report
+
+
+def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Damage (G, B), raised where it is below that of more bits: of the least of them, where a width has several."""
+    raised = damage.copy()
+    floor = np.zeros(len(damage))
+    for width in sorted(set(widths.tolist()), reverse=True):
+        raised[:, widths == width] = np.maximum(raised[:, widths == width], floor[:, None])
+        floor = raised[:, widths == width].min(1)
+    return raised
 
 
 def measure_fisher(

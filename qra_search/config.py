@@ -50,8 +50,10 @@ class TaskConfig(_Section):
 class QuantizationConfig(_Section):
     """How weights are stored at each bit-width."""
 
-    backend: str | dict[int, str] = Field(
-        "mixed-calibrated", description="a backend, or one for each bit-width; see `qra backends`"
+    backend: str | dict[int, str | list[str]] = Field(
+        "mixed-calibrated",
+        description="a backend, or one for each bit-width; a list of them at a width makes the backend there a "
+        "searched choice; see `qra backends`",
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 

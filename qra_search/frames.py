@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from qra_search.memory import level_width
+
 if TYPE_CHECKING:
     from qra_search.result import SearchResult
     from qra_search.trial import Trial
@@ -36,7 +38,7 @@ def candidate_rows(result: SearchResult) -> list[dict[str, Any]]:
             "memory_bytes": c.memory_bytes,
             "on_front": c.plan.key in front,
             "uniform": c.is_uniform,
-            "mean_bits": sum(c.plan.bits) / len(c.plan.bits),
+            "mean_bits": sum(map(level_width, c.plan.bits)) / len(c.plan.bits),
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
             "observed": c.observed,
             "evaluations": c.evaluations,

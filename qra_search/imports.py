@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qra_search import plugins
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.memory import UNQUANTIZED_BITS, level_width
 from qra_search.result import PLAN_FORMAT
 from qra_search.space import Plan, SearchSpace
 
@@ -147,7 +147,7 @@ def read_plan(path: Path) -> Foreign:
     data = _object(path)
     if data.get("format") != PLAN_FORMAT:
         raise ValueError(f"{path} is of format {data.get('format')!r}, {PLAN_FORMAT!r} is needed")
-    bits = {name: float(group["bits"]) for group in data["groups"] for name in group["linears"]}
+    bits = {name: float(group.get("level", group["bits"])) for group in data["groups"] for name in group["linears"]}
     ranks = {name: int(group["rank"]) for group in data["groups"] for name in group["linears"]}
     return Foreign(bits.get, tuple(bits), ranks)
 
@@ -179,12 +179,13 @@ def _plan(
         if any(value is None for _, value in found):
             continue
         values = {float(value) for _, value in found if value is not None}
-        wanted = sum(w * float(v) for w, v in found if v is not None) / sum(w for w, _ in found)
+        wanted = min(values)
         if len(values) > 1:
+            wanted = sum(w * level_width(v) for w, v in found if v is not None) / sum(w for w, _ in found)
             mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(values))})")
         allowed = group.bits or space.bits
-        chosen = _allowed(wanted, allowed, rounding)
-        if len(values) == 1 and chosen != wanted:
+        chosen = _level(wanted, allowed, rounding)
+        if len(values) == 1 and level_width(chosen) != level_width(wanted):
             rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(map(str, allowed))}")
         bits.append(chosen)
         ranks.append(_rank(foreign, group, space, rank, rounding))
@@ -209,6 +210,14 @@ def _plan(
     plan = Plan(tuple(bits), tuple(ranks))
     space.encode(plan)
     return Imported(plan, tuple(notes))
+
+
+def _level(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int:
+    """The level wanted, or the first one of the width that it is, or is rounded to."""
+    if wanted in allowed:
+        return int(wanted)
+    width = _allowed(level_width(wanted), tuple(map(level_width, allowed)), rounding)
+    return min(level for level in allowed if level_width(level) == width)
 
 
 def _allowed(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int:

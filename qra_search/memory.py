@@ -6,13 +6,19 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 GROUP_SIZE = 64
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
+LEVEL_STEP = 100
+"""A choice of bits is a level: the bit-width itself, plus this much for each further way to store that many bits (where
+the backend is searched as well): 4, 104, 204, ..."""
+
+
+Bits = TypeVar("Bits", int, float)
 
 
 @runtime_checkable
@@ -37,8 +43,32 @@ class GroupwiseFormat:
         return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
 
 
-def default_format(bits: int) -> StorageFormat:
+def level_width(level: Bits) -> Bits:
+    """Bits of a level: 4 of 4, 104 and 204."""
+    return level % LEVEL_STEP
+
+
+def level_name(level: int) -> str:
+    """A level as people read it: 4, and 4b, 4c, ... for the further ways to store 4 bits."""
+    further = level // LEVEL_STEP
+    return f"{level_width(level)}{chr(ord('a') + further) if further else ''}"
+
+
+def parse_level(text: str) -> int:
+    """The level of a name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,2})([b-z]?)", text)
+    if match is None:
+        raise ValueError(f"{text!r} names no bits: a number is needed, such as 4, or 4b for the second way to store 4")
+    return int(match.group(1)) + LEVEL_STEP * (ord(match.group(2)) - ord("a") if match.group(2) else 0)
+
+
+def default_format(level: int) -> StorageFormat:
     """Group-wise storage; 16 bits and more are unquantized and carry no metadata."""
+    bits = level_width(level)
     return GroupwiseFormat(bits) if bits < UNQUANTIZED_BITS else GroupwiseFormat(bits, metadata_bits=0)
 
 
@@ -78,17 +108,20 @@ class MemoryModel:
     def bytes(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
         """Bytes int64 (...,) of plans given by level indices (..., G) and (..., G)."""
         rows = np.arange(self.weight.shape[0])
-        return self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
+        total: np.ndarray = self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
+        return total
 
     @cached_property
     def choice(self) -> np.ndarray:
         """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
-        return self.weight[:, :, None] + self.adapter[:, None, :]
+        both: np.ndarray = self.weight[:, :, None] + self.adapter[:, None, :]
+        return both
 
     @cached_property
     def allowed(self) -> np.ndarray:
         """bool (G, B, R): which choices are allowed."""
-        return self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
+        both: np.ndarray = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
+        return both
 
     @cached_property
     def minimum(self) -> int:

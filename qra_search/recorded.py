@@ -39,6 +39,7 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         "fixed_bytes": space.fixed_bytes,
         "adapter_bits": space.adapter_bits,
         "shapes": [list(shape) for shape in shapes],
+        **({"backends": {str(b): name for b, name in space.backends.items()}} if space.backends else {}),
         "bytes": {str(b): [int(space.format(b).bytes(*shape)) for shape in shapes] for b in space.bits},
     }
 
@@ -58,6 +59,7 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         bits=tuple(data["bits"]),
         ranks=tuple(data["ranks"]),
         formats=formats,
+        backends={int(b): name for b, name in data.get("backends", {}).items()},
         fixed_bytes=data["fixed_bytes"],
         adapter_bits=data["adapter_bits"],
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qra_search.evaluation import Prior
-from qra_search.memory import format_bytes, parse_bytes
+from qra_search.memory import format_bytes, level_width, parse_bytes
 from qra_search.space import Plan, SearchSpace
 from qra_search.trials import Trial
 
@@ -239,7 +239,8 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     groups = [
         {
             "name": group.name,
-            "bits": plan.bits[i],
+            "bits": level_width(plan.bits[i]),
+            **_way(space, plan.bits[i]),
             "rank": plan.ranks[i],
             "memory_bytes": int(space.memory.choice[i, b[i], r[i]]),
             "linears": [linear.name for linear in group.linears],
@@ -254,6 +255,12 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _way(space: SearchSpace, level: int) -> dict[str, Any]:
+    """How the bits are stored, where that is a choice: the level, and the backend's name."""
+    way: dict[str, Any] = {} if level == level_width(level) else {"level": level}
+    return {**way, "backend": space.backends[level]} if level in space.backends else way
+
+
 def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups.
 
@@ -264,8 +271,8 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     if known != PLAN_FORMAT:
         raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
     try:
-        chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
-    except (LookupError, TypeError):
+        chosen = {str(g["name"]): (g.get("level", g["bits"]), g["rank"]) for g in data["groups"]}
+    except (LookupError, TypeError, AttributeError):
         raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
     if any(type(choice) is not int for pair in chosen.values() for choice in pair):
         raise ValueError("the plan has bits or ranks that are no whole numbers")

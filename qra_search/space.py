@@ -10,9 +10,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from qra_search.memory import MemoryModel, StorageFormat, adapter_bytes, default_format, format_bytes
+from qra_search.memory import (
+    MemoryModel,
+    StorageFormat,
+    adapter_bytes,
+    default_format,
+    format_bytes,
+    level_name,
+    level_width,
+)
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -85,7 +93,8 @@ class Plan:
         """A short text that is equal for equal plans."""
         # Kept: a search asks for the keys of all its trials before every proposal.
         try:
-            return self._key  # type: ignore[attr-defined]
+            known: str = self._key  # type: ignore[attr-defined]
+            return known
         except AttributeError:
             key = ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
             object.__setattr__(self, "_key", key)
@@ -108,7 +117,7 @@ class Plan:
         return plan
 
     def __str__(self) -> str:
-        mean_bits, mean_rank = sum(self.bits) / len(self.bits), sum(self.ranks) / len(self.ranks)
+        mean_bits, mean_rank = sum(map(level_width, self.bits)) / len(self.bits), sum(self.ranks) / len(self.ranks)
         return f"Plan({len(self.bits)} groups, mean bits {mean_bits:.2f}, mean rank {mean_rank:.1f})"
 
     def __rich__(self) -> Any:
@@ -127,10 +136,12 @@ class SearchSpace(BaseModel):
 
     Args:
         groups: at least one, with unique names.
-        bits: bit-widths to choose from; 16 leaves a linear unquantized.
+        bits: bit-widths to choose from; 16 leaves a linear unquantized. A further way to store a width is a choice of
+            its own: 104 is a second one of 4 bits (see `memory.LEVEL_STEP`). Kept by width.
         ranks: LoRA ranks to choose from; 0 means no adapter.
         formats: bit-width to its `StorageFormat`; default: group-wise with 32 bits of scale and zero
             for every 64 weights.
+        backends: what stores each of `bits`, in words, where that is a choice; only shown.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
 
@@ -144,17 +155,18 @@ class SearchSpace(BaseModel):
     bits: tuple[int, ...] = DEFAULT_BITS
     ranks: tuple[int, ...] = DEFAULT_RANKS
     formats: Mapping[int, Any] | None = None
+    backends: Mapping[int, str] = Field(default_factory=dict)
     fixed_bytes: int = Field(default=0, ge=0)
     adapter_bits: int = Field(default=16, gt=0)
 
     @field_validator("bits", "ranks")
     @classmethod
-    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+    def _ascending(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if not values:
             raise ValueError("at least one choice is needed")
         if any(v < 0 for v in values) or len(set(values)) != len(values):
             raise ValueError(f"choices must be distinct and not negative, got {values}")
-        return tuple(sorted(values))
+        return tuple(sorted(values, key=lambda v: (level_width(v), v) if info.field_name == "bits" else (v, v)))
 
     @model_validator(mode="after")
     def _consistent(self) -> SearchSpace:
@@ -162,7 +174,7 @@ class SearchSpace(BaseModel):
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
-        if any(b < 1 for b in self.bits):
+        if any(level_width(b) < 1 for b in self.bits):
             raise ValueError(f"bits must be at least 1, got {self.bits}")
         for group in self.groups:
             for what, own, all_ in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
@@ -175,7 +187,7 @@ class SearchSpace(BaseModel):
 
     # -- how it shows itself -----------------------------------------------------------------------
     def __repr__(self) -> str:
-        bits, ranks = (", ".join(map(str, choices)) for choices in (self.bits, self.ranks))
+        bits, ranks = ", ".join(map(level_name, self.bits)), ", ".join(map(str, self.ranks))
         sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
         return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
 
@@ -209,6 +221,16 @@ class SearchSpace(BaseModel):
     def ranks_allowed(self) -> np.ndarray:
         """bool (G, R): which of `ranks` each group may take."""
         return np.array([[g.ranks is None or r in g.ranks for r in self.ranks] for g in self.groups])
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """int (B,): the bits of each of `bits`, which are more than its widths where the backend is searched."""
+        return np.array([level_width(b) for b in self.bits])
+
+    def bits_text(self, level: int) -> str:
+        """One of `bits` in words: `4 bits`, or `4b bits (hqq)`."""
+        backend = self.backends.get(level)
+        return f"{level_name(level)} bits" + (f" ({backend})" if backend else "")
 
     def format(self, bits: int) -> StorageFormat:
         """The storage format of a bit-width of this space."""

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 
 from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
+from qra_search.memory import LEVEL_STEP
 from qra_search.space import Group, Linear, Plan, SearchSpace
 from qra_search.strategies import Strategy, StudyState
 from qra_search.strategies.random import RandomStrategy
 from qra_search.trials import TrialLog
+
+BETTER_WAY = 0.7
+"""Damage of each further way to store a width, as a share of the one before."""
 
 
 def toy_space(
@@ -86,7 +90,8 @@ class ToyEvaluator(Evaluator):
         self.fidelities = fidelities
         self.failing, self.noise = failing, noise
         groups, rng = len(self.space), np.random.default_rng(5)
-        error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.bits])
+        error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
+        error *= np.array([BETTER_WAY ** (level // LEVEL_STEP) for level in self.space.bits])
         self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
         self.gain = rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
         self._prior = None if prior is None else self._make_prior(prior)
@@ -195,6 +200,7 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
     "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
     "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),
+    "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=(2, 4, 104, 8)))),
     "no adapter and no quantization among the choices": lambda: _usual(
         ToyEvaluator(toy_space(bits=(2, 4, 16), ranks=(0, 8)))
     ),

@@ -107,6 +107,10 @@ class Backend(ABC):
         if bits not in self.bits:
             raise ValueError(Backend.supports(self, bits, 0, 0))
 
+    def labels(self) -> dict[int, str]:
+        """What stores each of `bits`, in words, where some width is stored in several ways; else empty."""
+        return {}
+
     @property
     def spec(self) -> dict[str, Any]:
         """Plain data that `make_backend` builds an equal backend from."""

@@ -67,7 +67,8 @@ Granularity = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="B", rich_help_panel=WHAT, show_default=False,
-                 help="Quantization backend (see `qra backends`), or one for each bit-width: 2=hqq,4=bitsandbytes."),
+                 help="Quantization backend (see `qra backends`), or one for each bit-width: 2=hqq,4=bitsandbytes; "
+                      "several (4=hqq+bitsandbytes) are searched."),
 ]  # fmt: skip
 Device = Annotated[
     str | None,
@@ -242,7 +243,8 @@ def _value(name: str, value: Any) -> Any:
     if name == "backend" and "=" in value:
         pairs = [part.partition("=") for part in value.split(",")]
         try:
-            return {int(bits): backend.strip() for bits, _, backend in pairs}
+            given = {int(bits): [name.strip() for name in names.split("+")] for bits, _, names in pairs}
+            return {bits: names if len(names) > 1 else names[0] for bits, names in given.items()}
         except ValueError:
             raise BadInput(
                 f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"

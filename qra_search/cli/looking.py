@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qra_search.runs import RunFolder
-    from qra_search.trials import Trial
 
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.", show_default=False)
@@ -113,6 +110,8 @@ def show(
     for what, values, choices in (("bits", plan.bits, result.space.bits), ("rank", plan.ranks, result.space.ranks)):
         console.print(f"[bold]{what}[/]")
         console.print(strip(result.space, values, choices), soft_wrap=True)
+    if result.space.backends:
+        console.print("; ".join(result.space.bits_text(b) for b in result.space.bits))
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:
@@ -190,32 +189,6 @@ def runs(
                 common.stdout().print(f"{row['run']}: {row['unreadable']}", markup=False)
 
 
-def export_log(
-    run: common.Run,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", show_default=False, help="Where to write; default: to stdout."),
-    ] = None,
-) -> None:
-    """Write every trial of a run as one JSON object a line.
-
-    [bold]Example[/]
-
-        qra log export runs/a --out trials.jsonl
-    """
-    from qra_search.trials import TrialLog
-
-    (folder,) = _checked([run])
-    with TrialLog(folder.log_file) as log:
-        lines = [json.dumps(_trial(trial), allow_nan=False) + "\n" for trial in log]
-    if out is None:
-        sys.stdout.writelines(lines)
-    else:
-        with bad_input():
-            out.write_text("".join(lines))
-        common.stderr().print(f"{len(lines)} trials written to [bold]{out}[/]", soft_wrap=True)
-
-
 def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
     from qra_search.report.data import RunData
@@ -283,33 +256,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             r["data"] or "",
         )
     return table
-
-
-def _trial(trial: Trial) -> dict[str, Any]:
-    proposal, evaluation = trial.proposal, trial.evaluation
-    data: dict[str, Any] = {
-        "id": trial.id,
-        "status": trial.status,
-        "bits": list(trial.plan.bits),
-        "ranks": list(trial.plan.ranks),
-        "fidelity": trial.fidelity,
-        "seed": trial.seed,
-        "origin": proposal.origin,
-        "predicted_loss": proposal.predicted_loss,
-        "predicted_std": proposal.predicted_std,
-        "reason": trial.reason,
-        "proposed_at": trial.proposed_at,
-        "finished_at": trial.finished_at,
-    }
-    if evaluation is not None:
-        data |= {
-            "loss": evaluation.loss,
-            "memory_bytes": evaluation.memory_bytes,
-            "metrics": dict(evaluation.metrics),
-            "seconds": evaluation.seconds,
-            "cost": evaluation.charged,
-        }
-    return data
 
 
 def _field(data: Any, path: str) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from qra_search.cli import common
 from qra_search.cli.errors import BadInput, bad_input
+from qra_search.memory import level_name, parse_level
 
 if TYPE_CHECKING:
     from qra_search.space import Plan, SearchSpace
@@ -174,13 +175,15 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     pattern, equals, choice = change.rpartition("=")
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
-    if not equals or not pattern or not all(t.isdigit() or not t for t in (bits_text, rank_text)):
+    if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
         raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=8:'")
     if not hits:
         raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")
+    with bad_input():
+        level = parse_level(bits_text) if bits_text else 0
     bits, ranks = list(plan.bits), list(plan.ranks)
     for i in hits:
-        bits[i] = int(bits_text) if bits_text else bits[i]
+        bits[i] = level if bits_text else bits[i]
         ranks[i] = int(rank_text) if rank_text else ranks[i]
     new = Plan(tuple(bits), tuple(ranks))
     with bad_input():
@@ -213,7 +216,7 @@ def _data(path: Path) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> dict[str, tuple[int, int]]:
-    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
+    return {g["name"]: (g.get("level", g["bits"]), g["rank"]) for g in _data(path)["groups"]}
 
 
 def _total(path: Path) -> int:
@@ -221,4 +224,4 @@ def _total(path: Path) -> int:
 
 
 def _text(choice: tuple[int, int] | None) -> str:
-    return "not there" if choice is None else f"{choice[0]} bits, rank {choice[1]}"
+    return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"

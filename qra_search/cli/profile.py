@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +14,14 @@ from qra_search.cli import common
 from qra_search.cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
-    from qra_search.evaluation import Prior
+    from qra_search.config import RunConfig
+    from qra_search.evaluation import Evaluator, Prior
+    from qra_search.fidelity import RankCorrelation
+    from qra_search.report.live import View
     from qra_search.space import SearchSpace
 
 SHOWN = 10
+FEWEST_PLANS = 3
 
 
 def profile(
@@ -42,13 +48,27 @@ def profile(
             help="Write the prior as JSON.",
         ),
     ] = None,  # fmt: skip
+    plans: Annotated[
+        int,
+        typer.Option(
+            "--plans",
+            metavar="N",
+            min=0,
+            rich_help_panel=common.HOW,
+            show_default=False,
+            help="Also evaluate N random plans at every fidelity, and print how well each ranks them.",
+        ),
+    ] = 0,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
     """Measure how much each group suffers from few bits and gains from rank.
 
+    With --plans, also how well cheap scores rank plans of about one size (the first memory budget, or
+    else the uniform plan in the middle) as full evaluations do: the prior and every fidelity.
+
     [bold]Example[/]
 
-        qra profile --model smollm2 --task arithmetic --out prior.json
+        qra profile --model smollm2 --task arithmetic --plans 12 --out prior.json
     """
     from qra_search.report.live import make_view
     from qra_search.result import write_json
@@ -63,11 +83,16 @@ def profile(
     ):
         with bad_input():
             built.describe()  # reads the task's data: what is wrong with it shows here
+        if 0 < plans < FEWEST_PLANS:
+            raise BadInput(f"--plans is {plans}: a rank correlation needs at least {FEWEST_PLANS}")
         prior = built.prior()
         space = built.space
+        ranked = _rank(built, prior, settings, plans, view) if prior is not None and plans else []
     if prior is None:
         raise BadInput(f"evaluator {settings.evaluator!r} measures no prior: search with another one, or without")
     facts = {"groups": list(space.names), "bits": list(space.bits), "ranks": list(space.ranks), **prior.to_dict()}
+    if ranked:
+        facts["rank_correlations"] = [asdict(row) for row in ranked]
     if out is not None:
         with bad_input():
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +101,46 @@ def profile(
         common.emit(facts)
     else:
         _print(space, prior, out)
+        if ranked:
+            _print_ranked(ranked)
+
+
+def _rank(
+    evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, view: View
+) -> list[RankCorrelation]:
+    """How well the prior and each lower fidelity rank `count` random plans as their full losses do."""
+    from qra_search.budgets import size_in
+    from qra_search.fidelity import by_prior, correlation, plans_of_like_size, score
+
+    space = evaluator.space
+    with bad_input():
+        if settings.search.memory:
+            budget = size_in(space, settings.search.memory[0])
+        else:
+            uniform = space.uniform_plans()
+            budget = space.memory_bytes(uniform[len(uniform) // 2]) if uniform else space.memory.maximum
+        chosen = plans_of_like_size(space, space.memory.check_budget(budget), count, settings.search.seed)
+    losses, costs = score(
+        evaluator, chosen, seed=settings.search.seed, told=lambda n, of: view.progress("compare fidelities", n, of)
+    )
+    full = losses[evaluator.fidelities[-1]]
+    rows = [correlation("the prior alone", full, by_prior(space, prior, chosen), 0.0)]
+    return rows + [correlation(f"fidelity {f:g}", full, losses[f], costs[f]) for f in evaluator.fidelities[:-1]]
+
+
+def _print_ranked(rows: Sequence[RankCorrelation]) -> None:
+    from rich.table import Table
+
+    console = common.stdout()
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("score", "cost", "rank correlation", "95% interval", "plans"):
+        table.add_column(name, justify="left" if name == "score" else "right")
+    for r in rows:
+        table.add_row(r.name, f"{r.cost:.3g}", f"{r.rho:.2f}", f"{r.low:.2f} to {r.high:.2f}", str(r.plans))
+    console.print()
+    console.print(table)
+    console.print("\nSpearman's correlation with the full loss, over random plans of about one size; costs in full")
+    console.print("evaluations. A score is worth its cost only where its interval is well above that of the prior.")
 
 
 def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
@@ -93,7 +158,7 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("most sensitive", no_wrap=True)
     for b in space.bits:
-        table.add_column(f"{b} bits", justify="right")
+        table.add_column(space.bits_text(b), justify="right")
     table.add_column(f"rank {rank}", justify="right")
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
         damages: list[Any] = [f"+{value:.4f}" for value in prior.bits_damage[g]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_search.memory import format_bytes
+from qra_search.memory import format_bytes, level_name
 from qra_search.report import svg
 from qra_search.report.data import RunData, Trace
 from qra_search.report.svg import Scale, Size
@@ -71,7 +71,7 @@ def front_chart(run: RunData, key: str) -> str:
             shape = "up" if beyond else ("square" if c.is_uniform else "circle")
             parts.append(svg.mark(px, py, shape, f"point {kind}", f' data-p="{i}"'))
             if c.is_uniform:
-                name = f"{c.plan.bits[0]}b r{c.plan.ranks[0]}"
+                name = f"{level_name(c.plan.bits[0])} bits, r{c.plan.ranks[0]}"
                 if beyond:
                     name += f" is beyond: {c.loss:.3g} at {format_bytes(c.memory_bytes)}"
                 left = px > size.width - (90 if not beyond else 0.6 * size.width)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qra_search.memory import level_name
 from qra_search.report import sections, svg
 from qra_search.report.colors import ORIGINS, ORIGINS_DARK, PRIOR_STEPS, ramp_css
 from qra_search.report.data import RunData
@@ -84,7 +85,7 @@ def embedded(run: RunData) -> dict[str, Any]:
             }
         )
     return {
-        "bits": list(space.bits),
+        "bits": [level_name(b) for b in space.bits],
         "ranks": list(space.ranks),
         "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
         "groups": list(space.names),

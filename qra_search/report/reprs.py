@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qra_search.memory import format_bytes
+from qra_search.memory import format_bytes, level_name
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
 from qra_search.report.svg import escape, prose
@@ -29,12 +29,13 @@ def plan_rich(plan: Plan) -> Group:
     lines: list[Text] = [Text(_plan_title(plan), style="bold")]
     for name, values in (("bits", plan.bits), ("rank", plan.ranks)):
         colours = _colours(name, values)
-        width = max(len(str(v)) for v in values) + 1
+        shown = {v: level_name(v) if name == "bits" else str(v) for v in values}
+        width = max(map(len, shown.values())) + 1
         count = STRIP_WIDTH // width
         for start in range(0, len(values), count):
             line = Text(f"{name if start == 0 else '':<6}")
             for value in values[start : start + count]:
-                line.append(str(value).rjust(width), style=f"{text_on(colours[value])} on {colours[value]}")
+                line.append(shown[value].rjust(width), style=f"{text_on(colours[value])} on {colours[value]}")
             lines.append(line)
     return Group(*lines)
 
@@ -46,7 +47,7 @@ def plan_html(plan: Plan) -> str:
         colours = _colours(name, values)
         cells = "".join(
             f'<span style="background:{colours[v]};color:{text_on(colours[v])};min-width:1.6em;text-align:center;'
-            f'padding:0 .2em">{v}</span>'
+            f'padding:0 .2em">{level_name(v) if name == "bits" else v}</span>'
             for v in values
         )
         rows += (
@@ -151,12 +152,12 @@ def _colours(name: str, values: Sequence[int]) -> dict[int, str]:
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     kinds = Counter(group.kind or "group" for group in space.groups)
     weights = sum(group.weights for group in space.groups)
-    uniform = [f"{p.bits[0]} bits, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
+    uniform = [f"{space.bits_text(p.bits[0])}, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
                for p in space.uniform_plans() if p.ranks[0] == space.ranks[-1]]  # fmt: skip
     return [
         ("groups", f"{len(space)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"),
         ("weights", f"{weights:,} in {sum(len(g.linears) for g in space.groups)} linears"),
-        ("bits", ", ".join(map(str, space.bits))),
+        ("bits", ", ".join(map(level_name, space.bits))),
         ("ranks", ", ".join(map(str, space.ranks))),
         ("not searched", format_bytes(space.fixed_bytes)),
         ("smallest plan", format_bytes(space.memory.minimum)),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from qra_search.config import dump_config
-from qra_search.memory import format_bytes
+from qra_search.memory import format_bytes, level_name
 from qra_search.report import charts, heatmap, svg, tables
 from qra_search.report.data import RunData
 from qra_search.report.svg import escape, prose
@@ -144,9 +144,9 @@ def plan(run: RunData) -> str:
     bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
     maps = [
         heatmap.heat_table(
-            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], list(map(str, found.bits))
+            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(level_name, found.bits)]
         )
-        + heatmap.ramp_legend("bits", [f"{b} bits" for b in space.bits]),
+        + heatmap.ramp_legend("bits", [space.bits_text(b) for b in space.bits]),
         heatmap.heat_table(
             grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
         )

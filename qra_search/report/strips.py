@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from qra_search.memory import level_name
 from qra_search.report.colors import ramp, text_on
 from qra_search.report.layout import layout
 from qra_search.space import SearchSpace
@@ -18,7 +19,8 @@ def strip(space: SearchSpace, values: Sequence[int], choices: Sequence[int]) -> 
     grid = layout(space)
     name = "bits" if tuple(choices) == tuple(space.bits) else "rank"
     colors = dict(zip(choices, ramp(name, len(choices), dark=True), strict=True))
-    width = max(len(str(c)) for c in choices) + 1
+    shown = {c: level_name(c) if name == "bits" else str(c) for c in choices}
+    width = max(map(len, shown.values())) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()
     if len(grid.columns) > 1:
@@ -33,6 +35,6 @@ def strip(space: SearchSpace, values: Sequence[int], choices: Sequence[int]) -> 
                 text.append(" " * width)
             else:
                 color = colors[values[g]]
-                text.append(str(values[g]).rjust(width), style=f"{text_on(color)} on {color}")
+                text.append(shown[values[g]].rjust(width), style=f"{text_on(color)} on {color}")
         text.append("\n")
     return text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qra_search.final import FOUND
-from qra_search.memory import format_bytes
+from qra_search.memory import format_bytes, level_name, level_width
 
 if TYPE_CHECKING:
     from qra_search.final import Tested
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def plan_name(plan: Plan) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
     if is_uniform(plan):
-        return f"uniform {plan.bits[0]} bits, rank {plan.ranks[0]}"
+        return f"uniform {level_name(plan.bits[0])} bits, rank {plan.ranks[0]}"
     n = len(plan.bits)
-    return f"mixed, {sum(plan.bits) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
+    return f"mixed, {sum(map(level_width, plan.bits)) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
 
 
 def is_uniform(plan: Plan) -> bool:
@@ -32,7 +32,8 @@ def is_uniform(plan: Plan) -> bool:
 
 def bits_counts(plan: Plan) -> str:
     """How many groups have each bit-width: `12 at 2 bits, 18 at 3 bits`."""
-    return ", ".join(f"{count} at {bits} bits" for bits, count in sorted(Counter(plan.bits).items()))
+    counts = sorted(Counter(plan.bits).items(), key=lambda item: (level_width(item[0]), item[0]))
+    return ", ".join(f"{count} at {level_name(bits)} bits" for bits, count in counts)
 
 
 def loss_text(value: float, std: float = math.nan) -> str:

@@ -98,7 +98,7 @@ def flat_prior(space: SearchSpace) -> Prior:
     """What is known before anything is measured: error falls fourfold a bit, and larger groups matter more."""
     share = np.array([g.weights for g in space.groups], dtype=float)
     share /= share.sum()
-    error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.bits])
+    error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.widths])
     gain = np.log2(1.0 + np.asarray(space.ranks, dtype=float)) * 0.01
     return Prior(share[:, None] * error, share[:, None] * gain, source="flat")
 

@@ -168,7 +168,7 @@ def warped_levels(space: SearchSpace) -> np.ndarray:
 
     Bits by their round-to-nearest error, 4^-(bits - 2), ranks by log2(1 + rank).
     """
-    bits = np.asarray(space.bits, dtype=float)
+    bits = np.asarray(space.widths, dtype=float)
     error = np.where(bits >= UNQUANTIZED, 0.0, 4.0 ** (REFERENCE_BITS - bits))
     return _both(space, error, np.log2(1.0 + np.asarray(space.ranks, dtype=float)))
 

@@ -68,3 +68,32 @@ def test_the_calibrated_variant_is_gptq_below_eight_bits():
     backend = make_backend("mixed-calibrated")
     assert backend.calibrated and backend.bits == (2, 3, 4, 8)
     assert [backend.part(bits).name for bits in backend.bits] == ["reference-gptq"] * 3 + ["bitsandbytes"]
+
+
+def test_several_backends_at_one_width_are_levels_of_their_own():
+    backend = make_backend({2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, "hqq"]})
+    assert backend.bits == (2, 4, 104, 204)
+    assert backend.labels() == {2: "reference", 4: "bitsandbytes-nf4", 104: "reference", 204: "hqq"}
+    assert make_backend(backend.spec).spec == backend.spec and make_backend(backend.spec).bits == backend.bits
+    linear = nn.Linear(64, 64, bias=False)
+    for level, name in ((4, "bitsandbytes-nf4"), (104, {"name": "reference", "group_size": 32}), (204, "hqq")):
+        alone, module = make_backend(name), backend.quantize(linear, level)
+        assert backend.storage(level).bytes(64, 64) == alone.storage(4).bytes(64, 64)
+        assert torch.equal(backend.dequantize(module), alone.dequantize(alone.quantize(linear, 4)))
+        tensors = backend.to_tensors(module)
+        loaded = backend.from_tensors(tensors, bits=level, out_features=64, in_features=64, dtype=torch.float32)
+        assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
+    with pytest.raises(ValueError, match="does not store 304 bits"):
+        backend.storage(304)
+
+
+def test_a_single_backend_for_each_width_has_no_labels():
+    assert make_backend("mixed").labels() == make_backend({4: ["hqq"]}).labels() == {}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"), [({4: []}, "is empty"), ({4: ["hqq", "hqq"]}, "twice"), ({3: ["hqq", "torchao"]}, "3")]
+)
+def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_backend(choice)
