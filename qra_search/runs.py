@@ -20,6 +20,8 @@ from qra_search.trials import TrialLog
 MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
 """Fields that a run may be gone on with at another value: they change how far it goes, not what was measured."""
 
+MAX_JSON_BYTES = 256 << 20
+
 
 class NoRun(ValueError):
     """The folder holds no run."""
@@ -162,7 +164,8 @@ class RunFolder:
 
     def test(self) -> dict[str, Any] | None:
         """The comparison on test data; None where there is none."""
-        return read_json(self.test_file)
+        data: dict[str, Any] | None = read_json(self.test_file)
+        return data
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
@@ -174,13 +177,15 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file; None where there is no file.
 
     Raises:
-        ValueError: the file is not JSON.
+        ValueError: the file is not JSON, or is larger or nested deeper than any that is written here.
     """
     if not path.is_file():
         return None
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it, the log has all that it was made from") from None
 
 

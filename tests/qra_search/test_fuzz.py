@@ -29,7 +29,8 @@ from qra_search.trials import LogMismatch
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-PACKAGE = Path(__file__).parents[2] / "qra_search"
+ROOT = Path(__file__).parents[2]
+PACKAGES = [ROOT / "qra_search", ROOT / "qra_eval", ROOT / "backends" / "qra_backends"]
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
@@ -227,8 +228,10 @@ MAY_PICKLE = {"testing.py"}
 """Files that pickle what they made themselves a moment ago: the contract tests send strategies to a process."""
 
 
-def test_no_module_that_reads_files_can_unpickle():
-    for file in PACKAGE.rglob("*.py"):
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_no_module_that_reads_files_can_unpickle(package):
+    assert len(list(package.rglob("*.py"))) > 10
+    for file in package.rglob("*.py"):
         if file.name in MAY_PICKLE:
             continue
         for node in ast.walk(ast.parse(file.read_text())):
@@ -274,3 +277,43 @@ def test_a_process_that_reads_logs_and_configs_loads_no_unpickler_of_its_own():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- hostile names ---------------------------------------------------------------------------------
+
+EVIL = "../../../evil/<script>alert(1)</script>"
+
+
+def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(exported, tmp_path, monkeypatch, capsys):
+    from qra_search.cli.errors import run_safely
+
+    home = tmp_path / "a" / "b" / "c" / "d"
+    home.mkdir(parents=True)
+    monkeypatch.chdir(home)
+    lines = [line.replace("layers.0", json.dumps(EVIL)[1:-1]) for line in exported]
+    (home / "evil.jsonl").write_text("\n".join(lines))
+    before = {path for path in tmp_path.rglob("*")}
+    for command in (
+        ["log", "import", "evil.jsonl", "--out", "run/trials.sqlite"],
+        ["report", "run"],
+        ["show", "run"],
+        ["log", "export", "run", "--out", "again.jsonl"],
+    ):
+        assert run_safely(command) == 0, capsys.readouterr().err
+    made = {path.relative_to(home).parts[0] for path in set(tmp_path.rglob("*")) - before}
+    assert made == {"run", "again.jsonl"}
+    page = (home / "run" / "report.html").read_text()
+    assert "evil/" in page and "<script>alert" not in page
+    with TrialLog(home / "run" / "trials.sqlite") as log:
+        assert EVIL in json.dumps(log.meta("space_data"))
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"format": ' * 100_000, "\x00", '{"bits": 1e999}', "9" * 5000])
+def test_a_plan_that_no_one_would_write_is_refused_in_one_line(exported, content, tmp_path, capsys):
+    from qra_search.cli.errors import run_safely
+
+    (tmp_path / "plan.json").write_text(content)
+    import_jsonl(exported, tmp_path / "trials.sqlite")
+    assert run_safely(["plan", "check", str(tmp_path / "plan.json"), "--run", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "plan" in told[0] and len(told[0]) < 1000
