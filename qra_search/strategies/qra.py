@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan, prior_table
@@ -42,6 +43,8 @@ AT_ONCE = 3
 POOL = 150
 """Candidates, the best by their mean, that count as what a search might find anywhere."""
 MAX_REPLICATES = 6
+LEAST_AGREEMENT = 0.5
+"""Rank correlation with full losses below which the lowest fidelity is not used."""
 ATTEMPTS = 50
 
 
@@ -56,8 +59,9 @@ class QRAStrategy(Strategy):
         telling: weight of what tells plausible optima apart; 0 leaves it out.
         all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
         confirm: whether an evaluated plan may be evaluated again, with a new seed, where that is worth most.
-        low: whether to evaluate at the lowest fidelity where that is worth most for its cost.
-        pairs: plans seen at full fidelity that are first seen at the lowest one, to learn how the two differ.
+        low: whether to evaluate at the lowest fidelity where that is worth most for its cost, as long as it ranks the
+            plans seen at both fidelities as their full losses do.
+        pairs: plans that are seen at both fidelities before the lowest is trusted with others.
         sweeps: passes over the hyperparameters by evidence; 0 leaves them as given.
         alike: whether groups of one kind, and of near depth, are taken to be alike.
         widths: where the hyperparameters start, by name (`surrogates.table.Widths`).
@@ -77,7 +81,7 @@ class QRAStrategy(Strategy):
         all_budgets: bool = True,
         confirm: bool = False,
         low: bool = False,
-        pairs: int = 4,
+        pairs: int = 6,
         sweeps: int = 2,
         alike: bool = True,
         **widths: float,
@@ -126,7 +130,8 @@ class QRAStrategy(Strategy):
     def _pair(self, state: StudyState, levels: tuple[float, ...], asked: Asked) -> Proposal | None:
         """A plan known at full fidelity, to be seen at the lowest one, until there are enough."""
         lowest = levels[-1]
-        if not self.low or lowest >= 1.0 or sum(f == lowest for _, f in asked.taken) >= self.pairs:
+        full = {t.plan.key for t in state.full}
+        if not self.low or lowest >= 1.0 or sum(f == lowest and k in full for k, f in asked.taken) >= self.pairs:
             return None
         for trial in state.full:
             if asked.may(trial.plan, lowest):
@@ -139,7 +144,8 @@ class QRAStrategy(Strategy):
         """The candidate of greatest worth for its cost; None where there is none."""
         space, fit = state.space, asked.given(fit)
         candidates = self._candidates(state, fit, self._budgets(state, k), k)
-        new, low = candidates.new, candidates.cheap if self.low and fit.lows else candidates.cheap[:0]
+        helps = self.low and fit.lows and low_agrees(state, levels[-1], self.pairs)
+        new, low = candidates.new, candidates.cheap if helps else candidates.cheap[:0]
         known, R = candidates.known, fit.basis.shape[2]
         plans, n = len(known) + len(new), len(known)
         choice = np.concatenate([fit.rows.b[known] * R + fit.rows.r[known], new, low])
@@ -267,6 +273,18 @@ class Asked:
         b, r = self.state.space.encode_many(plan for plan, _ in self._waiting)
         fidelity = np.array([f for _, f in self._waiting])
         return fit.given(b, r, level_of(fidelity, self.levels), fidelity)
+
+
+def low_agrees(state: StudyState, lowest: float, pairs: int) -> bool:
+    """Whether the lowest fidelity was shown, on at least `pairs` plans, to rank them as full evaluations do."""
+    full, low = ({}, {})
+    for trial in state.done:
+        seen = full if trial.fidelity >= 1.0 else low if trial.fidelity == lowest else {}
+        seen.setdefault(trial.plan.key, trial.loss)
+    both = [key for key in full if key in low]
+    if len(both) < max(pairs, 3):
+        return False
+    return bool(spearmanr([full[k] for k in both], [low[k] for k in both]).statistic >= LEAST_AGREEMENT)
 
 
 def fidelities(state: StudyState) -> tuple[float, ...]:

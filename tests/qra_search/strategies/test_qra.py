@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import numpy as np
+import pytest
+from fakes import AdditiveEvaluator, make_space
+
+from qra_search import search
 from qra_search.strategies import make_strategy
 from qra_search.strategies.qra import QRAStrategy
 from qra_search.testing import StrategyContract
@@ -21,3 +26,32 @@ class TestQRAWithEverything(StrategyContract):
     @pytest.fixture
     def strategy(self):
         return QRAStrategy(low=True, confirm=True)
+
+
+class TwoFidelities(AdditiveEvaluator):
+    """The low fidelity is the true loss moved up, or (`noise`) has nothing to do with it."""
+
+    fidelities = (0.1, 1.0)
+
+    def __init__(self, noise: bool):
+        super().__init__(make_space(groups=8))
+        self.useless = noise
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        done = super().evaluate(plan, fidelity=fidelity, seed=seed)
+        if fidelity == 1.0:
+            return done
+        rng = np.random.default_rng([*plan.bits, *plan.ranks])
+        return replace(done, loss=3 + rng.normal() if self.useless else done.loss + 0.3)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_the_low_fidelity_is_used_once_it_was_shown_to_rank_plans_and_dropped_where_it_does_not(noise):
+    evaluator = TwoFidelities(noise)
+    budget = evaluator.space.memory_bytes(evaluator.space.uniform(3, 8))
+    result = search(evaluator, strategy=QRAStrategy(low=True), evaluations=14, memory_budget=budget)
+    origins = [t.proposal.origin for t in result.trials]
+    assert origins.count("pair") == 6 and origins.count("table") > 6
+    assert ("low" in origins) is not noise
+    if not noise:
+        assert origins.index("low") > max(i for i, origin in enumerate(origins) if origin == "pair")
