@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from qra_eval import adapters
 from qra_eval.tensorfile import open_tensors, write_tensors
+from qra_search.evaluation import EvaluationFailed
 from qra_search.memory import UNQUANTIZED_BITS
 from qra_search.result import plan_to_dict, write_json
 from qra_search.space import Plan
@@ -37,6 +39,8 @@ class Tuned:
         memory_bytes: exact resident bytes.
         folder: where the adapter and the plan were saved; None where they were not.
         reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
+        init: where the adapters started.
+        init_losses: validation loss of a full evaluation from each start, where there was a choice.
     """
 
     plan: Plan
@@ -49,6 +53,8 @@ class Tuned:
     metrics: dict[str, float] = field(default_factory=dict)
     folder: str | None = None
     reload_difference: float | None = None
+    init: str = "default"
+    init_losses: dict[str, float] = field(default_factory=dict)
 
 
 class ReloadMismatch(RuntimeError):
@@ -66,6 +72,9 @@ def tune(
 ) -> Tuned:
     """Tune a plan on the calibration split, measure it on the test split, and save it where a folder is given.
 
+    Where the training settings name several initialisations, each is first tried in a full evaluation of the plan, and
+    the one of least validation loss is taken.
+
     Args:
         steps: optimizer steps; default: the `final_steps` of the training settings.
         progress: told `("tune", done, total)`.
@@ -76,15 +85,21 @@ def tune(
     start = time.perf_counter()
     settings = evaluator.settings
     steps = settings.final_steps if steps is None else steps
-    evaluator.apply(plan, seed)
+    usual, init_losses = evaluator.init, try_inits(evaluator, plan, seed, progress)
+    init = min(init_losses, key=init_losses.__getitem__) if init_losses else usual
     told = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
-    trained = evaluator.train(steps, seed, told)
-    loss = evaluator.held_out("test", settings.test_rows)
     saved, difference = None, None
-    if folder is not None:
-        saved = str(folder)
-        save(evaluator, plan, folder)
-        difference = check_reload(evaluator, plan, folder)
+    evaluator.init = init
+    try:
+        evaluator.apply(plan, seed)
+        trained = evaluator.train(steps, seed, told)
+        loss = evaluator.held_out("test", settings.test_rows)
+        if folder is not None:
+            saved = str(folder)
+            save(evaluator, plan, folder)
+            difference = check_reload(evaluator, plan, folder)
+    finally:
+        evaluator.init = usual
     return Tuned(
         plan=plan,
         seed=seed,
@@ -95,7 +110,35 @@ def tune(
         train_loss=trained.loss,
         folder=saved,
         reload_difference=difference,
+        init=init,
+        init_losses=init_losses,
     )
+
+
+def try_inits(
+    evaluator: QuantizedLoRAEvaluator,
+    plan: Plan,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
+    """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf where it failed;
+    empty where there is only one."""
+    inits = evaluator.settings.inits
+    if len(inits) == 1:
+        return {}
+    losses, usual = {}, evaluator.init
+    try:
+        for done, init in enumerate(inits):
+            evaluator.init = init
+            try:
+                losses[init] = evaluator.evaluate(plan, seed=seed).loss
+            except EvaluationFailed:
+                losses[init] = math.inf
+            if progress is not None:
+                progress("try initialisations", done + 1, len(inits))
+    finally:
+        evaluator.init = usual
+    return losses
 
 
 def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> None:
@@ -115,6 +158,7 @@ def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> N
     data["weights"] = evaluator.loaded.fingerprint
     data["dtype"] = str(evaluator.dtype).removeprefix("torch.")
     data["backend"] = evaluator.backend.spec
+    data["init"] = evaluator.init
     write_json(folder / PLAN_FILE, data)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -35,6 +37,16 @@ def mixed_plan(space):
 
 def test_several_initialisations_are_searched_with_the_first(build):
     assert build(init=("loftq", "eva")).describe() == build(init="loftq").describe() != build().describe()
+
+
+def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_taken(build, tmp_path):
+    evaluator = build(init=("default", "loftq", "pissa"))
+    plan = evaluator.space.uniform(2, 8)
+    tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
+    assert tuned.init_losses == {init: build(init=init).evaluate(plan).loss for init in ("default", "loftq", "pissa")}
+    assert tuned.init == min(tuned.init_losses, key=tuned.init_losses.get) and tuned.reload_difference == 0.0
+    assert json.loads((tmp_path / "plan.json").read_text())["init"] == tuned.init
+    assert evaluator.init == "default" and build().tune(plan, steps=1).init_losses == {}
 
 
 @pytest.mark.parametrize("init", ["loftq", "pissa", "eva"])
