@@ -24,15 +24,22 @@ from qra_search.space import Plan
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 
 
-def jobs(path: Path, task: str) -> list[tuple[str, str, int, Plan | protocol.Uniform]]:
-    """(name, backend, bit-width or 0 for mixed, plan) of everything that is tuned, the most telling first."""
+def jobs(path: Path, task: str) -> list[tuple[int, float, str, str, int, Plan | protocol.Uniform]]:
+    """(seed, rate, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     mine = [
         (f"{row['search'].removeprefix(task + '-')} @ {row['budget']}", protocol.BACKEND, 0, protocol.expanded(row))
         for row in found
         if row["search"].startswith(f"{task}-")
     ]
-    return mine + [(u.name, u.backend, u.bits, u) for u in protocol.UNIFORM]
+    every = mine + [(u.name, u.backend, u.bits, u) for u in protocol.UNIFORM]
+    same = [job for job in every if job[1] == protocol.BACKEND and job[2] != 2]
+    return [
+        (seed, rate, name if rate == 1.0 else f"{name}, {rate:g}x rate", *rest)
+        for rate in protocol.RATES
+        for seed in protocol.SEEDS
+        for name, *rest in (every if rate == 1.0 else same)
+    ]
 
 
 def main() -> None:
@@ -51,47 +58,49 @@ def main() -> None:
     path = options.out / "final.jsonl"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
-    for seed in protocol.SEEDS:
-        for name, backend, bits, plan in jobs(options.out / "plans.jsonl", options.task):
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
-                continue
-            if options.only not in name or (options.skip and options.skip in name):
-                continue
-            if until is not None and time.monotonic() > until:
-                print("more is left: run this again")
-                return
-            key = f"{backend}:{bits}"
-            if key not in evaluators:
-                evaluators.clear()  # one model at a time
-                widths = (bits,) if bits else (2, 3, 4, 8)
-                evaluators[key] = protocol.evaluator(options.task, options.data, backend=backend, bits=widths)
-            evaluator = evaluators[key]
-            start = time.perf_counter()
-            chosen = evaluator.space.uniform(plan.bits, plan.rank) if isinstance(plan, protocol.Uniform) else plan
-            evaluator.apply(chosen, seed)
-            trained = evaluator.train(protocol.TRAINING.final_steps, seed)
-            test = evaluator.rows("test", protocol.TRAINING.test_rows)
-            losses, tokens = row_losses(evaluator.model, test, 8, evaluator.device)
-            line = {
-                "task": options.task,
-                "row": name,
-                "seed": seed,
-                "test_loss": round(sum(losses) / sum(tokens), 5),
-                "train_loss": round(trained.loss, 5),
-                "memory_bytes": evaluator.space.memory_bytes(chosen),
-                "backend": backend,
-                "compute": str(evaluator.compute).removeprefix("torch."),
-                "trained_tokens": trained.tokens,
-                "seconds": round(time.perf_counter() - start, 1),
-                "commit": commit,
-                "row_losses": [round(x, 4) for x in losses],
-                "row_tokens": tokens,
-            }
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            size = line["memory_bytes"] / 2**20
-            print(f"seed {seed}  {name:28} {size:7.2f} MiB  {line['test_loss']:.4f}", flush=True)
+    for seed, rate, name, backend, bits, plan in jobs(options.out / "plans.jsonl", options.task):
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
+            continue
+        if options.only not in name or (options.skip and options.skip in name):
+            continue
+        if until is not None and time.monotonic() > until:
+            print("more is left: run this again")
+            return
+        widths = (2, 3, 4, 8, 16) if backend == protocol.BACKEND else (bits,)
+        key = f"{backend}:{widths}"
+        if key not in evaluators:
+            evaluators.clear()  # one model at a time
+            evaluators[key] = protocol.evaluator(options.task, options.data, backend=backend, bits=widths)
+        evaluator = evaluators[key]
+        evaluator.settings = protocol.TRAINING.model_copy(
+            update={"learning_rate": rate * protocol.TRAINING.learning_rate}
+        )
+        start = time.perf_counter()
+        chosen = evaluator.space.uniform(plan.bits, plan.rank) if isinstance(plan, protocol.Uniform) else plan
+        evaluator.apply(chosen, seed)
+        trained = evaluator.train(protocol.TRAINING.final_steps, seed)
+        test = evaluator.rows("test", protocol.TRAINING.test_rows)
+        losses, tokens = row_losses(evaluator.model, test, 8, evaluator.device)
+        line = {
+            "task": options.task,
+            "row": name,
+            "seed": seed,
+            "test_loss": round(sum(losses) / sum(tokens), 5),
+            "train_loss": round(trained.loss, 5),
+            "memory_bytes": evaluator.space.memory_bytes(chosen),
+            "backend": backend,
+            "compute": str(evaluator.compute).removeprefix("torch."),
+            "trained_tokens": trained.tokens,
+            "seconds": round(time.perf_counter() - start, 1),
+            "commit": commit,
+            "row_losses": [round(x, 4) for x in losses],
+            "row_tokens": tokens,
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        size = line["memory_bytes"] / 2**20
+        print(f"seed {seed}  {name:28} {size:7.2f} MiB  {line['test_loss']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

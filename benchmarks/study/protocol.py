@@ -34,20 +34,23 @@ class Uniform:
 
 
 UNIFORM = (
-    Uniform(BACKEND, 3, 8),
     Uniform(BACKEND, 4, 8),
+    Uniform(BACKEND, 3, 8),
+    Uniform(BACKEND, 3, 16),
     Uniform(BACKEND, 16, 8),
-    Uniform(BACKEND, 3, 32),
     Uniform("bitsandbytes-nf4", 4, 8),
     Uniform("hqq", 3, 8),
-    Uniform(BACKEND, 3, 16),
-    Uniform("hqq", 3, 32),
     Uniform("bitsandbytes-nf4", 4, 32),
-    Uniform("bitsandbytes-nf4", 4, 4),
+    Uniform("hqq", 3, 32),
     Uniform("bitsandbytes-nf4", 4, 16),
+    Uniform("bitsandbytes-nf4", 4, 4),
     Uniform(BACKEND, 2, 32),
 )
 """In the order in which they are tuned, the most telling first."""
+
+RATES = (1.0, 2.0)
+"""Learning rates, as multiples: with alpha twice the rank, a larger rank also moves faster, which a larger rate may
+make up for. At the second one only found plans and the uniform plans of the same backend are tuned, after all else."""
 
 
 def evaluator(
