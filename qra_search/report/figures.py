@@ -99,9 +99,9 @@ def plan_figure(run: RunData, colours: dict[str, str], *, dark: bool = False) ->
     ]  # fmt: skip
     prior = run.result.prior
     if prior is not None:
-        levels, _ = damage_steps(prior.bits_damage[:, 0])
+        steps, _ = damage_steps(prior.bits_damage[:, 0])
         title = f"Sensitivity by the prior: one group alone at {space.bits[0]} bits; darker suffers more"
-        maps.append((title, levels.tolist(), [""] * len(space), ramp("prior", PRIOR_STEPS, dark=dark)))
+        maps.append((title, steps.tolist(), [""] * len(space), ramp("prior", PRIOR_STEPS, dark=dark)))
     names = max(len(row) for row in grid.rows)
     left = MARGIN + 10 + round(7.2 * names)
     width = max(left + CELL * len(grid.columns) + MARGIN, 420)

@@ -30,7 +30,7 @@ def make_strategy(spec: str | Strategy, **options: Any) -> Strategy:
                 raise ValueError(f"unknown option of strategy {name!r}: {option!r}: it takes none")
             raise ValueError(plugins.unknown_message(f"option of strategy {name!r}:", option, parameters))
     try:
-        strategy = factory(*args, **options)
+        strategy: Strategy = factory(*args, **options)
     except TypeError as error:
         raise ValueError(f"strategy {name!r} does not take these options: {error}") from None
     strategy.name = spec

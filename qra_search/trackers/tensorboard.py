@@ -28,7 +28,7 @@ class TensorBoardTracker(Tracker):
         except ImportError as error:
             raise missing(type(self), error) from None
         self.folder = Path(folder)
-        self._writer = lambda: SummaryWriter(str(self.folder))
+        self._make_writer: Any = SummaryWriter
         self.writer: Any = None
 
     @classmethod
@@ -40,7 +40,7 @@ class TensorBoardTracker(Tracker):
         return cls(target)
 
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
-        self.writer = self._writer()
+        self.writer = self._make_writer(str(self.folder))
         if known is None:
             rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
             self.writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)

@@ -27,7 +27,8 @@ class TrackioTracker(Tracker):
         except ImportError as error:
             raise missing(type(self), error) from None
         self.trackio: Any = trackio
-        self.project, self._run = project, None
+        self.project = project
+        self._run: Any = None
 
     @classmethod
     def of_run(cls, folder: Path, where: str | None) -> TrackioTracker:
@@ -39,7 +40,7 @@ class TrackioTracker(Tracker):
             config={name: value if isinstance(value, (int, float, str)) else str(value)
                     for name, value in settings.items()},
         )  # fmt: skip
-        return self._run.name
+        return str(self._run.name)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step)
