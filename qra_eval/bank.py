@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,7 @@ class Bank:
         self._keys: dict[int, dict[str, list[str]]] = {}
         self._weights: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._room = weight_cache_bytes
-        for b in self.bits:
-            if b != UNQUANTIZED_BITS:
-                self._check_shapes(b)
+        check_shapes(backend, self.linears, self.bits)
         for b in self.bits:
             if b != UNQUANTIZED_BITS:
                 self._open(b, progress)
@@ -118,17 +116,9 @@ class Bank:
 
     def path(self, bits: int) -> Path:
         """The file of a bit-width."""
-        # Only the options that matter at this width would be ideal; a mixed backend differs as a whole.
-        identity = json.dumps([self.fingerprint, self.backend.spec, bits, sorted(self.linears)], sort_keys=True)
-        return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{bits}bit.safetensors"
+        return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)
 
     # -- files ---------------------------------------------------------------------------------
-    def _check_shapes(self, bits: int) -> None:
-        for name, linear in self.linears.items():
-            reason = self.backend.supports(bits, linear.out_features, linear.in_features)
-            if reason is not None:
-                raise ValueError(f"{name}: {reason}")
-
     def _open(self, bits: int, progress: Progress | None) -> None:
         path = self.path(bits)
         if not self._read(path, bits):
@@ -180,6 +170,22 @@ class Bank:
             bias=linear.bias,
             dtype=linear.weight.dtype,
         )
+
+
+def bank_file(folder: Path, fingerprint: str, backend: Backend, bits: int, names: Iterable[str]) -> Path:
+    """Where the linears of these names are kept at a bit-width."""
+    # Only the options that matter at this width would be ideal; a mixed backend differs as a whole.
+    identity = json.dumps([fingerprint, backend.spec, bits, sorted(names)], sort_keys=True)
+    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{bits}bit.safetensors"
+
+
+def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[int]) -> None:
+    """Raises ValueError where the backend cannot store a linear at one of the bit-widths."""
+    for b in bits:
+        for name, linear in linears.items() if b != UNQUANTIZED_BITS else ():
+            reason = backend.supports(b, linear.out_features, linear.in_features)
+            if reason is not None:
+                raise ValueError(f"{name}: {reason}")
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -44,8 +44,11 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
         budgets = resolve_budgets(space, list(config.search.memory) or None)
     estimate = dict(evaluator.estimate()) if hasattr(evaluator, "estimate") else {}
     if "evaluation_seconds" in estimate:
-        overhead = estimate.get("setup_seconds", 0.0) + estimate.get("prior_seconds", 0.0)
-        estimate["total_seconds"] = overhead + estimate["evaluation_seconds"] * config.search.evaluations
+        prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
+        # The prior's cost counts among the evaluations that may be spent.
+        charged = prior / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
+        estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
+        estimate["total_seconds"] = setup + prior + estimate["evaluation_seconds"] * estimate["evaluations_left"]
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),
@@ -96,6 +99,8 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
         if estimate.get("prior_seconds"):
             parts += f", {duration(estimate['prior_seconds'])} for the prior"
+        if estimate.get("setup_seconds"):
+            parts += f", {duration(estimate['setup_seconds'])} to quantize"
         grid.add_row("time", f"about {duration(estimate['total_seconds'])} ({parts})")
     else:
         grid.add_row("time", "known after the first evaluation")

@@ -1,0 +1,111 @@
+"""What a search will take, told before anything is quantized."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runner import Qra
+
+from qra_eval import estimate as module
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_search import Plan
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+
+def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
+    return QuantizedLoRAEvaluator(
+        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, cache=str(folder)),
+        space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
+        training=TrainingConfig(steps=3, batch_size=4, validation_rows=8, **options),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["reference", "reference-gptq"])
+def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(tmp_path: Path, backend: str) -> None:
+    evaluator = make(tmp_path / "bank", backend)
+    before = {name: p.detach().clone() for name, p in evaluator.model.named_parameters()}
+    facts = evaluator.estimate()
+    assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", "peak_bytes"}
+    assert all(value > 0 for value in facts.values())
+    assert not (tmp_path / "bank").exists()
+    after = dict(evaluator.model.named_parameters())
+    assert set(after) == set(before)
+    assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
+
+
+def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
+    first = make(tmp_path / "bank")
+    assert not module.quantized(first)
+    n = len(first.space)
+    first.evaluate(Plan((2,) * n, (4,) * n))
+    again = make(tmp_path / "bank")
+    assert module.quantized(again) and again.estimate()["setup_seconds"] == 0.0
+    other = make(tmp_path / "bank", "reference-gptq")
+    assert not module.quantized(other)
+
+
+def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
+    short, long = (
+        QuantizedLoRAEvaluator(
+            "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+            training=TrainingConfig(steps=steps, batch_size=4, validation_rows=8),
+        ).estimate()
+        for steps in (10, 20)
+    )  # fmt: skip
+    assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
+    assert long["prior_seconds"] == pytest.approx(short["prior_seconds"])
+
+
+def test_the_pace_is_the_time_of_a_pass_over_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = make(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(*_: Any) -> float:
+        now[0] += 6.0
+        return 1.0
+
+    monkeypatch.setattr(module.training, "held_out_loss", slow)
+    tokens = sum(map(len, evaluator.rows("validation", 2 * evaluator.settings.batch_size)))
+    assert module.seconds_per_token(evaluator) == pytest.approx(6.0 / tokens)
+
+
+def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> None:
+    evaluator = make(tmp_path / "bank")
+    first = evaluator.untuned_loss()
+    assert not (tmp_path / "bank").exists()
+    evaluator.unquantize()
+    # bfloat16 and float32 round sums otherwise.
+    assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
+
+
+def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no 5 bits"):
+        QuantizedLoRAEvaluator(
+            "tiny", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+            space=SpaceConfig(bits=(5,)),
+        )  # fmt: skip
+    assert not (tmp_path / "bank").exists()
+
+
+def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    qra = Qra(capsys)
+    command = ("search", "--model", "tiny", "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
+    text = qra(*command)
+    assert text.status == 0, text.err
+    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak memory"):
+        assert words in text.out
+    facts = qra(*command, "--json").json["estimate"]
+    overhead = facts["setup_seconds"] + facts["prior_seconds"]
+    assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * facts["evaluations_left"])
+    assert list(tmp_path.iterdir()) == []
