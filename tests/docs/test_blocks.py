@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import linecache
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import docs_checks as checks
 import docs_world as small
 import pytest
+import torch
 from docs_blocks import ALL, PAGES, ROOT, Block, blocks_of, commands
 
 PARSED = [b for b in ALL if b.how == "parse"]
@@ -52,6 +54,15 @@ def test_a_wrong_block_is_noticed(language: str, code: str) -> None:
     block = Block(ROOT / "README.md", 1, language, code, "parse", None)
     with pytest.raises(Exception):  # noqa: B017 - of as many kinds as there are parsers
         getattr(checks, f"check_{language}")(block)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other beside a second test process take many times as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

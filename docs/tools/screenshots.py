@@ -1,0 +1,116 @@
+"""Takes the pictures of the docs: `python docs/tools/screenshots.py` searches, tunes and reports on a small model.
+
+Needs tmux (the live view wants a terminal) and chromium. The model `tiny-trained` is trained at the first call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
+
+from qra_search.runs import RunFolder
+from qra_search.trials import TrialLog
+
+ROOT = Path(__file__).parents[2]
+COLUMNS, LINES = 112, 30
+EVALUATIONS = 24
+SHOWN_AT = 0.7
+"""Share of the search after which the terminal is taken."""
+MOST_BYTES = 300_000
+SEARCH = (
+    "qra search --model tiny-trained --task arithmetic --memory uniform3r8 "
+    f"--evaluations {EVALUATIONS} --out runs/first"
+)
+TUNE = "qra finetune runs/first --against all"
+PAGE = """<!doctype html><meta charset="utf-8"><style>body{margin:0;background:#1b1f27}
+pre{margin:0;padding:14px 16px;font:14px/1.35 "DejaVu Sans Mono",monospace;color:#e6e8ec}</style><pre>{code}</pre>"""
+
+
+def main() -> None:
+    """Write search.png and report.png into a folder; default: docs/images."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        terminal = folder / "terminal.html"
+        terminal.write_text(PAGE.replace("{code}", searched(folder)))
+        shoot(terminal, out / "search.png", 960, LINES * 19 + 28)
+        run(TUNE, folder)
+        shoot(RunFolder(folder / "runs" / "first").report_file, out / "report.png", 1160, 1500)
+    for picture in (out / "search.png", out / "report.png"):
+        size = picture.stat().st_size
+        if size > MOST_BYTES:
+            sys.exit(f"{picture} has {size} bytes, at most {MOST_BYTES} are wanted")
+        print(f"{picture}: {size} bytes")
+
+
+def searched(folder: Path) -> str:
+    """Search in a terminal, and give the terminal in the middle of it as HTML; returns when the search has ended."""
+    tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "-c", str(folder), "bash", "--norc")
+    try:
+        tmux("send-keys", "clear; " + SEARCH, "Enter")
+        run_folder, screen = RunFolder(folder / "runs" / "first"), ""
+        while not run_folder.report_file.exists():
+            time.sleep(0.5)
+            if not screen and run_folder.exists and spent(run_folder) >= SHOWN_AT * EVALUATIONS:
+                screen = tmux("capture-pane", "-e", "-p")
+    finally:
+        tmux("kill-server")
+    shown = f"$ {SEARCH}\n" + screen.rstrip()  # the command was cleared away with what it was typed after
+    console = Console(record=True, width=COLUMNS, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    console.print(Text.from_ansi(shown))
+    return console.export_html(inline_styles=True, code_format="{code}", theme=MONOKAI)
+
+
+def spent(run_folder: RunFolder) -> float:
+    """What a running search has spent."""
+    with TrialLog(run_folder.log_file) as log:
+        return sum(trial.evaluation.charged for trial in log if trial.evaluation is not None)
+
+
+def shoot(page: Path, picture: Path, width: int, height: int) -> None:
+    """A picture of a page in a window of so many pixels."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        sys.exit("chromium is not installed")
+    with tempfile.TemporaryDirectory() as profile:
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={picture}", page.as_uri()],
+            check=True, capture_output=True, timeout=180,
+        )  # fmt: skip
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command of qra."""
+    subprocess.run(shlex.split(command), cwd=folder, check=True, env=environment())
+
+
+def tmux(*arguments: str) -> str:
+    """What a command of tmux prints; its server is one of our own."""
+    command = ["tmux", "-L", "qra-screenshots", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout
+
+
+def environment() -> dict[str, str]:
+    """Variables with which `qra` is the one of this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PS1": "$ ", "TERM": "xterm-256color"}
+
+
+if __name__ == "__main__":
+    main()
