@@ -29,6 +29,7 @@ from qra_search.memory import UNQUANTIZED_BITS, level_width
 from qra_search.space import Group, Linear, Plan, SearchSpace
 
 if TYPE_CHECKING:
+    from qra_eval.calibration import Hessians
     from qra_eval.finetune import Tuned
     from qra_eval.shared import SharedAdapter
 
@@ -124,7 +125,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         groups = group_linears(found, space.granularity)
         modules = self._linears = {f.name: f.module for f in found}
         self._rows: dict[tuple[SplitName, int], list[Row]] = {}
-        self._moments: dict[str, Tensor] | None = None
+        self._moments: Hessians | None = None
         dense = sum(m.weight.nbytes for m in modules.values())
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(self.device) if compute == "auto" else getattr(torch, compute)
@@ -490,12 +491,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if self.backend.calibrated else base
 
     def _hessian(self, name: str) -> Tensor:
-        from qra_eval.calibration import second_moments
+        from qra_eval.calibration import Hessians
 
         if self._moments is None:
             batches = training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
-            self._moments = second_moments(self.model, self._linears, batches, self.device)
-        return self._moments[name]
+            self._moments = Hessians(self.model, self._linears, batches, self.device)
+        return self._moments(name)
 
 
 def bank_folder(given: str | None) -> Path:

@@ -1,0 +1,58 @@
+"""Hessians are those of the inputs, however many are held at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qra_eval.calibration import Hessians, input_moments
+from qra_eval.models import find_linears, tiny_model
+from qra_eval.training import Batch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(dtype=torch.float32).model
+
+
+@pytest.fixture(scope="module")
+def linears(model):
+    return {found.name: found.module for found in find_linears(model)}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    torch.manual_seed(0)
+    none = torch.zeros(0, dtype=torch.long)
+    return [Batch(torch.randint(3, 90, (2, n)), none, none, 2 * n) for n in (9, 14)]
+
+
+def test_they_are_the_mean_squares_of_what_each_linear_reads(model, linears, batches):
+    name, seen = list(linears)[-1], []
+    read = linears[name].register_forward_pre_hook
+    handle = read(lambda module, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    moments, means = input_moments(model, linears, batches, CPU)
+    handle.remove()
+    rows = torch.cat(seen)
+    torch.testing.assert_close(moments[name], rows.T @ rows / len(rows))
+    torch.testing.assert_close(means[name], rows.mean(0))
+
+
+def test_gathered_a_few_at_a_time_they_are_the_same(model, linears, batches):
+    whole = Hessians(model, linears, batches, CPU)
+    wanted = {name: whole(name) for name in linears}
+    assert whole.passes == 1
+    largest = max(4 * linear.in_features**2 for linear in linears.values())
+    for room, passes in ((1, len(linears)), (2 * largest, 2)):
+        parts = Hessians(model, linears, batches, CPU, room=room)
+        assert all(torch.equal(parts(name), wanted[name]) for name in linears)
+        assert parts.passes >= passes
+
+
+def test_a_linear_that_no_token_reaches_is_taken_as_uncorrelated(model, linears, batches):
+    unused = nn.Linear(8, 4)
+    moments, means = input_moments(model, {**linears, "expert": unused}, batches, CPU)
+    assert torch.equal(moments["expert"], torch.eye(8)) and torch.equal(means["expert"], torch.zeros(8))
