@@ -43,8 +43,8 @@ def make_backend(spec: Spec) -> Backend:
     """A backend from its spec.
 
     `"hqq"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "hqq", "group_size": 128}` a name
-    with options; `{2: "hqq", 4: {"name": "bitsandbytes", "quant_type": "fp4"}}` another backend for each bit-width, and a
-    list of them in place of one a choice.
+    with options; `{2: "hqq", 4: {"name": "bitsandbytes", "quant_type": "fp4"}}` another backend for each bit-width, and
+    a list of them in place of one a choice.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest), an unknown or wrong option, a malformed spec.

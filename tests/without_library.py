@@ -1,0 +1,104 @@
+"""Run as a script in a process of its own: hides one library as if it were not installed, and uses all the rest.
+
+Arguments: the library's import name, its distribution's name. Prints a JSON object with what was refused and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+HIDDEN, DISTRIBUTION = sys.argv[1:3]
+
+
+class Hiding:
+    """A finder of modules and distributions that does not see one library."""
+
+    def __init__(self, finder: Any):
+        self.finder = finder
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return None if name.partition(".")[0] == HIDDEN else self.finder.find_spec(name, path, target)
+
+    def find_distributions(self, *args: Any) -> Iterator[Any]:
+        for found in getattr(self.finder, "find_distributions", lambda *_: ())(*args):
+            if (found.metadata["Name"] or "").lower().replace("_", "-") != DISTRIBUTION:
+                yield found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
+
+
+def modules() -> dict[str, str]:
+    """Import every module of the project; those that cannot be, with the reason."""
+    refused = {}
+    for package in ("qra_search", "qra_eval", "qra_backends"):
+        folder = importlib.import_module(package).__path__
+        for found in pkgutil.walk_packages(folder, f"{package}."):
+            if found.name.endswith("__main__") or found.name in ("qra_backends.conformance", "qra_search.testing"):
+                continue
+            try:
+                importlib.import_module(found.name)
+            except ImportError as error:
+                refused[found.name] = str(error)
+    return refused
+
+
+def commands() -> dict[str, str]:
+    """The commands that list what there is, and a dry look at the machine."""
+    from typer.testing import CliRunner
+
+    from qra_search.cli.app import app
+
+    failed = {}
+    for command in (["backends"], ["backends", "--json"], ["strategies"], ["tasks"], ["export", "--list"], ["doctor"]):
+        done = CliRunner().invoke(app, command)
+        if done.exception is not None and not (command == ["doctor"] and isinstance(done.exception, SystemExit)):
+            failed[" ".join(command)] = repr(done.exception)
+    return failed
+
+
+def backends() -> dict[str, str]:
+    """Quantize a linear with every backend, at its smallest width; those that are unavailable, with the reason."""
+    import torch
+    from qra_backends import backend_names, make_backend
+
+    refused = {}
+    linear = torch.nn.Linear(64, 64, bias=False)
+    for name in backend_names():
+        backend = make_backend(name)
+        reason = backend.unavailable()
+        if reason is not None:
+            refused[name] = reason
+            continue
+        module = backend.quantize(linear, backend.bits[0], hessian=torch.eye(64) if backend.calibrated else None)
+        assert torch.isfinite(backend.dequantize(module)).all(), name
+    return refused
+
+
+def strategies() -> dict[str, str]:
+    """Search a toy with every strategy; those that refuse, with the reason."""
+    from qra_search import plugins, search
+    from qra_search.toys import ToyEvaluator
+
+    refused = {}
+    for name in plugins.names("strategies"):
+        try:
+            result = search(ToyEvaluator(), strategy=name, evaluations=4)
+        except (ImportError, ValueError) as error:
+            refused[name] = str(error)
+            continue
+        assert result.best() is not None, name
+    return refused
+
+
+if __name__ == "__main__":
+    sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+    assert importlib.util.find_spec(HIDDEN) is None
+    answers = {f.__name__: f() for f in (modules, commands, backends, strategies)}
+    assert not [name for name in sys.modules if name.partition(".")[0] == HIDDEN]
+    print(json.dumps(answers))
