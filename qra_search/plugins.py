@@ -1,5 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers and
-.trackers."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
+.trackers and .harnesses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers"]
+Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers", "harnesses"]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -17,6 +17,7 @@ _SINGULAR = {
     "exporters": "export format",
     "importers": "plan format",
     "trackers": "tracker",
+    "harnesses": "harness",
 }
 
 

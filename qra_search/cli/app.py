@@ -8,6 +8,7 @@ import typer
 
 from qra_search.cli import demo, doctor, finetune, lists, logs, looking, profile, search
 from qra_search.cli.bench import bench
+from qra_search.cli.evaluate import evaluate
 from qra_search.cli.export import export
 from qra_search.cli.plans import plans
 
@@ -46,6 +47,7 @@ app.command("demo", rich_help_panel=SEARCH)(demo.demo)
 app.command("search", rich_help_panel=SEARCH)(search.search)
 app.command("profile", rich_help_panel=SEARCH)(profile.profile)
 app.command("finetune", rich_help_panel=SEARCH)(finetune.finetune)
+app.command("evaluate", rich_help_panel=SEARCH)(evaluate)
 app.command("export", rich_help_panel=SEARCH)(export)
 app.command("report", rich_help_panel=LOOK)(looking.report)
 app.command("show", rich_help_panel=LOOK)(looking.show)

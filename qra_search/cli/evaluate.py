@@ -1,0 +1,167 @@
+"""`qra evaluate`: a tuned run scored by lm-evaluation-harness, beside uniform plans and the model as it was."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.cli.errors import BadInput, bad_input
+from qra_search.cli.finetune import AGAINST
+
+if TYPE_CHECKING:
+    from qra_search.report.live import View
+    from qra_search.runs import RunFolder
+    from qra_search.space import Plan
+
+FORMAT = "qra-evaluate/1"
+FILE = "evaluate.json"
+BASELINES = "baselines"
+"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
+
+
+def evaluate(
+    run: common.Run,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="T,T", show_default=False, help="Tasks of the harness: arc_easy,gsm8k.")
+    ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="PATH", show_default=False, help="Folder with TASK_test.jsonl and TASK_train.jsonl."
+        ),
+    ] = None,  # fmt: skip
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="|".join(AGAINST),
+            help="Uniform plans to tune and score as well: all that fit, the best of them, or none. With either, the "
+            "model as it was is scored too.",
+        ),
+    ] = "none",  # fmt: skip
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, show_default=False, help="Only the first N rows.")
+    ] = None,  # fmt: skip
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            "--shots", metavar="N", min=0, show_default=False, help="Examples in the prompt; default: the task's."
+        ),
+    ] = None,  # fmt: skip
+    batch_size: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 8,
+    as_json: common.Json = False,
+) -> None:
+    """Score a tuned run by lm-evaluation-harness, an optional extra.
+
+    Writes evaluate.json into the run's folder. Without --data the harness fetches its tasks' data from the hub.
+
+    [bold]Example[/]
+
+        qra evaluate runs/a --tasks arc_easy,gsm8k --data my-data --against best
+    """
+    from qra_search import plugins
+    from qra_search.report.live import make_view
+    from qra_search.result import write_json
+    from qra_search.runs import RunFolder, read_json
+
+    if against not in AGAINST:
+        raise typer.BadParameter(f"{against!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    with bad_input():
+        folder = RunFolder(run).check()
+        plan = folder.plan()
+        if not folder.adapter.is_dir():
+            raise BadInput(f"{run} holds no tuned plan: run `qra finetune {run}` first")
+        settings = {"data": None if data is None else str(data), "limit": limit, "shots": shots}
+        harness = plugins.load("harnesses", "lm_eval")(
+            names, data=data, limit=limit, batch_size=batch_size, shots=shots
+        )
+    view = make_view(common.stderr(), quiet=as_json)
+    rows: list[dict[str, Any]] = []
+
+    def keep(role: str, plan: Plan | None, size: int | None, scores: list[Any]) -> None:
+        rows.append(
+            {
+                "role": role,
+                "plan": None if plan is None else {"bits": list(plan.bits), "ranks": list(plan.ranks)},
+                "memory_bytes": size,
+                "scores": [vars(score) for score in scores],
+            }
+        )
+        write_json(folder.path / FILE, {"format": FORMAT, "tasks": names, **settings, "rows": rows})
+
+    with view, bad_input():
+        view.say(f"scoring the tuned plan on {', '.join(names)}")
+        space = folder.result().space
+        keep("found", plan, space.memory_bytes(plan), harness.tuned(folder.path))
+        for other, place in _baselines(folder, plan, against, view):
+            view.say(f"scoring {place.name}")
+            keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
+        if against != "none":
+            view.say("scoring the model as it was")
+            keep("untuned", None, None, harness.untuned(read_json(folder.plan_file)["model"]))
+    if as_json:
+        common.emit(read_json(folder.path / FILE))
+        return
+    _print(rows)
+    common.stdout().print(f"\nWritten to [bold]{folder.path / FILE}[/]", soft_wrap=True)
+
+
+def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[tuple[Plan, Path]]:
+    """Uniform plans with the folders of their tuned models, tuned here where they are not there yet."""
+    from qra_search.final import opponents
+    from qra_search.memory import level_name
+
+    result = folder.result()
+    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
+    others = [p for p in opponents(result.space, limit, against, result) if p != plan]
+    places = [
+        (p, folder.path / BASELINES / f"uniform-{level_name(p.bits[0])}-bits-rank-{p.ranks[0]}") for p in others
+    ]
+    missing = [(p, place) for p, place in places if p.ranks[0] > 0 and not (place / "plan.json").is_file()]
+    if missing:
+        config = folder.config()
+        steps = (folder.test() or {}).get("steps")
+        with closing(common.build_evaluator(config, view)) as evaluator:
+            common.require_tuning(evaluator, config)
+            for p, place in missing:
+                view.say(f"tuning {place.name}")
+                place.mkdir(parents=True, exist_ok=True)
+                evaluator.tune(p, steps=steps, folder=place, progress=view.progress)  # type: ignore[attr-defined]
+    return [(p, place) for p, place in places if p.ranks[0] > 0]  # without an adapter there is nothing to tune
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from qra_search.memory import format_bytes
+    from qra_search.report.words import plan_name
+    from qra_search.space import Plan
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("model")
+    table.add_column("size", justify="right")
+    columns = [(s["task"], s["metric"]) for s in rows[0]["scores"]]
+    for task, metric in columns:
+        table.add_column(f"{task}\n{metric}", justify="right")
+    for row in rows:
+        name = "the model as it was"
+        if row["plan"] is not None:
+            plan = Plan(tuple(row["plan"]["bits"]), tuple(row["plan"]["ranks"]))
+            name = f"found: {plan_name(plan)}" if row["role"] == "found" else plan_name(plan)
+        found = {(s["task"], s["metric"]): s for s in row["scores"]}
+        cells = []
+        for column in columns:
+            score = found[column]
+            error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
+            cells.append(f"{score['value']:.3f}{error}")
+        size = "" if row["memory_bytes"] is None else format_bytes(row["memory_bytes"])
+        table.add_row(name, size, *cells)
+    console = common.stdout()
+    console.print(table)
+    counts = {s["task"]: s["rows"] for s in rows[0]["scores"]}
+    console.print("\nRows: " + ", ".join(f"{task} {n}" for task, n in counts.items()), style="dim")
