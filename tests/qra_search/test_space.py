@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from fakes import make_space
 from hypothesis import given
@@ -79,3 +82,29 @@ def test_a_plan_is_encoded_by_each_space_as_it_stands_in_that_space():
         assert set(b) == {level} and set(r) == {1}
         b[:] = 0  # the caller's own copy
         assert (space.encode_many([plan, plan])[0] == level).all()
+
+
+@given(
+    st.from_regex(r"[0-9]{1,5}(,[0-9]{1,5}){0,3}\|[0-9]{1,5}(,[0-9]{1,5}){0,3}", fullmatch=True)
+    | st.text(alphabet="0123456789,|- ٣", max_size=12)
+)
+def test_a_key_is_read_as_numbers_one_by_one_or_refused_at_once(text):
+    first, _, second = text.partition("|")
+    try:
+        numbers = [tuple(int(part) for part in half.split(",")) for half in (first, second)]
+        expected = Plan(*numbers)
+    except ValueError:
+        with pytest.raises(ValueError):
+            Plan.from_key(text)
+        return
+    plan = Plan.from_key(text)
+    assert plan.key == expected.key
+    assert (plan.ranks, plan.bits) == (expected.ranks, expected.bits)
+    assert hash(Plan.from_key(text)) == hash(expected) and Plan.from_key(text) == expected
+
+
+def test_a_plan_has_no_other_attributes():
+    plan = Plan.from_key("2,3|4,8")
+    with pytest.raises(AttributeError, match="width"):
+        plan.width  # noqa: B018
+    assert pickle.loads(pickle.dumps(plan)) == plan == copy.deepcopy(plan)
