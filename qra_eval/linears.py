@@ -44,7 +44,7 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     Raises:
         ValueError: no linear, or GPT-2's transposed ones, which `normalise` replaces.
     """
-    path = _decoder_layers(model)
+    path = decoder_layers(model)
     output = getattr(model, "get_output_embeddings", None)
     head = output() if callable(output) else None
     found = []
@@ -143,7 +143,7 @@ def named_as_it_is(model: Any) -> Iterator[None]:
         del model.config.model_type
 
 
-def _decoder_layers(model: nn.Module) -> str | None:
+def decoder_layers(model: nn.Module) -> str | None:
     """Path of the outermost ModuleList with the most weights in linears, None where no list has any."""
     best, most = None, 0
     outer: list[str] = []

@@ -58,6 +58,7 @@ def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLo
         dtype=config.model.dtype,
         compute=config.model.compute,
         trust_remote_code=config.model.trust_remote_code,
+        memory_kind=config.search.memory_kind,
         seed=config.search.seed,
         progress=progress,
     )
@@ -79,6 +80,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         training: of one evaluation, and of the final tuning.
         dtype: in which what is not quantized is stored; bytes are counted in it.
         compute: in which evaluations compute; where weights do not fit in the cache, as stored.
+        memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
+            `qra_eval.peak`). Under a limit on the peak no dequantized weights are kept ready.
         seed: of the task's splits.
     """
 
@@ -96,11 +99,14 @@ class QuantizedLoRAEvaluator(Evaluator):
         dtype: str = "auto",
         compute: str = "auto",
         trust_remote_code: bool = False,
+        memory_kind: str = "resident",
         seed: int = 0,
         weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
         progress: Progress | None = None,
     ):
         self.progress = progress
+        if memory_kind == "peak":
+            weight_cache_bytes = 0
         self.settings, self.task_config = training, task if isinstance(task, TaskConfig) else TaskConfig(name=task)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
@@ -163,6 +169,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         self._highest: float | None = None
         self._shared: SharedAdapter | None = None
         self._uncharged = 0.0
+        self.resident = self.space
+        if memory_kind == "peak":
+            from qra_eval.peak import step_memory
+
+            self.space = step_memory(self).space(self.resident)
         if training.shared_steps:
             self.fidelities = (self.shared_fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}

@@ -98,7 +98,7 @@ def train_shared(
     parameters = [p for pair in masters.values() for p in pair]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     batches = evaluator.batches(steps, seed)
-    edges = [_uniform(space, 0, ranks[0]), _uniform(space, -1, ranks[-1])]
+    edges = [uniform_like(space, 0, ranks[0]), uniform_like(space, -1, ranks[-1])]
     rng, tokens = np.random.default_rng([seed, 0x5A5A]), 0
     torch.manual_seed(seed)
     model = evaluator.model
@@ -156,7 +156,7 @@ def _gather(
             B.grad[:, :rank] += wrapper.lora_B.grad
 
 
-def _uniform(space: SearchSpace, place: int, rank: int) -> Plan:
+def uniform_like(space: SearchSpace, place: int, rank: int) -> Plan:
     """Every group at its first or last allowed bits, and at `rank` or the nearest that it allows."""
     bits = tuple((g.bits or space.bits)[place] for g in space.groups)
     ranks = tuple(min(g.ranks or space.ranks, key=lambda r: abs(r - rank)) for g in space.groups)

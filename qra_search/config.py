@@ -149,6 +149,9 @@ class SearchConfig(_Section):
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
         "uniform plan (uniform3r8); none: the whole front",
     )
+    memory_kind: Literal["resident", "peak"] = Field(
+        "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
+    )
     seed: int = Field(0, ge=0)
     learn_from: str | None = Field(
         None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
