@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import spearmanr
+from threadpoolctl import ThreadpoolController
 
 from qra_search.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan, prior_table
@@ -42,6 +43,9 @@ AT_ONCE = 3
 """Budgets served by one proposal; of more, every second, third, ... in turn."""
 POOL = 150
 """Candidates, the best by their mean, that count as what a search might find anywhere."""
+BLAS = ThreadpoolController()
+"""Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
+times the processor time was seen), and rounding, and so the proposals, would hang on their number."""
 MAX_REPLICATES = 6
 LEAST_AGREEMENT = 0.5
 """Rank correlation with full losses below which the lowest fidelity is not used."""
@@ -92,6 +96,10 @@ class QRAStrategy(Strategy):
         self.sweeps, self.alike, self.widths = sweeps, alike, Widths(**widths)
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        with BLAS.limit(limits=1, user_api="blas"):
+            return self._propose(state, n)
+
+    def _propose(self, state: StudyState, n: int) -> list[Proposal]:
         levels = fidelities(state)
         fit = self._fit(state, observed(state.space, state.done, levels)[1], levels) if n > 0 else None
         asked = Asked(state, levels)
@@ -110,12 +118,13 @@ class QRAStrategy(Strategy):
     def estimate(self, state: StudyState) -> Estimates:
         levels = fidelities(state)
         plans, rows = observed(state.space, state.done, levels)
-        fit = self._fit(state, rows, levels)
-        if fit is None:
-            return Estimates((), np.zeros(0), np.zeros(0))
-        mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
-        fitted = fitted_rows(rows)
-        mean[fitted], std[fitted] = fit.at_rows()
+        with BLAS.limit(limits=1, user_api="blas"):
+            fit = self._fit(state, rows, levels)
+            if fit is None:
+                return Estimates((), np.zeros(0), np.zeros(0))
+            mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
+            fitted = fitted_rows(rows)
+            mean[fitted], std[fitted] = fit.at_rows()
         full = np.flatnonzero(rows.low == 0)
         return Estimates(tuple(plans[i] for i in full), mean[full], std[full])
 
