@@ -1,0 +1,79 @@
+"""How long the commands that a user types most take, start to end, each in a process of its own.
+
+python benchmarks/cli/startup.py --repeats 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "results" / "cli" / "startup.jsonl"
+LIMITS = {"--help": 0.5, "--version": 0.5, "show": 3.0, "report": 3.0, "runs": 3.0, "compare": 3.0}
+"""Seconds that the project aims at; `qra report` and `qra show` are of a run of 224 groups and 60 evaluations."""
+SEARCH = ["search", "--evaluator", "landscape", "--strategy", "additive", "-n", "60"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="the median and the slowest of so many are kept")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "ab":
+            budgets = ["--memory", "uniform3r8", "--memory", "uniform4r8"]
+            run([*SEARCH, *budgets, "--seed", str(ord(name)), "--out", name], folder)
+        commands = {
+            "--help": ["--help"], "--version": ["--version"], "show": ["show", "a"], "report": ["report", "a"],
+            "runs": ["runs", "."], "compare": ["compare", "a", "b"],
+        }  # fmt: skip
+        for name, arguments in commands.items():
+            run(arguments, folder)  # once for the file cache and the compiled modules
+            seconds = sorted(run(arguments, folder) for _ in range(options.repeats))
+            row = {
+                "command": f"qra {name}",
+                "median_seconds": round(seconds[len(seconds) // 2], 3),
+                "slowest_seconds": round(seconds[-1], 3),
+                "aim_seconds": LIMITS[name],
+            }
+            rows.append(row)
+            met = "met" if row["median_seconds"] < row["aim_seconds"] else "MISSED"
+            print(f"{row['command']:15} {row['median_seconds']:.2f} s, slowest {row['slowest_seconds']:.2f} s: "
+                  f"aim {row['aim_seconds']:.1f} s {met}")  # fmt: skip
+    record(rows, options.repeats)
+
+
+def run(arguments: list[str], folder: str) -> float:
+    """Seconds of a command in a folder; its output is thrown away."""
+    command = [str(Path(sys.executable).with_name("qra")), *arguments]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    elapsed = time.perf_counter() - start
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return elapsed
+
+
+def record(rows: list[dict[str, object]], repeats: int) -> None:
+    """Append what was measured, with the commit and the load that the machine was under."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    line = {
+        "commit": commit, "python": platform.python_version(), "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1), "repeats": repeats, "rows": rows,
+    }  # fmt: skip
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
