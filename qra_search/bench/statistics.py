@@ -26,9 +26,10 @@ def bootstrap_median(values: np.ndarray, level: float = 0.95, seed: int = 0) -> 
     """Median of values (N,) or of the rows of (seeds, tasks), with the percentile interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
-    out (a seed that one task lacks).
+    out (a seed that one task lacks), and so is a seed that all tasks lack.
     """
     values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values.reshape(len(values), -1)).all(1)]
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
     medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)

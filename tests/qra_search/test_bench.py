@@ -283,6 +283,12 @@ def test_bootstrap_intervals_cover_the_median() -> None:
     assert hits >= 88
 
 
+def test_seeds_that_were_not_run_change_no_interval() -> None:
+    values = np.array([[0.1, 0.4], [0.2, np.nan], [0.3, 0.2]])
+    with_gaps = np.vstack([values, np.full((20, 2), np.nan)])
+    assert statistics.bootstrap_median(with_gaps) == statistics.bootstrap_median(values)
+
+
 def test_wins_ties_and_losses_add_up() -> None:
     scores = np.array([[0.1, 0.2], [0.2, 0.2], [0.3, 0.1], [0.1, 0.5]])
     (pair,) = statistics.pairwise(scores, ("a", "b"))
