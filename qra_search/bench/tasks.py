@@ -128,6 +128,12 @@ def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
     return [f"{family}-{n}-{granularity}-{prior}" for prior in priors for family in FAMILIES for n in layers]
 
 
+ABLATED = (
+    "qra?spans=[0.0]", "qra?moves=0", "qra?anywhere=0", "qra?telling=0", "qra?all_budgets=false", "qra?sweeps=0",
+    "qra?alike=false", "qra?confirm=true", "qra?low=true",
+)  # fmt: skip
+"""`qra` with one ingredient off: draws of tables, neighbours and swaps, either worth of what is learnt, all budgets at
+once, hyperparameters by evidence, likeness of groups; and with one of those on that are off by default."""
 PRESETS = {
     "quick": Preset(
         ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
@@ -163,6 +169,10 @@ PRESETS = {
         _grid([32], "layer", "flat", "shuffled", "none"), ["additive", "nsga2", "qra"], seeds=20, evaluations=200
     ),
     "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
+    "ablation": Preset(_grid([32], "layer", "measured"), ["qra", *ABLATED], seeds=5, evaluations=100),
+    "noiseless": Preset(
+        [task + NOISELESS for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
+    ),
 }  # fmt: skip
 """`quick` is for a first look; `main` and `samplers` compare everything at one size, the others vary one thing each:
-size, granularity, prior, and how long the general optimizers may search."""
+size, granularity, prior, how long the general optimizers may search, what `qra` is made of, and noise."""
