@@ -3,8 +3,8 @@
     python benchmarks/study/final.py --data DIR --minutes 50
 
 Each tuning is a line of `final.jsonl`: who, seed, bytes, and loss and tokens of every test row. Rows of the same test
-split are in the same order everywhere, so that comparisons are paired. Seeds are the outer loop: a part of the run is a
-smaller study of the same shape.
+split are in the same order everywhere, so that comparisons are paired. Found plans and their closest rivals come
+first, with every seed; then more rivals; then both at twice the learning rate.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def jobs(path: Path, task: str) -> list[tuple[int, float, str, str, int, Plan | 
         for row in found
         if row["search"].startswith(f"{task}-")
     ]
-    every = mine + [(u.name, u.backend, u.bits, u) for u in protocol.UNIFORM]
-    same = [job for job in every if job[1] == protocol.BACKEND and job[2] != 2]
+    first, more = ([(u.name, u.backend, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE))
+    same = [job for job in mine + first if job[1] == protocol.BACKEND]
+    slow, fast = protocol.RATES
+    rounds = [(slow, mine + first), (slow, more), (fast, same)]
     return [
-        (seed, rate, name if rate == 1.0 else f"{name}, {rate:g}x rate", *rest)
-        for rate in protocol.RATES
+        (seed, rate, name if rate == slow else f"{name}, {rate:g}x rate", *rest)
+        for rate, rows in rounds
         for seed in protocol.SEEDS
-        for name, *rest in (every if rate == 1.0 else same)
+        for name, *rest in rows
     ]
 
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="only rows whose name holds this text")
     parser.add_argument("--skip", default="", help="no rows whose name holds this text")
+    parser.add_argument("--backwards", action="store_true", help="the least telling first: for a second process")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -58,7 +61,8 @@ def main() -> None:
     path = options.out / "final.jsonl"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
-    for seed, rate, name, backend, bits, plan in jobs(options.out / "plans.jsonl", options.task):
+    todo = jobs(options.out / "plans.jsonl", options.task)
+    for seed, rate, name, backend, bits, plan in reversed(todo) if options.backwards else todo:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
             continue
