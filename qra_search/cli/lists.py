@@ -49,24 +49,43 @@ def tasks(as_json: common.Json = False) -> None:
     print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
 
 
-def backends(as_json: common.Json = False) -> None:
-    """List the quantization backends with their bit-widths and exact bits a weight.
+def backends(
+    speed: Annotated[bool, typer.Option("--speed", help="Measure how long a training pass takes on this CPU.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """List the quantization backends: bit-widths, exact bits a weight, devices, and why one cannot be used here.
 
     [bold]Example[/]
 
-        qra backends
+        qra backends --speed
     """
-    rows = _installed("backends", _stored_bits)
+    rows = _installed("backends", _backend)
+    usable = [row for row in rows if "bits" in row and row["unavailable"] is None]
+    for row in usable if speed else ():
+        backend = plugins.load("backends", row["name"])()
+        row["slowdown"] = {b: round(backend.slowdown(b, SHAPE), 2) for b in backend.bits}
     if as_json:
         common.emit(rows)
         return
-    _table(
-        ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "what it is"),
-        [
-            (r["name"], ", ".join(f"{b} ({stored:.2f})" for b, stored in r.get("bits", {}).items()), r["summary"])
-            for r in rows
-        ],
-    )
+    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is"]
+    cells = []
+    for row in rows:
+        reason = row.get("unavailable")
+        cells.append(
+            [
+                row["name"],
+                ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items()),
+                ", ".join(row.get("devices", [])),
+                f"not available: {reason}" if reason else row["summary"],
+            ]
+        )
+        if speed:
+            cells[-1].insert(3, ", ".join(f"{b}: {times:.1f}" for b, times in row.get("slowdown", {}).items()))
+    if speed:
+        header.insert(3, "time of a training pass here, in that of the unquantized layer")
+    _table(tuple(header), [tuple(row) for row in cells])
+    if not speed:
+        print("\nHow fast each is here: qra backends --speed.")
 
 
 def schema(
@@ -98,12 +117,13 @@ def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> lis
     return rows
 
 
-def _stored_bits(factory: Any) -> dict[str, Any]:
+def _backend(factory: Any) -> dict[str, Any]:
     backend = factory()
-    reason = backend.unavailable() if hasattr(backend, "unavailable") else None
-    if reason:
-        raise ImportError(reason)
-    return {"bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits}}
+    return {
+        "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
+        "devices": list(backend.devices),
+        "unavailable": backend.unavailable(),
+    }
 
 
 def _summary(thing: Any) -> str:

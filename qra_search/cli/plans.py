@@ -10,7 +10,6 @@ import typer
 
 from qra_search.cli import common
 from qra_search.cli.errors import BadInput, bad_input
-from qra_search.memory import level_name, parse_level
 
 if TYPE_CHECKING:
     from qra_search.space import Plan, SearchSpace
@@ -170,6 +169,7 @@ def import_(
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
+    from qra_search.memory import parse_level
     from qra_search.space import Plan
 
     pattern, equals, choice = change.rpartition("=")
@@ -224,4 +224,6 @@ def _total(path: Path) -> int:
 
 
 def _text(choice: tuple[int, int] | None) -> str:
+    from qra_search.memory import level_name
+
     return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"

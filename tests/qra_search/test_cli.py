@@ -79,6 +79,23 @@ def test_backends_show_exact_bits_a_weight(qra: Qra) -> None:
     assert stored == {str(b): b + 32 / 64 for b in (2, 3, 4, 8)}
 
 
+def test_backends_show_devices_and_why_one_cannot_be_used(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_backends.reference import ReferenceBackend
+
+    monkeypatch.setattr(ReferenceBackend, "unavailable", lambda self: "the sun is down")
+    rows = {row["name"]: row for row in qra("backends", "--json").json}
+    assert rows["reference"]["devices"] == ["cpu", "cuda"] and rows["reference"]["unavailable"] == "the sun is down"
+    assert rows["hqq"]["unavailable"] is None
+    assert "not available: the sun is down" in " ".join(qra("backends").out.split())
+
+
+def test_backends_measure_their_speed_when_asked(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "names", lambda kind: ["reference"])
+    (row,) = qra("backends", "--speed", "--json").json
+    assert row["slowdown"].keys() == row["bits"].keys() and all(times > 0 for times in row["slowdown"].values())
+    assert "time of a training pass" in " ".join(qra("backends", "--speed").out.split())
+
+
 def test_a_plugin_that_lacks_a_library_is_listed_with_the_reason(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
     load = plugins.load
 
