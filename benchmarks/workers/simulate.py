@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_eval.surrogate import make_landscape  # noqa: E402
-from qra_search import Callback, Proposal, Study, TrialLog  # noqa: E402
+from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
 from qra_search.simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
-from qra_search.strategies import StudyState  # noqa: E402
-from qra_search.strategies.random import random_plan  # noqa: E402
+from qra_search.strategies.random import repair  # noqa: E402
 from qra_search.toys import budgets_of  # noqa: E402
 
 SECONDS = 60.0
@@ -167,10 +166,11 @@ def scale(options) -> None:
 
 def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     """A log of `count` evaluations of random plans, so that a search is seen at its late stage at once."""
-    log, rng = TrialLog(), np.random.default_rng(1)
-    state, plans = StudyState(landscape.space), {}
+    log, rng, space = TrialLog(), np.random.default_rng(1), landscape.space
+    plans: dict[str, Plan] = {}
     while len(plans) < count:
-        plan = random_plan(state, rng, budget[-1])
+        b, r = (rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks))
+        plan = space.decode(*repair(space.memory, b, r, budget[-1], rng))
         plans[plan.key] = plan
     log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans.values()])
     for trial in log.running:
