@@ -286,10 +286,11 @@ class Asked:
 
 def low_agrees(state: StudyState, lowest: float, pairs: int) -> bool:
     """Whether the lowest fidelity was shown, on at least `pairs` plans, to rank them as full evaluations do."""
-    full, low = ({}, {})
+    full: dict[str, float] = {}
+    low: dict[str, float] = {}
     for trial in state.done:
-        seen = full if trial.fidelity >= 1.0 else low if trial.fidelity == lowest else {}
-        seen.setdefault(trial.plan.key, trial.loss)
+        if trial.fidelity >= 1.0 or trial.fidelity == lowest:
+            (full if trial.fidelity >= 1.0 else low).setdefault(trial.plan.key, trial.loss)
     both = [key for key in full if key in low]
     if len(both) < max(pairs, 3):
         return False
