@@ -24,6 +24,10 @@ from qra_search.space import Plan
 if TYPE_CHECKING:
     from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 
+SCORED_ROWS = 64
+"""Test rows that the task's own figures are of, at most."""
+SHORT_ANSWER = 64
+"""Tokens of the longest answer that is scored."""
 ADAPTER_FOLDER = "adapter"
 BASE_FILE = "quantized.safetensors"
 PLAN_FILE = "plan.json"
@@ -35,7 +39,7 @@ class Tuned:
 
     Attributes:
         test_loss: nats a labelled token on test rows that the search never saw.
-        metrics: the task's own figures on the test rows, where it has any.
+        metrics: the task's own figures on the first `SCORED_ROWS` test rows, where its answers are short.
         memory_bytes: exact resident bytes.
         folder: where the adapter and the plan were saved; None where they were not.
         reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
@@ -94,6 +98,7 @@ def tune(
         evaluator.apply(plan, seed)
         trained = evaluator.train(steps, seed, told)
         loss = evaluator.held_out("test", settings.test_rows)
+        metrics = score(evaluator, min(settings.test_rows, SCORED_ROWS))
         if folder is not None:
             saved = str(folder)
             save(evaluator, plan, folder)
@@ -108,6 +113,7 @@ def tune(
         memory_bytes=evaluator.space.memory_bytes(plan),
         seconds=time.perf_counter() - start,
         train_loss=trained.loss,
+        metrics=metrics,
         folder=saved,
         reload_difference=difference,
         init=init,
@@ -139,6 +145,21 @@ def try_inits(
     finally:
         evaluator.init = usual
     return losses
+
+
+def score(evaluator: QuantizedLoRAEvaluator, rows: int) -> dict[str, float]:
+    """The task's own figures on the first test rows, for the plan and adapters in place; empty where answers are long.
+
+    An answer is written token by token, each as dear as a row's whole loss: scoring long ones takes longer than tuning.
+    """
+    longest = max(int((row.labels >= 0).sum()) for row in evaluator.rows("test", rows))
+    if longest > SHORT_ANSWER:
+        return {}
+    settings = evaluator.settings
+    return evaluator.task.metrics(
+        evaluator.model, evaluator.tokenizer, evaluator.task.split("test")[:rows], batch_size=4 * settings.batch_size,
+        max_length=settings.max_length + SHORT_ANSWER,
+    )  # fmt: skip
 
 
 def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> None:

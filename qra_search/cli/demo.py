@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +55,7 @@ def demo(
     folder = RunFolder(out)
     view.say(_opening(config, packaged, folder))
     with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
+        first_look(evaluator, view)
         result, complete = search_with(evaluator, config, folder, view)
         if not complete:
             view.say(f"Saved. Go on with: qra demo --out {out}")
@@ -64,6 +66,23 @@ def demo(
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
         print_tested(folder, tested)
+
+
+def first_look(evaluator: Any, view: Any) -> None:
+    """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
+    if not hasattr(evaluator, "untuned_loss"):
+        return
+    example = evaluator.task.split("validation")[0]
+    text = "\n".join(f"    {line}" for line in (example.prompt + example.answer).splitlines())
+    view.say(f"A problem of the task, with its answer:\n{text}")
+    view.progress("loss of the model as it comes", 0, 1)
+    loss = evaluator.untuned_loss()
+    view.progress("loss of the model as it comes", 1, 1)
+    chance = math.exp(-loss)
+    view.say(
+        f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {chance:.0%} for the right one. "
+        "Each evaluation below tunes a quantized model for seconds and measures this again."
+    )
 
 
 def _budget(memory: tuple[str, ...]) -> str:

@@ -86,6 +86,27 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
 
 
+def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_eval import finetune
+
+    evaluator = make(tmp_path, test_rows=6, final_steps=1)
+    n = len(evaluator.space)
+    asked: list[int] = []
+
+    def metrics(model: Any, tokenizer: Any, examples: Any, **_: Any) -> dict[str, float]:
+        asked.append(len(examples))
+        return {"exact_match": 0.25}
+
+    monkeypatch.setattr(finetune, "SHORT_ANSWER", 500)
+    assert evaluator.tune(Plan((4,) * n, (4,) * n)).metrics.keys() == {"exact_match"}
+    monkeypatch.setattr(evaluator.task, "metrics", metrics)
+    monkeypatch.setattr(finetune, "SCORED_ROWS", 5)
+    assert evaluator.tune(Plan((2,) * n, (4,) * n)).metrics == {"exact_match": 0.25}
+    monkeypatch.setattr(finetune, "SHORT_ANSWER", 1)
+    assert evaluator.tune(Plan((2,) * n, (8,) * n)).metrics == {}
+    assert asked == [5]
+
+
 def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no 5 bits"):
         QuantizedLoRAEvaluator(
