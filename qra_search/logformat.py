@@ -89,9 +89,9 @@ def write_meta(db: sqlite3.Connection, key: str, value: Any) -> None:
 
 
 def version_of(db: sqlite3.Connection) -> Any:
-    """The version that the log was written with; None where it says none."""
+    """The version that the log was written with; None where it says none. Nothing was checked before it is read."""
     row = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-    return None if row is None else json.loads(row[0])
+    return json.loads(row[0]) if row is not None and isinstance(row[0], str) else None
 
 
 def migrate(db: sqlite3.Connection) -> None:

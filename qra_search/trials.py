@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 MEMORY = ":memory:"
+NO_FILES = ("disk I/O error", "unable to open database file", "database or disk is full")
+"""What SQLite says where it can make no file beside the log, as on a full disk."""
 SALVAGE_HINT = ": `qra log check` says what can be saved"
 
 
@@ -119,7 +121,7 @@ class TrialLog:
         try:
             self._read()
         except sqlite3.OperationalError as error:
-            if self._lock is None or self._copy is not None:
+            if self._lock is None or self._copy is not None or not str(error).startswith(NO_FILES):
                 raise self._unreadable(error) from None
             self._db.close()
             self._db = _connect(self._copied(f"make room on its disk ({error})"))

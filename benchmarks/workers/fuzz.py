@@ -195,9 +195,11 @@ class Watch:
             touched = arguments[:1] if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else ()
         else:
             touched = arguments if event in self.CHANGES else ()
+        opened = [a for a in arguments[1:] if isinstance(a, int) and a > 2 and event in ("os.remove", "os.rmdir")]
+        base = os.readlink(f"/proc/self/fd/{opened[0]}") if opened else ""  # what the path is relative to
         for path in touched:
             if isinstance(path, (str, bytes, os.PathLike)) and path not in (":memory:", os.devnull):
-                name = os.path.realpath(os.fsdecode(path))
+                name = os.path.realpath(os.path.join(base, os.fsdecode(path)))
                 if not f"{name}{os.sep}".startswith(self.folder):
                     self.stray.add(name)
 

@@ -503,3 +503,16 @@ def test_a_log_command_on_nothing_answers_in_one_line(arguments, tmp_path, monke
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "none" in told[0]
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("value", ["NULL", "7", "x'00ff'", "'[]'", "'2.5'"])
+def test_a_log_whose_version_is_no_number_is_damaged(tmp_path, value):
+    path = tmp_path / "log"
+    write_log(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE other (key TEXT PRIMARY KEY, value, checksum)")
+        db.execute(f"INSERT INTO other SELECT key, iif(key = 'schema_version', {value}, value), checksum FROM meta")
+        db.execute("DROP TABLE meta")
+        db.execute("ALTER TABLE other RENAME TO meta")
+    with pytest.raises(LogDamaged, match="is not a readable trial log \\(it has no version\\)"):
+        TrialLog(path)
