@@ -18,20 +18,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
-from qra_eval.gguf_reader import read_gguf  # noqa: E402
-from qra_eval.tasks import make_task  # noqa: E402
-from qra_search import Plan, TrialLog, search  # noqa: E402
-from qra_search.budgets import size_in  # noqa: E402
-from qra_search.config import ConfigError, RunConfig, dump_config, load_config  # noqa: E402
-from qra_search.logtools import check, export_jsonl, import_jsonl  # noqa: E402
-from qra_search.result import plan_from_dict, plan_to_dict  # noqa: E402
-from qra_search.toys import ToyEvaluator  # noqa: E402
-from qra_search.trials import LogMismatch  # noqa: E402
+if "--atheris" in sys.argv:  # before what it is to see
+    import atheris
+
+    seen = atheris.instrument_imports(include=["qra_search", "qra_eval"])
+else:
+    seen = nullcontext()
+with seen:
+    from qra_eval.gguf_reader import read_gguf
+    from qra_eval.tasks import make_task
+    from qra_search import Plan, TrialLog, search
+    from qra_search.budgets import size_in
+    from qra_search.config import ConfigError, RunConfig, dump_config, load_config
+    from qra_search.logtools import check, export_jsonl, import_jsonl
+    from qra_search.result import plan_from_dict, plan_to_dict
+    from qra_search.toys import ToyEvaluator
+    from qra_search.trials import LogMismatch
 
 HANG = 10.0
 SPACE = ToyEvaluator().space
@@ -243,19 +251,24 @@ def main() -> None:
 
 
 def fuzz_with_atheris(kinds, path: Path, options) -> None:
-    import atheris
-
     readers = [k[1] for k in kinds]
     corpus = path.parent.parent / "corpus"
     corpus.mkdir()
     for number, kind in enumerate(kinds):
         (corpus / kind[0]).write_bytes(bytes([number]) + kind[2])
 
+    count, slowest, watch = 0, 0.0, Watch(path.parent)
+
     def one(data: bytes) -> None:
-        if data:
-            fault, _ = attempt(readers[data[0] % len(readers)], path, data[1:])
-            if fault:
-                raise RuntimeError(fault)
+        nonlocal count, slowest
+        if data and data[0] < len(readers):
+            fault, seconds = attempt(readers[data[0]], path, data[1:])
+            slowest = max(slowest, seconds)
+            if fault or watch.stray:
+                raise RuntimeError(fault or f"wrote {watch.stray}")
+        count += 1
+        if count == options.inputs:  # the fuzzer ends the process
+            record("atheris", inputs=count, slowest_cpu_seconds=round(slowest, 3))
 
     arguments = [sys.argv[0], f"-runs={options.inputs}", f"-timeout={HANG:g}", "-max_len=60000", str(corpus)]
     atheris.Setup(arguments, one)
