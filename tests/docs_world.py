@@ -23,6 +23,7 @@ REPLACED: tuple[tuple[str, str], ...] = (
     (r"\b[\d.]+(MiB|GiB)\b", "165KiB"),  # between the smallest plan of the tiny model and uniform 4 bits
     (r"((?:--evaluations|-n) |\bevaluations=)\d+", rf"\g<1>{EVALUATIONS}"),
     (r"(--seeds )\d+", r"\g<1>1"),
+    (r"--against all", "--against best"),
 )
 TAKES_SETTINGS = ("search", "demo")
 
