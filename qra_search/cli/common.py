@@ -24,6 +24,18 @@ PIPE_WIDTH = 120
 """Columns of tables that do not go to a terminal."""
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
+
+def _names(kind: str) -> Any:
+    """Completes an option by the names of installed plug-ins."""
+
+    def complete(incomplete: str) -> list[str]:
+        from qra_search import plugins
+
+        return [name for name in plugins.names(kind) if name.startswith(incomplete)]  # type: ignore[arg-type]
+
+    return complete
+
+
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG.yaml]", help="A config file; options win over it.", show_default=False),
@@ -35,7 +47,7 @@ Model = Annotated[
 ]  # fmt: skip
 Task = Annotated[
     str | None,
-    typer.Option("--task", "-t", metavar="T", rich_help_panel=WHAT,
+    typer.Option("--task", "-t", metavar="T", rich_help_panel=WHAT, autocompletion=_names("tasks"),
                  help="A task by name (see `qra tasks`), or a .jsonl file of prompts and answers.", show_default=False),
 ]  # fmt: skip
 Data = Annotated[
@@ -67,6 +79,7 @@ Granularity = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="B", rich_help_panel=WHAT, show_default=False,
+                 autocompletion=_names("backends"),
                  help="Quantization backend (see `qra backends`), or one for each bit-width: 2=hqq,4=bitsandbytes; "
                       "several (4=hqq+bitsandbytes) are searched."),
 ]  # fmt: skip
@@ -82,11 +95,12 @@ Evaluations = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option("--strategy", metavar="S", rich_help_panel=HOW, help="Search strategy (see `qra strategies`).",
-                 show_default=False),
+                 show_default=False, autocompletion=_names("strategies")),
 ]  # fmt: skip
 EvaluatorName = Annotated[
     str | None,
     typer.Option("--evaluator", metavar="E", rich_help_panel=HOW, show_default=False,
+                 autocompletion=_names("evaluators"),
                  help="What measures a plan: quantized-lora (real training) or landscape (a formula, for trying out)."),
 ]  # fmt: skip
 Seed = Annotated[
@@ -108,6 +122,7 @@ Set = Annotated[
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="TOOL[:WHERE]", rich_help_panel=WHERE, show_default=False,
+                 autocompletion=_names("trackers"),
                  help="Follow the search in `tensorboard`, `mlflow` or `trackio`, such as mlflow:sqlite:///runs.db. "
                       "May be given several times."),
 ]  # fmt: skip

@@ -115,10 +115,14 @@ def tune_with(
     def told(tested: Tested, done: int, total: int) -> None:
         view.say(f"[{done}/{total}] {tested_text(tested)}")
 
-    tested = compare_on_test(
-        evaluator, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
-        rows=config.training.test_rows, save=folder.path, progress=view.progress, told=told,
-    )  # fmt: skip
+    try:
+        tested = compare_on_test(
+            evaluator, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
+            rows=config.training.test_rows, save=folder.path, progress=view.progress, told=told,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        view.say("What was tuned so far is kept: give the same command again to go on.")
+        raise
     write_report(folder)
     return tested
 

@@ -89,6 +89,7 @@ def export_log(
 def import_log(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="What `qra log export` wrote.", show_default=False)],
     out: Out,
+    as_json: common.Json = False,
 ) -> None:
     """Make a log from JSON lines; every trial is checked against the search space that comes with them.
 
@@ -101,12 +102,16 @@ def import_log(
     with bad_input(), source.open(encoding="utf-8", errors="replace") as file:
         out.parent.mkdir(parents=True, exist_ok=True)
         count = import_jsonl(lines_of(file), out)
-    print(f"{count} trials imported into {out}")
+    if as_json:
+        common.emit({"log": str(out), "trials": count})
+    else:
+        print(f"{count} trials imported into {out}")
 
 
 def merge_logs(
     paths: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Logs or run folders.", show_default=False)],
     out: Out,
+    as_json: common.Json = False,
 ) -> None:
     """Put the trials of several runs of one space and evaluator into a new log.
 
@@ -120,7 +125,10 @@ def merge_logs(
         files = [_existing(path) for path in paths]
         out.parent.mkdir(parents=True, exist_ok=True)
         count = merge(files, out)
-    print(f"{count} trials of {len(files)} logs merged into {out}")
+    if as_json:
+        common.emit({"log": str(out), "trials": count, "logs": len(files)})
+    else:
+        print(f"{count} trials of {len(files)} logs merged into {out}")
 
 
 def _file(path: Path) -> Path:

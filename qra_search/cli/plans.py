@@ -106,6 +106,7 @@ def edit(
         Path | None,
         typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is of."),
     ] = None,
+    as_json: common.Json = False,
 ) -> None:
     """Write a plan with other bits or ranks for some groups.
 
@@ -122,7 +123,11 @@ def edit(
         changed = _changed(space, changed, change)
     with bad_input():
         write_json(out, plan_to_dict(space, changed))
-    print(f"{out}: {describe_size(space, space.memory_bytes(changed))}")
+    size = space.memory_bytes(changed)
+    if as_json:
+        common.emit({"plan": str(out), "memory_bytes": size})
+    else:
+        print(f"{out}: {describe_size(space, size)}")
 
 
 @plans.command("import")
@@ -148,6 +153,7 @@ def import_(
         str,
         typer.Option("--round", metavar="refuse|nearest|up|down", help="What to do with bits that are not allowed."),
     ] = "refuse",  # fmt: skip
+    as_json: common.Json = False,
 ) -> None:
     """Read a plan of EvoPress, AutoRound or GPTQModel into the space of a run.
 
@@ -163,7 +169,11 @@ def import_(
     with bad_input():
         found = import_plan(file, source, space, rank=rank, default_bits=default_bits, rounding=rounding)  # type: ignore[arg-type]
         write_json(out, plan_to_dict(space, found.plan))
-    print(f"{out}: {describe_size(space, space.memory_bytes(found.plan))}")
+    size = space.memory_bytes(found.plan)
+    if as_json:
+        common.emit({"plan": str(out), "memory_bytes": size, "notes": list(found.notes)})
+        return
+    print(f"{out}: {describe_size(space, size)}")
     for note in found.notes:
         print(f"  - {note}")
 

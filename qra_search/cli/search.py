@@ -135,10 +135,15 @@ def search(
     folder = RunFolder(out or new_folder(settings))
     pool = Workers(workers, executor, address) if workers else None
     trackers = make_trackers(track or [], folder, view)
-    with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
-        result, complete = search_with(
-            built, settings, folder, view, executor=runner, batch=batch, trackers=trackers
-        )  # fmt: skip
+    try:
+        with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
+            result, complete = search_with(
+                built, settings, folder, view, executor=runner, batch=batch, trackers=trackers
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if folder.exists:  # one whose search had not begun was taken away again
+            view.say(f"Stopped at once; what ended is saved. Go on with: qra search --resume --out {folder.path}")
+        raise
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
     else:

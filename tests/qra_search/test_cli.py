@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -43,6 +45,25 @@ def test_every_command_has_help_with_an_example_of_itself(qra: Qra, command: tup
     assert shown.status == 0
     assert "Example" in shown.out
     assert " ".join(("qra", *command)) in shown.out
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_that_prints_a_result_gives_it_as_json_too(qra: Qra, command: tuple[str, ...]) -> None:
+    is_json_anyway = command in (("schema",), ("log", "export"))
+    assert ("--json" in qra(*command, "--help").out) is not is_json_anyway
+
+
+def test_names_of_plugins_are_completed() -> None:
+    def completed(words: str) -> list[str]:
+        count = str(len(words.split()) - (not words.endswith(" ")))
+        asked = {"_QRA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+        command = [str(Path(sys.executable).with_name("qra"))]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+        return done.stdout.split()
+
+    assert completed("qra sea") == ["search"]
+    assert completed("qra search --strategy ns") == ["nsga2"]
+    assert completed("qra search --track t") == ["tensorboard", "trackio"]
 
 
 def test_without_arguments_help_is_shown(qra: Qra) -> None:

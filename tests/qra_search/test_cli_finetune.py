@@ -91,6 +91,31 @@ def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, tmp_path: Path
     assert {steps for _, _, steps in tuner["tuned"]} == {3}
 
 
+def test_ctrl_c_keeps_what_was_tuned_and_says_so(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_search import final
+
+    qra.search(tmp_path / "a")
+    compare = final.compare_on_test
+
+    def interrupted(*args: Any, told: Any, **options: Any) -> Any:
+        def once(*how: Any) -> None:
+            told(*how)
+            raise KeyboardInterrupt
+
+        return compare(*args, told=once, **options)
+
+    monkeypatch.setattr(final, "compare_on_test", interrupted)
+    stopped = qra("finetune", tmp_path / "a", "--against", "all")
+    assert stopped.status == 130 and "give the same command again to go on" in stopped.err
+    first = list(tuner["tuned"])
+    assert len(first) == 1
+    monkeypatch.setattr(final, "compare_on_test", compare)
+    assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
+    assert tuner["tuned"].count(first[0]) == 1
+
+
 def test_several_seeds_give_an_interval(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
     qra.search(tmp_path / "a")
     shown = qra("finetune", tmp_path / "a", "--against", "none", "--seeds", 3)

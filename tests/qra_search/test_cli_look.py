@@ -135,6 +135,8 @@ def test_plan_diff_names_every_group_that_differs(qra: Qra, runs: Path, tmp_path
     data = qra("plan", "diff", runs / "a", edited, "--json").json
     assert {d["group"].rpartition(".")[2] for d in data["differences"]} == {"v_proj"}
     assert all(d["second"] == [8, 4] for d in data["differences"])
+    data = qra("plan", "edit", runs / "a", "--set", "*=4:", "--out", tmp_path / "four.json", "--json").json
+    assert data["memory_bytes"] == json.loads((tmp_path / "four.json").read_text())["memory_bytes"]
     assert "0 of 21 groups differ" in qra("plan", "diff", edited, edited).out
 
 

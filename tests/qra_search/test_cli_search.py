@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import LANDSCAPE, Qra
@@ -199,6 +200,27 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
     # One that was proposed as the signal came is kept as running, and is run first when the search goes on.
     assert [status for _, status, _ in trials(folder.path)[:-1]] == ["done"] * (len(trials(folder.path)) - 1)
     assert qra.search(folder.path, "--resume", evaluations=60).status == 0
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_eval.surrogate import Landscape
+
+    evaluate, count = Landscape.evaluate, iter(range(100))
+
+    def interrupted(self: Landscape, *args: Any, **options: Any) -> Any:
+        if next(count) == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(self, *args, **options)
+
+    monkeypatch.setattr(Landscape, "evaluate", interrupted)
+    stopped = qra.search(tmp_path / "a")
+    assert stopped.status == 130 and "Traceback" not in stopped.err
+    assert f"Go on with: qra search --resume --out {tmp_path / 'a'}" in stopped.err
+    assert [status for _, status, _ in trials(tmp_path / "a")] == ["done"] * 3 + ["running"]
+    assert qra.search(tmp_path / "a", "--resume").status == 0
 
 
 def test_a_search_whose_evaluations_all_fail_ends_with_status_1_and_the_reason(
