@@ -94,7 +94,7 @@ class Plan:
         """A short text that is equal for equal plans."""
         # Kept: a search asks for the keys of all its trials before every proposal.
         try:
-            known: str = self._key  # type: ignore[attr-defined]
+            known: str = self._key
             return known
         except AttributeError:
             key = ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
@@ -297,11 +297,12 @@ class SearchSpace(BaseModel):
     def _levels(self, plan: Plan) -> np.ndarray:
         """Both rows of level indices, int16 (2, G)."""
         # Kept, as the key is: a strategy with a model encodes all trials before every proposal.
-        space, levels = getattr(plan, "_levels", (None, None))
-        if space is not self:
-            levels = np.array(self._encoded(plan), dtype=np.int16)
-            levels.setflags(write=False)
-            object.__setattr__(plan, "_levels", (self, levels))
+        known: tuple[SearchSpace, np.ndarray] | None = getattr(plan, "_levels", None)
+        if known is not None and known[0] is self:
+            return known[1]
+        levels = np.array(self._encoded(plan), dtype=np.int16)
+        levels.setflags(write=False)
+        object.__setattr__(plan, "_levels", (self, levels))
         return levels
 
     def _encoded(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
