@@ -19,7 +19,7 @@ svg{font:13px system-ui,sans-serif}
 
 def draw(rows: Sequence[Any], sixteen: str) -> str:
     """An SVG of rows with `name`, `bytes`, `loss` and `found`; the row `sixteen` is drawn as a level, not a point."""
-    points = [r for r in rows if r.name != sixteen]
+    points = [r for r in rows if not r.name.startswith("16-bit")]
     whole = next((r for r in rows if r.name == sixteen), None)
     xs = [r.bytes / 2**20 for r in points]
     ys = [r.loss for r in points] + ([whole.loss] if whole else [])

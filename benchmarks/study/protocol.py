@@ -37,6 +37,7 @@ UNIFORM = (
     Uniform(BACKEND, 4, 8),
     Uniform(BACKEND, 3, 8),
     Uniform(BACKEND, 3, 16),
+    Uniform(BACKEND, 16, 32),
     Uniform(BACKEND, 16, 8),
     Uniform("bitsandbytes-nf4", 4, 8),
     Uniform("hqq", 3, 8),

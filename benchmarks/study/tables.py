@@ -19,7 +19,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 DRAWS = 10_000
-SIXTEEN = "16-bit r8"
+SIXTEEN = "16-bit r32"
 
 
 class Row:
@@ -30,6 +30,7 @@ class Row:
         self.by_seed = {d["seed"]: np.array(d["row_losses"]) for d in lines}
         self.tokens = np.array(lines[0]["row_tokens"])
         self.bytes = lines[0]["memory_bytes"]
+        self.limit = self.bytes
         self.losses = {seed: float(x.sum() / self.tokens.sum()) for seed, x in self.by_seed.items()}
 
     @property
@@ -41,8 +42,9 @@ class Row:
         return "@" in self.name
 
     @property
-    def budget(self) -> str:
-        return self.name.partition("@")[2].strip()
+    def rate(self) -> str:
+        """Another learning rate than the usual one, as the name says it."""
+        return self.name.partition(", ")[2]
 
 
 def read(path: Path, task: str) -> list[Row]:
@@ -84,6 +86,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = read(options.results / "final.jsonl", options.task)
     by_name = {r.name: r for r in rows}
+    plans = [json.loads(line) for line in (options.results / "plans.jsonl").read_text().splitlines()]
+    for d in plans:
+        for r in rows:
+            if r.name.partition(",")[0] == f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}":
+                r.limit = d["limit"]
     text = [f"# Test loss on {options.task}", ""]
     text += ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
     for r in rows:
@@ -93,33 +100,29 @@ def main() -> None:
     found = [r for r in rows if r.found]
     comparisons = []
     for f in found:
-        fitting = [r for r in rows if not r.found and r.bytes <= f.bytes * 1.0001 + 2**16 and r.name != SIXTEEN]
-        limit = max((r.bytes for r in fitting), default=0)
+        fitting = [r for r in rows if not r.found and r.bytes <= f.limit and r.rate == f.rate]
         if fitting:
             best = min(fitting, key=lambda r: r.loss)
             comparisons.append((f, best, f"best uniform plan of no more bytes ({best.name})"))
         for name in ("hqq 3-bit r8", "nf4 4-bit r8"):
-            if name in by_name and by_name[name].bytes >= f.bytes and limit:
+            if name in by_name and by_name[name].bytes >= f.bytes and f.rate == "":
                 comparisons.append((f, by_name[name], f"{name}, {by_name[name].bytes / 2**20:.1f} MiB"))
-        if SIXTEEN in by_name:
+        if SIXTEEN in by_name and f.rate == "":
             comparisons.append((f, by_name[SIXTEEN], f"{SIXTEEN}, {by_name[SIXTEEN].bytes / 2**20:.0f} MiB"))
     level = 1 - 0.05 / max(len(comparisons), 1)
     text += ["", f"## Found plans against others ({len(comparisons)} comparisons, together at 95%)", ""]
     text += ["| found | MiB | against | change of test loss |", "|---|---|---|---|"]
     for a, b, label in comparisons:
         text.append(f"| {a.name} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
-    plans = options.results / "plans.jsonl"
-    if plans.exists():
-        text += ["", "## Searches", "", "| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
-        text += ["|---|---|---|---|---|---|"]
-        for line in plans.read_text().splitlines():
-            d = json.loads(line)
-            text.append(
-                f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {d['loss']:.4f} | {d['spent']:.1f} "
-                f"| {d['epoch_share']:.2f} |"
-            )
+    text += ["", "## Searches", "", "| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
+    text += ["|---|---|---|---|---|---|"]
+    for d in plans:
+        text.append(
+            f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {d['loss']:.4f} | {d['spent']:.1f} "
+            f"| {d['epoch_share']:.2f} |"
+        )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
-    (options.results / f"{options.task}.svg").write_text(figure.draw(rows, SIXTEEN))
+    (options.results / f"{options.task}.svg").write_text(figure.draw([r for r in rows if r.rate == ""], SIXTEEN))
     print("\n".join(text))
 
 
