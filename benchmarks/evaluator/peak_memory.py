@@ -4,8 +4,10 @@
 
 Each case is a process of its own. It first does the same with a tiny model, so that libraries are loaded; what its
 resident memory then grows by, at most, until two training steps of the real model are made, is what was measured (on a
-GPU the allocator's peak). glibc is told to map blocks of 64 KiB and more one by one: what it keeps for later use of
-freed blocks is no need of the training. Task data and tokenizer, which no estimate counts, are there before the start.
+GPU the allocator's peak). Counted are pages of the process's own: weights that are mapped from files are copied first,
+since pages of files that were only checked are given up when room is short. glibc is told to map blocks of 64 KiB and
+more one by one: what it keeps of freed blocks is no need of the training. Task data and tokenizer, which no estimate
+counts, are there before the start.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -78,10 +81,10 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-    before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
-    train(build(options.model, options.task, data, options, rows, None), name)
-    measured = (torch.cuda.max_memory_allocated() if cuda else status("VmHWM")) - before
+    before = torch.cuda.memory_allocated() if cuda else own_pages()
+    with Watch() as watch:
+        train(build(options.model, options.task, data, options, rows, None), name)
+    measured = (torch.cuda.max_memory_allocated() if cuda else watch.most) - before
     assert rows_of_task is not None and tokenizer is not None
     return {
         "model": options.model,
@@ -125,15 +128,34 @@ def plan_of(evaluator: QuantizedLoRAEvaluator, name: str) -> Plan:
 def train(evaluator: QuantizedLoRAEvaluator, name: str) -> None:
     """Two training steps of a plan."""
     evaluator.apply(plan_of(evaluator, name), 0)
+    evaluator.model._apply(torch.clone)
     evaluator.train(STEPS, 0)
 
 
-def status(field: str) -> int:
-    """Bytes of a field of this process's status."""
+class Watch:
+    """The most pages of its own that the process holds at a time, looked at every two milliseconds."""
+
+    def __enter__(self) -> Watch:
+        self.most, self._over = own_pages(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._over.wait(0.002):
+            self.most = max(self.most, own_pages())
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def own_pages() -> int:
+    """Bytes of this process's resident pages that belong to no file."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
+        if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"no {field} in the process's status")
+    raise ValueError("no RssAnon in the process's status: Linux is needed")
 
 
 def commit() -> str:
