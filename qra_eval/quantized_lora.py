@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, check_shapes, tensor_bytes
 from qra_eval.hopeless import ceiling, is_hopeless
 from qra_eval.initialisation import Initialiser, input_components
+from qra_eval.keep import read_prior, write_prior
 from qra_eval.loaded import cache_root, compute_dtype
 from qra_eval.models import find_linears, group_linears, load_model
 from qra_eval.tasks import SplitName, make_task
@@ -38,6 +41,8 @@ Progress = Callable[[str, int, int], None]
 ADAPTER_DTYPE = torch.bfloat16
 FIDELITIES = (0.25, 0.5, 1.0)
 PRIOR_ROWS = 16
+PRIOR_VERSION = 1
+"""Of the way in which the prior is measured: a kept one of another version is not used."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 BACKWARD = 2.0
@@ -308,6 +313,30 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self._highest
 
     def prior(self) -> Prior:
+        """Sensitivity of the groups: as an earlier run of the same content kept it, or measured and kept.
+
+        A search is charged what measuring took, whether or not it was measured again.
+        """
+        path = self._prior_file()
+        kept = read_prior(path)
+        if kept is None:
+            kept = self._measure_prior()
+            write_prior(path, *kept)
+        prior, self.prior_report = kept
+        if self.settings.shared_steps:
+            self.shared_adapter()
+            prior, self._uncharged = replace(prior, cost=prior.cost + self._uncharged), 0.0
+        return prior
+
+    def _prior_file(self) -> Path:
+        """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
+        identity = [PRIOR_VERSION, self.bank_identity, self.backend.spec, self.resident.signature]
+        identity += [self._rows_hash({"calibration": PRIOR_ROWS}), self.evaluation_tokens(), str(self.compute)]
+        identity += [self.settings.batch_size]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return bank_folder(self.quantization.cache) / f"prior-{digest[:16]}.json"
+
+    def _measure_prior(self) -> tuple[Prior, dict[str, Any]]:
         from qra_eval.sensitivity import measure_prior
 
         self._prepare()
@@ -323,13 +352,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         if self.backend.calibrated:
             tokens += sum(map(len, self.rows("calibration", CALIBRATION_ROWS)))
         cost = tokens / self.evaluation_tokens()
-        if self.settings.shared_steps:
-            self.shared_adapter()
-            cost, self._uncharged = cost + self._uncharged, 0.0
-        self.prior_report = {**report, "forward_tokens": tokens, "cost": cost}
-        return Prior(
-            prior.bits_damage, prior.rank_gain, cost=cost, seconds=time.perf_counter() - start, source=prior.source
-        )
+        seconds = time.perf_counter() - start
+        return replace(prior, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}
 
     def describe(self) -> dict[str, Any]:
         unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}

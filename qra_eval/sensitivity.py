@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from qra_eval.adapters import AdaptedLinear
 from qra_eval.bank import Bank
+from qra_eval.resume import LayerCache
 from qra_eval.training import Batch, labelled_head
 from qra_search.evaluation import Prior
 from qra_search.memory import UNQUANTIZED_BITS
@@ -207,24 +208,42 @@ def probe_groups(
         (group, index into `bits`, nats a labelled token) of each probe, and tokens passed forward.
     """
     chosen = _spread([g.kind or g.name for g in space.groups])
-    # One batch is enough: the probes set a scale, and the same positions are compared throughout.
-    batch = batches[0].to(device)
-    reference = _log_probabilities(model, batch)
-    tokens, probes = batch.tokens, []
-    widths = range(min(PROBED_BITS, len(bits)))
-    for done, (g, k) in enumerate((g, k) for g in chosen for k in widths):
+    pairs = [(g, k) for g in chosen for k in range(min(PROBED_BITS, len(bits)))]
+    return degrade_groups(model, wrapped, bank, space, bits, pairs, batches[0].to(device), progress=progress)
+
+
+def degrade_groups(
+    model: Any,
+    wrapped: Mapping[str, AdaptedLinear],
+    bank: Bank,
+    space: SearchSpace,
+    bits: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    batch: Batch,
+    *,
+    progress: Progress | None = None,
+) -> tuple[list[tuple[int, int, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
+
+    Each pass begins at the group's layer, with the hidden states that the layers before it gave without it. As with
+    any measured prior, one batch is enough: the same positions are compared throughout.
+
+    Returns:
+        (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
+    """
+    cache = LayerCache(model, batch)
+    tokens, found = float(batch.tokens), []
+    for done, (g, k) in enumerate(pairs):
         group = space.groups[g]
         for linear in group.linears:
             wrapped[linear.name].set_base(weight=bank.weight(linear.name, bits[k]))
-        changed = _log_probabilities(model, batch)
+        found.append((g, k, cache.divergence(group.depth)))
         for linear in group.linears:
             wrapped[linear.name].set_base(weight=bank.weight(linear.name, UNQUANTIZED_BITS))
-        kl = float((reference.exp() * (reference - changed)).sum(-1).mean())
-        probes.append((g, k, max(kl, 0.0)))
-        tokens += batch.tokens
+        tokens += cache.share(group.depth) * batch.tokens
         if progress is not None:
-            progress("probe groups", done + 1, len(chosen) * len(widths))
-    return probes, tokens
+            progress("probe groups", done + 1, len(pairs))
+    return found, round(tokens)
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
@@ -268,17 +287,6 @@ def _spread(kinds: Sequence[str]) -> list[int]:
         count = min(DEPTHS, len(members))
         chosen += sorted({members[round(j * (len(members) - 1) / max(1, count - 1))] for j in range(count)})
     return chosen
-
-
-@torch.no_grad()
-def _log_probabilities(model: Any, batch: Batch) -> Tensor:
-    """float (M, vocabulary): log-probabilities at the labelled positions."""
-    model.eval()
-    with labelled_head(model) as head:
-        head.positions = batch.positions
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
-        head.positions = None
-    return logits.reshape(-1, logits.shape[-1]).float().log_softmax(-1)
 
 
 def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float:

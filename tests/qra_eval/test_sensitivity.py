@@ -83,3 +83,14 @@ def test_the_cost_counts_what_was_passed_through_the_model(measured):
 def test_measuring_leaves_the_model_as_it_was(measured):
     evaluator, _ = measured
     assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in evaluator.wrapped.values())
+
+
+def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
+    evaluator, prior = measured
+    report = evaluator.prior_report
+    monkeypatch.setattr(evaluator, "_measure_prior", lambda: pytest.fail("it was measured again"))
+    again = evaluator.prior()
+    assert again.to_dict() == prior.to_dict() and evaluator.prior_report["probes"] == report["probes"]
+    evaluator._prior_file().write_text("{")  # a damaged file is no prior
+    monkeypatch.setattr(evaluator, "_measure_prior", lambda: (prior, report))
+    assert evaluator.prior().to_dict() == prior.to_dict() and evaluator._prior_file().stat().st_size > 100
