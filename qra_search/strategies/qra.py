@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -47,6 +47,10 @@ BLAS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
 times the processor time was seen), and rounding, and so the proposals, would hang on their number."""
 MAX_REPLICATES = 6
+FEWEST_REPLICATES = 3
+"""Second and further evaluations of plans from which the noise between seeds is estimated."""
+LEAST_NOISE = 1e-4
+"""Of the table, as a share of its spread: with none its covariance would be singular."""
 LEAST_AGREEMENT = 0.5
 """Rank correlation with full losses below which the lowest fidelity is not used."""
 ATTEMPTS = 50
@@ -134,7 +138,12 @@ class QRAStrategy(Strategy):
             return None
         basis = TableBasis(state.space, state.prior, alike=self.alike)
         lows = len(levels) - 1 if self.low or any(t.fidelity < 1.0 for t in state.trials) else 0
-        return refined(TableFit(basis, rows.at(fitted_rows(rows)), self.widths, lows=lows), self.sweeps)
+        fit = TableFit(basis, rows.at(fitted_rows(rows)), self.widths, lows=lows)
+        noise = replicate_noise(state)
+        if noise > 0:
+            known = replace(self.widths, noise=max(noise / fit.spread, LEAST_NOISE))
+            fit = TableFit(basis, fit.rows, known, fit.theta, lows)
+        return refined(fit, self.sweeps)
 
     def _pair(self, state: StudyState, levels: tuple[float, ...], asked: Asked) -> Proposal | None:
         """A plan known at full fidelity, to be seen at the lowest one, until there are enough."""
@@ -282,6 +291,19 @@ class Asked:
         b, r = self.state.space.encode_many(plan for plan, _ in self._waiting)
         fidelity = np.array([f for _, f in self._waiting])
         return fit.given(b, r, level_of(fidelity, self.levels), fidelity)
+
+
+def replicate_noise(state: StudyState) -> float:
+    """Deviation between seeds in nats, pooled over the plans evaluated in full more than once; 0 while these are few.
+
+    It is where the table's noise starts in place of a default; evidence moves it from there.
+    """
+    losses: dict[str, list[float]] = {}
+    for trial in state.full:
+        losses.setdefault(trial.plan.key, []).append(trial.loss)
+    freedom = sum(len(some) - 1 for some in losses.values())
+    squares = sum(float(np.var(some)) * len(some) for some in losses.values())
+    return float(np.sqrt(squares / freedom)) if freedom >= FEWEST_REPLICATES else 0.0
 
 
 def low_agrees(state: StudyState, lowest: float, pairs: int) -> bool:

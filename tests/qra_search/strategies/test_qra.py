@@ -10,8 +10,10 @@ from fakes import AdditiveEvaluator, make_space
 
 from qra_search import search
 from qra_search.strategies import make_strategy
-from qra_search.strategies.qra import QRAStrategy
+from qra_search.strategies.base import StudyState
+from qra_search.strategies.qra import QRAStrategy, replicate_noise
 from qra_search.testing import StrategyContract
+from qra_search.trials import Proposal, Trial
 
 
 class TestQRA(StrategyContract):
@@ -55,3 +57,27 @@ def test_the_low_fidelity_is_used_once_it_was_shown_to_rank_plans_and_dropped_wh
     assert ("low" in origins) is not noise
     if not noise:
         assert origins.index("low") > max(i for i, origin in enumerate(origins) if origin == "pair")
+
+
+def replicated(noise, plans=4, seeds=4):
+    """A study in which some plans were each evaluated with several seeds."""
+    evaluator = AdditiveEvaluator(make_space(groups=3), noise=noise)
+    chosen = evaluator.space.uniform_plans()[:plans]
+    asked = [(plan, seed) for plan in chosen for seed in range(seeds)]
+    trials = tuple(
+        Trial(i, Proposal(plan, seed=seed), "done", evaluator.evaluate(plan, seed=seed))
+        for i, (plan, seed) in enumerate(asked)
+    )
+    return StudyState(evaluator.space, trials, evaluator.prior())
+
+
+def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
+    state = replicated(0.05, plans=6, seeds=6)
+    deviations = []
+    for plan in {t.plan for t in state.trials}:
+        losses = np.array([t.loss for t in state.trials if t.plan == plan])
+        deviations.append(np.var(losses, ddof=1))
+    assert replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
+    assert replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
+    quiet, loud = (QRAStrategy(sweeps=0).estimate(replicated(noise)) for noise in (0.001, 0.2))
+    assert loud.std.mean() > 3 * quiet.std.mean()
