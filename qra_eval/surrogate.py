@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
 from qra_eval.landscapes.noise import generator
 from qra_eval.landscapes.reference import Reference, reference_front
 from qra_eval.landscapes.shapes import make_space
+from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.evaluation import Evaluation, Evaluator, Prior
 from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
@@ -153,6 +155,10 @@ def make_landscape(
 
 def build(config: RunConfig) -> Landscape:
     """The landscape that a config names: `options` are family, layers, seed, prior, noise and shape."""
+    known = inspect.signature(make_landscape).parameters
+    for name in config.options:
+        if name not in known:
+            raise ValueError(plugins.unknown_message("option of the landscape evaluator", name, known))
     try:
         return make_landscape(
             **{"granularity": config.space.granularity, "bits": config.space.bits, "ranks": config.space.ranks}

@@ -190,8 +190,10 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         ConfigError: no such file, no YAML mapping, or a field that is wrong.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {path / 'config.yaml'}")
     if not path.is_file():
-        raise ConfigError(f"no config file {str(path)!r}")
+        raise ConfigError(f"no config file {str(path)!r}: `qra schema --example` prints one to start from")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
     try:

@@ -23,8 +23,16 @@ def read_yaml(text: str) -> Any:
         _check(yaml.parse(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join((_place(error) or str(error)).split())
         raise ValueError(message if len(message) <= 500 else message[:497] + "...") from None
+
+
+def _place(error: Exception) -> str:
+    """A YAML error without the text it quotes: line, column, and what is wrong there."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _check(events: Any) -> None:

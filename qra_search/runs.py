@@ -186,7 +186,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it, the log has all that it was made from") from None
+        raise ValueError(f"{path} is not JSON ({error}): give another file; a run's own can be removed, its log has all") from None
 
 
 def _strategy(name: str) -> Strategy:

@@ -37,9 +37,11 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
-        return _say(error.format_message(), BAD_INPUT)
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        return _say(error.format_message().rstrip(".") + hint, BAD_INPUT)
     except (typer.Abort, KeyboardInterrupt):
         return _say("stopped", INTERRUPTED)
     except BrokenPipeError:
@@ -80,6 +82,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
         return f"{text}: install it with pip, or choose another backend, task or evaluator"
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:
+        return f"{error.filename}: a file is in the way, a folder is needed there: give another place"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     if isinstance(error, (ValueError, RuntimeError)) and text:

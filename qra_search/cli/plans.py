@@ -80,7 +80,8 @@ def check(
         limit = None if memory is None else size_in(space, memory)
     if limit is not None and size > limit:
         raise BadInput(
-            f"the plan takes {format_bytes(size)} ({size} bytes), {memory} is {format_bytes(limit)} ({limit})"
+            f"the plan takes {format_bytes(size)} ({size} bytes), more than {memory} ({limit} bytes): "
+            "lower bits or ranks with `qra plan edit`, or raise --memory"
         )
     if as_json:
         common.emit({"valid": True, "groups": len(space), "memory_bytes": size, "budget": limit})
