@@ -22,6 +22,9 @@ class GPTQLinear(TorchLinear):
     GPTQ layer on top, which refuses to merge.
     """
 
+    qweight: Tensor
+    scales: Tensor
+
     SUPPORTS_BACKEND_SELECTION = False  # not to be found when GPTQModel looks for kernels among its subclasses
 
     def __init__(

@@ -40,7 +40,8 @@ class MixedBackend(Backend):
         self._labels: dict[int, str] = {}
         several: dict[str, Any] = {}
         for key, given in sorted((choice or DEFAULT_CHOICE).items(), key=lambda item: int(item[0])):
-            bits, specs = int(key), list(given) if isinstance(given, (list, tuple)) else [given]
+            bits = int(key)
+            specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
             for further, spec in enumerate(specs):

@@ -122,8 +122,13 @@ class TorchAOBackend(Backend):
                 },
                 "torchao nf4",
             )
-            shape = {"out_features": out_features, "in_features": in_features}
-            return NF4Linear(**tensors, **shape, bias=copy_bias(bias, dtype, tensors["codes"].device), dtype=dtype)
+            return NF4Linear(
+                **tensors,
+                out_features=out_features,
+                in_features=in_features,
+                bias=copy_bias(bias, dtype, tensors["codes"].device),
+                dtype=dtype,
+            )
         from torchao.quantization import Int8Tensor
 
         group = self.group_size or in_features
