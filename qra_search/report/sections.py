@@ -224,6 +224,10 @@ def commands(run: RunData) -> str:
     items = [
         ("Tune the plan in full and compare it with uniform on test data", f"qra finetune {where}"),
         ("Export the tuned adapter", f"qra export {where} --format peft"),
+        (
+            "Serve it as an ordinary model (other formats keep the plan's bits: see qra export --list)",
+            f"qra export {where} --format merged --out {where}/served && vllm serve {where}/served",
+        ),
         ("Look at the plan in the terminal", f"qra show {where}"),
         ("Spend more evaluations", f"qra search --resume --out {where} --evaluations {_more(run)}"),
     ]
