@@ -72,14 +72,16 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         lines += _table(["task", *present], body)
     ranked = [p for p in points if "ranks" in p]
     if ranked:
-        lines += ["", "Mean rank over the task-seed blocks that all have (1 is best):", ""]
+        lines += ["", "Mean rank over the task-seed blocks that all of them have (1 is best):", ""]
         ranks = [p["ranks"]["mean"] for p in ranked]
-        body = [[n, *(f"{mean[n]:.2f}" if n in mean else "" for mean in ranks)] for n in names]
+        often = [n for n in names if any(n in mean for mean in ranks)]
+        body = [[n, *(f"{mean[n]:.2f}" if n in mean else "" for mean in ranks)] for n in often]
         body.append(["critical difference", *(f"{p['ranks']['critical_difference']:.2f}" for p in ranked)])
         body.append(["Friedman p", *(_p(p["ranks"]["friedman_p"]) for p in ranked)])
         body.append(["blocks", *(str(p["blocks"]) for p in ranked)])
         lines += _table(["strategy", *(f"after {p['evaluations']:g}" for p in ranked)], body)
-        for point in ranked:
+    for point in points:
+        if point.get("pairs"):
             lines += [
                 "",
                 f"Win/tie/loss of the row against the column after {point['evaluations']:g} evaluations, over the "

@@ -16,6 +16,8 @@ from qra_search.bench.run import read_rows
 from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
 
 BEST_MARGIN = 1e-9
+RANKED = 0.1
+"""A strategy that has fewer of the blocks is left out of the ranks, which are over blocks that all of them have."""
 
 
 class NoRows(ValueError):
@@ -83,21 +85,23 @@ def _setting(rows: list[Row]) -> dict[str, Any]:
         present = tuple(name for name in names if any(row["strategy"] == name for row in there))
         left, regret = scores(there, point, best), scores(there, point, best, hypervolume_regret)
         _, matrix = paired(left, present)
-        complete = matrix[~np.isnan(matrix).any(1)]
+        often = np.isfinite(matrix).mean(0) >= RANKED
+        complete = matrix[np.isfinite(matrix[:, often]).all(1)][:, often]
         entry: dict[str, Any] = {
             "evaluations": point,
             "blocks": len(complete),
             "pooled": {name: _pooled(left, regret, name) for name in present},
             "tasks": _by_task(left, present),
         }
-        if len(complete) > 1 and len(present) > 1:
-            ranks = mean_ranks(complete, present)
+        if len(present) > 1:
+            entry["pairs"] = pairwise(matrix, present)
+        if len(complete) > 1 and often.sum() > 1:
+            ranks = mean_ranks(complete, tuple(name for name, ranked in zip(present, often, strict=True) if ranked))
             entry["ranks"] = {
-                "mean": dict(zip(present, ranks.mean.tolist(), strict=True)),
+                "mean": dict(zip(ranks.names, ranks.mean.tolist(), strict=True)),
                 "friedman_p": _finite(ranks.friedman_p),
                 "critical_difference": ranks.critical_difference,
             }
-            entry["pairs"] = pairwise(matrix, present)
         at.append(entry)
     return {
         "strategies": list(names),

@@ -339,3 +339,13 @@ def test_pairs_are_compared_over_the_blocks_that_both_have() -> None:
     pairs = {(p["first"], p["second"]): p for p in statistics.pairwise(scores, ("a", "b", "c"))}
     assert [pairs["a", "b"][k] for k in ("win", "tie", "loss")] == [2, 0, 1]
     assert [pairs["a", "c"][k] for k in ("win", "tie", "loss")] == [1, 0, 2]
+
+
+def test_a_strategy_of_few_blocks_is_compared_but_not_ranked() -> None:
+    rows = [row_of(name, [loss] * 5, seed=s) for s in range(20) for name, loss in (("a", 1.0), ("b", 1.5))]
+    rows.append(row_of("seldom", [2.0] * 5))
+    (setting,) = summarise(rows)["settings"]
+    (point,) = setting["checkpoints"]
+    assert set(point["ranks"]["mean"]) == {"a", "b"} and point["blocks"] == 20
+    (pair,) = [p for p in point["pairs"] if {p["first"], p["second"]} == {"a", "b"}]
+    assert pair["win"] == 20 and "seldom" in point["pooled"]
