@@ -132,7 +132,8 @@ def try_inits(
     inits = evaluator.settings.inits
     if len(inits) == 1:
         return {}
-    losses, usual = {}, evaluator.init
+    losses: dict[str, float] = {}
+    usual = evaluator.init
     try:
         for done, init in enumerate(inits):
             evaluator.init = init
@@ -309,7 +310,10 @@ def _base_tensors(
     """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
     if bits != UNQUANTIZED_BITS:
         return evaluator.backend.to_tensors(module)
-    return {} if module is evaluator.bank.linears[name] else {"weight": module.weight.detach()}  # type: ignore[union-attr]
+    if module is evaluator.bank.linears[name]:
+        return {}
+    assert isinstance(module, torch.nn.Linear)
+    return {"weight": module.weight.detach()}
 
 
 def _adapter_dtype(evaluator: QuantizedLoRAEvaluator) -> torch.dtype:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from qra_backends import make_backend
@@ -90,7 +90,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         seed: of the task's splits.
     """
 
-    fidelities = FIDELITIES
+    fidelities: tuple[float, ...] = FIDELITIES
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         )
         if progress is not None:
             progress("load model", 1, 1)
-        self.model: Any = self.loaded.model
+        self.model = cast(Any, self.loaded.model)
         use_fast_attention(self.model)
         self.tokenizer = self.loaded.tokenizer
         self.space_config, self.quantization, self.backend = space, quantization, backend
@@ -169,7 +169,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self._rest: list[Tensor] = []
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.init = training.inits[0]
+        self.init: str = training.inits[0]
         self._initialisers: dict[str, Initialiser] = {}
         self._highest: float | None = None
         self._shared: SharedAdapter | None = None
