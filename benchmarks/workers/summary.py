@@ -95,12 +95,22 @@ def _quality() -> list[tuple[str, str, str, str]]:
 
 
 def _busy() -> list[tuple[str, str, str, str]]:
+    seeds = [r for r in lines("quality") if not r.get("summary")]
+    least = min((r["steady_utilisation"] for r in seeds), default=0.0)
     return [
+        (
+            "workers are busy at least 95% of virtual time with 60 s evaluations",
+            f"qra, {seeds[0]['layers']} groups, 64 workers, {len(seeds)} searches of 200 to 450 trials: "
+            f"at least {100 * least:.1f}%, the first 64 proposals left out",
+            _verdict(least >= 0.95),
+            "simulate.py quality --workers 64",
+        )
+    ] * bool(seeds) + [
         (
             "workers are busy at least 95% of virtual time with 60 s evaluations",
             f"{r['strategy']}, {r['groups']} groups, {r['workers']} workers, {r['trials']} trials"
             f"{_after(r)}: {100 * r['steady_utilisation']:.1f}%",
-            _verdict(r["steady_utilisation"] >= 0.95) if r["workers"] <= 64 else "-",
+            _verdict(r["steady_utilisation"] >= 0.95),
             _scale_command(r),
         )
         for r in lines("scale")
@@ -111,9 +121,7 @@ def _overhead() -> list[tuple[str, str, str, str]]:
     out = []
     for limit, trials in ((1.0, 1000), (3.0, 10_000)):
         for r in lines("scale"):
-            if r["strategy"] == "qra" and r["groups"] == 560 and r["trials"] >= 0.99 * trials and (
-                trials == 10_000 or not r["before"]
-            ):
+            if r["strategy"] == "qra" and r["groups"] == 560 and 0.99 * trials <= r["trials"] <= 1.3 * trials:
                 out.append(
                     (
                         f"a proposal takes under {limit:g} s at {trials:,} trials",
@@ -158,7 +166,9 @@ def _fuzz() -> list[tuple[str, str, str, str]]:
 
 
 def _after(r: Line) -> str:
-    return f" ({r['before']:,} of random plans before them)" if r["before"] else ""
+    if not r["before"]:
+        return ""
+    return f" ({r['before']:,} of random plans were there, and all workers wait until the first 64 are proposed)"
 
 
 def _scale_command(r: Line) -> str:
@@ -183,7 +193,7 @@ def growth(value: str) -> Curves:
     out: Curves = {}
     for r in lines("scale"):
         name = f"{r['strategy']}, {r['groups']} groups, {r['workers']} workers"
-        points = [(s["trials"], s[value]) for s in r["growth"] if s["trials"] >= 30 and s[value] > 0]
+        points = [(s["trials"], s[value]) for s in r["growth"] if s["trials"] > r["workers"] and s[value] > 0]
         out.setdefault(name, []).extend(points)
     return {name: sorted(points) for name, points in out.items() if points}
 
@@ -202,7 +212,7 @@ def panel(title: str, across: str, curves: Curves, offset: tuple[int, int], *, l
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
     place_y = math.log10 if log else float
-    x0, x1 = math.log10(min(xs)), math.log10(max(xs)) + 1e-9
+    x0, x1 = math.log10(min(xs)) - 0.02, math.log10(max(xs)) + 0.02
     y0, y1 = min(map(place_y, ys)), max(map(place_y, ys))
     room = 0.08 * (y1 - y0) or 0.05
     y0, y1 = y0 - room, y1 + room
@@ -216,7 +226,9 @@ def panel(title: str, across: str, curves: Curves, offset: tuple[int, int], *, l
         _, py = at(min(xs), y)
         out += [f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{py:.1f}" y2="{py:.1f}" stroke="#e5e5e5"/>']
         out += [_text(LEFT - 5, py + 4, f"{y:g}", "end")]
-    for x in sorted(set(xs)) if len(set(xs)) <= 7 else [10**e for e in range(math.ceil(x0), math.floor(x1) + 1)]:
+    for x in [m * 10**e for e in range(math.floor(x0), math.ceil(x1) + 1) for m in (1, 3)]:
+        if not x0 <= math.log10(x) <= x1:
+            continue
         out.append(_text(at(x, ys[0])[0], TOP + HEIGHT + 15, f"{x:g}", "middle"))
     out.append(_text(LEFT + WIDTH / 2, TOP + HEIGHT + 29, across, "middle"))
     for i, (name, points) in enumerate(curves.items()):
@@ -270,7 +282,8 @@ INTRO = """# Workers: what was measured
 Made by `python benchmarks/workers/summary.py` from the lines beside this file; do not edit. The machine had two cores,
 which other work kept busy at the same time (`load` in each line). Times of the search itself are therefore of its
 processor, on one thread, unless a line says otherwise; virtual time is a simulation's (`qra_search.simulator`).
-Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured.
+Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found one fault, a
+NULL in a log's header that ended as a TypeError; it is mended, and the seed that showed it was run again.
 """
 
 
@@ -282,7 +295,8 @@ def main() -> None:
         write_plots(RESULTS / "growth.svg")
         parts.append(
             "\n## How it grows\n\n![Proposals a second, memory, quality and busy workers](growth.svg)\n\n"
-            "Simulated searches of the `interaction` landscape, 60 s an evaluation with a log-normal spread of 0.3."
+            "Simulated searches of the `interaction` landscape, 60 s an evaluation with a log-normal spread of 0.3. A\n"
+            "lone point is a search that began with a log of random plans (`--before`)."
         )
     (RESULTS / "README.md").write_text("\n".join(parts) + "\n")
 
