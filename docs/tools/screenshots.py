@@ -1,13 +1,12 @@
-"""Takes the pictures of the docs: `python docs/tools/screenshots.py` searches, tunes and reports on a small model.
+"""Takes the pictures of the docs: `python docs/tools/screenshots.py` runs a small search, and reports a recorded one.
 
-Needs tmux (the live view wants a terminal) and chromium. The model `tiny-trained` is trained at the first call.
+Needs tmux (the live view wants a terminal) and chromium.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -28,11 +27,9 @@ EVALUATIONS = 24
 SHOWN_AT = 0.7
 """Share of the search after which the terminal is taken."""
 MOST_BYTES = 300_000
-SEARCH = (
-    "qra search --model tiny-trained --task arithmetic --memory uniform3r8 "
-    f"--evaluations {EVALUATIONS} --out runs/first"
-)
-TUNE = "qra finetune runs/first --against all"
+SEARCH = "qra search --model {model} --task arithmetic --memory uniform3r8 --evaluations {evaluations} --out runs/first"
+RECORDED = ROOT / "benchmarks" / "results" / "study" / "trials-gsm8k-qra-module-0.jsonl"
+"""Trials of a search on SmolLM2-135M and GSM8K; `benchmarks/study/search.py` made them."""
 PAGE = """<!doctype html><meta charset="utf-8"><style>body{margin:0;background:#1b1f27}
 pre{margin:0;padding:14px 16px;font:14px/1.35 "DejaVu Sans Mono",monospace;color:#e6e8ec}</style><pre>{code}</pre>"""
 
@@ -41,35 +38,39 @@ def main() -> None:
     """Write search.png and report.png into a folder; default: docs/images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    out: Path = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--only-report", action="store_true", help="leave search.png as it is")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        terminal = folder / "terminal.html"
-        terminal.write_text(PAGE.replace("{code}", searched(folder)))
-        shoot(terminal, out / "search.png", 960, LINES * 19 + 28)
-        run(TUNE, folder)
-        shoot(RunFolder(folder / "runs" / "first").report_file, out / "report.png", 1160, 1500)
-    for picture in (out / "search.png", out / "report.png"):
-        size = picture.stat().st_size
-        if size > MOST_BYTES:
-            sys.exit(f"{picture} has {size} bytes, at most {MOST_BYTES} are wanted")
-        print(f"{picture}: {size} bytes")
+        if not options.only_report:
+            search = SEARCH.format(model=options.model, evaluations=EVALUATIONS)
+            terminal = searched(search, folder, RunFolder(folder / "runs" / "first"))
+            (folder / "terminal.html").write_text(PAGE.replace("{code}", terminal))
+            shoot(folder / "terminal.html", options.out / "search.png", 960, (terminal.count("\n") + 1) * 19 + 28)
+        run(["qra", "log", "import", str(RECORDED), "--out", "runs/study/trials.sqlite"], folder)
+        run(["qra", "report", "runs/study"], folder)
+        shoot(RunFolder(folder / "runs" / "study").report_file, options.out / "report.png", 1160, 2200)
+    for picture in sorted(options.out.glob("*.png")):
+        if picture.stat().st_size > MOST_BYTES:
+            sys.exit(f"{picture} has {picture.stat().st_size} bytes, at most {MOST_BYTES} are wanted")
+        print(f"{picture}: {picture.stat().st_size} bytes")
 
 
-def searched(folder: Path) -> str:
+def searched(search: str, folder: Path, run_folder: RunFolder) -> str:
     """Search in a terminal, and give the terminal in the middle of it as HTML; returns when the search has ended."""
     tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "-c", str(folder), "bash", "--norc")
     try:
-        tmux("send-keys", "clear; " + SEARCH, "Enter")
-        run_folder, screen = RunFolder(folder / "runs" / "first"), ""
+        tmux("send-keys", "clear; " + search, "Enter")
+        screen = ""
         while not run_folder.report_file.exists():
             time.sleep(0.5)
             if not screen and run_folder.exists and spent(run_folder) >= SHOWN_AT * EVALUATIONS:
                 screen = tmux("capture-pane", "-e", "-p")
     finally:
         tmux("kill-server")
-    shown = f"$ {SEARCH}\n" + screen.rstrip()  # the command was cleared away with what it was typed after
+    shown = f"$ {search}\n" + screen.rstrip()  # the command was cleared away with what it was typed after
     console = Console(record=True, width=COLUMNS, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     console.print(Text.from_ansi(shown))
     return console.export_html(inline_styles=True, code_format="{code}", theme=MONOKAI)
@@ -95,9 +96,9 @@ def shoot(page: Path, picture: Path, width: int, height: int) -> None:
         )  # fmt: skip
 
 
-def run(command: str, folder: Path) -> None:
+def run(command: list[str], folder: Path) -> None:
     """Run a command of qra."""
-    subprocess.run(shlex.split(command), cwd=folder, check=True, env=environment())
+    subprocess.run(command, cwd=folder, check=True, env=environment())
 
 
 def tmux(*arguments: str) -> str:
