@@ -61,6 +61,6 @@ def test_the_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
         assert cells, file
         joined.cells += [nbformat.v4.new_code_cell("%reset -f"), *cells]
-    client = NotebookClient(joined, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(joined, timeout=1200, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises CellExecutionError with the cell and its traceback
     assert (tmp_path / "runs" / "notebook" / "adapter" / "adapter_model.safetensors").is_file()
