@@ -82,8 +82,9 @@ def test_a_run_is_scored_from_the_command_line_beside_its_baseline(data, tmp_pat
         "training.final_steps": 2, "quantization.cache": str(tmp_path / "bank"),
     }  # fmt: skip
     sets = [word for field, value in small.items() for word in ("--set", f"{field}={value}")]
-    options = ("--backend", "reference", "--bits", "3,4", "--ranks", "4", "--strategy", "uniform", "-n", 2)
-    done = qra("search", "--model", "tiny", "--task", "arithmetic", *options, *sets, "--out", run)
+    options = ("--backend", "reference", "--bits", "3,4", "--ranks", "4", "--strategy", "uniform", "-n", 12)
+    where = ("--model", "tiny", "--task", "arithmetic", "--memory", "uniform4r4", "--out", run)
+    done = qra("search", *where, *options, *sets)
     assert done.status == 0, done.err
     assert qra("finetune", run, "--against", "none").status == 0
     command = ("evaluate", run, "--tasks", "arc_easy,gsm8k", "--data", data, "--limit", 2, "--against", "all")
