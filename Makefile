@@ -14,7 +14,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "== tests (under 10 minutes on 2 cores)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def strategies(
             "--strategy",
             metavar="S",
             show_default=False,
-            help="A strategy, with options in brackets where it takes some; may be given several times.",
+            help="A strategy, with options after a question mark (`qra?draws=8`); may be given several times.",
         ),
     ] = None,  # fmt: skip
     seeds: Annotated[

@@ -132,6 +132,10 @@ def search(
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to go on with", param_hint="--resume")
+    if resume and out is not None and not RunFolder(out).log_file.is_file():
+        raise typer.BadParameter(
+            f"there is no run in {out} to go on with: leave --resume out to begin one", param_hint="--resume"
+        )
     folder = RunFolder(out or new_folder(settings))
     pool = Workers(workers, executor, address) if workers else None
     trackers = make_trackers(track or [], folder, view)
