@@ -186,7 +186,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): give another file; a run's own can be removed, its log has all") from None
+        raise ValueError(
+            f"{path} is not JSON ({error}): give another file; a run's own can be removed, its log has all"
+        ) from None
 
 
 def _strategy(name: str) -> Strategy:

@@ -108,7 +108,7 @@ CASES = [
     (("search", "code.yaml"), "code.yaml is not YAML"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
     (("search", *LANDSCAPE, "--resume"), "say with --out which run to go on with"),
-    (("search", *LANDSCAPE, "--out", "nowhere", "--resume"), "there is no run in nowhere to go on with: leave"),
+    (("search", *LANDSCAPE, "--out", "nowhere", "--resume"), "there is no run in nowhere to go on with"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
     (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.sqlite is not a readable trial log"),
