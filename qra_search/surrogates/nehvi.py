@@ -37,11 +37,14 @@ def log_nehvi(
         float (M,), in nats times bytes.
     """
     import torch
-    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+    from botorch.acquisition.multi_objective import logei
     from botorch.models import GenericDeterministicModel, ModelList
     from botorch.sampling import ListSampler, SobolQMCNormalSampler
     from botorch.sampling.index_sampler import IndexSampler
 
+    # At its first use BoTorch 0.18 compiles a C++ kernel, for a minute, under a lock that a killed process leaves
+    # behind and every later one waits for without end. Told that it has tried, it takes its Python path.
+    logei._load_attempted = True
     worst, most = float(reference[0]), float(reference[1])
     known, rows = (
         torch.as_tensor(np.column_stack([a, p, s / most]))
@@ -51,7 +54,7 @@ def log_nehvi(
     with seeded_torch(seed), torch.no_grad():
         quality = quality_model(gp, known)
         bytes_left = GenericDeterministicModel(lambda X: -X[..., -1:], num_outputs=1)
-        acquisition = qLogNoisyExpectedHypervolumeImprovement(
+        acquisition = logei.qLogNoisyExpectedHypervolumeImprovement(
             ModelList(quality, bytes_left),
             ref_point=[-(worst - gp.center) / gp.scale, -1.0],
             X_baseline=known,
