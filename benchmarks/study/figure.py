@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import ceil, floor
 from typing import Any
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
+STEP = 0.1
 STYLE = """
 svg{font:13px system-ui,sans-serif}
 .bg{fill:#fff}.ink{fill:#1c1f23}.soft{fill:#5d6670}.grid{stroke:#e3e6ea}.axis{stroke:#8a939c}
@@ -23,7 +25,7 @@ def draw(rows: Sequence[Any], sixteen: str) -> str:
     whole = next((r for r in rows if r.name == sixteen), None)
     xs = [r.bytes / 2**20 for r in points]
     ys = [r.loss for r in points] + ([whole.loss] if whole else [])
-    x0, x1 = min(xs) - 2, max(xs) + 2
+    x0, x1 = float(floor(min(xs)) - 3), float(ceil(max(xs)) + 3)
     y0, y1 = min(ys), max(ys)
     y0, y1 = y0 - 0.06 * (y1 - y0), y1 + 0.06 * (y1 - y0)
 
@@ -38,12 +40,12 @@ def draw(rows: Sequence[Any], sixteen: str) -> str:
         f'aria-label="Test loss over memory: found plans and uniform plans"><style>{STYLE}</style>',
         f'<rect class="bg" width="{WIDTH}" height="{HEIGHT}"/>',
     ]
-    for k in range(6):
-        y = y0 + (y1 - y0) * k / 5
+    for k in range(ceil(y0 / STEP), floor(y1 / STEP) + 1):
+        y = k * STEP
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
-        out.append(f'<text class="soft" x="{LEFT - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.2f}</text>')
-        x = x0 + (x1 - x0) * k / 5
-        out.append(f'<text class="soft" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:.0f}</text>')
+        out.append(f'<text class="soft" x="{LEFT - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.1f}</text>')
+    for x in range(ceil(x0 / 5) * 5, int(x1) + 1, 5):
+        out.append(f'<text class="soft" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x}</text>')
     out.append(
         f'<text class="ink" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
         "memory of model and adapter, MiB</text>"
@@ -64,6 +66,6 @@ def draw(rows: Sequence[Any], sixteen: str) -> str:
             mark = f'<circle class="uniform" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
         out.append(f"{mark}<title>{escape(r.name)}: {r.loss:.4f}</title>".replace("/><title>", "><title>", 1)
                    + ("</rect>" if r.found else "</circle>"))  # fmt: skip
-        ink, label = ("ink", "found") if r.found else ("soft", escape(r.name))
-        out.append(f'<text class="{ink}" x="{x + 8:.1f}" y="{y - 7:.1f}">{label}</text>')
+        ink, label, below = ("ink", "found by qra", 20) if r.found else ("soft", f"uniform {escape(r.name)}", -8)
+        out.append(f'<text class="{ink}" x="{x:.1f}" y="{y + below:.1f}" text-anchor="middle">{label}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

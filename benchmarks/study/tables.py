@@ -18,6 +18,7 @@ import figure
 import numpy as np
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
+FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "study.svg"
 DRAWS = 10_000
 SIXTEEN = "16-bit r32"
 
@@ -122,7 +123,7 @@ def main() -> None:
             f"| {d['epoch_share']:.2f} |"
         )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
-    (options.results / f"{options.task}.svg").write_text(figure.draw([r for r in rows if r.rate == ""], SIXTEEN))
+    FIGURE.write_text(figure.draw([r for r in rows if r.rate == ""], SIXTEEN))
     print("\n".join(text))
 
 
