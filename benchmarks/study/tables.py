@@ -18,7 +18,7 @@ import figure
 import numpy as np
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
-FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "study.svg"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "study.svg"
 DRAWS = 10_000
 SIXTEEN = "16-bit r32"
 
