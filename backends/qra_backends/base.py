@@ -132,6 +132,14 @@ class Backend(ABC):
         if bits not in self.bits:
             raise ValueError(Backend.supports(self, bits, 0, 0))
 
+    def check_shape(self, bits: int, out_features: int, in_features: int) -> None:
+        """Raises:
+        ValueError: a weight of this shape cannot be stored at `bits`; the message is what `supports` says.
+        """
+        reason = self.supports(bits, out_features, in_features)
+        if reason is not None:
+            raise ValueError(reason)
+
     def labels(self) -> dict[int, str]:
         """What stores each of `bits`, in words, where some width is stored in several ways; else empty."""
         return {}
@@ -156,9 +164,7 @@ class Backend(ABC):
             raise ValueError(
                 f"backend {self.name} quantizes an nn.Linear as it was trained, got {type(linear).__name__}"
             )
-        reason = self.supports(bits, *weight.shape)
-        if reason is not None:
-            raise ValueError(reason)
+        self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
         if not torch.isfinite(weight).all():

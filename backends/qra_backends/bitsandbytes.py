@@ -113,9 +113,7 @@ class BitsAndBytesBackend(Backend):
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> nn.Module:
-        reason = self.supports(bits, out_features, in_features)
-        if reason is not None:
-            raise ValueError(reason)
+        self.check_shape(bits, out_features, in_features)
         if bits == 4:
             return self._from_4bit(tensors, out_features, in_features, bias, dtype)
         from qra_backends.bitsandbytes_layers import WeightOnlyLinear8bit

@@ -112,9 +112,7 @@ class GPTQModelBackend(Backend):
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> nn.Module:
-        reason = self.supports(bits, out_features, in_features)
-        if reason is not None:
-            raise ValueError(reason)
+        self.check_shape(bits, out_features, in_features)
         groups = in_features // self.group_size
         expected = {
             "qweight": ((in_features * bits // 32, out_features), torch.int32),

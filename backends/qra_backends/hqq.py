@@ -99,9 +99,7 @@ class HQQBackend(Backend):
 
         from qra_backends.hqq_linear import HQQLinear
 
-        reason = self.supports(bits, out_features, in_features)
-        if reason is not None:
-            raise ValueError(reason)
+        self.check_shape(bits, out_features, in_features)
         group, groups = self._groups(out_features, in_features)
         packing = Quantizer.bit_to_packing[bits]
         code_dtype = Quantizer.unpack_view_dtype[packing]

@@ -106,9 +106,7 @@ class TorchAOBackend(Backend):
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> nn.Linear:
-        reason = self.supports(bits, out_features, in_features)
-        if reason is not None:
-            raise ValueError(reason)
+        self.check_shape(bits, out_features, in_features)
         if bits == 4:
             weights = out_features * in_features
             scales = weights // torchao_nf4.BLOCK

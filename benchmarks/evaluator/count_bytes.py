@@ -1,6 +1,6 @@
 """Counts every tensor of a tuned run's live model, and compares with the bytes that its plan was searched with.
 
-    python benchmarks/evaluator/count_bytes.py runs/demo
+python benchmarks/evaluator/count_bytes.py runs/demo
 """
 
 from __future__ import annotations

@@ -143,22 +143,27 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     examples = evaluator.rows("calibration", options.steps * 8)
     batches = training.schedule(examples, options.steps, 8, 0)
     theirs = peft_trainer(evaluator, examples, options.steps)
-    ours_rates, their_rates, product_rates = [], [], []
+    compute = str(evaluator.compute).removeprefix("torch.")
+    rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
         evaluator.apply(plan, 0)
         trained = evaluator.train(options.steps, 0)
-        ours_rates.append(trained.tokens / trained.seconds)
-        their_rates.append(theirs())
-        product_rates.append(products(evaluator, batches))
+        rates["qra"].append(trained.tokens / trained.seconds)
+        rates["trainer_peft"].append(theirs())
+        for dtype in {evaluator.compute, torch.bfloat16}:
+            name = str(dtype).removeprefix("torch.")
+            for kind, attention in (("linears", False), ("linears_and_attention", True)):
+                speed = products(evaluator, batches, dtype, attention=attention)
+                rates.setdefault(f"bare_{name}_{kind}", []).append(speed)
     return {
         "what": "throughput",
-        "tokens_per_second": {
-            "qra": statistics.median(ours_rates),
-            "trainer_peft": statistics.median(their_rates),
-            "bare_products": statistics.median(product_rates),
+        "compute": compute,
+        "tokens_per_second": {name: statistics.median(some) for name, some in rates.items()},
+        "qra_over": {
+            name: statistics.median(a / b for a, b in zip(rates["qra"], some, strict=True))
+            for name, some in rates.items()
+            if name != "qra"
         },
-        "qra_over_trainer": statistics.median(a / b for a, b in zip(ours_rates, their_rates, strict=True)),
-        "qra_over_products": statistics.median(a / b for a, b in zip(ours_rates, product_rates, strict=True)),
     }
 
 
@@ -216,17 +221,21 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
 
 
 @torch.no_grad()
-def products(evaluator: QuantizedLoRAEvaluator, batches: list[training.Batch]) -> float:
+def products(
+    evaluator: QuantizedLoRAEvaluator, batches: list[training.Batch], dtype: torch.dtype, *, attention: bool
+) -> float:
     """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
-    and the head at labelled positions."""
+    the head at labelled positions and, where asked for, those of attention (two forward, four back)."""
     evaluator.apply(evaluator.space.uniform(BITS, RANK), 0)
-    head = evaluator.model.get_output_embeddings().weight
-    dtype = head.dtype
+    head = evaluator.model.get_output_embeddings().weight.to(dtype)
     some = [
-        (w.frozen, w.lora_A.to(dtype), w.lora_B.to(dtype))
+        (w.frozen.to(dtype), w.lora_A.to(dtype), w.lora_B.to(dtype))
         for w in evaluator.wrapped.values()
         if isinstance(w, adapters.AdaptedLinear) and w.lora_A is not None
     ]
+    config = evaluator.model.config
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     start = time.perf_counter()
     for batch in batches:
         n = batch.input_ids.numel()
@@ -244,6 +253,14 @@ def products(evaluator: QuantizedLoRAEvaluator, batches: list[training.Batch]) -
             dz @ A
         hidden = torch.zeros(len(batch.positions), head.shape[1], dtype=dtype)
         (hidden @ head.T) @ head
+        if attention:
+            rows, length = batch.input_ids.shape
+            q = torch.zeros(rows * heads, length, width, dtype=dtype)
+            for _ in range(layers):
+                scores = q @ q.transpose(1, 2)
+                scores @ q
+                scores @ q, scores.transpose(1, 2) @ q  # noqa: B018
+                q @ q.transpose(1, 2), scores.transpose(1, 2) @ q  # noqa: B018
     return sum(b.tokens for b in batches) / (time.perf_counter() - start)
 
 
