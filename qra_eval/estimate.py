@@ -70,9 +70,7 @@ def quantized(evaluator: QuantizedLoRAEvaluator) -> bool:
 
     folder, linears = bank_folder(evaluator.quantization.cache), evaluator._linears
     widths = [b for b in evaluator.space.bits if b != UNQUANTIZED_BITS]
-    return all(
-        bank_file(folder, evaluator.bank_identity, evaluator.backend, b, linears).is_file() for b in widths
-    )
+    return all(bank_file(folder, evaluator.bank_identity, evaluator.backend, b, linears).is_file() for b in widths)
 
 
 def quantization_seconds(evaluator: QuantizedLoRAEvaluator) -> float:

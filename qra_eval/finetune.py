@@ -203,10 +203,9 @@ def write_adapter(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
     config = LoraConfig(
         r=common,
-        lora_alpha=alpha * common,  # type: ignore[arg-type]
+        lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=sorted(ranks),
         rank_pattern=others,
-        alpha_pattern={name: alpha * rank for name, rank in others.items()},
         lora_dropout=evaluator.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,

@@ -1,6 +1,6 @@
 """Where LoRA starts: the factors' first values, and for PiSSA the weight that is quantized under them.
 
-All four start from the quantized base. With s the adapter's scaling:
+All four start from the quantized base. With s the adapter's scaling, alpha over its rank:
 
 - `default`: A Kaiming-uniform, B zero (Hu et al. 2021).
 - `loftq`: s B A is the best rank-r fit to what quantization lost, W - Q(W) (Li et al. 2023, one iteration, which is
@@ -39,7 +39,7 @@ class Initialiser:
 
     Args:
         kind: `default`, `loftq`, `pissa` or `eva`.
-        scaling: what B A is multiplied by.
+        alpha: B A is multiplied by alpha over the rank.
         max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
         components: principal components (max_rank, in) of each linear's inputs; needed by `eva` alone.
         hessians: mean of x xᵀ, (in, in), of each; needed where `pissa` meets a calibrated backend.
@@ -51,12 +51,12 @@ class Initialiser:
         bank: Bank,
         backend: Backend,
         *,
-        scaling: float,
+        alpha: float,
         max_rank: int,
         components: Mapping[str, Tensor] | None = None,
         hessians: Mapping[str, Tensor] | None = None,
     ):
-        self.kind, self.bank, self.backend, self.scaling, self.max_rank = kind, bank, backend, scaling, max_rank
+        self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
         self.components, self.hessians = components or {}, hessians or {}
         self._factors: dict[tuple[str, int], Factors] = {}
         self._residuals: OrderedDict[tuple[str, int, int], nn.Module] = OrderedDict()
@@ -66,9 +66,10 @@ class Initialiser:
         """A (rank, in) and B (out, rank), float32."""
         if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
             A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
+            root = (rank / self.alpha) ** 0.5  # of 1 / s, shared between the two
             # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
             dtype = self.bank.linears[name].weight.dtype
-            return A[:rank].to(dtype).float(), B[:, :rank].to(dtype).float()
+            return (A[:rank] * root).to(dtype).float(), (B[:, :rank] * root).to(dtype).float()
         linear = self.bank.linears[name]
         A, B = AdapterInit(seed, self.max_rank).factors(name, linear.out_features, linear.in_features, rank)
         return (self.components[name][:rank], B) if self.kind == "eva" else (A, B)
@@ -107,7 +108,7 @@ class Initialiser:
         linear = self.bank.linears[name]
         dtype = linear.weight.dtype
         A, B = self.factors(name, UNQUANTIZED_BITS, rank, 0)
-        weight = (linear.weight.detach().float() - self.scaling * B @ A).to(dtype)
+        weight = (linear.weight.detach().float() - self.alpha / rank * B @ A).to(dtype)
         made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)
         if linear.bias is not None:
@@ -115,18 +116,18 @@ class Initialiser:
         return made
 
     def _decomposed(self, name: str, bits: int) -> Factors:
-        """Factors of the largest rank with s B A the best fit to W (16 bits), or to what `bits` lose of it."""
+        """Factors of the largest rank with B A the best fit to W (16 bits), or to what `bits` lose of it."""
         key = (name, bits)
         if key not in self._factors:
             target = self.bank.linears[name].weight.detach().float()
             if bits != UNQUANTIZED_BITS:
                 target = target - self.bank.weight(name, bits).float()
-            self._factors[key] = low_rank_factors(target, self.max_rank, self.scaling)
+            self._factors[key] = low_rank_factors(target, self.max_rank)
         return self._factors[key]
 
 
-def low_rank_factors(target: Tensor, rank: int, scaling: float) -> Factors:
-    """A (rank, in) and B (out, rank) with scaling * B A the best fit of that rank to `target` (out, in).
+def low_rank_factors(target: Tensor, rank: int) -> Factors:
+    """A (rank, in) and B (out, rank) with B A the best fit of that rank to `target` (out, in).
 
     The singular values are split evenly. Where `target` has a lower rank than asked for, what is left is zero.
     """
@@ -134,8 +135,8 @@ def low_rank_factors(target: Tensor, rank: int, scaling: float) -> Factors:
     gram = target @ target.T if wide else target.T @ target
     values, vectors = torch.linalg.eigh(gram.double())
     values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank].float()
-    root = (values.sqrt() / scaling).sqrt().float()
-    inverse = torch.where(root > root.max() * 1e-4, 1 / (root * scaling), torch.zeros_like(root))
+    root = values.sqrt().sqrt().float()
+    inverse = torch.where(root > root.max() * 1e-4, 1 / root, torch.zeros_like(root))
     if wide:
         A, B = (vectors.T @ target) * inverse[:, None], vectors * root
     else:
@@ -160,9 +161,7 @@ def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
     return torch.cat([factor, factor.new_zeros(shape)], dim)
 
 
-def input_components(
-    moments: Mapping[str, Tensor], means: Mapping[str, Tensor], rank: int
-) -> dict[str, Tensor]:
+def input_components(moments: Mapping[str, Tensor], means: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """Principal components (rank, in) of each linear's inputs from mean x xᵀ and mean x, about the mean as in peft.
 
     Linears that share a moment, since they read the same tensor, share the components.

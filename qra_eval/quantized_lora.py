@@ -389,7 +389,8 @@ class QuantizedLoRAEvaluator(Evaluator):
                     wrapper.set_adapter(None, None, 0.0)
                     continue
                 A, B = start.factors(linear.name, bits, rank, seed)
-                wrapper.set_adapter(A.to(self.device), B.to(self.device), self.settings.alpha, self.settings.dropout)
+                scaling = self.settings.alpha / rank
+                wrapper.set_adapter(A.to(self.device), B.to(self.device), scaling, self.settings.dropout)
 
     def initialiser(self, kind: str) -> Initialiser:
         """What gives bases and factors by one kind of initialisation; made at the first call.
@@ -409,14 +410,13 @@ class QuantizedLoRAEvaluator(Evaluator):
                 else:
                     hessians = moments
             self._initialisers[kind] = Initialiser(
-                kind, self.bank, self.backend, scaling=self.settings.alpha, max_rank=max_rank,
+                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max_rank,
                 components=components, hessians=hessians,
             )  # fmt: skip
         return self._initialisers[kind]
 
     def untuned_loss(self) -> float:
-        """Validation loss of the model as it was loaded, neither quantized nor tuned; the first figure to be had.
-        """
+        """Validation loss of the model as it was loaded, neither quantized nor tuned; the first figure to be had."""
         if self._prepared is not None:
             self.unquantize()
         return self.held_out("validation", self.settings.validation_rows)

@@ -134,14 +134,12 @@ def put(evaluator: QuantizedLoRAEvaluator, adapter: SharedAdapter, plan: Plan) -
         if name in cut:
             A, B = cut[name]
             wrapper.lora_A, wrapper.lora_B = nn.Parameter(A), nn.Parameter(B)
-            wrapper.scaling, wrapper.dropout = evaluator.settings.alpha, evaluator.settings.dropout
+            wrapper.scaling, wrapper.dropout = evaluator.settings.alpha / len(A), evaluator.settings.dropout
         else:
             wrapper.set_adapter(None, None, 0.0)
 
 
-def _gather(
-    wrapped: Mapping[str, AdaptedLinear], masters: Mapping[str, tuple[nn.Parameter, nn.Parameter]]
-) -> None:
+def _gather(wrapped: Mapping[str, AdaptedLinear], masters: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
     """Add the gradients of the cut factors, clipped to norm 1 together, to those of the whole ones."""
     own = [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
     nn.utils.clip_grad_norm_(own, 1.0)

@@ -95,9 +95,11 @@ class TrainingConfig(_Section):
 
     steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
     batch_size: int = Field(8, ge=1, description="rows a step")
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
-    alpha: float = Field(2.0, gt=0, description="LoRA alpha as a multiple of the rank")
+    alpha: float = Field(
+        16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
@@ -123,7 +125,6 @@ class TrainingConfig(_Section):
     )
     final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
     test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
-
 
     @field_validator("init")
     @classmethod

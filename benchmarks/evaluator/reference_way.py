@@ -118,7 +118,9 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
     found = find_linears(loaded.model)
     for linear in found:
         loaded.model.set_submodule(linear.name, backend.quantize(linear.module, bits))
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[f.name for f in found], task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=settings.alpha, target_modules=[f.name for f in found], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(loaded.model, config)
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(

@@ -180,7 +180,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
         model.set_submodule(found.name, evaluator.bank.module(found.name, BITS))
     names = [name for name in evaluator.wrapped]
     peft_model = get_peft_model(
-        model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=names, task_type="CAUSAL_LM")
+        model, LoraConfig(r=RANK, lora_alpha=evaluator.settings.alpha, target_modules=names, task_type="CAUSAL_LM")
     )
     data = [
         {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in rows
@@ -202,7 +202,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
                     folder,
                     per_device_train_batch_size=8,
                     max_steps=steps,
-                    learning_rate=5e-4,
+                    learning_rate=evaluator.settings.learning_rate,
                     report_to=[],
                     save_strategy="no",
                     disable_tqdm=True,

@@ -4,7 +4,7 @@
 
 Each tuning is a line of `final.jsonl`: who, seed, bytes, and loss and tokens of every test row. Rows of the same test
 split are in the same order everywhere, so that comparisons are paired. Found plans and their closest rivals come
-first, with every seed; then more rivals; then both at twice the learning rate.
+first, with every seed; then more rivals.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from qra_search.space import Plan
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 
 
-def jobs(path: Path, task: str) -> list[tuple[int, float, str, str, int, Plan | protocol.Uniform]]:
-    """(seed, rate, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
+def jobs(path: Path, task: str) -> list[tuple[int, str, str, int, Plan | protocol.Uniform]]:
+    """(seed, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     mine = [
         (f"{row['search'].removeprefix(task + '-')} @ {row['budget']}", protocol.BACKEND, 0, protocol.expanded(row))
@@ -33,15 +33,7 @@ def jobs(path: Path, task: str) -> list[tuple[int, float, str, str, int, Plan | 
         if row["search"].startswith(f"{task}-")
     ]
     first, more = ([(u.name, u.backend, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE))
-    same = [job for job in mine + first if job[1] == protocol.BACKEND]
-    slow, fast = protocol.RATES
-    rounds = [(slow, mine + first), (slow, more), (fast, same)]
-    return [
-        (seed, rate, name if rate == slow else f"{name}, {rate:g}x rate", *rest)
-        for rate, rows in rounds
-        for seed in protocol.SEEDS
-        for name, *rest in rows
-    ]
+    return [(seed, *row) for rows in (mine + first, more) for seed in protocol.SEEDS for row in rows]
 
 
 def main() -> None:
@@ -62,7 +54,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
     todo = jobs(options.out / "plans.jsonl", options.task)
-    for seed, rate, name, backend, bits, plan in reversed(todo) if options.backwards else todo:
+    for seed, name, backend, bits, plan in reversed(todo) if options.backwards else todo:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
             continue
@@ -75,11 +67,10 @@ def main() -> None:
         key = f"{backend}:{widths}"
         if key not in evaluators:
             evaluators.clear()  # one model at a time
-            evaluators[key] = protocol.evaluator(options.task, options.data, backend=backend, bits=widths)
+            evaluators[key] = protocol.evaluator(
+                options.task, options.data, backend=backend, bits=widths, ranks=(2, 4, 8, 16, 32)
+            )
         evaluator = evaluators[key]
-        evaluator.settings = protocol.TRAINING.model_copy(
-            update={"learning_rate": rate * protocol.TRAINING.learning_rate}
-        )
         start = time.perf_counter()
         chosen = evaluator.space.uniform(plan.bits, plan.rank) if isinstance(plan, protocol.Uniform) else plan
         evaluator.apply(chosen, seed)

@@ -42,11 +42,6 @@ class Row:
     def found(self) -> bool:
         return "@" in self.name
 
-    @property
-    def rate(self) -> str:
-        """Another learning rate than the usual one, as the name says it."""
-        return self.name.partition(", ")[2]
-
 
 def read(path: Path, task: str) -> list[Row]:
     """The rows of a task, cheapest first."""
@@ -101,14 +96,14 @@ def main() -> None:
     found = [r for r in rows if r.found]
     comparisons = []
     for f in found:
-        fitting = [r for r in rows if not r.found and r.bytes <= f.limit and r.rate == f.rate]
+        fitting = [r for r in rows if not r.found and r.bytes <= f.limit]
         if fitting:
             best = min(fitting, key=lambda r: r.loss)
             comparisons.append((f, best, f"best uniform plan of no more bytes ({best.name})"))
         for name in ("hqq 3-bit r8", "nf4 4-bit r8"):
-            if name in by_name and by_name[name].bytes >= f.bytes and f.rate == "":
+            if name in by_name and by_name[name].bytes >= f.bytes:
                 comparisons.append((f, by_name[name], f"{name}, {by_name[name].bytes / 2**20:.1f} MiB"))
-        if SIXTEEN in by_name and f.rate == "":
+        if SIXTEEN in by_name:
             comparisons.append((f, by_name[SIXTEEN], f"{SIXTEEN}, {by_name[SIXTEEN].bytes / 2**20:.0f} MiB"))
     level = 1 - 0.05 / max(len(comparisons), 1)
     text += ["", f"## Found plans against others ({len(comparisons)} comparisons, together at 95%)", ""]
@@ -123,7 +118,7 @@ def main() -> None:
             f"| {d['epoch_share']:.2f} |"
         )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
-    FIGURE.write_text(figure.draw([r for r in rows if r.rate == ""], SIXTEEN))
+    FIGURE.write_text(figure.draw(rows, SIXTEEN))
     print("\n".join(text))
 
 

@@ -84,7 +84,7 @@ class CompressedTensorsExporter(Exporter):
         run.tokenizer.save_pretrained(out)
         run.base.generation_config.save_pretrained(out)
         if not self.merge:
-            write_adapter(run, out / "adapter")
+            write_adapter(run, out / "adapter", pad_ranks=True)  # vLLM knows one rank and one scaling
         notes += self._notes(run, bits, kept, out)
         if importlib.util.find_spec(LIBRARY) is None:
             notes.append("not compared: the package compressed-tensors is not installed here")

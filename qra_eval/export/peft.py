@@ -20,7 +20,7 @@ tags: [lora, qra]
 ---
 # A LoRA adapter on a mixed-precision base
 
-`adapter/` is an ordinary PEFT directory. Its ranks differ from linear to linear (`rank_pattern`, `alpha_pattern`).
+`adapter/` is an ordinary PEFT directory. Its ranks differ from linear to linear (`rank_pattern`), its alpha does not.
 It was tuned on a base whose linears have the bit-widths in `plan.json`, and is exact on that base only:
 
 ```python
@@ -72,20 +72,24 @@ class PEFTExporter(Exporter):
 
 
 def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False) -> None:
-    """Copy the adapter directory; with `pad_ranks` at one rank for all linears."""
+    """Copy the adapter directory; with `pad_ranks` at one rank, and so one scaling, for all linears.
+
+    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
+    """
     shutil.copytree(run.adapter_folder, out)
     if not pad_ranks:
         return
     rank = max(factors.rank for factors in run.factors.values())
     config = json.loads((out / "adapter_config.json").read_text())
-    scaling = {factors.scaling for factors in run.factors.values()}
-    if len(scaling) != 1:
-        raise ValueError(f"adapters of one rank need one scaling, these have {sorted(scaling)}")
-    config.update(r=rank, lora_alpha=scaling.pop() * rank, rank_pattern={}, alpha_pattern={})
+    scaling = next(f.scaling for f in run.factors.values() if f.rank == rank)
+    config.update(r=rank, lora_alpha=scaling * rank, rank_pattern={}, alpha_pattern={})
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     padded = {}
     for key, tensor in load_file(out / "adapter_model.safetensors").items():
-        axis = 0 if ".lora_A." in key else 1
+        name, is_a, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+        axis = 0 if is_a else 1
+        if not is_a:
+            tensor = tensor * (run.factors[name.partition(".lora_B.")[0]].scaling / scaling)
         shape = list(tensor.shape)
         shape[axis] = rank - shape[axis]
         padded[key] = torch.cat([tensor, tensor.new_zeros(shape)], dim=axis).contiguous()

@@ -16,7 +16,7 @@ from qra_eval.initialisation import Initialiser, input_components, low_rank_fact
 from qra_eval.models import find_linears, tiny_model
 from qra_eval.training import Row, collate
 
-SCALING, RANKS = 2.0, (2, 8)
+ALPHA, RANKS = 4.0, (2, 8)
 
 
 def linears(dtype=torch.float32):
@@ -33,7 +33,7 @@ def bank(tmp_path):
 
 
 def initialiser(kind, bank, **given):
-    return Initialiser(kind, bank, bank.backend, scaling=SCALING, max_rank=max(RANKS), **given)
+    return Initialiser(kind, bank, bank.backend, alpha=ALPHA, max_rank=max(RANKS), **given)
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -43,7 +43,7 @@ def test_pissa_is_that_of_peft_with_its_residual_quantized(bank, name, rank):
     model = nn.Sequential()
     model.add_module("one", nn.Linear(given.in_features, given.out_features, bias=given.bias is not None))
     model.one.load_state_dict(given.state_dict())
-    config = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=["one"], init_lora_weights="pissa")
+    config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=["one"], init_lora_weights="pissa")
     layer = get_peft_model(model, config).base_model.model.one
     made = initialiser("pissa", bank)
     A, B = made.factors(name, 2, rank, seed=0)
@@ -65,9 +65,9 @@ def test_loftq_fits_what_quantization_lost_as_peft_does(bank, name, bits, rank):
     theirs = _low_rank_decomposition(lost, reduced_rank=rank)
     made = initialiser("loftq", bank)
     A, B = made.factors(name, bits, rank, seed=0)
-    torch.testing.assert_close(SCALING * B @ A, theirs["L"] @ theirs["R"], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(ALPHA / rank * B @ A, theirs["L"] @ theirs["R"], atol=1e-4, rtol=1e-3)
     assert torch.equal(made.weight(name, bits, rank), bank.weight(name, bits))
-    assert (lost - SCALING * B @ A).norm() < lost.norm()
+    assert (lost - ALPHA / rank * B @ A).norm() < lost.norm()
 
 
 def test_at_16_bits_loftq_starts_as_default_does(bank):
@@ -81,11 +81,11 @@ def test_at_16_bits_loftq_starts_as_default_does(bank):
 def test_a_linear_narrower_than_the_rank_gets_zero_directions(bank):
     A, B = initialiser("pissa", bank).factors("narrow", 4, 8, 0)
     assert A.shape == (8, 64) and B.shape == (4, 8) and not A[4:].any() and not B[:, 4:].any()
-    torch.testing.assert_close(SCALING * B @ A, bank.linears["narrow"].weight, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ALPHA / 8 * B @ A, bank.linears["narrow"].weight, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_lost_gives_zero_factors():
-    A, B = low_rank_factors(torch.zeros(6, 4), 2, 2.0)
+    A, B = low_rank_factors(torch.zeros(6, 4), 2)
     assert not A.any() and not B.any()
 
 
