@@ -171,5 +171,5 @@ def test_bits_that_no_backend_has_are_refused(build):
 
 def test_another_setting_makes_another_description(build):
     assert build().describe() == build().describe()
-    assert build().describe() != build(learning_rate=1e-3).describe()
+    assert build().describe() != build(learning_rate=3e-3).describe()
     json.dumps(build().describe())
