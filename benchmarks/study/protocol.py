@@ -16,6 +16,8 @@ TRAINING = TrainingConfig(
 )
 """One evaluation: 12 steps of 4 rows, then the loss on 32 held-out rows. The final tuning: 36 steps, 96 test rows.
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows (`pace.py`)."""
+SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
+"""A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
 RANKS = (2, 4, 8, 16)
 EVALUATIONS = 50
 SEEDS = (0, 1, 2)

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--task", default="gsm8k")
     parser.add_argument("--strategy", default="qra")
     parser.add_argument("--granularity", default="module", choices=["module", "layer", "fused"])
+    parser.add_argument("--short", action="store_true", help="evaluations of 3 steps and 16 rows instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
@@ -51,9 +52,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
+    name += "-short" * options.short
     options.logs.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    evaluator = protocol.evaluator(options.task, options.data, granularity=options.granularity)
+    evaluator = protocol.evaluator(
+        options.task,
+        options.data,
+        granularity=options.granularity,
+        training=protocol.SHORT if options.short else protocol.TRAINING,
+    )
     budgets = protocol.budgets(evaluator.space)
     log = TrialLog(options.logs / f"{name}.sqlite")
     study = Study(
@@ -68,7 +75,7 @@ def main() -> None:
     result = study.run()
     with (options.out / f"trials-{name}.jsonl").open("w") as file:
         export_jsonl(log, file)
-    forwards = result.spent * evaluator.evaluation_tokens()
+    forwards = result.spent * evaluator.evaluation_tokens()  # of this search's own evaluations
     epoch = protocol.EPOCH_FORWARDS * sum(map(len, evaluator.rows("calibration", 1 << 30)))
     rows = []
     for label, budget in budgets.items():
