@@ -137,6 +137,8 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
+    assert config["lora_alpha"] == evaluator.settings.alpha and not config["alpha_pattern"]
+    assert {w.scaling * w.rank for w in evaluator.wrapped.values() if w.rank} == {evaluator.settings.alpha}
     base, _ = load_base(tmp_path)
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
     with torch.no_grad():

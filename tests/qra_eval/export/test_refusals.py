@@ -77,6 +77,13 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs, tmp_path):
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
 
 
+def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that_vllm_knows(runs, tmp_path):
+    export(runs["llama"], "compressed-tensors", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
+    assert config["lora_alpha"] / 8 == min(factors.scaling for factors in runs["llama"].factors.values())
+
+
 def test_bfloat16_rounds_the_merged_weights_and_the_difference_is_told(runs, tmp_path):
     done = export(runs["llama"], "merged", tmp_path / "out")
     assert 0 < done.largest_logit_difference < 0.1 * done.largest_logit
