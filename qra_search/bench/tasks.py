@@ -129,10 +129,10 @@ def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
 
 
 ABLATED = (
-    "qra?spans=[0.0]", "qra?moves=0", "qra?anywhere=0", "qra?telling=0", "qra?all_budgets=false", "qra?sweeps=0",
+    "qra?spans=[0.0]", "qra?moves=0", "qra?anywhere=0", "qra?all_budgets=false", "qra?sweeps=0",
     "qra?alike=false", "qra?confirm=true", "qra?low=true",
 )  # fmt: skip
-"""`qra` with one ingredient off: draws of tables, neighbours and swaps, either worth of what is learnt, all budgets at
+"""`qra` with one ingredient off: draws of tables, neighbours and swaps, the worth of what is learnt, all budgets at
 once, hyperparameters by evidence, likeness of groups; and with one of those on that are off by default."""
 PRESETS = {
     "quick": Preset(

@@ -8,10 +8,9 @@ dozen evaluations say much about it. Each proposal:
    predicted.
 2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
    Add the neighbours of each budget's incumbent, one change or a swap away.
-3. *Worth.* With S(x, a) the change of the mean of plan a by one deviation of what an evaluation of x may show, add up
-   over budgets: the expected fall of the best mean among evaluated plans (what would be handed over), the same among
-   all candidates (what is learnt for later), and the deviation that x brings between plausible optima (what is
-   learnt in the long run). All in nats, divided by cost. The best candidate is proposed.
+3. *Worth.* Add up over budgets the expected fall of the best mean among evaluated plans (what would be handed over) and
+   the same among all candidates (what is learnt for later), both in nats, divided by cost. The best candidate is
+   proposed.
 
 The plan handed over is the one of lowest posterior mean: a lucky draw is seen through.
 """
@@ -64,7 +63,6 @@ class QRAStrategy(Strategy):
         moves: single changes of each incumbent among the candidates, and twice as many swaps; 0 leaves them out.
         keep: evaluated plans of each budget that compete for being handed over.
         anywhere: weight of the expected fall among all candidates; 0 leaves it out.
-        telling: weight of what tells plausible optima apart; 0 leaves it out.
         all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
         confirm: whether an evaluated plan may be evaluated again, with a new seed, where that is worth most.
         low: whether to evaluate at the lowest fidelity where that is worth most for its cost, as long as it ranks the
@@ -85,7 +83,6 @@ class QRAStrategy(Strategy):
         moves: int = 40,
         keep: int = 12,
         anywhere: float = 1.0,
-        telling: float = 1.0,
         all_budgets: bool = True,
         confirm: bool = False,
         low: bool = False,
@@ -95,7 +92,7 @@ class QRAStrategy(Strategy):
         **widths: float,
     ):
         self.width = np.append(0.0, np.resize(np.asarray(spans, float), draws))
-        self.moves, self.keep, self.anywhere, self.telling = moves, keep, anywhere, telling
+        self.moves, self.keep, self.anywhere = moves, keep, anywhere
         self.all_budgets, self.confirm, self.low, self.pairs = all_budgets, confirm, low, pairs
         self.sweeps, self.alike, self.widths = sweeps, alike, Widths(**widths)
 
@@ -161,7 +158,8 @@ class QRAStrategy(Strategy):
     ) -> Proposal | None:
         """The candidate of greatest worth for its cost; None where there is none."""
         space, fit = state.space, asked.given(fit)
-        candidates = self._candidates(state, fit, self._budgets(state, k), k)
+        budgets = self._budgets(state, k)
+        candidates = self._candidates(state, fit, budgets, k)
         helps = self.low and fit.lows and low_agrees(state, levels[-1], self.pairs)
         new, low = candidates.new, candidates.cheap if helps else candidates.cheap[:0]
         known, R = candidates.known, fit.basis.shape[2]
@@ -181,10 +179,8 @@ class QRAStrategy(Strategy):
         outlook = Outlook(mean[:plans], reach, np.where(evaluations < plans, evaluations, -1), np.arange(plans) < n)
         size = space.memory.bytes(b[:plans], r[:plans])
         worth = np.zeros(len(evaluations))
-        for budget, optima in candidates.optima.items():
+        for budget in budgets:
             worth += outlook.handover(size <= budget) + self.anywhere * outlook.anywhere(size <= budget, POOL)
-            plausible = n + np.flatnonzero([x.tobytes() in optima for x in new])
-            worth += self.telling * outlook.telling(plausible) * np.sqrt(cost[evaluations])
         worth /= cost[evaluations]
         for i in np.argsort(-worth, kind="stable"):
             at = int(evaluations[i])
@@ -212,14 +208,12 @@ class QRAStrategy(Strategy):
         believed, _ = fit.at_rows()
         used, full = memory.bytes(rows.b, rows.r), rows.low == 0
         known: set[int] = set()
-        optima: dict[int, set[bytes]] = {}
         solved, near = [], []
         for budget in budgets:
             fits = np.flatnonzero(full & (used <= budget))
             best = fits[np.argsort(believed[fits], kind="stable")[: self.keep]]
             known.update(best.tolist())
             solved.append(solve_many(tables, size, budget - fixed))
-            optima[budget] = {x.tobytes() for x in solved[-1]}
             if len(best) and self.moves:
                 near.append(
                     neighbours(rows.b[best[0]] * R + rows.r[best[0]], tables[0], size, budget - fixed, self.moves)
@@ -228,7 +222,7 @@ class QRAStrategy(Strategy):
         index = np.array(sorted(known), int)
         return Candidates(
             index, believed[index], distinct(np.concatenate([*solved, *near]), tried),
-            distinct(np.concatenate(solved), set()), optima,
+            distinct(np.concatenate(solved), set()),
         )  # fmt: skip
 
 
@@ -240,14 +234,12 @@ class Candidates:
         known: rows of the fit that may be handed over, and what is `believed` of their losses.
         new: (M, G), plans not yet evaluated at full fidelity.
         cheap: (C, G), plans for a lower fidelity.
-        optima: budget to the codes, as bytes, of the plans that are optimal under some drawn table.
     """
 
     known: np.ndarray
     believed: np.ndarray
     new: np.ndarray
     cheap: np.ndarray
-    optima: dict[int, set[bytes]]
 
 
 class Asked:

@@ -55,13 +55,3 @@ class Outlook:
             return np.zeros(len(self.own))
         after = sum(mass * (self.mean[pool] + z * self.reach[:, pool]).min(1) for z, mass in NODES)
         return np.maximum(self.mean[pool].min() - after, 0.0)
-
-    def telling(self, plausible: np.ndarray) -> np.ndarray:
-        """(E,), root mean square by which an evaluation moves plausible optima against each other.
-
-        Args:
-            plausible: int (S,), optima of tables drawn from the posterior.
-        """
-        if not len(plausible):
-            return np.zeros(len(self.own))
-        return self.reach[:, plausible].std(1)

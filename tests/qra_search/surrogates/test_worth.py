@@ -46,11 +46,3 @@ def test_nothing_within_the_budget_is_worth_nothing():
     outlook = Outlook(np.zeros(2), np.ones((1, 2)), np.array([1]), np.array([True, False]))
     assert outlook.handover(np.zeros(2, bool)).tolist() == [0.0]
     assert outlook.anywhere(np.zeros(2, bool), 5).tolist() == [0.0]
-
-
-def test_what_moves_all_optima_alike_tells_nothing():
-    reach = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.0]])
-    outlook = Outlook(np.zeros(3), reach, np.array([0, 1]), np.zeros(3, bool))
-    telling = outlook.telling(np.arange(3))
-    np.testing.assert_allclose(telling, [0.0, np.std([0.5, -0.5, 0.0])], atol=1e-12)
-    assert outlook.telling(np.zeros(0, int)).tolist() == [0.0, 0.0]
