@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 ADAPTER_DTYPE = torch.bfloat16
 FIDELITIES = (0.25, 0.5, 1.0)
 PRIOR_ROWS = 16
-PRIOR_VERSION = 1
+PRIOR_VERSION = 2
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""

@@ -51,7 +51,8 @@ def learnt_prior(path: str | Path, space: SearchSpace) -> Prior:
         both = carried_over(np.hstack([damage, gain]), state.space.groups, space.groups)
     except ValueError as error:
         raise LogMismatch(f"{path}: {error}") from None
-    return Prior(both[:, : len(bits)], both[:, len(bits) :], source=f"learnt from {plans} plans of {Path(path).name}")
+    source = f"learnt from {plans} plans of {Path(path).name}"
+    return Prior(both[:, : len(bits)], both[:, len(bits) :], source=source, repair=found.repair)
 
 
 def scaled_prior(state: StudyState) -> Prior:
@@ -62,7 +63,7 @@ def scaled_prior(state: StudyState) -> Prior:
     groups = np.arange(len(state.space))
     damage = prior_table(state.space, replace(prior, rank_gain=np.zeros_like(prior.rank_gain)))[groups, b, r]
     scale, gain_scale = fit_scales(damage, prior.rank_gain[groups, r].sum(1), estimates.mean)
-    return Prior(scale[:, None] * prior.bits_damage, gain_scale * prior.rank_gain)
+    return Prior(scale[:, None] * prior.bits_damage, gain_scale * prior.rank_gain, repair=prior.repair)
 
 
 def carried_over(values: np.ndarray, known: Sequence[Group], wanted: Sequence[Group]) -> np.ndarray:

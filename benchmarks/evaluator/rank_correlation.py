@@ -21,7 +21,7 @@ import numpy as np
 from qra_search.budgets import size_in
 from qra_search.cli.common import pair
 from qra_search.config import RunConfig, make_config
-from qra_search.evaluation import EvaluationFailed, Prior
+from qra_search.evaluation import EvaluationFailed
 from qra_search.fidelity import RankCorrelation, by_prior, correlation, plans_of_like_size
 from qra_search.space import SearchSpace
 
@@ -82,16 +82,15 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
         shared = 3 * evaluator.shared_adapter().tokens / evaluator.evaluation_tokens()
         keep({"what": "prior", "cost": prior.cost - shared, "seconds": prior.seconds, "prior": prior.to_dict()})
         keep({"what": "shared", "cost": shared, "steps": config.training.shared_steps})
-    else:
-        stored = next(r for r in records if r["what"] == "prior")
-        scores = by_prior(space, Prior.from_dict(stored["prior"]), plans)
+        for plan, score in zip(plans, scores, strict=True):
+            keep({"what": "prior score", "plan": plan.key, "score": float(score)})
     done = {(r["plan"], r["fidelity"], r["seed"]) for r in records if r["what"] == "score"}
     for n, plan in enumerate(plans):
         wanted = [(f, 0) for f in evaluator.fidelities] + ([(1.0, REPLICATE)] if n < options.replicates else [])
         for fidelity, seed in wanted:
             if (plan.key, fidelity, seed) in done:
                 continue
-            row = {"what": "score", "plan": plan.key, "fidelity": fidelity, "seed": seed, "prior": float(scores[n])}
+            row = {"what": "score", "plan": plan.key, "fidelity": fidelity, "seed": seed}
             row |= {"memory_bytes": space.memory_bytes(plan), "loss": None}
             start = time.perf_counter()
             try:
@@ -110,7 +109,7 @@ def table(records: list[dict]) -> list[RankCorrelation]:
     for r in scores:
         losses.setdefault((r["fidelity"], r["seed"]), {})[r["plan"]] = r["loss"]
     full = losses.get((1.0, 0), {})
-    priors = {r["plan"]: r["prior"] for r in scores}
+    priors = {r["plan"]: r["score"] for r in records if r["what"] == "prior score"}
     costs = {r["what"]: r["cost"] for r in records if r["what"] in ("prior", "shared")}
     lowest = min((f for f, _ in losses), default=1.0)
     named = [("the prior alone", priors, 0.0)]

@@ -1,6 +1,7 @@
 """Searches of the study: every strategy on the same evaluator, budgets and number of evaluations; resumable.
 
     python benchmarks/study/search.py --data DIR --strategy qra --minutes 50
+    python benchmarks/study/search.py --data DIR --strategy sensitivity    # the prior's own plans: nothing is tuned
 
 The log lies in runs/study; after every piece it is exported as JSONL beside the results, and the plans that the
 strategy would hand over at each budget are written to `plans.jsonl`.
@@ -16,11 +17,14 @@ from pathlib import Path
 import protocol
 import torch
 
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.logtools import export_jsonl
+from qra_search.strategies.additive import additive_plan, prior_table
 from qra_search.study import Callback, Study
 from qra_search.trials import Trial, TrialLog
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
+SENSITIVITY = "sensitivity"
 
 
 class Pieces(Callback):
@@ -62,6 +66,9 @@ def main() -> None:
         training=protocol.SHORT if options.short else protocol.TRAINING,
     )
     budgets = protocol.budgets(evaluator.space)
+    if options.strategy == SENSITIVITY:
+        keep(options.out / "plans.jsonl", name, by_sensitivity(evaluator, budgets, name))
+        return
     log = TrialLog(options.logs / f"{name}.sqlite")
     study = Study(
         evaluator,
@@ -76,7 +83,7 @@ def main() -> None:
     with (options.out / f"trials-{name}.jsonl").open("w") as file:
         export_jsonl(log, file)
     forwards = result.spent * evaluator.evaluation_tokens()  # of this search's own evaluations
-    epoch = protocol.EPOCH_FORWARDS * sum(map(len, evaluator.rows("calibration", 1 << 30)))
+    epoch = epoch_forwards(evaluator)
     rows = []
     for label, budget in budgets.items():
         best = result.best(budget)
@@ -97,11 +104,35 @@ def main() -> None:
                 }
             )
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
-    path = options.out / "plans.jsonl"
+    keep(options.out / "plans.jsonl", name, rows)
+    print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
+
+
+def keep(path: Path, name: str, rows: list[dict]) -> None:
+    """Write a search's plans in place of those that it had before."""
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["search"] != name]
     path.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n")
-    print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
+
+
+def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], name: str) -> list[dict]:
+    """The best plans if the prior were true, as post-training mixed precision would choose: no tuning in the loop."""
+    space, prior = evaluator.space, evaluator.prior()
+    rows = []
+    for label, budget in budgets.items():
+        plan = additive_plan(space, prior_table(space, prior), budget)
+        assert plan is not None
+        row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
+        row |= {"loss": None, "spent": prior.cost, "prior_cost": prior.cost}
+        row |= {"epoch_share": round(prior.cost * evaluator.evaluation_tokens() / epoch_forwards(evaluator), 4)}
+        rows.append(row | protocol.compact(plan))
+        print(f"{label:8} {space.memory_bytes(plan) / 2**20:7.2f} MiB  {plan}", flush=True)
+    return rows
+
+
+def epoch_forwards(evaluator: QuantizedLoRAEvaluator) -> float:
+    """Forward passes over a token that an epoch of fine-tuning costs."""
+    return protocol.EPOCH_FORWARDS * sum(map(len, evaluator.rows("calibration", 1 << 30)))
 
 
 if __name__ == "__main__":

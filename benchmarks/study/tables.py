@@ -43,6 +43,11 @@ class Row:
         return "@" in self.name
 
 
+def shown(loss: float | None) -> str:
+    """A loss, where plans were evaluated at all."""
+    return "–" if loss is None else f"{loss:.4f}"
+
+
 def read(path: Path, task: str) -> list[Row]:
     """The rows of a task, cheapest first."""
     grouped = defaultdict(list)
@@ -114,7 +119,7 @@ def main() -> None:
     text += ["|---|---|---|---|---|---|"]
     for d in plans:
         text.append(
-            f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {d['loss']:.4f} | {d['spent']:.1f} "
+            f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
             f"| {d['epoch_share']:.2f} |"
         )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")

@@ -14,9 +14,6 @@ from qra_search.strategies.base import Strategy, StudyState, mean_estimates
 from qra_search.surrogates.scales import fit_scales
 from qra_search.trials import Proposal
 
-RANK_DECAY = 0.5
-"""How fast rank repairs damage in the prior's table: the share left at rank r is (1 + r)^-RANK_DECAY. Fits SmolLM2
-tuned on GSM8K at 3 bits: 52%, 36%, 24% and 17% of the untuned damage left at ranks 4, 8, 16 and 32."""
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
 LEARN_FROM = 10
@@ -68,12 +65,13 @@ def additive_plan(space: SearchSpace, table: np.ndarray, budget: int) -> Plan | 
 def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
     """float (G, B, R): loss in nats that each choice adds according to the prior.
 
-    Damage falls with rank, since an adapter repairs a part of it. Without a prior every weight is taken to be
-    damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion to log2.
+    Damage falls with rank as the prior's `repair` says, since an adapter repairs a part of it. Without a prior every
+    weight is taken to be damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion
+    to log2.
     """
     prior = usable_prior(space, prior)
     ranks = np.asarray(space.ranks, dtype=float)
-    left = (1.0 + ranks) ** -RANK_DECAY
+    left = (1.0 + ranks) ** -prior.repair
     return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
 
 
