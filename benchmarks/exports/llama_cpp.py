@@ -2,7 +2,9 @@
 
     python benchmarks/exports/llama_cpp.py RUN --out benchmarks/results/llama_cpp.jsonl
 
-Needs the package llama-cpp-py-sync, which brings a built llama.cpp (CPU). RUN is the folder of a tuned run.
+Each export is compared with the model as it is, and with the same model computed in float32: bfloat16's own rounding
+is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which brings a built llama.cpp
+(CPU). RUN is the folder of a tuned run.
 """
 
 from __future__ import annotations
@@ -44,17 +46,19 @@ def main() -> None:
             export(run, "gguf", out, **options)
             adapter = out / "adapter.gguf" if with_adapter else None
             theirs = logits(out / "model.gguf", adapter, [ids[0].tolist() for ids in run.input_ids])
-            mine = run.live_logits
-            if not with_adapter and not options.get("merge"):
-                mine = run.logits(run.with_weights(run.weight, adapter=False))
+            tuned = with_adapter or bool(options.get("merge"))
+            mine = run.live_logits if tuned else run.logits(run.with_weights(run.weight, adapter=False))
+            precise = run.logits(run.with_weights(run.weight, adapter=tuned).float())
             rows.append(
                 {
                     "llama.cpp": __llama_cpp_tag__,
                     "backend": run.plan["backend"]["name"],
                     "options": options,
-                    "compared": "tuned model" if with_adapter or options.get("merge") else "base without adapter",
+                    "compared": "tuned model" if tuned else "base without adapter",
                     "adapter.gguf": with_adapter,
                     **difference(mine, theirs),
+                    "in_float32": difference(precise, theirs),
+                    "float32_against_stored": difference(mine, [p.flatten(0, 1) for p in precise]),
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
