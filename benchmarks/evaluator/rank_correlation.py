@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--memory", default="uniform3r8", help="bytes that the plans take, 85 to 100% of them")
     parser.add_argument("--plans", type=int, default=40)
     parser.add_argument("--replicates", type=int, default=12, help="plans evaluated in full with a second seed")
+    parser.add_argument("--skip", type=float, nargs="*", default=[], help="fidelities not evaluated in this run")
     parser.add_argument("--shared-steps", type=int, default=24)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of qra search")
     parser.add_argument("--threads", type=int)
@@ -86,7 +87,8 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
             keep({"what": "prior score", "plan": plan.key, "score": float(score)})
     done = {(r["plan"], r["fidelity"], r["seed"]) for r in records if r["what"] == "score"}
     for n, plan in enumerate(plans):
-        wanted = [(f, 0) for f in evaluator.fidelities] + ([(1.0, REPLICATE)] if n < options.replicates else [])
+        wanted = [(f, 0) for f in evaluator.fidelities if f not in options.skip]
+        wanted += [(1.0, REPLICATE)] * (n < options.replicates)
         for fidelity, seed in wanted:
             if (plan.key, fidelity, seed) in done:
                 continue
