@@ -81,7 +81,8 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
         prior = evaluator.prior()
         scores = by_prior(space, prior, plans)
         shared = 3 * evaluator.shared_adapter().tokens / evaluator.evaluation_tokens()
-        keep({"what": "prior", "cost": evaluator.prior_report["cost"], "seconds": prior.seconds, "prior": prior.to_dict()})
+        cost = evaluator.prior_report["cost"]
+        keep({"what": "prior", "cost": cost, "seconds": prior.seconds, "prior": prior.to_dict()})
         keep({"what": "shared", "cost": shared, "steps": config.training.shared_steps})
         for plan, score in zip(plans, scores, strict=True):
             keep({"what": "prior score", "plan": plan.key, "score": float(score)})
