@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip-bank", action="store_true", help="do not time a cold bank")
+    parser.add_argument("--throughput", action="store_true", help="only the tokens a second")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluator.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -44,11 +45,11 @@ def main() -> None:
     head |= {"task": options.task, "backend": options.backend, "steps": options.steps}
     rows = []
     with tempfile.TemporaryDirectory() as cold:
-        if not options.skip_bank:
+        if not (options.skip_bank or options.throughput):
             rows.append(time_bank(options, cold))
         evaluator = build(options, None)
-        rows.append(time_swap(evaluator))
-        rows.append(time_share(evaluator))
+        if not options.throughput:
+            rows += [time_swap(evaluator), time_share(evaluator)]
         rows.append(time_throughput(evaluator, options))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a") as file:

@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import adalora
 import protocol
 import torch
 
@@ -24,13 +25,13 @@ from qra_search.space import Plan
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 
 
-def jobs(path: Path, task: str) -> list[tuple[int, str, str, int, Plan | protocol.Uniform]]:
+def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, Plan | protocol.Uniform]]:
     """(seed, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     mine = [
         (f"{row['search'].removeprefix(task + '-')} @ {row['budget']}", protocol.BACKEND, 0, protocol.expanded(row))
         for row in found
-        if row["search"].startswith(f"{task}-")
+        if row["search"].startswith(f"{source}-")
     ]
     first, more = ([(u.name, u.backend, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE))
     return [(seed, *row) for rows in (mine + first, more) for seed in protocol.SEEDS for row in rows]
@@ -40,6 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
     parser.add_argument("--task", default="gsm8k")
+    parser.add_argument(
+        "--plans-of", metavar="TASK", help="tune the plans found on this task instead: what carries over"
+    )
     parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="only rows whose name holds this text")
@@ -53,7 +57,7 @@ def main() -> None:
     path = options.out / "final.jsonl"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
-    todo = jobs(options.out / "plans.jsonl", options.task)
+    todo = jobs(options.out / "plans.jsonl", options.task, options.plans_of or options.task)
     for seed, name, backend, bits, plan in reversed(todo) if options.backwards else todo:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
@@ -61,8 +65,7 @@ def main() -> None:
         if options.only not in name or (options.skip and options.skip in name):
             continue
         if until is not None and time.monotonic() > until:
-            print("more is left: run this again")
-            return
+            raise SystemExit(protocol.LEFT)
         widths = (2, 3, 4, 8, 16) if backend == protocol.BACKEND else (bits,)
         key = f"{backend}:{widths}"
         if key not in evaluators:
@@ -72,11 +75,17 @@ def main() -> None:
             )
         evaluator = evaluators[key]
         start = time.perf_counter()
-        chosen = evaluator.space.uniform(plan.bits, plan.rank) if isinstance(plan, protocol.Uniform) else plan
-        evaluator.apply(chosen, seed)
-        trained = evaluator.train(protocol.TRAINING.final_steps, seed)
+        uniform = isinstance(plan, protocol.Uniform)
+        chosen = evaluator.space.uniform(plan.bits, plan.rank) if uniform else plan
+        init = plan.init if uniform else "default"
         test = evaluator.rows("test", protocol.TRAINING.test_rows)
-        losses, tokens = row_losses(evaluator.model, test, 8, evaluator.device)
+        if init == "adalora":
+            model, trained = adalora.tune(evaluator, plan.bits, plan.rank, seed)
+        else:
+            evaluator.init = init
+            evaluator.apply(chosen, seed)
+            model, trained = evaluator.model, evaluator.train(protocol.TRAINING.final_steps, seed)
+        losses, tokens = row_losses(model, test, 8, evaluator.device)
         line = {
             "task": options.task,
             "row": name,

@@ -1,6 +1,6 @@
 """What found plans look like, and how well the search foresaw what it saw; from the recorded trials alone.
 
-    python benchmarks/study/looks.py
+python benchmarks/study/looks.py
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
-from qra_search.space import Plan, SearchSpace
+from qra_search.space import Plan
 
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"
@@ -18,9 +18,12 @@ TRAINING = TrainingConfig(
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows (`pace.py`)."""
 SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
+BITS = (2, 3, 4, 8)
 RANKS = (2, 4, 8, 16)
 EVALUATIONS = 50
 SEEDS = (0, 1, 2)
+LEFT = 3
+"""Status of a piece that ended in time, with more to do."""
 EPOCH_FORWARDS = 3.0
 """Forward passes that training on a token costs, the backward pass counted as two."""
 
@@ -32,11 +35,14 @@ class Uniform:
     backend: str
     bits: int
     rank: int
+    init: str = "default"
+    """Where the adapters start; "adalora": AdaLoRA, which ends at this rank on average."""
 
     @property
     def name(self) -> str:
         label = {"mixed-calibrated": "gptq", "bitsandbytes-nf4": "nf4"}.get(self.backend, self.backend)
-        return f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
+        name = f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
+        return name if self.init == "default" else f"{name} {self.init}"
 
 
 UNIFORM = (
@@ -54,6 +60,10 @@ UNIFORM = (
 """The rivals that are tuned with every seed first."""
 
 MORE = (
+    Uniform(BACKEND, 4, 8, "loftq"),
+    Uniform(BACKEND, 4, 8, "pissa"),
+    Uniform(BACKEND, 4, 8, "eva"),
+    Uniform(BACKEND, 4, 8, "adalora"),
     Uniform("bitsandbytes-nf4", 4, 32),
     Uniform("bitsandbytes-nf4", 4, 16),
     Uniform("bitsandbytes-nf4", 4, 4),
@@ -69,7 +79,7 @@ def evaluator(
     data: str | Path,
     *,
     backend: str = BACKEND,
-    bits: tuple[int, ...] = (2, 3, 4, 8),
+    bits: tuple[int, ...] = BITS,
     ranks: tuple[int, ...] = RANKS,
     granularity: str = "module",
     training: TrainingConfig = TRAINING,
@@ -86,8 +96,9 @@ def evaluator(
     )
 
 
-def budgets(space: SearchSpace) -> dict[str, int]:
-    """Bytes of uniform 3-bit and 4-bit at rank 8, and midway; the space must be the calibrated backend's."""
+def budgets(task: str, data: str | Path) -> dict[str, int]:
+    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, and midway."""
+    space = evaluator(task, data).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
     return {"3-bit": low, "midway": (low + high) // 2, "4-bit": high}
 

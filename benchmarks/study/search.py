@@ -2,6 +2,7 @@
 
     python benchmarks/study/search.py --data DIR --strategy qra --minutes 50
     python benchmarks/study/search.py --data DIR --strategy sensitivity    # the prior's own plans: nothing is tuned
+    python benchmarks/study/search.py --data DIR --ranks 8                 # bits alone; --bits 4: ranks alone
 
 The log lies in runs/study; after every piece it is exported as JSONL beside the results, and the plans that the
 strategy would hand over at each budget are written to `plans.jsonl`.
@@ -32,11 +33,13 @@ class Pieces(Callback):
 
     def __init__(self, minutes: float | None):
         self.until = None if minutes is None else time.monotonic() + 60 * minutes
+        self.broke_off = False
 
     def finished(self, study: Study, trial: Trial) -> None:
         print(f"{trial.id:3} {trial.proposal.origin:8} {trial.loss:.4f} {trial.evaluation.memory_bytes / 2**20:.2f} MiB"
               if trial.evaluation else f"{trial.id:3} failed: {trial.reason}", flush=True)  # fmt: skip
         if self.until is not None and time.monotonic() > self.until:
+            self.broke_off = True
             study.stop()
 
 
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--strategy", default="qra")
     parser.add_argument("--granularity", default="module", choices=["module", "layer", "fused"])
     parser.add_argument("--short", action="store_true", help="evaluations of 3 steps and 16 rows instead")
+    parser.add_argument("--bits", type=int, nargs="+", help="search over these only")
+    parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
@@ -57,19 +62,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short
+    for letter, some in (("b", options.bits), ("r", options.ranks)):
+        name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
     options.logs.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     evaluator = protocol.evaluator(
         options.task,
         options.data,
+        bits=tuple(options.bits or protocol.BITS),
+        ranks=tuple(options.ranks or protocol.RANKS),
         granularity=options.granularity,
         training=protocol.SHORT if options.short else protocol.TRAINING,
     )
-    budgets = protocol.budgets(evaluator.space)
+    budgets = protocol.budgets(options.task, options.data)
+    least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
+    budgets = {label: budget for label, budget in budgets.items() if budget >= least}
     if options.strategy == SENSITIVITY:
         keep(options.out / "plans.jsonl", name, by_sensitivity(evaluator, budgets, name))
         return
     log = TrialLog(options.logs / f"{name}.sqlite")
+    pieces = Pieces(options.minutes)
     study = Study(
         evaluator,
         strategy=options.strategy,
@@ -77,7 +89,7 @@ def main() -> None:
         memory_budget=list(budgets.values()),
         seed=options.seed,
         log=log,
-        callbacks=[Pieces(options.minutes)],
+        callbacks=[pieces],
     )
     result = study.run()
     with (options.out / f"trials-{name}.jsonl").open("w") as file:
@@ -106,6 +118,8 @@ def main() -> None:
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
     keep(options.out / "plans.jsonl", name, rows)
     print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
+    if pieces.broke_off:
+        raise SystemExit(protocol.LEFT)
 
 
 def keep(path: Path, name: str, rows: list[dict]) -> None:

@@ -1,0 +1,61 @@
+"""AdaLoRA on a uniform base: PEFT's, tuned on the same rows, for as many steps, as the study's other final tunings.
+
+It starts at one and a half times the rank and prunes to it on average. The base is the plan's dequantized weights in
+dense linears: the same numbers, whatever the bit-width.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.training import IGNORED, Trained, rate_at
+
+
+def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> tuple[Any, Trained]:
+    """A dense copy of the model at `bits`, tuned by AdaLoRA under the evaluator's settings."""
+    from peft import AdaLoraConfig, get_peft_model
+
+    from qra_eval.models import load_model
+
+    settings = evaluator.settings
+    batches = evaluator.batches(settings.final_steps, seed)
+    steps = len(batches)
+    base = load_model(evaluator.loaded.spec, dtype=evaluator.compute).model
+    for name in evaluator.wrapped:
+        linear = base.get_submodule(name)
+        linear.weight.data = evaluator.bank.weight(name, bits).to(evaluator.compute).clone()
+    torch.manual_seed(seed)
+    config = AdaLoraConfig(
+        init_r=rank + rank // 2, target_r=rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+        target_modules=list(evaluator.wrapped), task_type="CAUSAL_LM",
+        tinit=max(1, steps // 6), tfinal=max(1, steps // 3), deltaT=1, total_step=steps,
+    )  # fmt: skip
+    model = get_peft_model(base, config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    model.train()
+    start, tokens, losses = time.perf_counter(), 0, []
+    for step, batch in enumerate(batches):
+        batch = batch.to(evaluator.device)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate_at(step, steps, settings.warmup)
+        # The model adds AdaLoRA's orthogonal regularisation to the loss that it computes from labels.
+        labels = torch.full_like(batch.input_ids, IGNORED)
+        labels.view(-1)[batch.positions + 1] = batch.targets
+        loss = model(input_ids=batch.input_ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        tokens += batch.tokens
+    model.eval()
+    tail = losses[-max(1, steps // 4) :]
+    seconds = time.perf_counter() - start
+    return model, Trained(sum(tail) / len(tail), tokens, seconds, seconds)

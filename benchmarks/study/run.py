@@ -1,0 +1,64 @@
+"""The whole study, piece by piece: searches, final tunings, tables. Run it again until it says that all is done.
+
+    python benchmarks/study/run.py --data DIR --minutes 55
+
+The first pieces answer most: the search, its plans and their closest rivals with every seed; then other strategies,
+bits alone, ranks alone; then other tasks and what carries over to them. Each evaluation and each tuning is kept as it
+ends, so that a piece may be broken off at any moment. `--threads` must stay the same: it changes the last digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import protocol
+
+HERE = Path(__file__).parent
+STRATEGIES = ("qr_adaptor", "nsga2", "additive", "autoqra", "random")
+OTHER_TASKS = ("arc_easy", "openbookqa", "arc_challenge")
+PIECES = (
+    ("search", "--strategy", "sensitivity"),
+    ("search", "--strategy", "qra"),
+    ("final",),
+    *(("search", "--strategy", s) for s in STRATEGIES),
+    ("search", "--strategy", "qra", "--ranks", "8"),
+    ("search", "--strategy", "qra", "--bits", "4"),
+    ("search", "--strategy", "qra", "--granularity", "layer"),
+    ("search", "--strategy", "qra", "--short"),
+    ("search", "--strategy", "qra", "--seed", "1"),
+    ("final",),
+    *(("search", "--task", t, "--strategy", "qra") for t in OTHER_TASKS),
+    *(("final", "--task", t) for t in OTHER_TASKS),
+    *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "qra-module-0 @") for t in OTHER_TASKS),
+    ("tables",),
+    ("looks",),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and the others")
+    parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pieces", type=int, help="only the first so many")
+    options = parser.parse_args()
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    for script, *arguments in PIECES[: options.pieces]:
+        command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
+        if script in ("search", "final"):
+            command += ["--data", options.data, "--threads", str(options.threads)]
+            if until is not None:
+                command += ["--minutes", f"{max(0.0, (until - time.monotonic()) / 60):.2f}"]
+        print("$", " ".join(command[1:]), flush=True)
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            raise SystemExit("more is left: run this again" if status == protocol.LEFT else status)
+    print("all is done")
+
+
+if __name__ == "__main__":
+    main()
