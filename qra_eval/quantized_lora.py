@@ -139,7 +139,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         self._moments: Hessians | None = None
         dense = sum(m.weight.nbytes for m in modules.values())
         self.dtype: torch.dtype = self.model.dtype
-        self.compute = compute_dtype(self.device) if compute == "auto" else getattr(torch, compute)
+        fast = compute_dtype(self.device)
+        if fast.itemsize < self.dtype.itemsize:
+            fast = self.dtype  # who keeps a model in float32 wants its digits
+        self.compute = fast if compute == "auto" else getattr(torch, compute)
         expanded = dense * len(levels) * self.compute.itemsize // self.dtype.itemsize
         self.materialised = expanded <= weight_cache_bytes
         if not self.materialised:
@@ -167,6 +170,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         )
         self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
         self._rest: list[Tensor] = []
+        self._stored: list[Tensor] | None = None
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.init: str = training.inits[0]
@@ -211,11 +215,11 @@ class QuantizedLoRAEvaluator(Evaluator):
             self._moments = None  # as large as the model, and not needed again
             self._prepared = bank, adapters.install(self.model, list(modules))
             searched = {id(t) for m in modules.values() for t in m.parameters()}
-            self._rest = [
-                t
-                for t in [*self.model.parameters(), *self.model.buffers()]
-                if t.dtype == self.dtype and id(t) not in searched
-            ]
+            # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
+            narrower = self.compute.itemsize < self.dtype.itemsize
+            tensors = [*self.model.parameters(), *(() if narrower else self.model.buffers())]
+            self._rest = [t for t in tensors if t.dtype == self.dtype and id(t) not in searched]
+            self._stored = [t.data for t in self._rest] if narrower else None
             self._put_rest_in(self.compute)
         return self._prepared
 
@@ -439,8 +443,10 @@ class QuantizedLoRAEvaluator(Evaluator):
             self.apply(plan, 0, keep_adapters=True)
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
-        for tensor in self._rest:
-            tensor.data = tensor.data.to(dtype)
+        """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
+        for i, tensor in enumerate(self._rest):
+            whole = self._stored is not None and dtype == self.dtype
+            tensor.data = self._stored[i] if whole else tensor.data.to(dtype)
 
     def train(
         self,

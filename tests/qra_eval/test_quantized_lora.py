@@ -95,6 +95,28 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
     assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
 
 
+@pytest.mark.parametrize("compute", ["auto", "bfloat16"])
+def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_is_faster(
+    compute, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("qra_eval.quantized_lora.compute_dtype", lambda device: torch.bfloat16)
+    evaluator = QuantizedLoRAEvaluator(
+        "tiny",
+        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+        space=SpaceConfig(bits=(3, 16), ranks=(4,)),
+        training=TrainingConfig(batch_size=2, test_rows=2),
+        dtype="float32",
+        compute=compute,
+    )
+    before = {name: tensor.clone() for name, tensor in evaluator.model.named_buffers()}
+    embedding = evaluator.model.get_input_embeddings().weight.detach().clone()
+    tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
+    assert evaluator.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
+    with evaluator.as_stored(tuned.plan) as model:
+        assert torch.equal(model.get_input_embeddings().weight, embedding)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
+
+
 def test_training_changes_the_loss_and_no_step_leaves_it(build):
     untrained = build().evaluate(build().space.uniform(8, 8), fidelity=0.25)
     assert untrained.fidelity == 0.25 and untrained.metrics["trained_tokens"] > 0
