@@ -19,10 +19,9 @@ svg{font:13px system-ui,sans-serif}
 """
 
 
-def draw(rows: Sequence[Any], sixteen: str) -> str:
-    """An SVG of rows with `name`, `bytes`, `loss` and `found`; the row `sixteen` is drawn as a level, not a point."""
+def draw(rows: Sequence[Any], whole: Any | None) -> str:
+    """An SVG of rows with `name`, `bytes`, `loss` and `ours`; the row `whole` is drawn as a level, not a point."""
     points = [r for r in rows if not r.name.startswith("16-bit")]
-    whole = next((r for r in rows if r.name == sixteen), None)
     xs = [r.bytes / 2**20 for r in points]
     ys = [r.loss for r in points] + ([whole.loss] if whole else [])
     x0, x1 = float(floor(min(xs)) - 3), float(ceil(max(xs)) + 3)
@@ -60,12 +59,12 @@ def draw(rows: Sequence[Any], sixteen: str) -> str:
         )
     for r in points:
         x, y = px(r.bytes / 2**20), py(r.loss)
-        if r.found:
+        if r.ours:
             mark = f'<rect class="found" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
         else:
             mark = f'<circle class="uniform" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
         out.append(f"{mark}<title>{escape(r.name)}: {r.loss:.4f}</title>".replace("/><title>", "><title>", 1)
-                   + ("</rect>" if r.found else "</circle>"))  # fmt: skip
-        ink, label, below = ("ink", "found by qra", 20) if r.found else ("soft", f"uniform {escape(r.name)}", -8)
+                   + ("</rect>" if r.ours else "</circle>"))  # fmt: skip
+        ink, label, below = ("ink", "found by qra", 20) if r.ours else ("soft", f"uniform {escape(r.name)}", -8)
         out.append(f'<text class="{ink}" x="{x:.1f}" y="{y + below:.1f}" text-anchor="middle">{label}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

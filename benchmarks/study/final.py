@@ -28,8 +28,14 @@ RESULTS = Path(__file__).parents[1] / "results" / "study"
 def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, Plan | protocol.Uniform]]:
     """(seed, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    of = "" if source == task else f"{source}'s "
     mine = [
-        (f"{row['search'].removeprefix(task + '-')} @ {row['budget']}", protocol.BACKEND, 0, protocol.expanded(row))
+        (
+            f"{of}{row['search'].removeprefix(source + '-')} @ {row['budget']}",
+            protocol.BACKEND,
+            0,
+            protocol.expanded(row),
+        )
         for row in found
         if row["search"].startswith(f"{source}-")
     ]

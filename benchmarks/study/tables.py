@@ -20,7 +20,8 @@ import numpy as np
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "study.svg"
 DRAWS = 10_000
-SIXTEEN = "16-bit r32"
+OURS = "qra-module-0 @"
+"""How the rows of the search begin that the study is about; other searches are compared with it."""
 
 
 class Row:
@@ -39,8 +40,13 @@ class Row:
         return float(np.mean(list(self.losses.values())))
 
     @property
-    def found(self) -> bool:
-        return "@" in self.name
+    def budget(self) -> str | None:
+        """Where a search found the plan: the budget that it was found for."""
+        return self.name.partition(" @ ")[2] or None
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith(OURS)
 
 
 def shown(loss: float | None) -> str:
@@ -86,35 +92,44 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = read(options.results / "final.jsonl", options.task)
-    by_name = {r.name: r for r in rows}
     plans = [json.loads(line) for line in (options.results / "plans.jsonl").read_text().splitlines()]
-    for d in plans:
-        for r in rows:
-            if r.name.partition(",")[0] == f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}":
-                r.limit = d["limit"]
+    limits = {f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}": d["limit"] for d in plans}
+    uniform = [r for r in rows if r.budget is None]
+    sixteen = min((r for r in uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
     text = [f"# Test loss on {options.task}", ""]
     text += ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
     for r in rows:
         each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
-        name = f"**{r.name}**" if r.found else r.name
+        name = f"**{r.name}**" if r.ours else r.name
         text.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
-    found = [r for r in rows if r.found]
-    comparisons = []
-    for f in found:
-        fitting = [r for r in rows if not r.found and r.bytes <= f.limit]
-        if fitting:
-            best = min(fitting, key=lambda r: r.loss)
-            comparisons.append((f, best, f"best uniform plan of no more bytes ({best.name})"))
-        for name in ("hqq 3-bit r8", "nf4 4-bit r8"):
-            if name in by_name and by_name[name].bytes >= f.bytes:
-                comparisons.append((f, by_name[name], f"{name}, {by_name[name].bytes / 2**20:.1f} MiB"))
-        if SIXTEEN in by_name:
-            comparisons.append((f, by_name[SIXTEEN], f"{SIXTEEN}, {by_name[SIXTEEN].bytes / 2**20:.0f} MiB"))
-    level = 1 - 0.05 / max(len(comparisons), 1)
-    text += ["", f"## Found plans against others ({len(comparisons)} comparisons, together at 95%)", ""]
-    text += ["| found | MiB | against | change of test loss |", "|---|---|---|---|"]
-    for a, b, label in comparisons:
-        text.append(f"| {a.name} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
+    rivals: list[tuple[Row, Row, str]] = []
+    searches: list[tuple[Row, Row, str]] = []
+    for f in (r for r in rows if r.ours):
+        limit = limits.get(f.name, f.bytes)
+        fitting = [r for r in uniform if r.bytes <= limit and r is not sixteen]
+        for some, label in (
+            (fitting, "best uniform plan of no more bytes"),
+            ([r for r in fitting if not r.name.startswith("gptq")], "best of those not calibrated"),
+        ):
+            if some:
+                best = min(some, key=lambda r: r.loss)
+                rivals.append((f, best, f"{label}: {best.name}, {best.bytes / 2**20:.1f} MiB"))
+        for r in uniform:
+            if r.name in ("nf4 4-bit r8", "hqq 3-bit r8") and r.bytes > limit:
+                rivals.append((f, r, f"{r.name}, {r.bytes / 2**20:.1f} MiB"))
+        if sixteen is not None:
+            rivals.append((f, sixteen, f"{sixteen.name}, {sixteen.bytes / 2**20:.0f} MiB"))
+        searches += [(f, r, r.name.partition(" @ ")[0]) for r in rows if r.budget == f.budget and not r.ours]
+    level = 1 - 0.05 / max(len(rivals) + len(searches), 1)
+    text += ["", f"Intervals below hold together at 95% ({len(rivals) + len(searches)} comparisons).", ""]
+    text += ["## Plans found by qra against uniform ones", ""]
+    text += ["| budget | MiB | against | change of test loss |", "|---|---|---|---|"]
+    for a, b, label in rivals:
+        text.append(f"| {a.budget} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
+    if searches:
+        text += ["", "## Plans found by qra against other searches' plans", ""]
+        text += ["| budget | against | change of test loss |", "|---|---|---|"]
+        text += [f"| {a.budget} | {label} | {interval(change(a, b, level))} |" for a, b, label in searches]
     text += ["", "## Searches", "", "| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
     text += ["|---|---|---|---|---|---|"]
     for d in plans:
@@ -123,7 +138,8 @@ def main() -> None:
             f"| {d['epoch_share']:.2f} |"
         )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
-    FIGURE.write_text(figure.draw(rows, SIXTEEN))
+    if options.task == "gsm8k":
+        FIGURE.write_text(figure.draw([r for r in rows if r.ours or r in uniform], sixteen))
     print("\n".join(text))
 
 
