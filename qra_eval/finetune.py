@@ -179,6 +179,7 @@ def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> N
     data["model"] = evaluator.loaded.spec
     data["weights"] = evaluator.loaded.fingerprint
     data["dtype"] = str(evaluator.dtype).removeprefix("torch.")
+    data["embeddings"] = evaluator.quantization.embeddings
     data["backend"] = evaluator.backend.spec
     data["init"] = evaluator.init
     write_json(folder / PLAN_FILE, data)
@@ -255,7 +256,8 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = json.loads((folder / PLAN_FILE).read_text())
-    loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=device)
+    dtype = getattr(torch, data["dtype"])
+    loaded = load_model(data["model"], dtype=dtype, device=device, embeddings=data.get("embeddings", 16))
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"

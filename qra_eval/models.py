@@ -6,12 +6,14 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from qra_eval.embeddings import quantize_embeddings
 from qra_eval.linears import FoundLinear, find_linears, group_linears, normalise
 from qra_eval.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, fingerprint, finish
 
@@ -47,6 +49,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    embeddings: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LoadedModel:
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
@@ -57,13 +60,27 @@ def load_model(
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
+        embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
         progress: told what is done, steps done and steps in all, where it takes long (training the tiny model).
 
     Raises:
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    dtype = dtype or STORAGE_DTYPE
+    loaded = _load(spec, dtype or STORAGE_DTYPE, device, trust_remote_code, progress)
+    if embeddings == 16:
+        return loaded
+    quantize_embeddings(loaded.model)
+    return replace(loaded, fingerprint=f"{loaded.fingerprint}-e{embeddings}")
+
+
+def _load(
+    spec: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    trust_remote_code: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> LoadedModel:
     if not spec.strip():
         raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     path = Path(spec).expanduser()

@@ -125,6 +125,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             device=str(self.device),
             trust_remote_code=trust_remote_code,
+            embeddings=quantization.embeddings,
         )
         if progress is not None:
             progress("load model", 1, 1)
@@ -444,9 +445,9 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
+        kept = self._stored if dtype == self.dtype else None
         for i, tensor in enumerate(self._rest):
-            whole = self._stored is not None and dtype == self.dtype
-            tensor.data = self._stored[i] if whole else tensor.data.to(dtype)
+            tensor.data = tensor.data.to(dtype) if kept is None else kept[i]
 
     def train(
         self,

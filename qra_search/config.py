@@ -55,6 +55,9 @@ class QuantizationConfig(_Section):
         description="a backend, or one for each bit-width; a list of them at a width makes the backend there a "
         "searched choice; see `qra backends`",
     )
+    embeddings: Literal[8, 16] = Field(
+        16, description="bits of the token embeddings and the head: 8 halves them, with a scale for each row"
+    )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
 

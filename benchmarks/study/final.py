@@ -25,8 +25,8 @@ from qra_search.space import Plan
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 
 
-def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, Plan | protocol.Uniform]]:
-    """(seed, name, backend, bit-width or 0 where mixed, plan) of all that is tuned, the most telling first."""
+def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, int, Plan | protocol.Uniform]]:
+    """(seed, name, backend, bits of embeddings, bit-width or 0 where mixed, plan) of all that is tuned, in order."""
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     of = "" if source == task else f"{source}'s "
     mine = [
@@ -39,7 +39,9 @@ def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, P
         for row in found
         if row["search"].startswith(f"{source}-")
     ]
-    first, more = ([(u.name, u.backend, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE))
+    first, more = (
+        [(u.name, u.backend, u.embeddings, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE)
+    )
     return [(seed, *row) for rows in (mine + first, more) for seed in protocol.SEEDS for row in rows]
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
     todo = jobs(options.out / "plans.jsonl", options.task, options.plans_of or options.task)
-    for seed, name, backend, bits, plan in reversed(todo) if options.backwards else todo:
+    for seed, name, backend, embeddings, bits, plan in reversed(todo) if options.backwards else todo:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
             continue
@@ -73,11 +75,11 @@ def main() -> None:
         if until is not None and time.monotonic() > until:
             raise SystemExit(protocol.LEFT)
         widths = (2, 3, 4, 8, 16) if backend == protocol.BACKEND else (bits,)
-        key = f"{backend}:{widths}"
+        key = f"{backend}:{widths}:{embeddings}"
         if key not in evaluators:
             evaluators.clear()  # one model at a time
             evaluators[key] = protocol.evaluator(
-                options.task, options.data, backend=backend, bits=widths, ranks=(2, 4, 8, 16, 32)
+                options.task, options.data, backend=backend, bits=widths, ranks=(2, 4, 8, 16, 32), embeddings=embeddings
             )
         evaluator = evaluators[key]
         start = time.perf_counter()

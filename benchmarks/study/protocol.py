@@ -37,12 +37,14 @@ class Uniform:
     rank: int
     init: str = "default"
     """Where the adapters start; "adalora": AdaLoRA, which ends at this rank on average."""
+    embeddings: int = 16
 
     @property
     def name(self) -> str:
         label = {"mixed-calibrated": "gptq", "bitsandbytes-nf4": "nf4"}.get(self.backend, self.backend)
         name = f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
-        return name if self.init == "default" else f"{name} {self.init}"
+        name += f" {self.init}" if self.init != "default" else ""
+        return name + f", embeddings {self.embeddings}-bit" if self.embeddings != 16 else name
 
 
 UNIFORM = (
@@ -60,6 +62,9 @@ UNIFORM = (
 """The rivals that are tuned with every seed first."""
 
 MORE = (
+    Uniform(BACKEND, 4, 8, embeddings=8),
+    Uniform(BACKEND, 3, 8, embeddings=8),
+    Uniform(BACKEND, 8, 8, embeddings=8),
     Uniform(BACKEND, 4, 8, "loftq"),
     Uniform(BACKEND, 4, 8, "pissa"),
     Uniform(BACKEND, 4, 8, "eva"),
@@ -82,6 +87,7 @@ def evaluator(
     bits: tuple[int, ...] = BITS,
     ranks: tuple[int, ...] = RANKS,
     granularity: str = "module",
+    embeddings: int = 16,
     training: TrainingConfig = TRAINING,
     model: str = MODEL,
     cache: str | None = None,
@@ -90,14 +96,14 @@ def evaluator(
     return QuantizedLoRAEvaluator(
         model,
         TaskConfig(name=task, data=str(data)),
-        quantization=QuantizationConfig(backend=backend, cache=cache),
+        quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         training=training,
     )
 
 
 def budgets(task: str, data: str | Path) -> dict[str, int]:
-    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, and midway."""
+    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, embeddings in 16 bits, and midway."""
     space = evaluator(task, data).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
     return {"3-bit": low, "midway": (low + high) // 2, "4-bit": high}

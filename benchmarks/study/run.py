@@ -27,6 +27,7 @@ PIECES = (
     *(("search", "--strategy", s) for s in STRATEGIES),
     ("search", "--strategy", "qra", "--ranks", "8"),
     ("search", "--strategy", "qra", "--bits", "4"),
+    ("search", "--strategy", "qra", "--embeddings", "8"),
     ("search", "--strategy", "qra", "--granularity", "layer"),
     ("search", "--strategy", "qra", "--short"),
     ("search", "--strategy", "qra", "--seed", "1"),

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="evaluations of 3 steps and 16 rows instead")
     parser.add_argument("--bits", type=int, nargs="+", help="search over these only")
     parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
+    parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
@@ -62,6 +63,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short
+    name += f"-e{options.embeddings}" * (options.embeddings != 16)
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -72,13 +74,15 @@ def main() -> None:
         bits=tuple(options.bits or protocol.BITS),
         ranks=tuple(options.ranks or protocol.RANKS),
         granularity=options.granularity,
+        embeddings=options.embeddings,
         training=protocol.SHORT if options.short else protocol.TRAINING,
     )
     budgets = protocol.budgets(options.task, options.data)
     least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
     budgets = {label: budget for label, budget in budgets.items() if budget >= least}
     if options.strategy == SENSITIVITY:
-        keep(options.out / "plans.jsonl", name, by_sensitivity(evaluator, budgets, name))
+        rows = [{**row, "embeddings": options.embeddings} for row in by_sensitivity(evaluator, budgets, name)]
+        keep(options.out / "plans.jsonl", name, rows)
         return
     log = TrialLog(options.logs / f"{name}.sqlite")
     pieces = Pieces(options.minutes)
@@ -112,6 +116,7 @@ def main() -> None:
                     "prior_cost": evaluator.prior_report.get("cost") or (result.prior.cost if result.prior else 0.0),
                     "epoch_share": round(forwards / epoch, 4),
                     "compute": str(evaluator.compute).removeprefix("torch."),
+                    "embeddings": options.embeddings,
                     **protocol.compact(best.plan),
                 }
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval import finetune
+from qra_eval.embeddings import dequantize_embeddings
 from qra_search.memory import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class TunedRun:
     @cached_property
     def _base(self) -> tuple[Any, Any]:
         model, tokenizer = finetune.load_base(self.folder)
+        dequantize_embeddings(model)
         return model.eval(), tokenizer
 
     @property
