@@ -10,6 +10,8 @@ from typing import Any
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
 STEP = 0.1
+LABELLED = ("gptq 3-bit r8", "gptq 4-bit r8", "nf4 4-bit r8", "hqq 3-bit r8")
+"""Uniform plans that are named in the figure; the names of the others are tooltips."""
 STYLE = """
 svg{font:13px system-ui,sans-serif}
 .bg{fill:#fff}.ink{fill:#1c1f23}.soft{fill:#5d6670}.grid{stroke:#e3e6ea}.axis{stroke:#8a939c}
@@ -20,7 +22,10 @@ svg{font:13px system-ui,sans-serif}
 
 
 def draw(rows: Sequence[Any], whole: Any | None) -> str:
-    """An SVG of rows with `name`, `bytes`, `loss` and `ours`; the row `whole` is drawn as a level, not a point."""
+    """An SVG of rows with `name`, `bytes`, `loss`, `budget` (of a found plan) and bits of `embeddings` (8: hollow).
+
+    The row `whole` is drawn as a level, not a point.
+    """
     points = [r for r in rows if not r.name.startswith("16-bit")]
     xs = [r.bytes / 2**20 for r in points]
     ys = [r.loss for r in points] + ([whole.loss] if whole else [])
@@ -59,12 +64,15 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         )
     for r in points:
         x, y = px(r.bytes / 2**20), py(r.loss)
-        if r.ours:
-            mark = f'<rect class="found" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+        kind = "found" if r.budget else "uniform"
+        hollow = ' fill-opacity="0" stroke-width="1.5"' if r.embeddings != 16 else ""
+        if kind == "found":
+            mark = f'rect class="{kind}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"{hollow}'
         else:
-            mark = f'<circle class="uniform" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
-        out.append(f"{mark}<title>{escape(r.name)}: {r.loss:.4f}</title>".replace("/><title>", "><title>", 1)
-                   + ("</rect>" if r.ours else "</circle>"))  # fmt: skip
-        ink, label, below = ("ink", "found by qra", 20) if r.ours else ("soft", f"uniform {escape(r.name)}", -8)
-        out.append(f'<text class="{ink}" x="{x:.1f}" y="{y + below:.1f}" text-anchor="middle">{label}</text>')
+            mark = f'circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"{hollow}'
+        out.append(f"<{mark}><title>{escape(r.name)}: {r.loss:.4f}</title></{mark.partition(' ')[0]}>")
+        if kind == "found" and not hollow:
+            out.append(f'<text class="ink" x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">found by qra</text>')
+        elif r.name in LABELLED:
+            out.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{escape(r.name)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

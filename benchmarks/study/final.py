@@ -33,10 +33,11 @@ def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, i
         (
             f"{of}{row['search'].removeprefix(source + '-')} @ {row['budget']}",
             protocol.BACKEND,
+            row.get("embeddings", 16),
             0,
             protocol.expanded(row),
         )
-        for row in found
+        for row in sorted(found, key=lambda row: row.get("embeddings", 16), reverse=True)  # loads fewer models
         if row["search"].startswith(f"{source}-")
     ]
     first, more = (

@@ -52,29 +52,28 @@ UNIFORM = (
     Uniform(BACKEND, 3, 8),
     Uniform(BACKEND, 3, 2),
     Uniform(BACKEND, 16, 8),
-    Uniform("bitsandbytes-nf4", 4, 8),
-    Uniform("hqq", 3, 8),
-    Uniform("hqq", 3, 32),
     Uniform(BACKEND, 3, 32),
     Uniform(BACKEND, 16, 32),
+    Uniform("bitsandbytes-nf4", 4, 8),
     Uniform("bitsandbytes-nf4", 4, 2),
+    Uniform("hqq", 3, 8),
+    Uniform("hqq", 3, 32),
 )
 """The rivals that are tuned with every seed first."""
 
 MORE = (
-    Uniform(BACKEND, 4, 8, embeddings=8),
-    Uniform(BACKEND, 3, 8, embeddings=8),
-    Uniform(BACKEND, 8, 8, embeddings=8),
+    Uniform(BACKEND, 4, 2),
     Uniform(BACKEND, 4, 8, "loftq"),
     Uniform(BACKEND, 4, 8, "pissa"),
     Uniform(BACKEND, 4, 8, "eva"),
     Uniform(BACKEND, 4, 8, "adalora"),
+    Uniform(BACKEND, 2, 32),
+    Uniform(BACKEND, 4, 8, embeddings=8),
+    Uniform(BACKEND, 3, 8, embeddings=8),
     Uniform("bitsandbytes-nf4", 4, 32),
     Uniform("bitsandbytes-nf4", 4, 16),
     Uniform("bitsandbytes-nf4", 4, 4),
     Uniform("hqq", 3, 2),
-    Uniform(BACKEND, 4, 2),
-    Uniform(BACKEND, 2, 32),
 )
 """Tuned with every seed after those."""
 

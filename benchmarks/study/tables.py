@@ -48,6 +48,11 @@ class Row:
     def ours(self) -> bool:
         return self.name.startswith(OURS)
 
+    @property
+    def embeddings(self) -> int:
+        """Bits of the token embeddings."""
+        return 8 if "-e8 @" in self.name or self.name.endswith("embeddings 8-bit") else 16
+
 
 def shown(loss: float | None) -> str:
     """A loss, where plans were evaluated at all."""
@@ -94,7 +99,7 @@ def main() -> None:
     rows = read(options.results / "final.jsonl", options.task)
     plans = [json.loads(line) for line in (options.results / "plans.jsonl").read_text().splitlines()]
     limits = {f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}": d["limit"] for d in plans}
-    uniform = [r for r in rows if r.budget is None]
+    uniform = [r for r in rows if r.budget is None and r.embeddings == 16]
     sixteen = min((r for r in uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
     text = [f"# Test loss on {options.task}", ""]
     text += ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
@@ -139,7 +144,7 @@ def main() -> None:
         )
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
     if options.task == "gsm8k":
-        FIGURE.write_text(figure.draw([r for r in rows if r.ours or r in uniform], sixteen))
+        FIGURE.write_text(figure.draw([r for r in rows if r.ours or r.embeddings == 8 or r in uniform], sixteen))
     print("\n".join(text))
 
 
