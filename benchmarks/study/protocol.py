@@ -19,6 +19,8 @@ The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on val
 SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
 BITS = (2, 3, 4, 8)
+WIDE = TRAINING.model_copy(update={"steps": 8, "validation_rows": 96})
+"""Fewer steps, more held-out rows: does a search then fit its validation rows less?"""
 RANKS = (2, 4, 8, 16)
 EVALUATIONS = 50
 SEEDS = (0, 1, 2)

@@ -30,6 +30,7 @@ PIECES = (
     ("search", "--strategy", "qra", "--embeddings", "8"),
     ("search", "--strategy", "qra", "--granularity", "layer"),
     ("search", "--strategy", "qra", "--short"),
+    ("search", "--strategy", "qra", "--wide"),
     ("search", "--strategy", "qra", "--seed", "1"),
     ("final",),
     *(("search", "--task", t, "--strategy", "qra") for t in OTHER_TASKS),

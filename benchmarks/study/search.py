@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="qra")
     parser.add_argument("--granularity", default="module", choices=["module", "layer", "fused"])
     parser.add_argument("--short", action="store_true", help="evaluations of 3 steps and 16 rows instead")
+    parser.add_argument("--wide", action="store_true", help="evaluations of 8 steps and 96 rows instead")
     parser.add_argument("--bits", type=int, nargs="+", help="search over these only")
     parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
     parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
@@ -62,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
-    name += "-short" * options.short
+    name += "-short" * options.short + "-wide" * options.wide
     name += f"-e{options.embeddings}" * (options.embeddings != 16)
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
@@ -75,7 +76,7 @@ def main() -> None:
         ranks=tuple(options.ranks or protocol.RANKS),
         granularity=options.granularity,
         embeddings=options.embeddings,
-        training=protocol.SHORT if options.short else protocol.TRAINING,
+        training=protocol.SHORT if options.short else protocol.WIDE if options.wide else protocol.TRAINING,
     )
     budgets = protocol.budgets(options.task, options.data)
     least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
