@@ -110,7 +110,9 @@ class TrainingConfig(_Section):
         "before a plan is tuned in full each is tried on it",
     )
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
-    validation_rows: int = Field(32, ge=1, description="held-out rows of a full evaluation")
+    validation_rows: int = Field(
+        64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )

@@ -18,7 +18,7 @@ DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic"},
     "space": {"granularity": "module"},
-    "training": {"steps": 12, "batch_size": 8, "validation_rows": 32, "final_steps": 60, "test_rows": 128},
+    "training": {"steps": 12, "batch_size": 8, "validation_rows": 64, "final_steps": 60, "test_rows": 128},
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
