@@ -1,0 +1,59 @@
+"""Evaluates the first trials of a recorded search again, on this machine, and prints both losses.
+
+    python benchmarks/study/again.py benchmarks/results/study/trials-SEARCH.jsonl --data DIR --compute float32
+
+Whether another machine gives the same search: the same losses give the same proposals. The quantized weights are made
+here as well, calibration included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import protocol
+import torch
+
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.logtools import import_jsonl
+from qra_search.trials import TrialLog
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--compute", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "study" / "again.jsonl")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        with options.log.open() as file:
+            import_jsonl(file, Path(folder) / "trials.sqlite")
+        log = TrialLog(Path(folder) / "trials.sqlite")
+        trials = [t for t in log if t.evaluation is not None][: options.trials]
+        log.release()
+    evaluator = QuantizedLoRAEvaluator(
+        protocol.MODEL,
+        TaskConfig(name="gsm8k", data=options.data),
+        quantization=QuantizationConfig(backend=protocol.BACKEND),
+        space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
+        training=protocol.TRAINING,
+        compute=options.compute,
+    )
+    for trial in trials:
+        loss = evaluator.evaluate(trial.plan, seed=trial.proposal.seed, fidelity=trial.proposal.fidelity).loss
+        row = {"log": options.log.name, "trial": trial.id, "origin": trial.proposal.origin, "recorded": trial.loss}
+        row |= {"again": loss, "compute": str(evaluator.compute).removeprefix("torch."), "threads": options.threads}
+        print(f"{trial.id:3} {trial.loss:.6f} {loss:.6f} {loss - trial.loss:+.6f}", flush=True)
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
