@@ -9,7 +9,9 @@ from typing import Any
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
-STEP = 0.1
+STEP = 0.02
+FAR = 0.1
+"""Points so much above all found ones are named at the upper edge instead, or all others would lie on one line."""
 LABELLED = ("gptq 3-bit r8", "gptq 4-bit r8", "nf4 4-bit r8", "hqq 3-bit r8")
 """Uniform plans that are named in the figure; the names of the others are tooltips."""
 STYLE = """
@@ -27,11 +29,14 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
     The row `whole` is drawn as a level, not a point.
     """
     points = [r for r in rows if not r.name.startswith("16-bit")]
+    most = max(r.loss for r in points if r.budget) + FAR
+    far = [r for r in points if r.loss > most]
+    points = [r for r in points if r.loss <= most]
     xs = [r.bytes / 2**20 for r in points]
     ys = [r.loss for r in points] + ([whole.loss] if whole else [])
     x0, x1 = float(floor(min(xs)) - 3), float(ceil(max(xs)) + 3)
     y0, y1 = min(ys), max(ys)
-    y0, y1 = y0 - 0.06 * (y1 - y0), y1 + 0.06 * (y1 - y0)
+    y0, y1 = y0 - 0.06 * (y1 - y0), y1 + 0.12 * (y1 - y0)
 
     def px(x: float) -> float:
         return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
@@ -47,7 +52,7 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
     for k in range(ceil(y0 / STEP), floor(y1 / STEP) + 1):
         y = k * STEP
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
-        out.append(f'<text class="soft" x="{LEFT - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.1f}</text>')
+        out.append(f'<text class="soft" x="{LEFT - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.2f}</text>')
     for x in range(ceil(x0 / 5) * 5, int(x1) + 1, 5):
         out.append(f'<text class="soft" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x}</text>')
     out.append(
@@ -62,6 +67,7 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
             f'<text class="soft" x="{WIDTH - RIGHT + 8}" y="{py(whole.loss) + 4:.1f}">{escape(whole.name)} '
             f"({whole.bytes / 2**20:.0f} MiB)</text>"
         )
+    named: set[str] = set()
     for r in points:
         x, y = px(r.bytes / 2**20), py(r.loss)
         kind = "found" if r.budget else "uniform"
@@ -71,8 +77,14 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         else:
             mark = f'circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"{hollow}'
         out.append(f"<{mark}><title>{escape(r.name)}: {r.loss:.4f}</title></{mark.partition(' ')[0]}>")
-        if kind == "found" and not hollow:
-            out.append(f'<text class="ink" x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">found by qra</text>')
+        label = ("found by qra" if not hollow else "embeddings in 8 bits") if kind == "found" else ""
+        if label and label not in named:
+            named.add(label)
+            down = 5 if not hollow else -10
+            out.append(f'<text class="ink" x="{x + 10:.1f}" y="{y + down:.1f}">{label}</text>')
         elif r.name in LABELLED:
             out.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{escape(r.name)}</text>')
+    if far:
+        names = ", ".join(f"{r.name} {r.loss:.2f} ({r.bytes / 2**20:.0f} MiB)" for r in far)
+        out.append(f'<text class="soft" x="{LEFT + 130}" y="{TOP - 10}">far above: {escape(names)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
