@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BITS = (8, 16)
 LEVELS = 127
 ROWS = 8192
 """Rows of a table that the head dequantizes at a time."""
@@ -30,7 +29,8 @@ class RowTable(nn.Module):
     def __init__(self, weight: Tensor):
         super().__init__()
         rows = weight.detach()
-        scale = (rows.abs().amax(1, keepdim=True).float() / LEVELS).clamp_min(1e-12).to(weight.dtype)
+        least = torch.finfo(weight.dtype).tiny
+        scale = (rows.abs().amax(1, keepdim=True).float() / LEVELS).clamp_min(least).to(weight.dtype)
         self.register_buffer("codes", torch.empty(rows.shape, dtype=torch.int8, device=rows.device))
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)

@@ -31,7 +31,7 @@ def folder_of(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_rows_largest_value_is_kept_and_no_value_is_off_by_more_than_a_step(dtype):
     weight = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[7] = 0
