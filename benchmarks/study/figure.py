@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
 STEP = 0.02
 FAR = 0.1
 """Points so much above all found ones are named at the upper edge instead, or all others would lie on one line."""
-LABELLED = ("gptq 3-bit r8", "gptq 4-bit r8", "nf4 4-bit r8", "hqq 3-bit r8")
+LABELLED = ("gptq 3-bit r8", "gptq 4-bit r8", "nf4 4-bit r8", "hqq 3-bit r8", "gptq 4-bit r8, embeddings 8-bit")
 """Uniform plans that are named in the figure; the names of the others are tooltips."""
 STYLE = """
 svg{font:13px system-ui,sans-serif}
@@ -85,6 +85,6 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         elif r.name in LABELLED:
             out.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{escape(r.name)}</text>')
     if far:
-        names = ", ".join(f"{r.name} {r.loss:.2f} ({r.bytes / 2**20:.0f} MiB)" for r in far)
+        names = ", ".join(f"{r.name} {r.loss:.2f}" for r in far)
         out.append(f'<text class="soft" x="{LEFT + 130}" y="{TOP - 10}">far above: {escape(names)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
