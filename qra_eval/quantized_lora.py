@@ -140,10 +140,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         self._moments: Hessians | None = None
         dense = sum(m.weight.nbytes for m in modules.values())
         self.dtype: torch.dtype = self.model.dtype
-        fast = compute_dtype(self.device)
-        if fast.itemsize < self.dtype.itemsize:
-            fast = self.dtype  # who keeps a model in float32 wants its digits
-        self.compute = fast if compute == "auto" else getattr(torch, compute)
+        self.compute = compute_dtype(self.device) if compute == "auto" else getattr(torch, compute)
+        if compute == "auto" and self.compute.itemsize < self.dtype.itemsize:
+            self.compute = self.dtype  # who keeps a model in float32 wants its digits
         expanded = dense * len(levels) * self.compute.itemsize // self.dtype.itemsize
         self.materialised = expanded <= weight_cache_bytes
         if not self.materialised:
