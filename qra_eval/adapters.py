@@ -55,11 +55,16 @@ class AdaptedLinear(nn.Module):
         if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling)
-        y = F.linear(x, self.frozen, self.frozen_bias) if self.frozen is not None else (self.base or self.linear)(x)
+        y = self._product(x) if self.frozen is not None else (self.base or self.linear)(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
+
+    def _product(self, x: Tensor) -> Tensor:
+        """With the plain weight, in the input's dtype: a pass in float32 needs no second copy of all weights."""
+        bias = self.frozen_bias
+        return F.linear(x, self.frozen.to(x.dtype), bias if bias is None else bias.to(x.dtype))  # type: ignore[union-attr]
 
 
 class FusedAdapter(torch.autograd.Function):

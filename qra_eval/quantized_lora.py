@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 ADAPTER_DTYPE = torch.bfloat16
 FIDELITIES = (0.25, 0.5, 1.0)
 PRIOR_ROWS = 16
-PRIOR_VERSION = 2
+PRIOR_VERSION = 3
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
@@ -348,7 +348,14 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.unquantize()
         batches = training.bucketed(self.rows("calibration", PRIOR_ROWS), self.settings.batch_size)
         prior, report = measure_prior(
-            self.model, self.wrapped, self.bank, self.space, batches, device=self.device, progress=self.progress
+            self.model,
+            self.wrapped,
+            self.bank,
+            self.space,
+            batches,
+            device=self.device,
+            precisely=self.in_float32,
+            progress=self.progress,
         )
         if not self.materialised:
             self.bank.release()  # evaluations use the quantized modules, which need the room
@@ -441,6 +448,16 @@ class QuantizedLoRAEvaluator(Evaluator):
         finally:
             self._put_rest_in(self.compute)
             self.apply(plan, 0, keep_adapters=True)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Passes in float32, each quantized weight widened as it is used; for as long as the context lasts."""
+        self._prepare()
+        self._put_rest_in(torch.float32)
+        try:
+            yield
+        finally:
+            self._put_rest_in(self.compute)
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""

@@ -6,12 +6,16 @@ the gradient at the linear's output for labels drawn from the model itself (Fish
 gives x and g of every linear; each bit-width then costs one product D x. That ranks groups well but the scale of
 large damage is off, so a few groups are degraded for real, and a straight line in logarithms maps the one onto the
 other, with an intercept for each kind of linear.
+
+One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16: the
+passes with degraded groups are made in float32, and D is taken before it is multiplied, not as a difference of products.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +33,7 @@ from qra_search.memory import UNQUANTIZED_BITS
 from qra_search.space import SearchSpace
 
 Progress = Callable[[str, int, int], None]
+Precisely = Callable[[], AbstractContextManager[Any]]
 
 DEPTHS = 3
 """Groups of each kind that are degraded for real, spread over depth."""
@@ -69,6 +74,7 @@ def measure_prior(
     batches: Sequence[Batch],
     *,
     device: torch.device,
+    precisely: Precisely = nullcontext,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Prior, dict[str, Any]]:
@@ -77,6 +83,7 @@ def measure_prior(
     Args:
         wrapped: the model's linears, each with its unquantized base set and no adapter.
         batches: calibration data.
+        precisely: for as long as it lasts the model computes in float32; needed where it does not anyway.
 
     Returns:
         The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
@@ -85,7 +92,10 @@ def measure_prior(
     bits = [b for b in space.bits if b != UNQUANTIZED_BITS]
     fisher = measure_fisher(model, wrapped, bank, bits, batches, device=device, seed=seed, progress=progress)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in space.groups])
-    probes, probe_tokens = probe_groups(model, wrapped, bank, space, bits, batches, device=device, progress=progress)
+    with precisely():
+        probes, probe_tokens = probe_groups(
+            model, wrapped, bank, space, bits, batches, device=device, progress=progress
+        )
     kinds = [g.kind or g.name for g in space.groups]
     scaled = scale_damage(raw, kinds, [(g, k, kl) for g, k, kl in probes])
     damage = np.zeros((len(space), len(space.bits)))
@@ -144,10 +154,9 @@ def measure_fisher(
             nonlocal done
             x = inputs.pop(name).reshape(-1, module.in_features)
             g = grad_output[0].reshape(-1, module.out_features)
-            whole = bank.weight(name, UNQUANTIZED_BITS)
-            base = F.linear(x, whole)
+            whole = bank.weight(name, UNQUANTIZED_BITS).float()
             for k, b in enumerate(bits):
-                change = (F.linear(x, bank.weight(name, b)) - base).float()
+                change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
                 damage[name][k] += 0.5 * float(((g.float() * change).sum(1) ** 2).sum()) / labelled
             values = leading_singular_values(g.float(), x.float(), generator)
             spectrum[name] = spectrum.get(name, 0.0) + values / len(batches)
@@ -229,7 +238,8 @@ def degrade_groups(
 ) -> tuple[list[tuple[int, int, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
-    Each pass begins at the group's layer, with the hidden states that the layers before it gave without it. As with
+    The model must compute in float32. Each pass begins at the group's layer, with the hidden states that the layers
+    before it gave without it. As with
     any measured prior, one batch is enough: the same positions are compared throughout.
 
     Returns:

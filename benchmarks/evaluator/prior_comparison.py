@@ -69,10 +69,11 @@ def main() -> None:
         batch = training.bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
         start = time.perf_counter()
         evaluator.unquantize()
-        divergence, tokens = degrade_groups(
-            evaluator.model, evaluator.wrapped, evaluator.bank, space, [lowest], [(g, 0) for g in chosen],
-            batch.to(evaluator.device),
-        )  # fmt: skip
+        with evaluator.in_float32():
+            divergence, tokens = degrade_groups(
+                evaluator.model, evaluator.wrapped, evaluator.bank, space, [lowest], [(g, 0) for g in chosen],
+                batch.to(evaluator.device),
+            )  # fmt: skip
         seconds = time.perf_counter() - start
         costs = {"fisher": prior.cost, "kl": tokens / evaluator.evaluation_tokens() * len(space) / len(chosen)}
         keep({"what": "costs", **costs, "kl_seconds": seconds, "bits": lowest, "setting": evaluator.describe()})

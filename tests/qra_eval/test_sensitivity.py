@@ -42,18 +42,23 @@ def test_too_few_probes_leave_the_figures_as_they_are():
     assert np.array_equal(scale_damage(raw, ["x", "x"], [(0, 0, 3.0)]), raw)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def tiny_evaluator(cache, **options):
     from qra_eval.quantized_lora import QuantizedLoRAEvaluator
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
-    evaluator = QuantizedLoRAEvaluator(
+    return QuantizedLoRAEvaluator(
         "tiny",
         "arithmetic",
-        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path_factory.mktemp("bank"))),
+        quantization=QuantizationConfig(backend="reference", cache=str(cache)),
         space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
         training=TrainingConfig(steps=2, batch_size=4, validation_rows=8, test_rows=4),
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    evaluator = tiny_evaluator(tmp_path_factory.mktemp("bank"))
     return evaluator, evaluator.prior()
 
 
@@ -94,3 +99,14 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
     evaluator._prior_file().write_text("{")  # a damaged file is no prior
     monkeypatch.setattr(evaluator, "_measure_prior", lambda: (prior, report))
     assert evaluator.prior().to_dict() == prior.to_dict() and evaluator._prior_file().stat().st_size > 100
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
+    """One group's damage at 4 bits is below the rounding of a whole pass in bfloat16."""
+    wide, narrow = (tiny_evaluator(tmp_path, dtype=dtype, compute=c) for c in ("float32", "bfloat16"))
+    assert narrow.compute == torch.bfloat16 != wide.compute
+    expected, found = wide.prior().bits_damage[:, :3], narrow.prior().bits_damage[:, :3]
+    assert found == pytest.approx(expected, rel=0.1)
+    assert narrow.prior_report["log_correlation"] == pytest.approx(wide.prior_report["log_correlation"], abs=0.01)
+    assert {t.dtype for t in narrow._rest} == {torch.bfloat16}
