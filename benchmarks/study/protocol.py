@@ -12,9 +12,9 @@ from qra_search.space import Plan
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"
 TRAINING = TrainingConfig(
-    steps=12, batch_size=4, validation_rows=32, max_length=160, learning_rate=2e-3, final_steps=36, test_rows=96
+    steps=12, batch_size=4, validation_rows=64, max_length=160, learning_rate=2e-3, final_steps=36, test_rows=96
 )
-"""One evaluation: 12 steps of 4 rows, then the loss on 32 held-out rows. The final tuning: 36 steps, 96 test rows.
+"""One evaluation: 12 steps of 4 rows, then the loss on 64 held-out rows. The final tuning: 36 steps, 96 test rows.
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows (`pace.py`)."""
 SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
@@ -22,7 +22,8 @@ BITS = (2, 3, 4, 8)
 WIDE = TRAINING.model_copy(update={"steps": 8, "validation_rows": 96})
 """Fewer steps, more held-out rows: does a search then fit its validation rows less?"""
 RANKS = (2, 4, 8, 16)
-EVALUATIONS = 50
+EVALUATIONS = 45
+"""Full evaluations of a search, the prior among them: half an epoch."""
 SEEDS = (0, 1, 2)
 LEFT = 3
 """Status of a piece that ended in time, with more to do."""
