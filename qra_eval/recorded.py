@@ -239,7 +239,7 @@ def layer_prior(space: SearchSpace, path: Path) -> Prior:
     loss = {(row["layer"], row["bits"]): row["loss"] - measured.UNTUNED for row in rows}
     two, three = (np.maximum([loss[g, b] for g in range(len(space))], measured.LEAST_DAMAGE) for b in (2, 3))
     columns = [measured.damage_by_bits(two, three, bits) for bits in space.bits]
-    gain = np.tile(measured.gain(np.array(space.ranks)) / len(space), (len(space), 1))
+    gain = np.tile(measured.HQQ.gain_at(np.array(space.ranks)) / len(space), (len(space), 1))
     return Prior(np.stack(columns, axis=1), gain, source="single layers, untuned")
 
 

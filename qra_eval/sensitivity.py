@@ -7,8 +7,8 @@ gives x and g of every linear; each bit-width then costs one product D x. That r
 large damage is off, so a few groups are degraded for real, and a straight line in logarithms maps the one onto the
 other, with an intercept for each kind of linear.
 
-One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16: the
-passes with degraded groups are made in float32, and D is taken before it is multiplied, not as a difference of products.
+One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
+passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
 """
 
 from __future__ import annotations

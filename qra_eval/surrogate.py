@@ -117,7 +117,7 @@ def make_landscape(
     seed: int = 0,
     prior: str = "measured",
     *,
-    noise: float = measured.SEED_NOISE,
+    noise: float | None = None,
     shape: str = "smollm2",
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
@@ -127,7 +127,8 @@ def make_landscape(
     Args:
         prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
-        noise: standard deviation between seeds, in nats; 0 takes the part that grows with the loss away as well.
+        noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
+            loss away as well.
 
     Raises:
         ValueError: an unknown family, prior, granularity or shape.
@@ -137,6 +138,7 @@ def make_landscape(
     if prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
     traits = FAMILIES[family]
+    noise = traits.noise if noise is None else noise
     space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
     return Landscape(

@@ -1,11 +1,15 @@
 """Fit the constants of the parametric landscapes to recorded evaluations, and print the held-out error.
 
     python benchmarks/strategies/calibrate.py TUNED.jsonl [MORE.jsonl ...] [--check]
+    python benchmarks/strategies/calibrate.py --modules TRIALS.jsonl [MORE.jsonl ...]
 
-Each line of a log is {"bits": [...], "ranks": [...], "loss": ...}, one entry a layer, as tuned on the model that
-`qra_eval.landscapes.measured` describes; its single-layer damages are in that module. What is printed as constants
-stands there. `--check` asks the landscapes to look like the real thing: the same plans are evaluated on landscapes,
-the same fit is made, and the error that it leaves is compared with what it leaves on the real log.
+The first for seven families: each line of a log is {"bits": [...], "ranks": [...], "loss": ...}, one entry a layer,
+as tuned on the model that `qra_eval.landscapes.measured` describes; its single-layer damages are in that module, and
+what is printed as constants stands there. `--check` asks the landscapes to look like the real thing: the same plans are
+evaluated on landscapes, the same fit is made, and the error that it leaves is compared with that on the real log.
+
+The second for the family `calibrated`: the logs are those of searches with one choice a module, exported as JSONL. The
+surrogate of `qra_eval.recorded` is fitted to them, and what it says of layers and kinds of modules is printed.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from qra_eval.landscapes import FAMILIES, measured
+from qra_eval.recorded import Record, RecordedEvaluator, read_record
 from qra_eval.surrogate import make_landscape
 
 NAMES = ("GAIN", "GAIN_RANK", "REPAIR_POWER", "REPAIR_RANK", "FOUR_BITS", "SHRINK_3", "CAP")
@@ -36,7 +41,11 @@ def main() -> None:
     parser.add_argument("logs", nargs="+", type=Path, help="JSONL of bits, ranks and loss")
     parser.add_argument("--check", action="store_true", help="compare with the same fit to landscapes")
     parser.add_argument("--seeds", type=int, default=8, help="landscapes of each family in the check")
+    parser.add_argument("--modules", action="store_true", help="logs of searches with one choice a module")
     options = parser.parse_args()
+    if options.modules:
+        by_modules(read_record(options.logs))
+        return
     bits, ranks, loss = read_logs(options.logs)
     print(f"{len(loss)} plans of {bits.shape[1]} layers, loss {loss.min():.3f} to {loss.max():.3f}")
     predict = layer_model(bits, ranks, measured.DAMAGE_2, np.array(measured.LAYER_LOSS_3) - measured.UNTUNED)
@@ -44,9 +53,28 @@ def main() -> None:
     print("\n".join(f"{name} = {value:.3f}" for name, value in zip(NAMES, fitted, strict=True)))
     report("real log", loss, predict(fitted), leave_one_out(predict, loss))
     if options.check:
-        for family in FAMILIES:
-            if not FAMILIES[family].uneven:
+        for family, traits in FAMILIES.items():
+            if not traits.uneven and traits.source is measured.HQQ:
                 check(family, bits, ranks, options.seeds)
+
+
+def by_modules(record: Record) -> None:
+    """Print what `measured.GPTQ` holds: the fitted surrogate's damage, summed over modules and over layers."""
+    evaluator = RecordedEvaluator(record)
+    model, space = evaluator.surrogate, record.space
+    constants = model.constants
+    damage = constants.level * (constants.own * model.damage + (1 - constants.own) * model.pooled)
+    depth = np.array([group.depth for group in space.groups])
+    kinds = [group.kind for group in space.groups]
+    for k, bits in enumerate(space.bits):
+        of_layer = np.bincount(depth, damage[:, k])
+        share = {kind: damage[[x == kind for x in kinds], k].sum() / of_layer.sum() for kind in dict.fromkeys(kinds)}
+        print(f"LAYERS {bits}: " + ", ".join(f"{x:.6f}" for x in of_layer))
+        print(f"KINDS {bits}: " + ", ".join(f'"{kind}": {x:.4f}' for kind, x in share.items()))
+        plain = np.array([of_layer[d] * share[kind] for d, kind in zip(depth, kinds, strict=True)])
+        print(f"spread of modules beyond layer and kind, {bits} bits: {np.log(damage[:, k] / plain).std():.3f}")
+    print(model.summary())
+    print(f"deviation between seeds {record.seed_noise:.4f}; {len(record.loss)} plans; {evaluator.held_out()}")
 
 
 def read_logs(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -45,11 +45,12 @@ class Family:
         distant: deviation of K for all other pairs of layers, times the square root of their number.
         bend, cap: of `rise`; an infinite cap and no bend make it the identity.
         floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
-        repair_power: how steeply rank repairs the rest.
+        repair_power: how steeply rank repairs the rest; None as measured.
         noise_slope: rise of the noise with the loss above the untouched model's.
         prior_tilt: log-error of the prior from the first to the last layer; systematic, not random.
         prior_kinds: whether the prior takes every weight of a layer to be damaged alike, whatever its kind.
         uneven: whether layers differ in size.
+        source: what was measured: the scale of damage, repair, gain and noise.
     """
 
     about: str
@@ -59,11 +60,17 @@ class Family:
     bend: float = 0.0
     cap: float = measured.CAP
     floors: tuple[float, float] = (0.0, 0.0)
-    repair_power: float = measured.REPAIR_POWER
+    repair_power: float | None = None
     noise_slope: float = 0.0
     prior_tilt: float = 0.0
     prior_kinds: bool = True
     uneven: bool = False
+    source: measured.Source = measured.HQQ
+
+    @property
+    def noise(self) -> float:
+        """Deviation between seeds in nats."""
+        return self.source.noise
 
 
 FAMILIES = {
@@ -99,6 +106,12 @@ FAMILIES = {
         distant=1.2,
         bend=0.6,
         cap=6.0,
+    ),
+    "calibrated": Family(
+        "mild interaction; the damage of a calibrated quantizer, small beside the noise, and ranks that hardly matter",
+        within=0.2,
+        neighbours=(0.05, 0.1),
+        source=measured.GPTQ,
     ),
 }
 
@@ -166,13 +179,15 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     layer = np.array([group.depth for group in space.groups])
     layers = int(layer.max()) + 1
     groups = len(layer)
-    damage = _group_damage(space, granularity, layer, layers, rng)
-    power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
-    repaired = measured.left(np.array(space.ranks)[None, :], power[:, None])[:, None, :]
+    source = family.source
+    damage = _group_damage(source, space, granularity, layer, layers, rng)
+    steepness = source.repair_power if family.repair_power is None else family.repair_power
+    power = steepness * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
+    repaired = source.left(np.array(space.ranks)[None, :], power[:, None])[:, None, :]
     floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.bits])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
-    gain = (weight / weight.sum())[:, None] * measured.gain(np.array(space.ranks))[None, :]
+    gain = (weight / weight.sum())[:, None] * source.gain_at(np.array(space.ranks))[None, :]
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return Tables(
         damage=damage,
@@ -181,7 +196,7 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
         within=within,
         coupling=_coupling(family, layers, rng),
         layer=layer,
-        base=measured.UNTUNED,
+        base=source.untuned,
         bend=family.bend,
         cap=family.cap,
     )
@@ -203,25 +218,29 @@ def _coupling(family: Family, layers: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _group_damage(
-    space: SearchSpace, granularity: str, layer: np.ndarray, layers: int, rng: np.random.Generator
+    source: measured.Source,
+    space: SearchSpace,
+    granularity: str,
+    layer: np.ndarray,
+    layers: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Untuned damage (G, B): measured layers at about the same relative depth, split over kinds as measured.
 
     Totals are kept: with other than 30 layers each is scaled by 30 / layers.
     """
-    real = len(measured.DAMAGE_2)
+    real = source.layers
     depth = np.round(np.arange(layers) / max(layers - 1, 1) * (real - 1)).astype(int)
     moved = depth + rng.integers(-DEPTH_JITTER, DEPTH_JITTER + 1, layers)
     # The last layer stands apart in the measurements, so it stays the last, and no other takes its place.
-    source = np.where(depth == real - 1, real - 1, np.clip(moved, 0, real - 2))
+    taken = np.where(depth == real - 1, real - 1, np.clip(moved, 0, real - 2))
     scale = real / layers * np.exp(rng.normal(0.0, LAYER_SPREAD, layers))
-    two, three = measured.DAMAGE_2[source] * scale, measured.DAMAGE_3[source] * scale
     kinds = KINDS[granularity]
     spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
     columns = []
     for bits in space.bits:
-        share = measured.kind_share(bits)
+        share = source.kind_share(bits)
         of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
         part = np.array([of_kind[group.kind] for group in space.groups]) * spread
-        columns.append(measured.damage_by_bits(two, three, bits)[layer] * part)
+        columns.append((source.damage(bits)[taken] * scale)[layer] * part)
     return np.stack(columns, axis=1)

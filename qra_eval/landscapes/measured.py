@@ -1,5 +1,7 @@
 """What was measured on a real model, and the constants fitted to it: the scale of every parametric landscape.
 
+`HQQ` is what seven families stand on, `GPTQ` what the family `calibrated` does; see each. Of the first:
+
 Model and task: SmolLM2-135M (30 layers), GSM8K, held-out loss in nats on the answer tokens of 32 test rows, hqq
 with groups of 64 weights. Tuning is 12 AdamW steps of 8 rows, alpha twice the rank, on all seven linears.
 The fitted constants come from 41 tuned plans (`benchmarks/strategies/calibrate.py` fits them again and prints the
@@ -8,7 +10,12 @@ held-out error: 0.034 nats root mean square, leave one out, for plans below 2.2 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
+
+from qra_search.memory import UNQUANTIZED_BITS
 
 UNTUNED = 1.6261
 """Loss of the undegraded model without any tuning."""
@@ -65,17 +72,6 @@ DAMAGE_3 = np.maximum(SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum
 """Untuned damage (30,) of single layers at 2 and 3 bits."""
 
 
-def gain(rank: np.ndarray) -> np.ndarray:
-    """Fall of the loss in nats if every group had this rank and nothing were quantized."""
-    rank = np.asarray(rank, dtype=float)
-    return GAIN * rank / (rank + GAIN_RANK)
-
-
-def left(rank: np.ndarray, power: np.ndarray | float = REPAIR_POWER) -> np.ndarray:
-    """Share of the untuned damage that is left after tuning at this rank; 1 without an adapter."""
-    return (1.0 + np.asarray(rank, dtype=float) / REPAIR_RANK) ** -np.asarray(power)
-
-
 def damage_by_bits(two: np.ndarray, three: np.ndarray, bits: int) -> np.ndarray:
     """Untuned damage at any bit-width from that at 2 and at 3 bits."""
     if bits >= 16:
@@ -90,3 +86,70 @@ def kind_share(bits: int) -> dict[str, float]:
     losses = KIND_LOSS_2 if bits <= 2 else KIND_LOSS_3
     total = sum(losses.values()) - len(losses) * UNTUNED
     return {kind: (loss - UNTUNED) / total for kind, loss in losses.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Measurements that landscapes are scaled by.
+
+    Attributes:
+        untuned: loss without quantization and without tuning.
+        by_layer: untuned damage of single layers, in nats, by bits; between measured bits its logarithm is
+            interpolated.
+        by_kind: share of each of a layer's linears in it, by bits.
+        gain, gain_rank: fall of the loss by tuning at unbounded rank, and the rank at which half of it is reached.
+        repair_power, repair_rank: share of the damage that tuning leaves: (1 + r / repair_rank) ** -repair_power.
+        noise: deviation between seeds in nats.
+    """
+
+    untuned: float
+    by_layer: Mapping[int, np.ndarray]
+    by_kind: Mapping[int, Mapping[str, float]]
+    gain: float
+    gain_rank: float
+    repair_power: float
+    repair_rank: float
+    noise: float
+
+    @property
+    def layers(self) -> int:
+        """How many layers were measured."""
+        return len(next(iter(self.by_layer.values())))
+
+    def damage(self, bits: int) -> np.ndarray:
+        """Untuned damage (layers,) of each layer at a bit-width."""
+        if bits >= UNQUANTIZED_BITS:
+            return np.zeros(self.layers)
+        known = sorted(self.by_layer)
+        low = max((b for b in known[:-1] if b <= bits), default=known[0])
+        high = known[known.index(low) + 1]
+        share = (bits - low) / (high - low)
+        return np.asarray(self.by_layer[low] ** (1 - share) * self.by_layer[high] ** share)
+
+    def kind_share(self, bits: int) -> Mapping[str, float]:
+        """Share of a layer's damage that each of its linears causes, at the nearest measured bit-width."""
+        return self.by_kind[min(self.by_kind, key=lambda known: (abs(known - bits), known))]
+
+    def gain_at(self, rank: np.ndarray) -> np.ndarray:
+        """Fall of the loss in nats if every group had this rank and nothing were quantized."""
+        rank = np.asarray(rank, dtype=float)
+        return self.gain * rank / (rank + self.gain_rank)
+
+    def left(self, rank: np.ndarray, power: np.ndarray | float) -> np.ndarray:
+        """Share of the untuned damage that is left after tuning at this rank; 1 without an adapter."""
+        return (1.0 + np.asarray(rank, dtype=float) / self.repair_rank) ** -np.asarray(power)
+
+
+HQQ = Source(
+    untuned=UNTUNED,
+    by_layer={b: damage_by_bits(DAMAGE_2, DAMAGE_3, b) for b in range(1, UNQUANTIZED_BITS)},
+    by_kind={2: kind_share(2), 3: kind_share(3)},
+    gain=GAIN,
+    gain_rank=GAIN_RANK,
+    repair_power=REPAIR_POWER,
+    repair_rank=REPAIR_RANK,
+    noise=SEED_NOISE,
+)
+"""hqq, one choice a layer, alpha twice the rank; see above."""
+
+GPTQ = HQQ

@@ -129,11 +129,10 @@ def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
 
 
 ABLATED = (
-    "qra?spans=[0.0]", "qra?moves=0", "qra?anywhere=0", "qra?all_budgets=false", "qra?sweeps=0",
-    "qra?alike=false", "qra?confirm=true", "qra?low=true",
+    "qra?spans=[0.0]", "qra?moves=0", "qra?all_budgets=false", "qra?sweeps=0", "qra?alike=false",
 )  # fmt: skip
-"""`qra` with one ingredient off: draws of tables, neighbours and swaps, the worth of what is learnt, all budgets at
-once, hyperparameters by evidence, likeness of groups; and with one of those on that are off by default."""
+"""`qra` with one ingredient off: draws of tables, neighbours and swaps, all budgets at once, hyperparameters by
+evidence, likeness of groups."""
 PRESETS = {
     "quick": Preset(
         ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
@@ -169,7 +168,7 @@ PRESETS = {
         _grid([32], "layer", "flat", "shuffled", "none"), ["additive", "nsga2", "qra"], seeds=20, evaluations=200
     ),
     "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
-    "ablation": Preset(_grid([32], "layer", "measured"), ["qra", *ABLATED], seeds=5, evaluations=100),
+    "ablation": Preset(_grid([32], "layer", "measured", "flat"), ["qra", *ABLATED], seeds=5, evaluations=100),
     "noiseless": Preset(
         [task + NOISELESS for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
     ),

@@ -14,8 +14,6 @@ DEPTH_LENGTH = 0.15
 """Length over which groups of near depth are alike, as a share of the model's depth."""
 CELLS = (1.5, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall, by bits, rank decay, rank decay by bits, by (bits, rank)."""
-LOW_CELLS = (0.3, 0.1, 0.3, 0.05, 0.02)
-"""The same for how a lower fidelity differs from the full one."""
 
 
 class TableBasis:
@@ -28,7 +26,7 @@ class TableBasis:
         h: (R,), log(1 + rank / median rank), centred: damage falls as exp(-k h).
         gain: (G, R), prior fall of the loss by rank, half of it the mean over groups.
         alike: (G, G), correlation of groups.
-        cell, low_cell: (B R, B R), covariance of log damage shared by all groups.
+        cell: (B R, B R), covariance of log damage shared by all groups.
     """
 
     def __init__(self, space: SearchSpace, prior: Prior | None, *, alike: bool = True):
@@ -49,7 +47,7 @@ class TableBasis:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
         self.alike = likeness(space) if alike else np.eye(len(space))
-        self.cell, self.low_cell = self._cells(CELLS), self._cells(LOW_CELLS)
+        self.cell = self._cells(CELLS)
         self._roots: dict[int, np.ndarray] = {}
 
     def root(self, cov: np.ndarray) -> np.ndarray:

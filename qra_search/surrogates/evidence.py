@@ -9,7 +9,7 @@ from scipy.linalg import solve_triangular
 
 from qra_search.surrogates.table import TableFit, Widths
 
-KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "lower": 0.7}
+KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7}
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
 LEAST = 1e-6
@@ -27,7 +27,7 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     for _ in range(sweeps):
         before = best
         for name in KNOWN_TO:
-            if getattr(start, name) == 0.0 or (name == "lower" and not fit.lows):
+            if getattr(start, name) == 0.0:
                 continue
             for factor in (STEP, 1.0 / STEP):
                 moved = False
@@ -41,7 +41,7 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
                     break
         if best == before:
             break
-    return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta, fit.lows)
+    return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
 
 
 def _evidence(fit: TableFit, w: Widths, start: Widths) -> float:

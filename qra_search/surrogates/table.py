@@ -8,7 +8,7 @@
 Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c) ~ N(0, S).
 A holds what all groups share (how damage scales with bits and decays with rank), t how far the prior is trusted, z
 and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a
-bit-width. A lower fidelity has an A, an o, a u and a c of its own on top. Gauss-Newton finds the mode; every step is a
+bit-width. Gauss-Newton finds the mode; every step is a
 Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
@@ -34,13 +34,13 @@ CLOSE = 0.03
 UNFORESEEN = 2.0
 """A loss so many times as far above the best as predicted counts as what was observed: a plan that broke against all
 expectation must not bend the table."""
-GAIN_SD, LOW_GAIN_SD = 0.8, 0.5
-"""Deviations of what all groups share in the log gain of a rank, and of how a lower fidelity differs in it."""
+GAIN_SD = 0.8
+"""Deviation of what all groups share in the log gain of a rank."""
 CONSTANT_SD = 1.0
 """Deviation of c around the best loss, in spreads; wide enough for any truth, and no wider: a c far below every loss
 would let equal damages everywhere explain anything."""
-FIRST_LOW = 8
-"""Blocks of theta: 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c; then A, o, u, c of every lower fidelity."""
+SHARED, ALIKE = 0, (2, 4)
+"""Blocks of theta, 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, whose covariance is that of cells, or of groups."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Widths:
 
     Attributes:
         trust, scale, offset, decay, gain: of t, z, o, k, v.
-        lower: of o at a lower fidelity.
         noise: deviation between seeds, as a share of the median loss above the best.
         misfit: deviation from the table, as a share of a loss above the best.
         own: share of the misfit's variance that is the plan's own and not luck.
@@ -60,7 +59,6 @@ class Widths:
     offset: float = 0.25
     decay: float = 0.3
     gain: float = 0.4
-    lower: float = 0.15
     noise: float = 0.01
     misfit: float = 0.05
     own: float = 0.5
@@ -72,14 +70,12 @@ class Rows:
 
     Attributes:
         b, r: level indices (N, G).
-        low: int (N,), 0 at full fidelity, k at the k-th lower one.
         loss: (N,), in nats.
-        weight: (N,), full evaluations that each loss is worth: replicates times fidelity.
+        weight: (N,), replicates of each.
     """
 
     b: np.ndarray
     r: np.ndarray
-    low: np.ndarray
     loss: np.ndarray
     weight: np.ndarray
 
@@ -88,20 +84,19 @@ class Rows:
 
     def at(self, index: np.ndarray) -> Rows:
         """Some of these rows."""
-        return Rows(self.b[index], self.r[index], self.low[index], self.loss[index], self.weight[index])
+        return Rows(self.b[index], self.r[index], self.loss[index], self.weight[index])
 
-    def joined(self, b, r, low, loss, weight) -> Rows:
+    def joined(self, b: np.ndarray, r: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Rows:
         """These rows and others."""
-        pairs = ((self.b, b), (self.r, r), (self.low, low), (self.loss, loss), (self.weight, weight))
+        pairs = ((self.b, b), (self.r, r), (self.loss, loss), (self.weight, weight))
         return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
 class TableFit:
-    """Posterior of the table given rows, at least one of them at full fidelity.
+    """Posterior of the table given rows, at least one.
 
     Args:
         theta: blocks of parameters to start from.
-        lows: lower fidelities that the model is to know, at least those of the rows.
     """
 
     def __init__(
@@ -110,14 +105,11 @@ class TableFit:
         rows: Rows,
         widths: Widths,
         theta: list[np.ndarray] | None = None,
-        lows: int = 0,
     ):
         self.basis, self.rows, self.widths = basis, rows, widths
-        self.lows = max(lows, int(rows.low.max(initial=0)))
-        full = rows.loss[rows.low == 0]
-        self.best = float(full.min())
-        self.excess = self._above(rows.loss)
-        self.spread = max(float(np.median(full - self.best)), 1e-3 * abs(self.best), 1e-9)
+        self.best = float(rows.loss.min())
+        self.excess = rows.loss - self.best
+        self.spread = max(float(np.median(self.excess)), 1e-3 * abs(self.best), 1e-9)
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
         self.theta = self._start() if theta is None else theta
@@ -127,8 +119,7 @@ class TableFit:
     def block_variances(self, w: Widths) -> list[float]:
         """Factor of each block's covariance."""
         c = (CONSTANT_SD * self.spread) ** 2
-        first = [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c]
-        return first + [1.0, w.lower**2, LOW_GAIN_SD**2, c] * self.lows
+        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c]
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
@@ -140,11 +131,9 @@ class TableFit:
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
     def _covariance(self, block: int) -> np.ndarray | None:
-        if block == 0:
+        if block == SHARED:
             return self.basis.cell
-        if block in (2, 4):
-            return self.basis.alike
-        return self.basis.low_cell if block >= FIRST_LOW and (block - FIRST_LOW) % 4 == 0 else None
+        return self.basis.alike if block in ALIKE else None
 
     def _spread_out(self, blocks: list[np.ndarray]) -> list[np.ndarray]:
         """J_k S_k for every block."""
@@ -163,20 +152,13 @@ class TableFit:
             np.matmul(X, X.T, out=out[k])
         return out
 
-    def _above(self, loss: np.ndarray) -> np.ndarray:
-        """How far losses (N,) of the rows lie above the least of their fidelity."""
-        least = [loss[self.rows.low == k].min(initial=np.inf) for k in range(self.lows + 1)]
-        return loss - np.array(least)[self.rows.low]
-
     # -- the mode -----------------------------------------------------------------------------------------------
     def _start(self) -> list[np.ndarray]:
         """Zero, but for the overall scale of damage, by weighted least squares on the prior's own sum."""
         G, B, R = self.basis.shape
-        sizes = [B * R, 1, G, G * B, G, R, G, 1] + [B * R, G * B, R, 1] * self.lows
-        theta = [np.zeros(n) for n in sizes]
-        full = self.rows.low == 0
-        x = (np.exp(self.basis.log_damage) * self.basis.live)[np.arange(G), self.rows.b[full]].sum(1)
-        y, w = self.rows.loss[full], 1.0 / self.V[full]
+        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1)]
+        x = (np.exp(self.basis.log_damage) * self.basis.live)[np.arange(G), self.rows.b].sum(1)
+        y, w = self.rows.loss, 1.0 / self.V
         x, y = x - (w @ x) / w.sum(), y - (w @ y) / w.sum()
         if (w * x * y).sum() > 0:
             theta[0] += float(np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -4.0, 4.0))
@@ -185,9 +167,9 @@ class TableFit:
     def _solve(self) -> None:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
-            f, J = self._linearised(rows.b, rows.r, rows.low)
+            f, J = self._linearised(rows.b, rows.r)
             if number:
-                predicted = self._above(f)
+                predicted = f - f.min()
                 self.excess = np.where(seen > UNFORESEEN * predicted, seen, predicted)
                 self.V = self.error(self.widths, rows.weight, self.excess)
             SJ = self._spread_out(J)
@@ -196,56 +178,47 @@ class TableFit:
             L = np.linalg.cholesky(np.tensordot(self.variances, grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
             step = [s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)]
-            size = max(float(np.abs(self._eta(step, k)).max()) for k in range(self.lows + 1))
+            size = float(np.abs(self._eta(step)).max())
             rate = min(1.0, MAX_STEP / max(size, 1e-12))
             self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
             if size < CLOSE:
                 break
         self.J, self.SJ, self.grams, self.L, self.alpha, self.target = J, SJ, grams, L, alpha, target
 
-    def _eta(self, theta: list[np.ndarray], low: int = 0) -> np.ndarray:
+    def _eta(self, theta: list[np.ndarray]) -> np.ndarray:
         """(..., G, B, R) from blocks (..., P_k)."""
         G, B, R = self.basis.shape
         A, t, z, o, k = theta[:5]
-        if low:
-            A, o = A + theta[FIRST_LOW + 4 * low - 4], o + theta[FIRST_LOW + 4 * low - 3]
         lead = A.shape[:-1]
         eta = A.reshape(*lead, 1, B, R) + t[..., None, None] * self.basis.deviation[:, :, None]
         eta = eta + z[..., :, None, None] + o.reshape(*lead, G, B)[..., None]
         return eta - k[..., :, None, None] * self.basis.h
 
-    def _damage(self, theta: list[np.ndarray], low: int = 0) -> np.ndarray:
-        log = self.basis.log_damage[:, :, None] + self._eta(theta, low)
+    def _damage(self, theta: list[np.ndarray]) -> np.ndarray:
+        log = self.basis.log_damage[:, :, None] + self._eta(theta)
         return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30.0, 12.0)), 0.0)
 
-    def _gain(self, theta: list[np.ndarray], low: int = 0) -> np.ndarray:
-        u = theta[5] + theta[FIRST_LOW + 4 * low - 2] if low else theta[5]
-        return self.basis.gain * np.exp(np.clip(u[..., None, :] + theta[6][..., :, None], -8.0, 8.0))
+    def _gain(self, theta: list[np.ndarray]) -> np.ndarray:
+        return self.basis.gain * np.exp(np.clip(theta[5][..., None, :] + theta[6][..., :, None], -8.0, 8.0))
 
-    def _linearised(self, b: np.ndarray, r: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Loss above `best` (n,) of plans (n, G) at fidelities (n,), and its derivative by each block (n, P_k)."""
+    def _linearised(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Loss above `best` (n,) of plans (n, G), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
-        levels = range(self.lows + 1)
-        d = np.stack([self._damage(self.theta, k) for k in levels])[low[:, None], g, b, r]
-        w = -np.stack([self._gain(self.theta, k) for k in levels])[low[:, None], g, r]
+        d = self._damage(self.theta)[g, b, r]
+        w = -self._gain(self.theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
         J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1))]
-        f = d.sum(1) + w.sum(1) + self.theta[7]
-        for k in levels[1:]:
-            at = (low == k).astype(float)[:, None]
-            J += [cell * at, own * at, shared * at, at]
-            f = f + at[:, 0] * self.theta[FIRST_LOW + 4 * k - 1]
-        return f, J
+        return d.sum(1) + w.sum(1) + self.theta[7], J
 
     # -- what it says -------------------------------------------------------------------------------------------
-    def joint(self, b: np.ndarray, r: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (M,) and covariance (M, M) of the losses of plans (M, G) at fidelities (M,), linearised at the mode."""
-        f, J = self._linearised(b, r, low)
+    def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (M,) and covariance (M, M) of the losses of plans (M, G), linearised at the mode."""
+        f, J = self._linearised(b, r)
         cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ, strict=True))
         mean = self.best + f - sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True)) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
@@ -273,8 +246,7 @@ class TableFit:
         ]
         return self._damage(theta) - self._gain(theta)[:, :, None, :]
 
-    def given(self, b: np.ndarray, r: np.ndarray, low: np.ndarray, weight: np.ndarray) -> TableFit:
+    def given(self, b: np.ndarray, r: np.ndarray) -> TableFit:
         """The fit given that running plans come out as predicted."""
-        mean, _ = self.joint(b, r, low)
-        rows = self.rows.joined(b, r, low, mean, weight)
-        return TableFit(self.basis, rows, self.widths, self.theta, self.lows)
+        mean, _ = self.joint(b, r)
+        return TableFit(self.basis, self.rows.joined(b, r, mean, np.ones(len(b))), self.widths, self.theta)

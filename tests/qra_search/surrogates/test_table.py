@@ -1,4 +1,4 @@
-"""The table's posterior: the mode, its predictions, draws, trust in the prior, and lower fidelities."""
+"""The table's posterior: the mode, its predictions, draws, and trust in the prior."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
 
-def full(count: int) -> np.ndarray:
-    return np.zeros(count, int)
-
-
 def test_the_mode_is_stationary():
     """theta = S J' V^-1 (loss - f(theta)): the gradient of the log posterior vanishes."""
     world = World()
@@ -21,7 +17,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(3):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearised(rows.b, rows.r, rows.low)
+    f, J = fit._linearised(rows.b, rows.r)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -33,7 +29,7 @@ def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries():
     truth = world.loss(b, r)
     errors = []
     for count in (10, 60):
-        mean, _ = refined(TableFit(world.basis, world.rows(count), Widths())).joint(b, r, full(200))
+        mean, _ = refined(TableFit(world.basis, world.rows(count), Widths())).joint(b, r)
         errors.append(float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.std()))
     assert errors[1] < 0.15
     assert errors[1] < errors[0] / 2
@@ -43,7 +39,7 @@ def test_its_deviations_are_honest():
     world = World()
     b, r = world.plans(300)
     fit = refined(TableFit(world.basis, world.rows(40), Widths()))
-    mean, cov = fit.joint(b, r, full(300))
+    mean, cov = fit.joint(b, r)
     scores = (mean - world.loss(b, r)) / np.sqrt(np.diag(cov))
     assert 0.5 < np.sqrt(np.mean(scores**2)) < 1.6
 
@@ -54,7 +50,7 @@ def test_draws_have_the_posteriors_mean_and_deviation():
     b, r = world.plans(20)
     tables = fit.draws(np.random.default_rng(0), np.ones(4000))
     sums = np.stack([tables[:, np.arange(12), x, y].sum(1) for x, y in zip(b, r, strict=True)], 1)
-    mean, cov = fit.joint(b, r, full(20))
+    mean, cov = fit.joint(b, r)
     # The constant c is no part of a table: compare what plans differ by.
     contrast = np.eye(20) - 1 / 20
     deviation = np.sqrt(np.diag(contrast @ cov @ contrast))
@@ -91,9 +87,9 @@ def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
     world = World()
     rows = world.rows(40)
     b, r = world.plans(50)
-    before, _ = TableFit(world.basis, rows, Widths()).joint(b, r, full(50))
-    broken = rows.joined(b[:1] * 0, r[:1] * 0, full(1), np.array([40.0]), np.ones(1))
-    after, _ = TableFit(world.basis, broken, Widths()).joint(b, r, full(50))
+    before, _ = TableFit(world.basis, rows, Widths()).joint(b, r)
+    broken = rows.joined(b[:1] * 0, r[:1] * 0, np.array([40.0]), np.ones(1))
+    after, _ = TableFit(world.basis, broken, Widths()).joint(b, r)
     assert np.abs(after - before).max() < 0.1 * before.std()
 
 
@@ -104,9 +100,9 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
         rows = world.rows(60)
         truth = world.loss(rows.b, rows.r)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.b, rows.r, rows.low, truth + luck, rows.weight)
+        seen = Rows(rows.b, rows.r, truth + luck, rows.weight)
         b, r = world.plans(200)
-        mean, _ = refined(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(b, r, full(200))
+        mean, _ = refined(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(b, r)
         bias.append(np.mean(mean - world.loss(b, r)) / world.loss(b, r).std())
     # Weighed by what was observed, losses come out a quarter of their spread too low.
     assert abs(np.mean(bias)) < 0.1
@@ -116,8 +112,8 @@ def test_pending_plans_narrow_the_belief_and_leave_its_mean():
     world = World()
     fit = TableFit(world.basis, world.rows(30), Widths())
     b, r = world.plans(5)
-    before, cov_before = fit.joint(b, r, full(5))
-    after, cov_after = fit.given(b, r, full(5), np.ones(5)).joint(b, r, full(5))
+    before, cov_before = fit.joint(b, r)
+    after, cov_after = fit.given(b, r).joint(b, r)
     np.testing.assert_allclose(after, before, atol=0.2 * float(np.sqrt(np.diag(cov_before)).max()))
     assert (np.diag(cov_after) < 0.5 * np.diag(cov_before)).all()
 
@@ -128,7 +124,7 @@ def test_replicates_count_for_more():
     widths = Widths(noise=0.2)
     once = TableFit(world.basis, rows, widths).at_rows()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.low, rows.loss, weight), widths).at_rows()[1]
+    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.loss, weight), widths).at_rows()[1]
     assert often[3] < once[3]
 
 
@@ -140,24 +136,10 @@ def test_one_or_two_rows_are_enough(count):
     assert np.isfinite(mean).all() and np.isfinite(std).all()
 
 
-def test_a_lower_fidelity_informs_the_full_one_without_its_bias():
-    world = World(prior_error=0.8)
-    rows = world.rows(8)
-    b, r = world.plans(60)
-    shift = 0.3 + 1.2 * (world.loss(b, r) - 1.0)  # higher, and steeper
-    seen = rows.joined(b, r, np.ones(60, int), 1.0 + shift, np.full(60, 0.25))
-    test_b, test_r = world.plans(200)
-    truth = world.loss(test_b, test_r)
-    alone, _ = refined(TableFit(world.basis, rows, Widths())).joint(test_b, test_r, full(200))
-    helped, _ = refined(TableFit(world.basis, seen, Widths())).joint(test_b, test_r, full(200))
-    assert np.sqrt(np.mean((helped - truth) ** 2)) < 0.5 * np.sqrt(np.mean((alone - truth) ** 2))
-    assert abs(np.mean(helped - truth)) < 0.1
-
-
 def test_what_it_is_given_is_not_changed():
     world = World()
     rows = world.rows(15)
-    copies = [x.copy() for x in (rows.b, rows.r, rows.low, rows.loss, rows.weight)]
+    copies = [x.copy() for x in (rows.b, rows.r, rows.loss, rows.weight)]
     refined(TableFit(world.basis, rows, Widths())).draws(np.random.default_rng(0), np.ones(3))
-    for before, after in zip(copies, (rows.b, rows.r, rows.low, rows.loss, rows.weight), strict=True):
+    for before, after in zip(copies, (rows.b, rows.r, rows.loss, rows.weight), strict=True):
         np.testing.assert_array_equal(before, after)
