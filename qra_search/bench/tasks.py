@@ -17,6 +17,8 @@ from qra_search.strategies import Strategy, make_strategy
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
 """Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
+CALIBRATED = "calibrated"
+"""A family that stands apart: what is to be gained there is small beside the noise."""
 
 NOISELESS = "-noiseless"
 
@@ -77,7 +79,7 @@ def task_named(text: str) -> Task:
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"or recorded:LOG (families: {', '.join(FAMILIES)})"
+            f"or recorded:LOG (families: {', '.join((*FAMILIES, CALIBRATED))})"
         )
     family, layers, granularity, prior = parts
     options = {"family": family, "layers": int(layers), "prior": prior}
@@ -169,9 +171,16 @@ PRESETS = {
     ),
     "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
     "ablation": Preset(_grid([32], "layer", "measured", "flat"), ["qra", *ABLATED], seeds=5, evaluations=100),
+    "calibrated": Preset(
+        [f"{CALIBRATED}-32-{granularity}-measured" for granularity in ("layer", "module")],
+        ["random", "additive", "nsga2", "qr_adaptor", "qra"],
+        seeds=20,
+        evaluations=100,
+    ),
     "noiseless": Preset(
         [task + NOISELESS for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
     ),
 }  # fmt: skip
 """`quick` is for a first look; `main` and `samplers` compare everything at one size, the others vary one thing each:
-size, granularity, prior, how long the general optimizers may search, what `qra` is made of, and noise."""
+size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what landscapes
+are calibrated to."""
