@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -55,8 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="only rows whose name holds this text")
-    parser.add_argument("--skip", default="", help="no rows whose name holds this text")
+    parser.add_argument("--only", default="", help="only rows in whose name this regular expression is found")
     parser.add_argument("--backwards", action="store_true", help="the least telling first: for a second process")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
             continue
-        if options.only not in name or (options.skip and options.skip in name):
+        if not re.search(options.only, name):
             continue
         if until is not None and time.monotonic() > until:
             raise SystemExit(protocol.LEFT)
