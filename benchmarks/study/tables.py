@@ -1,4 +1,4 @@
-"""Tables and the figure of the study, from its raw lines alone.
+"""Tables and the figure of the study, from its raw lines alone; those of GSM8K stand in `docs/study.md` too.
 
     python benchmarks/study/tables.py
 
@@ -18,7 +18,9 @@ import figure
 import numpy as np
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
-FIGURE = Path(__file__).parents[2] / "docs" / "images" / "study.svg"
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURE = DOCS / "images" / "study.svg"
+PAGE = DOCS / "study.md"
 DRAWS = 10_000
 OURS = "qra-module-0 @"
 """How the rows of the search begin that the study is about; other searches are compared with it."""
@@ -62,7 +64,7 @@ def shown(loss: float | None) -> str:
 def read(path: Path, task: str) -> list[Row]:
     """The rows of a task, cheapest first."""
     grouped = defaultdict(list)
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else []:
         data = json.loads(line)
         if data["task"] == task:
             grouped[data["row"]].append(data)
@@ -91,6 +93,29 @@ def interval(found: tuple[float, float, float]) -> str:
     return f"{percent(found[0])} [{percent(found[1])}, {percent(found[2])}]"
 
 
+def machines(first: list[Row], second: list[Row]) -> list[str]:
+    """The rows that were tuned on two machines, the same seeds on both."""
+    table = ["| plan | seeds | one machine | another | change |", "|---|---|---|---|---|"]
+    here = {r.name: r for r in first}
+    for r in second:
+        seeds = sorted(set(r.losses) & set(here[r.name].losses)) if r.name in here else []
+        if seeds:
+            one, other = (float(np.mean([x.losses[s] for s in seeds])) for x in (here[r.name], r))
+            table.append(f"| {r.name} | {len(seeds)} | {one:.4f} | {other:.4f} | {percent(other / one - 1)} |")
+    return table
+
+
+def fill(page: Path, tables: dict[str, list[str]]) -> None:
+    """Put tables into a page, each between `<!-- made: NAME -->` and `<!-- end -->`."""
+    text = page.read_text()
+    for name, lines in tables.items():
+        start, before, rest = text.partition(f"<!-- made: {name} -->\n")
+        if before:
+            _, end, after = rest.partition("<!-- end -->")
+            text = start + before + "\n" + "\n".join(lines) + "\n\n" + end + after
+    page.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="gsm8k")
@@ -101,12 +126,11 @@ def main() -> None:
     limits = {f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}": d["limit"] for d in plans}
     uniform = [r for r in rows if r.budget is None and r.embeddings == 16]
     sixteen = min((r for r in uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
-    text = [f"# Test loss on {options.task}", ""]
-    text += ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
+    plans_table = ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
     for r in rows:
         each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
         name = f"**{r.name}**" if r.ours else r.name
-        text.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
+        plans_table.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
     rivals: list[tuple[Row, Row, str]] = []
     searches: list[tuple[Row, Row, str]] = []
     for f in (r for r in rows if r.ours):
@@ -126,24 +150,28 @@ def main() -> None:
             rivals.append((f, sixteen, f"{sixteen.name}, {sixteen.bytes / 2**20:.0f} MiB"))
         searches += [(f, r, r.name.partition(" @ ")[0]) for r in rows if r.budget == f.budget and not r.ours]
     level = 1 - 0.05 / max(len(rivals) + len(searches), 1)
-    text += ["", f"Intervals below hold together at 95% ({len(rivals) + len(searches)} comparisons).", ""]
-    text += ["## Plans found by qra against uniform ones", ""]
-    text += ["| budget | MiB | against | change of test loss |", "|---|---|---|---|"]
+    together = f"Intervals hold together at 95% ({len(rivals) + len(searches)} comparisons)."
+    against_table = ["| budget | MiB | against | change of test loss |", "|---|---|---|---|"]
     for a, b, label in rivals:
-        text.append(f"| {a.budget} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
-    if searches:
-        text += ["", "## Plans found by qra against other searches' plans", ""]
-        text += ["| budget | against | change of test loss |", "|---|---|---|"]
-        text += [f"| {a.budget} | {label} | {interval(change(a, b, level))} |" for a, b, label in searches]
-    text += ["", "## Searches", "", "| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
-    text += ["|---|---|---|---|---|---|"]
+        against_table.append(f"| {a.budget} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
+    others_table = ["| budget | against | change of test loss |", "|---|---|---|"]
+    others_table += [f"| {a.budget} | {label} | {interval(change(a, b, level))} |" for a, b, label in searches]
+    searches_table = ["| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
+    searches_table += ["|---|---|---|---|---|---|"]
     for d in plans:
-        text.append(
+        searches_table.append(
             f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
             f"| {d['epoch_share']:.2f} |"
         )
+    text = [f"# Test loss on {options.task}", "", *plans_table, "", together, ""]
+    text += ["## Plans found by qra against uniform ones", "", *against_table, ""]
+    text += ["## Plans found by qra against other searches' plans", "", *others_table, ""]
+    text += ["## Searches", "", *searches_table]
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
     if options.task == "gsm8k":
+        second = read(options.results / "second-machine" / "final.jsonl", options.task)
+        tables = {"plans": plans_table, "against": [together, "", *against_table], "others": others_table}
+        fill(PAGE, tables | {"searches": searches_table, "machines": machines(rows, second)})
         FIGURE.write_text(figure.draw([r for r in rows if r.ours or r.embeddings == 8 or r in uniform], sixteen))
     print("\n".join(text))
 
