@@ -24,7 +24,7 @@ import numpy as np
 from qra_eval.landscapes.noise import generator
 from qra_eval.recorded import Record, RecordedEvaluator, read_record
 from qra_search.bench.cell import best_uniform
-from qra_search.bench.tasks import parse_strategy, task_budgets
+from qra_search.bench.tasks import task_budgets
 from qra_search.evaluation import Evaluation, Prior
 from qra_search.result import SearchResult
 from qra_search.space import Plan
@@ -43,20 +43,6 @@ class Cheap:
     def loss(self, full: float, plan: Plan, seed: int) -> float:
         own = float(generator("cheap", seed, plan.key, 0).standard_normal())
         return self.at + self.slope * full + self.scatter * own
-
-
-class TwoFidelities(RecordedEvaluator):
-    """The recorded task with one cheaper fidelity."""
-
-    def __init__(self, record: Record, cheap: Cheap, seed: int):
-        super().__init__(record, seed=seed)
-        self.cheap, self.fidelities = cheap, (cheap.share, 1.0)
-
-    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        if fidelity == 1.0:
-            return super().evaluate(plan, seed=seed)
-        loss = self.cheap.loss(self.true_loss(plan), plan, self.seed)
-        return Evaluation(loss, self.space.memory_bytes(plan), seconds=0.0, fidelity=fidelity, seed=seed)
 
 
 class OnlyCheap(RecordedEvaluator):
@@ -86,27 +72,23 @@ def main() -> None:
     record = read_record([options.log])
     n, third = options.evaluations, options.evaluations / 3
     paid = record.prior.cost if record.prior else 0.0
-    ways: list[tuple[str, Any, str, float]] = [
-        (f"{n} full evaluations", lambda seed: RecordedEvaluator(record, seed=seed), "qra", n + paid),
-        ("full evaluations at a third of the cost", lambda seed: RecordedEvaluator(record, seed=seed), "qra", third),
+    ways: list[tuple[str, Any, float]] = [
+        (f"{n} full evaluations", lambda seed: RecordedEvaluator(record, seed=seed), n + paid),
+        ("full evaluations at a third of the cost", lambda seed: RecordedEvaluator(record, seed=seed), third),
     ]
     for cheap in read_pairs(options.pairs):
         own = n + paid / cheap.share
         ways.append(
             (f"{n} evaluations at fidelity {cheap.share:g} alone",
-             lambda seed, cheap=cheap: OnlyCheap(record, cheap, seed), "qra", own)
-        )  # fmt: skip
-        ways.append(
-            (f"fidelity {cheap.share:g} and full, a third of the cost",
-             lambda seed, cheap=cheap: TwoFidelities(record, cheap, seed), "qra?low=true", third)
+             lambda seed, cheap=cheap: OnlyCheap(record, cheap, seed), own)
         )  # fmt: skip
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(row["way"], row["seed"]) for row in rows}
     for seed in range(options.seeds):
-        for name, build, strategy, evaluations in ways:
+        for name, build, evaluations in ways:
             if (name, seed) in done:
                 continue
-            rows.append({"way": name, "seed": seed, **search(build(seed), strategy, evaluations, seed)})
+            rows.append({"way": name, "seed": seed, **search(build(seed), evaluations, seed)})
             with options.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
         print(f"seed {seed} done", file=sys.stderr, flush=True)
@@ -137,12 +119,10 @@ def read_pairs(path: Path) -> list[Cheap]:
     return found
 
 
-def search(evaluator: RecordedEvaluator, strategy: str, evaluations: float, seed: int) -> dict[str, float]:
+def search(evaluator: RecordedEvaluator, evaluations: float, seed: int) -> dict[str, float]:
     """One search; what it cost in full evaluations, and the share of the possible gain that its plans leave."""
     budgets = task_budgets(evaluator.space)
-    study = Study(
-        evaluator, strategy=parse_strategy(strategy), evaluations=evaluations, memory_budget=budgets, seed=seed
-    )
+    study = Study(evaluator, strategy="qra", evaluations=evaluations, memory_budget=budgets, seed=seed)
     study.run()
     result = SearchResult.from_state(study.state, study.strategy)
     best = [result.best(budget) for budget in budgets]  # the uniform plans, at least, were evaluated under each

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from qra_search.space import Plan
 from qra_search.strategies._belief import Belief, table_loss
@@ -24,6 +25,8 @@ PROMOTED_SHARE = 1 / 3
 EVOLUTION_SHARE = 0.5
 SCREENED = 16
 """Offspring that the performance model chooses one from, where there is no lower fidelity to screen them with."""
+FEWEST_PAIRS, LEAST_AGREEMENT = 6, 0.5
+"""Rank correlation of cheap and full losses, over so many plans seen at both, below which screening ends."""
 GAMMA = 1.5
 COUPLED = 0.3
 RADIUS, LEAST_RADIUS, MOST_RADIUS = 4, 1, 16
@@ -39,6 +42,7 @@ class AutoQRAStrategy(Strategy):
     1. Evolution from a warm start by the prior's importances: parents by rank and crowding, layer-atomic crossover,
        importance-guided or budget-coupled mutation, deterministic repair. Offspring are evaluated at the lowest
        fidelity; of every generation, those that the promotion model thinks best are promoted to a full evaluation.
+       Once promoted plans show that the lowest fidelity does not rank them as full evaluations do, stage 1 ends.
        Where the evaluator has one fidelity, the prior's additive loss is the cheap score, and the promotion model
        picks which of several offspring is evaluated.
     2. Bayesian search in a trust region of atomic edits around the best plan under each budget in turn: a
@@ -73,7 +77,7 @@ class AutoQRAStrategy(Strategy):
 
     def _next(self, state: StudyState) -> Proposal | None:
         importance = Importance.of(state.space, state.prior)
-        evolving = state.spent < self.evolution * state.evaluations
+        evolving = state.spent < self.evolution * state.evaluations and screening_helps(state)
         proposal = self._evolve(state, importance) if evolving else None
         return proposal or self._refine(state, importance)
 
@@ -203,6 +207,19 @@ class Scores:
         ranks = [(rows[:, groups:] == k).mean(1) for k in range(len(space.ranks))]
         coverage = self._encode(rows)[:, -2:]
         return np.column_stack([cheap, self.levels.bytes(rows) / space.memory.maximum, coverage, *bits, *ranks])
+
+
+def screening_helps(state: StudyState) -> bool:
+    """False once plans seen at both fidelities show that the lowest does not rank them as the full one does."""
+    proxy = state.fidelities[0]
+    full, cheap = (
+        {plan.key: loss for plan, loss in zip(*mean_losses([t for t in state.done if keep(t.fidelity)]), strict=True)}
+        for keep in (lambda f: f >= 1.0, lambda f: f == proxy < 1.0)
+    )
+    both = [key for key in full if key in cheap]
+    if len(both) < FEWEST_PAIRS:
+        return True
+    return bool(spearmanr([full[k] for k in both], [cheap[k] for k in both]).statistic >= LEAST_AGREEMENT)
 
 
 def trust_radius(state: StudyState, budget: int) -> int:

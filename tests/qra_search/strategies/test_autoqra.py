@@ -11,6 +11,7 @@ from qra_search.strategies._importance import Importance
 from qra_search.strategies._moves import Levels
 from qra_search.strategies.autoqra import (
     EVOLVED,
+    FEWEST_PAIRS,
     MOST_RADIUS,
     PROMOTED,
     RADIUS,
@@ -51,6 +52,28 @@ def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted():
     assert promoted >= 4
     low = {t.plan for t in stage if t.fidelity < 1.0}
     assert {t.plan for t in stage if t.proposal.origin == PROMOTED} <= low
+
+
+class Contrary(ToyEvaluator):
+    """The lowest fidelity ranks plans the other way round."""
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        done = super().evaluate(plan, fidelity=fidelity, seed=seed)
+        return done if fidelity == 1.0 else replace(done, loss=-done.loss)
+
+
+def test_screening_ends_once_it_was_seen_to_mislead():
+    evaluator = Contrary(toy_space(6), fidelities=(0.25, 1.0))
+    budgets = budgets_of(evaluator.space, 0.3, 0.6)
+    strategy = AutoQRAStrategy(population=6, evolution=1.0)
+    trials = search(evaluator, strategy, evaluations=30, memory_budget=budgets, seed=1).trials
+    last = max(t.id for t in trials if t.fidelity < 1.0)
+    low = {t.plan.key for t in trials if t.fidelity < 1.0}
+    assert 0 < len({t.plan.key for t in trials[:last] if t.fidelity == 1.0} & low) < FEWEST_PAIRS
+    assert sum(t.fidelity == 1.0 for t in trials[last:]) > 6
+    honest = search(ToyEvaluator(toy_space(6), fidelities=(0.25, 1.0)), strategy, evaluations=30,
+                    memory_budget=budgets, seed=1).trials  # fmt: skip
+    assert sum(t.fidelity < 1.0 for t in honest) > 2 * sum(t.fidelity < 1.0 for t in trials)
 
 
 def test_the_promoted_plan_is_the_one_with_the_lowest_predicted_loss_that_fits():
