@@ -23,6 +23,7 @@ OTHER_TASKS = ("arc_easy", "openbookqa", "arc_challenge")
 PIECES = (
     ("search", "--strategy", "sensitivity"),
     ("search", "--strategy", "qra"),
+    ("search", "--strategy", "sensitivity", "--embeddings", "8"),
     ("final",),
     *(("search", "--strategy", s) for s in STRATEGIES),
     ("search", "--strategy", "qra", "--ranks", "8"),
