@@ -59,17 +59,21 @@ def main() -> None:
 
 
 def by_modules(record: Record) -> None:
-    """Print what `measured.GPTQ` holds: the fitted surrogate's damage, summed over modules and over layers."""
+    """Print what `measured.GPTQ` holds: the fitted surrogate's damage, summed over modules and over layers.
+
+    What the log hardly varies it does not teach: no bit-width's damage is scaled up more than that of fewer bits.
+    """
     evaluator = RecordedEvaluator(record)
     model, space = evaluator.surrogate, record.space
     constants = model.constants
-    damage = constants.level * (constants.own * model.damage + (1 - constants.own) * model.pooled)
+    own = constants.own
+    damage = np.minimum.accumulate(constants.level) * (own * model.damage + (1 - own) * model.pooled)
     depth = np.array([group.depth for group in space.groups])
     kinds = [group.kind for group in space.groups]
     for k, bits in enumerate(space.bits):
         of_layer = np.bincount(depth, damage[:, k])
         share = {kind: damage[[x == kind for x in kinds], k].sum() / of_layer.sum() for kind in dict.fromkeys(kinds)}
-        print(f"LAYERS {bits}: " + ", ".join(f"{x:.6f}" for x in of_layer))
+        print(f"LAYERS {bits}: " + ", ".join(f"{x:.3g}" for x in of_layer))
         print(f"KINDS {bits}: " + ", ".join(f'"{kind}": {x:.4f}' for kind, x in share.items()))
         plain = np.array([of_layer[d] * share[kind] for d, kind in zip(depth, kinds, strict=True)])
         print(f"spread of modules beyond layer and kind, {bits} bits: {np.log(damage[:, k] / plain).std():.3f}")
