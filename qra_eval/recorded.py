@@ -172,6 +172,7 @@ def _fit(record: Record) -> Fit:
 def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[Plan, list[float]]]:
     space, prior = None, None
     seen: dict[Plan, list[float]] = {}
+    by_seed: dict[tuple[Plan, int], list[float]] = {}
     for path in paths:
         with _opened(path) as log:
             own = recorded_space(log)
@@ -182,7 +183,9 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
             prior = prior or (Prior.from_dict(data) if data else None)
             for trial in log.trials:
                 if trial.done and trial.fidelity >= 1.0:
-                    seen.setdefault(trial.plan, []).append(trial.loss)
+                    by_seed.setdefault((trial.plan, trial.seed), []).append(trial.loss)
+    for (plan, _), losses in by_seed.items():  # one seed twice, as in two searches' logs, says nothing of the noise
+        seen.setdefault(plan, []).append(float(np.mean(losses)))
     assert space is not None
     return space, prior, seen
 

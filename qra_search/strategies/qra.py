@@ -193,15 +193,15 @@ def given(space: SearchSpace, fit: TableFit, plans: Sequence[Plan]) -> TableFit:
 
 
 def replicate_noise(state: StudyState) -> float:
-    """Deviation between seeds in nats, pooled over the plans evaluated in full more than once; 0 while these are few.
+    """Deviation between seeds in nats, pooled over the plans evaluated in full with several; 0 while these are few.
 
     It is where the table's noise starts in place of a default; evidence moves it from there.
     """
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, dict[int, float]] = {}
     for trial in state.full:
-        losses.setdefault(trial.plan.key, []).append(trial.loss)
+        losses.setdefault(trial.plan.key, {})[trial.seed] = trial.loss
     freedom = sum(len(some) - 1 for some in losses.values())
-    squares = sum(float(np.var(some)) * len(some) for some in losses.values())
+    squares = sum(float(np.var(list(some.values()))) * len(some) for some in losses.values())
     return float(np.sqrt(squares / freedom)) if freedom >= FEWEST_REPLICATES else 0.0
 
 

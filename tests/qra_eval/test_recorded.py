@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qra_eval.landscapes.damage_model import BROKEN_RISE, Fit, cross_validate, fit_surrogate
+from qra_eval.landscapes.measured import SEED_NOISE
 from qra_eval.recorded import Record, RecordedEvaluator, build, read_record
 from qra_eval.surrogate import Landscape, make_landscape
 from qra_search.bench import task_budgets
@@ -130,6 +131,12 @@ def test_replicates_give_the_noise_between_seeds(tmp_path: Path) -> None:
     record = read_record([path])
     assert record.seed_noise == pytest.approx(0.02, rel=0.2)
     assert record.replicates.sum() == 300
+
+
+def test_one_seed_in_two_logs_says_nothing_of_the_noise(logs: list[Path]) -> None:
+    once, twice = read_record(logs[:1]), read_record([logs[0], logs[0]])
+    assert twice.seed_noise == once.seed_noise == SEED_NOISE
+    assert (twice.replicates == once.replicates).all()
 
 
 def test_plain_jsonl_of_modules_has_seven_groups_a_layer(tmp_path: Path) -> None:
