@@ -43,12 +43,22 @@ class Stage:
     started: float
     done: int = 0
     told: float = 0.0
+    paced: tuple[float, int] | None = None
+    """When the first step ended, and how many were done then: it may hold work that is done once."""
+
+    def moved(self, done: int, total: int) -> None:
+        """Take note of the progress."""
+        self.done, self.total = done, total
+        if done and self.paced is None:
+            self.paced = time.monotonic(), done
 
     @property
     def left(self) -> float:
-        """Seconds that it still takes at its pace so far; nan before the first step."""
-        elapsed = time.monotonic() - self.started
-        return elapsed / self.done * (self.total - self.done) if self.done else math.nan
+        """Seconds that it still takes at its pace since the first step; nan before the second."""
+        if self.paced is None or self.done <= self.paced[1]:
+            return math.nan
+        since, first = self.paced
+        return (time.monotonic() - since) / (self.done - first) * (self.total - self.done)
 
 
 class View(Callback):
@@ -74,7 +84,7 @@ class View(Callback):
         if self.stage is None or self.stage.name != stage or done < self.stage.done:
             self.stage = Stage(stage, total, time.monotonic())
             self.stage_began(self.stage)
-        self.stage.done, self.stage.total = done, total
+        self.stage.moved(done, total)
         self.stage_moved(self.stage)
         if total and done >= total:
             self.stage_ended(self.stage)
@@ -118,8 +128,8 @@ class PlainView(View):
         since = max(stage.told or stage.started, self._told)
         if stage.done < stage.total and now - since >= PLAIN_EVERY:
             stage.told = now
-            left = f", about {duration(stage.left)} left" if stage.done else ""
-            self.say(f"{stage.name}: {stage.done} of {stage.total}{left}")
+            left = _left_text(stage.left)
+            self.say(f"{stage.name}: {stage.done} of {stage.total}" + (f", {left}" if left else ""))
 
     def stage_ended(self, stage: Stage) -> None:
         elapsed = time.monotonic() - stage.started

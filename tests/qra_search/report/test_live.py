@@ -69,6 +69,16 @@ def test_plain_lines_name_a_stage_at_once_and_its_pace_when_it_takes_long(clock:
     assert len(lines) == 5
 
 
+def test_a_slow_first_step_is_not_taken_for_the_pace(clock: list[float]) -> None:
+    on = console(terminal=False)
+    view = PlainView(on)
+    for done, clock[0] in ((0, 0.0), (1, 60.0), (2, 61.0), (30, 89.0)):
+        view.progress("quantize", done, 200)
+    lines = text_of(on).splitlines()
+    assert lines[1] == "quantize: 1 of 200"
+    assert lines[-1] == "quantize: 30 of 200, about 2 min 50 s left"
+
+
 def test_plain_lines_of_a_quick_stage_are_one(clock: list[float]) -> None:
     on = console(terminal=False)
     view = PlainView(on)
