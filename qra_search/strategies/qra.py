@@ -76,6 +76,9 @@ class QRAStrategy(Strategy):
     ):
         self.width = np.append(0.0, np.resize(np.asarray(spans, float), draws))
         self.moves, self.keep, self.all_budgets = moves, keep, all_budgets
+        for name in widths:
+            if name not in Widths.__dataclass_fields__:
+                raise TypeError(f"qra has no option {name!r}")
         self.sweeps, self.alike, self.widths = sweeps, alike, Widths(**widths)
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
