@@ -87,13 +87,13 @@ def main() -> None:
         uniform = isinstance(plan, protocol.Uniform)
         chosen = evaluator.space.uniform(plan.bits, plan.rank) if uniform else plan
         init = plan.init if uniform else "default"
-        test = evaluator.rows("test", protocol.TRAINING.test_rows)
+        test = evaluator.rows("test", evaluator.settings.test_rows)
         if init == "adalora":
             model, trained = adalora.tune(evaluator, plan.bits, plan.rank, seed)
         else:
             evaluator.init = init
             evaluator.apply(chosen, seed)
-            model, trained = evaluator.model, evaluator.train(protocol.TRAINING.final_steps, seed)
+            model, trained = evaluator.model, evaluator.train(evaluator.settings.final_steps, seed)
         losses, tokens = row_losses(model, test, 8, evaluator.device)
         line = {
             "task": options.task,

@@ -18,6 +18,8 @@ TRAINING = TrainingConfig(
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows (`pace.py`)."""
 SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
+OTHER_TASK = TRAINING.model_copy(update={"validation_rows": 256, "test_rows": 480})
+"""Of the other tasks: an answer has 5 tokens where GSM8K's has 110, so more rows are needed to tell plans apart."""
 BITS = (2, 3, 4, 8)
 WIDE = TRAINING.model_copy(update={"steps": 8, "validation_rows": 96})
 """Fewer steps, more held-out rows: does a search then fit its validation rows less?"""
@@ -81,6 +83,11 @@ MORE = (
 """Tuned with every seed after those."""
 
 
+def settings(task: str) -> TrainingConfig:
+    """Of an evaluation on a task, and of its final tuning."""
+    return TRAINING if task == "gsm8k" else OTHER_TASK
+
+
 def evaluator(
     task: str,
     data: str | Path,
@@ -90,7 +97,7 @@ def evaluator(
     ranks: tuple[int, ...] = RANKS,
     granularity: str = "module",
     embeddings: int = 16,
-    training: TrainingConfig = TRAINING,
+    training: TrainingConfig | None = None,
     model: str = MODEL,
     cache: str | None = None,
 ) -> QuantizedLoRAEvaluator:
@@ -100,7 +107,7 @@ def evaluator(
         TaskConfig(name=task, data=str(data)),
         quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
-        training=training,
+        training=training or settings(task),
     )
 
 

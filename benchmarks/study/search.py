@@ -76,7 +76,7 @@ def main() -> None:
         ranks=tuple(options.ranks or protocol.RANKS),
         granularity=options.granularity,
         embeddings=options.embeddings,
-        training=protocol.SHORT if options.short else protocol.WIDE if options.wide else protocol.TRAINING,
+        training=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
     )
     budgets = protocol.budgets(options.task, options.data)
     least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
