@@ -217,6 +217,7 @@ def search_with(
         BadInput, BudgetTooSmall, LogMismatch: what was given cannot be used; nothing was spent.
         StudyFailed: the search cannot go on, or nothing came of it.
     """
+    from qra_search.cli.dry_run import embeddings_hint
     from qra_search.study import StudyFailed
     from qra_search.trials import TrialLog
 
@@ -227,6 +228,9 @@ def search_with(
         if study.log.running:
             view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
         view.say(f"{len(study.space)} groups, budget {_budgets_text(study)}, strategy {study.strategy.name}")
+        hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
+        if hint is not None:
+            view.say(f"not searched: {hint}")
         with stop_on_interrupt(study, view):
             result = study.run()
     folder.write(result)
