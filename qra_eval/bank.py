@@ -14,6 +14,7 @@ import torch
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
+from qra_eval.loaded import cache_root
 from qra_eval.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.memory import UNQUANTIZED_BITS
 
@@ -170,6 +171,11 @@ class Bank:
             bias=linear.bias,
             dtype=linear.weight.dtype,
         )
+
+
+def bank_folder(given: str | None) -> Path:
+    """Where banks are kept: as given, or in the user's cache."""
+    return Path(given) if given is not None else cache_root() / "bank"
 
 
 def bank_file(folder: Path, fingerprint: str, backend: Backend, bits: int, names: Iterable[str]) -> Path:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from qra_eval import training
-from qra_eval.bank import bank_file, tensor_bytes
+from qra_eval.bank import bank_file, bank_folder, tensor_bytes
+from qra_eval.prior import PRIOR_ROWS
 from qra_search.memory import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ def seconds_per_token(evaluator: QuantizedLoRAEvaluator) -> float:
 
 def quantized(evaluator: QuantizedLoRAEvaluator) -> bool:
     """Whether the cache has every linear at every bit-width."""
-    from qra_eval.quantized_lora import bank_folder
-
     folder, linears = bank_folder(evaluator.quantization.cache), evaluator._linears
     widths = [b for b in evaluator.space.bits if b != UNQUANTIZED_BITS]
     return all(bank_file(folder, evaluator.bank_identity, evaluator.backend, b, linears).is_file() for b in widths)
@@ -92,7 +91,6 @@ def quantization_seconds(evaluator: QuantizedLoRAEvaluator) -> float:
 def prior_tokens(evaluator: QuantizedLoRAEvaluator) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
-    from qra_eval.quantized_lora import PRIOR_ROWS
     from qra_eval.sensitivity import DEPTHS, PROBED_BITS
 
     rows = evaluator.rows("calibration", PRIOR_ROWS)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from qra_eval import adapters
+from qra_eval.model_space import ADAPTER_DTYPE
 from qra_eval.tensorfile import open_tensors, write_tensors
 from qra_search.evaluation import EvaluationFailed
 from qra_search.memory import UNQUANTIZED_BITS
@@ -213,10 +214,8 @@ def write_adapter(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -
         base_model_name_or_path=evaluator.loaded.spec,
     )
     config.save_pretrained(str(folder))
-    dtype = _adapter_dtype(evaluator)
-    tensors = {
-        f"base_model.model.{name}": tensor.cpu() for name, tensor in adapters.state(evaluator.wrapped, dtype).items()
-    }
+    state = adapters.state(evaluator.wrapped, ADAPTER_DTYPE)
+    tensors = {f"base_model.model.{name}": tensor.cpu() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -315,9 +314,3 @@ def _base_tensors(
         return {}
     assert isinstance(module, torch.nn.Linear)
     return {"weight": module.weight.detach()}
-
-
-def _adapter_dtype(evaluator: QuantizedLoRAEvaluator) -> torch.dtype:
-    from qra_eval.quantized_lora import ADAPTER_DTYPE
-
-    return ADAPTER_DTYPE

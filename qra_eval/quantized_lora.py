@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,35 +15,30 @@ from torch import Tensor
 
 from qra_eval import adapters, training
 from qra_eval.attention import use_fast_attention
-from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, check_shapes, tensor_bytes
+from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, bank_folder, check_shapes, tensor_bytes
 from qra_eval.hopeless import ceiling, is_hopeless
 from qra_eval.initialisation import Initialiser, input_components
-from qra_eval.keep import read_prior, write_prior
-from qra_eval.loaded import cache_root, compute_dtype
+from qra_eval.loaded import compute_dtype
+from qra_eval.model_space import ADAPTER_DTYPE, check_bits, levels_of, model_space
 from qra_eval.models import find_linears, group_linears, load_model
+from qra_eval.prior import kept_or_measured
+from qra_eval.rows import Rows
+from qra_eval.shared import SharedScores
 from qra_eval.tasks import SplitName, make_task
-from qra_eval.training import Row
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
-from qra_search.memory import UNQUANTIZED_BITS, level_width
-from qra_search.space import Group, Linear, Plan, SearchSpace
+from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space import Plan
 
 if TYPE_CHECKING:
     from qra_eval.calibration import Hessians
     from qra_eval.finetune import Tuned
-    from qra_eval.shared import SharedAdapter
 
 Progress = Callable[[str, int, int], None]
 
-ADAPTER_DTYPE = torch.bfloat16
 FIDELITIES = (0.25, 0.5, 1.0)
-PRIOR_ROWS = 16
-PRIOR_VERSION = 3
-"""Of the way in which the prior is measured: a kept one of another version is not used."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
-BACKWARD = 2.0
-"""Cost of a backward pass in forward passes; a training step costs one of each."""
 LATER = {"hopeless": 0.5, "shared_steps": 0}
 """Settings, and their defaults, that older logs do not name: named by `describe` only where they are otherwise."""
 
@@ -116,8 +108,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
         backend = make_backend(quantization.backend)
-        _check_bits(space.bits, backend)
-        levels = _levels(space.bits, backend)
+        check_bits(space.bits, backend)
+        levels = levels_of(space.bits, backend)
         if progress is not None:
             progress("load model", 0, 1)
         self.loaded = load_model(
@@ -132,11 +124,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.model = cast(Any, self.loaded.model)
         use_fast_attention(self.model)
         self.tokenizer = self.loaded.tokenizer
+        self.rows = Rows(self.task, self.task_config.name, self.tokenizer, training.max_length)
         self.space_config, self.quantization, self.backend = space, quantization, backend
         found = find_linears(self.model)
         groups = group_linears(found, space.granularity)
         modules = self._linears = {f.name: f.module for f in found}
-        self._rows: dict[tuple[SplitName, int], list[Row]] = {}
         self._moments: Hessians | None = None
         dense = sum(m.weight.nbytes for m in modules.values())
         self.dtype: torch.dtype = self.model.dtype
@@ -149,25 +141,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             self.compute = self.dtype
         check_shapes(backend, modules, levels)  # what the backend refuses is said before anything is spent
         self._weight_cache_bytes = weight_cache_bytes
-        self.space = SearchSpace(
-            groups=tuple(
-                Group(
-                    name=name,
-                    linears=tuple(
-                        Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
-                    ),
-                    kind="layer" if space.granularity == "layer" else name.rpartition(".")[2],
-                    depth=members[0].layer,
-                )
-                for name, members in groups
-            ),
-            bits=levels,
-            ranks=space.ranks,
-            formats={b: backend.storage(b) for b in levels if b != UNQUANTIZED_BITS},
-            backends=backend.labels(),
-            fixed_bytes=tensor_bytes(self.model) - dense,
-            adapter_bits=8 * ADAPTER_DTYPE.itemsize,
-        )
+        self.space = model_space(groups, space, backend, fixed_bytes=tensor_bytes(self.model) - dense)
         self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
@@ -176,15 +150,14 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.init: str = training.inits[0]
         self._initialisers: dict[str, Initialiser] = {}
         self._highest: float | None = None
-        self._shared: SharedAdapter | None = None
-        self._uncharged = 0.0
         self.resident = self.space
         if memory_kind == "peak":
             from qra_eval.peak import step_memory
 
             self.space = step_memory(self).space(self.resident)
-        if training.shared_steps:
-            self.fidelities = (self.shared_fidelity, *FIDELITIES)
+        self.shared = SharedScores(self) if training.shared_steps else None
+        if self.shared is not None:
+            self.fidelities = (self.shared.fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}
 
     # -- made at the first call: hours may lie between a look at the space and the first evaluation --------------
@@ -237,15 +210,15 @@ class QuantizedLoRAEvaluator(Evaluator):
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
-            if fidelity == self.fidelities[0] and settings.shared_steps:
-                return self._score_shared(plan, seed)
+            if self.shared is not None and fidelity == self.shared.fidelity:
+                return self.shared.score(plan, seed)
             highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.apply(plan, seed)
             swapped = time.perf_counter() - start
             trained = self.train(steps, seed, hopeless=lambda losses, of: is_hopeless(losses, of, highest))
             if trained.cut_at is not None:
                 held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
-                spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
+                spent = (1 + training.BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
                 cost = spent / self.evaluation_tokens()
             began = time.perf_counter()
             loss = self.held_out("validation", held_out)
@@ -272,40 +245,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             cost=cost,
         )
 
-    def _score_shared(self, plan: Plan, seed: int) -> Evaluation:
-        """The lowest fidelity, where it is offered: held-out loss with adapters cut from the shared one."""
-        from qra_eval.shared import put
-
-        start = time.perf_counter()
-        put(self, self.shared_adapter(), plan)
-        uncharged, self._uncharged = self._uncharged, 0.0
-        loss = self.held_out("validation", self.settings.validation_rows)
-        return Evaluation(
-            loss=loss,
-            memory_bytes=self.space.memory_bytes(plan),
-            seconds=time.perf_counter() - start,
-            fidelity=self.shared_fidelity,
-            seed=seed,
-            cost=self.shared_fidelity + uncharged,
-        )
-
-    def shared_adapter(self) -> SharedAdapter:
-        """The adapter for all plans; trained at the first call, or read where an earlier run kept it."""
-        from qra_eval.shared import shared_adapter
-
-        if self._shared is None:
-            folder = bank_folder(self.quantization.cache)
-            self._shared, fresh = shared_adapter(self, folder, self.settings.shared_steps, progress=self.progress)
-            if fresh:
-                self._uncharged = (1 + BACKWARD) * self._shared.tokens / self.evaluation_tokens()
-        return self._shared
-
-    @property
-    def shared_fidelity(self) -> float:
-        """Share of a full evaluation that its forward passes over the held-out rows are."""
-        held_out = sum(map(len, self.rows("validation", self.settings.validation_rows)))
-        return min(round(held_out / self.evaluation_tokens(), 4), 0.99 * FIDELITIES[0])
-
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.hopeless`."""
         if self._highest is None:
@@ -321,50 +260,11 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        path = self._prior_file()
-        kept = read_prior(path)
-        if kept is None:
-            kept = self._measure_prior()
-            write_prior(path, *kept)
-        prior, self.prior_report = kept
-        if self.settings.shared_steps:
-            self.shared_adapter()
-            prior, self._uncharged = replace(prior, cost=prior.cost + self._uncharged), 0.0
+        prior, self.prior_report = kept_or_measured(self)
+        if self.shared is not None:
+            self.shared.adapter()
+            prior = replace(prior, cost=prior.cost + self.shared.due())
         return prior
-
-    def _prior_file(self) -> Path:
-        """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
-        identity = [PRIOR_VERSION, self.bank_identity, self.backend.spec, self.resident.signature]
-        identity += [self._rows_hash({"calibration": PRIOR_ROWS}), self.evaluation_tokens(), str(self.compute)]
-        identity += [self.settings.batch_size]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return bank_folder(self.quantization.cache) / f"prior-{digest[:16]}.json"
-
-    def _measure_prior(self) -> tuple[Prior, dict[str, Any]]:
-        from qra_eval.sensitivity import measure_prior
-
-        self._prepare()
-        start = time.perf_counter()
-        self.unquantize()
-        batches = training.bucketed(self.rows("calibration", PRIOR_ROWS), self.settings.batch_size)
-        prior, report = measure_prior(
-            self.model,
-            self.wrapped,
-            self.bank,
-            self.space,
-            batches,
-            device=self.device,
-            precisely=self.in_float32,
-            progress=self.progress,
-        )
-        if not self.materialised:
-            self.bank.release()  # evaluations use the quantized modules, which need the room
-        tokens = report["forward_tokens"]
-        if self.backend.calibrated:
-            tokens += sum(map(len, self.rows("calibration", CALIBRATION_ROWS)))
-        cost = tokens / self.evaluation_tokens()
-        seconds = time.perf_counter() - start
-        return replace(prior, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}
 
     def describe(self) -> dict[str, Any]:
         unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}
@@ -373,7 +273,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             "weights": self.loaded.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
             "task": self.task_config.name,
-            "rows": self._rows_hash(),
+            "rows": self.rows.hash(calibration=self._trained_rows, validation=self.settings.validation_rows),
             "backend": self.backend.spec,
             "granularity": self.space_config.granularity,
             "training": {
@@ -500,24 +400,18 @@ class QuantizedLoRAEvaluator(Evaluator):
             self.model, training.bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device
         )
 
-    def rows(self, split: SplitName, count: int) -> list[Row]:
-        """The first `count` rows of a split, tokenized; fewer where the split is shorter."""
-        key = (split, count)
-        if key not in self._rows:
-            examples = self.task.split(split)[:count]
-            encoded = self.task.encode(examples, self.tokenizer, self.settings.max_length)
-            self._rows[key] = [Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
-            if not self._rows[key]:
-                raise ValueError(f"task {self.task_config.name!r} has no rows in its {split} split")
-        return self._rows[key]
-
     def evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
         settings = self.settings
-        rows = self.rows("calibration", max(1, settings.steps * settings.batch_size))
+        rows = self.rows("calibration", self._trained_rows)
         trained = sum(map(len, rows)) * (settings.steps * settings.batch_size) / len(rows)
         held_out = sum(map(len, self.rows("validation", settings.validation_rows)))
-        return (1 + BACKWARD) * trained + held_out
+        return (1 + training.BACKWARD) * trained + held_out
+
+    @property
+    def _trained_rows(self) -> int:
+        """Rows that a full evaluation trains on; one, of which only the length matters, where it trains on none."""
+        return max(1, self.settings.steps * self.settings.batch_size)
 
     def tune(self, plan: Plan, **options: Any) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.finetune.tune`."""
@@ -529,24 +423,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         if self._prepared is not None:
             adapters.uninstall(self.model, self.wrapped)
 
-    def _rows_hash(self, counts: dict[SplitName, int] | None = None) -> str:
-        """Hash of the tokens of the first rows of splits; default: of all that an evaluation sees."""
-        settings = self.settings
-        counts = counts or {
-            "calibration": max(1, settings.steps * settings.batch_size),
-            "validation": settings.validation_rows,
-        }
-        digest = hashlib.sha256()
-        for split, count in counts.items():
-            for row in self.rows(split, count):
-                digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     @property
     def bank_identity(self) -> str:
         """What the bank is made from: the weights, and for a calibrated backend the rows that it is calibrated on."""
         base = f"{self.loaded.fingerprint}-{self.dtype}"
-        return f"{base}-{self._rows_hash({'calibration': CALIBRATION_ROWS})}" if self.backend.calibrated else base
+        return f"{base}-{self.rows.hash(calibration=CALIBRATION_ROWS)}" if self.backend.calibrated else base
 
     def _hessian(self, name: str) -> Tensor:
         from qra_eval.calibration import Hessians
@@ -555,26 +436,3 @@ class QuantizedLoRAEvaluator(Evaluator):
             batches = training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
             self._moments = Hessians(self.model, self._linears, batches, self.device)
         return self._moments(name)
-
-
-def bank_folder(given: str | None) -> Path:
-    """Where banks are kept: as given, or in the user's cache."""
-    return Path(given) if given is not None else cache_root() / "bank"
-
-
-def _levels(bits: Sequence[int], backend: Any) -> tuple[int, ...]:
-    """The levels of these bit-widths: more than widths where the backend stores one of them in several ways."""
-    return tuple(level for level in (*backend.bits, UNQUANTIZED_BITS) if level_width(level) in bits)
-
-
-def _check_bits(bits: Sequence[int], backend: Any) -> None:
-    """Raises ValueError where the backend lacks a bit-width, or is unavailable."""
-    reason = backend.unavailable()
-    if reason is not None:
-        raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")
-    lacking = [b for b in bits if b != UNQUANTIZED_BITS and b not in backend.bits]
-    if lacking:
-        raise ValueError(
-            f"backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: it has "
-            f"{', '.join(map(str, backend.bits))}, and 16 for unquantized"
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval import adapters, training
+from qra_eval.bank import bank_folder
 from qra_eval.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.evaluation import Evaluation
 from qra_search.fidelity import random_plan
 from qra_search.space import Plan, SearchSpace
 
@@ -53,6 +56,55 @@ class SharedAdapter:
             for linear in group.linears
             if rank > 0
         }
+
+
+class SharedScores:
+    """The lowest fidelity, where it is offered: scores of plans by the one adapter.
+
+    It is trained at the first call, or read where an earlier run kept it.
+
+    Args:
+        evaluator: with `training.shared_steps` above 0.
+
+    Attributes:
+        fidelity: share of a full evaluation that forward passes over the held-out rows are; below all others.
+    """
+
+    def __init__(self, evaluator: QuantizedLoRAEvaluator):
+        self.evaluator = evaluator
+        held_out = sum(map(len, evaluator.rows("validation", evaluator.settings.validation_rows)))
+        self.fidelity = min(round(held_out / evaluator.evaluation_tokens(), 4), 0.99 * min(evaluator.fidelities))
+        self._adapter: SharedAdapter | None = None
+        self._due = 0.0
+
+    def adapter(self) -> SharedAdapter:
+        """The adapter for all plans."""
+        if self._adapter is None:
+            evaluator = self.evaluator
+            folder, steps = bank_folder(evaluator.quantization.cache), evaluator.settings.shared_steps
+            self._adapter, fresh = shared_adapter(evaluator, folder, steps, progress=evaluator.progress)
+            if fresh:
+                self._due = (1 + training.BACKWARD) * self._adapter.tokens / evaluator.evaluation_tokens()
+        return self._adapter
+
+    def due(self) -> float:
+        """Evaluations that training the adapter took and nobody was charged for yet."""
+        due, self._due = self._due, 0.0
+        return due
+
+    def score(self, plan: Plan, seed: int) -> Evaluation:
+        """Held-out loss of a plan with adapters cut from the shared one."""
+        evaluator, start = self.evaluator, time.perf_counter()
+        put(evaluator, self.adapter(), plan)
+        loss = evaluator.held_out("validation", evaluator.settings.validation_rows)
+        return Evaluation(
+            loss=loss,
+            memory_bytes=evaluator.space.memory_bytes(plan),
+            seconds=time.perf_counter() - start,
+            fidelity=self.fidelity,
+            seed=seed,
+            cost=self.fidelity + self.due(),
+        )
 
 
 def shared_adapter(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 IGNORED = -100
+BACKWARD = 2.0
+"""Cost of a backward pass in forward passes; a training step costs one of each."""
 CHUNK = 64
 """Rows of logits that are in float32 at a time."""
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from qra_eval import training
-from qra_eval.quantized_lora import PRIOR_ROWS, build
+from qra_eval.prior import PRIOR_ROWS
+from qra_eval.quantized_lora import build
 from qra_eval.sensitivity import degrade_groups
 from qra_search.cli.common import pair
 from qra_search.config import make_config

@@ -18,6 +18,7 @@ import protocol
 import torch
 from scipy.stats import spearmanr
 
+from qra_eval import prior as priors
 from qra_eval import quantized_lora
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
@@ -40,18 +41,18 @@ def main() -> None:
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    kept = quantized_lora.PRIOR_ROWS
+    kept = priors.PRIOR_ROWS
     damages = None
     for rows in PRIOR_ROWS:
         if any(d.get("prior_rows") == PRIOR_ROWS[-1] for d in done):
             break
-        quantized_lora.PRIOR_ROWS = rows
+        priors.PRIOR_ROWS = rows
         prior = protocol.evaluator("gsm8k", options.data).prior()
         damages = prior.bits_damage if damages is None else damages
         alike = {f"{b}-bit": round(float(spearmanr(damages[:, i], prior.bits_damage[:, i])[0]), 4)
                  for i, b in enumerate((2, 3))}  # fmt: skip
         keep({"prior_rows": rows, "rank_correlation_with_largest": alike, "cost": round(prior.cost, 3)})
-    quantized_lora.PRIOR_ROWS = kept
+    priors.PRIOR_ROWS = kept
     for rows in QUANTIZER_ROWS:
         quantized_lora.CALIBRATION_ROWS = rows
         evaluator = None

@@ -9,7 +9,8 @@ import torch
 
 from qra_eval.bank import tensor_bytes
 from qra_eval.finetune import load, load_base
-from qra_eval.quantized_lora import ADAPTER_DTYPE, QuantizedLoRAEvaluator
+from qra_eval.model_space import ADAPTER_DTYPE
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 

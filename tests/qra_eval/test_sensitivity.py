@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from qra_eval import prior as kept
 from qra_eval.sensitivity import leading_singular_values, scale_damage
 
 
@@ -93,12 +94,12 @@ def test_measuring_leaves_the_model_as_it_was(measured):
 def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
     evaluator, prior = measured
     report = evaluator.prior_report
-    monkeypatch.setattr(evaluator, "_measure_prior", lambda: pytest.fail("it was measured again"))
+    monkeypatch.setattr(kept, "measured", lambda _: pytest.fail("it was measured again"))
     again = evaluator.prior()
     assert again.to_dict() == prior.to_dict() and evaluator.prior_report["probes"] == report["probes"]
-    evaluator._prior_file().write_text("{")  # a damaged file is no prior
-    monkeypatch.setattr(evaluator, "_measure_prior", lambda: (prior, report))
-    assert evaluator.prior().to_dict() == prior.to_dict() and evaluator._prior_file().stat().st_size > 100
+    kept.prior_file(evaluator).write_text("{")  # a damaged file is no prior
+    monkeypatch.setattr(kept, "measured", lambda _: (prior, report))
+    assert evaluator.prior().to_dict() == prior.to_dict() and kept.prior_file(evaluator).stat().st_size > 100
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
