@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from operator import eq
 from pathlib import Path
 
 import figure
 import numpy as np
+import protocol
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -61,11 +63,15 @@ def shown(loss: float | None) -> str:
     return "–" if loss is None else f"{loss:.4f}"
 
 
+def lines(path: Path) -> list[dict]:
+    """The lines of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def read(path: Path, task: str) -> list[Row]:
     """The rows of a task, cheapest first."""
     grouped = defaultdict(list)
-    for line in path.read_text().splitlines() if path.exists() else []:
-        data = json.loads(line)
+    for data in lines(path):
         if data["task"] == task:
             grouped[data["row"]].append(data)
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
@@ -105,6 +111,18 @@ def machines(first: list[Row], second: list[Row]) -> list[str]:
     return table
 
 
+def agreement(first: list[dict], second: list[dict]) -> list[str]:
+    """How much of the plans that a search chose on two machines is the same."""
+    table = ["| search | budget | linears of the same bits | of the same rank |", "|---|---|---|---|"]
+    here = {(d["search"], d["budget"]): protocol.expanded(d) for d in first}
+    for d in second:
+        one, other = here.get((d["search"], d["budget"])), protocol.expanded(d)
+        if one is not None:
+            same = [sum(map(eq, *pair)) for pair in ((one.bits, other.bits), (one.ranks, other.ranks))]
+            table.append(f"| {d['search']} | {d['budget']} | {same[0]} of {len(one.bits)} | {same[1]} of {len(one.bits)} |")
+    return table
+
+
 def fill(page: Path, tables: dict[str, list[str]]) -> None:
     """Put tables into a page, each between `<!-- made: NAME -->` and `<!-- end -->`."""
     text = page.read_text()
@@ -122,7 +140,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = read(options.results / "final.jsonl", options.task)
-    plans = [json.loads(line) for line in (options.results / "plans.jsonl").read_text().splitlines()]
+    plans = lines(options.results / "plans.jsonl")
     limits = {f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}": d["limit"] for d in plans}
     uniform = [r for r in rows if r.budget is None and r.embeddings == 16]
     sixteen = min((r for r in uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
@@ -170,8 +188,13 @@ def main() -> None:
     (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
     if options.task == "gsm8k":
         second = read(options.results / "second-machine" / "final.jsonl", options.task)
+        again = lines(options.results / "second-machine" / "plans.jsonl")
         tables = {"plans": plans_table, "against": [together, "", *against_table], "others": others_table}
-        fill(PAGE, tables | {"searches": searches_table, "machines": machines(rows, second)})
+        fill(
+            PAGE,
+            tables
+            | {"searches": searches_table, "machines": machines(rows, second), "agreement": agreement(plans, again)},
+        )
         FIGURE.write_text(figure.draw([r for r in rows if r.ours or r.embeddings == 8 or r in uniform], sixteen))
     else:
         whole = [f"Intervals hold together at 95% ({len(rivals) + len(searches)} comparisons).", ""]
