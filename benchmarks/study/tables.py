@@ -119,7 +119,8 @@ def agreement(first: list[dict], second: list[dict]) -> list[str]:
         one, other = here.get((d["search"], d["budget"])), protocol.expanded(d)
         if one is not None:
             same = [sum(map(eq, *pair)) for pair in ((one.bits, other.bits), (one.ranks, other.ranks))]
-            table.append(f"| {d['search']} | {d['budget']} | {same[0]} of {len(one.bits)} | {same[1]} of {len(one.bits)} |")
+            parts = (f"{count} of {len(one.bits)}" for count in same)
+            table.append(f"| {d['search']} | {d['budget']} | {' | '.join(parts)} |")
     return table
 
 
