@@ -177,7 +177,7 @@ def main() -> None:
     others_table += [f"| {a.budget} | {label} | {interval(change(a, b, level))} |" for a, b, label in searches]
     searches_table = ["| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
     searches_table += ["|---|---|---|---|---|---|"]
-    for d in plans:
+    for d in (d for d in plans if d["search"].startswith(f"{options.task}-")):
         searches_table.append(
             f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
             f"| {d['epoch_share']:.2f} |"
