@@ -9,6 +9,7 @@ import torch
 from qra_backends import SecondMoment
 from torch import Tensor, nn
 
+from qra_eval.loaded import computed_in
 from qra_eval.training import Batch
 
 HESSIAN_BYTES = 2 << 30
@@ -23,6 +24,7 @@ class Hessians:
     expert that the router never chose) gets the identity: it is rounded to nearest.
 
     Args:
+        compute: dtype of the passes; default: the model's own.
         room: bytes; one linear's Hessian is always held.
     """
 
@@ -33,16 +35,19 @@ class Hessians:
         batches: Sequence[Batch],
         device: torch.device,
         *,
+        compute: torch.dtype | None = None,
         room: int = HESSIAN_BYTES,
     ):
         self.model, self.linears, self.batches, self.device, self.room = model, linears, batches, device, room
+        self.compute = compute or model.dtype
         self.passes = 0
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
         if name not in self._kept:
             self._kept = {}
-            self._kept = input_moments(self.model, self._chunk(name), self.batches, self.device)[0]
+            with computed_in(self.model, self.compute):
+                self._kept = input_moments(self.model, self._chunk(name), self.batches, self.device)[0]
             self.passes += 1
         return self._kept[name]
 

@@ -10,6 +10,7 @@ import torch
 
 from qra_eval import training
 from qra_eval.bank import bank_file, bank_folder, tensor_bytes
+from qra_eval.loaded import computed_in
 from qra_eval.prior import PRIOR_ROWS
 from qra_search.memory import UNQUANTIZED_BITS
 
@@ -53,15 +54,11 @@ def seconds_per_token(evaluator: QuantizedLoRAEvaluator) -> float:
     batches = training.bucketed(evaluator.rows("validation", size), size)
     tokens = sum(map(len, evaluator.rows("validation", size)))
     model, best = evaluator.model, float("inf")
-    if evaluator.compute != evaluator.dtype:
-        model.to(evaluator.compute)  # and back: a wider dtype holds every number
-    try:
+    with computed_in(model, evaluator.compute):
         for _ in range(1 + PASSES):
             start = time.perf_counter()
             training.held_out_loss(model, batches, evaluator.device)
             best = min(best, time.perf_counter() - start)
-    finally:
-        model.to(evaluator.dtype)
     return best / tokens
 
 

@@ -18,7 +18,7 @@ from qra_eval.attention import use_fast_attention
 from qra_eval.bank import WEIGHT_CACHE_BYTES, Bank, bank_folder, check_shapes, tensor_bytes
 from qra_eval.hopeless import ceiling, is_hopeless
 from qra_eval.initialisation import Initialiser, input_components
-from qra_eval.loaded import compute_dtype
+from qra_eval.loaded import compute_dtype, computed_in
 from qra_eval.model_space import ADAPTER_DTYPE, check_bits, levels_of, model_space
 from qra_eval.models import find_linears, group_linears, load_model
 from qra_eval.prior import kept_or_measured
@@ -330,7 +330,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Validation loss of the model as it was loaded, neither quantized nor tuned; the first figure to be had."""
         if self._prepared is not None:
             self.unquantize()
-        return self.held_out("validation", self.settings.validation_rows)
+            return self.held_out("validation", self.settings.validation_rows)
+        with computed_in(self.model, self.compute):
+            return self.held_out("validation", self.settings.validation_rows)
 
     def unquantize(self) -> None:
         """The model as it was loaded: no quantization, no adapters."""
@@ -434,5 +436,5 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         if self._moments is None:
             batches = training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
-            self._moments = Hessians(self.model, self._linears, batches, self.device)
+            self._moments = Hessians(self.model, self._linears, batches, self.device, compute=self.compute)
         return self._moments(name)
