@@ -30,7 +30,7 @@ SCORED_ROWS = 64
 SHORT_ANSWER = 64
 """Tokens of the longest answer that is scored."""
 CHECKED_TOKENS = 32
-"""On which a reloaded model is compared: in the stored dtype, which may be emulated; every weight takes part in each."""
+"""On which a reloaded model is compared, in the stored dtype, which may be emulated; each meets every weight."""
 ADAPTER_FOLDER = "adapter"
 BASE_FILE = "quantized.safetensors"
 PLAN_FILE = "plan.json"
