@@ -38,6 +38,7 @@ PIECES = (
     *(("final", "--task", t) for t in OTHER_TASKS),
     *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "qra-module-0 @") for t in OTHER_TASKS),
     ("tables",),
+    *(("tables", "--task", t) for t in OTHER_TASKS),
     ("looks",),
 )
 
