@@ -15,12 +15,14 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import adalora
 import protocol
 import torch
 
-from qra_eval.training import row_losses
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.training import Trained, row_losses
 from qra_search.space import Plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
@@ -45,6 +47,15 @@ def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, i
         [(u.name, u.backend, u.embeddings, u.bits, u) for u in some] for some in (protocol.UNIFORM, protocol.MORE)
     )
     return [(seed, *row) for rows in (mine + first, more) for seed in protocol.SEEDS for row in rows]
+
+
+def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = "default") -> tuple[Any, Trained]:
+    """The model after a plan's final tuning under the evaluator's settings, and what was seen of it."""
+    if init == "adalora":
+        return adalora.tune(evaluator, plan.bits[0], plan.ranks[0], seed)
+    evaluator.init = init
+    evaluator.apply(plan, seed)
+    return evaluator.model, evaluator.train(evaluator.settings.final_steps, seed)
 
 
 def main() -> None:
@@ -86,14 +97,12 @@ def main() -> None:
         start = time.perf_counter()
         uniform = isinstance(plan, protocol.Uniform)
         chosen = evaluator.space.uniform(plan.bits, plan.rank) if uniform else plan
-        init = plan.init if uniform else "default"
-        test = evaluator.rows("test", evaluator.settings.test_rows)
-        if init == "adalora":
-            model, trained = adalora.tune(evaluator, plan.bits, plan.rank, seed)
-        else:
-            evaluator.init = init
-            evaluator.apply(chosen, seed)
-            model, trained = evaluator.model, evaluator.train(evaluator.settings.final_steps, seed)
+        settings = protocol.settings(options.task)
+        if uniform and plan.rate is not None:
+            settings = settings.model_copy(update={"learning_rate": plan.rate})
+        evaluator.settings = settings
+        test = evaluator.rows("test", settings.test_rows)
+        model, trained = tuned(evaluator, chosen, seed, plan.init if uniform else "default")
         losses, tokens = row_losses(model, test, 8, evaluator.device)
         line = {
             "task": options.task,

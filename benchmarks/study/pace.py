@@ -1,10 +1,11 @@
-"""Does rank help, or does it only learn faster? Uniform plans tuned at several ranks, alphas and learning rates.
+"""Does rank help, or does it only learn faster? And which learning rate suits which beginning of the adapters?
 
     python benchmarks/study/pace.py --data DIR
 
 An adapter is scaled by alpha over its rank. With alpha proportional to the rank every rank is scaled alike, and a
-larger one moves the weights further at each step; with one alpha for all ranks it does not. Each row is a tuning of the
-study's final length, measured on validation rows, and a line of `pace.jsonl`; rows that are there are not made again.
+larger one moves the weights further at each step; with one alpha for all ranks it does not. Each row is the
+final tuning of a uniform plan, measured on validation rows, and a line of `pace.jsonl`; rows that are there are not made
+again. "adalora" is PEFT's AdaLoRA, whose singular values begin at zero between small random factors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import protocol
 import torch
+from final import tuned
+
+from qra_eval.training import row_losses
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 CASES = (
@@ -27,8 +31,12 @@ CASES = (
     (4, 4, 16, 5e-4),
     (4, 4, 8, 5e-4),
     (4, 8, 16, 4e-3),
+    *((4, 8, 16, rate, init) for init in ("pissa", "eva") for rate in (5e-4, 1e-3, 2e-3)),
+    *((4, 8, 16, rate, "adalora") for rate in (2e-2, 1e-1)),
+    *((4, 8, 16, rate, "loftq") for rate in (1e-3, 2e-3)),
 )
-"""Bits, rank, alpha, learning rate."""
+"""Bits, rank, alpha, learning rate, beginning."""
+KEYS = ("bits", "rank", "alpha", "learning_rate", "init")
 VALIDATION_ROWS = 64
 
 
@@ -41,20 +49,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     evaluator = protocol.evaluator("gsm8k", options.data, ranks=(2, 4, 8, 32))
-    for bits, rank, alpha, rate in CASES:
-        case = {"bits": bits, "rank": rank, "alpha": alpha, "learning_rate": rate}
-        if any(case.items() <= row.items() for row in rows):
+    for bits, rank, alpha, rate, *init in CASES:
+        case = {
+            "bits": bits,
+            "rank": rank,
+            "alpha": alpha,
+            "learning_rate": rate,
+            **({"init": init[0]} if init else {}),
+        }
+        if any(case == {k: row[k] for k in KEYS if k in row} for row in rows):
             continue
         evaluator.settings = protocol.TRAINING.model_copy(update={"alpha": float(alpha), "learning_rate": rate})
-        evaluator.apply(evaluator.space.uniform(bits, rank), 0)
-        evaluator.train(protocol.TRAINING.final_steps, 0)
-        loss = evaluator.held_out("validation", VALIDATION_ROWS)
+        model, _ = tuned(evaluator, evaluator.space.uniform(bits, rank), 0, *init)
+        losses, tokens = row_losses(model, evaluator.rows("validation", VALIDATION_ROWS), 8, evaluator.device)
+        loss = sum(losses) / sum(tokens)
         rows.append({**case, "steps": protocol.TRAINING.final_steps, "validation_loss": round(loss, 5)})
         with options.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-    print("| bits | rank | alpha | learning rate | validation loss |\n|---|---|---|---|---|")
-    for row in rows:
-        print("| {bits} | {rank} | {alpha} | {learning_rate:g} | {validation_loss:.4f} |".format(**row))
+    print("| bits | rank | alpha | learning rate | beginning | validation loss |\n|---|---|---|---|---|---|")
+    for row in ({"init": "default"} | row for row in rows):
+        print("| {bits} | {rank} | {alpha} | {learning_rate:g} | {init} | {validation_loss:.4f} |".format(**row))
 
 
 if __name__ == "__main__":

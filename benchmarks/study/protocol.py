@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
-from qra_search.space import Plan
+from qra_search.space import Plan, SearchSpace
 
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"
@@ -20,6 +22,7 @@ SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
 OTHER_TASK = TRAINING.model_copy(update={"validation_rows": 256, "test_rows": 480})
 """Of the other tasks: an answer has 5 tokens where GSM8K's has 110, so more rows are needed to tell plans apart."""
+TASKS = ("gsm8k", "arc_easy", "openbookqa", "arc_challenge")
 BITS = (2, 3, 4, 8)
 WIDE = TRAINING.model_copy(update={"steps": 8, "validation_rows": 96})
 """Fewer steps, more held-out rows: does a search then fit its validation rows less?"""
@@ -43,12 +46,15 @@ class Uniform:
     init: str = "default"
     """Where the adapters start; "adalora": AdaLoRA, which ends at this rank on average."""
     embeddings: int = 16
+    rate: float | None = None
+    """A learning rate of its own."""
 
     @property
     def name(self) -> str:
         label = {"mixed-calibrated": "gptq", "bitsandbytes-nf4": "nf4"}.get(self.backend, self.backend)
         name = f"16-bit r{self.rank}" if self.bits == 16 else f"{label} {self.bits}-bit r{self.rank}"
         name += f" {self.init}" if self.init != "default" else ""
+        name += f" at {self.rate:g}" if self.rate is not None else ""
         return name + f", embeddings {self.embeddings}-bit" if self.embeddings != 16 else name
 
 
@@ -116,6 +122,12 @@ def budgets(task: str, data: str | Path) -> dict[str, int]:
     space = evaluator(task, data).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
     return {"3-bit": low, "midway": (low + high) // 2, "4-bit": high}
+
+
+def by_linear(space: SearchSpace, plan: Plan) -> Plan:
+    """The same choices, one for each linear; a group's linears follow each other in the model."""
+    sizes = [len(group.linears) for group in space.groups]
+    return Plan(*(tuple(np.repeat(levels, sizes).tolist()) for levels in (plan.bits, plan.ranks)))
 
 
 def compact(plan: Plan) -> dict[str, str]:

@@ -19,7 +19,7 @@ import protocol
 
 HERE = Path(__file__).parent
 STRATEGIES = ("qr_adaptor", "nsga2", "additive", "autoqra", "random")
-OTHER_TASKS = ("arc_easy", "openbookqa", "arc_challenge")
+OTHER_TASKS = protocol.TASKS[1:]
 PIECES = (
     ("search", "--strategy", "sensitivity"),
     ("search", "--strategy", "qra"),
@@ -38,7 +38,6 @@ PIECES = (
     *(("final", "--task", t) for t in OTHER_TASKS),
     *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "qra-module-0 @") for t in OTHER_TASKS),
     ("tables",),
-    *(("tables", "--task", t) for t in OTHER_TASKS),
     ("looks",),
 )
 

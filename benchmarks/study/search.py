@@ -118,7 +118,7 @@ def main() -> None:
                     "epoch_share": round(forwards / epoch, 4),
                     "compute": str(evaluator.compute).removeprefix("torch."),
                     "embeddings": options.embeddings,
-                    **protocol.compact(best.plan),
+                    **protocol.compact(protocol.by_linear(evaluator.space, best.plan)),
                 }
             )
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
@@ -145,7 +145,7 @@ def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], n
         row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
         row |= {"loss": None, "spent": prior.cost, "prior_cost": prior.cost}
         row |= {"epoch_share": round(prior.cost * evaluator.evaluation_tokens() / epoch_forwards(evaluator), 4)}
-        rows.append(row | protocol.compact(plan))
+        rows.append(row | protocol.compact(protocol.by_linear(space, plan)))
         print(f"{label:8} {space.memory_bytes(plan) / 2**20:7.2f} MiB  {plan}", flush=True)
     return rows
 

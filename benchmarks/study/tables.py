@@ -1,6 +1,6 @@
-"""Tables and the figure of the study, from its raw lines alone; they stand in `docs/study.md` too.
+"""Tables and the figure of the study, from its raw lines alone: `results/study/TASK.md`, and those in `docs/study.md`.
 
-    python benchmarks/study/tables.py                    # and --task arc_easy and the others: one table of each
+    python benchmarks/study/tables.py
 
 Differences are paired: the same test rows and the same seeds on both sides. Intervals are percentiles of 10,000
 bootstrap draws of rows and of seeds together; with m comparisons against found plans each is at level 1 - 0.05 / m
@@ -25,7 +25,8 @@ FIGURE = DOCS / "images" / "study.svg"
 PAGE = DOCS / "study.md"
 DRAWS = 10_000
 INITS = ("loftq", "pissa", "eva", "adalora")
-"""How the rows of other initialisations end; the figure leaves them out."""
+"""In the names of the rows of other initialisations; the figure leaves them out."""
+CALIBRATED = "best uniform plan of no more bytes"
 OURS = "qra-module-0 @"
 """How the rows of the search begin that the study is about; other searches are compared with it."""
 
@@ -102,15 +103,29 @@ def interval(found: tuple[float, float, float]) -> str:
 
 
 def machines(first: list[Row], second: list[Row]) -> list[str]:
-    """The rows that were tuned on two machines, the same seeds on both."""
+    """The uniform plans that were tuned on two machines, the same seeds on both."""
     table = ["| plan | seeds | one machine | another | change |", "|---|---|---|---|---|"]
-    here = {r.name: r for r in first}
-    for r in second:
-        seeds = sorted(set(r.losses) & set(here[r.name].losses)) if r.name in here else []
-        if seeds:
-            one, other = (float(np.mean([x.losses[s] for s in seeds])) for x in (here[r.name], r))
+    for here, r in both(first, second):
+        seeds = sorted(set(r.losses) & set(here.losses))
+        if seeds and r.budget is None:
+            one, other = (float(np.mean([x.losses[s] for s in seeds])) for x in (here, r))
             table.append(f"| {r.name} | {len(seeds)} | {one:.4f} | {other:.4f} | {percent(other / one - 1)} |")
     return table
+
+
+def found_again(first: list[Row], second: list[Row], level: float) -> list[str]:
+    """The plans that one search found on two machines, all tuned on the first."""
+    table = ["| budget | found on one machine | on another | change of test loss |", "|---|---|---|---|"]
+    for here, r in both(first, second):
+        if r.budget is not None:
+            table.append(f"| {r.budget} | {here.loss:.4f} | {r.loss:.4f} | {interval(change(r, here, level))} |")
+    return table
+
+
+def both(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
+    """The rows of the same name in both."""
+    here = {r.name: r for r in first}
+    return [(here[r.name], r) for r in second if r.name in here]
 
 
 def agreement(first: list[dict], second: list[dict]) -> list[str]:
@@ -137,76 +152,126 @@ def fill(page: Path, tables: dict[str, list[str]]) -> None:
     page.write_text(text)
 
 
+class Comparison:
+    """Everything tuned on a task, and what the plans that `qra` found there are compared with."""
+
+    def __init__(self, results: Path, task: str):
+        self.task = task
+        self.rows = read(results / "final.jsonl", task)
+        self.plans = [d for d in lines(results / "plans.jsonl") if d["search"].startswith(f"{task}-")]
+        limits = {f"{d['search'].removeprefix(task + '-')} @ {d['budget']}": d["limit"] for d in self.plans}
+        self.uniform = [r for r in self.rows if r.budget is None and r.embeddings == 16]
+        self.sixteen = min((r for r in self.uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
+        self.ours = [r for r in self.rows if r.ours]
+        self.rivals: list[tuple[Row, Row, str]] = []
+        self.searches: list[tuple[Row, Row, str]] = []
+        for f in self.ours:
+            limit = limits.get(f.name, f.bytes)
+            fitting = [r for r in self.uniform if r.bytes <= limit and r is not self.sixteen]
+            for some, label in (
+                (fitting, CALIBRATED),
+                ([r for r in fitting if not r.name.startswith("gptq")], "best of those not calibrated"),
+            ):
+                if some:
+                    self.rivals.append((f, min(some, key=lambda r: r.loss), label))
+            self.rivals += [
+                (f, r, "") for r in self.uniform if r.name in ("nf4 4-bit r8", "hqq 3-bit r8") and r.bytes > limit
+            ]
+            if self.sixteen is not None:
+                self.rivals.append((f, self.sixteen, ""))
+            self.searches += [
+                (f, r, r.name.partition(" @ ")[0]) for r in self.rows if r.budget == f.budget and not r.ours
+            ]
+        self.comparisons = len(self.rivals) + len(self.searches)
+        self.level = 1 - 0.05 / max(self.comparisons, 1)
+        self.together = f"Intervals hold together at 95% ({self.comparisons} comparisons)."
+
+    def every_plan(self) -> list[str]:
+        table = ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
+        for r in self.rows:
+            each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
+            name = f"**{r.name}**" if r.ours else r.name
+            table.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
+        return table
+
+    def against_uniform(self) -> list[str]:
+        table = ["| budget | MiB | test loss | against | MiB | its loss | change |", "|---|---|---|---|---|---|---|"]
+        for a, b, label in self.rivals:
+            who = f"{label}: {b.name}" if label else b.name
+            table.append(
+                f"| {a.budget} | {a.bytes / 2**20:.1f} | {a.loss:.4f} | {who} | {b.bytes / 2**20:.1f} | {b.loss:.4f} "
+                f"| {interval(change(a, b, self.level))} |"
+            )
+        return table
+
+    def against_searches(self) -> list[str]:
+        budgets = [r.budget for r in self.ours]
+        found = {(label, a.budget): interval(change(a, b, self.level)) for a, b, label in self.searches}
+        table = [f"| against | {' | '.join(map(str, budgets))} |", "|---" * (len(budgets) + 1) + "|"]
+        for label in sorted({label for label, _ in found}):
+            table.append(f"| {label} | {' | '.join(found.get((label, budget), '–') for budget in budgets)} |")
+        return table
+
+    def costs(self) -> list[str]:
+        table = [
+            "| search | budget | limit, MiB | validation loss | evaluations | epochs |",
+            "|---|---|---|---|---|---|",
+        ]
+        for d in self.plans:
+            table.append(
+                f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
+                f"| {d['epoch_share']:.2f} |"
+            )
+        return table
+
+    def text(self) -> str:
+        parts = [f"# Test loss on {self.task}", "", *self.every_plan(), "", self.together, ""]
+        parts += ["## Plans found by qra against uniform ones", "", *self.against_uniform(), ""]
+        parts += ["## Plans found by qra against other searches' plans", "", *self.against_searches(), ""]
+        return "\n".join([*parts, "## Searches", "", *self.costs()]) + "\n"
+
+
+def other_tasks(compared: list[Comparison]) -> list[str]:
+    """What the plans found on each other task win against the closest rivals, in one table."""
+    table = [
+        "| task | budget | test loss | best calibrated uniform plan | nf4 4-bit r8 | 16-bit r8 | plan of GSM8K "
+        "| sensitivities |",
+        "|---" * 8 + "|",
+    ]
+    for c in compared:
+        for f in c.ours:
+            rivals = {label or b.name: b for a, b, label in c.rivals + c.searches if a is f}
+            cells = []
+            for name in (CALIBRATED, "nf4 4-bit r8", "16-bit r8", "gsm8k's qra-module-0", "sensitivity-module-0"):
+                cells.append(interval(change(f, rivals[name], c.level)) if name in rivals else "–")
+            table.append(f"| {c.task} | {f.budget} | {f.loss:.4f} | {' | '.join(cells)} |")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="gsm8k")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = read(options.results / "final.jsonl", options.task)
-    plans = lines(options.results / "plans.jsonl")
-    limits = {f"{d['search'].removeprefix(options.task + '-')} @ {d['budget']}": d["limit"] for d in plans}
-    uniform = [r for r in rows if r.budget is None and r.embeddings == 16]
-    sixteen = min((r for r in uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
-    plans_table = ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
-    for r in rows:
-        each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
-        name = f"**{r.name}**" if r.ours else r.name
-        plans_table.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
-    rivals: list[tuple[Row, Row, str]] = []
-    searches: list[tuple[Row, Row, str]] = []
-    for f in (r for r in rows if r.ours):
-        limit = limits.get(f.name, f.bytes)
-        fitting = [r for r in uniform if r.bytes <= limit and r is not sixteen]
-        for some, label in (
-            (fitting, "best uniform plan of no more bytes"),
-            ([r for r in fitting if not r.name.startswith("gptq")], "best of those not calibrated"),
-        ):
-            if some:
-                best = min(some, key=lambda r: r.loss)
-                rivals.append((f, best, f"{label}: {best.name}, {best.bytes / 2**20:.1f} MiB"))
-        for r in uniform:
-            if r.name in ("nf4 4-bit r8", "hqq 3-bit r8") and r.bytes > limit:
-                rivals.append((f, r, f"{r.name}, {r.bytes / 2**20:.1f} MiB"))
-        if sixteen is not None:
-            rivals.append((f, sixteen, f"{sixteen.name}, {sixteen.bytes / 2**20:.0f} MiB"))
-        searches += [(f, r, r.name.partition(" @ ")[0]) for r in rows if r.budget == f.budget and not r.ours]
-    level = 1 - 0.05 / max(len(rivals) + len(searches), 1)
-    together = f"Intervals hold together at 95% ({len(rivals) + len(searches)} comparisons)."
-    against_table = ["| budget | MiB | against | change of test loss |", "|---|---|---|---|"]
-    for a, b, label in rivals:
-        against_table.append(f"| {a.budget} | {a.bytes / 2**20:.1f} | {label} | {interval(change(a, b, level))} |")
-    others_table = ["| budget | against | change of test loss |", "|---|---|---|"]
-    others_table += [f"| {a.budget} | {label} | {interval(change(a, b, level))} |" for a, b, label in searches]
-    searches_table = ["| search | budget | limit, MiB | validation loss | evaluations | epochs |"]
-    searches_table += ["|---|---|---|---|---|---|"]
-    for d in (d for d in plans if d["search"].startswith(f"{options.task}-")):
-        searches_table.append(
-            f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
-            f"| {d['epoch_share']:.2f} |"
-        )
-    text = [f"# Test loss on {options.task}", "", *plans_table, "", together, ""]
-    text += ["## Plans found by qra against uniform ones", "", *against_table, ""]
-    text += ["## Plans found by qra against other searches' plans", "", *others_table, ""]
-    text += ["## Searches", "", *searches_table]
-    (options.results / f"{options.task}.md").write_text("\n".join(text) + "\n")
-    if options.task == "gsm8k":
-        second = read(options.results / "second-machine" / "final.jsonl", options.task)
-        again = lines(options.results / "second-machine" / "plans.jsonl")
-        tables = {"plans": plans_table, "against": [together, "", *against_table], "others": others_table}
-        fill(
-            PAGE,
-            tables
-            | {"searches": searches_table, "machines": machines(rows, second), "agreement": agreement(plans, again)},
-        )
-        plain = [r for r in uniform if not r.name.endswith(INITS)]
-        FIGURE.write_text(figure.draw([r for r in rows if r.ours or r.embeddings == 8 or r in plain], sixteen))
-    else:
-        whole = [f"Intervals hold together at 95% ({len(rivals) + len(searches)} comparisons).", ""]
-        whole += ["| budget | test loss | against | change of test loss |", "|---|---|---|---|"]
-        for a, b, label in sorted(rivals + searches, key=lambda three: three[0].bytes):
-            whole.append(f"| {a.budget} | {a.loss:.4f} | {label} | {interval(change(a, b, level))} |")
-        fill(PAGE, {options.task: whole})
-    print("\n".join(text))
+    compared = [Comparison(options.results, task) for task in protocol.TASKS]
+    compared = [c for c in compared if c.rows]
+    for c in compared:
+        (options.results / f"{c.task}.md").write_text(c.text())
+        print(c.text())
+    main_task, *others = compared
+    second = options.results / "second-machine"
+    again, found = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
+    tables = {
+        "against": [main_task.together, "", *main_task.against_uniform()],
+        "searches": main_task.against_searches(),
+        "tasks": other_tasks(others),
+        "machines": machines(main_task.rows, again),
+        "agreement": agreement(main_task.plans, found),
+        "found_again": found_again(main_task.rows, again, main_task.level),
+    }
+    fill(PAGE, tables)
+    plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
+    drawn = [r for r in main_task.rows if r.ours or r.embeddings == 8 or r in plain]
+    FIGURE.write_text(figure.draw(drawn, main_task.sixteen))
 
 
 if __name__ == "__main__":
