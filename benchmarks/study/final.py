@@ -67,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="tune for so many instead, into final-STEPS.jsonl")
     parser.add_argument("--only", default="", help="only rows in whose name this regular expression is found")
     parser.add_argument("--backwards", action="store_true", help="the least telling first: for a second process")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -74,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "final.jsonl"
+    path = options.out / (f"final-{options.steps}.jsonl" if options.steps else "final.jsonl")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
     todo = jobs(options.out / "plans.jsonl", options.task, options.plans_of or options.task)
@@ -98,6 +99,8 @@ def main() -> None:
         uniform = isinstance(plan, protocol.Uniform)
         chosen = evaluator.space.uniform(plan.bits, plan.rank) if uniform else plan
         settings = protocol.settings(options.task)
+        if options.steps:
+            settings = settings.model_copy(update={"final_steps": options.steps})
         if uniform and plan.rate is not None:
             settings = settings.model_copy(update={"learning_rate": plan.rate})
         evaluator.settings = settings

@@ -4,8 +4,8 @@
 
 An adapter is scaled by alpha over its rank. With alpha proportional to the rank every rank is scaled alike, and a
 larger one moves the weights further at each step; with one alpha for all ranks it does not. Each row is the
-final tuning of a uniform plan, measured on validation rows, and a line of `pace.jsonl`; rows that are there are not made
-again. "adalora" is PEFT's AdaLoRA, whose singular values begin at zero between small random factors.
+final tuning of a uniform plan, measured on validation rows, and a line of `pace.jsonl`; rows that are there are not
+made again. "adalora" is PEFT's AdaLoRA, whose singular values begin at zero between small random factors.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from operator import eq
 from pathlib import Path
 
 import figure
 import numpy as np
 import protocol
+from scipy.stats import spearmanr
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -128,16 +128,37 @@ def both(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     return [(here[r.name], r) for r in second if r.name in here]
 
 
-def agreement(first: list[dict], second: list[dict]) -> list[str]:
-    """How much of the plans that a search chose on two machines is the same."""
-    table = ["| search | budget | linears of the same bits | of the same rank |", "|---|---|---|---|"]
-    here = {(d["search"], d["budget"]): protocol.expanded(d) for d in first}
-    for d in second:
-        one, other = here.get((d["search"], d["budget"])), protocol.expanded(d)
-        if one is not None:
-            same = [sum(map(eq, *pair)) for pair in ((one.bits, other.bits), (one.ranks, other.ranks))]
-            parts = (f"{count} of {len(one.bits)}" for count in same)
-            table.append(f"| {d['search']} | {d['budget']} | {' | '.join(parts)} |")
+def alike(plans: list[dict], again: list[dict], budgets: list[str]) -> list[str]:
+    """How many linears have the same bits in two plans for one budget, and how their bits correlate in rank.
+
+    Args:
+        plans: lines of every search's plans.
+        again: those of the searches that were repeated on another machine.
+        budgets: the columns.
+    """
+    here, there = ({(d["search"], d["budget"]): np.array(protocol.expanded(d).bits) for d in some}
+                   for some in (plans, again))  # fmt: skip
+    mine, prior = "gsm8k-qra-module-0", "gsm8k-sensitivity-module-0"
+    pairs = [
+        ("the search, on another machine", mine, (there, mine)),
+        ("the sensitivities, on another machine", prior, (there, prior)),
+        ("the search and the sensitivities", mine, (here, prior)),
+        ("the search with another seed", mine, (here, "gsm8k-qra-module-1")),
+        *((f"the search on {task}", mine, (here, f"{task}-qra-module-0")) for task in protocol.TASKS[1:]),
+        *((f"{name}'s search", mine, (here, f"gsm8k-{name}-module-0")) for name in ("nsga2", "autoqra", "qr_adaptor")),
+    ]
+    table = [f"| with what | {' | '.join(budgets)} |", "|---" * (len(budgets) + 1) + "|"]
+    for label, one, (where, other) in pairs:
+        cells = []
+        for budget in budgets:
+            a, b = here.get((one, budget)), where.get((other, budget))
+            if a is None or b is None:
+                cells.append("–")
+                continue
+            uniform = len(set(a)) == 1 or len(set(b)) == 1  # nothing to correlate with
+            cells.append(f"{(a == b).sum()}" + ("" if uniform else f", {spearmanr(a, b)[0]:.2f}"))
+        if set(cells) != {"–"}:
+            table.append(f"| {label} | {' | '.join(cells)} |")
     return table
 
 
@@ -231,6 +252,23 @@ class Comparison:
         return "\n".join([*parts, "## Searches", "", *self.costs()]) + "\n"
 
 
+def longer(results: Path, short: list[Row], ours: str = f"{OURS} midway") -> list[str]:
+    """The plans that were tuned for more steps as well, and what they lose to one of ours after as many."""
+    found = sorted((int(path.stem.removeprefix("final-")), path) for path in results.glob("final-*.jsonl"))
+    tables = {protocol.TRAINING.final_steps: short, **{steps: read(path, "gsm8k") for steps, path in found}}
+    names = {r.name for rows in tables.values() if rows is not short for r in rows}
+    at = {steps: {r.name: r for r in rows if r.name in names} for steps, rows in tables.items()}
+    table = [f"| plan | MiB | {' | '.join(f'{steps} steps' for steps in tables)} |", "|---" * (len(tables) + 2) + "|"]
+    for r in (r for r in short if r.name in names):
+        cells = []
+        for rows in at.values():
+            some, mine = rows.get(r.name), rows.get(ours)
+            against = "" if some in (None, mine) or mine is None else f" ({percent(some.loss / mine.loss - 1)})"
+            cells.append("–" if some is None else f"{some.loss:.4f}{against}")
+        table.append(f"| {r.name} | {r.bytes / 2**20:.1f} | {' | '.join(cells)} |")
+    return table
+
+
 def other_tasks(compared: list[Comparison]) -> list[str]:
     """What the plans found on each other task win against the closest rivals, in one table."""
     table = [
@@ -264,8 +302,9 @@ def main() -> None:
         "against": [main_task.together, "", *main_task.against_uniform()],
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
+        "longer": longer(options.results, main_task.rows),
         "machines": machines(main_task.rows, again),
-        "agreement": agreement(main_task.plans, found),
+        "alike": alike([d for c in compared for d in c.plans], found, [str(r.budget) for r in main_task.ours]),
         "found_again": found_again(main_task.rows, again, main_task.level),
     }
     fill(PAGE, tables)
