@@ -33,7 +33,7 @@ CASES = (
     (4, 8, 16, 4e-3),
     (4, 8, 16, 8e-3),
     *((4, 8, 16, rate, "pissa") for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    *((4, 8, 16, rate, "eva") for rate in (5e-4, 1e-3, 2e-3, 4e-3)),
+    *((4, 8, 16, rate, "eva") for rate in (2.5e-4, 5e-4, 1e-3)),
     *((4, 8, 16, rate, "loftq") for rate in (2e-3, 4e-3, 8e-3)),
     *((4, 8, 16, rate, "adalora") for rate in (2e-2, 1e-1)),
 )
