@@ -85,6 +85,7 @@ MORE = (
     Uniform("bitsandbytes-nf4", 4, 16),
     Uniform("bitsandbytes-nf4", 4, 4),
     Uniform("hqq", 3, 2),
+    Uniform("hqq", 4, 2),
 )
 """Tuned with every seed after those."""
 
