@@ -56,6 +56,11 @@ class Row:
         return self.name.startswith(OURS)
 
     @property
+    def own_rate(self) -> bool:
+        """Tuned at another learning rate than the rest: only compared with other beginnings."""
+        return " at " in self.name
+
+    @property
     def embeddings(self) -> int:
         """Bits of the token embeddings."""
         return 8 if "-e8 @" in self.name or self.name.endswith("embeddings 8-bit") else 16
@@ -181,7 +186,7 @@ class Comparison:
         self.rows = read(results / "final.jsonl", task)
         self.plans = [d for d in lines(results / "plans.jsonl") if d["search"].startswith(f"{task}-")]
         limits = {f"{d['search'].removeprefix(task + '-')} @ {d['budget']}": d["limit"] for d in self.plans}
-        self.uniform = [r for r in self.rows if r.budget is None and r.embeddings == 16]
+        self.uniform = [r for r in self.rows if r.budget is None and r.embeddings == 16 and not r.own_rate]
         self.sixteen = min((r for r in self.uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
         self.ours = [r for r in self.rows if r.ours]
         self.rivals: list[tuple[Row, Row, str]] = []
