@@ -35,7 +35,7 @@ CASES = (
     *((4, 8, 16, rate, "pissa") for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)),
     *((4, 8, 16, rate, "eva") for rate in (2.5e-4, 5e-4, 1e-3)),
     *((4, 8, 16, rate, "loftq") for rate in (2e-3, 4e-3, 8e-3)),
-    *((4, 8, 16, rate, "adalora") for rate in (2e-2, 1e-1)),
+    *((4, 8, 16, rate, "adalora") for rate in (1e-2, 2e-2, 4e-2, 1e-1)),
 )
 """Bits, rank, alpha, learning rate, beginning."""
 KEYS = ("bits", "rank", "alpha", "learning_rate", "init")

@@ -78,6 +78,7 @@ MORE = (
     Uniform(BACKEND, 4, 8, "loftq"),
     Uniform(BACKEND, 4, 8, "pissa", rate=5e-4),
     Uniform(BACKEND, 4, 8, "eva", rate=5e-4),
+    Uniform(BACKEND, 4, 8, "adalora", rate=2e-2),
     Uniform(BACKEND, 2, 32),
     Uniform(BACKEND, 4, 8, embeddings=8),
     Uniform(BACKEND, 3, 8, embeddings=8),

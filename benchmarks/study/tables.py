@@ -274,6 +274,26 @@ def longer(results: Path, short: list[Row], ours: str = f"{OURS} midway") -> lis
     return table
 
 
+def beginnings(pace: list[dict], rows: list[Row]) -> list[str]:
+    """Uniform 4-bit plans of rank 8, by where their adapters begin: validation loss by rate, test loss at the best."""
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for d in (d for d in pace if (d["bits"], d["rank"], d["alpha"]) == (4, 8, 16)):
+        found[d.get("init", "default")][d["learning_rate"]] = d["validation_loss"]
+    rates = sorted({rate for losses in found.values() for rate in losses})
+    table = ["| beginning | " + " | ".join(f"{rate:g}" for rate in rates) + " | test loss at the best | seeds |"]
+    table.append("|---" * (len(rates) + 3) + "|")
+    named = {r.name: r for r in rows}
+    for init, losses in found.items():
+        best = min(losses, key=losses.__getitem__)
+        own = best if best != protocol.TRAINING.learning_rate else None
+        row = named.get(protocol.Uniform(protocol.BACKEND, 4, 8, init, rate=own).name)
+        cells = [f"{losses[rate]:.4f}" if rate in losses else "" for rate in rates]
+        cells[rates.index(best)] = f"**{losses[best]:.4f}**"
+        tested = ["–", "–"] if row is None else [f"{row.loss:.4f}", str(len(row.losses))]
+        table.append(f"| {init} | {' | '.join([*cells, *tested])} |")
+    return table
+
+
 def other_tasks(compared: list[Comparison]) -> list[str]:
     """What the plans found on each other task win against the closest rivals, in one table."""
     table = [
@@ -307,6 +327,7 @@ def main() -> None:
         "against": [main_task.together, "", *main_task.against_uniform()],
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
+        "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
         "longer": longer(options.results, main_task.rows),
         "machines": machines(main_task.rows, again),
         "alike": alike([d for c in compared for d in c.plans], found, [str(r.budget) for r in main_task.ours]),
