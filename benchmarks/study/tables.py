@@ -118,12 +118,15 @@ def machines(first: list[Row], second: list[Row]) -> list[str]:
     return table
 
 
-def found_again(first: list[Row], second: list[Row], level: float) -> list[str]:
-    """The plans that one search found on two machines, all tuned on the first."""
-    table = ["| budget | found on one machine | on another | change of test loss |", "|---|---|---|---|"]
-    for here, r in both(first, second):
-        if r.budget is not None:
-            table.append(f"| {r.budget} | {here.loss:.4f} | {r.loss:.4f} | {interval(change(r, here, level))} |")
+def found_again(here: Comparison, second: list[Row]) -> list[str]:
+    """The plans that one search found on two machines, all tuned on the first, and what the other's win there."""
+    table = ["| budget | found on one machine | on another | change | on another, against the best uniform plan |"]
+    table.append("|---" * 5 + "|")
+    for mine, r in both(here.rows, second):
+        rival = next((b for a, b, label in here.rivals if a is mine and label == CALIBRATED), None)
+        if rival is not None:
+            cells = [interval(change(r, other, here.level)) for other in (mine, rival)]
+            table.append(f"| {mine.budget} | {mine.loss:.4f} | {r.loss:.4f} | {' | '.join(cells)} |")
     return table
 
 
@@ -331,7 +334,7 @@ def main() -> None:
         "longer": longer(options.results, main_task.rows),
         "machines": machines(main_task.rows, again),
         "alike": alike([d for c in compared for d in c.plans], found, [str(r.budget) for r in main_task.ours]),
-        "found_again": found_again(main_task.rows, again, main_task.level),
+        "found_again": found_again(main_task, again),
     }
     fill(PAGE, tables)
     plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
