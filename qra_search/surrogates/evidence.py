@@ -12,6 +12,9 @@ from qra_search.surrogates.table import TableFit, Widths
 KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7}
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
+LOUDER = 30.0
+"""Factor of the noise at the second start: from little noise, step by step, a table that explains every loss by damages
+far from the prior's is reached before one that takes most of it for noise."""
 LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
@@ -22,8 +25,17 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     Args:
         sweeps: passes over all hyperparameters, each doubled or halved for as long as that helps; 0 leaves the fit.
     """
+    if sweeps == 0:
+        return fit
+    loud = replace(fit.widths, noise=LOUDER * fit.widths.noise)
+    found = [_climbed(start, fit.widths, sweeps) for start in (fit, TableFit(fit.basis, fit.rows, loud))]
+    return max(found, key=lambda some: _evidence(some, some.widths, fit.widths))
+
+
+def _climbed(fit: TableFit, prior: Widths, sweeps: int) -> TableFit:
+    """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
-    best, at = start, _evidence(fit, start, start)
+    best, at = start, _evidence(fit, start, prior)
     for _ in range(sweeps):
         before = best
         for name in KNOWN_TO:
@@ -33,7 +45,7 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
                 moved = False
                 while True:
                     trial = replace(best, **{name: getattr(best, name) * factor})
-                    value = _evidence(fit, trial, start)
+                    value = _evidence(fit, trial, prior)
                     if value <= at + LEAST:
                         break
                     best, at, moved = trial, value, True
@@ -44,7 +56,7 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
 
 
-def _evidence(fit: TableFit, w: Widths, start: Widths) -> float:
+def _evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf where the covariance is not positive."""
     total = np.tensordot(fit.block_variances(w), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.error(w, fit.rows.weight, fit.excess)
@@ -55,6 +67,6 @@ def _evidence(fit: TableFit, w: Widths, start: Widths) -> float:
     half = solve_triangular(L, fit.target, lower=True)
     value = -0.5 * float(half @ half) - float(np.log(np.diag(L)).sum())
     for name, deviation in KNOWN_TO.items():
-        if getattr(start, name):
-            value -= 0.5 * (np.log(getattr(w, name) / getattr(start, name)) / deviation) ** 2
+        if getattr(prior, name):
+            value -= 0.5 * (np.log(getattr(w, name) / getattr(prior, name)) / deviation) ** 2
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.stats import multivariate_normal
 from table_world import World
@@ -47,3 +49,15 @@ def test_noisier_losses_are_seen_to_be_noisier():
         noise.append(float(np.sqrt(np.median(fit.V))))
     assert noise[1] > 3 * noise[0]
     assert 0.025 < noise[1] < 0.1
+
+
+def test_losses_that_are_mostly_noise_are_not_explained_away():
+    """Evaluations too short to tell plans apart, of more groups than plans: no damages may stand for their noise."""
+    world = World(layers=200)
+    for seed in range(4):
+        rows = world.rows(30, noise=0.0)
+        sd = 3.0 * float(np.std(rows.loss))
+        rows = replace(rows, loss=rows.loss + sd * np.random.default_rng(seed).standard_normal(30))
+        fit = refined(TableFit(world.basis, rows, Widths()))
+        assert 0.5 * sd < fit.widths.noise * fit.spread < 1.5 * sd
+        assert np.median(fit.at_rows()[1]) > 0.1 * sd
