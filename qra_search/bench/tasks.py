@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ FAMILIES = ("additive", "interaction", "compensation", "misleading", "heterosced
 CALIBRATED = "calibrated"
 """A family that stands apart: what is to be gained there is small beside the noise."""
 
-NOISELESS = "-noiseless"
+NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
 
 
 class Oracle(Protocol):
@@ -67,7 +68,8 @@ class Task:
 def task_named(text: str) -> Task:
     """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`) or `recorded:LOG`.
 
-    With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise.
+    With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise. With
+    `-noise0.1` two seeds of a plan differ by so many nats (deviation) instead of as measured.
 
     Raises:
         ValueError: the text is neither.
@@ -75,7 +77,7 @@ def task_named(text: str) -> Task:
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
         return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest}, seeded=True)
-    parts = text.removesuffix(NOISELESS).split("-")
+    parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
@@ -83,7 +85,9 @@ def task_named(text: str) -> Task:
         )
     family, layers, granularity, prior = parts
     options = {"family": family, "layers": int(layers), "prior": prior}
-    return Task(text, options=options | ({"noise": 0.0} if text.endswith(NOISELESS) else {}), granularity=granularity)
+    if noise := NOISE.search(text):
+        options["noise"] = 0.0 if noise[1] == "less" else float(noise[1])
+    return Task(text, options=options, granularity=granularity)
 
 
 def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
@@ -178,7 +182,7 @@ PRESETS = {
         evaluations=100,
     ),
     "noiseless": Preset(
-        [task + NOISELESS for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
+        [task + "-noiseless" for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
     ),
 }  # fmt: skip
 """`quick` is for a first look; `main` and `samplers` compare everything at one size, the others vary one thing each:

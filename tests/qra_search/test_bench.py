@@ -50,7 +50,14 @@ def test_a_noiseless_task_shows_the_true_loss() -> None:
     assert noisy.evaluate(plan, seed=3).loss != noisy.true_loss(plan)
 
 
-@pytest.mark.parametrize("text", ["interaction", "interaction-x-layer-measured", "recorded:"])
+def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
+    evaluator = bench.task_named("calibrated-4-layer-measured-noise0.5").build(seed=0)
+    plan = evaluator.space.uniform(3, 8)
+    off = [evaluator.evaluate(plan, seed=seed).loss - evaluator.true_loss(plan) for seed in range(200)]
+    assert 0.4 < np.std(off) < 0.6
+
+
+@pytest.mark.parametrize("text", ["interaction-4-layer-measured-noise", "interaction", "interaction-x-layer-measured", "recorded:"])
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
         bench.task_named(text)
