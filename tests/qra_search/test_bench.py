@@ -57,7 +57,9 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
     assert 0.4 < np.std(off) < 0.6
 
 
-@pytest.mark.parametrize("text", ["interaction-4-layer-measured-noise", "interaction", "interaction-x-layer-measured", "recorded:"])
+@pytest.mark.parametrize(
+    "text", ["interaction", "interaction-x-layer-measured", "interaction-4-layer-measured-noise", "recorded:"]
+)
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
         bench.task_named(text)
