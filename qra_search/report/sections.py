@@ -58,7 +58,8 @@ def lead(found: Finding | None) -> str:
     )
     if found.doubtful:
         text += (
-            " The difference is within the noise of the evaluations: confirm it with more seeds before relying on it."
+            " The difference is within the noise of the evaluations: confirm it with more seeds before relying on it, or "
+            "let an evaluation see more (training.steps, training.validation_rows)."
         )
     return text
 
