@@ -58,8 +58,8 @@ def lead(found: Finding | None) -> str:
     )
     if found.doubtful:
         text += (
-            " The difference is within the noise of the evaluations: confirm it with more seeds before relying on it, or "
-            "let an evaluation see more (training.steps, training.validation_rows)."
+            " The difference is within the noise of the evaluations: before relying on it confirm it with more seeds, "
+            "or let an evaluation see more (training.steps, training.validation_rows)."
         )
     return text
 
