@@ -282,18 +282,17 @@ def beginnings(pace: list[dict], rows: list[Row]) -> list[str]:
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for d in (d for d in pace if (d["bits"], d["rank"], d["alpha"]) == (4, 8, 16)):
         found[d.get("init", "default")][d["learning_rate"]] = d["validation_loss"]
-    rates = sorted({rate for losses in found.values() for rate in losses})
-    table = ["| beginning | " + " | ".join(f"{rate:g}" for rate in rates) + " | test loss at the best | seeds |"]
-    table.append("|---" * (len(rates) + 3) + "|")
+    table = ["| beginning | validation loss at each rate | test loss at the best | seeds |", "|---|---|---|---|"]
     named = {r.name: r for r in rows}
     for init, losses in found.items():
         best = min(losses, key=losses.__getitem__)
         own = best if best != protocol.TRAINING.learning_rate else None
         row = named.get(protocol.Uniform(protocol.BACKEND, 4, 8, init, rate=own).name)
-        cells = [f"{losses[rate]:.4f}" if rate in losses else "" for rate in rates]
-        cells[rates.index(best)] = f"**{losses[best]:.4f}**"
+        cells = (f"{loss:.3f} at {rate:g}" for rate, loss in sorted(losses.items()))
+        shown_best = f"{losses[best]:.3f} at {best:g}"
         tested = ["–", "–"] if row is None else [f"{row.loss:.4f}", str(len(row.losses))]
-        table.append(f"| {init} | {' | '.join([*cells, *tested])} |")
+        by_rate = ", ".join(cells).replace(shown_best, f"**{shown_best}**")
+        table.append(f"| {init} | {by_rate} | {' | '.join(tested)} |")
     return table
 
 
