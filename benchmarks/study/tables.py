@@ -296,6 +296,23 @@ def beginnings(pace: list[dict], rows: list[Row]) -> list[str]:
     return table
 
 
+def calibration(found: list[dict]) -> list[str]:
+    """Loss of uniform plans by how many rows the quantizer was calibrated on, untuned and after an evaluation."""
+    losses = {(d["quantizer_rows"], d["bits"]): d for d in found if "quantizer_rows" in d}
+    widths = sorted({bits for _, bits in losses})
+    table = [
+        f"| calibration rows | {' | '.join(f'{bits} bits' for bits in widths)} |",
+        "|---" * (len(widths) + 1) + "|",
+    ]
+    for rows in sorted({rows for rows, _ in losses}):
+        cells = []
+        for bits in widths:
+            d = losses.get((rows, bits))
+            cells.append("–" if d is None else f"{d['untuned']:.3f}, {np.mean(d['tuned']):.3f}")
+        table.append(f"| {rows} | {' | '.join(cells)} |")
+    return table
+
+
 def other_tasks(compared: list[Comparison]) -> list[str]:
     """What the plans found on each other task win against the closest rivals, in one table."""
     table = [
@@ -330,6 +347,7 @@ def main() -> None:
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
         "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
+        "calibration": calibration(lines(options.results / "calibration.jsonl")),
         "longer": longer(options.results, main_task.rows),
         "machines": machines(main_task.rows, again),
         "alike": alike([d for c in compared for d in c.plans], found, [str(r.budget) for r in main_task.ours]),
