@@ -12,7 +12,10 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
 STEP = 0.02
 FAR = 0.1
 """Points so much above all found ones are named at the upper edge instead, or all others would lie on one line."""
-LABELLED = ("gptq 3-bit r8", "gptq 4-bit r8", "nf4 4-bit r8", "hqq 3-bit r8", "gptq 4-bit r8, embeddings 8-bit")
+LABELLED = (
+    *(f"{name} r8" for name in ("gptq 3-bit", "gptq 4-bit", "nf4 4-bit", "hqq 4-bit", "hqq 3-bit")),
+    "gptq 4-bit r8, embeddings 8-bit",
+)
 """Uniform plans that are named in the figure; the names of the others are tooltips."""
 STYLE = """
 svg{font:13px system-ui,sans-serif}
