@@ -20,7 +20,9 @@ LEAST = 1e-6
 
 
 def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
-    """The fit with better hyperparameters; the evidence is that of the model linearised at the mode.
+    """The fit with better hyperparameters, climbed to from little noise and from much, whichever is likelier.
+
+    The evidence is that of the model linearised at the mode.
 
     Args:
         sweeps: passes over all hyperparameters, each doubled or halved for as long as that helps; 0 leaves the fit.
