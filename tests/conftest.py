@@ -16,3 +16,11 @@ def space() -> SearchSpace:
 @pytest.fixture
 def evaluator() -> AdditiveEvaluator:
     return AdditiveEvaluator()
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """A folder in which evaluators in workers leave word of what they did (`worker_evaluators`)."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder

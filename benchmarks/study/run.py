@@ -37,6 +37,8 @@ PIECES = (
     *(("search", "--task", t, "--strategy", "qra") for t in OTHER_TASKS),
     *(("final", "--task", t) for t in OTHER_TASKS),
     *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "qra-module-0 @") for t in OTHER_TASKS),
+    ("pace",),
+    ("calibration",),
     ("tables",),
     ("looks",),
 )
@@ -52,9 +54,9 @@ def main() -> None:
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for script, *arguments in PIECES[: options.pieces]:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
-        if script in ("search", "final"):
+        if script not in ("tables", "looks"):
             command += ["--data", options.data, "--threads", str(options.threads)]
-            if until is not None:
+            if until is not None and script in ("search", "final"):
                 command += ["--minutes", f"{max(0.0, (until - time.monotonic()) / 60):.2f}"]
         print("$", " ".join(command[1:]), flush=True)
         status = subprocess.run(command, check=False).returncode

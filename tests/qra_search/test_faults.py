@@ -43,13 +43,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def notes(tmp_path):
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    return folder
-
-
 def facts(trials) -> list:
     return [(t.proposal, t.status, t.loss if t.done else t.reason) for t in trials]
 

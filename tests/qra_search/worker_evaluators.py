@@ -125,3 +125,8 @@ def cores_and_threads() -> Misbehaving:
             }
 
     return Telling()
+
+
+GOOD, BAD = (small_space().uniform(b, 4) for b in (2, 4))
+WAIT = 60
+SLOW_START = 300
