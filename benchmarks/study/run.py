@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pieces", type=int, help="only the first so many")
     options = parser.parse_args()
+    if not Path(options.data).is_dir():
+        parser.error(f"{options.data} is not a folder: give the one with gsm8k_train.jsonl and the others")
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for script, *arguments in PIECES[: options.pieces]:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
