@@ -95,9 +95,7 @@ def build(options: argparse.Namespace) -> QuantizedLoRAEvaluator:
         options.model,
         TaskConfig(name=options.task, data=options.data),
         quantization=QuantizationConfig(backend=options.backend),
-        training=TrainingConfig(
-            steps=options.steps, batch_size=options.batch_size, validation_rows=options.rows
-        ),
+        training=TrainingConfig(steps=options.steps, batch_size=options.batch_size, validation_rows=options.rows),
     )
 
 

@@ -120,9 +120,7 @@ def tune_tiny(family: str, folder: Path, model: Path) -> None:
         dtype="float32",
     )
     groups = len(evaluator.space)
-    plan = Plan(
-        tuple((3, 2, 4, 16)[i % 4] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
-    )
+    plan = Plan(tuple((3, 2, 4, 16)[i % 4] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups)))
     evaluator.tune(plan, steps=3, folder=folder)
     evaluator.close()
 

@@ -79,6 +79,7 @@ MORE = (
     Uniform(BACKEND, 4, 8, "pissa", rate=5e-4),
     Uniform(BACKEND, 4, 8, "eva", rate=5e-4),
     Uniform(BACKEND, 4, 8, "adalora", rate=2e-2),
+    Uniform(BACKEND, 2, 8),
     Uniform(BACKEND, 2, 32),
     Uniform(BACKEND, 4, 8, embeddings=8),
     Uniform(BACKEND, 3, 8, embeddings=8),
@@ -120,11 +121,16 @@ def evaluator(
     )
 
 
-def budgets(task: str, data: str | Path) -> dict[str, int]:
-    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, embeddings in 16 bits, and midway."""
+def budgets(task: str, data: str | Path, *, low: bool = False) -> dict[str, int]:
+    """Bytes of uniform 3-bit and 4-bit at rank 8 in the calibrated backend, embeddings in 16 bits, and midway.
+
+    Where `low`: of uniform 2-bit, and midway to 3-bit.
+    """
     space = evaluator(task, data).space
-    low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
-    return {"3-bit": low, "midway": (low + high) // 2, "4-bit": high}
+    two, three, four = (space.memory_bytes(space.uniform(bits, 8)) for bits in (2, 3, 4))
+    if low:
+        return {"2-bit": two, "2.5-bit": (two + three) // 2}
+    return {"3-bit": three, "midway": (three + four) // 2, "4-bit": four}
 
 
 def by_linear(space: SearchSpace, plan: Plan) -> Plan:

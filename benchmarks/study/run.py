@@ -29,6 +29,8 @@ PIECES = (
     ("search", "--strategy", "qra", "--ranks", "8"),
     ("search", "--strategy", "qra", "--bits", "4"),
     ("search", "--strategy", "qra", "--embeddings", "8"),
+    ("search", "--strategy", "sensitivity", "--low"),
+    ("search", "--strategy", "qra", "--low"),
     ("search", "--strategy", "qra", "--granularity", "layer"),
     ("search", "--strategy", "qra", "--short"),
     ("search", "--strategy", "qra", "--wide"),

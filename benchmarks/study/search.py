@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", help="search over these only")
     parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
     parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
+    parser.add_argument("--low", action="store_true", help="budgets from uniform 2-bit to 3-bit instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
@@ -64,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short + "-wide" * options.wide
-    name += f"-e{options.embeddings}" * (options.embeddings != 16)
+    name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def main() -> None:
         embeddings=options.embeddings,
         training=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
     )
-    budgets = protocol.budgets(options.task, options.data)
+    budgets = protocol.budgets(options.task, options.data, low=options.low)
     least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
     budgets = {label: budget for label, budget in budgets.items() if budget >= least}
     if options.strategy == SENSITIVITY:

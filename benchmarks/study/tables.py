@@ -27,8 +27,10 @@ DRAWS = 10_000
 INITS = ("loftq", "pissa", "eva", "adalora")
 """In the names of the rows of other initialisations; the figure leaves them out."""
 CALIBRATED = "best uniform plan of no more bytes"
-OURS = "qra-module-0 @"
-"""How the rows of the search begin that the study is about; other searches are compared with it."""
+OURS = "qra-module-0"
+"""The search that the study is about; others are compared with it."""
+SERIES = ("-e8", "-low")
+"""Ends of the names of searches under other rules, compared among themselves: 8-bit embeddings, lower budgets."""
 
 
 class Row:
@@ -52,8 +54,14 @@ class Row:
         return self.name.partition(" @ ")[2] or None
 
     @property
-    def ours(self) -> bool:
-        return self.name.startswith(OURS)
+    def search(self) -> str:
+        """The search that found the plan, or the plan's name."""
+        return self.name.partition(" @ ")[0]
+
+    @property
+    def series(self) -> str:
+        """Of which series its search is."""
+        return next((series for series in SERIES if self.search.endswith(series)), "")
 
     @property
     def own_rate(self) -> bool:
@@ -63,7 +71,7 @@ class Row:
     @property
     def embeddings(self) -> int:
         """Bits of the token embeddings."""
-        return 8 if "-e8 @" in self.name or self.name.endswith("embeddings 8-bit") else 16
+        return 8 if self.series == "-e8" or self.name.endswith("embeddings 8-bit") else 16
 
 
 def shown(loss: float | None) -> str:
@@ -182,16 +190,16 @@ def fill(page: Path, tables: dict[str, list[str]]) -> None:
 
 
 class Comparison:
-    """Everything tuned on a task, and what the plans that `qra` found there are compared with."""
+    """Everything tuned on a task, and what the plans that `qra` found there, in one series, are compared with."""
 
-    def __init__(self, results: Path, task: str):
+    def __init__(self, results: Path, task: str, series: str = ""):
         self.task = task
         self.rows = read(results / "final.jsonl", task)
         self.plans = [d for d in lines(results / "plans.jsonl") if d["search"].startswith(f"{task}-")]
         limits = {f"{d['search'].removeprefix(task + '-')} @ {d['budget']}": d["limit"] for d in self.plans}
         self.uniform = [r for r in self.rows if r.budget is None and r.embeddings == 16 and not r.own_rate]
         self.sixteen = min((r for r in self.uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
-        self.ours = [r for r in self.rows if r.ours]
+        self.ours = [r for r in self.rows if r.search == OURS + series]
         self.rivals: list[tuple[Row, Row, str]] = []
         self.searches: list[tuple[Row, Row, str]] = []
         for f in self.ours:
@@ -204,12 +212,16 @@ class Comparison:
                 if some:
                     self.rivals.append((f, min(some, key=lambda r: r.loss), label))
             self.rivals += [
+                (f, r, "") for r in self.rows
+                if f.embeddings == r.embeddings == 8 and r.budget is None and r.bytes <= limit
+            ]  # fmt: skip
+            self.rivals += [
                 (f, r, "") for r in self.uniform if r.name in ("nf4 4-bit r8", "hqq 3-bit r8") and r.bytes > limit
             ]
             if self.sixteen is not None:
                 self.rivals.append((f, self.sixteen, ""))
             self.searches += [
-                (f, r, r.name.partition(" @ ")[0]) for r in self.rows if r.budget == f.budget and not r.ours
+                (f, r, r.search) for r in self.rows if r.budget == f.budget and r.series == series and r is not f
             ]
         self.comparisons = len(self.rivals) + len(self.searches)
         self.level = 1 - 0.05 / max(self.comparisons, 1)
@@ -219,7 +231,7 @@ class Comparison:
         table = ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
         for r in self.rows:
             each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
-            name = f"**{r.name}**" if r.ours else r.name
+            name = f"**{r.name}**" if r in self.ours else r.name
             table.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
         return table
 
@@ -260,7 +272,7 @@ class Comparison:
         return "\n".join([*parts, "## Searches", "", *self.costs()]) + "\n"
 
 
-def longer(results: Path, short: list[Row], ours: str = f"{OURS} midway") -> list[str]:
+def longer(results: Path, short: list[Row], ours: str = f"{OURS} @ midway") -> list[str]:
     """The plans that were tuned for more steps as well, and what they lose to one of ours after as many."""
     found = sorted((int(path.stem.removeprefix("final-")), path) for path in results.glob("final-*.jsonl"))
     tables = {protocol.TRAINING.final_steps: short, **{steps: read(path, "gsm8k") for steps, path in found}}
@@ -342,7 +354,11 @@ def main() -> None:
     main_task, *others = compared
     second = options.results / "second-machine"
     again, found = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
+    apart = {series: Comparison(options.results, main_task.task, series) for series in SERIES}
+    low = apart["-low"]
     tables = {
+        "embeddings": [apart["-e8"].together, "", *apart["-e8"].against_uniform()],
+        "low": [low.together, "", *low.against_uniform(), "", *low.against_searches()],
         "against": [main_task.together, "", *main_task.against_uniform()],
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
@@ -355,7 +371,7 @@ def main() -> None:
     }
     fill(PAGE, tables)
     plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
-    drawn = [r for r in main_task.rows if r.ours or r.embeddings == 8 or r in plain]
+    drawn = [r for r in main_task.rows if r in main_task.ours or r.embeddings == 8 or r in plain]
     FIGURE.write_text(figure.draw(drawn, main_task.sixteen))
 
 
