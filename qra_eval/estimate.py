@@ -12,6 +12,7 @@ from qra_eval import training
 from qra_eval.bank import bank_file, bank_folder, tensor_bytes
 from qra_eval.loaded import computed_in
 from qra_eval.prior import PRIOR_ROWS
+from qra_eval.quantized_model import CALIBRATION_ROWS
 from qra_search.memory import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -32,13 +33,11 @@ def estimate(evaluator: QuantizedLoRAEvaluator) -> dict[str, float]:
         `setup_seconds` (quantizing, nearly 0 where the cache has it), `prior_seconds`, `evaluation_seconds` (one at
         full fidelity), `peak_bytes` of this process (on a GPU: of its memory). Rough: within a half or so of the truth.
     """
-    from qra_eval.quantized_lora import CALIBRATION_ROWS
-
     pace = seconds_per_token(evaluator)
     calibration = sum(map(len, evaluator.rows("calibration", CALIBRATION_ROWS)))
     cached = quantized(evaluator)
     setup = 0.0 if cached else quantization_seconds(evaluator)
-    if evaluator.backend.calibrated and not cached:
+    if evaluator.quantized.backend.calibrated and not cached:
         setup += pace * calibration
     return {
         "setup_seconds": setup,
@@ -54,7 +53,7 @@ def seconds_per_token(evaluator: QuantizedLoRAEvaluator) -> float:
     batches = training.bucketed(evaluator.rows("validation", size), size)
     tokens = sum(map(len, evaluator.rows("validation", size)))
     model, best = evaluator.model, float("inf")
-    with computed_in(model, evaluator.compute):
+    with computed_in(model, evaluator.quantized.compute):
         for _ in range(1 + PASSES):
             start = time.perf_counter()
             training.held_out_loss(model, batches, evaluator.device)
@@ -64,23 +63,24 @@ def seconds_per_token(evaluator: QuantizedLoRAEvaluator) -> float:
 
 def quantized(evaluator: QuantizedLoRAEvaluator) -> bool:
     """Whether the cache has every linear at every bit-width."""
-    folder, linears = bank_folder(evaluator.quantization.cache), evaluator._linears
+    model = evaluator.quantized
+    folder, linears = bank_folder(model.quantization.cache), model.linears
     widths = [b for b in evaluator.space.bits if b != UNQUANTIZED_BITS]
-    return all(bank_file(folder, evaluator.bank_identity, evaluator.backend, b, linears).is_file() for b in widths)
+    return all(bank_file(folder, model.identity, model.backend, b, linears).is_file() for b in widths)
 
 
 def quantization_seconds(evaluator: QuantizedLoRAEvaluator) -> float:
     """Seconds to quantize everything: one linear of each shape is timed at every bit-width."""
-    linears = list(evaluator._linears.values())
+    linears = list(evaluator.quantized.linears.values())
     counts = Counter((m.out_features, m.in_features) for m in linears)
     examples = {(m.out_features, m.in_features): m for m in linears}
     total = 0.0
     for shape, count in counts.items():
         linear = examples[shape]
-        hessian = torch.eye(shape[1], device=linear.weight.device) if evaluator.backend.calibrated else None
+        hessian = torch.eye(shape[1], device=linear.weight.device) if evaluator.quantized.backend.calibrated else None
         for bits in (b for b in evaluator.space.bits if b != UNQUANTIZED_BITS):
             start = time.perf_counter()
-            evaluator.backend.quantize(linear, bits, hessian=hessian)
+            evaluator.quantized.backend.quantize(linear, bits, hessian=hessian)
             total += count * (time.perf_counter() - start)
     return total
 
@@ -103,7 +103,7 @@ def peak_bytes(evaluator: QuantizedLoRAEvaluator) -> int:
     """Bytes at the height of a search: the model, all its quantized forms, what is kept dequantized, and a step."""
     space, settings = evaluator.space, evaluator.settings
     weights = sum(group.weights for group in space.groups)
-    wide = len(space.bits) * weights * evaluator.compute.itemsize if evaluator.materialised else 0
+    wide = len(space.bits) * weights * evaluator.quantized.compute.itemsize if evaluator.quantized.materialised else 0
     stored = int(space.memory.weight.sum())
     size = 2 * settings.batch_size
     longest = max(map(len, evaluator.rows("validation", settings.validation_rows)))
@@ -111,7 +111,7 @@ def peak_bytes(evaluator: QuantizedLoRAEvaluator) -> int:
     logits = COPIES * size * longest * config.vocab_size * 4
     # Of every linear's input one is kept for the backward pass, unless layers are computed anew.
     inputs = sum(linear.in_features for group in space.groups for linear in group.linears)
-    kept = settings.batch_size * longest * inputs * evaluator.compute.itemsize
+    kept = settings.batch_size * longest * inputs * evaluator.quantized.compute.itemsize
     activations = 0 if settings.gradient_checkpointing else 2 * kept
     libraries = LIBRARIES if evaluator.device.type == "cpu" else 0
     return libraries + tensor_bytes(evaluator.model) + stored + wide + logits + activations

@@ -169,7 +169,8 @@ def score(evaluator: QuantizedLoRAEvaluator, rows: int) -> dict[str, float]:
 def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
-    folder, start = Path(folder), evaluator.initialiser(evaluator.init)
+    folder, quantized = Path(folder), evaluator.quantized
+    start = quantized.initialiser(evaluator.init)
     write_adapter(evaluator, plan, folder / ADAPTER_FOLDER)
     tensors = {
         f"{linear.name}::{key}": tensor.cpu()
@@ -179,11 +180,11 @@ def save(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> N
     }
     write_tensors(tensors, folder / BASE_FILE)
     data = plan_to_dict(evaluator.space, plan)
-    data["model"] = evaluator.loaded.spec
-    data["weights"] = evaluator.loaded.fingerprint
-    data["dtype"] = str(evaluator.dtype).removeprefix("torch.")
-    data["embeddings"] = evaluator.quantization.embeddings
-    data["backend"] = evaluator.backend.spec
+    data["model"] = quantized.loaded.spec
+    data["weights"] = quantized.loaded.fingerprint
+    data["dtype"] = str(quantized.dtype).removeprefix("torch.")
+    data["embeddings"] = quantized.quantization.embeddings
+    data["backend"] = quantized.backend.spec
     data["init"] = evaluator.init
     write_json(folder / PLAN_FILE, data)
 
@@ -213,10 +214,10 @@ def write_adapter(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -
         lora_dropout=evaluator.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=evaluator.loaded.spec,
+        base_model_name_or_path=evaluator.quantized.loaded.spec,
     )
     config.save_pretrained(str(folder))
-    state = adapters.state(evaluator.wrapped, ADAPTER_DTYPE)
+    state = adapters.state(evaluator.quantized.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor.cpu() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -293,7 +294,7 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
 def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives."""
     row = evaluator.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
-    with evaluator.as_stored(plan) as model:
+    with evaluator.quantized.as_stored(plan, evaluator.init) as model:
         model.eval()
         mine = model(input_ids=row.to(evaluator.device), use_cache=False).logits.float().cpu()
     reloaded, _ = load(folder, device=str(evaluator.device))
@@ -311,8 +312,8 @@ def _base_tensors(
 ) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
     if bits != UNQUANTIZED_BITS:
-        return evaluator.backend.to_tensors(module)
-    if module is evaluator.bank.linears[name]:
+        return evaluator.quantized.backend.to_tensors(module)
+    if module is evaluator.quantized.bank.linears[name]:
         return {}
     assert isinstance(module, torch.nn.Linear)
     return {"weight": module.weight.detach()}

@@ -77,7 +77,7 @@ class StepMemory:
 
 def step_memory(evaluator: QuantizedLoRAEvaluator) -> StepMemory:
     """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
-    space, item = evaluator.space, evaluator.dtype.itemsize
+    space, item = evaluator.space, evaluator.quantized.dtype.itemsize
     batches = evaluator.batches(max(1, evaluator.settings.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
@@ -113,7 +113,7 @@ def _saved_by_batch(evaluator: QuantizedLoRAEvaluator, rows: int, tokens: int) -
     longest = max(evaluator.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
     plan = uniform_like(space, 0, ranks[0])
     evaluator.apply(plan, 0)
-    with evaluator.as_stored(plan) as model:
+    with evaluator.quantized.as_stored(plan, evaluator.init) as model:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         one, two = (saved_bytes(model, training.collate([longest] * n).to(evaluator.device)) for n in (1, 2))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qra_eval import training
 from qra_eval.bank import bank_folder
+from qra_eval.quantized_model import CALIBRATION_ROWS
 from qra_search.evaluation import Prior
 
 if TYPE_CHECKING:
@@ -37,36 +38,37 @@ def kept_or_measured(evaluator: QuantizedLoRAEvaluator) -> tuple[Prior, dict[str
 
 def prior_file(evaluator: QuantizedLoRAEvaluator) -> Path:
     """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
-    identity = [PRIOR_VERSION, evaluator.bank_identity, evaluator.backend.spec, evaluator.resident.signature]
-    identity += [evaluator.rows.hash(calibration=PRIOR_ROWS), evaluator.evaluation_tokens(), str(evaluator.compute)]
+    model = evaluator.quantized
+    identity = [PRIOR_VERSION, model.identity, model.backend.spec, model.space.signature]
+    identity += [evaluator.rows.hash(calibration=PRIOR_ROWS), evaluator.evaluation_tokens(), str(model.compute)]
     identity += [evaluator.settings.batch_size]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return bank_folder(evaluator.quantization.cache) / f"prior-{digest[:16]}.json"
+    return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
 def measured(evaluator: QuantizedLoRAEvaluator) -> tuple[Prior, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.sensitivity`."""
-    from qra_eval.quantized_lora import CALIBRATION_ROWS
     from qra_eval.sensitivity import measure_prior
 
-    bank = evaluator.bank  # quantizing is no part of the prior's time
+    model = evaluator.quantized
+    bank = model.bank  # quantizing is no part of the prior's time
     start = time.perf_counter()
-    evaluator.unquantize()
+    model.unquantize()
     batches = training.bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)
     prior, report = measure_prior(
         evaluator.model,
-        evaluator.wrapped,
+        model.wrapped,
         bank,
         evaluator.space,
         batches,
         device=evaluator.device,
-        precisely=evaluator.in_float32,
+        precisely=model.in_float32,
         progress=evaluator.progress,
     )
-    if not evaluator.materialised:
+    if not model.materialised:
         bank.release()  # evaluations use the quantized modules, which need the room
     tokens = report["forward_tokens"]
-    if evaluator.backend.calibrated:
+    if model.backend.calibrated:
         tokens += sum(map(len, evaluator.rows("calibration", CALIBRATION_ROWS)))
     cost = tokens / evaluator.evaluation_tokens()
     seconds = time.perf_counter() - start

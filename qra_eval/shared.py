@@ -81,7 +81,7 @@ class SharedScores:
         """The adapter for all plans."""
         if self._adapter is None:
             evaluator = self.evaluator
-            folder, steps = bank_folder(evaluator.quantization.cache), evaluator.settings.shared_steps
+            folder, steps = bank_folder(evaluator.quantized.quantization.cache), evaluator.settings.shared_steps
             self._adapter, fresh = shared_adapter(evaluator, folder, steps, progress=evaluator.progress)
             if fresh:
                 self._due = (1 + training.BACKWARD) * self._adapter.tokens / evaluator.evaluation_tokens()
@@ -136,7 +136,7 @@ def train_shared(
         ValueError: the space has no rank above 0.
         Diverged: a loss is not finite.
     """
-    space, settings, wrapped = evaluator.space, evaluator.settings, evaluator.wrapped
+    space, settings, wrapped = evaluator.space, evaluator.settings, evaluator.quantized.wrapped
     ranks = [r for r in space.ranks if r > 0]
     if not ranks:
         raise ValueError("a shared adapter needs a rank above 0 to choose from")
@@ -180,9 +180,9 @@ def train_shared(
 
 def put(evaluator: QuantizedLoRAEvaluator, adapter: SharedAdapter, plan: Plan) -> None:
     """Put a plan in place with its adapters cut from the shared one; they share its memory."""
-    evaluator.apply(plan, 0, keep_adapters=True)
+    evaluator.quantized.apply(plan, 0, evaluator.init, keep_adapters=True)
     cut = adapter.cut(evaluator.space, plan)
-    for name, wrapper in evaluator.wrapped.items():
+    for name, wrapper in evaluator.quantized.wrapped.items():
         if name in cut:
             A, B = cut[name]
             wrapper.lora_A, wrapper.lora_B = nn.Parameter(A), nn.Parameter(B)
@@ -215,7 +215,6 @@ def uniform_like(space: SearchSpace, place: int, rank: int) -> Plan:
 
 def _read(path: Path, evaluator: QuantizedLoRAEvaluator) -> SharedAdapter:
     file = open_tensors(path)
-    A, B = (
-        {name: file.get_tensor(f"{side}::{name}").to(evaluator.device) for name in evaluator.wrapped} for side in "AB"
-    )
+    names = list(evaluator.quantized.wrapped)
+    A, B = ({name: file.get_tensor(f"{side}::{name}").to(evaluator.device) for name in names} for side in "AB")
     return SharedAdapter(A, B, int(file.get_tensor("tokens")))

@@ -43,7 +43,7 @@ def main() -> None:
             )
             seconds = time.perf_counter() - start
             if dense is None:
-                evaluator.unquantize()
+                evaluator.quantized.unquantize()
                 dense = evaluator.held_out("test", options.rows)
             for b in bits:
                 plan = evaluator.space.uniform(b, 0)

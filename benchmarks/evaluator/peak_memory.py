@@ -72,7 +72,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         train(build("tiny", "arithmetic", None, options, rows, folder), "3 bits, rank 8")
     first = build(options.model, options.task, data, options, rows, None)
-    estimate = step_memory(first).parts(first.resident, plan_of(first, name))
+    estimate = step_memory(first).parts(first.quantized.space, plan_of(first, name))
     rows_of_task, tokenizer = first.task, first.tokenizer  # kept: data and tokenizer are there before the start
     del first
     gc.collect()

@@ -69,10 +69,11 @@ def main() -> None:
         whole = tuned(None)
         batch = training.bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
         start = time.perf_counter()
-        evaluator.unquantize()
-        with evaluator.in_float32():
+        evaluator.quantized.unquantize()
+        with evaluator.quantized.in_float32():
             divergence, tokens = degrade_groups(
-                evaluator.model, evaluator.wrapped, evaluator.bank, space, [lowest], [(g, 0) for g in chosen],
+                evaluator.model, evaluator.quantized.wrapped, evaluator.quantized.bank, space, [lowest],
+                [(g, 0) for g in chosen],
                 batch.to(evaluator.device),
             )  # fmt: skip
         seconds = time.perf_counter() - start

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from qra_eval.calibration import Hessians
-from qra_eval.quantized_lora import CALIBRATION_ROWS, QuantizedLoRAEvaluator
+from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized_model import CALIBRATION_ROWS
 from qra_eval.training import Row, bucketed
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
 from qra_search.space import Plan

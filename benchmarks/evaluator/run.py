@@ -82,9 +82,8 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
         times = [t for s, t in marks if s == stage]
         cold[stage] = times[-1] - times[0]
     began = time.perf_counter()
-    evaluator.bank.__class__(
-        evaluator.bank.linears, evaluator.backend, evaluator.bank.bits, folder, evaluator.bank.fingerprint
-    )
+    bank = evaluator.quantized.bank
+    bank.__class__(bank.linears, bank.backend, bank.bits, folder, bank.fingerprint)
     return {
         "what": "bank",
         "cold_seconds": cold,
@@ -109,7 +108,7 @@ def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
     for _ in range(repeats):
         plan = draw()
         start = time.perf_counter()
-        evaluator.apply(plan, 0, keep_adapters=True)
+        evaluator.quantized.apply(plan, 0, evaluator.init, keep_adapters=True)
         bases.append(time.perf_counter() - start)
         start = time.perf_counter()
         evaluator.apply(plan, 0)
@@ -144,14 +143,14 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     examples = evaluator.rows("calibration", options.steps * 8)
     batches = training.schedule(examples, options.steps, 8, 0)
     theirs = peft_trainer(evaluator, examples, options.steps)
-    compute = str(evaluator.compute).removeprefix("torch.")
+    compute = str(evaluator.quantized.compute).removeprefix("torch.")
     rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
         evaluator.apply(plan, 0)
         trained = evaluator.train(options.steps, 0)
         rates["qra"].append(trained.tokens / trained.seconds)
         rates["trainer_peft"].append(theirs())
-        for dtype in {evaluator.compute, torch.bfloat16}:
+        for dtype in {evaluator.quantized.compute, torch.bfloat16}:
             name = str(dtype).removeprefix("torch.")
             for kind, attention in (("linears", False), ("linears_and_attention", True)):
                 speed = products(evaluator, batches, dtype, attention=attention)
@@ -176,10 +175,10 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
     from qra_eval.models import find_linears, load_model
 
     transformers.logging.set_verbosity_error()
-    model = load_model(evaluator.loaded.spec, dtype=evaluator.dtype).model
+    model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model
     for found in find_linears(model):
-        model.set_submodule(found.name, evaluator.bank.module(found.name, BITS))
-    names = [name for name in evaluator.wrapped]
+        model.set_submodule(found.name, evaluator.quantized.bank.module(found.name, BITS))
+    names = [name for name in evaluator.quantized.wrapped]
     peft_model = get_peft_model(
         model, LoraConfig(r=RANK, lora_alpha=evaluator.settings.alpha, target_modules=names, task_type="CAUSAL_LM")
     )
@@ -231,7 +230,7 @@ def products(
     head = evaluator.model.get_output_embeddings().weight.to(dtype)
     some = [
         (w.frozen.to(dtype), w.lora_A.to(dtype), w.lora_B.to(dtype))
-        for w in evaluator.wrapped.values()
+        for w in evaluator.quantized.wrapped.values()
         if isinstance(w, adapters.AdaptedLinear) and w.lora_A is not None
     ]
     config = evaluator.model.config

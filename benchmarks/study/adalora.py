@@ -25,14 +25,14 @@ def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> 
     settings = evaluator.settings
     batches = evaluator.batches(settings.final_steps, seed)
     steps = len(batches)
-    base = load_model(evaluator.loaded.spec, dtype=evaluator.compute).model
-    for name in evaluator.wrapped:
+    base = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.compute).model
+    for name in evaluator.quantized.wrapped:
         linear = base.get_submodule(name)
-        linear.weight.data = evaluator.bank.weight(name, bits).to(evaluator.compute).clone()
+        linear.weight.data = evaluator.quantized.bank.weight(name, bits).to(evaluator.quantized.compute).clone()
     torch.manual_seed(seed)
     config = AdaLoraConfig(
         init_r=rank + rank // 2, target_r=rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-        target_modules=list(evaluator.wrapped), task_type="CAUSAL_LM",
+        target_modules=list(evaluator.quantized.wrapped), task_type="CAUSAL_LM",
         tinit=max(1, steps // 6), tfinal=max(1, steps // 3), deltaT=1, total_step=steps,
     )  # fmt: skip
     model = get_peft_model(base, config)

@@ -49,7 +49,8 @@ def main() -> None:
     for trial in trials:
         loss = evaluator.evaluate(trial.plan, seed=trial.proposal.seed, fidelity=trial.proposal.fidelity).loss
         row = {"log": options.log.name, "trial": trial.id, "origin": trial.proposal.origin, "recorded": trial.loss}
-        row |= {"again": loss, "compute": str(evaluator.compute).removeprefix("torch."), "threads": options.threads}
+        compute = str(evaluator.quantized.compute).removeprefix("torch.")
+        row |= {"again": loss, "compute": compute, "threads": options.threads}
         print(f"{trial.id:3} {trial.loss:.6f} {loss:.6f} {loss - trial.loss:+.6f}", flush=True)
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import spearmanr
 
 from qra_eval import prior as priors
-from qra_eval import quantized_lora
+from qra_eval import quantized_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 QUANTIZER_ROWS = (128, 32, 512)
@@ -54,7 +54,7 @@ def main() -> None:
         keep({"prior_rows": rows, "rank_correlation_with_largest": alike, "cost": round(prior.cost, 3)})
     priors.PRIOR_ROWS = kept
     for rows in QUANTIZER_ROWS:
-        quantized_lora.CALIBRATION_ROWS = rows
+        quantized_model.CALIBRATION_ROWS = rows
         evaluator = None
         for bits in (2, 3, 4):
             if any((d.get("quantizer_rows"), d.get("bits")) == (rows, bits) for d in done):
@@ -64,7 +64,7 @@ def main() -> None:
             evaluator.apply(plan, 0)
             untuned = evaluator.held_out("validation", protocol.TRAINING.validation_rows)
             tuned = [round(evaluator.evaluate(plan, seed=seed).loss, 5) for seed in (0, 1)]
-            compute = str(evaluator.compute).removeprefix("torch.")
+            compute = str(evaluator.quantized.compute).removeprefix("torch.")
             keep(
                 {"quantizer_rows": rows, "bits": bits, "untuned": round(untuned, 5), "tuned": tuned, "compute": compute}
             )

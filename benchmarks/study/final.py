@@ -115,7 +115,7 @@ def main() -> None:
             "train_loss": round(trained.loss, 5),
             "memory_bytes": evaluator.space.memory_bytes(chosen),
             "backend": backend,
-            "compute": str(evaluator.compute).removeprefix("torch."),
+            "compute": str(evaluator.quantized.compute).removeprefix("torch."),
             "trained_tokens": trained.tokens,
             "seconds": round(time.perf_counter() - start, 1),
             "commit": commit,

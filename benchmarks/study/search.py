@@ -117,7 +117,7 @@ def main() -> None:
                     "spent": result.spent,
                     "prior_cost": evaluator.prior_report.get("cost") or (result.prior.cost if result.prior else 0.0),
                     "epoch_share": round(forwards / epoch, 4),
-                    "compute": str(evaluator.compute).removeprefix("torch."),
+                    "compute": str(evaluator.quantized.compute).removeprefix("torch."),
                     "embeddings": options.embeddings,
                     **protocol.compact(protocol.by_linear(evaluator.space, best.plan)),
                 }

@@ -91,10 +91,10 @@ def test_a_search_can_be_held_to_the_peak(build):
     evaluator = build("peak", ranks=(4, 8))
     budget = evaluator.space.memory_bytes(evaluator.space.uniform(2, 8))
     result = search(evaluator, strategy="additive", evaluations=16, memory_budget=budget)
-    assert not evaluator.materialised and not result.failures()
+    assert not evaluator.quantized.materialised and not result.failures()
     assert result.best().memory_bytes <= budget
     assert result.best().memory_bytes == evaluator.space.memory_bytes(result.best().plan)
-    assert evaluator.resident.memory_bytes(result.best().plan) < result.best().memory_bytes
+    assert evaluator.quantized.space.memory_bytes(result.best().plan) < result.best().memory_bytes
 
 
 def test_without_adapters_nothing_is_saved(build):

@@ -21,9 +21,7 @@ BACKENDS = ["reference", "reference-gptq", "hqq", "mixed"]
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(
-        backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto", **options
-    ):
+    def make(backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto", **options):
         settings = TrainingConfig(steps=4, batch_size=4, validation_rows=8, test_rows=8, final_steps=6, **options)
         return QuantizedLoRAEvaluator(
             "tiny",
@@ -58,6 +56,17 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
     assert evaluator.evaluate(plan, seed=2).loss != first
 
 
+def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
+    told = []
+    late = QuantizedLoRAEvaluator(
+        "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+        training=TrainingConfig(steps=1, batch_size=4, validation_rows=8),
+    )  # fmt: skip
+    late.progress = lambda stage, done, total: told.append((stage, done == total))
+    late.prior()
+    assert {"quantize 2 bits", "measure sensitivity", "probe groups"} <= {stage for stage, last in told if last}
+
+
 def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tmp_path):
     large = QuantizedLoRAEvaluator(
         "tiny",
@@ -66,11 +75,11 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
         training=TrainingConfig(steps=1, batch_size=2, validation_rows=2),
         weight_cache_bytes=100_000,
     )
-    assert not large.materialised
+    assert not large.quantized.materialised
     plan = large.space.uniform(2, 4)
     before = large.evaluate(plan).loss
     large.prior()
-    assert not large.bank._weights
+    assert not large.quantized.bank._weights
     assert large.evaluate(plan).loss == before
 
 
@@ -79,10 +88,10 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     plan = mixed_plan(evaluator.space)
     evaluator.apply(plan, 0)
     fast = evaluator.held_out("validation", 8)
-    evaluator.apply(plan, 0, materialised=False)
+    evaluator.quantized.apply(plan, 0, evaluator.init, materialised=False)
     assert evaluator.held_out("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
-    evaluator.materialised = False
+    evaluator.quantized.materialised = False
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
     assert evaluator.evaluate(plan).loss == pytest.approx(trained, rel=2e-3)
 
@@ -92,7 +101,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
     plan = mixed_plan(half.space)
     assert half.space.signature == whole.space.signature
     name = half.space.groups[0].linears[0].name
-    assert torch.equal(half.bank.weight(name, 2).float(), whole.bank.weight(name, 2))
+    assert torch.equal(half.quantized.bank.weight(name, 2).float(), whole.quantized.bank.weight(name, 2))
     assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
 
 
@@ -100,7 +109,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
 def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_is_faster(
     compute, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qra_eval.quantized_lora.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("qra_eval.quantized_model.compute_dtype", lambda device: torch.bfloat16)
     evaluator = QuantizedLoRAEvaluator(
         "tiny",
         quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
@@ -112,8 +121,8 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     before = {name: tensor.clone() for name, tensor in evaluator.model.named_buffers()}
     embedding = evaluator.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
-    assert evaluator.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.as_stored(tuned.plan) as model:
+    assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
+    with evaluator.quantized.as_stored(tuned.plan, evaluator.init) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
@@ -138,7 +147,7 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
         for linear in group.linears:
             wrapper = model.get_base_model().get_submodule(linear.name)
             module = getattr(wrapper, "base_layer", wrapper)
-            quantized += sum(t.nbytes for t in evaluator.backend.to_tensors(module).values())
+            quantized += sum(t.nbytes for t in evaluator.quantized.backend.to_tensors(module).values())
             for name, _ in list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False)):
                 if name != "bias":
                     delattr(module, name) if name not in module._parameters else module._parameters.pop(name)
@@ -161,7 +170,7 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.wrapped.values() if w.rank} == {evaluator.settings.alpha}
+    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {evaluator.settings.alpha}
     base, _ = load_base(tmp_path)
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
     with torch.no_grad():

@@ -94,7 +94,7 @@ def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so
 def test_the_ceiling_lies_above_the_untuned_model(build):
     evaluator = build()
     highest = evaluator._highest_end()
-    evaluator.unquantize()
+    evaluator.quantized.unquantize()
     assert highest >= evaluator.held_out("calibration", 4) + 1.0
 
 

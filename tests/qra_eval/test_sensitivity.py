@@ -88,7 +88,8 @@ def test_the_cost_counts_what_was_passed_through_the_model(measured):
 
 def test_measuring_leaves_the_model_as_it_was(measured):
     evaluator, _ = measured
-    assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in evaluator.wrapped.values())
+    wrapped = evaluator.quantized.wrapped.values()
+    assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
 
 
 def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
@@ -106,8 +107,8 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
 def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
     """One group's damage at 4 bits is below the rounding of a whole pass in bfloat16."""
     wide, narrow = (tiny_evaluator(tmp_path, dtype=dtype, compute=c) for c in ("float32", "bfloat16"))
-    assert narrow.compute == torch.bfloat16 != wide.compute
+    assert narrow.quantized.compute == torch.bfloat16 != wide.quantized.compute
     expected, found = wide.prior().bits_damage[:, :3], narrow.prior().bits_damage[:, :3]
     assert found == pytest.approx(expected, rel=0.1)
     assert narrow.prior_report["log_correlation"] == pytest.approx(wide.prior_report["log_correlation"], abs=0.01)
-    assert {t.dtype for t in narrow._rest} == {torch.bfloat16}
+    assert {t.dtype for t in narrow.quantized._rest} == {torch.bfloat16}
