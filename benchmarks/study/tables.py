@@ -126,15 +126,16 @@ def machines(first: list[Row], second: list[Row]) -> list[str]:
     return table
 
 
-def found_again(here: Comparison, second: list[Row]) -> list[str]:
-    """The plans that one search found on two machines, all tuned on the first, and what the other's win there."""
-    table = ["| budget | found on one machine | on another | change | on another, against the best uniform plan |"]
-    table.append("|---" * 5 + "|")
-    for mine, r in both(here.rows, second):
-        rival = next((b for a, b, label in here.rivals if a is mine and label == CALIBRATED), None)
-        if rival is not None:
-            cells = [interval(change(r, other, here.level)) for other in (mine, rival)]
-            table.append(f"| {mine.budget} | {mine.loss:.4f} | {r.loss:.4f} | {' | '.join(cells)} |")
+def found_again(here: Comparison, others: dict[str, list[Row]]) -> list[str]:
+    """The plans that a search found, beside those that it found elsewhere, all tuned on one machine."""
+    table = ["| budget | found | found again | loss | change | the latter, against the best uniform plan |"]
+    table.append("|---" * 6 + "|")
+    for where, rows in others.items():
+        for mine, r in both(here.rows, rows):
+            rival = next((b for a, b, label in here.rivals if a is mine and label == CALIBRATED), None)
+            if rival is not None:
+                cells = [interval(change(r, other, here.level)) for other in (mine, rival)]
+                table.append(f"| {mine.budget} | {mine.loss:.4f} | {where} | {r.loss:.4f} | {' | '.join(cells)} |")
     return table
 
 
@@ -144,20 +145,22 @@ def both(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     return [(here[r.name], r) for r in second if r.name in here]
 
 
-def alike(plans: list[dict], again: list[dict], budgets: list[str]) -> list[str]:
+def alike(plans: list[dict], again: list[dict], before: list[dict], budgets: list[str]) -> list[str]:
     """How many linears have the same bits in two plans for one budget, and how their bits correlate in rank.
 
     Args:
         plans: lines of every search's plans.
         again: those of the searches that were repeated on another machine.
+        before: those of an earlier version.
         budgets: the columns.
     """
-    here, there = ({(d["search"], d["budget"]): np.array(protocol.expanded(d).bits) for d in some}
-                   for some in (plans, again))  # fmt: skip
+    here, there, then = ({(d["search"], d["budget"]): np.array(protocol.expanded(d).bits) for d in some}
+                         for some in (plans, again, before))  # fmt: skip
     mine, prior = "gsm8k-qra-module-0", "gsm8k-sensitivity-module-0"
     pairs = [
         ("the search, on another machine", mine, (there, mine)),
         ("the sensitivities, on another machine", prior, (there, prior)),
+        ("the search, by an earlier version", mine, (then, mine)),
         ("the search and the sensitivities", mine, (here, prior)),
         ("the search with another seed", mine, (here, "gsm8k-qra-module-1")),
         *((f"the search on {task}", mine, (here, f"{task}-qra-module-0")) for task in protocol.TASKS[1:]),
@@ -354,6 +357,7 @@ def main() -> None:
     main_task, *others = compared
     second = options.results / "second-machine"
     again, found = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
+    earlier = options.results / "one-start"
     apart = {series: Comparison(options.results, main_task.task, series) for series in SERIES}
     low = apart["-low"]
     tables = {
@@ -366,8 +370,19 @@ def main() -> None:
         "calibration": calibration(lines(options.results / "calibration.jsonl")),
         "longer": longer(options.results, main_task.rows),
         "machines": machines(main_task.rows, again),
-        "alike": alike([d for c in compared for d in c.plans], found, [str(r.budget) for r in main_task.ours]),
-        "found_again": found_again(main_task, again),
+        "alike": alike(
+            [d for c in compared for d in c.plans],
+            found,
+            lines(earlier / "plans.jsonl"),
+            [str(r.budget) for r in main_task.ours],
+        ),
+        "found_again": found_again(
+            main_task,
+            {
+                "on another machine": again,
+                "by an earlier version": read(earlier / "final.jsonl", main_task.task),
+            },
+        ),
     }
     fill(PAGE, tables)
     plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
