@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--data")
-    parser.add_argument("--memory", default="uniform3r8", help="bytes that the plans take, 85 to 100% of them")
+    parser.add_argument("--memory", default="uniform3r8", help="bytes that the plans take, 85 to 100%% of them")
     parser.add_argument("--plans", type=int, default=40)
     parser.add_argument("--replicates", type=int, default=12, help="plans evaluated in full with a second seed")
     parser.add_argument("--skip", type=float, nargs="*", default=[], help="fidelities not evaluated in this run")

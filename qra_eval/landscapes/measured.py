@@ -201,6 +201,6 @@ GPTQ = Source(
     noise=SEED_NOISE,
 )  # fmt: skip
 """This project's GPTQ, groups of 64 (int8 at 8 bits), and one alpha for all ranks: the surrogate fitted to the study's
-search of 210 modules (`calibrate.py --modules benchmarks/results/study/trials-gsm8k-qra-module-0.jsonl`). Losses of
-that search are of tuned plans, so the damage is what 12 steps leave. Rank hardly matters, and uniform 3 bits lose 0.08
-nats, an eighth of what they lose with hqq."""
+search of 210 modules (`benchmarks/strategies/calibrate.py --modules`, on the log in `results/study/one-start/`). Losses
+of that search are of tuned plans, so the damage is what 12 steps leave. Rank hardly matters, and uniform 3 bits lose
+0.08 nats, an eighth of what they lose with hqq."""
