@@ -38,7 +38,7 @@ PIECES = (
     ("final",),
     *(("search", "--task", t, "--strategy", "qra") for t in OTHER_TASKS),
     *(("final", "--task", t) for t in OTHER_TASKS),
-    *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "qra-module-0 @") for t in OTHER_TASKS),
+    *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "'s qra-module-0 @") for t in OTHER_TASKS),
     ("pace",),
     ("calibration",),
     ("tables",),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import figure
@@ -27,6 +28,7 @@ DRAWS = 10_000
 INITS = ("loftq", "pissa", "eva", "adalora")
 """In the names of the rows of other initialisations; the figure leaves them out."""
 CALIBRATED = "best uniform plan of no more bytes"
+UNCALIBRATED = "best of those not calibrated"
 OURS = "qra-module-0"
 """The search that the study is about; others are compared with it."""
 SERIES = ("-e8", "-low")
@@ -210,7 +212,7 @@ class Comparison:
             fitting = [r for r in self.uniform if r.bytes <= limit and r is not self.sixteen]
             for some, label in (
                 (fitting, CALIBRATED),
-                ([r for r in fitting if not r.name.startswith("gptq")], "best of those not calibrated"),
+                ([r for r in fitting if not r.name.startswith("gptq")], UNCALIBRATED),
             ):
                 if some:
                     self.rivals.append((f, min(some, key=lambda r: r.loss), label))
@@ -275,20 +277,21 @@ class Comparison:
         return "\n".join([*parts, "## Searches", "", *self.costs()]) + "\n"
 
 
-def longer(results: Path, short: list[Row], ours: str = f"{OURS} @ midway") -> list[str]:
-    """The plans that were tuned for more steps as well, and what they lose to one of ours after as many."""
-    found = sorted((int(path.stem.removeprefix("final-")), path) for path in results.glob("final-*.jsonl"))
-    tables = {protocol.TRAINING.final_steps: short, **{steps: read(path, "gsm8k") for steps, path in found}}
-    names = {r.name for rows in tables.values() if rows is not short for r in rows}
-    at = {steps: {r.name: r for r in rows if r.name in names} for steps, rows in tables.items()}
-    table = [f"| plan | MiB | {' | '.join(f'{steps} steps' for steps in tables)} |", "|---" * (len(tables) + 2) + "|"]
-    for r in (r for r in short if r.name in names):
-        cells = []
-        for rows in at.values():
-            some, mine = rows.get(r.name), rows.get(ours)
-            against = "" if some in (None, mine) or mine is None else f" ({percent(some.loss / mine.loss - 1)})"
-            cells.append("–" if some is None else f"{some.loss:.4f}{against}")
-        table.append(f"| {r.name} | {r.bytes / 2**20:.1f} | {' | '.join(cells)} |")
+def lengths(results: Path, task: str) -> list[str]:
+    """What plans that a search found lose after tunings of other lengths, beside those of the sensitivities alone."""
+    found = {int(path.stem.removeprefix("final-")): path for path in results.glob("final-*.jsonl")}
+    found[protocol.TRAINING.final_steps] = results / "final.jsonl"
+    tables = {steps: {r.name: r for r in read(path, task)} for steps, path in sorted(found.items())}
+    shared = set.intersection(*(set(rows) for rows in tables.values()))
+    pairs = [(r, r.name.replace("qra", "sensitivity", 1)) for r in read(results / "final.jsonl", task)
+             if r.search.startswith(OURS)]  # fmt: skip
+    pairs = [(r, rival) for r, rival in pairs if {r.name, rival} <= shared]
+    level = 1 - 0.05 / max(1, len(pairs) * len(tables))
+    table = [f"| budget | {' | '.join(f'after {steps} steps' for steps in tables)} |", "|---" * (len(tables) + 1) + "|"]
+    for r, rival in pairs:
+        both = [(rows[r.name], rows[rival]) for rows in tables.values()]
+        cells = (f"{a.loss:.4f}, {b.loss:.4f}: {interval(change(a, b, level))}" for a, b in both)
+        table.append(f"| {r.budget} | {' | '.join(cells)} |")
     return table
 
 
@@ -328,21 +331,37 @@ def calibration(found: list[dict]) -> list[str]:
     return table
 
 
+def brief(c: Comparison, names: Sequence[str]) -> list[list[str]]:
+    """Cells of a line for each plan found: budget, MiB, test loss, and its change from each of these rivals'."""
+    found = []
+    for f in c.ours:
+        rivals = {label or b.name: b for a, b, label in c.rivals + c.searches if a is f}
+        cells = [interval(change(f, rivals[name], c.level)) if name in rivals else "–" for name in names]
+        found.append([str(f.budget), f"{f.bytes / 2**20:.1f}", f"{f.loss:.4f}", *cells])
+    return found
+
+
+def table_of(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]
+
+
+def apart(c: Comparison, rivals: dict[str, str]) -> list[str]:
+    """What the plans of one series win, by the rivals' names and what they are called there."""
+    return [c.together, "", *table_of(["budget", "MiB", "test loss", *rivals.values()], brief(c, list(rivals)))]
+
+
 def other_tasks(compared: list[Comparison]) -> list[str]:
     """What the plans found on each other task win against the closest rivals, in one table."""
-    table = [
-        "| task | budget | test loss | best calibrated uniform plan | nf4 4-bit r8 | 16-bit r8 | plan of GSM8K "
-        "| sensitivities |",
-        "|---" * 8 + "|",
-    ]
-    for c in compared:
-        for f in c.ours:
-            rivals = {label or b.name: b for a, b, label in c.rivals + c.searches if a is f}
-            cells = []
-            for name in (CALIBRATED, "nf4 4-bit r8", "16-bit r8", "gsm8k's qra-module-0", "sensitivity-module-0"):
-                cells.append(interval(change(f, rivals[name], c.level)) if name in rivals else "–")
-            table.append(f"| {c.task} | {f.budget} | {f.loss:.4f} | {' | '.join(cells)} |")
-    return table
+    rivals = {
+        CALIBRATED: "best calibrated uniform plan",
+        "nf4 4-bit r8": "nf4 4-bit r8",
+        "16-bit r8": "16-bit r8",
+        "gsm8k's qra-module-0": "plan of GSM8K",
+        "sensitivity-module-0": "sensitivities",
+    }
+    body = [[c.task, budget, *rest] for c in compared for budget, _, *rest in brief(c, list(rivals))]
+    return table_of(["task", "budget", "test loss", *rivals.values()], body)
 
 
 def main() -> None:
@@ -358,17 +377,25 @@ def main() -> None:
     second = options.results / "second-machine"
     again, found = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
     earlier = options.results / "one-start"
-    apart = {series: Comparison(options.results, main_task.task, series) for series in SERIES}
-    low = apart["-low"]
+    eight, low = (Comparison(options.results, main_task.task, series) for series in SERIES)
+    usual = {CALIBRATED: "best calibrated uniform plan", UNCALIBRATED: "best uncalibrated"}
+    sixteen = main_task.sixteen.name if main_task.sixteen is not None else ""
     tables = {
-        "embeddings": [apart["-e8"].together, "", *apart["-e8"].against_uniform()],
-        "low": [low.together, "", *low.against_uniform(), "", *low.against_searches()],
+        "embeddings": apart(
+            eight,
+            usual | {"gptq 4-bit r8, embeddings 8-bit": "uniform 4-bit, the same embeddings"} | {sixteen: sixteen},
+        ),
+        "low": apart(
+            low,
+            {CALIBRATED: usual[CALIBRATED], "hqq 3-bit r8": "hqq 3-bit r8", sixteen: sixteen}
+            | {"sensitivity-module-0-low": "sensitivities"},
+        ),
         "against": [main_task.together, "", *main_task.against_uniform()],
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
         "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
         "calibration": calibration(lines(options.results / "calibration.jsonl")),
-        "longer": longer(options.results, main_task.rows),
+        "lengths": lengths(options.results, main_task.task),
         "machines": machines(main_task.rows, again),
         "alike": alike(
             [d for c in compared for d in c.plans],
