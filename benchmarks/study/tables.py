@@ -95,16 +95,18 @@ def read(path: Path, task: str) -> list[Row]:
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
 
 
-def change(a: Row, b: Row, level: float, seed: int = 0) -> tuple[float, float, float]:
-    """Relative change of the loss from b to a, and its interval: (a - b) / b."""
-    shared = sorted(set(a.by_seed) & set(b.by_seed))
+def change(
+    a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Relative change of the loss from b to a, and its interval: (a - b) / b. Over those of `seeds` that both have."""
+    shared = sorted(set(a.by_seed) & set(b.by_seed) & set(seeds))
     first, second = (np.array([r.by_seed[s] for s in shared]) for r in (a, b))
     rng = np.random.default_rng(seed)
     draws = np.empty(DRAWS)
     for k in range(DRAWS):
-        seeds = rng.integers(len(shared), size=len(shared))
+        of = rng.integers(len(shared), size=len(shared))
         rows = rng.integers(first.shape[1], size=first.shape[1])
-        draws[k] = first[seeds][:, rows].sum() / second[seeds][:, rows].sum() - 1
+        draws[k] = first[of][:, rows].sum() / second[of][:, rows].sum() - 1
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(first.sum() / second.sum() - 1), float(low), float(high)
 
@@ -277,22 +279,27 @@ class Comparison:
         return "\n".join([*parts, "## Searches", "", *self.costs()]) + "\n"
 
 
-def lengths(results: Path, task: str) -> list[str]:
-    """What plans that a search found lose after tunings of other lengths, beside those of the sensitivities alone."""
-    found = {int(path.stem.removeprefix("final-")): path for path in results.glob("final-*.jsonl")}
-    found[protocol.TRAINING.final_steps] = results / "final.jsonl"
-    tables = {steps: {r.name: r for r in read(path, task)} for steps, path in sorted(found.items())}
-    shared = set.intersection(*(set(rows) for rows in tables.values()))
-    pairs = [(r, r.name.replace("qra", "sensitivity", 1)) for r in read(results / "final.jsonl", task)
-             if r.search.startswith(OURS)]  # fmt: skip
-    pairs = [(r, rival) for r, rival in pairs if {r.name, rival} <= shared]
-    level = 1 - 0.05 / max(1, len(pairs) * len(tables))
-    table = [f"| budget | {' | '.join(f'after {steps} steps' for steps in tables)} |", "|---" * (len(tables) + 1) + "|"]
-    for r, rival in pairs:
-        both = [(rows[r.name], rows[rival]) for rows in tables.values()]
-        cells = (f"{a.loss:.4f}, {b.loss:.4f}: {interval(change(a, b, level))}" for a, b in both)
-        table.append(f"| {r.budget} | {' | '.join(cells)} |")
-    return table
+def fitted(results: Path, task: str) -> list[str]:
+    """What plans that a search found win over those of the sensitivities alone: after tunings as long as an evaluation,
+    with the seed that the search evaluated with and with others, and after the final tuning."""
+    evaluated = results / f"final-{protocol.TRAINING.steps}.jsonl"
+    short, full = ({r.name: r for r in read(path, task)} for path in (evaluated, results / "final.jsonl"))
+    pairs = [(name, name.replace("qra", "sensitivity", 1)) for name in full if name.startswith(OURS)]
+    pairs = [pair for pair in pairs if set(pair) <= set(short) & set(full)]
+    ways = {
+        f"{protocol.TRAINING.steps} steps, the search's seed": (short, [0]),
+        f"{protocol.TRAINING.steps} steps, other seeds": (short, [s for s in protocol.SEEDS if s]),
+        f"{protocol.TRAINING.final_steps} steps": (full, list(protocol.SEEDS)),
+    }
+    level = 1 - 0.05 / max(1, len(pairs) * len(ways))
+    return table_of(
+        ["budget", *ways],
+        (
+            [name.partition(" @ ")[2]]
+            + [interval(change(rows[name], rows[rival], level, seeds=seeds)) for rows, seeds in ways.values()]
+            for name, rival in pairs
+        ),
+    )
 
 
 def beginnings(pace: list[dict], rows: list[Row]) -> list[str]:
@@ -395,7 +402,7 @@ def main() -> None:
         "tasks": other_tasks(others),
         "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
         "calibration": calibration(lines(options.results / "calibration.jsonl")),
-        "lengths": lengths(options.results, main_task.task),
+        "fitted": fitted(options.results, main_task.task),
         "machines": machines(main_task.rows, again),
         "alike": alike(
             [d for c in compared for d in c.plans],
