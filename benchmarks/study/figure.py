@@ -83,8 +83,8 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         label = ("found by qra" if not hollow else "embeddings in 8 bits") if kind == "found" else ""
         if label and label not in named:
             named.add(label)
-            down = 5 if not hollow else -10
-            out.append(f'<text class="ink" x="{x + 10:.1f}" y="{y + down:.1f}">{label}</text>')
+            side, anchor = (10, "start") if not hollow else (-10, "end")  # the cheaper side of hollow ones is free
+            out.append(f'<text class="ink" x="{x + side:.1f}" y="{y + 5:.1f}" text-anchor="{anchor}">{label}</text>')
         elif r.name in LABELLED:
             out.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{escape(r.name)}</text>')
     if far:
