@@ -197,6 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if not (options.results / "final.jsonl").is_file():
+        parser.error(f"{options.results} has no final.jsonl: give the folder that final.py wrote it to")
     compared = [Comparison(options.results, task) for task in protocol.TASKS]
     compared = [c for c in compared if c.rows]
     for c in compared:
