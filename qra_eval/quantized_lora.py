@@ -91,10 +91,11 @@ class QuantizedLoRAEvaluator(Evaluator):
     ):
         if memory_kind == "peak":
             weight_cache_bytes = 0
-        self.settings, self.task_config = training, task if isinstance(task, TaskConfig) else TaskConfig(name=task)
+        self.task_config = task if isinstance(task, TaskConfig) else TaskConfig(name=task)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.task = make_task(self.task_config.name, data=self.task_config.data, seed=seed, **self.task_config.options)
-        check_bits(space.bits, make_backend(quantization.backend))
+        backend = make_backend(quantization.backend)
+        check_bits(space.bits, backend)
         if progress is not None:
             progress("load model", 0, 1)
         loaded = load_model(
@@ -112,7 +113,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.rows = Rows(self.task, self.task_config.name, self.tokenizer, training.max_length)
         self.space_config = space
         self.quantized = QuantizedModel(
-            loaded, quantization, space, self.rows, training, device=self.device, compute=compute,
+            loaded, backend, quantization, space, self.rows, training, device=self.device, compute=compute,
             weight_cache_bytes=weight_cache_bytes, progress=progress,
         )  # fmt: skip
         if training.gradient_checkpointing:
@@ -128,6 +129,15 @@ class QuantizedLoRAEvaluator(Evaluator):
         if self.shared is not None:
             self.fidelities = (self.shared.fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """Of training; may be set later, the model in place follows them too."""
+        return self.quantized.settings
+
+    @settings.setter
+    def settings(self, training: TrainingConfig) -> None:
+        self.quantized.settings = training
 
     @property
     def progress(self) -> Progress | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from qra_backends import make_backend
+from qra_backends import Backend
 from torch import Tensor
 
 from qra_eval import adapters, training
@@ -39,6 +39,7 @@ class QuantizedModel:
 
     Args:
         loaded: the model, frozen.
+        backend: that of `quantization`.
         rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
         settings: of training: alpha, dropout and batches.
         compute: `auto` or a dtype's name; where weights do not fit in the cache, the dtype is as stored.
@@ -52,6 +53,7 @@ class QuantizedModel:
     def __init__(
         self,
         loaded: LoadedModel,
+        backend: Backend,
         quantization: QuantizationConfig,
         space: SpaceConfig,
         rows: Rows,
@@ -65,7 +67,7 @@ class QuantizedModel:
         self.loaded, self.device, self.progress = loaded, device, progress
         self.model = cast(Any, loaded.model)
         self.rows, self.settings, self.quantization = rows, settings, quantization
-        self.backend = make_backend(quantization.backend)
+        self.backend = backend
         levels = levels_of(space.bits, self.backend)
         found = find_linears(self.model)
         self.linears = {f.name: f.module for f in found}

@@ -67,6 +67,15 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     assert {"quantize 2 bits", "measure sensitivity", "probe groups"} <= {stage for stage, last in told if last}
 
 
+def test_settings_of_a_later_training_reach_the_adapters(build):
+    evaluator = build()
+    usual = evaluator.settings
+    evaluator.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
+    evaluator.apply(evaluator.space.uniform(4, 8), 0)
+    placed = evaluator.quantized.wrapped.values()
+    assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
+
+
 def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tmp_path):
     large = QuantizedLoRAEvaluator(
         "tiny",
