@@ -32,7 +32,6 @@ class Row:
         self.by_seed = {d["seed"]: np.array(d["row_losses"]) for d in lines}
         self.tokens = np.array(lines[0]["row_tokens"])
         self.bytes = lines[0]["memory_bytes"]
-        self.limit = self.bytes
         self.losses = {seed: float(x.sum() / self.tokens.sum()) for seed, x in self.by_seed.items()}
 
     @property
@@ -84,13 +83,11 @@ def read(path: Path, task: str) -> list[Row]:
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
 
 
-def change(
-    a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS, seed: int = 0
-) -> tuple[float, float, float]:
+def change(a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS) -> tuple[float, float, float]:
     """Relative change of the loss from b to a, and its interval: (a - b) / b. Over those of `seeds` that both have."""
     shared = sorted(set(a.by_seed) & set(b.by_seed) & set(seeds))
     first, second = (np.array([r.by_seed[s] for s in shared]) for r in (a, b))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = np.empty(DRAWS)
     for k in range(DRAWS):
         of = rng.integers(len(shared), size=len(shared))
