@@ -32,6 +32,7 @@ PIECES = (
     ("search", "--strategy", "sensitivity", "--low"),
     ("search", "--strategy", "qra", "--low"),
     ("search", "--strategy", "qra", "--granularity", "layer"),
+    ("search", "--strategy", "qra", "--flat"),
     ("search", "--strategy", "qra", "--short"),
     ("search", "--strategy", "qra", "--wide"),
     ("search", "--strategy", "qra", "--seed", "1"),
