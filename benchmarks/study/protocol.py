@@ -89,6 +89,13 @@ MORE = (
     Uniform("hqq", 3, 2),
     Uniform("hqq", 4, 2),
     Uniform("hqq", 4, 8),
+    Uniform("hqq", 3, 4),
+    Uniform("hqq", 4, 4),
+    Uniform("hqq", 3, 16),
+    Uniform("hqq", 4, 16),
+    Uniform("hqq", 4, 32),
+    Uniform("hqq", 2, 8),
+    Uniform("hqq", 8, 8),
 )
 """Tuned with every seed after those; other beginnings at the best rate of each on validation rows (`pace.py`)."""
 
