@@ -39,4 +39,4 @@ class World:
     def rows(self, count: int, noise: float = NOISE) -> Rows:
         b, r = self.plans(count)
         loss = self.loss(b, r) + noise * self.rng.standard_normal(count)
-        return Rows(b, r, loss, np.ones(count))
+        return Rows(b, r, loss, np.ones(count), np.zeros((count, 0)))

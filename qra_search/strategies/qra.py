@@ -57,6 +57,7 @@ class QRAStrategy(Strategy):
         all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
         sweeps: passes over the hyperparameters by evidence; 0 leaves them as given.
         alike: whether groups of one kind, and of near depth, are taken to be alike.
+        seeds: seeds that proposals take in turn, beginning with the study's; with one, all plans see the same batches.
         widths: where the hyperparameters start, by name (`surrogates.table.Widths`).
     """
 
@@ -72,6 +73,7 @@ class QRAStrategy(Strategy):
         all_budgets: bool = True,
         sweeps: int = 2,
         alike: bool = True,
+        seeds: int = 1,
         **widths: float,
     ):
         self.width = np.append(0.0, np.resize(np.asarray(spans, float), draws))
@@ -79,7 +81,9 @@ class QRAStrategy(Strategy):
         for name in widths:
             if name not in Widths.__dataclass_fields__:
                 raise TypeError(f"qra has no option {name!r}")
-        self.sweeps, self.alike, self.widths = sweeps, alike, Widths(**widths)
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        self.sweeps, self.alike, self.seeds, self.widths = sweeps, alike, seeds, Widths(**widths)
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         with BLAS.limit(limits=1, user_api="blas"):
@@ -92,7 +96,7 @@ class QRAStrategy(Strategy):
         proposals: list[Proposal] = []
         for k in range(n):
             found = self._ranked(state, given(state.space, fit, waiting), k) if fit is not None else iter(())
-            proposal = next((p for p in found if p.plan.key not in asked), None) or _without_model(state, asked, k)
+            proposal = next((p for p in found if p.plan.key not in asked), None) or self._without_model(state, asked, k)
             if proposal is None:
                 break
             asked.add(proposal.plan.key)
@@ -141,10 +145,29 @@ class QRAStrategy(Strategy):
         reach = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
         size = space.memory.bytes(b, r)
         worth = sum(handover(mean, reach, n, size <= budget) for budget in budgets)
+        seed = self._seed(state, k)
+        shift = float(fit.shift(shares([[seed]], seeds_of(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(b[i], r[i])
             deviation = float(np.sqrt(max(cov[i, i], 0.0)))
-            yield Proposal(plan, 1.0, state.next_seed(plan), "table", float(mean[i]), deviation)
+            yield Proposal(plan, 1.0, seed, "table", float(mean[i] + shift), deviation)
+
+    def _seed(self, state: StudyState, k: int) -> int:
+        """The seed in turn."""
+        return state.seed + (len(state.trials) + k) % self.seeds
+
+    def _without_model(self, state: StudyState, asked: set[str], k: int) -> Proposal | None:
+        """The prior's own optimum for the budget in turn; where it is taken, a random plan; None where none is left."""
+        budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
+        plan = additive_plan(state.space, prior_table(state.space, state.prior), budget)
+        if plan is not None and plan.key not in asked:
+            return Proposal(plan, seed=self._seed(state, k), origin="prior")
+        rng = state.rng(k)
+        for _ in range(ATTEMPTS):
+            plan = random_plan(state, rng, budget)
+            if plan.key not in asked:
+                return Proposal(plan, seed=self._seed(state, k), origin="random")
+        return None
 
     def _budgets(self, state: StudyState, k: int) -> list[int]:
         """The budgets that the next proposal is weighed for."""
@@ -210,31 +233,28 @@ def replicate_noise(state: StudyState) -> float:
 
 def observed(space: SearchSpace, trials: Sequence[Trial]) -> tuple[list[Plan], Rows]:
     """Trials gathered by plan, in the order in which they first appear."""
-    losses: dict[str, list[float]] = {}
-    plans: dict[str, Plan] = {}
+    seen: dict[str, list[Trial]] = {}
     for trial in trials:
-        plans.setdefault(trial.plan.key, trial.plan)
-        losses.setdefault(trial.plan.key, []).append(trial.loss)
-    b, r = space.encode_many(plans.values())
-    weight = np.array([len(some) for some in losses.values()], float)
-    mean = np.array([float(np.mean(some)) for some in losses.values()])
-    return list(plans.values()), Rows(b, r, mean, weight)
+        seen.setdefault(trial.plan.key, []).append(trial)
+    plans = [some[0].plan for some in seen.values()]
+    b, r = space.encode_many(plans)
+    weight = np.array([len(some) for some in seen.values()], float)
+    mean = np.array([float(np.mean([t.loss for t in some])) for some in seen.values()])
+    return plans, Rows(b, r, mean, weight, shares([[t.seed for t in some] for some in seen.values()], seeds_of(trials)))
+
+
+def seeds_of(trials: Sequence[Trial]) -> list[int]:
+    """Every seed of these trials once, that of the first trial first."""
+    return list(dict.fromkeys(t.seed for t in trials))
+
+
+def shares(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
+    """(len(each), len(known) - 1), the share of each of the known seeds but the first in each list of seeds."""
+    return np.array([[some.count(seed) / len(some) for seed in known[1:]] for some in map(list, each)]).reshape(
+        len(each), max(len(known) - 1, 0)
+    )
 
 
 def fitted_rows(rows: Rows) -> np.ndarray:
     """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, where there are many."""
     return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
-
-
-def _without_model(state: StudyState, asked: set[str], k: int) -> Proposal | None:
-    """The prior's own optimum for the budget in turn; where it is taken, a random plan; None where none is left."""
-    budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
-    plan = additive_plan(state.space, prior_table(state.space, state.prior), budget)
-    if plan is not None and plan.key not in asked:
-        return Proposal(plan, seed=state.next_seed(plan), origin="prior")
-    rng = state.rng(k)
-    for _ in range(ATTEMPTS):
-        plan = random_plan(state, rng, budget)
-        if plan.key not in asked:
-            return Proposal(plan, seed=state.next_seed(plan), origin="random")
-    return None

@@ -9,7 +9,7 @@ from scipy.linalg import solve_triangular
 
 from qra_search.surrogates.table import TableFit, Widths
 
-KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7}
+KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "shift": 1.5}
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
 LOUDER = 30.0

@@ -1,15 +1,15 @@
 """The loss as a Bayesian additive table over (group, bits, rank), fitted to the log in closed form.
 
-    loss(plan) = c + sum_g T[g, b_g, r_g] + error
+    loss(plan, seed) = c + sum_g T[g, b_g, r_g] + s[seed] + error
     T[g, b, r] = damage[g, b] exp(eta) - gain[g, r] exp(xi)
     eta        = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
     xi         = u[r] + v[g]
 
-Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c) ~ N(0, S).
+Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s) ~ N(0, S).
 A holds what all groups share (how damage scales with bits and decays with rank), t how far the prior is trusted, z
 and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a
-bit-width. Gauss-Newton finds the mode; every step is a
-Gaussian regression with N x N algebra,
+bit-width, s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds the mode; every
+step is a Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
 
@@ -40,7 +40,8 @@ CONSTANT_SD = 1.0
 """Deviation of c around the best loss, in spreads; wide enough for any truth, and no wider: a c far below every loss
 would let equal damages everywhere explain anything."""
 SHARED, ALIKE = 0, (2, 4)
-"""Blocks of theta, 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, whose covariance is that of cells, or of groups."""
+"""Blocks of theta, 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, 8 s, whose covariance is that of cells, or of groups."""
+SHIFT = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Widths:
 
     Attributes:
         trust, scale, offset, decay, gain: of t, z, o, k, v.
-        noise: deviation between seeds, as a share of the median loss above the best.
+        noise: deviation between seeds of one plan, as a share of the median loss above the best.
+        shift: deviation of what a seed adds for all plans alike, as such a share.
         misfit: deviation from the table, as a share of a loss above the best.
         own: share of the misfit's variance that is the plan's own and not luck.
     """
@@ -60,6 +62,7 @@ class Widths:
     decay: float = 0.3
     gain: float = 0.4
     noise: float = 0.01
+    shift: float = 0.1
     misfit: float = 0.05
     own: float = 0.5
 
@@ -72,23 +75,26 @@ class Rows:
         b, r: level indices (N, G).
         loss: (N,), in nats.
         weight: (N,), replicates of each.
+        seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
     """
 
     b: np.ndarray
     r: np.ndarray
     loss: np.ndarray
     weight: np.ndarray
+    seeds: np.ndarray
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def at(self, index: np.ndarray) -> Rows:
         """Some of these rows."""
-        return Rows(self.b[index], self.r[index], self.loss[index], self.weight[index])
+        return Rows(self.b[index], self.r[index], self.loss[index], self.weight[index], self.seeds[index])
 
     def joined(self, b: np.ndarray, r: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Rows:
-        """These rows and others."""
-        pairs = ((self.b, b), (self.r, r), (self.loss, loss), (self.weight, weight))
+        """These rows and others, of the first seed."""
+        first = np.zeros((len(b), self.seeds.shape[1]))
+        pairs = ((self.b, b), (self.r, r), (self.loss, loss), (self.weight, weight), (self.seeds, first))
         return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
@@ -107,9 +113,11 @@ class TableFit:
         theta: list[np.ndarray] | None = None,
     ):
         self.basis, self.rows, self.widths = basis, rows, widths
-        self.best = float(rows.loss.min())
-        self.excess = rows.loss - self.best
-        self.spread = max(float(np.median(self.excess)), 1e-3 * abs(self.best), 1e-9)
+        first = rows.seeds.sum(1) == 0.0
+        of_one_seed = rows.loss[first] if first.any() else rows.loss
+        self.best = float(of_one_seed.min())
+        self.excess = np.maximum(rows.loss - self.best, 0.0)
+        self.spread = max(float(np.median(of_one_seed - self.best)), 1e-3 * abs(self.best), 1e-9)
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
         self.theta = self._start() if theta is None else theta
@@ -119,7 +127,8 @@ class TableFit:
     def block_variances(self, w: Widths) -> list[float]:
         """Factor of each block's covariance."""
         c = (CONSTANT_SD * self.spread) ** 2
-        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c]
+        s = (w.shift * self.spread) ** 2
+        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c, s]
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
@@ -156,7 +165,7 @@ class TableFit:
     def _start(self) -> list[np.ndarray]:
         """Zero, but for the overall scale of damage, by weighted least squares on the prior's own sum."""
         G, B, R = self.basis.shape
-        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1)]
+        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1])]
         x = (np.exp(self.basis.log_damage) * self.basis.live)[np.arange(G), self.rows.b].sum(1)
         y, w = self.rows.loss, 1.0 / self.V
         x, y = x - (w @ x) / w.sum(), y - (w @ y) / w.sum()
@@ -167,10 +176,11 @@ class TableFit:
     def _solve(self) -> None:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
-            f, J = self._linearised(rows.b, rows.r)
+            f, J = self._linearised(rows.b, rows.r, rows.seeds)
             if number:
-                predicted = f - f.min()
-                self.excess = np.where(seen > UNFORESEEN * predicted, seen, predicted)
+                shift = self.shift(rows.seeds)
+                predicted = f - shift - (f - shift).min()
+                self.excess = np.where(seen - shift > UNFORESEEN * predicted, seen - shift, predicted)
                 self.V = self.error(self.widths, rows.weight, self.excess)
             SJ = self._spread_out(J)
             grams = self._grams(J)
@@ -201,8 +211,8 @@ class TableFit:
     def _gain(self, theta: list[np.ndarray]) -> np.ndarray:
         return self.basis.gain * np.exp(np.clip(theta[5][..., None, :] + theta[6][..., :, None], -8.0, 8.0))
 
-    def _linearised(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Loss above `best` (n,) of plans (n, G), and its derivative by each block (n, P_k)."""
+    def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
         d = self._damage(self.theta)[g, b, r]
@@ -212,24 +222,29 @@ class TableFit:
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
-        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1))]
-        return d.sum(1) + w.sum(1) + self.theta[7], J
+        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds]
+        return d.sum(1) + w.sum(1) + self.theta[7] + self.shift(seeds), J
 
     # -- what it says -------------------------------------------------------------------------------------------
     def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (M,) and covariance (M, M) of the losses of plans (M, G), linearised at the mode."""
-        f, J = self._linearised(b, r)
+        """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
+        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])))
         cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ, strict=True))
         mean = self.best + f - sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True)) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half
 
     def at_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (N,) of the true losses of the rows: the table's, and each plan's own misfit."""
-        luck = self.V - self.own(self.excess)
-        half = solve_triangular(self.L, np.eye(len(self.rows)), lower=True)
-        variance = luck - luck**2 * (half * half).sum(0)
-        return self.rows.loss - luck * self.alpha, np.sqrt(np.maximum(variance, 0.0))
+        """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
+        plan's own misfit."""
+        luck = np.diag(self.V - self.own(self.excess)) + self.variances[SHIFT] * self.grams[SHIFT]
+        half = solve_triangular(self.L, luck, lower=True)
+        variance = np.diag(luck) - (half * half).sum(0)
+        return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))
+
+    def shift(self, seeds: np.ndarray) -> np.ndarray:
+        """What is believed that seeds (n, S) add, (n,)."""
+        return np.asarray(seeds @ self.theta[SHIFT])
 
     def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""

@@ -11,6 +11,7 @@ from fakes import AdditiveEvaluator, make_space
 from qra_search.strategies import make_strategy
 from qra_search.strategies.base import StudyState
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
+from qra_search.study import Study
 from qra_search.testing import StrategyContract
 from qra_search.trials import Proposal, Trial
 
@@ -19,6 +20,12 @@ class TestQRA(StrategyContract):
     @pytest.fixture
     def strategy(self):
         return make_strategy("qra")
+
+
+class TestQRAWithSeedsInTurn(StrategyContract):
+    @pytest.fixture
+    def strategy(self):
+        return QRAStrategy(seeds=3)
 
 
 def replicated(noise, plans=4, seeds=4):
@@ -41,7 +48,7 @@ def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
         deviations.append(np.var(losses, ddof=1))
     assert replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
     assert replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
-    quiet, loud = (QRAStrategy(sweeps=0).estimate(replicated(noise)) for noise in (0.001, 0.2))
+    quiet, loud = (QRAStrategy(sweeps=0, shift=0.0).estimate(replicated(noise)) for noise in (0.001, 0.2))
     assert loud.std.mean() > 3 * quiet.std.mean()
 
 
@@ -55,3 +62,28 @@ def test_what_was_seen_at_a_lower_fidelity_is_not_taken_for_a_full_evaluation():
     alone, both = (StudyState(space, trials, evaluator.prior()) for trials in (full, (*full, low)))
     expected, found = (QRAStrategy().estimate(state) for state in (alone, both))
     assert found.plans == expected.plans and found.mean == pytest.approx(expected.mean)
+
+
+class Hard(AdditiveEvaluator):
+    """Every other seed adds to all losses alike."""
+
+    def evaluate(self, plan, *, fidelity=1.0, seed=0):
+        found = super().evaluate(plan, fidelity=fidelity, seed=seed)
+        return replace(found, loss=found.loss + 0.5 * (seed % 2))
+
+
+def test_seeds_are_taken_in_turn_and_what_each_adds_is_told_apart_from_the_plan():
+    study = Study(Hard(make_space(groups=6)), strategy=QRAStrategy(seeds=2), evaluations=30)
+    result = study.run()
+    asked = [t for t in result.trials if t.proposal.origin == "table"]
+    assert [t.seed for t in asked] == [t.id % 2 for t in asked] and len(asked) > 10
+    truth = AdditiveEvaluator(make_space(groups=6))
+    losses = np.array([truth.evaluate(c.plan).loss for c in result.candidates])
+    np.testing.assert_allclose([c.loss for c in result.candidates], losses, atol=0.02)
+    late = asked[len(asked) // 2 :]
+    np.testing.assert_allclose([t.proposal.predicted_loss for t in late], [t.loss for t in late], atol=0.05)
+
+
+def test_there_is_no_proposal_without_a_seed():
+    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
+        QRAStrategy(seeds=0)

@@ -17,7 +17,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(3):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearised(rows.b, rows.r)
+    f, J = fit._linearised(rows.b, rows.r, rows.seeds)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -100,7 +100,7 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
         rows = world.rows(60)
         truth = world.loss(rows.b, rows.r)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.b, rows.r, truth + luck, rows.weight)
+        seen = Rows(rows.b, rows.r, truth + luck, rows.weight, rows.seeds)
         b, r = world.plans(200)
         mean, _ = refined(TableFit(world.basis, seen, Widths(misfit=0.3))).joint(b, r)
         bias.append(np.mean(mean - world.loss(b, r)) / world.loss(b, r).std())
@@ -124,7 +124,7 @@ def test_replicates_count_for_more():
     widths = Widths(noise=0.2)
     once = TableFit(world.basis, rows, widths).at_rows()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.loss, weight), widths).at_rows()[1]
+    often = TableFit(world.basis, Rows(rows.b, rows.r, rows.loss, weight, rows.seeds), widths).at_rows()[1]
     assert often[3] < once[3]
 
 
