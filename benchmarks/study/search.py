@@ -20,6 +20,7 @@ import torch
 
 from qra_eval.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.logtools import export_jsonl
+from qra_search.strategies import make_strategy
 from qra_search.strategies.additive import additive_plan, flat_prior, prior_table
 from qra_search.study import Callback, Study
 from qra_search.trials import Trial, TrialLog
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
     parser.add_argument("--low", action="store_true", help="budgets from uniform 2-bit to 3-bit instead")
     parser.add_argument("--flat", action="store_true", help="without a measured prior: larger linears matter more")
+    parser.add_argument("--seeds", type=int, default=1, help="evaluate with so many seeds in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
@@ -66,6 +68,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short + "-wide" * options.wide + "-flat" * options.flat
+    name += f"-s{options.seeds}" * (options.seeds > 1)
     name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
@@ -91,7 +94,7 @@ def main() -> None:
     pieces = Pieces(options.minutes)
     study = Study(
         evaluator,
-        strategy=options.strategy,
+        strategy=make_strategy(options.strategy, **({"seeds": options.seeds} if options.seeds > 1 else {})),
         evaluations=options.evaluations,
         memory_budget=list(budgets.values()),
         seed=options.seed,

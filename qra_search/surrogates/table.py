@@ -5,11 +5,11 @@
     eta        = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
     xi         = u[r] + v[g]
 
-Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s) ~ N(0, S).
-A holds what all groups share (how damage scales with bits and decays with rank), t how far the prior is trusted, z
-and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a
-bit-width, s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds the mode; every
-step is a Gaussian regression with N x N algebra,
+Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s) has the
+distribution N(0, S). A holds what all groups share (how damage scales with bits and decays with rank), t how far the
+prior is trusted, z and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's
+own deviation at a bit-width, s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds
+the mode; every step is a Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
 
