@@ -37,6 +37,7 @@ class Landscape(Evaluator):
         space: what they are tables of.
         prior: the prior that a search is given; see `make_landscape`.
         noise: standard deviation between seeds; `noise_slope` is its rise with the loss above the untouched model's.
+        seed_shift, seed_share: what a seed adds to all plans, and to like plans alike (`landscapes.families.Family`).
         identity: what `describe` says.
     """
 
@@ -50,11 +51,14 @@ class Landscape(Evaluator):
         prior: Prior | None = None,
         noise: float = measured.SEED_NOISE,
         noise_slope: float = 0.0,
+        seed_shift: float = 0.0,
+        seed_share: float = 0.0,
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
         self.tables, self.space = tables, space
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
+        self.seed_shift, self.seed_share = seed_shift, seed_share
         self._prior = prior
         self._identity = dict(identity or {})
         self._at: dict[float, Tables] = {1.0: tables}
@@ -65,9 +69,19 @@ class Landscape(Evaluator):
         b, r = self.space.encode(plan)
         loss = float(self._tables_at(fidelity).losses(b[None], r[None])[0])
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
-        loss += self.noise_at(loss) / np.sqrt(fidelity) * float(rng.standard_normal())
+        own = np.sqrt((1.0 - self.seed_share) / fidelity)
+        loss += self.noise_at(loss) * own * float(rng.standard_normal()) + self._of_seed(b, r, seed)
         size = int(self.space.memory.bytes(b, r))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed, cost=fidelity)
+
+    def _of_seed(self, b: np.ndarray, r: np.ndarray, seed: int) -> float:
+        """What a seed adds to this plan and to plans like it."""
+        if not (self.seed_shift or self.seed_share):
+            return 0.0
+        rng = generator("seed", self.seed, seed)
+        shift = self.seed_shift * float(rng.standard_normal())
+        middle = int(np.argmin(np.abs(np.array(self.space.bits) - 3)))
+        return shift + self.noise * float(np.sqrt(self.seed_share)) * self.tables.of_seed(b, r, middle, rng)
 
     def noise_at(self, loss: float) -> float:
         """Standard deviation between seeds of a plan with this true loss."""
@@ -128,7 +142,7 @@ def make_landscape(
         prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
         noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
-            loss away as well.
+            loss, and what seeds add to many plans alike, away as well.
 
     Raises:
         ValueError: an unknown family, prior, granularity or shape.
@@ -147,6 +161,8 @@ def make_landscape(
         prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
+        seed_shift=traits.seed_shift if noise else 0.0,
+        seed_share=traits.seed_share if noise else 0.0,
         seed=seed,
         identity={
             "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,

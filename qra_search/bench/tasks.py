@@ -18,8 +18,9 @@ from qra_search.strategies import Strategy, make_strategy
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
 """Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
-CALIBRATED = "calibrated"
-"""A family that stands apart: what is to be gained there is small beside the noise."""
+CALIBRATED, SEEDED = "calibrated", "seeded"
+"""Families that stand apart: what is to be gained there is small beside the noise; in the second, most of the noise is
+alike for like plans with the same seed."""
 
 NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
 
@@ -81,7 +82,7 @@ def task_named(text: str) -> Task:
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"or recorded:LOG (families: {', '.join((*FAMILIES, CALIBRATED))})"
+            f"or recorded:LOG (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
         )
     family, layers, granularity, prior = parts
     options = {"family": family, "layers": int(layers), "prior": prior}
@@ -180,6 +181,12 @@ PRESETS = {
         ["random", "additive", "nsga2", "qr_adaptor", "qra"],
         seeds=20,
         evaluations=100,
+    ),
+    "seeded": Preset(
+        [f"{SEEDED}-32-{granularity}-measured" for granularity in ("layer", "module")],
+        ["additive", "nsga2", "qra", "qra?seeds=3", "qra?seeds=8"],
+        seeds=20,
+        evaluations=50,
     ),
     "noiseless": Preset(
         [task + "-noiseless" for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,24 @@ def test_seeds_differ_by_the_stated_noise(family: str) -> None:
         errors = np.array([landscape.evaluate(plan, seed=s).loss for s in range(400)]) - true
         assert abs(errors.mean()) < 4 * errors.std() / 20
         assert errors.std() == pytest.approx(landscape.noise_at(true), rel=0.15)
+
+
+def test_a_seed_of_the_seeded_family_shifts_all_plans_and_treats_like_plans_alike() -> None:
+    landscape = make_landscape("seeded", 30, seed=1)
+    space = landscape.space
+    plan = space.uniform(3, 8)
+    like = replace(plan, bits=(4, *plan.bits[1:]))
+    unlike = space.uniform(4, 8)
+    seeds = range(400)
+    plans = (plan, like, unlike)
+    errors = np.array([[landscape.evaluate(p, seed=s).loss - landscape.true_loss(p) for s in seeds] for p in plans])
+    assert abs(errors.mean()) < 4 * errors.std() / 20
+    assert errors[2].std() == pytest.approx(measured.SEED_SHIFT, rel=0.15)  # at 4 bits there is little else
+    near, far = (errors[0] - errors[1]).std(), (errors[0] - errors[2]).std()
+    assert far == pytest.approx(measured.SEED_NOISE * (1 + 0.2) ** 0.5, rel=0.2)
+    assert near == pytest.approx(measured.SEED_NOISE * (2 * 0.2) ** 0.5, rel=0.35)
+    quiet = make_landscape("seeded", 30, seed=1, noise=0.0)
+    assert [quiet.evaluate(plan, seed=s).loss for s in (0, 1)] == [quiet.true_loss(plan)] * 2
 
 
 def test_heteroscedastic_noise_is_larger_for_worse_plans() -> None:
