@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="tune for so many instead, into final-STEPS.jsonl")
+    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
     parser.add_argument("--only", default="", help="only rows in whose name this regular expression is found")
     parser.add_argument("--backwards", action="store_true", help="the least telling first: for a second process")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -83,7 +84,7 @@ def main() -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
             continue
-        if not re.search(options.only, name):
+        if not re.search(options.only, name) or seed not in protocol.SEEDS[: options.seeds]:
             continue
         if until is not None and time.monotonic() > until:
             raise SystemExit(protocol.LEFT)

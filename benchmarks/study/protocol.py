@@ -30,6 +30,8 @@ RANKS = (2, 4, 8, 16)
 EVALUATIONS = 45
 """Full evaluations of a search, the prior among them: half an epoch."""
 SEEDS = (0, 1, 2)
+LONGER = 108
+"""Steps of a tuning three times as long as the final one: does what was found for short ones hold?"""
 LEFT = 3
 """Status of a piece that ended in time, with more to do."""
 EPOCH_FORWARDS = 3.0

@@ -20,6 +20,7 @@ import protocol
 HERE = Path(__file__).parent
 STRATEGIES = ("qr_adaptor", "nsga2", "additive", "autoqra", "random")
 OTHER_TASKS = protocol.TASKS[1:]
+LONGER = r"^((qra|sensitivity)-module-0 @ (3-bit|midway)|gptq 3-bit r\d+|gptq 4-bit r8|16-bit r32|hqq 3-bit r2)$"
 PIECES = (
     ("search", "--strategy", "sensitivity"),
     ("search", "--strategy", "qra"),
@@ -33,11 +34,13 @@ PIECES = (
     ("search", "--strategy", "qra", "--low"),
     ("search", "--strategy", "qra", "--granularity", "layer"),
     ("search", "--strategy", "qra", "--flat"),
+    ("search", "--strategy", "qra", "--seeds", "3"),
     ("search", "--strategy", "qra", "--short"),
     ("search", "--strategy", "qra", "--wide"),
     ("search", "--strategy", "qra", "--seed", "1"),
     ("final",),
     ("final", "--steps", str(protocol.TRAINING.steps), "--only", r"^(qra|sensitivity)-module-0(-low)? @ (?!4-bit)"),
+    ("final", "--steps", str(protocol.LONGER), "--seeds", "1", "--only", LONGER),
     *(("search", "--task", t, "--strategy", s) for t in OTHER_TASKS for s in ("sensitivity", "qra")),
     *(("final", "--task", t) for t in OTHER_TASKS),
     *(("final", "--task", t, "--plans-of", "gsm8k", "--only", "'s qra-module-0 @") for t in OTHER_TASKS),

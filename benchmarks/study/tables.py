@@ -27,6 +27,7 @@ from comparison import (
     lines,
     percent,
     read,
+    shown,
     table_of,
 )
 from scipy.stats import spearmanr
@@ -139,6 +140,22 @@ def fitted(results: Path, task: str) -> list[str]:
     )
 
 
+def longer(results: Path, task: str, steps: int, reference: str) -> list[str]:
+    """Plans after the final tuning and after `steps`, with the same seeds; how they then differ from one of them."""
+    full, rows = ({r.name: r for r in read(results / name, task)} for name in ("final.jsonl", f"final-{steps}.jsonl"))
+    if reference not in rows:
+        return []
+    level = 1 - 0.05 / max(1, len(rows) - 1)
+    body = []
+    for name, row in rows.items():
+        before = [full[name].losses[seed] for seed in row.losses if name in full and seed in full[name].losses]
+        cells = [f"{row.bytes / 2**20:.1f}", shown(float(np.mean(before)) if before else None), f"{row.loss:.4f}"]
+        against = "–" if name == reference else interval(change(row, rows[reference], level))
+        body.append([name, *cells, against])
+    settled = f"{protocol.TRAINING.final_steps} steps"
+    return table_of(["plan", "MiB", settled, f"{steps} steps", f"the latter, against {reference}"], body)
+
+
 def beginnings(pace: list[dict], rows: list[Row]) -> list[str]:
     """Uniform 4-bit plans of rank 8, by where their adapters begin: validation loss by rate, test loss at the best."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
@@ -227,6 +244,7 @@ def main() -> None:
         "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
         "calibration": calibration(lines(options.results / "calibration.jsonl")),
         "fitted": fitted(options.results, main_task.task),
+        "longer": longer(options.results, main_task.task, protocol.LONGER, "gptq 3-bit r8"),
         "machines": machines(main_task.rows, again),
         "alike": alike(
             [d for c in compared for d in c.plans],

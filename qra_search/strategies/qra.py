@@ -16,6 +16,7 @@ The plan handed over is the one of lowest posterior mean: a lucky draw is seen t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,8 @@ FEWEST_REPLICATES = 3
 LEAST_NOISE = 1e-4
 """Of the table, as a share of its spread: with none its covariance would be singular."""
 ATTEMPTS = 50
+MOST_SEEDS = 16
+"""Seeds told apart by what they add; a log from elsewhere may have one for every trial."""
 
 
 class QRAStrategy(Strategy):
@@ -57,7 +60,8 @@ class QRAStrategy(Strategy):
         all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
         sweeps: passes over the hyperparameters by evidence; 0 leaves them as given.
         alike: whether groups of one kind, and of near depth, are taken to be alike.
-        seeds: seeds that proposals take in turn, beginning with the study's; with one, all plans see the same batches.
+        seeds: seeds that proposals take in turn, beginning with the study's. With one, all plans see the same batches,
+            and the search fits these; with more, losses in the log are not to be compared across seeds, estimates are.
         widths: where the hyperparameters start, by name (`surrogates.table.Widths`).
     """
 
@@ -244,8 +248,8 @@ def observed(space: SearchSpace, trials: Sequence[Trial]) -> tuple[list[Plan], R
 
 
 def seeds_of(trials: Sequence[Trial]) -> list[int]:
-    """Every seed of these trials once, that of the first trial first."""
-    return list(dict.fromkeys(t.seed for t in trials))
+    """The seeds of most of these trials, the commonest first; what any other adds counts as noise."""
+    return [seed for seed, _ in Counter(t.seed for t in trials).most_common(MOST_SEEDS)]
 
 
 def shares(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:

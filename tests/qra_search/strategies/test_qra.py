@@ -87,3 +87,16 @@ def test_seeds_are_taken_in_turn_and_what_each_adds_is_told_apart_from_the_plan(
 def test_there_is_no_proposal_without_a_seed():
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         QRAStrategy(seeds=0)
+
+
+def test_a_log_with_a_seed_for_every_trial_is_fitted_all_the_same():
+    space = make_space(groups=3)
+    evaluator = AdditiveEvaluator(space)
+    rng = np.random.default_rng(0)
+    plans = [space.decode(rng.integers(0, 4, 3), rng.integers(0, 3, 3)) for _ in range(60)]
+    trials = tuple(
+        Trial(i, Proposal(plan, seed=i), "done", evaluator.evaluate(plan, seed=i)) for i, plan in enumerate(plans)
+    )
+    found = QRAStrategy().estimate(StudyState(space, trials, evaluator.prior()))
+    losses = [t.loss for t in trials]
+    assert np.corrcoef(found.mean, losses)[0, 1] > 0.99 and np.isfinite(found.std).all()
