@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +84,24 @@ def read(path: Path, task: str) -> list[Row]:
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
 
 
+@cache
+def resampled(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed (DRAWS, seeds) and each row (DRAWS, rows) is in each bootstrap draw."""
+    rng = np.random.default_rng(0)
+    drawn = np.empty((DRAWS, seeds)), np.empty((DRAWS, rows))
+    for k in range(DRAWS):
+        for counts in drawn:
+            size = counts.shape[1]
+            counts[k] = np.bincount(rng.integers(size, size=size), minlength=size)
+    return drawn
+
+
 def change(a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS) -> tuple[float, float, float]:
     """Relative change of the loss from b to a, and its interval: (a - b) / b. Over those of `seeds` that both have."""
     shared = sorted(set(a.by_seed) & set(b.by_seed) & set(seeds))
     first, second = (np.array([r.by_seed[s] for s in shared]) for r in (a, b))
-    rng = np.random.default_rng(0)
-    draws = np.empty(DRAWS)
-    for k in range(DRAWS):
-        of = rng.integers(len(shared), size=len(shared))
-        rows = rng.integers(first.shape[1], size=first.shape[1])
-        draws[k] = first[of][:, rows].sum() / second[of][:, rows].sum() - 1
+    of, rows = resampled(*first.shape)
+    draws = ((rows @ first.T) * of).sum(1) / ((rows @ second.T) * of).sum(1) - 1
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(first.sum() / second.sum() - 1), float(low), float(high)
 
