@@ -9,11 +9,12 @@ from typing import Any
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 28, 52
-STEP = 0.02
-FAR = 0.1
+STEP = 0.05
+FAR = 0.02
 """Points so much above all found ones are named at the upper edge instead, or all others would lie on one line."""
 LABELLED = (
-    *(f"{name} r8" for name in ("gptq 3-bit", "gptq 4-bit", "nf4 4-bit", "hqq 4-bit", "hqq 3-bit")),
+    *(f"{name} r8" for name in ("gptq 3-bit", "gptq 4-bit", "hqq 4-bit", "hqq 3-bit")),
+    "nf4 4-bit r32",
     "gptq 4-bit r8, embeddings 8-bit",
 )
 """Uniform plans that are named in the figure; the names of the others are tooltips."""
@@ -88,6 +89,10 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         elif r.name in LABELLED:
             out.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{escape(r.name)}</text>')
     if far:
-        names = ", ".join(f"{r.name} {r.loss:.2f}" for r in far)
+        kinds: dict[str, list[float]] = {}
+        for r in far:
+            kinds.setdefault(r.name.rpartition(" r")[0], []).append(r.loss)
+        spans = {kind: dict.fromkeys(f"{x:.2f}" for x in (min(some), max(some))) for kind, some in kinds.items()}
+        names = ", ".join(f"{kind} {' to '.join(span)}" for kind, span in spans.items())
         out.append(f'<text class="soft" x="{LEFT + 130}" y="{TOP - 10}">far above: {escape(names)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

@@ -223,7 +223,7 @@ def main() -> None:
         print(c.text())
     main_task, *others = compared
     second = options.results / "second-machine"
-    again, found = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
+    again, refound = read(second / "final.jsonl", main_task.task), lines(second / "plans.jsonl")
     earlier = options.results / "one-start"
     eight, low = (Comparison(options.results, main_task.task, series) for series in SERIES)
     usual = {CALIBRATED: "best calibrated uniform plan", UNCALIBRATED: "best uncalibrated"}
@@ -248,7 +248,7 @@ def main() -> None:
         "machines": machines(main_task.rows, again),
         "alike": alike(
             [d for c in compared for d in c.plans],
-            found,
+            refound,
             lines(earlier / "plans.jsonl"),
             [str(r.budget) for r in main_task.ours],
         ),
@@ -262,7 +262,8 @@ def main() -> None:
     }
     fill(PAGE, tables)
     plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
-    drawn = [r for r in main_task.rows if r in main_task.ours or r.embeddings == 8 or r in plain]
+    found = {r.name for r in main_task.ours + low.ours}
+    drawn = [r for r in main_task.rows if r.name in found or r.embeddings == 8 or r in plain]
     FIGURE.write_text(figure.draw(drawn, main_task.sixteen))
 
 
