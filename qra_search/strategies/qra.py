@@ -254,9 +254,9 @@ def seeds_of(trials: Sequence[Trial]) -> list[int]:
 
 def shares(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
     """(len(each), len(known) - 1), the share of each of the known seeds but the first in each list of seeds."""
-    return np.array([[some.count(seed) / len(some) for seed in known[1:]] for some in map(list, each)]).reshape(
-        len(each), max(len(known) - 1, 0)
-    )
+    others = known[1:]
+    share = [[some.count(seed) / len(some) for seed in others] for some in each]
+    return np.array(share, float).reshape(len(each), len(others))
 
 
 def fitted_rows(rows: Rows) -> np.ndarray:
