@@ -25,7 +25,7 @@ from qra_search.trials import TrialLog
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path)
-    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--compute", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)

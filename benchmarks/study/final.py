@@ -60,7 +60,7 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--task", default="gsm8k")
     parser.add_argument(
         "--plans-of", metavar="TASK", help="tune the plans found on this task instead: what carries over"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,13 @@ MORE = (
     Uniform("hqq", 8, 8),
 )
 """Tuned with every seed after those; other beginnings at the best rate of each on validation rows (`pace.py`)."""
+
+
+def data_folder(text: str) -> str:
+    """The folder named on the command line."""
+    if not Path(text).is_dir():
+        raise ArgumentTypeError(f"{text} is not a folder: give the one with gsm8k_train.jsonl and the others")
+    return text
 
 
 def settings(task: str) -> TrainingConfig:

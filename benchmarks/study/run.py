@@ -53,13 +53,11 @@ PIECES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and the others")
+    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pieces", type=int, help="only the first so many")
     options = parser.parse_args()
-    if not Path(options.data).is_dir():
-        parser.error(f"{options.data} is not a folder: give the one with gsm8k_train.jsonl and the others")
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for script, *arguments in PIECES[: options.pieces]:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]

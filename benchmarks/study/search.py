@@ -46,7 +46,7 @@ class Pieces(Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--task", default="gsm8k")
     parser.add_argument("--strategy", default="qra")
     parser.add_argument("--granularity", default="module", choices=["module", "layer", "fused"])
