@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 __all__ = ["QuantizedLoRAEvaluator", "load"]
 
@@ -17,7 +17,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Any:
     Raises:
         ValueError: no tuned plan there, or the model's weights are not those that it was made for.
     """
-    from qra_eval.finetune import load as load_tuned
+    from qra_eval.tuning.final import load as load_tuned
 
     return load_tuned(run, device=device)
 
@@ -25,7 +25,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Any:
 def __getattr__(name: str) -> Any:
     """The evaluator, imported when it is first asked for: it brings torch, which the landscapes do without."""
     if name == "QuantizedLoRAEvaluator":
-        from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+        from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
         return QuantizedLoRAEvaluator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

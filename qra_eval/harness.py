@@ -125,7 +125,7 @@ class Harness:
         Args:
             model: as `qra_eval.models.load_model` takes it.
         """
-        from qra_eval.models import load_model
+        from qra_eval.models.load import load_model
 
         loaded = load_model(model)
         return self._scored(loaded.model, loaded.tokenizer)

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
-    from qra_search.memory import BudgetTooSmall, GroupwiseFormat, MemoryModel, StorageFormat
-    from qra_search.result import Candidate, SearchResult
-    from qra_search.space import Group, Linear, Plan, SearchSpace
-    from qra_search.strategies import Strategy, StudyState
-    from qra_search.study import Callback, Study, search
-    from qra_search.trials import Proposal, Trial, TrialLog
+    from qra_search.log import Proposal, StudyState, Trial, TrialLog
+    from qra_search.space import (
+        BudgetTooSmall,
+        Group,
+        GroupwiseFormat,
+        Linear,
+        MemoryModel,
+        Plan,
+        SearchSpace,
+        StorageFormat,
+    )
+    from qra_search.strategies import Strategy
+    from qra_search.study import Callback, Candidate, SearchResult, Study
+    from qra_search.workflow import search
 
 __all__ = [
     "BudgetTooSmall",
@@ -41,13 +49,14 @@ __all__ = [
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
     "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Prior"),
-    "memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
-    "result": ("Candidate", "SearchResult"),
-    "space": ("Group", "Linear", "Plan", "SearchSpace"),
-    "strategies": ("Strategy", "StudyState"),
-    "study": ("Callback", "Study", "search"),
-    "trials": ("Proposal", "Trial", "TrialLog"),
-}
+    "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
+    "space": (
+        "BudgetTooSmall", "Group", "GroupwiseFormat", "Linear", "MemoryModel", "Plan", "SearchSpace", "StorageFormat"
+    ),
+    "strategies": ("Strategy",),
+    "study": ("Callback", "Candidate", "SearchResult", "Study"),
+    "workflow": ("search",),
+}  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 

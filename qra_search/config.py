@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from qra_search.budgets import check_size
 from qra_search.plainyaml import read_yaml
-from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS
+from qra_search.space.sizes import check_size
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
 

@@ -60,7 +60,7 @@ def run_command(words: list[str]) -> None:
 
 def build_world(folder: Path) -> None:
     """Data, a model folder, and the runs `runs/a` (tuned) and `runs/b`, below the working folder."""
-    from qra_eval.models import load_model
+    from qra_eval.models.load import load_model
     from qra_eval.tasks import make_task
 
     examples = make_task("arithmetic", seed=1).split("calibration")[:400]

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import torch
 
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import word_tokenizer
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import word_tokenizer
 
 WORDS = ["the cat sat on the mat", "a theory of the other", "Question: 12 + 34 = 46"]
 

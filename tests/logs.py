@@ -9,7 +9,7 @@ from pathlib import Path
 from fakes import AdditiveEvaluator
 
 from qra_search import TrialLog, search
-from qra_search.walfile import wal_path
+from qra_search.log.walfile import wal_path
 
 OPTIONS = {"strategy": "random", "evaluations": 12, "memory_budget": None}
 

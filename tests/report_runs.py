@@ -7,9 +7,10 @@ from pathlib import Path
 
 from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, Prior, SearchSpace, Study
 from qra_search.config import make_config
-from qra_search.runs import RunFolder
-from qra_search.strategies import Strategy, StudyState
-from qra_search.trials import Proposal
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.runs.folder import RunFolder
+from qra_search.strategies import Strategy
 
 EVIL = "</script><script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 

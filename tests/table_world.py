@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.evaluation import Prior
+from qra_search.contracts.scenarios import toy_space
+from qra_search.evaluation.prior import Prior
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.table import Rows
-from qra_search.toys import toy_space
 
 NOISE = 0.002
 

@@ -15,10 +15,10 @@ SCRIPT = Path(__file__).with_name("without_library.py")
 
 NEEDS = {
     # library: (distribution, modules that import it at the top, backends, strategies)
-    "hqq": ("hqq", {"qra_backends.hqq_linear"}, {"hqq", "mixed"}, set()),
-    "bitsandbytes": ("bitsandbytes", {"qra_backends.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
+    "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
+    "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
     "torchao": ("torchao", set(), {"torchao"}, set()),
-    "gptqmodel": ("gptqmodel", {"qra_backends.gptqmodel_linear"}, {"gptqmodel"}, set()),
+    "gptqmodel": ("gptqmodel", {"qra_backends.libraries.gptqmodel_linear"}, {"gptqmodel"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "ray": ("ray", set(), set(), set()),

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
 
 BACKENDS = ("hqq", "reference", "reference-gptq")

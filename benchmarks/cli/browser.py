@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--screenshots", type=Path, help="folder for PNG files; default: none are made")
     options = parser.parse_args()
-    from qra_search.report.page import write_page
-    from qra_search.runs import RunFolder
+    from qra_search.report.html.page import write_page
+    from qra_search.runs.folder import RunFolder
 
     browser = _tests()
     if browser.BROWSER is None or browser.AXE is None:

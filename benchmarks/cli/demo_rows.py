@@ -1,6 +1,6 @@
 """Appends what a demo found, and the uniform plans beside it, to the rows that the docs' figure is drawn from.
 
-    qra demo --out runs/demo && python benchmarks/cli/demo_rows.py runs/demo "qra demo"
+qra demo --out runs/demo && python benchmarks/cli/demo_rows.py runs/demo "qra demo"
 """
 
 from __future__ import annotations

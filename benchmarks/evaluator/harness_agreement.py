@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from qra_eval.harness import Harness
-from qra_eval.models import load_model
+from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
 from qra_eval.tasks.files import folder_rows
 

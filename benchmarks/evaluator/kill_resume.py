@@ -65,7 +65,7 @@ def main() -> None:
 
 def save_model(name: str, folder: Path) -> Path:
     """The model as an ordinary folder of safetensors and tokenizer files."""
-    from qra_eval.models import load_model
+    from qra_eval.models.load import load_model
 
     if not (folder / "config.json").is_file():
         loaded = load_model(name)

@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from qra_eval.evaluators.recorded import Record, RecordedEvaluator, read_record
 from qra_eval.landscapes.noise import generator
-from qra_eval.recorded import Record, RecordedEvaluator, read_record
 from qra_search.bench.cell import best_uniform
 from qra_search.bench.tasks import task_budgets
-from qra_search.evaluation import Evaluation, Prior
-from qra_search.result import SearchResult
-from qra_search.space import Plan
-from qra_search.study import Study
+from qra_search.evaluation.evaluator import Evaluation
+from qra_search.evaluation.prior import Prior
+from qra_search.space.space import Plan
+from qra_search.study.result import SearchResult
+from qra_search.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
-from qra_eval.peak import step_memory
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.costs.peak_memory import step_memory
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
-from qra_search.space import Plan
+from qra_search.space.space import Plan
 
 PLANS = {"2 bits, rank 4": (2, 4), "3 bits, rank 8": (3, 8), "8 bits, rank 32": (8, 32), "mixed": (0, 0)}
 BATCHES = (2, 8)

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qra_eval import training
-from qra_eval.prior import PRIOR_ROWS
-from qra_eval.quantized_lora import build
-from qra_eval.sensitivity import degrade_groups
+from qra_eval.evaluators.quantized_lora import build
+from qra_eval.prior.kept import PRIOR_ROWS
+from qra_eval.prior.measure import degrade_groups
+from qra_eval.tuning import training
+from qra_search.bench.rank_correlation import correlation
 from qra_search.cli.common import pair
 from qra_search.config import make_config
-from qra_search.fidelity import correlation
-from qra_search.memory import UNQUANTIZED_BITS
-from qra_search.space import Plan
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Plan
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qra_search.budgets import size_in
+from qra_search.bench.rank_correlation import RankCorrelation, by_prior, correlation, plans_of_like_size
 from qra_search.cli.common import pair
 from qra_search.config import RunConfig, make_config
-from qra_search.evaluation import EvaluationFailed
-from qra_search.fidelity import RankCorrelation, by_prior, correlation, plans_of_like_size
-from qra_search.space import SearchSpace
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.space.sizes import size_in
+from qra_search.space.space import SearchSpace
 
 REPLICATE = 1
 """Seed of the second full evaluation; all others have seed 0."""
@@ -57,7 +57,7 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
     """Make the evaluations that the records lack, plan by plan, and append each to the file."""
     import torch
 
-    from qra_eval.quantized_lora import build
+    from qra_eval.evaluators.quantized_lora import build
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qra_eval.calibration import Hessians
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.quantized_model import CALIBRATION_ROWS
-from qra_eval.training import Row, bucketed
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.calibration import Hessians
+from qra_eval.quantized.model import CALIBRATION_ROWS
+from qra_eval.tuning.training import Row, bucketed
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
-from qra_search.space import Plan
+from qra_search.space.space import Plan
 
 PLANS = ((3, 8), (4, 4))
 WARM = """
@@ -106,7 +106,7 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
     from peft import LoraConfig, get_peft_model
     from qra_backends import make_backend
 
-    from qra_eval.models import find_linears, load_model
+    from qra_eval.models.load import find_linears, load_model
     from qra_eval.tasks import make_task
 
     transformers.logging.set_verbosity_error()

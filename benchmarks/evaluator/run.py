@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qra_eval import adapters, training
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized import adapters
+from qra_eval.tuning import training
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
 
@@ -172,7 +173,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from qra_eval.models import find_linears, load_model
+    from qra_eval.models.load import find_linears, load_model
 
     transformers.logging.set_verbosity_error()
     model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model

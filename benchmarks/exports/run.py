@@ -83,9 +83,9 @@ def key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
     """A plan of mixed bits and ranks on a backend, tuned briefly."""
-    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
-    from qra_search.space import Plan
+    from qra_search.space.space import Plan
 
     evaluator = QuantizedLoRAEvaluator(
         "smollm2",
@@ -102,11 +102,11 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
 
 def tune_tiny(family: str, folder: Path, model: Path) -> None:
     """The same for a random model of a few thousand weights, in float32, on the backend reference."""
-    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-    from qra_eval.testing import tiny_config_model
-    from qra_eval.tiny import byte_tokenizer
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.models.families import tiny_config_model
+    from qra_eval.models.tiny import byte_tokenizer
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
-    from qra_search.space import Plan
+    from qra_search.space.space import Plan
 
     more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
     tiny_config_model(family, normalised=False, **more).save_pretrained(model)

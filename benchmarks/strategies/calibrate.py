@@ -9,7 +9,8 @@ what is printed as constants stands there. `--check` asks the landscapes to look
 evaluated on landscapes, the same fit is made, and the error that it leaves is compared with that on the real log.
 
 The second for the family `calibrated`: the logs are those of searches with one choice a module, exported as JSONL. The
-surrogate of `qra_eval.recorded` is fitted to them, and what it says of layers and kinds of modules is printed.
+surrogate of `qra_eval.evaluators.recorded` is fitted to them, and what it says of layers and kinds of modules is
+printed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
+from qra_eval.evaluators.landscape import make_landscape
+from qra_eval.evaluators.recorded import Record, RecordedEvaluator, read_record
 from qra_eval.landscapes import FAMILIES, measured
-from qra_eval.recorded import Record, RecordedEvaluator, read_record
-from qra_eval.surrogate import make_landscape
 
 NAMES = ("GAIN", "GAIN_RANK", "REPAIR_POWER", "REPAIR_RANK", "FOUR_BITS", "SHRINK_3", "CAP")
 START = np.array([0.65, 2.2, 0.5, 2.0, 0.11, 0.75, 12.0])

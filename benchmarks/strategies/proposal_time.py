@@ -20,13 +20,14 @@ from statistics import median
 
 import numpy as np
 
-from qra_eval.surrogate import Landscape, make_landscape
+from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.bench.run import environment
 from qra_search.bench.tasks import parse_strategy, task_budgets
-from qra_search.strategies import StudyState
-from qra_search.strategies.additive import additive_plan, prior_table
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.random import repair
-from qra_search.trials import Proposal, Trial
+from qra_search.surrogates.prior_table import prior_table
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
 REPEATS = 3

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.training import IGNORED, Trained, rate_at
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tuning.training import IGNORED, Trained, rate_at
 
 
 def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> tuple[Any, Trained]:
     """A dense copy of the model at `bits`, tuned by AdaLoRA under the evaluator's settings."""
     from peft import AdaLoraConfig, get_peft_model
 
-    from qra_eval.models import load_model
+    from qra_eval.models.load import load_model
 
     settings = evaluator.settings
     batches = evaluator.batches(settings.final_steps, seed)

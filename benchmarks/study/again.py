@@ -16,10 +16,10 @@ from pathlib import Path
 import protocol
 import torch
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
-from qra_search.logtools import import_jsonl
-from qra_search.trials import TrialLog
+from qra_search.log.logtools import import_jsonl
+from qra_search.log.trial_log import TrialLog
 
 
 def main() -> None:

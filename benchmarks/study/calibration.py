@@ -18,8 +18,8 @@ import protocol
 import torch
 from scipy.stats import spearmanr
 
-from qra_eval import prior as priors
-from qra_eval import quantized_model
+from qra_eval.prior import kept as priors
+from qra_eval.quantized import model as quantized_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 QUANTIZER_ROWS = (128, 32, 512)

@@ -21,9 +21,9 @@ import adalora
 import protocol
 import torch
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.training import Trained, row_losses
-from qra_search.space import Plan
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tuning.training import Trained, row_losses
+from qra_search.space.space import Plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 

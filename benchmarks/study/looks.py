@@ -14,10 +14,10 @@ import numpy as np
 import protocol
 from scipy.stats import spearmanr
 
-from qra_search.evaluation import Prior
-from qra_search.logtools import import_jsonl
-from qra_search.recorded import recorded_space
-from qra_search.trials import TrialLog
+from qra_search.evaluation.prior import Prior
+from qra_search.log.logtools import import_jsonl
+from qra_search.log.recorded import recorded_space
+from qra_search.log.trial_log import TrialLog
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 

@@ -18,7 +18,7 @@ import protocol
 import torch
 from final import tuned
 
-from qra_eval.training import row_losses
+from qra_eval.tuning.training import row_losses
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 CASES = (

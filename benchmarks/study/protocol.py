@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
-from qra_search.space import Plan, SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"

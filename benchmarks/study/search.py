@@ -18,12 +18,15 @@ from pathlib import Path
 import protocol
 import torch
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.logtools import export_jsonl
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.log.logtools import export_jsonl
+from qra_search.log.trial import Trial
+from qra_search.log.trial_log import TrialLog
 from qra_search.strategies import make_strategy
-from qra_search.strategies.additive import additive_plan, flat_prior, prior_table
-from qra_search.study import Callback, Study
-from qra_search.trials import Trial, TrialLog
+from qra_search.strategies.additive import additive_plan
+from qra_search.study.callbacks import Callback
+from qra_search.study.study import Study
+from qra_search.surrogates.prior_table import flat_prior, prior_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 SENSITIVITY = "sensitivity"

@@ -31,15 +31,15 @@ if "--atheris" in sys.argv:  # before what it is to see
 else:
     seen = nullcontext()
 with seen:
-    from qra_eval.gguf_reader import read_gguf
+    from qra_eval.models.gguf_reader import read_gguf
     from qra_eval.tasks import make_task
     from qra_search import Plan, TrialLog, search
-    from qra_search.budgets import size_in
     from qra_search.config import ConfigError, RunConfig, dump_config, load_config
-    from qra_search.logtools import check, export_jsonl, import_jsonl
-    from qra_search.result import plan_from_dict, plan_to_dict
-    from qra_search.toys import ToyEvaluator
-    from qra_search.trials import LogMismatch
+    from qra_search.contracts.scenarios import ToyEvaluator
+    from qra_search.log.logtools import check, export_jsonl, import_jsonl
+    from qra_search.log.trial_log import LogMismatch
+    from qra_search.space.serialization import plan_from_dict, plan_to_dict
+    from qra_search.space.sizes import size_in
 
 HANG = 10.0
 SPACE = ToyEvaluator().space

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_search import Callback, TrialLog, search  # noqa: E402
-from qra_search.logtools import check  # noqa: E402
-from qra_search.toys import ToyEvaluator  # noqa: E402
+from qra_search.contracts.scenarios import ToyEvaluator  # noqa: E402
+from qra_search.log.logtools import check  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 16, "batch": 3, "seed": 2}
 

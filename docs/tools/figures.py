@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from qra_search.report.colors import ORIGINS, ORIGINS_DARK, ramp, text_on
-from qra_search.report.svg import Scale, Size, axes, line, mark, path, symbols, text
+from qra_search.report.html.svg import Scale, Size, axes, line, mark, path, symbols, text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from qra_search.runs import RunFolder
-from qra_search.trials import TrialLog
+from qra_search.log.trial_log import TrialLog
+from qra_search.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, LINES = 112, 30

@@ -1,7 +1,7 @@
 """Exports of a tuned plan to the formats of other tools, and plans imported from theirs."""
 
 from qra_eval.export.base import Exported, Exporter, ExportRefused, check, export, formats, make_exporter
-from qra_search.imports import Imported, import_plan, importers
+from qra_search.exchange.plans import Imported, import_plan, importers
 
 __all__ = [
     "ExportRefused",

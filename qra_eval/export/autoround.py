@@ -9,7 +9,7 @@ from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.grids import group_that_divides
 from qra_eval.export.shards import target_bits
 from qra_eval.export.tuned import TunedRun
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 GROUP_SIZE = 128
 WIDTHS = (2, 3, 4, 8)

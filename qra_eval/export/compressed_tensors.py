@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import bitpack
+from qra_backends.reference import bitpack
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
 from qra_eval.export.shards import target_bits
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 WIDTHS = bitpack.WIDTHS
 DEFAULT_WIDTHS = (4, 8)

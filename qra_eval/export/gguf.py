@@ -23,7 +23,7 @@ from qra_eval.export.gguf_names import (
 )
 from qra_eval.export.grids import Affine
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
 QWEN3_HEAD = 128

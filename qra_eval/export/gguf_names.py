@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.gguf_model import PERMUTED
+from qra_eval.models.gguf_model import PERMUTED
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type to llama.cpp's architecture."""
@@ -148,8 +148,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
 
 
 def _source_splits(run: TunedRun) -> str | None:
-    from qra_eval.gguf_reader import read_gguf
-    from qra_eval.models import gguf_source
+    from qra_eval.models.gguf_reader import read_gguf
+    from qra_eval.models.load import gguf_source
 
     file = gguf_source(run.spec)
     return None if file is None else read_gguf(file).metadata.get("tokenizer.ggml.pre")

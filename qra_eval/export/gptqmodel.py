@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import bitpack
+from qra_backends.reference import bitpack
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
 from qra_eval.export.shards import target_bits
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 GROUP_SIZE = 64
 MULTIPLE = 32

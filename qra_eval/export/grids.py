@@ -187,8 +187,8 @@ def _exact(values: Tensor, dtype: torch.dtype) -> bool:
 
 # -- what each backend stores --------------------------------------------------------------------
 def _packed(module: Any) -> Affine | None:
-    from qra_backends import bitpack
-    from qra_backends.packed import GROUP_DTYPE
+    from qra_backends.reference import bitpack
+    from qra_backends.reference.packed import GROUP_DTYPE
 
     if module.in_features % module.group_size and module.group_size < module.in_features:
         return None  # a shorter last group

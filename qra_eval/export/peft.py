@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.tuned import TunedRun
-from qra_eval.finetune import BASE_FILE, PLAN_FILE
+from qra_eval.tuning.final import BASE_FILE, PLAN_FILE
 
 README = """---
 library_name: peft
@@ -60,7 +60,7 @@ class PEFTExporter(Exporter):
         return []
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        from qra_eval import finetune
+        from qra_eval.tuning import final as finetune
 
         write_adapter(run, out / "adapter", pad_ranks=self.pad_ranks)
         for name in (BASE_FILE, PLAN_FILE):

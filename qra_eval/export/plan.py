@@ -7,11 +7,11 @@ from pathlib import Path
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.tuned import TunedRun
-from qra_eval.finetune import PLAN_FILE
+from qra_eval.tuning.final import PLAN_FILE
 
 
 class PlanExporter(Exporter):
-    """Bits and rank of every group, with its linears; see `qra_search.result.plan_to_dict`."""
+    """Bits and rank of every group, with its linears; see `qra_search.space.serialization.plan_to_dict`."""
 
     name = "plan"
     summary = "plan.json: bits and rank of every group"

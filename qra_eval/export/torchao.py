@@ -10,7 +10,7 @@ from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.grids import group_that_divides
 from qra_eval.export.shards import target_bits
 from qra_eval.export.tuned import TunedRun
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 CONFIG_FILE, SNIPPET_FILE = "fqn_to_config.json", "quantize.py"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval import finetune
-from qra_eval.embeddings import dequantize_embeddings
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_eval.models.embeddings import dequantize_embeddings
+from qra_eval.tuning import final as finetune
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from qra_backends import Backend
@@ -59,7 +59,7 @@ class Factors:
 
 
 class TunedRun:
-    """What `qra_eval.finetune.save` left in a folder; the model is loaded when it is first needed, and kept.
+    """What `qra_eval.tuning.final.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Raises:
         ValueError: there is no tuned plan in the folder.
@@ -124,7 +124,7 @@ class TunedRun:
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        from qra_eval.models import find_linears, load_model
+        from qra_eval.models.load import find_linears, load_model
 
         shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
         return tuple(
@@ -240,9 +240,9 @@ class TunedRun:
     def plain_state(self, weight: Callable[[Chosen], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for the searched linears.
 
-        Undoes `qra_eval.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
+        Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        from qra_eval.linears import _is_conv1d, _is_stacked
+        from qra_eval.models.linears import _is_conv1d, _is_stacked
 
         own = {linear.name: linear for linear in self.linears}
         rest = self.base.state_dict()

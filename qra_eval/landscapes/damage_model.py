@@ -21,9 +21,9 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import least_squares, minimize
 
 from qra_eval.landscapes import measured
-from qra_search.evaluation import Prior
-from qra_search.space import SearchSpace
-from qra_search.strategies.additive import flat_prior
+from qra_search.evaluation.prior import Prior
+from qra_search.space.space import SearchSpace
+from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR, SHARE = 0.006, 0.05
 """Error of a loss that the fit of the constants assumes: in nats, and as a share of the rise above the best."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.shapes import KINDS
-from qra_search.space import SearchSpace
+from qra_search.space.space import SearchSpace
 
 DEPTH_JITTER = 3
 """A layer takes the measured damage of a real layer at most so many places away."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 UNTUNED = 1.6261
 """Loss of the undegraded model without any tuning."""

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from qra_search import knapsack
-from qra_search.space import Plan, SearchSpace
+from qra_search.space import knapsack
+from qra_search.space.space import Plan, SearchSpace
 
 RESTARTS = 4
 KICK = 0.15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qra_search.space import DEFAULT_BITS, DEFAULT_RANKS, Group, Linear, SearchSpace
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Group, Linear, SearchSpace
 
 
 @dataclass(frozen=True)

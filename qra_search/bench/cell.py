@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
-from qra_search.result import SearchResult
-from qra_search.space import Plan
-from qra_search.strategies import Estimates, Strategy, StudyState
-from qra_search.strategies.additive import prior_table
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.space.space import Plan
+from qra_search.strategies import Estimates, Strategy
 from qra_search.strategies.random import random_plan
-from qra_search.study import Callback, Study
-from qra_search.trials import Proposal, Trial
+from qra_search.study.callbacks import Callback
+from qra_search.study.result import SearchResult
+from qra_search.study.study import Study
+from qra_search.surrogates.prior_table import prior_table
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at."""

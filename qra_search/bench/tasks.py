@@ -13,7 +13,7 @@ import yaml
 
 from qra_search import plugins
 from qra_search.config import make_config
-from qra_search.space import Plan, SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")

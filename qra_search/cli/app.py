@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from qra_search.cli import demo, doctor, finetune, lists, logs, looking, profile, search
+from qra_search.cli import demo, doctor, finetune, lists, logs, profile, search
+from qra_search.cli import look as looking
 from qra_search.cli.bench import bench
 from qra_search.cli.evaluate import evaluate
 from qra_search.cli.export import export

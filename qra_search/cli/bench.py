@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import bad_input
+from qra_search.errors import bad_input
 
 bench = typer.Typer(help="Compare search strategies.", no_args_is_help=False)
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qra_search.cli.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qra_search.config import RunConfig
-    from qra_search.evaluation import Evaluator
-    from qra_search.report.live import View
-    from qra_search.space import Plan, SearchSpace
+    from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.report.terminal.live import View
+    from qra_search.space.space import Plan, SearchSpace
 
 PIPE_WIDTH = 120
 """Columns of tables that do not go to a terminal."""
@@ -205,8 +205,9 @@ def read_plan(space: SearchSpace, path: Path) -> Plan:
     Raises:
         BadInput: no such file, no plan, or one of another space.
     """
-    from qra_search.result import plan_from_dict
-    from qra_search.runs import RunFolder, read_json
+    from qra_search.files import read_json
+    from qra_search.runs.folder import RunFolder
+    from qra_search.space.serialization import plan_from_dict
 
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():

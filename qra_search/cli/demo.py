@@ -46,8 +46,8 @@ def demo(
     from qra_search.cli.search import opened, search_with
     from qra_search.config import make_config
     from qra_search.report import words
-    from qra_search.report.live import make_view
-    from qra_search.runs import RunFolder
+    from qra_search.report.terminal.live import make_view
+    from qra_search.runs.folder import RunFolder
 
     packaged = importlib.util.find_spec(MODEL_PACKAGE) is not None
     config = make_config(DEMO if packaged else TINY, dict(map(common.pair, sets or [])), source="options")

@@ -127,13 +127,13 @@ def _devices() -> Iterator[Finding]:
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        from qra_search.memory import format_bytes
+        from qra_search.space.memory import format_bytes
 
         yield Finding("ok", f"device cuda:{i}", f"{properties.name}, {format_bytes(properties.total_memory)}")
 
 
 def _machine() -> Iterator[Finding]:
-    from qra_search.memory import format_bytes
+    from qra_search.space.memory import format_bytes
 
     flags = _cpu_flags()
     known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if f in flags]

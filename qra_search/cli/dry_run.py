@@ -10,8 +10,8 @@ from qra_search.cli import common
 
 if TYPE_CHECKING:
     from qra_search.config import RunConfig
-    from qra_search.evaluation import Evaluator
-    from qra_search.report.live import View
+    from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.report.terminal.live import View
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
@@ -40,8 +40,8 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
     Raises:
         BadInput: a budget that no plan fits.
     """
-    from qra_search.cli.errors import bad_input
-    from qra_search.study import resolve_budgets, uniform_design
+    from qra_search.errors import bad_input
+    from qra_search.study.study import resolve_budgets, uniform_design
 
     space = evaluator.space
     with bad_input():
@@ -88,8 +88,8 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     from rich.table import Table
 
     from qra_search.config import dump_config
-    from qra_search.memory import format_bytes
     from qra_search.report.words import duration, evaluations_text
+    from qra_search.space.memory import format_bytes
 
     console = common.stdout()
     console.print("[bold]Config, as resolved[/]")

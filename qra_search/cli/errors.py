@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+
+from qra_search.errors import BadInput, describe
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK = "QRA_TRACEBACK"
-
-
-class BadInput(ValueError):
-    """What the user gave cannot be used; the message says what it is, what is allowed, and how to mend it."""
-
-
-@contextmanager
-def bad_input() -> Iterator[None]:
-    """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise BadInput(describe(error)) from error
 
 
 def run_safely(arguments: list[str]) -> int:
@@ -61,34 +48,20 @@ def run_safely(arguments: list[str]) -> int:
 
 def status_of(error: BaseException) -> int:
     """2 where the user can mend it by giving something else, 1 where the run failed."""
-    from qra_search.memory import BudgetTooSmall
+    from qra_search.log.trial_log import LogMismatch
     from qra_search.plugins import UnknownName
-    from qra_search.trials import LogMismatch
+    from qra_search.space.memory import BudgetTooSmall
 
     mendable: tuple[type[BaseException], ...] = (BadInput, BudgetTooSmall, UnknownName, LogMismatch)
     if "qra_search.config" in sys.modules:
         from qra_search.config import ConfigError
 
         mendable += (ConfigError,)
-    if "qra_search.runs" in sys.modules:
-        from qra_search.runs import NoRun, RunExists
+    if "qra_search.runs.folder" in sys.modules:
+        from qra_search.runs.folder import NoRun, RunExists
 
         mendable += (NoRun, RunExists)
     return BAD_INPUT if isinstance(error, mendable) else FAILED
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line: its message where it is one of ours, else with its type before it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
-        return f"{text}: install it with pip, or choose another backend, task or evaluator"
-    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename is not None:
-        return f"{error.filename}: a file is in the way, a folder is needed there: give another place"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
-    if isinstance(error, (ValueError, RuntimeError)) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 _HINT = f" (set {TRACEBACK}=1 to see where)"
@@ -96,8 +69,8 @@ _HINT = f" (set {TRACEBACK}=1 to see where)"
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the message says all there is to say: it was written for the user."""
-    from qra_search.evaluation import EvaluationFailed
-    from qra_search.study import StudyFailed
+    from qra_search.evaluation.evaluator import EvaluationFailed
+    from qra_search.study.study import StudyFailed
 
     return isinstance(error, (StudyFailed, EvaluationFailed))
 

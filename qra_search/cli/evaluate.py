@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import BadInput, bad_input
 from qra_search.cli.finetune import AGAINST
+from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
-    from qra_search.report.live import View
-    from qra_search.runs import RunFolder
-    from qra_search.space import Plan
+    from qra_search.report.terminal.live import View
+    from qra_search.runs.folder import RunFolder
+    from qra_search.space.space import Plan
 
 FORMAT = "qra-evaluate/1"
 FILE = "evaluate.json"
@@ -64,9 +64,9 @@ def evaluate(
         qra evaluate runs/a --tasks arc_easy,gsm8k --data my-data --against best
     """
     from qra_search import plugins
-    from qra_search.report.live import make_view
-    from qra_search.result import write_json
-    from qra_search.runs import RunFolder, read_json
+    from qra_search.files import read_json, write_json
+    from qra_search.report.terminal.live import make_view
+    from qra_search.runs.folder import RunFolder
 
     if against not in AGAINST:
         raise typer.BadParameter(f"{against!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
@@ -113,15 +113,13 @@ def evaluate(
 
 def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[tuple[Plan, Path]]:
     """Uniform plans with the folders of their tuned models, tuned here where they are not there yet."""
-    from qra_search.final import opponents
-    from qra_search.memory import level_name
+    from qra_search.runs.final_test import opponents
+    from qra_search.space.memory import level_name
 
     result = folder.result()
     limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
     others = [p for p in opponents(result.space, limit, against, result) if p != plan]
-    places = [
-        (p, folder.path / BASELINES / f"uniform-{level_name(p.bits[0])}-bits-rank-{p.ranks[0]}") for p in others
-    ]
+    places = [(p, folder.path / BASELINES / f"uniform-{level_name(p.bits[0])}-bits-rank-{p.ranks[0]}") for p in others]
     missing = [(p, place) for p, place in places if p.ranks[0] > 0 and not (place / "plan.json").is_file()]
     if missing:
         config = folder.config()
@@ -138,9 +136,9 @@ def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from qra_search.memory import format_bytes
     from qra_search.report.words import plan_name
-    from qra_search.space import Plan
+    from qra_search.space.memory import format_bytes
+    from qra_search.space.space import Plan
 
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("model")

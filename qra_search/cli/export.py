@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input
 
 
 def export(

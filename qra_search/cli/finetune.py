@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
     from qra_search.config import RunConfig
-    from qra_search.evaluation import Evaluator
-    from qra_search.final import Tested
-    from qra_search.report.live import View
-    from qra_search.runs import RunFolder
-    from qra_search.space import Plan
+    from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.report.terminal.live import View
+    from qra_search.runs.final_test import Tested
+    from qra_search.runs.folder import RunFolder
+    from qra_search.space.space import Plan
 
 AGAINST = ("all", "best", "none")
 
@@ -69,8 +69,8 @@ def finetune(
 
         qra finetune runs/a --against all
     """
-    from qra_search.report.live import make_view
-    from qra_search.runs import RunFolder
+    from qra_search.report.terminal.live import make_view
+    from qra_search.runs.folder import RunFolder
 
     if against not in AGAINST:
         raise typer.BadParameter(f"{against!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
@@ -104,7 +104,7 @@ def tune_with(
         BadInput: the evaluator cannot tune.
     """
     from qra_search.cli.search import write_report
-    from qra_search.final import compare_on_test, opponents
+    from qra_search.runs.final_test import compare_on_test, opponents
 
     common.require_tuning(evaluator, config)
     result = folder.result()
@@ -129,8 +129,8 @@ def tune_with(
 
 def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
     """The finding, the table of the comparison, and what to do next."""
-    from qra_search.cli.tables import next_steps, tested_table
     from qra_search.report import words
+    from qra_search.report.terminal.tables import next_steps, tested_table
 
     console = common.stdout()
     console.print(f"\n[bold]{words.headline(words.finding(folder.result(), tested))}[/]\n")
@@ -141,8 +141,8 @@ def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
 
 def tested_text(tested: Tested) -> str:
     """A tuned plan in one line."""
-    from qra_search.memory import format_bytes
     from qra_search.report import words
+    from qra_search.space.memory import format_bytes
 
     metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
     return (
@@ -152,7 +152,7 @@ def tested_text(tested: Tested) -> str:
 
 
 def _chosen(folder: RunFolder, plan: Path | None, memory: str | None) -> Plan:
-    from qra_search.budgets import size_in
+    from qra_search.space.sizes import size_in
 
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")

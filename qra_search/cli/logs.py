@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import FAILED, OK, bad_input
+from qra_search.cli.errors import FAILED, OK
+from qra_search.errors import bad_input
 
 LogPath = Annotated[
     Path, typer.Argument(metavar="LOG", help="A trials.sqlite, or the folder of a run.", show_default=False)
@@ -36,8 +37,8 @@ def check_log(
 
         qra log check runs/a --salvage runs/b/trials.sqlite
     """
-    from qra_search.logtools import check
-    from qra_search.salvage import salvage
+    from qra_search.log.logtools import check
+    from qra_search.log.salvage import salvage
 
     with bad_input():
         report = check(_file(path))
@@ -58,7 +59,10 @@ def export_log(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", show_default=False,
+            "--out",
+            "-o",
+            metavar="FILE",
+            show_default=False,
             help="Where to write; a name ending in .parquet gets a table. Default: JSON lines to stdout.",
         ),
     ] = None,  # fmt: skip
@@ -71,8 +75,8 @@ def export_log(
 
         qra log export runs/a --out a.jsonl
     """
-    from qra_search.logtools import export_jsonl, export_parquet
-    from qra_search.trials import TrialLog
+    from qra_search.log.logtools import export_jsonl, export_parquet
+    from qra_search.log.trial_log import TrialLog
 
     with bad_input(), TrialLog(_existing(path)) as log:
         if out is None:
@@ -97,7 +101,7 @@ def import_log(
 
         qra log import a.jsonl --out runs/b/trials.sqlite
     """
-    from qra_search.logtools import import_jsonl, lines_of
+    from qra_search.log.logtools import import_jsonl, lines_of
 
     with bad_input(), source.open(encoding="utf-8", errors="replace") as file:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +123,7 @@ def merge_logs(
 
         qra log merge runs/a runs/b --out runs/all/trials.sqlite
     """
-    from qra_search.logtools import merge
+    from qra_search.log.logtools import merge
 
     with bad_input():
         files = [_existing(path) for path in paths]
@@ -132,13 +136,13 @@ def merge_logs(
 
 
 def _file(path: Path) -> Path:
-    from qra_search.runs import RunFolder
+    from qra_search.runs.folder import RunFolder
 
     return RunFolder(path).log_file if path.is_dir() else path
 
 
 def _existing(path: Path) -> Path:
-    from qra_search.trials import LogMismatch
+    from qra_search.log.trial_log import LogMismatch
 
     file = _file(path)
     if not file.is_file():

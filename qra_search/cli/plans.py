@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
-    from qra_search.space import Plan, SearchSpace
+    from qra_search.space.space import Plan, SearchSpace
 
 plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
 
@@ -38,7 +38,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
     if as_json:
         common.emit({"differences": rows, "first_bytes": _total(first), "second_bytes": _total(second)})
         return
-    from qra_search.memory import format_bytes
+    from qra_search.space.memory import format_bytes
 
     for row in rows:
         before, after = (_text(row[side]) for side in ("first", "second"))
@@ -70,8 +70,8 @@ def check(
 
         qra plan check plan.json --run runs/a --memory 108MiB
     """
-    from qra_search.budgets import describe_size, size_in
-    from qra_search.memory import format_bytes
+    from qra_search.space.memory import format_bytes
+    from qra_search.space.sizes import describe_size, size_in
 
     space = _space(plan, run)
     found = common.read_plan(space, plan)
@@ -115,8 +115,9 @@ def edit(
 
         qra plan edit runs/a --set '*.v_proj=8:16' --out mine.json
     """
-    from qra_search.budgets import describe_size
-    from qra_search.result import plan_to_dict, write_json
+    from qra_search.files import write_json
+    from qra_search.space.serialization import plan_to_dict
+    from qra_search.space.sizes import describe_size
 
     space = _space(plan, run)
     changed = common.read_plan(space, plan)
@@ -162,9 +163,10 @@ def import_(
 
         qra plan import bits.txt --from evopress --run runs/a --out mine.json
     """
-    from qra_search.budgets import describe_size
-    from qra_search.imports import import_plan
-    from qra_search.result import plan_to_dict, write_json
+    from qra_search.exchange.plans import import_plan
+    from qra_search.files import write_json
+    from qra_search.space.serialization import plan_to_dict
+    from qra_search.space.sizes import describe_size
 
     space = _space(run, run)
     with bad_input():
@@ -180,8 +182,8 @@ def import_(
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
-    from qra_search.memory import parse_level
-    from qra_search.space import Plan
+    from qra_search.space.memory import parse_level
+    from qra_search.space.space import Plan
 
     pattern, equals, choice = change.rpartition("=")
     bits_text, colon, rank_text = choice.partition(":")
@@ -203,9 +205,9 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
 
 
 def _space(plan: Path, run: Path | None) -> SearchSpace:
-    from qra_search.recorded import recorded_space
-    from qra_search.runs import RunFolder
-    from qra_search.trials import TrialLog
+    from qra_search.log.recorded import recorded_space
+    from qra_search.log.trial_log import TrialLog
+    from qra_search.runs.folder import RunFolder
 
     folder = RunFolder(run or (plan if plan.is_dir() else plan.parent))
     if run is None and not folder.exists:
@@ -215,8 +217,9 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
 
 
 def _data(path: Path) -> dict[str, Any]:
-    from qra_search.result import PLAN_FORMAT
-    from qra_search.runs import RunFolder, read_json
+    from qra_search.files import read_json
+    from qra_search.runs.folder import RunFolder
+    from qra_search.space.serialization import PLAN_FORMAT
 
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():
@@ -235,6 +238,6 @@ def _total(path: Path) -> int:
 
 
 def _text(choice: tuple[int, int] | None) -> str:
-    from qra_search.memory import level_name
+    from qra_search.space.memory import level_name
 
     return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"

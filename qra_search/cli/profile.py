@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
+    from qra_search.bench.rank_correlation import RankCorrelation
     from qra_search.config import RunConfig
-    from qra_search.evaluation import Evaluator, Prior
-    from qra_search.fidelity import RankCorrelation
-    from qra_search.report.live import View
-    from qra_search.space import SearchSpace
+    from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.evaluation.prior import Prior
+    from qra_search.report.terminal.live import View
+    from qra_search.space.space import SearchSpace
 
 SHOWN = 10
 FEWEST_PLANS = 3
@@ -70,8 +71,8 @@ def profile(
 
         qra profile --model smollm2 --task arithmetic --plans 12 --out prior.json
     """
-    from qra_search.report.live import make_view
-    from qra_search.result import write_json
+    from qra_search.files import write_json
+    from qra_search.report.terminal.live import make_view
 
     settings = common.settings(
         config, sets=sets, model=model, task=task, data=data, bits=bits, ranks=ranks, granularity=granularity,
@@ -105,12 +106,10 @@ def profile(
             _print_ranked(ranked)
 
 
-def _rank(
-    evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, view: View
-) -> list[RankCorrelation]:
+def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, view: View) -> list[RankCorrelation]:
     """How well the prior and each lower fidelity rank `count` random plans as their full losses do."""
-    from qra_search.budgets import size_in
-    from qra_search.fidelity import by_prior, correlation, plans_of_like_size, score
+    from qra_search.bench.rank_correlation import by_prior, correlation, plans_of_like_size, score
+    from qra_search.space.sizes import size_in
 
     space = evaluator.space
     with bad_input():

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import INTERRUPTED, bad_input
+from qra_search.cli.errors import INTERRUPTED
+from qra_search.errors import bad_input
 
 if TYPE_CHECKING:
     from qra_search.config import RunConfig
-    from qra_search.evaluation import Evaluator
+    from qra_search.evaluation.evaluator import Evaluator
     from qra_search.executors import Executor
-    from qra_search.report.live import View
-    from qra_search.result import SearchResult
-    from qra_search.runs import RunFolder
-    from qra_search.study import Callback, Study
+    from qra_search.report.terminal.live import View
+    from qra_search.runs.folder import RunFolder
+    from qra_search.study.callbacks import Callback
+    from qra_search.study.result import SearchResult
+    from qra_search.study.study import Study
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -113,8 +115,8 @@ def search(
 
         qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
     """
-    from qra_search.report.live import make_view
-    from qra_search.runs import RunFolder
+    from qra_search.report.terminal.live import make_view
+    from qra_search.runs.folder import RunFolder
 
     flags: dict[str, Any] = {
         "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
@@ -151,7 +153,7 @@ def search(
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
     else:
-        from qra_search.cli.tables import print_result
+        from qra_search.report.terminal.tables import print_result
 
         print_result(common.stdout(), result, folder, complete=complete)
     if not complete:
@@ -218,8 +220,8 @@ def search_with(
         StudyFailed: the search cannot go on, or nothing came of it.
     """
     from qra_search.cli.dry_run import embeddings_hint
-    from qra_search.study import StudyFailed
-    from qra_search.trials import TrialLog
+    from qra_search.log.trial_log import TrialLog
+    from qra_search.study.study import StudyFailed
 
     with bad_input():
         log = TrialLog(folder.log_file)
@@ -246,10 +248,10 @@ def make_study(evaluator: Evaluator, config: RunConfig, **options: Any) -> Study
     Raises:
         BadInput: a budget that no plan fits, a log of another search.
     """
-    from qra_search.learnt import learnt_prior
-    from qra_search.runs import RunFolder
+    from qra_search.runs.folder import RunFolder
     from qra_search.strategies import make_strategy
-    from qra_search.study import Study
+    from qra_search.study.learnt import learnt_prior
+    from qra_search.study.study import Study
 
     source, log = config.search.learn_from, options.get("log")
     with bad_input():
@@ -277,7 +279,7 @@ def make_trackers(specs: Sequence[str], folder: RunFolder, view: View) -> list[C
     """
     if not specs:
         return []
-    from qra_search.trackers import make_tracker
+    from qra_search.exchange.trackers import make_tracker
 
     with bad_input():
         return [make_tracker(spec, folder.path, say=view.say) for spec in specs]
@@ -285,7 +287,7 @@ def make_trackers(specs: Sequence[str], folder: RunFolder, view: View) -> list[C
 
 def write_report(folder: RunFolder) -> Path:
     """Make `report.html` of a run anew."""
-    from qra_search.report.page import write_page
+    from qra_search.report.html.page import write_page
 
     return write_page([folder], folder.report_file)
 
@@ -335,7 +337,7 @@ def _why_nothing(result: SearchResult, evaluations: float) -> str:
 
 
 def _budgets_text(study: Study) -> str:
-    from qra_search.memory import format_bytes
+    from qra_search.space.memory import format_bytes
 
     return ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
 
@@ -343,7 +345,7 @@ def _budgets_text(study: Study) -> str:
 def _forget_if_empty(folder: RunFolder) -> None:
     """A run that was refused before its search began leaves no folder that a second try would trip over."""
     if folder.exists and folder.log_file.stat().st_size:
-        from qra_search.trials import TrialLog
+        from qra_search.log.trial_log import TrialLog
 
         with TrialLog(folder.log_file) as log:
             if log.meta("space") is not None:

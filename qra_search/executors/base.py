@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
-from qra_search.evaluation import Evaluation, Evaluator
-from qra_search.trials import Proposal
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.log.trial import Proposal
 
 
 class WorkerDied(RuntimeError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qra_search import plugins
 from qra_search.config import RunConfig, make_config
-from qra_search.evaluation import Evaluator
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors.devices import DEVICE
 from qra_search.executors.futures import FuturesExecutor, dask_executor
 from qra_search.executors.process import ProcessExecutor

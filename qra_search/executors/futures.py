@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future
 from concurrent.futures import Executor as Pool
 from typing import Any
 
-from qra_search.evaluation import Evaluation
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.slots import ATTEMPTS
 from qra_search.executors.work import (
@@ -21,7 +21,7 @@ from qra_search.executors.work import (
     to_evaluation,
     unpack,
 )
-from qra_search.trials import Proposal
+from qra_search.log.trial import Proposal
 
 
 class FuturesExecutor:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from qra_search.evaluation import Evaluation
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.work import Reply, Request, evaluation_request, to_evaluation, unpack
-from qra_search.trials import Proposal
+from qra_search.log.trial import Proposal
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior, check_evaluation
-from qra_search.recorded import space_from_dict, space_to_dict
-from qra_search.space import Plan
-from qra_search.trial import Proposal, evaluation_to_dict, plain, printable
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
+from qra_search.evaluation.prior import Prior
+from qra_search.log.trial import Proposal, evaluation_to_dict, plain, printable
+from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.space import Plan
 
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in a worker; picklable: a module-level function, a `functools.partial` of one, a class."""

@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.final import Tested, read_test
+from qra_search.log.trial import Trial
 from qra_search.report.layout import Layout, layout
 from qra_search.report.words import Finding, finding
-from qra_search.result import Candidate, SearchResult
-from qra_search.runs import RunFolder
-from qra_search.space import Plan
-from qra_search.trials import Trial
+from qra_search.runs.final_test import Tested, read_test
+from qra_search.runs.folder import RunFolder
+from qra_search.space.space import Plan
+from qra_search.study.result import Candidate, SearchResult
 
 POINTS_SHOWN = 400
 """Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""

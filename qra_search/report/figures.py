@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.report import charts, svg
 from qra_search.report.colors import PRIOR_STEPS, ramp, text_on
 from qra_search.report.data import RunData
-from qra_search.report.heatmap import damage_steps
-from qra_search.report.page import style_sheet
+from qra_search.report.html import charts, svg
+from qra_search.report.html.heatmap import damage_steps
+from qra_search.report.html.page import style_sheet
 from qra_search.report.words import headline, plan_name
 
 RENDERER = "resvg_py"

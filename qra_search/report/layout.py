@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qra_search.space import SearchSpace
+from qra_search.space.space import SearchSpace
 
 WRAP = 32
 """Groups in a row where a space says nothing of kinds and layers."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_search.report.live import RichView, Stage, View, make_view
-from qra_search.trials import Trial
+from qra_search.log.trial import Trial
+from qra_search.report.terminal.live import RichView, Stage, View, make_view
 
 WIDTH = 110
 REFRESH = 0.25

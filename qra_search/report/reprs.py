@@ -12,12 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qra_search.memory import format_bytes, level_name
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.svg import escape, prose
-from qra_search.result import Candidate, SearchResult
-from qra_search.space import Plan, SearchSpace
+from qra_search.report.html.svg import escape, prose
+from qra_search.space.memory import format_bytes, level_name
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.result import Candidate, SearchResult
 
 STRIP_WIDTH = 66
 """Columns of a terminal that a strip of cells takes."""

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Sequence
 
+from qra_search.log.trial import Trial
 from qra_search.report.words import is_uniform
-from qra_search.study import Study
-from qra_search.trials import Trial
+from qra_search.study.study import Study
 
 LAST_SHOWN = 5
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qra_search.final import FOUND
-from qra_search.memory import format_bytes, level_name, level_width
+from qra_search.runs.final_test import FOUND
+from qra_search.space.memory import format_bytes, level_name, level_width
 
 if TYPE_CHECKING:
-    from qra_search.final import Tested
-    from qra_search.result import Candidate, SearchResult
-    from qra_search.space import Plan
+    from qra_search.runs.final_test import Tested
+    from qra_search.space.space import Plan
+    from qra_search.study.result import Candidate, SearchResult
 
 
 def plan_name(plan: Plan) -> str:

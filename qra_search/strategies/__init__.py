@@ -6,7 +6,8 @@ import inspect
 from typing import Any
 
 from qra_search import plugins
-from qra_search.strategies.base import Estimates, Strategy, StudyState, mean_estimates
+from qra_search.log.state import StudyState
+from qra_search.strategies.base import Estimates, Strategy, mean_estimates
 
 __all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "mean_estimates"]
 

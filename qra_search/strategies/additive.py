@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from qra_search import knapsack
-from qra_search.evaluation import Prior
-from qra_search.space import Plan, SearchSpace
-from qra_search.strategies.base import Strategy, StudyState, mean_estimates
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space import knapsack
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.base import Strategy, mean_estimates
+from qra_search.surrogates.prior_table import prior_table, usable_prior
 from qra_search.surrogates.scales import fit_scales
-from qra_search.trials import Proposal
 
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
@@ -62,19 +63,6 @@ def additive_plan(space: SearchSpace, table: np.ndarray, budget: int) -> Plan | 
     return None if choice is None else space.decode(choice // ranks, choice % ranks)
 
 
-def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
-    """float (G, B, R): loss in nats that each choice adds according to the prior.
-
-    Damage falls with rank as the prior's `repair` says, since an adapter repairs a part of it. Without a prior every
-    weight is taken to be damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion
-    to log2.
-    """
-    prior = usable_prior(space, prior)
-    ranks = np.asarray(space.ranks, dtype=float)
-    left = (1.0 + ranks) ** -prior.repair
-    return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
-
-
 def posterior_table(state: StudyState) -> np.ndarray:
     """float (G, B, R): the prior's table, each group's damage and the gain scaled to the trials at full fidelity."""
     estimates = mean_estimates(state.full)
@@ -85,20 +73,6 @@ def posterior_table(state: StudyState) -> np.ndarray:
     gain = prior.rank_gain[rows, r].sum(1)
     scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)
     return scale[:, None, None] * damage - gain_scale * prior.rank_gain[:, None, :]
-
-
-def usable_prior(space: SearchSpace, prior: Prior | None) -> Prior:
-    """The prior itself, or the flat one where there is none or it says nothing (all its entries are zero)."""
-    return prior if prior is not None and (prior.bits_damage.any() or prior.rank_gain.any()) else flat_prior(space)
-
-
-def flat_prior(space: SearchSpace) -> Prior:
-    """What is known before anything is measured: error falls fourfold a bit, and larger groups matter more."""
-    share = np.array([g.weights for g in space.groups], dtype=float)
-    share /= share.sum()
-    error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.widths])
-    gain = np.log2(1.0 + np.asarray(space.ranks, dtype=float)) * 0.01
-    return Prior(share[:, None] * error, share[:, None] * gain, source="flat")
 
 
 def _sweep(state: StudyState) -> Iterator[int]:

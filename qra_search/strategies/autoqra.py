@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from qra_search.space import Plan
-from qra_search.strategies._belief import Belief, table_loss
-from qra_search.strategies._importance import JITTER, Importance, coverage_encoding, jittered_start
-from qra_search.strategies._moves import Levels, fresh_plans, mutate, one_by_one
-from qra_search.strategies._refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
-from qra_search.strategies._survival import mean_losses
-from qra_search.strategies.additive import prior_table
-from qra_search.strategies.base import Strategy, StudyState
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space.space import Plan
+from qra_search.strategies.base import Strategy
+from qra_search.strategies.evolution.edits import Levels, fresh_plans, mutate, one_by_one
+from qra_search.strategies.evolution.importance import JITTER, Importance, coverage_encoding, jittered_start
+from qra_search.strategies.evolution.survival import mean_losses
+from qra_search.strategies.gp.belief import Belief, table_loss
+from qra_search.strategies.gp.refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
 from qra_search.strategies.nsga2 import check_population, child_of, survivors
+from qra_search.surrogates.prior_table import prior_table
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
-from qra_search.trials import Proposal
 
 POPULATION = 12
 PROMOTED_SHARE = 1 / 3

@@ -3,99 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from qra_search.evaluation import Prior
-from qra_search.memory import MemoryModel
-from qra_search.space import Plan, SearchSpace
-from qra_search.trials import Proposal, Trial
-
-DEFAULT_SWEEP = 9
-"""Budgets between the smallest and the largest plan that stand for the whole front where none is named."""
-
-
-@dataclass(frozen=True)
-class StudyState:
-    """All that a strategy may know.
-
-    Attributes:
-        space: what is searched.
-        prior: sensitivity of the groups, or None.
-        trials: the log so far, running trials included.
-        memory_budgets: bytes that plans are wanted for, ascending; empty: the whole front is wanted.
-        seed: seed of the study; take randomness only from `rng`.
-        evaluations: what the whole study may spend, in full evaluations (the prior's cost included).
-        fidelities: what the evaluator accepts, ascending; the last is 1.
-    """
-
-    space: SearchSpace
-    trials: tuple[Trial, ...] = ()
-    prior: Prior | None = None
-    memory_budgets: tuple[int, ...] = ()
-    seed: int = 0
-    evaluations: float = 100.0
-    fidelities: tuple[float, ...] = (1.0,)
-
-    @property
-    def memory(self) -> MemoryModel:
-        """Exact bytes of any plan."""
-        return self.space.memory
-
-    @property
-    def memory_limit(self) -> int:
-        """The largest budget: no proposal may take more bytes."""
-        return self.memory_budgets[-1] if self.memory_budgets else self.memory.maximum
-
-    @cached_property
-    def budgets(self) -> tuple[int, ...]:
-        """The named budgets, or a sweep from the smallest to the largest plan where none is named."""
-        if self.memory_budgets:
-            return self.memory_budgets
-        low, high = self.memory.minimum, self.memory.maximum
-        return tuple(int(low + (high - low) * i / (DEFAULT_SWEEP - 1)) for i in range(DEFAULT_SWEEP))
-
-    @cached_property
-    def done(self) -> tuple[Trial, ...]:
-        """Trials with a result, at any fidelity."""
-        return tuple(t for t in self.trials if t.done)
-
-    @cached_property
-    def full(self) -> tuple[Trial, ...]:
-        """Trials with a result at full fidelity."""
-        return tuple(t for t in self.done if t.fidelity >= 1.0)
-
-    @cached_property
-    def pending(self) -> tuple[Trial, ...]:
-        """Trials that are running."""
-        return tuple(t for t in self.trials if t.status == "running")
-
-    @cached_property
-    def seen(self) -> frozenset[str]:
-        """Keys of every plan in the log, whatever became of it and at whatever fidelity."""
-        return frozenset(t.plan.key for t in self.trials)
-
-    @cached_property
-    def spent(self) -> float:
-        """Full evaluations spent so far: the prior, and every trial at its charge."""
-        return (self.prior.cost if self.prior else 0.0) + sum(t.charged for t in self.trials)
-
-    def rng(self, offset: int = 0) -> np.random.Generator:
-        """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""
-        return np.random.default_rng([self.seed, len(self.trials) + offset])
-
-    def next_seed(self, plan: Plan) -> int:
-        """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        return self.seed + self._counts[plan.key]
-
-    @cached_property
-    def _counts(self) -> Counter[str]:
-        return Counter(t.plan.key for t in self.trials if t.fidelity >= 1.0)
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.space.space import Plan
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.strategies._belief import Belief, believe, table_loss
-from qra_search.strategies._candidates import Candidates, additive_rows, around, linearized_row
-from qra_search.strategies._moves import Levels, fresh_plans
-from qra_search.strategies._survival import mean_losses, non_dominated
-from qra_search.strategies.additive import additive_plan, prior_table
-from qra_search.strategies.base import Estimates, Strategy, StudyState
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.strategies.additive import additive_plan
+from qra_search.strategies.base import Estimates, Strategy
+from qra_search.strategies.evolution.edits import Levels, fresh_plans
+from qra_search.strategies.evolution.survival import mean_losses, non_dominated
+from qra_search.strategies.gp.belief import Belief, believe, table_loss
+from qra_search.strategies.gp.candidates import Candidates, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
 from qra_search.surrogates.memory_strips import Strips
-from qra_search.trials import Proposal
+from qra_search.surrogates.prior_table import prior_table
 
 ACQUISITIONS = ("closed_form", "qlognehvi")
 INITIAL = 8

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.strategies._importance import Importance
-from qra_search.strategies._moves import Levels, budget_in_turn, fresh_plans
-from qra_search.strategies._survival import mean_losses, population, survive
-from qra_search.strategies.additive import additive_plan, prior_table
-from qra_search.strategies.base import Strategy, StudyState
-from qra_search.trials import Proposal, Trial
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.strategies.additive import additive_plan
+from qra_search.strategies.base import Strategy
+from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans
+from qra_search.strategies.evolution.importance import Importance
+from qra_search.strategies.evolution.survival import mean_losses, population, survive
+from qra_search.surrogates.prior_table import prior_table
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -117,7 +119,7 @@ def child_of(
     """
     from pymoo.core.mating import Mating
 
-    from qra_search.strategies import _operators as op
+    from qra_search.strategies.evolution import operators as op
 
     if importance is None:
         step, repair = op.AdjacentMutation(mutation), op.BudgetRepair(budget)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
 from qra_search.plugins import unknown_message
-from qra_search.strategies._moves import Levels, budget_in_turn, fresh_plans
-from qra_search.strategies.base import Strategy, StudyState
-from qra_search.trials import Proposal, Trial
+from qra_search.strategies.base import Strategy
+from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans
 
 SAMPLERS = {
     "gp": "GPSampler",

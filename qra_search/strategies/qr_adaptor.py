@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.space import Plan
-from qra_search.strategies._belief import Belief
-from qra_search.strategies._importance import JITTER, Importance, jittered_start
-from qra_search.strategies._moves import Levels, fresh_plans, one_by_one
-from qra_search.strategies._refine import (
-    atomic_edits,
-    best_improvement,
-    budgets_in_turn,
-    matern_belief,
-)
-from qra_search.strategies._survival import mean_losses, non_dominated
-from qra_search.strategies.base import Strategy, StudyState
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space.space import Plan
+from qra_search.strategies.base import Strategy
+from qra_search.strategies.evolution.edits import Levels, fresh_plans, one_by_one
+from qra_search.strategies.evolution.importance import JITTER, Importance, jittered_start
+from qra_search.strategies.evolution.survival import mean_losses, non_dominated
+from qra_search.strategies.gp.belief import Belief
+from qra_search.strategies.gp.refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
 from qra_search.strategies.nsga2 import CROSSOVER, check_population, child_of, parents_of
-from qra_search.trials import Proposal
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5

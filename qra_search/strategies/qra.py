@@ -23,16 +23,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from qra_search.space import Plan, SearchSpace
-from qra_search.strategies.additive import additive_plan, prior_table
-from qra_search.strategies.base import Estimates, Strategy, StudyState
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.additive import additive_plan
+from qra_search.strategies.base import Estimates, Strategy
 from qra_search.strategies.random import random_plan
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.moves import distinct, neighbours, solve_many
+from qra_search.surrogates.prior_table import prior_table
 from qra_search.surrogates.table import Rows, TableFit, Widths
 from qra_search.surrogates.worth import handover
-from qra_search.trials import Proposal, Trial
 
 MAX_ROWS = 400
 """Rows that the table is fitted to: all at first, then those of lowest loss."""

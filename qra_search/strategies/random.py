@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.memory import MemoryModel
-from qra_search.space import Plan
-from qra_search.strategies.base import Strategy, StudyState
-from qra_search.trials import Proposal
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space.memory import MemoryModel
+from qra_search.space.space import Plan
+from qra_search.strategies.base import Strategy
 
 ATTEMPTS = 200
 

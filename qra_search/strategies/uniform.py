@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from qra_search.strategies.base import Strategy, StudyState
-from qra_search.trials import Proposal
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.strategies.base import Strategy
 
 
 class UniformStrategy(Strategy):

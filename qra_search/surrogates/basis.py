@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.evaluation import Prior
-from qra_search.space import SearchSpace
-from qra_search.strategies.additive import flat_prior
+from qra_search.evaluation.prior import Prior
+from qra_search.space.space import SearchSpace
+from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR = 0.05
 """Prior damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""

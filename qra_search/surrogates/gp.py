@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from qra_search.space import SearchSpace
+from qra_search.space.space import SearchSpace
 
 Kernel = Literal["rbf", "matern52"]
 FIT_ITERATIONS = 60

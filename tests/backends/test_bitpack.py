@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qra_backends import bitpack
+from qra_backends.reference import bitpack
 
 
 @given(st.sampled_from(bitpack.WIDTHS), st.integers(1, 200), st.integers(0, 2**31))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from qra_backends import GroupFormat
 from qra_backends.conformance import BackendConformance
-from qra_backends.packed import PackedLinear
-from qra_backends.reference import ReferenceBackend
+from qra_backends.reference.backend import ReferenceBackend
+from qra_backends.reference.packed import PackedLinear
 from torch import nn
 from torch.nn import functional as F
 

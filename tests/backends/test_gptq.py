@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import SecondMoment, make_backend
-from qra_backends.gptq import factorize, feedback_codes
+from qra_backends.reference.gptq import factorize, feedback_codes
 from torch import Tensor, nn
 
 
@@ -68,7 +68,7 @@ def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
     scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
     arguments = (linear.weight.detach(), scale.half(), offset.half(), 2, 64, factor)
     blocked = feedback_codes(*arguments)
-    monkeypatch.setattr("qra_backends.gptq._BLOCK", 150)
+    monkeypatch.setattr("qra_backends.reference.gptq._BLOCK", 150)
     whole = feedback_codes(*arguments)
     assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
 
@@ -103,7 +103,7 @@ def test_a_wrong_hessian_is_refused(hessian: Tensor, message: str):
 def test_a_hessian_is_factorized_once_for_all_widths_and_again_when_it_changes(monkeypatch: pytest.MonkeyPatch):
     linear, _, hessian = setup()
     calls = []
-    monkeypatch.setattr("qra_backends.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
+    monkeypatch.setattr("qra_backends.reference.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
     backend = make_backend("reference-gptq")
     first = [backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in (2, 3, 4)]
     assert len(calls) == 1

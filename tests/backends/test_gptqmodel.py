@@ -8,7 +8,7 @@ import pytest
 import torch
 from qra_backends import Backend, SecondMoment
 from qra_backends.conformance import BackendConformance
-from qra_backends.gptqmodel import GPTQModelBackend
+from qra_backends.libraries.gptqmodel import GPTQModelBackend
 from torch import nn
 
 installed = importlib.util.find_spec("gptqmodel") is not None
@@ -65,7 +65,7 @@ def test_calibration_lowers_the_error_of_the_outputs(bits: int):
 @needs_gptqmodel
 def test_its_layers_are_not_found_when_the_library_looks_for_kernels():
     from gptqmodel.utils import importer
-    from qra_backends.gptqmodel_linear import GPTQLinear
+    from qra_backends.libraries.gptqmodel_linear import GPTQLinear
 
     found = [value for value in vars(importer).values() if isinstance(value, list) and GPTQLinear in value]
     assert not GPTQLinear.SUPPORTS_BACKEND_SELECTION and not found

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from qra_backends import groupwise
-from qra_backends.packed import decode
+from qra_backends.reference import groupwise
+from qra_backends.reference.packed import decode
 from torch import Tensor
 
 

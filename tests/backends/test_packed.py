@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
-from qra_backends.packed import decode
+from qra_backends.reference.packed import decode
 from torch import nn
 
 

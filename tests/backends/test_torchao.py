@@ -6,7 +6,7 @@ import pytest
 import torch
 from qra_backends import Backend, live_bytes
 from qra_backends.conformance import BackendConformance
-from qra_backends.torchao import TorchAOBackend
+from qra_backends.libraries.torchao import TorchAOBackend
 from torch import nn
 
 try:

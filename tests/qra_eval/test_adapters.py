@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qra_eval import adapters
+from qra_eval.quantized import adapters
 
 
 def linear(dtype=torch.bfloat16, bias=True):

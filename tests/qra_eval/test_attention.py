@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qra_eval.attention import LONGEST, NAME, matmul_attention, use_fast_attention
+from qra_eval.models.attention import LONGEST, NAME, matmul_attention, use_fast_attention
 
 
 class Module:

@@ -7,7 +7,7 @@ import torch
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.bank import Bank, tensor_bytes
+from qra_eval.quantized.bank import Bank, tensor_bytes
 
 
 def linears():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qra_eval.calibration import Hessians, input_moments
-from qra_eval.models import find_linears, tiny_model
-from qra_eval.training import Batch
+from qra_eval.models.load import find_linears, tiny_model
+from qra_eval.quantized.calibration import Hessians, input_moments
+from qra_eval.tuning.training import Batch
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from qra_eval import load
-from qra_eval.bank import tensor_bytes
-from qra_eval.embeddings import ROWS, QuantizedEmbedding, QuantizedHead, RowTable, dequantize_embeddings
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models import load_model
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
+from qra_eval.models.embeddings import ROWS, QuantizedEmbedding, QuantizedHead, RowTable, dequantize_embeddings
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.load import load_model
+from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.quantized.bank import tensor_bytes
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "phi", "gpt_neox", "mixtral")
@@ -118,7 +118,7 @@ def test_a_tied_table_is_still_shared_after_the_round_trip(folder_of):
 
 
 def test_an_unknown_kind_of_embedding_is_refused_with_the_mend(folder_of, monkeypatch):
-    from qra_eval import embeddings
+    from qra_eval.models import embeddings
 
     model = load_model(folder_of("llama")).model
     model.get_input_embeddings().max_norm = 1.0

@@ -10,8 +10,8 @@ import pytest
 import torch
 from cli_runner import Qra
 
-from qra_eval import estimate as module
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.costs import time as module
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
@@ -87,7 +87,7 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
 
 
 def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_eval import finetune
+    from qra_eval.tuning import final as finetune
 
     evaluator = make(tmp_path, test_rows=6, final_steps=1)
     n = len(evaluator.space)

@@ -7,14 +7,14 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
 from qra_search.config import make_config
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
 from qra_search.executors.choose import EvaluatorFactory
-from qra_search.trials import LogMismatch
+from qra_search.log.trial_log import LogMismatch
 
 OPTIONS = {"strategy": "random", "evaluations": 14, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 11}

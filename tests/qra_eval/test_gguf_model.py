@@ -11,9 +11,9 @@ from gguf_files import write_gguf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qra_eval.gguf_model import FAMILIES, convert_gguf, gguf_config
-from qra_eval.gguf_reader import BadGGUF, read_gguf
-from qra_eval.models import load_model
+from qra_eval.models.gguf_model import FAMILIES, convert_gguf, gguf_config
+from qra_eval.models.gguf_reader import BadGGUF, read_gguf
+from qra_eval.models.load import load_model
 
 SCRIPTS = (
     "LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "DEVANAGARI", "THAI", "HANGUL", "HIRAGANA", "CJK", "GEORGIAN",
@@ -95,7 +95,7 @@ def test_a_small_tokenizer_is_that_of_transformers(tmp_path):
 def test_other_families_go_through_transformers_own_loader(tmp_path, own_cache, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", "qwen2")
     fast = load_model(str(tmp_path / "tiny.gguf"), dtype=torch.float32)
-    monkeypatch.setattr("qra_eval.gguf_model.FAMILIES", ())
+    monkeypatch.setattr("qra_eval.models.gguf_model.FAMILIES", ())
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "other"))
     slow = load_model(str(tmp_path / "tiny.gguf"), dtype=torch.float32)
     assert slow.fingerprint == fast.fingerprint
@@ -106,7 +106,7 @@ def test_other_families_go_through_transformers_own_loader(tmp_path, own_cache, 
 def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_cache, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", "llama")
     first = load_model(str(tmp_path / "tiny.gguf"))
-    monkeypatch.setattr("qra_eval.gguf_model.convert_gguf", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr("qra_eval.models.gguf_model.convert_gguf", lambda *_: pytest.fail("converted twice"))
     second = load_model(str(tmp_path / "tiny.gguf"))
     assert second.fingerprint == first.fingerprint
     assert [p.name for p in (own_cache / "models").iterdir() if p.name.startswith(".")] == []
@@ -165,7 +165,7 @@ def test_a_tokenizer_that_fits_nothing_is_refused_in_one_line(tmp_path, monkeypa
     file.metadata[f"tokenizer.ggml.{key}"] = value
     if key == "tokens":
         file.metadata["tokenizer.ggml.token_type"] = [1] * len(value)
-    monkeypatch.setattr("qra_eval.gguf_model.read_gguf", lambda _: file)
+    monkeypatch.setattr("qra_eval.models.gguf_model.read_gguf", lambda _: file)
     with pytest.raises(BadGGUF, match=why) as caught:
         convert_gguf(file.path, tmp_path, torch.float32)
     assert "\n" not in str(caught.value)

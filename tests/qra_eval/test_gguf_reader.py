@@ -12,7 +12,7 @@ from gguf_files import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qra_eval.gguf_reader import BadGGUF, file_digest, read_gguf
+from qra_eval.models.gguf_reader import BadGGUF, file_digest, read_gguf
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from qra_eval.models import tiny_model
+from qra_eval.models.load import tiny_model
 from qra_search import search
 from qra_search.config import make_config
-from qra_search.testing import EvaluatorContract
+from qra_search.contracts import EvaluatorContract
 
 DOCS = Path(__file__).parents[2] / "docs"
 

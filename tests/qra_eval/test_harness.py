@@ -9,11 +9,12 @@ import torch
 from cli_runner import Qra
 
 from qra_eval.harness import LOCAL, Harness
-from qra_eval.models import tiny_model
+from qra_eval.models.load import tiny_model
 from qra_eval.tasks import make_task
 from qra_eval.tasks.scoring import score_choices
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (an optional extra)")
+
 
 def rows(task: str, first: int) -> list[dict]:
     if task == "gsm8k":

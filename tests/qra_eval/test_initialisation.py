@@ -10,11 +10,11 @@ from peft.utils.loftq_utils import _low_rank_decomposition
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.bank import Bank
-from qra_eval.calibration import input_moments
-from qra_eval.initialisation import Initialiser, input_components, low_rank_factors
-from qra_eval.models import find_linears, tiny_model
-from qra_eval.training import Row, collate
+from qra_eval.models.load import find_linears, tiny_model
+from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.calibration import input_moments
+from qra_eval.quantized.initialisation import Initialiser, input_components, low_rank_factors
+from qra_eval.tuning.training import Row, collate
 
 ALPHA, RANKS = 4.0, (2, 8)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from qra_eval.linears import find_linears, group_linears, normalise
-from qra_eval.testing import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
+from qra_eval.models.families import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
+from qra_eval.models.linears import find_linears, group_linears, normalise
 
 EXPERTS = 4
 model_of = functools.cache(tiny_config_model)

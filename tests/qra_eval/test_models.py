@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
-from qra_eval import models
-from qra_eval.linears import find_linears
-from qra_eval.loaded import cached_folder, fingerprint
-from qra_eval.models import ModelNotFound, compute_dtype, load_model, tiny_model
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer, word_tokenizer
+from qra_eval.models import load as models
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.linears import find_linears
+from qra_eval.models.load import ModelNotFound, compute_dtype, load_model, tiny_model
+from qra_eval.models.loaded import cached_folder, fingerprint
+from qra_eval.models.tiny import byte_tokenizer, word_tokenizer
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_cpu_computes_in_the_dtype_in_which_a_product_is_faster(monkeypatch, h
     seconds = {torch.bfloat16: half, torch.float32: whole}
     clock = [0.0]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr("qra_eval.loaded.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("qra_eval.models.loaded.time.perf_counter", lambda: clock[0])
 
     def product(x, w):
         clock[0] += seconds[x.dtype]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qra_eval import training
-from qra_eval.peak import ADAPTER_BYTES, saved_bytes, step_memory
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.costs.peak_memory import ADAPTER_BYTES, saved_bytes, step_memory
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tuning import training
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 

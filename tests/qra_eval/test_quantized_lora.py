@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from qra_eval.bank import tensor_bytes
-from qra_eval.finetune import load, load_base
-from qra_eval.model_space import ADAPTER_DTYPE
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.tuning.final import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
@@ -118,7 +118,7 @@ def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
 def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_is_faster(
     compute, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qra_eval.quantized_model.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("qra_eval.quantized.model.compute_dtype", lambda device: torch.bfloat16)
     evaluator = QuantizedLoRAEvaluator(
         "tiny",
         quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 

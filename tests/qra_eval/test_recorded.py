@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qra_eval.evaluators.landscape import Landscape, make_landscape
+from qra_eval.evaluators.recorded import Record, RecordedEvaluator, build, read_record
 from qra_eval.landscapes.damage_model import BROKEN_RISE, Fit, cross_validate, fit_surrogate
 from qra_eval.landscapes.measured import SEED_NOISE
-from qra_eval.recorded import Record, RecordedEvaluator, build, read_record
-from qra_eval.surrogate import Landscape, make_landscape
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
-from qra_search.logtools import export_jsonl
-from qra_search.space import Plan
-from qra_search.study import Study
-from qra_search.testing import EvaluatorContract
-from qra_search.trials import TrialLog
+from qra_search.contracts import EvaluatorContract
+from qra_search.log.logtools import export_jsonl
+from qra_search.log.trial_log import TrialLog
+from qra_search.space.space import Plan
+from qra_search.study.study import Study
 
 DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "measured"
 TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qra_eval.linears import decoder_layers
-from qra_eval.resume import LayerCache
-from qra_eval.testing import tiny_config_model
-from qra_eval.training import Row, collate
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.linears import decoder_layers
+from qra_eval.prior.layer_cache import LayerCache
+from qra_eval.tuning.training import Row, collate
 
 
 def batch():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qra_eval import prior as kept
-from qra_eval.sensitivity import leading_singular_values, scale_damage
+from qra_eval.prior import kept as kept
+from qra_eval.prior.measure import leading_singular_values, scale_damage
 
 
 def test_leading_singular_values_are_those_of_the_product():
@@ -44,7 +44,7 @@ def test_too_few_probes_leave_the_figures_as_they_are():
 
 
 def tiny_evaluator(cache, **options):
-    from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
     return QuantizedLoRAEvaluator(

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landscape
 from qra_eval.landscapes import FAMILIES, GRANULARITIES, measured
-from qra_eval.surrogate import PRIORS, Landscape, build, make_landscape
 from qra_search.config import make_config
-from qra_search.memory import BudgetTooSmall
-from qra_search.strategies import StudyState
+from qra_search.contracts import EvaluatorContract
+from qra_search.log.state import StudyState
+from qra_search.space.memory import BudgetTooSmall
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.random import random_plan
-from qra_search.testing import EvaluatorContract
 
 
 class TestContract(EvaluatorContract):
@@ -64,7 +64,7 @@ def test_the_loss_of_a_plan_is_the_formula_written_out() -> None:
 
 def test_noise_is_a_function_of_landscape_plan_seed_and_fidelity_in_any_process() -> None:
     code = (
-        "from qra_eval.surrogate import make_landscape; l = make_landscape('interaction', 4, seed=7);"
+        "from qra_eval.evaluators.landscape import make_landscape; l = make_landscape('interaction', 4, seed=7);"
         "print([l.evaluate(l.space.uniform(3, 8), fidelity=f, seed=s).loss for f in (0.25, 1.0) for s in (0, 1)])"
     )
     seen = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -273,7 +273,7 @@ def test_a_config_names_a_landscape() -> None:
 
 def test_no_model_library_is_imported() -> None:
     code = (
-        "import sys; from qra_eval.surrogate import make_landscape; l = make_landscape('interaction', 2);"
+        "import sys; from qra_eval.evaluators.landscape import make_landscape; l = make_landscape('interaction', 2);"
         "l.evaluate(l.space.uniform(3, 8)); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

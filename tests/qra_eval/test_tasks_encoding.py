@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qra_eval.models.tiny import byte_tokenizer, word_tokenizer
 from qra_eval.tasks import Encoded, Example, batches, encode
 from qra_eval.tasks.encoding import IGNORED, collate, encode_pair, prompt_ids
-from qra_eval.tiny import byte_tokenizer, word_tokenizer
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.multiple_choice import SOURCES
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
 
 LETTERED = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "B"}
 HUB_ROWS = {

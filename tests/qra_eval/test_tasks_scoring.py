@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example, encode
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.scoring import ChoiceScores, log_likelihoods, score_choices
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 EXAMPLES = [

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qra_eval.tensorfile import CHECKSUMS, DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.tensorfile import CHECKSUMS, DamagedFile, open_tensors, write_tensors
 
 TENSORS = {
     "a::codes": torch.arange(7, dtype=torch.uint8),

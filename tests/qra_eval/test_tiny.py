@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from qra_eval import tiny
-from qra_eval.models import load_model
+from qra_eval.models import tiny
+from qra_eval.models.load import load_model
+from qra_eval.models.tiny import trained_tiny_model
 from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_eval.tasks.scoring import log_likelihoods
-from qra_eval.tiny import trained_tiny_model
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qra_eval import adapters
-from qra_eval.training import (
+from qra_eval.quantized import adapters
+from qra_eval.tuning.training import (
     IGNORED,
     CrossEntropy,
     Diverged,

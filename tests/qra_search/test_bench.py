@@ -15,11 +15,12 @@ from qra_search.bench import statistics
 from qra_search.bench.cell import truncate
 from qra_search.bench.measures import best_known, hypervolume_regret, share_left
 from qra_search.bench.tables import NoRows, summarise
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
 from qra_search.plugins import UnknownName
-from qra_search.strategies import Strategy, StudyState
+from qra_search.strategies import Strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study import Study
-from qra_search.trials import Proposal
+from qra_search.study.study import Study
 
 TASK = "interaction-4-layer-measured"
 

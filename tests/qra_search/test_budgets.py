@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import Group, Linear, SearchSpace
-from qra_search.budgets import check_size, describe_size, size_in
+from qra_search.space.sizes import check_size, describe_size, size_in
 
 
 def space(**options: object) -> SearchSpace:

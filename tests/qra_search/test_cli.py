@@ -101,7 +101,7 @@ def test_backends_show_exact_bits_a_weight(qra: Qra) -> None:
 
 
 def test_backends_show_devices_and_why_one_cannot_be_used(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_backends.reference import ReferenceBackend
+    from qra_backends.reference.backend import ReferenceBackend
 
     monkeypatch.setattr(ReferenceBackend, "unavailable", lambda self: "the sun is down")
     rows = {row["name"]: row for row in qra("backends", "--json").json}

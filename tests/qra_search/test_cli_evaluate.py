@@ -12,8 +12,9 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
-from qra_search.result import plan_to_dict, write_json
-from qra_search.runs import RunFolder
+from qra_search.files import write_json
+from qra_search.runs.folder import RunFolder
+from qra_search.space.serialization import plan_to_dict
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Harness:
 @pytest.fixture
 def tuned(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """A tuned run in `tmp_path / "a"`; gives the plans that are tuned from then on."""
-    from qra_eval.surrogate import build
+    from qra_eval.evaluators.landscape import build
 
     load, seen = plugins.load, []
 

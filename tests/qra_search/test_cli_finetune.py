@@ -11,10 +11,10 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
-from qra_search.budgets import size_in
 from qra_search.cli import demo
 from qra_search.config import RunConfig, make_config
-from qra_search.runs import RunFolder
+from qra_search.runs.folder import RunFolder
+from qra_search.space.sizes import size_in
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
 
@@ -33,7 +33,7 @@ class Tuned:
 @pytest.fixture(autouse=True)
 def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says how often one was built and what was tuned."""
-    from qra_eval.surrogate import build
+    from qra_eval.evaluators.landscape import build
 
     load, seen = plugins.load, {"built": 0, "tuned": []}
 
@@ -94,7 +94,7 @@ def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, tmp_path: Path
 def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search import final
+    from qra_search.runs import final_test as final
 
     qra.search(tmp_path / "a")
     compare = final.compare_on_test

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cli_runner import LANDSCAPE, Qra
 
-from qra_search.result import plan_from_dict
-from qra_search.runs import RunFolder
-from qra_search.trials import TrialLog
+from qra_search.log.trial_log import TrialLog
+from qra_search.runs.folder import RunFolder
+from qra_search.space.serialization import plan_from_dict
 
 
 @pytest.fixture

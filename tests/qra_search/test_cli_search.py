@@ -16,9 +16,9 @@ from cli_runner import LANDSCAPE, Qra
 
 from qra_search.cli.dry_run import embeddings_hint
 from qra_search.config import QuantizationConfig, RunConfig, load_config
-from qra_search.memory import format_bytes
-from qra_search.runs import RunFolder
-from qra_search.trials import TrialLog
+from qra_search.log.trial_log import TrialLog
+from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import format_bytes
 
 SLOW = """
 import sys, time
@@ -217,7 +217,7 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
 def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_eval.surrogate import Landscape
+    from qra_eval.evaluators.landscape import Landscape
 
     evaluate, count = Landscape.evaluate, iter(range(100))
 
@@ -238,7 +238,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
 def test_a_search_whose_evaluations_all_fail_ends_with_status_1_and_the_reason(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_eval.surrogate import Landscape
+    from qra_eval.evaluators.landscape import Landscape
     from qra_search import EvaluationFailed
 
     def fail(*args: object, **options: object) -> None:

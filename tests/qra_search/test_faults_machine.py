@@ -15,8 +15,8 @@ import worker_evaluators as workers  # noqa: E402
 
 from qra_search import search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
-from qra_search.logtools import check, merge  # noqa: E402
-from qra_search.trials import LogReadOnly, LogUnwritable, TrialLog  # noqa: E402
+from qra_search.log.logtools import check, merge  # noqa: E402
+from qra_search.log.trial_log import LogReadOnly, LogUnwritable, TrialLog  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 40, "batch": 2, "seed": 5}
 GROUP_BYTES = 64 << 20
@@ -48,9 +48,7 @@ def memory_group(monkeypatch) -> Iterator[Path]:
 
 def test_a_worker_that_the_kernel_kills_for_memory_fails_its_trials_and_no_others(memory_group, tmp_path):
     with ProcessExecutor(workers.factory("overrun"), 2) as executor:
-        result = search(
-            workers.Misbehaving(), **{**OPTIONS, "evaluations": 5}, executor=executor, log=tmp_path / "log"
-        )
+        result = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 5}, executor=executor, log=tmp_path / "log")
     for trial in result.trials:
         if trial.plan.bits[0] == 4:
             assert trial.status == "failed"

@@ -10,8 +10,9 @@ from fakes import AdditiveEvaluator, make_space
 from scipy import stats
 
 from qra_search import Evaluation
-from qra_search.evaluation import EvaluationFailed
-from qra_search.fidelity import LEAST_SHARE, by_prior, correlation, plans_of_like_size, random_plan, score
+from qra_search.bench.rank_correlation import LEAST_SHARE, by_prior, correlation, plans_of_like_size, score
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.space.sampling import leaning_plan
 
 
 def test_the_correlation_is_spearmans_with_ties_and_failures_left_out():
@@ -56,7 +57,7 @@ def test_more_plans_than_there_are_is_refused():
 def test_random_plans_keep_to_what_each_group_allows_and_differ_in_size():
     space = make_space(groups=30)
     rng = np.random.default_rng(0)
-    sizes = [space.memory_bytes(random_plan(space, rng)) for _ in range(40)]
+    sizes = [space.memory_bytes(leaning_plan(space, rng)) for _ in range(40)]
     assert np.ptp(sizes) > 0.3 * (space.memory.maximum - space.memory.minimum)
 
 

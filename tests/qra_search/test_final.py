@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qra_search import Plan, search
-from qra_search.final import compare_on_test, opponents, read_test
-from qra_search.toys import ToyEvaluator, toy_space
+from qra_search.contracts.scenarios import ToyEvaluator, toy_space
+from qra_search.runs.final_test import compare_on_test, opponents, read_test
 
 SPACE = toy_space()
 FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))

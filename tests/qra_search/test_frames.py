@@ -47,7 +47,7 @@ def test_pandas_and_polars_hold_the_same_table(result: SearchResult) -> None:
 
 
 def test_metrics_have_columns_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_search.frames import _flat
+    from qra_search.study.rows import _flat
 
     table = [{"id": 0, "metrics": {"a": 1.0}}, {"id": 1, "metrics": None}, {"id": 2, "metrics": {"a": 2.0, "b": 3.0}}]
     assert _flat(table) == [

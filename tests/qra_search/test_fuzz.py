@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qra_search import Plan, TrialLog, search
-from qra_search.budgets import size_in
 from qra_search.config import ConfigError, RunConfig, load_config, make_config
-from qra_search.logtools import check, export_jsonl, import_jsonl
-from qra_search.result import plan_from_dict
-from qra_search.salvage import examine
-from qra_search.trials import LogMismatch
+from qra_search.log.logtools import check, export_jsonl, import_jsonl
+from qra_search.log.salvage import examine
+from qra_search.log.trial_log import LogMismatch
+from qra_search.space.serialization import plan_from_dict
+from qra_search.space.sizes import size_in
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -272,7 +272,8 @@ def test_a_malicious_pickle_is_no_log_no_config_and_no_export(tmp_path, name, mo
 def test_a_process_that_reads_logs_and_configs_loads_no_unpickler_of_its_own():
     """Of numpy and pydantic imports `pickle` comes anyway; what reads must not be the one that asks for it."""
     code = (
-        "import sys\nimport qra_search.trials, qra_search.logtools, qra_search.salvage, qra_search.config\n"
+        "import sys\nimport qra_search.log.trial_log, qra_search.log.logtools\n"
+        "import qra_search.log.salvage, qra_search.config\n"
         "bad = [m for m in sys.modules if m.startswith('qra_search') and hasattr(sys.modules[m], 'pickle')]\n"
         "sys.exit(str(bad) if bad else 0)"
     )

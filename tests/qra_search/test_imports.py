@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from qra_search.imports import import_plan, importers
-from qra_search.result import plan_to_dict
-from qra_search.space import Group, Linear, Plan, SearchSpace
+from qra_search.exchange.plans import import_plan, importers
+from qra_search.space.serialization import plan_to_dict
+from qra_search.space.space import Group, Linear, Plan, SearchSpace
 
 KINDS = ("q_proj", "k_proj", "o_proj")
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search.knapsack import solve, solve_fast
+from qra_search.space.knapsack import solve, solve_fast
 
 
 def brute_force(cost, size, budget):

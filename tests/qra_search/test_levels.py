@@ -8,12 +8,11 @@ import pytest
 from qra_backends import storage
 
 from qra_search import Plan, SearchSpace, plugins, search
-from qra_search.imports import import_plan
-from qra_search.memory import LEVEL_STEP, GroupwiseFormat, level_name, level_width, parse_level
-from qra_search.recorded import space_from_dict, space_to_dict
+from qra_search.contracts.scenarios import ToyEvaluator, toy_space
+from qra_search.exchange.plans import import_plan
 from qra_search.report import words
-from qra_search.result import plan_from_dict, plan_to_dict
-from qra_search.toys import ToyEvaluator, toy_space
+from qra_search.space.memory import LEVEL_STEP, GroupwiseFormat, level_name, level_width, parse_level
+from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
 
 LEVELS = (8, 2, 104, 4)
 

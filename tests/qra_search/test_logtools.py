@@ -17,9 +17,9 @@ from fakes import AdditiveEvaluator, make_space
 from logs import OPTIONS, open_wal_log, write_log
 
 from qra_search import Evaluation, Proposal, Study, TrialLog, search
-from qra_search.locks import Locked, WriterLock
-from qra_search.logtools import check, export_jsonl, export_parquet, import_jsonl, merge
-from qra_search.trials import LogBusy, LogDamaged, LogMismatch, LogReadOnly
+from qra_search.log.locks import Locked, WriterLock
+from qra_search.log.logtools import check, export_jsonl, export_parquet, import_jsonl, merge
+from qra_search.log.trial_log import LogBusy, LogDamaged, LogMismatch, LogReadOnly
 
 # -- one writer ------------------------------------------------------------------------------------
 

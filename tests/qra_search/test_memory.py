@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import BudgetTooSmall, GroupwiseFormat
-from qra_search.memory import adapter_bytes, format_bytes, parse_bytes
+from qra_search.space.memory import adapter_bytes, format_bytes, parse_bytes
 
 
 def test_a_matrix_at_three_bits_takes_three_bits_a_weight_and_four_bytes_a_group():

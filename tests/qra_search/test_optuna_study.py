@@ -11,7 +11,7 @@ import pytest
 from cli_runner import Qra
 from report_runs import evil_space, make_run
 
-from qra_search.runs import RunFolder
+from qra_search.runs.folder import RunFolder
 
 optuna = pytest.importorskip("optuna", reason="the package optuna is not installed")
 
@@ -64,7 +64,7 @@ def test_a_trial_at_low_fidelity_is_pruned(tmp_path: Path) -> None:
     from fakes import AdditiveEvaluator
 
     from qra_search import Study
-    from qra_search.optuna_study import OptunaStudyExporter
+    from qra_search.exchange.optuna_study import OptunaStudyExporter
     from qra_search.strategies.random import RandomStrategy
 
     class Cheap(RandomStrategy):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from qra_search import Evaluation, Evaluator, Group, GroupwiseFormat, Linear, Plan, SearchSpace, Study, TrialLog
-from qra_search.recorded import recorded_space, recorded_state, space_from_dict, space_to_dict
-from qra_search.trials import LogMismatch
+from qra_search.log.recorded import recorded_space, recorded_state
+from qra_search.log.trial_log import LogMismatch
+from qra_search.space.serialization import space_from_dict, space_to_dict
 
 
 def odd_space() -> SearchSpace:

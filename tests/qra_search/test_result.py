@@ -9,7 +9,7 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import Plan, search
-from qra_search.result import plan_from_dict, plan_to_dict
+from qra_search.space.serialization import plan_from_dict, plan_to_dict
 
 
 @pytest.fixture

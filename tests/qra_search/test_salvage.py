@@ -12,10 +12,10 @@ from fakes import AdditiveEvaluator
 from logs import OPTIONS, open_wal_log, write_log
 
 from qra_search import Study, TrialLog, search
-from qra_search.logtools import check
-from qra_search.salvage import examine, salvage
-from qra_search.trials import LogDamaged, LogMismatch
-from qra_search.walfile import damaged_frames, wal_path
+from qra_search.log.logtools import check
+from qra_search.log.salvage import examine, salvage
+from qra_search.log.trial_log import LogDamaged, LogMismatch
+from qra_search.log.walfile import damaged_frames, wal_path
 
 
 def test_a_sound_log_is_reported_so(tmp_path):
@@ -81,7 +81,7 @@ def _is_earlier(trials, truth) -> bool:
 
 
 def _assert_true(evidence, truth) -> None:
-    from qra_search.trial import from_row
+    from qra_search.log.trial import from_row
 
     for number, row in evidence.rows.items():
         trial = from_row(row)

@@ -8,7 +8,7 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import Evaluation, EvaluationFailed, Proposal, Study, search
-from qra_search.simulator import RecordedRun, SimulatedExecutor, lognormal_duration, recorded_duration, report
+from qra_search.bench.simulator import RecordedRun, SimulatedExecutor, lognormal_duration, recorded_duration, report
 
 OPTIONS = {"strategy": "random", "evaluations": 24, "seed": 1}
 

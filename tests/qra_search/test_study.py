@@ -24,8 +24,8 @@ from qra_search import (
     plugins,
     search,
 )
-from qra_search.study import StudyFailed, uniform_design
-from qra_search.trials import LogMismatch
+from qra_search.log.trial_log import LogMismatch
+from qra_search.study.study import StudyFailed, uniform_design
 
 
 def budget_of(evaluator, bits=3, rank=8):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qra_search import Prior, Proposal, Strategy
+from qra_search.contracts import EvaluatorContract, StrategyContract
+from qra_search.contracts.scenarios import SCENARIOS, ToyEvaluator, scenario, toy_space
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study import StudyFailed
-from qra_search.testing import EvaluatorContract, StrategyContract
-from qra_search.toys import SCENARIOS, ToyEvaluator, scenario, toy_space
+from qra_search.study.study import StudyFailed
 
 LOGGED = "a log that another strategy wrote"
 

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from qra_search import Evaluation, Plan, Proposal, TrialLog
-from qra_search.trials import LogMismatch
+from qra_search.log.trial_log import LogMismatch
 
 PLAN = Plan((2, 3), (4, 8))
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import ExportRefused, export
 from qra_eval.export.tuned import TunedRun
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.testing import tiny_config_model
-from qra_eval.tiny import byte_tokenizer
+from qra_eval.models.families import tiny_config_model
+from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
-from qra_search.space import Plan
+from qra_search.space.space import Plan
 
 PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
 """Interpreter that loads the exports; another environment may have compressed-tensors or gptqmodel."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from report_runs import add_test, make_run
 
-from qra_search.report.page import write_page
+from qra_search.report.html.page import write_page
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

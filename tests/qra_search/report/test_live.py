@@ -10,9 +10,9 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
-from qra_search.report import live
-from qra_search.report.live import PlainView, RichView, View, make_view
 from qra_search.report.standing import Standing
+from qra_search.report.terminal import live
+from qra_search.report.terminal.live import PlainView, RichView, View, make_view
 
 
 def console(*, terminal: bool) -> Console:

@@ -12,8 +12,8 @@ from report_runs import EVIL, Bits, Guessing, add_test, evil_space, make_run
 
 from qra_search import Study, search
 from qra_search.report.data import RunData
-from qra_search.report.page import LEVELS, page, write_page
-from qra_search.runs import RunFolder
+from qra_search.report.html.page import LEVELS, page, write_page
+from qra_search.runs.folder import RunFolder
 from qra_search.strategies.uniform import UniformStrategy
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import Group, Linear, Plan, SearchSpace
-from qra_search.report import charts, colors, svg, words
-from qra_search.report.heatmap import damage_steps
+from qra_search.report import colors, words
+from qra_search.report.html import charts, svg
+from qra_search.report.html.heatmap import damage_steps
+from qra_search.report.html.svg import Scale
 from qra_search.report.layout import layout
-from qra_search.report.strips import strip
-from qra_search.report.svg import Scale
+from qra_search.report.terminal.strips import strip
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:

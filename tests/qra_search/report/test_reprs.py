@@ -15,9 +15,9 @@ from report_runs import EVIL, Bits, Guessing, evil_space, make_run
 from rich.console import Console
 
 from qra_search import Plan, SearchResult, search
-from qra_search.memory import format_bytes
 from qra_search.report import notebook
 from qra_search.report.notebook import NotebookView, in_notebook
+from qra_search.space.memory import format_bytes
 
 FIVE_LINES = """
 from qra_search import search

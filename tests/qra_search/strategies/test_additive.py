@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from qra_search import Evaluation, Evaluator, Prior
-from qra_search.strategies.additive import AdditiveStrategy, additive_plan, flat_prior, posterior_table, prior_table
-from qra_search.strategies.base import StudyState
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.log.state import StudyState
+from qra_search.strategies.additive import AdditiveStrategy, additive_plan, posterior_table
+from qra_search.surrogates.prior_table import flat_prior, prior_table
 
 
 class TableEvaluator(Evaluator):

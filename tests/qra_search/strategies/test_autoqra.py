@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies._importance import Importance
-from qra_search.strategies._moves import Levels
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.autoqra import (
     EVOLVED,
     FEWEST_PAIRS,
@@ -22,11 +23,10 @@ from qra_search.strategies.autoqra import (
     trust_radius,
     trust_region,
 )
-from qra_search.strategies.base import StudyState
-from qra_search.study import search
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.importance import Importance
 from qra_search.surrogates.promotion import MIN_PAIRS
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.trials import Proposal, Trial
+from qra_search.workflow.search import search
 
 
 def run(evaluations, fidelities, **options):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies._candidates import Candidates, linearized_row
-from qra_search.strategies._moves import Levels
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.strategies.bayes import BayesStrategy
-from qra_search.study import search
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.gp.candidates import Candidates, linearized_row
 from qra_search.surrogates.memory_strips import Strips
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.workflow.search import search
 
 
 def all_rows(space):

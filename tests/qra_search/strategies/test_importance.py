@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import Prior
-from qra_search.memory import BudgetTooSmall
-from qra_search.strategies import _operators as op
-from qra_search.strategies._importance import (
+from qra_search.contracts.scenarios import budgets_of, toy_space
+from qra_search.space.memory import BudgetTooSmall
+from qra_search.strategies.evolution import operators as op
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.importance import (
     EPSILON,
     Importance,
     coverage_encoding,
@@ -18,8 +20,6 @@ from qra_search.strategies._importance import (
     repair_by_importance,
     warm_start,
 )
-from qra_search.strategies._moves import Levels
-from qra_search.toys import budgets_of, toy_space
 
 SPACE = toy_space(6)
 LEVELS = Levels(SPACE)

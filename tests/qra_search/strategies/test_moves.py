@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search.strategies._moves import Levels, budget_in_turn, fresh_plans, one_by_one
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
-from qra_search.trials import Proposal
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.log.trial import Proposal
+from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans, one_by_one
 
 SPACE = toy_space(4, restricted=True)
 LEVELS = Levels(SPACE)

@@ -16,12 +16,12 @@ from pymoo.core.problem import Problem
 from pymoo.problems.static import StaticProblem
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from qra_search.strategies import _operators as op
-from qra_search.strategies._moves import Levels
-from qra_search.strategies._survival import non_dominated, population, survive
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.strategies.evolution import operators as op
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.survival import non_dominated, population, survive
 from qra_search.strategies.nsga2 import NSGA2Strategy, parents_of
-from qra_search.study import search
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.workflow.search import search
 
 SPACE = toy_space(6, restricted=True)
 LEVELS = Levels(SPACE)

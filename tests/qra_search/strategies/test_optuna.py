@@ -9,11 +9,11 @@ import pytest
 
 optuna = pytest.importorskip("optuna", reason="the optional extra optuna is not installed")
 
+from qra_search.contracts.scenarios import ToyEvaluator, logged_state, scenario, toy_space  # noqa: E402
 from qra_search.strategies import make_strategy  # noqa: E402
-from qra_search.strategies._moves import Levels  # noqa: E402
+from qra_search.strategies.evolution.edits import Levels  # noqa: E402
 from qra_search.strategies.optuna import SAMPLERS, OptunaStrategy  # noqa: E402
-from qra_search.study import check_proposals  # noqa: E402
-from qra_search.toys import ToyEvaluator, logged_state, scenario, toy_space  # noqa: E402
+from qra_search.study.study import check_proposals  # noqa: E402
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

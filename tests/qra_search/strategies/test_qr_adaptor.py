@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies._importance import Importance, warm_start
-from qra_search.strategies._moves import Levels
-from qra_search.strategies._refine import atomic_edits, best_improvement, matern_belief
+from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.importance import Importance, warm_start
+from qra_search.strategies.gp.refine import atomic_edits, best_improvement, matern_belief
 from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, WARM_START, QRAdaptorStrategy, front_edits
-from qra_search.study import search
-from qra_search.toys import ToyEvaluator, budgets_of, logged_state, toy_space
+from qra_search.workflow.search import search
 
 
 def run(evaluations=40, fidelities=(1.0,), **options):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
+from qra_search.contracts import StrategyContract
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies import make_strategy
-from qra_search.strategies.base import StudyState
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
-from qra_search.study import Study
-from qra_search.testing import StrategyContract
-from qra_search.trials import Proposal, Trial
+from qra_search.study.study import Study
 
 
 class TestQRA(StrategyContract):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qra_search.evaluation import Prior
+from qra_search.contracts.scenarios import toy_space
+from qra_search.evaluation.prior import Prior
 from qra_search.surrogates.basis import FLOOR, TableBasis, likeness
-from qra_search.toys import toy_space
 
 
 def test_damage_near_zero_by_luck_is_not_zero():

@@ -13,9 +13,9 @@ from fakes import AdditiveEvaluator
 from report_runs import Bits, Guessing, evil_space
 
 from qra_search import Study, plugins
-from qra_search.result import SearchResult
-from qra_search.trackers import Tracker, make_tracker
-from qra_search.trackers.base import size_name
+from qra_search.exchange.trackers import Tracker, make_tracker
+from qra_search.exchange.trackers.base import size_name
+from qra_search.study.result import SearchResult
 
 
 class Kept(Tracker):

@@ -10,7 +10,7 @@ import pytest
 from report_runs import Bits, Guessing, evil_space
 
 from qra_search import SearchResult, Study
-from qra_search.trackers import Tracker, make_tracker
+from qra_search.exchange.trackers import Tracker, make_tracker
 
 
 def tracked(folder: Path, tracker: Tracker, evaluations: float) -> tuple[SearchResult, list[Any]]:

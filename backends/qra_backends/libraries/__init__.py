@@ -1,0 +1,1 @@
+"""Backends on other libraries."""

@@ -1,0 +1,79 @@
+"""bitsandbytes' linear layers, alike in train and eval mode; needs bitsandbytes at import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from torch import Tensor, nn
+
+from qra_backends.modules.functional import dequantized_linear
+
+
+class SteadyLinear4bit(Linear4bit):
+    """A Linear4bit that never repacks itself.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight in place at the first forward in eval mode without
+    a gradient; from then on gradients to the input are lost, `dequantize_4bit` reads garbage, and state_dict saves
+    transposed scales. A flag keeps the layer as it is.
+    """
+
+    def __init__(self, packed: Tensor, state: QuantState, bias: nn.Parameter | None):
+        out_features, in_features = state.shape
+        kind = {"compress_statistics": state.nested, "quant_type": state.quant_type}
+        super().__init__(in_features, out_features, bias=False, compute_dtype=state.dtype, device="meta", **kind)
+        self.support_avx512bf16_for_cpu = False
+        self.weight: Any = Params4bit(
+            packed,
+            requires_grad=False,
+            quant_state=state,
+            blocksize=state.blocksize,
+            module=self,
+            bnb_quantized=True,
+            **kind,
+        )
+        self.quant_state = state
+        self.register_parameter("bias", bias)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A deep copy of Params4bit points to the original layer, and has a state of its own beside the layer's.
+        self.weight.module = self
+        self.quant_state = self.weight.quant_state
+
+
+class WeightOnlyLinear8bit(Linear8bitLt):
+    """y = x Wᵀ + bias with W[o, i] = code[o, i] · row_scale[o] / 127, in train and in eval mode.
+
+    The library's own layer does this only in train mode on a CPU. In eval mode, and on a GPU, it also rounds the
+    activations to int8 (LLM.int8), so that the loss of the same weights depends on the mode.
+    """
+
+    def __init__(self, codes: Tensor, row_scale: Tensor, bias: nn.Parameter | None, dtype: torch.dtype):
+        out_features, in_features = codes.shape
+        super().__init__(in_features, out_features, bias=False, has_fp16_weights=False, threshold=0.0, device="meta")
+        self.weight: Any = Int8Params(codes, requires_grad=False, has_fp16_weights=False, SCB=row_scale)
+        self.weight.CB = self.weight.data
+        self.register_parameter("bias", bias)
+        self.compute_dtype = dtype
+
+    @property
+    def row_scale(self) -> Tensor:
+        """float32 (out,); the library moves it between the weight and its matmul state."""
+        scale = self.state.SCB if self.weight.SCB is None else self.weight.SCB
+        assert scale is not None  # set when the layer is made
+        return scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dequantized_linear(x, self.dequantize, self.bias)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) in `dtype` (default: the layer's own); products are rounded once, from float32."""
+        return self.weight.data.to(dtype or self.compute_dtype).mul_(self.row_scale[:, None] / 127)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.weight.CB is not None:  # a deep copy would keep the codes twice
+            self.weight.CB = self.weight.data

@@ -1,0 +1,1 @@
+"""Reference backends in plain torch: group-wise codes, and codes by error feedback."""

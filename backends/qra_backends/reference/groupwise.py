@@ -1,0 +1,103 @@
+"""Scale and offset of every group of a row, and the codes that follow: w ≈ scale · code + offset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qra_backends.reference.packed import GROUP_DTYPE
+
+RANGES = ("minmax", "mse")
+_SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
+_REFITS = 2  # least-squares steps from each start; more gained under 1% of squared error
+
+
+def fit_groups(
+    weight: Tensor, bits: int, group_size: int, *, ranges: str = "minmax", importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset of each group.
+
+    `minmax` spans each group exactly. `mse` looks for the least squared error: from several shrunken ranges, round,
+    refit scale and offset to the codes by least squares, and keep the best seen; never worse than `minmax`.
+
+    Args:
+        weight: float32 (out, in).
+        importance: (in,), weight of each column's squared error in `mse`; all equal where None.
+
+    Returns:
+        scale, offset: float16 (out, ceil(in / group_size)).
+    """
+    if importance is None:
+        importance = torch.ones(weight.shape[1], device=weight.device)
+    fit: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = {"minmax": _minmax, "mse": _least_error}[ranges]
+    parts = [
+        fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+        for columns, weights, size in _split(weight, importance, group_size)
+    ]
+    scale, offset = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    return scale.to(GROUP_DTYPE), offset.to(GROUP_DTYPE)
+
+
+def encode(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size: int) -> Tensor:
+    """Nearest codes, uint8 (out, in), under the scale and offset (out, groups) as they are stored."""
+    columns = torch.arange(weight.shape[1], device=weight.device) // group_size
+    return nearest(weight, scale.float()[:, columns], offset.float()[:, columns], bits).to(torch.uint8)
+
+
+def nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """Nearest codes as floats; 0 where the scale is 0, as in a group of equal weights. All arguments broadcast."""
+    codes = (weight - offset) / torch.where(scale == 0, 1.0, scale)
+    return codes.round_().clamp_(0, 2**bits - 1)
+
+
+def _split(weight: Tensor, importance: Tensor, group_size: int) -> list[tuple[Tensor, Tensor, int]]:
+    """The columns in whole groups, then those left over as one shorter group."""
+    columns = weight.shape[1]
+    whole = columns // group_size * group_size
+    parts = [
+        (weight[:, :whole], importance[:whole], group_size),
+        (weight[:, whole:], importance[whole:], columns - whole),
+    ]
+    return [part for part in parts if part[0].shape[1]]
+
+
+def _minmax(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low, high = weight.aminmax(dim=-1)
+    return (high - low) / (2**bits - 1), low
+
+
+def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset (out, groups) of weight (out, groups, size); importance (groups, size)."""
+    # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
+    importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    importance = importance + 1e-6
+    total = importance.sum(-1, keepdim=True)
+    mean_weight = (importance * weight).sum(-1, keepdim=True) / total
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    center, half = (high + low) / 2, (high - low) / 2
+    best_error = torch.full_like(low, torch.inf)
+    best_scale, best_offset = torch.zeros_like(low), low
+    for share in _SHRINK:
+        scale, offset = 2 * share * half / (2**bits - 1), center - share * half
+        for refit in range(_REFITS + 1):
+            scale, offset = _stored(scale), _stored(offset)
+            codes = nearest(weight, scale, offset, bits)
+            error = ((codes * scale + offset - weight).square_() * importance).sum(-1, keepdim=True)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale, best_offset = torch.where(better, scale, best_scale), torch.where(better, offset, best_offset)
+            if refit < _REFITS:
+                mean_code = (importance * codes).sum(-1, keepdim=True) / total
+                weighted = (codes - mean_code) * importance
+                variance = (weighted * (codes - mean_code)).sum(-1, keepdim=True)
+                covariance = (weighted * (weight - mean_weight)).sum(-1, keepdim=True)
+                scale = torch.where(variance > 0, covariance / variance.clamp_min(1e-20), scale)
+                offset = mean_weight - scale * mean_code
+    return best_scale.squeeze(-1), best_offset.squeeze(-1)
+
+
+def _stored(values: Tensor) -> Tensor:
+    """As they will be read back: the codes must suit the rounded scale and offset."""
+    return values.to(GROUP_DTYPE).to(torch.float32)

@@ -1,0 +1,74 @@
+"""A linear layer whose weight is bit-packed codes with a scale and an offset for each group of a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.modules.linear import DequantizedLinear
+from qra_backends.reference import bitpack
+from qra_backends.storage import ceil_div
+
+GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
+GROUP_BYTES = 4  # scale and offset
+_GROUP_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
+
+
+class PackedLinear(DequantizedLinear):
+    """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size.
+
+    Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        *,
+        bits: int,
+        group_size: int,
+        out_features: int,
+        in_features: int,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+        self.bits, self.group_size = bits, group_size
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale.view(_GROUP_STORAGE))
+        self.register_buffer("offset", offset.view(_GROUP_STORAGE))
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in), computed in float32 and rounded once to `dtype`."""
+        codes = bitpack.unpack(self.codes, self.bits, self.out_features * self.in_features)
+        return decode(
+            codes.view(self.out_features, self.in_features),
+            self.scale.view(GROUP_DTYPE),
+            self.offset.view(GROUP_DTYPE),
+            self.group_size,
+        ).to(dtype or self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
+
+
+def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Tensor:
+    """Weights float32 (out, in) from integer codes (out, in) and 16-bit scale and offset (out, groups)."""
+    weight = codes.to(torch.float32)
+    rows, columns = weight.shape
+    whole = columns // group_size * group_size
+    parts = [(weight[:, :whole], group_size)] if whole else []
+    if whole < columns:
+        parts.append((weight[:, whole:], columns - whole))
+    first = 0
+    for part, size in parts:
+        groups = slice(first, first + ceil_div(part.shape[1], size))
+        grouped = part.unflatten(1, (-1, size))  # a view: the products land in `weight`
+        grouped.mul_(scale[:, groups, None]).add_(offset[:, groups, None])
+        first = groups.stop
+    return weight

@@ -1,0 +1,1 @@
+"""What a search takes, in time and memory."""

@@ -1,0 +1,167 @@
+"""What training a plan takes at its peak, from the shapes of one step: for memory budgets that must hold while tuning.
+
+The peak is the moment at which the backward pass begins: every activation that it needs is there, and so are the
+logits of the labelled positions and their gradient. It holds, in bytes:
+
+- `originals`: the unquantized weights, which a search keeps beside the bank;
+- the plan's quantized weights and all that is not searched (its resident bytes without adapters);
+- `dequantized`: the largest linear's weight, made for the length of one product, in float32 and in the model's dtype;
+- 16 bytes for every adapter weight: float32 value, gradient and two moments of AdamW; 2 more for the rounded copy that
+  is multiplied by where the model computes in half precision;
+- `activations`: what autograd saves, counted tensor by tensor on one and on two rows and drawn out to the batch. With
+  checkpointing the inputs of the decoder layers stay, and one layer's activations at a time;
+- `logits`: twice, for the gradient is made beside them.
+
+Only the second and the fourth depend on the plan, and both are sums over its groups: a budget on the peak is kept as
+exactly as one on resident bytes. What depends on the rank of the activations is taken at the largest rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qra_eval.models.linears import decoder_layers
+from qra_eval.tuning import training
+from qra_eval.tuning.shared_adapter import uniform_like
+from qra_search.space.space import Plan, SearchSpace
+
+if TYPE_CHECKING:
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+
+ADAPTER_BYTES = 16
+"""Of an adapter weight in training: value, gradient and two moments, float32."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step that do not depend on the plan; see the module's docstring.
+
+    Attributes:
+        adapter_bits: bits that training takes for each adapter weight.
+        rows, tokens, labels: of the largest batch: rows, tokens of each, labelled positions.
+    """
+
+    originals: int
+    dequantized: int
+    activations: int
+    logits: int
+    adapter_bits: int
+    rows: int
+    tokens: int
+    labels: int
+
+    @property
+    def fixed(self) -> int:
+        """All of them together."""
+        return self.originals + self.dequantized + self.activations + self.logits
+
+    def space(self, resident: SearchSpace) -> SearchSpace:
+        """The same space with the bytes of plans counted at the peak of their training."""
+        fields = {name: getattr(resident, name) for name in SearchSpace.model_fields}
+        fields |= {"fixed_bytes": resident.fixed_bytes + self.fixed, "adapter_bits": self.adapter_bits}
+        return SearchSpace(**fields)
+
+    def parts(self, resident: SearchSpace, plan: Plan) -> dict[str, int]:
+        """The parts of a plan's peak by name, and their sum as `peak`."""
+        weights = resident.memory.bytes(*resident.encode(plan)) - _adapter_bytes(resident, plan)
+        adapters = _adapter_bytes(self.space(resident), plan)
+        shapes = ("rows", "tokens", "labels", "adapter_bits")
+        parts = {k: v for k, v in asdict(self).items() if k not in shapes}
+        parts |= {"weights": int(weights), "adapters": adapters}
+        return parts | {"peak": sum(parts.values())}
+
+
+def step_memory(evaluator: QuantizedLoRAEvaluator) -> StepMemory:
+    """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
+    space, item = evaluator.space, evaluator.quantized.dtype.itemsize
+    batches = evaluator.batches(max(1, evaluator.settings.steps), 0)
+    rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
+    labels = max(len(b.targets) for b in batches)
+    linears = [linear for group in space.groups for linear in group.linears]
+    head = 2 * labels * evaluator.model.get_output_embeddings().weight.shape[0] * item
+    layers, outside = _saved_by_batch(evaluator, rows, tokens)
+    wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))
+    if evaluator.settings.gradient_checkpointing and layers:
+        inputs = len(layers) * rows * tokens * evaluator.model.config.get_text_config().hidden_size * item
+        # The logits are gone when the first layer's activations are made again.
+        activations = inputs + outside + max(0, max(layers) + wider // len(layers) - head)
+    else:
+        activations = outside + sum(layers) + wider
+    return StepMemory(
+        originals=sum(m.out_features * m.in_features for m in linears) * item,
+        dequantized=max(m.out_features * m.in_features for m in linears) * (4 + item),
+        activations=activations,
+        logits=head,
+        adapter_bits=8 * (ADAPTER_BYTES + (item if item < 4 else 0)),
+        rows=rows,
+        tokens=tokens,
+        labels=labels,
+    )
+
+
+def _saved_by_batch(evaluator: QuantizedLoRAEvaluator, rows: int, tokens: int) -> tuple[list[int], int]:
+    """Bytes that a batch saves for its backward pass: of each decoder layer, and of all else but the logits."""
+    space = evaluator.space
+    ranks = [r for r in space.ranks if r > 0]
+    if not ranks:
+        return [], 0
+    settings = evaluator.settings
+    longest = max(evaluator.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
+    plan = uniform_like(space, 0, ranks[0])
+    evaluator.apply(plan, 0)
+    with evaluator.quantized.as_stored(plan, evaluator.init) as model:
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        one, two = (saved_bytes(model, training.collate([longest] * n).to(evaluator.device)) for n in (1, 2))
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    # The difference is a row's: what does not grow with rows, such as weights, falls out.
+    stretch = rows * tokens / len(longest)
+    row = {part: max(0, two[part] - one[part]) for part in two}
+    return [int(stretch * size) for part, size in row.items() if part], int(stretch * row.get("", 0))
+
+
+def saved_bytes(model: Any, batch: training.Batch) -> dict[str, int]:
+    """Bytes that autograd saves in a forward pass and its loss: by decoder layer, and all else but logits under ``.
+
+    Each storage counts once, where it was first saved; the model's own tensors do not count.
+    """
+    path = decoder_layers(model)
+    layers = dict(model.get_submodule(path).named_children()) if path is not None else {}
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    found: dict[str, int] = {name: 0 for name in ("", *layers)}
+    where = [""]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            own.add(storage.data_ptr())
+            kept.append(tensor)  # else its address could be given to another
+            found[where[-1]] += storage.nbytes()
+        return tensor
+
+    kept: list[Tensor] = []
+    handles = []
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_pre_hook(lambda module, args, name=name: where.append(name)))
+        handles.append(layer.register_forward_hook(lambda module, args, output: where.pop() and None))
+    model.train()
+    try:
+        with training.labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            training.batch_loss(model, head, batch)
+    finally:
+        model.eval()
+        for handle in handles:
+            handle.remove()
+    vocabulary = model.get_output_embeddings().weight
+    found[""] = max(0, found[""] - len(batch.targets) * vocabulary.shape[0] * vocabulary.element_size())
+    return found
+
+
+def _adapter_bytes(space: SearchSpace, plan: Plan) -> int:
+    _, r = space.encode(plan)
+    return int(space.memory.adapter[range(len(space)), r].sum())

@@ -1,0 +1,1 @@
+"""The evaluators: real tuning, landscapes, recorded trials."""

@@ -1,0 +1,212 @@
+"""Cheap evaluators for comparing search strategies: parametric landscapes, calibrated to a real model, by name."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from typing import Any
+
+import numpy as np
+
+from qra_eval.landscapes import measured
+from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
+from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.reference import Reference, reference_front
+from qra_eval.landscapes.shapes import make_space
+from qra_search import plugins
+from qra_search.config import RunConfig
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.prior import Prior
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
+
+PRIORS = ("measured", "flat", "shuffled", "none")
+PRIOR_ERROR = 0.35
+"""Log-error of every entry of a measured prior."""
+PRIOR_COST = 1.5
+"""Full evaluations that a measured (or shuffled) prior is charged: one backward pass over the calibration rows and
+some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
+LOW_FIDELITY = 0.25
+
+__all__ = ["PRIORS", "Landscape", "Reference", "build", "make_landscape", "reference_front"]
+
+
+class Landscape(Evaluator):
+    """A parametric loss over plans, with its noise-free truth at hand.
+
+    Args:
+        tables: the drawn numbers.
+        space: what they are tables of.
+        prior: the prior that a search is given; see `make_landscape`.
+        noise: standard deviation between seeds; `noise_slope` is its rise with the loss above the untouched model's.
+        seed_shift, seed_share: what a seed adds to all plans, and to like plans alike (`landscapes.families.Family`).
+        identity: what `describe` says.
+    """
+
+    fidelities = (LOW_FIDELITY, 1.0)
+
+    def __init__(
+        self,
+        tables: Tables,
+        space: SearchSpace,
+        *,
+        prior: Prior | None = None,
+        noise: float = measured.SEED_NOISE,
+        noise_slope: float = 0.0,
+        seed_shift: float = 0.0,
+        seed_share: float = 0.0,
+        seed: int = 0,
+        identity: dict[str, Any] | None = None,
+    ):
+        self.tables, self.space = tables, space
+        self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
+        self.seed_shift, self.seed_share = seed_shift, seed_share
+        self._prior = prior
+        self._identity = dict(identity or {})
+        self._at: dict[float, Tables] = {1.0: tables}
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
+        begun = time.perf_counter()
+        b, r = self.space.encode(plan)
+        loss = float(self._tables_at(fidelity).losses(b[None], r[None])[0])
+        rng = generator("noise", self.seed, plan.key, fidelity, seed)
+        own = np.sqrt((1.0 - self.seed_share) / fidelity)
+        loss += self.noise_at(loss) * own * float(rng.standard_normal()) + self._of_seed(b, r, seed)
+        size = int(self.space.memory.bytes(b, r))
+        return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed, cost=fidelity)
+
+    def _of_seed(self, b: np.ndarray, r: np.ndarray, seed: int) -> float:
+        """What a seed adds to this plan and to plans like it."""
+        if not (self.seed_shift or self.seed_share):
+            return 0.0
+        rng = generator("seed", self.seed, seed)
+        shift = self.seed_shift * float(rng.standard_normal())
+        middle = int(np.argmin(np.abs(np.array(self.space.bits) - 3)))
+        return shift + self.noise * float(np.sqrt(self.seed_share)) * self.tables.of_seed(b, r, middle, rng)
+
+    def noise_at(self, loss: float) -> float:
+        """Standard deviation between seeds of a plan with this true loss."""
+        best = self.tables.base - self.tables.gain.max(1).sum()
+        return self.noise + self.noise_slope * max(loss - best, 0.0)
+
+    def true_loss(self, plan: Plan) -> float:
+        """Noise-free loss at full fidelity."""
+        b, r = self.space.encode(plan)
+        return float(self.tables.losses(b[None], r[None])[0])
+
+    def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Noise-free losses (N,) of level indices (N, G), (N, G)."""
+        return self.tables.losses(np.asarray(b), np.asarray(r))
+
+    def additive_table(self) -> np.ndarray:
+        """float (G, B, R): each choice's own share of the loss; the whole of it where `is_additive`."""
+        return self.tables.additive_table()
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the true loss is exactly a sum over groups."""
+        return self.tables.is_additive
+
+    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
+        """The best plans known under these budgets, by their noise-free loss."""
+        return reference_front(self, budgets, cache=cache)
+
+    def prior(self) -> Prior | None:
+        return self._prior
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    def _tables_at(self, fidelity: float) -> Tables:
+        if fidelity not in self._at:
+            if not 0.0 < fidelity <= 1.0:
+                raise ValueError(f"fidelity must be in (0, 1], got {fidelity}")
+            self._at[fidelity] = self.tables.at_fidelity(fidelity, generator("fidelity", self.seed))
+        return self._at[fidelity]
+
+
+def make_landscape(
+    family: str = "interaction",
+    layers: int = 32,
+    granularity: str = "layer",
+    seed: int = 0,
+    prior: str = "measured",
+    *,
+    noise: float | None = None,
+    shape: str = "smollm2",
+    bits: tuple[int, ...] = DEFAULT_BITS,
+    ranks: tuple[int, ...] = DEFAULT_RANKS,
+) -> Landscape:
+    """A landscape of a family (`qra_eval.landscapes.FAMILIES`), drawn by `seed`.
+
+    Args:
+        prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
+            damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
+        noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
+            loss, and what seeds add to many plans alike, away as well.
+
+    Raises:
+        ValueError: an unknown family, prior, granularity or shape.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    if prior not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
+    traits = FAMILIES[family]
+    noise = traits.noise if noise is None else noise
+    space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
+    tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
+    return Landscape(
+        tables,
+        space,
+        prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
+        noise=noise,
+        noise_slope=traits.noise_slope if noise else 0.0,
+        seed_shift=traits.seed_shift if noise else 0.0,
+        seed_share=traits.seed_share if noise else 0.0,
+        seed=seed,
+        identity={
+            "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,
+            "noise": noise, "shape": shape,
+        },
+    )  # fmt: skip
+
+
+def build(config: RunConfig) -> Landscape:
+    """The landscape that a config names: `options` are family, layers, seed, prior, noise and shape."""
+    known = inspect.signature(make_landscape).parameters
+    for name in config.options:
+        if name not in known:
+            raise ValueError(plugins.unknown_message("option of the landscape evaluator", name, known))
+    try:
+        return make_landscape(
+            **{"granularity": config.space.granularity, "bits": config.space.bits, "ranks": config.space.ranks}
+            | config.options
+        )
+    except TypeError as error:
+        raise ValueError(f"options of the landscape evaluator: {error}") from None
+
+
+def _make_prior(kind: str, family: str, tables: Tables, space: SearchSpace, rng: np.random.Generator) -> Prior | None:
+    if kind == "none":
+        return None
+    weights = np.array([group.weights for group in space.groups], dtype=float)
+    share = (weights / weights.sum())[:, None]
+    if kind == "flat":
+        return Prior(share * tables.damage.sum(0), share * tables.gain.sum(0), cost=0.0, source="flat")
+    traits = FAMILIES[family]
+    damage = tables.damage
+    if not traits.prior_kinds:
+        of_layer = np.zeros((tables.layer.max() + 1, damage.shape[1]))
+        np.add.at(of_layer, tables.layer, damage)
+        size = np.bincount(tables.layer, weights)
+        damage = of_layer[tables.layer] * (weights / size[tables.layer])[:, None]
+    depth = tables.layer / max(tables.layer.max(), 1) - 0.5
+    damage = damage * np.exp(traits.prior_tilt * depth)[:, None]
+    damage = damage * np.exp(rng.normal(0.0, PRIOR_ERROR, damage.shape))
+    damage = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+    gain = tables.gain * np.exp(rng.normal(0.0, PRIOR_ERROR, (len(damage), 1)))
+    if kind == "shuffled":
+        order = rng.permutation(len(damage))
+        damage, gain = damage[order], gain[order]
+    return Prior(damage, gain, cost=PRIOR_COST, source=kind)

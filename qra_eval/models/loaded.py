@@ -1,0 +1,155 @@
+"""A loaded model: frozen, in evaluation mode, with its tokenizer and the identity of its weights."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SLICES, SLICE_BYTES = 16, 4096
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model ready to be searched.
+
+    Attributes:
+        model: frozen, in evaluation mode, every searchable linear an `nn.Linear`.
+        tokenizer: with a padding token.
+        name: how it was asked for; loads the same model again.
+        fingerprint: hash of the weights, equal wherever they came from.
+        spec: as `name`, with paths made absolute.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    spec: str
+
+
+def finish(model: nn.Module, tokenizer: Any, name: str, spec: str, device: str | torch.device) -> LoadedModel:
+    """Normalise, freeze and place a model; give the tokenizer a padding token where it has none."""
+    from qra_eval.models.linears import normalise
+
+    model.requires_grad_(False)
+    model.eval()
+    digest = fingerprint(model)
+    normalise(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(model.to(device), tokenizer, name, digest, spec)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the model's class and tensors: names, shapes, types, and up to 64 KiB of each tensor, evenly spaced."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_sample(tensor))
+    return digest.hexdigest()[:16]
+
+
+STORAGE_DTYPE = torch.bfloat16
+"""In which a model is kept unless the caller asks otherwise, on every machine: bytes are counted in it."""
+
+PROBE = (512, 576, 1536)
+CLEARLY = 0.9
+"""bfloat16 is computed in where it takes less than this share of float32's time."""
+
+
+@functools.cache
+def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the device multiplies in it fast, float32 elsewhere.
+
+    On a CPU a small product is timed in both: without AVX512-BF16 or AMX bfloat16 is emulated, and on some that have
+    AVX512-BF16 it takes twice as long as float32, on others half.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    if kind != "cpu":
+        return torch.float32
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return torch.float32
+    tokens, width, out = PROBE
+    x, w = torch.ones(tokens, width), torch.ones(out, width)
+    best: dict[torch.dtype, float] = {}
+    for _ in range(6):  # in turn, so that a busy moment meets both; the first of each warms up
+        for dtype in (torch.bfloat16, torch.float32):
+            y, v = x.to(dtype), w.to(dtype)
+            start = time.perf_counter()
+            torch.nn.functional.linear(y, v)
+            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
+    return torch.bfloat16 if best[torch.bfloat16] < CLEARLY * best[torch.float32] else torch.float32
+
+
+@contextmanager
+def computed_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """The model's parameters in another dtype, for as long as the context lasts; then the very same tensors again.
+
+    Where bfloat16 is emulated, a pass in it takes up to 40 times as long. Buffers stay as they are: rotary frequencies
+    have more digits than the model.
+    """
+    kept = [(p, p.data) for p in model.parameters() if p.dtype == model.dtype != dtype]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def cache_root() -> Path:
+    """Folder for what can be made again: `QRA_CACHE`, else `qra` in the user's cache folder."""
+    given = os.environ.get("QRA_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra"
+
+
+def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
+    """The cached folder of a key, made by `build` in a temporary one and renamed when it is complete.
+
+    Several processes may build at once; the first to finish wins, and the others use what it made.
+    """
+    folder = cache_root() / "models" / key
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"cannot write to the cache {folder.parent} ({error.strerror}): set QRA_CACHE") from error
+    try:
+        build(partial)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    if len(flat) <= SLICES * SLICE_BYTES:
+        return flat.numpy().tobytes()
+    starts = torch.linspace(0, len(flat) - SLICE_BYTES, SLICES, dtype=torch.float64).long().tolist()
+    return b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts)

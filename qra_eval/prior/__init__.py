@@ -1,0 +1,1 @@
+"""How sensitive the groups are: measured once, and kept."""

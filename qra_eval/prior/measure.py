@@ -1,0 +1,313 @@
+"""The prior: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
+
+A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
+prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
+the gradient at the linear's output for labels drawn from the model itself (Fisher information). One backward pass
+gives x and g of every linear; each bit-width then costs one product D x. That ranks groups well but the scale of
+large damage is off, so a few groups are degraded for real, and a straight line in logarithms maps the one onto the
+other, with an intercept for each kind of linear.
+
+One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
+passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qra_eval.prior.layer_cache import LayerCache
+from qra_eval.quantized.adapters import AdaptedLinear
+from qra_eval.quantized.bank import Bank
+from qra_eval.tuning.training import Batch, labelled_head
+from qra_search.evaluation.prior import Prior
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import SearchSpace
+
+Progress = Callable[[str, int, int], None]
+Precisely = Callable[[], AbstractContextManager[Any]]
+
+DEPTHS = 3
+"""Groups of each kind that are degraded for real, spread over depth."""
+PROBED_BITS = 2
+"""The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
+KIND_RIDGE = 1.0
+"""Strength with which a kind's intercept is drawn to the common one, in observations."""
+RANK_GAIN = 0.5
+"""Nats that adapters on all groups are taken to gain together, spread by gradient spectrum: SmolLM2 on GSM8K gains as
+much in 12 steps."""
+RANK_POWER = 0.01
+"""A rank gains the share of the spectrum within it to this power: nearly all of it at any rank. With one alpha for all
+ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
+SKETCH = 48
+"""Width of the random sketch from which a gradient's leading singular values are read."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """First-order figures of every linear.
+
+    Attributes:
+        damage: float (linear name -> (B,)), half the mean squared change of log-likelihood, a labelled token.
+        spectrum: float (linear name -> (k,)), leading singular values of the loss gradient by the weight, descending.
+        tokens: tokens passed forward and backward.
+    """
+
+    damage: dict[str, np.ndarray]
+    spectrum: dict[str, np.ndarray]
+    tokens: int
+
+
+def measure_prior(
+    model: Any,
+    wrapped: Mapping[str, AdaptedLinear],
+    bank: Bank,
+    space: SearchSpace,
+    batches: Sequence[Batch],
+    *,
+    device: torch.device,
+    precisely: Precisely = nullcontext,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Prior, dict[str, Any]]:
+    """Damage and gain of every group, from the unquantized model without adapters.
+
+    Args:
+        wrapped: the model's linears, each with its unquantized base set and no adapter.
+        batches: calibration data.
+        precisely: for as long as it lasts the model computes in float32; needed where it does not anyway.
+
+    Returns:
+        The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
+        units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
+    """
+    bits = [b for b in space.bits if b != UNQUANTIZED_BITS]
+    fisher = measure_fisher(model, wrapped, bank, bits, batches, device=device, seed=seed, progress=progress)
+    raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in space.groups])
+    with precisely():
+        probes, probe_tokens = probe_groups(
+            model, wrapped, bank, space, bits, batches, device=device, progress=progress
+        )
+    kinds = [g.kind or g.name for g in space.groups]
+    scaled = scale_damage(raw, kinds, [(g, k, kl) for g, k, kl in probes])
+    damage = np.zeros((len(space), len(space.bits)))
+    for k, b in enumerate(bits):
+        damage[:, space.bits.index(b)] = scaled[:, k]
+    damage = no_less_than_wider(damage, space.widths)
+    prior = Prior(damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes", repair=0.0)
+    report = {
+        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens,
+        "probes": [
+            {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
+            for g, k, kl in probes
+        ],
+        "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
+    }
+    return prior, report
+
+
+def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Damage (G, B), raised where it is below that of more bits: of the least of them, where a width has several."""
+    raised = damage.copy()
+    floor = np.zeros(len(damage))
+    for width in sorted(set(widths.tolist()), reverse=True):
+        raised[:, widths == width] = np.maximum(raised[:, widths == width], floor[:, None])
+        floor = raised[:, widths == width].min(1)
+    return raised
+
+
+def measure_fisher(
+    model: Any,
+    wrapped: Mapping[str, AdaptedLinear],
+    bank: Bank,
+    bits: Sequence[int],
+    batches: Sequence[Batch],
+    *,
+    device: torch.device,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fisher:
+    """One forward and backward pass a batch, with labels drawn from the model; see the module's docstring."""
+    damage = {name: np.zeros(len(bits)) for name in wrapped}
+    spectrum: dict[str, np.ndarray] = {}
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    labelled = sum(len(b.targets) for b in batches)
+    inputs: dict[str, Tensor] = {}
+    done = 0
+
+    def keep_input(name: str):
+        def hook(module: AdaptedLinear, args: tuple[Tensor, ...]) -> None:
+            inputs[name] = args[0].detach()
+
+        return hook
+
+    def on_gradient(name: str):
+        def hook(module: AdaptedLinear, grad_input: Any, grad_output: tuple[Tensor, ...]) -> None:
+            nonlocal done
+            x = inputs.pop(name).reshape(-1, module.in_features)
+            g = grad_output[0].reshape(-1, module.out_features)
+            whole = bank.weight(name, UNQUANTIZED_BITS).float()
+            for k, b in enumerate(bits):
+                change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
+                damage[name][k] += 0.5 * float(((g.float() * change).sum(1) ** 2).sum()) / labelled
+            values = leading_singular_values(g.float(), x.float(), generator)
+            spectrum[name] = spectrum.get(name, 0.0) + values / len(batches)
+            done += 1
+            if progress is not None:
+                progress("measure sensitivity", done, len(wrapped) * len(batches))
+
+        return hook
+
+    handles = []
+    for name, module in wrapped.items():
+        handles.append(module.register_forward_pre_hook(keep_input(name)))
+        handles.append(module.register_full_backward_hook(on_gradient(name)))
+    model.eval()
+    embedding = model.get_input_embeddings()
+    # Without a trainable parameter no gradient would flow: let it start at the embeddings' output.
+    handles.append(embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+    try:
+        with labelled_head(model) as head:
+            for batch in batches:
+                batch = batch.to(device)
+                head.positions = batch.positions
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                head.positions = None
+                logits = logits.reshape(-1, logits.shape[-1]).float()
+                drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
+                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Fisher(damage, spectrum, sum(b.tokens for b in batches))
+
+
+def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) -> np.ndarray:
+    """Leading singular values of g'x, (k,), from a random sketch of its rows (Halko et al. 2011).
+
+    Args:
+        g: (T, out).
+        x: (T, in).
+    """
+    k = min(SKETCH, g.shape[1], x.shape[1])
+    probe = torch.randn(g.shape[1], k, generator=generator).to(g.device)
+    sketch = x.T @ (g @ probe)
+    basis, _ = torch.linalg.qr(sketch)
+    return torch.linalg.svdvals(g.T @ (x @ basis)).cpu().numpy()
+
+
+def probe_groups(
+    model: Any,
+    wrapped: Mapping[str, AdaptedLinear],
+    bank: Bank,
+    space: SearchSpace,
+    bits: Sequence[int],
+    batches: Sequence[Batch],
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[list[tuple[int, int, float]], int]:
+    """KL of the prediction when one group alone is degraded, for a few groups of every kind.
+
+    Returns:
+        (group, index into `bits`, nats a labelled token) of each probe, and tokens passed forward.
+    """
+    chosen = _spread([g.kind or g.name for g in space.groups])
+    pairs = [(g, k) for g in chosen for k in range(min(PROBED_BITS, len(bits)))]
+    return degrade_groups(model, wrapped, bank, space, bits, pairs, batches[0].to(device), progress=progress)
+
+
+def degrade_groups(
+    model: Any,
+    wrapped: Mapping[str, AdaptedLinear],
+    bank: Bank,
+    space: SearchSpace,
+    bits: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    batch: Batch,
+    *,
+    progress: Progress | None = None,
+) -> tuple[list[tuple[int, int, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
+
+    The model must compute in float32. Each pass begins at the group's layer, with the hidden states that the layers
+    before it gave without it. As with
+    any measured prior, one batch is enough: the same positions are compared throughout.
+
+    Returns:
+        (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
+    """
+    cache = LayerCache(model, batch)
+    tokens, found = float(batch.tokens), []
+    for done, (g, k) in enumerate(pairs):
+        group = space.groups[g]
+        for linear in group.linears:
+            wrapped[linear.name].set_base(weight=bank.weight(linear.name, bits[k]))
+        found.append((g, k, cache.divergence(group.depth)))
+        for linear in group.linears:
+            wrapped[linear.name].set_base(weight=bank.weight(linear.name, UNQUANTIZED_BITS))
+        tokens += cache.share(group.depth) * batch.tokens
+        if progress is not None:
+            progress("probe groups", done + 1, len(pairs))
+    return found, round(tokens)
+
+
+def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
+    """Fisher figures (G, B) on the scale of the probes: log KL = slope * log figure + intercept of the kind.
+
+    Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
+    """
+    floor = max(float(raw.max()) * 1e-9, 1e-300)
+    log_raw = np.log(np.maximum(raw, floor))
+    usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
+    if len(usable) < 3:
+        return np.where(raw > floor, raw, 0.0)
+    names = sorted(set(kinds))
+    center = float(np.mean([log_raw[g, k] for g, k, _ in usable]))
+    design = np.zeros((len(usable), 2 + len(names)))
+    target = np.log([kl for *_, kl in usable])
+    for i, (g, k, _) in enumerate(usable):
+        design[i, 0], design[i, 1], design[i, 2 + names.index(kinds[g])] = 1.0, log_raw[g, k] - center, 1.0
+    penalty = np.diag([1e-9, 1e-9] + [KIND_RIDGE] * len(names))
+    weights = np.linalg.solve(design.T @ design + penalty, design.T @ target)
+    slope = max(float(weights[1]), 0.1)
+    offsets = np.array([weights[2 + names.index(kind)] for kind in kinds])
+    return np.where(raw > floor, np.exp(weights[0] + slope * (log_raw - center) + offsets[:, None]), 0.0)
+
+
+def _rank_gain(space: SearchSpace, spectrum: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
+    gain = np.zeros((len(space), len(space.ranks)))
+    for i, group in enumerate(space.groups):
+        for j, rank in enumerate(space.ranks):
+            gain[i, j] = sum(float(spectrum[m.name][:rank].sum()) for m in group.linears)
+    most = gain[:, -1:]
+    share = np.divide(gain, most, out=np.zeros_like(gain), where=most > 0)
+    return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))
+
+
+def _spread(kinds: Sequence[str]) -> list[int]:
+    """Indices of `DEPTHS` groups of each kind, from the first to the last."""
+    chosen: list[int] = []
+    for kind in sorted(set(kinds)):
+        members = [i for i, k in enumerate(kinds) if k == kind]
+        count = min(DEPTHS, len(members))
+        chosen += sorted({members[round(j * (len(members) - 1) / max(1, count - 1))] for j in range(count)})
+    return chosen
+
+
+def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Pearson correlation of the logarithms; nan with fewer than three usable pairs."""
+    usable = [(a, b) for a, b in pairs if a > 0 and b > 0]
+    if len(usable) < 3:
+        return math.nan
+    logs = np.log(np.array(usable))
+    return float(np.corrcoef(logs[:, 0], logs[:, 1])[0, 1])

@@ -1,0 +1,1 @@
+"""A model whose linears are quantized and adapted under any plan."""

@@ -1,0 +1,173 @@
+"""Where LoRA starts: the factors' first values, and for PiSSA the weight that is quantized under them.
+
+All four start from the quantized base. With s the adapter's scaling, alpha over its rank:
+
+- `default`: A Kaiming-uniform, B zero (Hu et al. 2021).
+- `loftq`: s B A is the best rank-r fit to what quantization lost, W - Q(W) (Li et al. 2023, one iteration, which is
+  what peft does by default).
+- `pissa`: s B A is the best rank-r fit to W, and the base is Q(W - s B A) (Meng et al. 2024); it takes the bytes that
+  Q(W) takes.
+- `eva`: the rows of A are the leading principal components of the layer's inputs, B zero (Paischer et al. 2024; ranks
+  are the plan's, so its redistribution of rank is not used).
+
+Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq` starts as `default` does there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from qra_backends.base import Backend
+from torch import Tensor, nn
+
+from qra_eval.quantized.adapters import AdapterInit
+from qra_eval.quantized.bank import Bank
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+RESIDUAL_CACHE_BYTES = 1 << 30
+"""Re-quantized bases of PiSSA that are kept, at most; the least recently used ones go first and are made again."""
+
+Factors = tuple[Tensor, Tensor]
+
+
+class Initialiser:
+    """Gives every linear its base and its factors, of one kind of initialisation.
+
+    Decompositions and re-quantized bases are made when a plan first asks for them, and kept.
+
+    Args:
+        kind: `default`, `loftq`, `pissa` or `eva`.
+        alpha: B A is multiplied by alpha over the rank.
+        max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
+        components: principal components (max_rank, in) of each linear's inputs; needed by `eva` alone.
+        hessians: mean of x xᵀ, (in, in), of each; needed where `pissa` meets a calibrated backend.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        bank: Bank,
+        backend: Backend,
+        *,
+        alpha: float,
+        max_rank: int,
+        components: Mapping[str, Tensor] | None = None,
+        hessians: Mapping[str, Tensor] | None = None,
+    ):
+        self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
+        self.components, self.hessians = components or {}, hessians or {}
+        self._factors: dict[tuple[str, int], Factors] = {}
+        self._residuals: OrderedDict[tuple[str, int, int], nn.Module] = OrderedDict()
+        self._room = RESIDUAL_CACHE_BYTES
+
+    def factors(self, name: str, bits: int, rank: int, seed: int) -> Factors:
+        """A (rank, in) and B (out, rank), float32."""
+        if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
+            A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
+            root = (rank / self.alpha) ** 0.5  # of 1 / s, shared between the two
+            # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
+            dtype = self.bank.linears[name].weight.dtype
+            return (A[:rank] * root).to(dtype).float(), (B[:, :rank] * root).to(dtype).float()
+        linear = self.bank.linears[name]
+        A, B = AdapterInit(seed, self.max_rank).factors(name, linear.out_features, linear.in_features, rank)
+        return (self.components[name][:rank], B) if self.kind == "eva" else (A, B)
+
+    def weight(self, name: str, bits: int, rank: int) -> Tensor:
+        """The dequantized base (out, in) under an adapter of this rank."""
+        if self.kind != "pissa" or rank == 0:
+            return self.bank.weight(name, bits)
+        if bits == UNQUANTIZED_BITS:
+            weight = self._residual(name, rank).weight
+        else:
+            weight = self.backend.dequantize(self.module(name, bits, rank))
+        return weight.detach().to(self.bank.compute or self.bank.linears[name].weight.dtype)
+
+    def module(self, name: str, bits: int, rank: int) -> nn.Module:
+        """The base as a module that holds quantized tensors; a plain linear at 16 bits."""
+        if self.kind != "pissa" or rank == 0:
+            return self.bank.module(name, bits)
+        if bits == UNQUANTIZED_BITS:
+            return self._residual(name, rank)
+        key = (name, bits, rank)
+        if key not in self._residuals:
+            module = self.backend.quantize(self._residual(name, rank), bits, hessian=self.hessians.get(name))
+            self._residuals[key] = module
+            self._room -= self._bytes(module)
+            while self._room < 0 and len(self._residuals) > 1:
+                self._room += self._bytes(self._residuals.popitem(last=False)[1])
+        self._residuals.move_to_end(key)
+        return self._residuals[key]
+
+    def _bytes(self, module: nn.Module) -> int:
+        return sum(t.nbytes for t in self.backend.to_tensors(module).values())
+
+    def _residual(self, name: str, rank: int) -> nn.Linear:
+        """W - s B A as a linear of its own."""
+        linear = self.bank.linears[name]
+        dtype = linear.weight.dtype
+        A, B = self.factors(name, UNQUANTIZED_BITS, rank, 0)
+        weight = (linear.weight.detach().float() - self.alpha / rank * B @ A).to(dtype)
+        made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        if linear.bias is not None:
+            made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        return made
+
+    def _decomposed(self, name: str, bits: int) -> Factors:
+        """Factors of the largest rank with B A the best fit to W (16 bits), or to what `bits` lose of it."""
+        key = (name, bits)
+        if key not in self._factors:
+            target = self.bank.linears[name].weight.detach().float()
+            if bits != UNQUANTIZED_BITS:
+                target = target - self.bank.weight(name, bits).float()
+            self._factors[key] = low_rank_factors(target, self.max_rank)
+        return self._factors[key]
+
+
+def low_rank_factors(target: Tensor, rank: int) -> Factors:
+    """A (rank, in) and B (out, rank) with B A the best fit of that rank to `target` (out, in).
+
+    The singular values are split evenly. Where `target` has a lower rank than asked for, what is left is zero.
+    """
+    wide = target.shape[0] <= target.shape[1]
+    gram = target @ target.T if wide else target.T @ target
+    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank].float()
+    root = values.sqrt().sqrt().float()
+    inverse = torch.where(root > root.max() * 1e-4, 1 / root, torch.zeros_like(root))
+    if wide:
+        A, B = (vectors.T @ target) * inverse[:, None], vectors * root
+    else:
+        A, B = vectors.T * root[:, None], (target @ vectors) * inverse
+    return _padded(A, rank, 0), _padded(B, rank, 1)
+
+
+def principal_components(covariance: Tensor, rank: int) -> Tensor:
+    """Unit eigenvectors (rank, in) of a covariance (in, in), the largest first, their largest entries positive."""
+    vectors = torch.linalg.eigh(covariance.double())[1].flip(1)[:, :rank].T.float()
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return _padded(vectors * largest.sign(), rank, 0)
+
+
+def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
+    """Zero rows or columns up to `rank`: a linear narrower than the largest rank has no more directions."""
+    lacking = rank - factor.shape[dim]
+    if lacking <= 0:
+        return factor.contiguous()
+    shape = list(factor.shape)
+    shape[dim] = lacking
+    return torch.cat([factor, factor.new_zeros(shape)], dim)
+
+
+def input_components(moments: Mapping[str, Tensor], means: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Principal components (rank, in) of each linear's inputs from mean x xᵀ and mean x, about the mean as in peft.
+
+    Linears that share a moment, since they read the same tensor, share the components.
+    """
+    made: dict[int, Tensor] = {}
+    for name, moment in moments.items():
+        if id(moment) not in made:
+            made[id(moment)] = principal_components(moment - torch.outer(means[name], means[name]), rank)
+    return {name: made[id(moment)] for name, moment in moments.items()}

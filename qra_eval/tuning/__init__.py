@@ -1,0 +1,1 @@
+"""Training under a plan: rows, the loop, the shared adapter, the final tuning."""

@@ -1,0 +1,221 @@
+"""One elastic adapter for all plans: trained once over random plans, after which any plan is scored without training.
+
+At every step the smallest plan, the largest one and a random one see the same batch (the sandwich rule of slimmable
+networks, Yu and Huang 2019). A plan's adapters are cut from factors of the largest rank, so what is learnt for one
+plan serves all. Scores are worth their order alone: no plan has an adapter that was made for its own weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qra_eval.quantized import adapters
+from qra_eval.quantized.bank import bank_folder
+from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.tuning import training
+from qra_search.evaluation.evaluator import Evaluation
+from qra_search.space.sampling import leaning_plan
+from qra_search.space.space import Plan, SearchSpace
+
+if TYPE_CHECKING:
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.quantized.adapters import AdaptedLinear
+
+RANDOM_PLANS = 1
+"""Random plans of a step, beside the smallest and the largest."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SharedAdapter:
+    """Factors A (R, in) and B (out, R) of every linear, R the largest rank; what training them took.
+
+    Attributes:
+        tokens: passed forward and backward while it was trained, a plan's pass counted once.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+    tokens: int
+
+    def cut(self, space: SearchSpace, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
+        """Views A (r, in) and B (out, r) for each linear to which the plan gives a rank."""
+        return {
+            linear.name: (self.A[linear.name][:rank], self.B[linear.name][:, :rank])
+            for group, rank in zip(space.groups, plan.ranks, strict=True)
+            for linear in group.linears
+            if rank > 0
+        }
+
+
+class SharedScores:
+    """The lowest fidelity, where it is offered: scores of plans by the one adapter.
+
+    It is trained at the first call, or read where an earlier run kept it.
+
+    Args:
+        evaluator: with `training.shared_steps` above 0.
+
+    Attributes:
+        fidelity: share of a full evaluation that forward passes over the held-out rows are; below all others.
+    """
+
+    def __init__(self, evaluator: QuantizedLoRAEvaluator):
+        self.evaluator = evaluator
+        held_out = sum(map(len, evaluator.rows("validation", evaluator.settings.validation_rows)))
+        self.fidelity = min(round(held_out / evaluator.evaluation_tokens(), 4), 0.99 * min(evaluator.fidelities))
+        self._adapter: SharedAdapter | None = None
+        self._due = 0.0
+
+    def adapter(self) -> SharedAdapter:
+        """The adapter for all plans."""
+        if self._adapter is None:
+            evaluator = self.evaluator
+            folder, steps = bank_folder(evaluator.quantized.quantization.cache), evaluator.settings.shared_steps
+            self._adapter, fresh = shared_adapter(evaluator, folder, steps, progress=evaluator.progress)
+            if fresh:
+                self._due = (1 + training.BACKWARD) * self._adapter.tokens / evaluator.evaluation_tokens()
+        return self._adapter
+
+    def due(self) -> float:
+        """Evaluations that training the adapter took and nobody was charged for yet."""
+        due, self._due = self._due, 0.0
+        return due
+
+    def score(self, plan: Plan, seed: int) -> Evaluation:
+        """Held-out loss of a plan with adapters cut from the shared one."""
+        evaluator, start = self.evaluator, time.perf_counter()
+        put(evaluator, self.adapter(), plan)
+        loss = evaluator.held_out("validation", evaluator.settings.validation_rows)
+        return Evaluation(
+            loss=loss,
+            memory_bytes=evaluator.space.memory_bytes(plan),
+            seconds=time.perf_counter() - start,
+            fidelity=self.fidelity,
+            seed=seed,
+            cost=self.fidelity + self.due(),
+        )
+
+
+def shared_adapter(
+    evaluator: QuantizedLoRAEvaluator, folder: Path, steps: int, *, progress: Progress | None = None
+) -> tuple[SharedAdapter, bool]:
+    """The adapter that was trained before with these settings, or else a new one, which is then kept in `folder`;
+    and whether it is new."""
+    identity = json.dumps([evaluator.describe(), evaluator.space.signature, steps, RANDOM_PLANS], sort_keys=True)
+    path = folder / f"shared-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        try:
+            return _read(path, evaluator), False
+        except DamagedFile:
+            path.unlink()
+    made = train_shared(evaluator, steps, progress=progress)
+    tensors = {f"A::{name}": a for name, a in made.A.items()} | {f"B::{name}": b for name, b in made.B.items()}
+    write_tensors({**tensors, "tokens": torch.tensor(made.tokens)}, path)
+    return made, True
+
+
+def train_shared(
+    evaluator: QuantizedLoRAEvaluator, steps: int, *, seed: int = 0, progress: Progress | None = None
+) -> SharedAdapter:
+    """Train the factors over the smallest, the largest and random plans; AdamW and rates as in an evaluation.
+
+    Each plan's gradient is clipped by itself, so that a broken plan does not drown the others.
+
+    Raises:
+        ValueError: the space has no rank above 0.
+        Diverged: a loss is not finite.
+    """
+    space, settings, wrapped = evaluator.space, evaluator.settings, evaluator.quantized.wrapped
+    ranks = [r for r in space.ranks if r > 0]
+    if not ranks:
+        raise ValueError("a shared adapter needs a rank above 0 to choose from")
+    init = adapters.AdapterInit(seed, ranks[-1])
+    masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+    for name, linear in wrapped.items():
+        A, B = init.factors(name, linear.out_features, linear.in_features, ranks[-1])
+        masters[name] = nn.Parameter(A.to(evaluator.device)), nn.Parameter(B.to(evaluator.device))
+    factors = [{name: pair[side].data for name, pair in masters.items()} for side in (0, 1)]
+    adapter = SharedAdapter(factors[0], factors[1], 0)
+    parameters = [p for pair in masters.values() for p in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    batches = evaluator.batches(steps, seed)
+    edges = [uniform_like(space, 0, ranks[0]), uniform_like(space, -1, ranks[-1])]
+    rng, tokens = np.random.default_rng([seed, 0x5A5A]), 0
+    torch.manual_seed(seed)
+    model = evaluator.model
+    model.train()
+    with training.labelled_head(model) as head:
+        for step, batch in enumerate(batches):
+            batch = batch.to(evaluator.device)
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            for plan in [*edges, *(leaning_plan(space, rng) for _ in range(RANDOM_PLANS))]:
+                put(evaluator, adapter, plan)
+                loss = training.batch_loss(model, head, batch)
+                if not torch.isfinite(loss):
+                    raise training.Diverged(f"the shared adapter's loss is {float(loss)} at step {step + 1}")
+                if loss.requires_grad:
+                    loss.backward()
+                    _gather(wrapped, masters)
+                tokens += batch.tokens
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * training.rate_at(step, len(batches), settings.warmup)
+            optimizer.step()
+            if progress is not None:
+                progress("train the shared adapter", step + 1, len(batches))
+    model.eval()
+    return SharedAdapter(adapter.A, adapter.B, tokens)
+
+
+def put(evaluator: QuantizedLoRAEvaluator, adapter: SharedAdapter, plan: Plan) -> None:
+    """Put a plan in place with its adapters cut from the shared one; they share its memory."""
+    evaluator.quantized.apply(plan, 0, evaluator.init, keep_adapters=True)
+    cut = adapter.cut(evaluator.space, plan)
+    for name, wrapper in evaluator.quantized.wrapped.items():
+        if name in cut:
+            A, B = cut[name]
+            wrapper.lora_A, wrapper.lora_B = nn.Parameter(A), nn.Parameter(B)
+            wrapper.scaling, wrapper.dropout = evaluator.settings.alpha / len(A), evaluator.settings.dropout
+        else:
+            wrapper.set_adapter(None, None, 0.0)
+
+
+def _gather(wrapped: Mapping[str, AdaptedLinear], masters: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Add the gradients of the cut factors, clipped to norm 1 together, to those of the whole ones."""
+    own = [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
+    nn.utils.clip_grad_norm_(own, 1.0)
+    for name, wrapper in wrapped.items():
+        if wrapper.lora_A is None or wrapper.lora_B is None:
+            continue
+        A, B = masters[name]
+        rank = wrapper.rank
+        if A.grad is not None and wrapper.lora_A.grad is not None:
+            A.grad[:rank] += wrapper.lora_A.grad
+        if B.grad is not None and wrapper.lora_B.grad is not None:
+            B.grad[:, :rank] += wrapper.lora_B.grad
+
+
+def uniform_like(space: SearchSpace, place: int, rank: int) -> Plan:
+    """Every group at its first or last allowed bits, and at `rank` or the nearest that it allows."""
+    bits = tuple((g.bits or space.bits)[place] for g in space.groups)
+    ranks = tuple(min(g.ranks or space.ranks, key=lambda r: abs(r - rank)) for g in space.groups)
+    return Plan(bits, ranks)
+
+
+def _read(path: Path, evaluator: QuantizedLoRAEvaluator) -> SharedAdapter:
+    file = open_tensors(path)
+    names = list(evaluator.quantized.wrapped)
+    A, B = ({name: file.get_tensor(f"{side}::{name}").to(evaluator.device) for name in names} for side in "AB")
+    return SharedAdapter(A, B, int(file.get_tensor("tokens")))

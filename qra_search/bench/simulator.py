@@ -1,0 +1,234 @@
+"""Many asynchronous workers in virtual time: how a search would go on them, without waiting for it."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+from qra_search.evaluation.prior import Prior
+from qra_search.log.trial import Proposal, Trial
+from qra_search.space.space import Plan, SearchSpace
+
+Duration = Callable[[Proposal, Evaluation], float]
+"""Virtual seconds that an evaluation takes; a pure function, so that a simulation can be repeated."""
+
+
+class SimulatedExecutor:
+    """An executor for the ordinary `Study` whose evaluations end in virtual time.
+
+    An evaluation is made at once, when it is submitted, and given back when its virtual seconds are over. The real
+    time that passes between the executor's calls, from when it is made, is what the search itself took (to propose,
+    to write its log): it is added to the virtual clock, during which workers go on and may fall idle.
+
+    Args:
+        evaluator: says what a plan is worth.
+        workers: evaluations at a time.
+        duration: virtual seconds of each evaluation; default: `Evaluation.seconds`.
+        count_overhead: whether the search's own time counts; without it a simulation is exactly repeatable.
+        timer: measures that time. `time.process_time` counts the processor's alone, which is what an idle machine
+            would have taken where this one is shared (of one thread, and without the disk's part).
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        workers: int,
+        duration: Duration | None = None,
+        *,
+        count_overhead: bool = True,
+        timer: Callable[[], float] = time.perf_counter,
+    ):
+        if workers < 1:
+            raise ValueError(f"at least one worker is needed, got {workers}")
+        self.evaluator, self.slots = evaluator, workers
+        self.clock = 0.0
+        self.overheads: list[float] = []
+        self.ends: list[float] = []
+        self._duration = duration or (lambda proposal, evaluation: evaluation.seconds)
+        self._count, self._timer = count_overhead, timer
+        self._events: list[tuple[float, int, Future[Evaluation], Evaluation | Exception]] = []
+        self._submitted = 0
+        self._busy = 0.0
+        self._unspent, self._together = 0.0, 0
+        self._since = timer()
+
+    def submit(self, proposal: Proposal) -> Future[Evaluation]:
+        self._pass_real_time()
+        future: Future[Evaluation] = Future()
+        outcome: Evaluation | Exception
+        try:
+            outcome = self.evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+            seconds = self._duration(proposal, outcome)
+        except Exception as error:  # as any executor: the future ends with it, and the study records it
+            outcome, seconds = error, 0.0
+        heapq.heappush(self._events, (self.clock + seconds, self._submitted, future, outcome))
+        self._submitted += 1
+        self._busy += seconds
+        self._together += 1
+        self._since = self._timer()
+        return future
+
+    def wait(self, futures: Iterable[Future[Evaluation]]) -> list[Future[Evaluation]]:
+        """Let virtual time pass until an evaluation ends; all that end at that moment are returned."""
+        self._pass_real_time()
+        if self._together:  # what was proposed together shares what it took
+            self.overheads += [self._unspent / self._together] * self._together
+            self._unspent, self._together = 0.0, 0
+        ended: list[Future[Evaluation]] = []
+        self.clock = max(self.clock, self._events[0][0])
+        while self._events and self._events[0][0] <= self.clock:
+            at, _, future, outcome = heapq.heappop(self._events)
+            self.ends.append(at)
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+            ended.append(future)
+        self._since = self._timer()
+        return ended
+
+    def shutdown(self) -> None:
+        return None
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the workers' virtual time that they were busy for."""
+        return self._busy / (self.slots * self.clock) if self.clock > 0 else 1.0
+
+    def steady_utilisation(self) -> float:
+        """The same up to the moment when the last evaluation was begun, leaving out the end when work runs out."""
+        last_begun = sorted(self.ends)[-self.slots :][0] if len(self.ends) > self.slots else self.clock
+        left = sum(max(0.0, end - last_begun) for end in self.ends)
+        return (self._busy - left) / (self.slots * last_begun) if last_begun > 0 else 1.0
+
+    def _pass_real_time(self) -> None:
+        passed = self._timer() - self._since
+        self._unspent += passed
+        if self._count:
+            self.clock += passed
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """How a simulated search went; times in seconds, memory in bytes."""
+
+    workers: int
+    trials: int
+    virtual_seconds: float
+    utilisation: float
+    steady_utilisation: float
+    proposals_per_second: float
+    overhead_median: float
+    overhead_late: float
+    overhead_largest: float
+    peak_memory_bytes: int
+    best_loss: tuple[float, ...] = field(default=(), repr=False)
+
+
+def report(executor: SimulatedExecutor, trials: Sequence[Trial]) -> SimulationReport:
+    """The figures of a simulation that has ended.
+
+    `overhead_*` is the search's own real time for a proposal: the median, the median of the last tenth, the largest.
+    `best_loss` is the lowest loss after each finished trial.
+    """
+    overheads = executor.overheads or [0.0]
+    late = overheads[-max(1, len(overheads) // 10) :]
+    total = sum(overheads)
+    losses = [t.loss for t in trials if t.done]
+    return SimulationReport(
+        executor.slots,
+        len(trials),
+        executor.clock,
+        executor.utilisation,
+        executor.steady_utilisation(),
+        len(overheads) / total if total else float("inf"),
+        statistics.median(overheads),
+        statistics.median(late),
+        max(overheads),
+        peak_memory(),
+        tuple(np.minimum.accumulate(losses).tolist()) if losses else (),
+    )
+
+
+def lognormal_duration(mean: float, spread: float = 0.3, seed: int = 0) -> Duration:
+    """Durations around `mean` seconds a full evaluation, in proportion to the fidelity, with a log-normal spread.
+
+    The draw is a function of the plan and seeds alone.
+    """
+
+    def duration(proposal: Proposal, evaluation: Evaluation) -> float:
+        key = np.frombuffer(proposal.plan.key.encode(), np.uint8).astype(np.uint32)
+        rng = np.random.default_rng([seed, proposal.seed, *key.tolist()])
+        return mean * proposal.fidelity * float(np.exp(rng.normal(-(spread**2) / 2, spread)))
+
+    return duration
+
+
+def recorded_duration(trials: Sequence[Trial], seed: int = 0) -> Duration:
+    """Durations of a recorded run: a recorded evaluation's own, for another one drawn from those recorded.
+
+    Raises:
+        ValueError: no trial has a result.
+    """
+    known = {t.proposal.key: t.evaluation.seconds for t in trials if t.evaluation is not None}
+    rates = [t.evaluation.seconds / t.fidelity for t in trials if t.evaluation is not None]
+    if not rates:
+        raise ValueError("the log has no finished evaluation to take durations from")
+
+    def duration(proposal: Proposal, evaluation: Evaluation) -> float:
+        if proposal.key in known:
+            return known[proposal.key]
+        key = np.frombuffer(proposal.plan.key.encode(), np.uint8).astype(np.uint32)
+        rng = np.random.default_rng([seed, proposal.seed, *key.tolist()])
+        return proposal.fidelity * rates[int(rng.integers(len(rates)))]
+
+    return duration
+
+
+class RecordedRun(Evaluator):
+    """Replays a recorded run: the same result for the same evaluation, and a failure for one that was not recorded.
+
+    Of a plan recorded with other seeds, any of its results at the fidelity stands in.
+
+    Args:
+        space: the space of the run (`recorded_space(log)`).
+        trials: its trials.
+        prior: its prior.
+    """
+
+    def __init__(self, space: SearchSpace, trials: Sequence[Trial], prior: Prior | None = None):
+        self.space, self._prior = space, prior
+        self._exact = {t.proposal.key: t for t in trials if t.status != "running"}
+        self._near = {(t.plan.key, t.fidelity): t for t in trials if t.done}
+        self.fidelities = tuple(sorted({t.fidelity for t in trials} | {1.0}))
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        proposal = Proposal(plan, fidelity, seed)
+        trial = self._exact.get(proposal.key) or self._near.get((plan.key, fidelity))
+        if trial is None:
+            raise EvaluationFailed("the recorded run did not evaluate this plan")
+        if trial.evaluation is None:
+            raise EvaluationFailed(trial.reason)
+        return trial.evaluation
+
+    def prior(self) -> Prior | None:
+        return self._prior
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return 0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

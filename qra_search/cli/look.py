@@ -1,0 +1,269 @@
+"""Commands that look at runs: the report, the plan in the terminal, runs side by side, a folder of runs, the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qra_search.cli import common
+from qra_search.errors import BadInput, bad_input
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qra_search.runs.folder import RunFolder
+
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.", show_default=False)
+]
+
+
+def report(
+    runs: Runs,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help="Where to write it; default: report.html in the run's folder, or compare.html for several.",
+        ),
+    ] = None,  # fmt: skip
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write the charts as SVG and PNG as well, into a folder beside it.")
+    ] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="Figures for dark pages; the report itself has both.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Write the HTML report of a run, or one that compares several.
+
+    It is one file that needs no network, and can be made anew at any time, also while a search is running.
+
+    [bold]Example[/]
+
+        qra report runs/a runs/b --out compare.html
+    """
+    from qra_search.report.html.page import write_page
+
+    folders = _checked(runs)
+    target = out or (folders[0].report_file if len(folders) == 1 else Path("compare.html"))
+    if dark and not figures:
+        raise BadInput("--dark is of the figures: add --figures")
+    with bad_input():
+        path = write_page(folders, target)
+        written = _figures(folders, path, dark) if figures else []
+    if as_json:
+        common.emit({"report": str(path), "figures": [str(file) for file in written]})
+        return
+    console = common.stdout()
+    console.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    for file in written:
+        console.print(f"Figure: {file}", soft_wrap=True)
+
+
+def show(
+    run: common.Run,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help="Show the best plan within this budget; default: the plan that is handed over.",
+        ),
+    ] = None,  # fmt: skip
+    as_json: common.Json = False,
+) -> None:
+    """Show the plan of a run: bits and rank of every layer as strips.
+
+    [bold]Example[/]
+
+        qra show runs/a
+    """
+    from qra_search.report import words
+    from qra_search.report.terminal.strips import strip
+    from qra_search.runs.final_test import read_test
+    from qra_search.space.serialization import plan_to_dict
+    from qra_search.space.sizes import size_in
+
+    (folder,) = _checked([run])
+    result = folder.result()
+    with bad_input():
+        best = result.best(None if memory is None else size_in(result.space, memory))
+        plan = None if best is None else best.plan
+        if memory is None and folder.plan_file.is_file():
+            plan = folder.plan()
+    if plan is None:
+        raise BadInput(f"{run} has no plan{f' within {memory}' if memory else ' yet'}: nothing that fits was evaluated")
+    if as_json:
+        common.emit(plan_to_dict(result.space, plan))
+        return
+    from qra_search.space.sizes import describe_size
+
+    console = common.stdout()
+    console.print(f"[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
+    console.print(f"{words.plan_name(plan)}, {describe_size(result.space, result.space.memory_bytes(plan))}")
+    console.print(f"{words.bits_counts(plan)}\n")
+    for what, values, choices in (("bits", plan.bits, result.space.bits), ("rank", plan.ranks, result.space.ranks)):
+        console.print(f"[bold]{what}[/]")
+        console.print(strip(result.space, values, choices), soft_wrap=True)
+    if result.space.backends:
+        console.print("; ".join(result.space.bits_text(b) for b in result.space.bits))
+
+
+def compare(runs: Runs, as_json: common.Json = False) -> None:
+    """Put runs side by side: their findings, and the settings in which they differ.
+
+    [bold]Example[/]
+
+        qra compare runs/a runs/b
+    """
+    from qra_search.config import differences
+    from qra_search.report import words
+
+    folders = _checked(runs)
+    if len(folders) < 2:
+        raise BadInput(f"one run, {folders[0].path}, is nothing to compare: give two or more, or use qra show")
+    rows = [_row(folder) for folder in folders]
+    configs = [folder.config() if folder.config_file.is_file() else None for folder in folders]
+    first = configs[0]
+    changed: dict[str, list[Any]] = {}
+    if first is not None and None not in configs:
+        for other in configs[1:]:
+            for field in differences(first, other) if other is not None else ():
+                changed.setdefault(field, [])
+        for field in changed:
+            changed[field] = [_field(config.model_dump(mode="json"), field) for config in configs if config is not None]
+    if as_json:
+        common.emit({"runs": rows, "differences": changed})
+        return
+    console = common.stdout()
+    console.print(_table(rows))
+    if changed:
+        console.print("\n[bold]They differ in[/]")
+        for field, values in changed.items():
+            console.print(f"  {field}: {' | '.join(_short(v) for v in values)}", markup=False)
+    plans = [result.best() for result in (folder.result() for folder in folders)]
+    known = [best.plan for best in plans if best is not None]
+    if len(known) == 2 and len(known[0].bits) == len(known[1].bits):
+        pairs = list(zip(*((p.bits, p.ranks) for p in known), strict=True))
+        bits, ranks = (sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairs)
+        console.print(f"\nOf {len(known[0].bits)} groups, {bits} have other bits and {ranks} another rank.")
+    best_of = [r for r in rows if r["loss"] is not None]
+    if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
+        low = min(best_of, key=lambda r: r["loss"])
+        console.print(f"Lowest loss at the same budget: [bold]{low['run']}[/], {words.loss_text(low['loss'])}.")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, at any depth.")] = Path("runs"),
+    as_json: common.Json = False,
+) -> None:
+    """List the runs in a folder: how far each is, and what it found.
+
+    [bold]Example[/]
+
+        qra runs runs
+    """
+    from qra_search.runs.folder import find_runs
+
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: give the one that holds the runs of `qra search --out`")
+    rows = []
+    for run in find_runs(folder):
+        try:
+            rows.append(_row(run))
+        except ValueError as error:  # one unreadable log must not hide the others
+            rows.append({"run": str(run.path), "unreadable": str(error)})
+    if as_json:
+        common.emit(rows)
+    elif not rows:
+        common.stdout().print(f"No runs in {folder}.")
+    else:
+        common.stdout().print(_table([r for r in rows if "unreadable" not in r]))
+        for row in rows:
+            if "unreadable" in row:
+                common.stdout().print(f"{row['run']}: {row['unreadable']}", markup=False)
+
+
+def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
+    """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
+    from qra_search.report.data import RunData
+    from qra_search.report.figures import EXTRA, renderer, write_figures
+
+    own = len(folders) == 1 and report == folders[0].report_file
+    target = report.parent / ("figures" if own else f"{report.stem}-figures")
+    written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
+    if renderer() is None:
+        common.stderr().print(f"SVG only: for PNG as well, pip install 'qra[{EXTRA}]'", markup=False, soft_wrap=True)
+    return written
+
+
+def _checked(paths: list[Path]) -> list[RunFolder]:
+    from qra_search.runs.folder import RunFolder
+
+    with bad_input():
+        return [RunFolder(path).check() for path in paths]
+
+
+def _row(folder: RunFolder) -> dict[str, Any]:
+    from qra_search.report import words
+    from qra_search.runs.final_test import read_test
+
+    result = folder.result()
+    found = words.finding(result, read_test(folder.test()))
+    planned = (folder.identity() or {}).get("evaluations")
+    return {
+        "run": str(folder.path),
+        "strategy": result.strategy,
+        "seed": result.seed,
+        "spent": result.spent,
+        "evaluations": planned,
+        "complete": planned is not None and result.spent >= planned,
+        "failed": len(result.failures()),
+        "data": found.data if found else None,
+        "budget": found.budget if found else None,
+        "loss": found.loss if found else None,
+        "memory_bytes": found.memory_bytes if found else None,
+        "uniform_loss": found.rival_loss if found and found.rival is not None else None,
+        "gain": found.gain if found and found.rival is not None else None,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    from qra_search.report import words
+    from qra_search.space.memory import format_bytes
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("run", style="bold", overflow="fold")
+    for name in ("strategy", "spent", "budget", "loss", "uniform", "gain", "data"):
+        table.add_column(name, justify="left" if name in ("strategy", "data") else "right")
+    for r in rows:
+        planned = "" if r["evaluations"] is None else f"/{words.evaluations_text(r['evaluations'])}"
+        table.add_row(
+            r["run"],
+            f"{r['strategy']}, seed {r['seed']}",
+            words.evaluations_text(r["spent"]) + planned,
+            format_bytes(r["budget"]) if r["budget"] else "",
+            words.loss_text(r["loss"]) if r["loss"] is not None else "none yet",
+            words.loss_text(r["uniform_loss"]) if r["uniform_loss"] is not None else "",
+            words.percent(r["gain"]) if r["gain"] is not None and r["gain"] > 0 else "",
+            r["data"] or "",
+        )
+    return table
+
+
+def _field(data: Any, path: str) -> Any:
+    for part in path.split("."):
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,31 @@
+"""A search followed in another tool: MLflow, TensorBoard, Trackio, each a `Callback` behind an extra of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qra_search import plugins
+from qra_search.exchange.trackers.base import Tracker
+
+__all__ = ["Tracker", "make_tracker"]
+
+
+def make_tracker(spec: str, folder: str | Path, *, say: Callable[[str], None] | None = None) -> Tracker:
+    """The tracker of a text such as `tensorboard` or `mlflow:sqlite:///runs.db`.
+
+    Args:
+        spec: name of an installed tracker; after a colon, where it writes (each tracker has a default of its own).
+        folder: of the run, whose name names it in the tool.
+        say: hears of a tool that fails while the search runs; default: a warning.
+
+    Raises:
+        UnknownName: no such tracker is installed.
+        ImportError: the tool's package is missing; the message names the extra that brings it.
+        ValueError, OSError: it cannot write there.
+    """
+    name, _, where = spec.partition(":")
+    kind: type[Tracker] = plugins.load("trackers", name.strip())
+    tracker = kind.of_run(Path(folder), where.strip() or None)
+    tracker.say = say or tracker.say
+    return tracker

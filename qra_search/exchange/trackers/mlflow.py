@@ -1,0 +1,78 @@
+"""MLflow: one run of an experiment, with settings as parameters, figures as metrics, and the result as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_search.exchange.trackers.base import PROJECT, Tracker, missing
+from qra_search.space.serialization import plan_to_dict
+from qra_search.study.result import SearchResult
+
+LONGEST = 500
+"""Characters of a parameter's value that every tracking store takes."""
+
+
+class MLflowTracker(Tracker):
+    """Args:
+    uri: a tracking server or store, such as `sqlite:///mlflow.db`; None: what MLflow itself takes
+        (`MLFLOW_TRACKING_URI`, else a database in the working folder).
+    run: name of the run.
+    experiment: made where it does not exist.
+    """
+
+    name = "mlflow"
+    extra = "mlflow"
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        run: str | None = None,
+        *,
+        experiment: str = PROJECT,
+    ):
+        super().__init__(run)
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError as error:
+            raise missing(type(self), error) from None
+        # Asked here, before a search has cost anything, not when its first figure is written.
+        try:
+            self.client = MlflowClient(uri)
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment = found.experiment_id if found else self.client.create_experiment(experiment)
+        except MlflowException as error:
+            raise ValueError(f"tracker 'mlflow' cannot use {uri or 'its default store'!r}: {error}") from None
+        self.run_id = ""
+
+    @classmethod
+    def of_run(cls, folder: Path, where: str | None) -> MLflowTracker:
+        return cls(where, folder.resolve().name)
+
+    def open(self, settings: Mapping[str, Any], known: str | None) -> str:
+        if known is not None:
+            self.client.update_run(known, status="RUNNING")
+            self.run_id = known
+            return known
+        self.run_id = self.client.create_run(self.experiment, run_name=self.run).info.run_id
+        for name, value in settings.items():
+            self.client.log_param(self.run_id, name, str(value)[:LONGEST])
+        return self.run_id
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def close(self, result: SearchResult, *, complete: bool) -> None:
+        self.client.log_dict(self.run_id, result.to_dict(), "result.json")
+        best = result.best()
+        if best is not None:
+            self.client.log_dict(self.run_id, plan_to_dict(result.space, best.plan), "plan.json")
+        self.client.set_terminated(self.run_id, "FINISHED" if complete else "KILLED")

@@ -1,0 +1,63 @@
+"""TensorBoard: event files in a folder, with settings and the plan as texts and figures as scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_search.exchange.trackers.base import Tracker, missing
+from qra_search.report import words
+from qra_search.study.result import SearchResult
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardTracker(Tracker):
+    """Args:
+    folder: where event files go; `tensorboard --logdir` shows it, or several below a common folder.
+    """
+
+    name = "tensorboard"
+    extra = "tensorboard"
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise missing(type(self), error) from None
+        self.folder = Path(folder)
+        self._make_writer: Any = SummaryWriter
+        self.writer: Any = None
+
+    @classmethod
+    def of_run(cls, folder: Path, where: str | None) -> TensorBoardTracker:
+        if where is None:
+            return cls(folder / FOLDER)
+        target = Path(where) / folder.resolve().name
+        target.mkdir(parents=True, exist_ok=True)  # fails here, before a search has cost anything
+        return cls(target)
+
+    def open(self, settings: Mapping[str, Any], known: str | None) -> str:
+        self.writer = self._make_writer(str(self.folder))
+        if known is None:
+            rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+            self.writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
+        # Event files know no runs: what is written into the same folder is the same run.
+        return known or str(self.folder)
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self, result: SearchResult, *, complete: bool) -> None:
+        step = len(result.trials)
+        self.writer.add_text("result", words.headline(words.finding(result)), step)
+        best = result.best()
+        if best is not None:
+            rows = zip(result.space.names, best.plan.bits, best.plan.ranks, strict=True)
+            table = "\n".join(f"| {group} | {bits} | {rank} |" for group, bits, rank in rows)
+            self.writer.add_text("plan", f"| group | bits | rank |\n|---|---|---|\n{table}", step)
+        self.writer.close()

@@ -1,0 +1,52 @@
+"""Trackio: one run of a local project, which `trackio show` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_search.exchange.trackers.base import PROJECT, Tracker, missing
+from qra_search.report import words
+from qra_search.study.result import SearchResult
+
+
+class TrackioTracker(Tracker):
+    """Args:
+    project: made where it does not exist; it lies where trackio keeps its projects (`TRACKIO_DIR`).
+    run: name of the run, unique in the project.
+    """
+
+    name = "trackio"
+    extra = "trackio"
+
+    def __init__(self, project: str = PROJECT, run: str | None = None):
+        super().__init__(run)
+        try:
+            import trackio
+        except ImportError as error:
+            raise missing(type(self), error) from None
+        self.trackio: Any = trackio
+        self.project = project
+        self._run: Any = None
+
+    @classmethod
+    def of_run(cls, folder: Path, where: str | None) -> TrackioTracker:
+        return cls(where or PROJECT, folder.resolve().name)
+
+    def open(self, settings: Mapping[str, Any], known: str | None) -> str:
+        self._run = self.trackio.init(
+            project=self.project, name=known or self.run, resume="allow" if known else "never", embed=False,
+            config={name: value if isinstance(value, (int, float, str)) else str(value)
+                    for name, value in settings.items()},
+        )  # fmt: skip
+        return str(self._run.name)
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self, result: SearchResult, *, complete: bool) -> None:
+        found = words.finding(result)
+        if found is not None:
+            self._run.log({"result/loss": found.loss, "result/memory_mib": found.memory_bytes / 2**20})
+        self._run.finish()

@@ -1,0 +1,51 @@
+"""Reads a search back from its trial log alone: the space with its exact bytes, and the state of the study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qra_search.evaluation.prior import Prior
+from qra_search.log.state import StudyState
+from qra_search.log.trial_log import LogMismatch, TrialLog
+from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.space import SearchSpace
+
+SPACE = "space_data"
+STUDY = "study"
+
+
+def record(log: TrialLog, space: SearchSpace, **study: Any) -> None:
+    """Write the space and what the study was asked for into the header of a log."""
+    if log.meta(SPACE) is None:
+        log.set_meta(SPACE, space_to_dict(space))
+    log.set_meta(STUDY, study)
+
+
+def recorded_space(log: TrialLog) -> SearchSpace:
+    """The space of a log.
+
+    Raises:
+        LogMismatch: the log holds none.
+    """
+    data = log.meta(SPACE)
+    if data is None:
+        raise LogMismatch(f"{log.path} holds no search space: no search has begun in it")
+    return space_from_dict(data)
+
+
+def recorded_state(log: TrialLog) -> StudyState:
+    """The state of the study that wrote a log, without its evaluator.
+
+    Raises:
+        LogMismatch: no search has begun in the log.
+    """
+    space = recorded_space(log)
+    prior = log.meta("prior")
+    return StudyState(
+        space,
+        log.trials,
+        Prior.from_dict(prior) if prior else None,
+        tuple(log.meta("budgets") or ()),
+        int(log.meta("seed") or 0),
+        float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
+    )

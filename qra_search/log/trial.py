@@ -1,0 +1,151 @@
+"""One trial: what was proposed, what became of it, and how it is stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
+from qra_search.log import logformat
+from qra_search.space.space import Plan
+
+MAX_REASON = 4000
+
+Status = Literal["running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a strategy asks to be evaluated.
+
+    Attributes:
+        origin: why it was proposed (`uniform`, `sweep`, `confirm`, ...), for the record.
+        predicted_loss, predicted_std: what the strategy expected, where it has a model.
+    """
+
+    plan: Plan
+    fidelity: float = 1.0
+    seed: int = 0
+    origin: str = ""
+    predicted_loss: float | None = None
+    predicted_std: float | None = None
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """Equal for proposals that would repeat the same evaluation."""
+        return self.plan.key, self.fidelity, self.seed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of the log. `id` counts from 0 in the order of proposing."""
+
+    id: int
+    proposal: Proposal
+    status: Status = "running"
+    evaluation: Evaluation | None = None
+    reason: str = ""
+    proposed_at: float = 0.0
+    finished_at: float | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return self.proposal.plan
+
+    @property
+    def fidelity(self) -> float:
+        return self.proposal.fidelity
+
+    @property
+    def seed(self) -> int:
+        return self.proposal.seed
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def loss(self) -> float:
+        """Observed loss; only of a finished trial."""
+        if self.evaluation is None:
+            raise ValueError(f"trial {self.id} is {self.status} and has no loss")
+        return self.evaluation.loss
+
+    @property
+    def charged(self) -> float:
+        """Full evaluations that the trial costs; one that runs or failed is charged its fidelity."""
+        return self.evaluation.charged if self.evaluation is not None else self.fidelity
+
+
+def plain(evaluation: Evaluation) -> Evaluation:
+    """The evaluation in plain numbers, which every log and every process can hold.
+
+    Raises:
+        EvaluationFailed: a field is no number, or its cost is not finite and at least 0.
+    """
+    try:
+        made = Evaluation(
+            float(evaluation.loss),
+            int(evaluation.memory_bytes),
+            {str(name): float(value) for name, value in evaluation.metrics.items()},
+            float(evaluation.seconds),
+            float(evaluation.fidelity),
+            int(evaluation.seed),
+            None if evaluation.cost is None else float(evaluation.cost),
+        )
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
+    if not (math.isfinite(made.charged) and made.charged >= 0):
+        raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
+    return made
+
+
+def printable(text: str) -> str:
+    """Text that can be stored: valid UTF-8, of bounded length."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
+
+
+def to_row(trial: Trial) -> logformat.Row:
+    """A trial as it is stored, with its checksums."""
+    proposal, evaluation = trial.proposal, trial.evaluation
+    result = None if evaluation is None else json.dumps(evaluation_to_dict(evaluation))
+    return logformat.sealed(
+        (
+            trial.id,
+            proposal.plan.key,
+            float(proposal.fidelity),
+            int(proposal.seed),
+            proposal.origin,
+            json.dumps([proposal.predicted_loss, proposal.predicted_std]),
+            trial.status,
+            result,
+            None if trial.status == "running" else trial.reason,
+            trial.proposed_at,
+            trial.finished_at,
+        )
+    )
+
+
+def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """The fields of an evaluation as plain data; `Evaluation(**data)` is the inverse."""
+    return {
+        "loss": evaluation.loss,
+        "memory_bytes": int(evaluation.memory_bytes),
+        "metrics": dict(evaluation.metrics),
+        "seconds": evaluation.seconds,
+        "fidelity": evaluation.fidelity,
+        "seed": evaluation.seed,
+        "cost": evaluation.cost,
+    }
+
+
+def from_row(row: logformat.Row) -> Trial:
+    """The inverse of `to_row`."""
+    trial_id, plan, fidelity, seed, origin, predicted, status, result, reason, proposed_at, finished_at = row[:11]
+    loss, std = json.loads(predicted)
+    proposal = Proposal(Plan.from_key(plan), fidelity, seed, origin, loss, std)
+    evaluation = None if result is None else Evaluation(**json.loads(result))
+    return Trial(trial_id, proposal, status, evaluation, reason or "", proposed_at, finished_at)

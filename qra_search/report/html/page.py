@@ -1,0 +1,160 @@
+"""Puts a report together: one HTML file that needs nothing else, for one run or several."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qra_search.report.colors import ORIGINS, ORIGINS_DARK, PRIOR_STEPS, ramp_css
+from qra_search.report.data import RunData
+from qra_search.report.html import sections, svg
+from qra_search.report.html.svg import escape
+from qra_search.report.words import headline, plan_name
+from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import level_name
+
+LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""One character for each level of bits or rank, so that a plan is a short text."""
+
+
+def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
+    """Write the report of some runs.
+
+    Raises:
+        NoRun: one of the folders holds no run.
+    """
+    content = page([RunData.read(run) for run in runs])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def page(runs: Sequence[RunData]) -> str:
+    """The report as a text."""
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    title = headline(runs[0].finding) if len(runs) == 1 else f"{len(runs)} runs compared"
+    body = _single(runs[0]) if len(runs) == 1 else _several(runs)
+    data = json.dumps([embedded(run) for run in runs], allow_nan=False, separators=(",", ":"))
+    # Inside a script element only these could end it or begin a comment.
+    data = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{style_sheet(runs)}</style></head>"
+        f"<body>{svg.symbols()}<main>{body}</main>"
+        "<footer>Made by qra. Losses are in nats and lower is better; sizes are exact and count quantized weights with "
+        "their metadata, adapters, and all that is not searched.</footer>"
+        f'<div id="tip" role="status" hidden></div><script type="application/json" id="data">{data}</script>'
+        f"<script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def style_sheet(runs: Sequence[RunData]) -> str:
+    """The style of a page with these runs; its palette begins a line."""
+    return f"{_asset('page.css')}\n{_palette(runs)}"
+
+
+def embedded(run: RunData) -> dict[str, Any]:
+    """What the script needs of a run: the grid, and the plans of the chart as texts of levels."""
+    space, prior = run.result.space, run.result.prior
+    bit = {b: LEVELS[i] for i, b in enumerate(space.bits)}
+    rank = {r: LEVELS[i] for i, r in enumerate(space.ranks)}
+    points = []
+    for c in run.shown:
+        trial = run.first_trial[c.plan.key]
+        expected = trial.proposal.predicted_loss
+        points.append(
+            {
+                "t": plan_name(c.plan),
+                "b": "".join(bit[b] for b in c.plan.bits),
+                "r": "".join(rank[r] for r in c.plan.ranks),
+                "l": f"{c.loss:.4f}",
+                "s": f"{c.loss_std:.2g}" if math.isfinite(c.loss_std) else "",
+                "m": c.memory_bytes,
+                "o": trial.proposal.origin or "proposal",
+                "e": "" if expected is None else f"{expected:.4f}",
+                "n": c.evaluations,
+            }
+        )
+    return {
+        "bits": [level_name(b) for b in space.bits],
+        "ranks": list(space.ranks),
+        "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
+        "groups": list(space.names),
+        "damage": [f"{v:.3g}" for v in prior.bits_damage[:, 0]] if prior else None,
+        "gain": [f"{v:.3g}" for v in prior.rank_gain[:, -1]] if prior else None,
+        "points": points,
+        "best": next((i for i, c in enumerate(run.shown) if c.plan == run.plan), -1),
+    }
+
+
+def _single(run: RunData) -> str:
+    return (
+        f'<article data-run="0"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
+        f"<h1>{sections.headline(run.finding)}</h1>"
+        f'<p class="lead">{sections.lead(run.finding)}</p>{sections.facts(run)}</header>{_body(run, "r0")}</article>'
+    )
+
+
+def _several(runs: Sequence[RunData]) -> str:
+    parts = [
+        f'<header><p class="eyebrow">qra report</p><h1>{len(runs)} runs compared</h1></header>{sections.overview(runs)}'
+    ]
+    for i, run in enumerate(runs):
+        parts.append(
+            f'<article class="run" id="run-{i}" data-run="{i}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
+            f'<h2 class="big">{sections.headline(run.finding)}</h2><p class="lead">{sections.lead(run.finding)}</p>'
+            f"{sections.facts(run)}</header>{_body(run, f'r{i}')}</article>"
+        )
+    return "".join(parts)
+
+
+def _body(run: RunData, key: str) -> str:
+    return "".join(
+        (
+            sections.comparison(run),
+            sections.front(run, key),
+            sections.plan(run),
+            sections.learnt(run, key),
+            sections.costs(run),
+            sections.failures(run),
+            sections.commands(run),
+            sections.settings(run),
+        )
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("qra_search.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _palette(runs: Sequence[RunData]) -> str:
+    """Custom properties of the ramps and origins in both themes, and the classes that use them."""
+    counts = {
+        "bits": max(len(run.result.space.bits) for run in runs),
+        "rank": max(len(run.result.space.ranks) for run in runs),
+        "prior": PRIOR_STEPS,
+    }
+    themes = []
+    for dark, colors in ((False, ORIGINS), (True, ORIGINS_DARK)):
+        ramps = "".join(ramp_css(name, count, dark=dark) for name, count in counts.items())
+        themes.append(ramps + "".join(f"--o-{i}:{c};" for i, c in enumerate(colors)))
+    classes = "".join(
+        f".{name}-{i}{{--cell:var(--{name}-{i});--on:var(--{name}-{i}-text)}}"
+        for name, count in counts.items()
+        for i in range(count)
+    )
+    classes += "".join(
+        f".o-{i}{{--o:var(--o-{i});fill:var(--o-{i})}}svg .trace.o-{i}{{stroke:var(--o-{i});fill:none}}"
+        for i in range(8)
+    )
+    classes += ".o-uniform{--o:var(--uniform);fill:var(--uniform)}.o-prior{--o:var(--o-7)}"
+    return f":root{{{themes[0]}}}@media (prefers-color-scheme:dark){{:root{{{themes[1]}}}}}{classes}"

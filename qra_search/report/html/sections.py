@@ -1,0 +1,286 @@
+"""The sections of a report, each a function from gathered data to HTML; empty where a run has nothing to say."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+import yaml
+
+from qra_search.config import dump_config
+from qra_search.report.data import RunData
+from qra_search.report.html import charts, heatmap, svg, tables
+from qra_search.report.html.svg import escape, prose
+from qra_search.report.words import (
+    Finding,
+    bits_counts,
+    duration,
+    evaluations_text,
+    loss_text,
+    model_and_task,
+    pair_text,
+    percent,
+    plan_name,
+)
+from qra_search.space.memory import format_bytes, level_name
+
+
+def headline(found: Finding | None) -> str:
+    """The finding, its figures marked; the plain words are those of `words.headline`."""
+    if found is None:
+        return "No plan has been evaluated with success yet"
+    size = prose(format_bytes(found.budget))
+    if found.rival is None:
+        return f'<span class="found">{prose(loss_text(found.loss))}</span> at {size}'
+    if not found.beats:
+        return f"No plan found beats {prose(plan_name(found.rival))} within {size}"
+    low, high = pair_text(found.loss, found.rival_loss)
+    return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> at the same {size}'
+
+
+def lead(found: Finding | None) -> str:
+    """What the headline's figures are."""
+    if found is None:
+        return "The report fills as evaluations end."
+    data = "on test data that the search never saw" if found.data == "test" else "on validation data"
+    if found.rival is None:
+        return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."
+    rival = f"<strong>{prose(plan_name(found.rival))}</strong>"
+    if not found.beats:
+        return (
+            f"Loss {data}: {prose(loss_text(found.loss))} at best, against {prose(loss_text(found.rival_loss))} of "
+            f"{rival}. More evaluations may find one; uniform is the plan to use until then."
+        )
+    text = (
+        f"Loss of the plan found {data}, against {rival}, the strongest uniform plan that fits: "
+        f"<strong>{prose(percent(found.gain))} lower</strong>."
+    )
+    if found.doubtful:
+        text += (
+            " The difference is within the noise of the evaluations: before relying on it confirm it with more seeds, "
+            "or let an evaluation see more (training.steps, training.validation_rows)."
+        )
+    return text
+
+
+def facts(run: RunData) -> str:
+    """Four figures that everyone asks for first."""
+    found, result = run.finding, run.result
+    items = []
+    if found is not None:
+        weights = sum(group.weights for group in result.space.groups)
+        bits = (found.memory_bytes - result.space.fixed_bytes) * 8 / weights
+        limit = f"of {format_bytes(found.budget)}; " if result.memory_budgets else ""
+        items.append(
+            ("Memory of the plan", format_bytes(found.memory_bytes), f"{limit}{bits:.2f} bits a searched weight")
+        )
+        if found.rival is not None:
+            gain = f"−{percent(found.gain)}" if found.beats else "none"
+            items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival)}"))
+    plans = len(result.candidates)
+    failed = f", {len(result.failures())} failed" if result.failures() else ""
+    items.append(
+        ("Evaluations spent", evaluations_text(result.spent), f"{plans} plans{failed}; strategy {result.strategy}")
+    )
+    prior = "no prior was measured"
+    if result.prior is not None:
+        charge = evaluations_text(result.prior.cost)
+        prior = f"{duration(result.prior.seconds)} for the prior, charged as {charge} evaluations"
+    items.append(("Time in evaluations", duration(run.seconds), prior))
+    cells = "".join(f"<div><dt>{prose(a)}</dt><dd>{prose(b)}<small>{prose(c)}</small></dd></div>" for a, b, c in items)
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def eyebrow(run: RunData) -> str:
+    """Which run it is."""
+    model, task = model_and_task(run.identity)
+    if run.config is not None:
+        model = model or (run.config.model.name if not _is_formula(run) else "")
+        task = task or (run.config.task.name if not _is_formula(run) else "")
+    if not model and "landscape" in run.identity:
+        model = f"landscape {run.identity['landscape']}"
+    parts = [f"<b>{escape(run.name)}</b>", *(escape(p) for p in (model, task) if p)]
+    return " · ".join(parts)
+
+
+def comparison(run: RunData) -> str:
+    """The plan found against uniform plans: on test data where it was tuned, and on validation data."""
+    tested, validation = tables.tested_table(run), tables.validation_table(run)
+    if not tested and not validation:
+        return ""
+    if tested:
+        say = (
+            "Each plan was tuned in full and measured on test rows that the search never saw. "
+            "Uniform plans take equal or fewer bytes."
+        )
+        more = f"<details><summary>On validation data, as the search saw them</summary>{validation}</details>"
+        return _section("Against uniform", say, tested + (more if validation else ""))
+    say = (
+        "Means of the short evaluations that the search was made with. "
+        "The final word is on test data: tune the plan with the command below."
+    )
+    return _section("Against uniform", say, validation)
+
+
+def front(run: RunData, key: str) -> str:
+    """The front chart with its legend and a table of the same plans."""
+    if not run.result.candidates:
+        return ""
+    items = [("best", "best", "plan found"), ("circle", "on-front", "on the front"), ("circle", "plan", "other plans")]
+    items.append(("square", "uniform", "uniform plans (b bits, r rank)"))
+    legend = _key([(shape, f"point {kind}", text) for shape, kind, text in items])
+    count = len(run.result.front)
+    table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
+    say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
+    return _section("Loss against memory", say, charts.front_chart(run, key) + legend + table)
+
+
+def plan(run: RunData) -> str:
+    """Bits and rank of the plan by layer, beside what the prior said."""
+    found = run.plan
+    if found is None:
+        return ""
+    space, grid = run.result.space, run.layout
+    bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
+    maps = [
+        heatmap.heat_table(
+            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(level_name, found.bits)]
+        )
+        + heatmap.ramp_legend("bits", [space.bits_text(b) for b in space.bits]),
+        heatmap.heat_table(
+            grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
+        )
+        + heatmap.ramp_legend("rank", [f"rank {r}" for r in space.ranks]),
+    ]
+    prior = run.result.prior
+    if prior is not None:
+        damage = prior.bits_damage[:, 0]
+        levels, legend = heatmap.damage_steps(damage)
+        unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
+        remark = f"by the prior: rise of the loss with one group alone at {space.bits[0]} bits, in {unit}"
+        labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
+        maps.append(
+            heatmap.heat_table(grid, "prior", "Sensitivity", remark, levels.tolist(), labels)
+            + heatmap.ramp_legend("prior", legend)
+        )
+    which = (
+        f'<p class="which"><span>Shown: <strong>{prose(plan_name(found))}: {prose(bits_counts(found))}</strong></span>'
+        '<button type="button" class="back" hidden>Back to the plan found</button></p>'
+    )
+    say = "Kinds of linears down, layers across. Darker (lighter on a dark screen) is more."
+    if len(grid.rows) == 1:
+        say = "Layers across. Darker (lighter on a dark screen) is more."
+    body = f'{which}<div class="heats">{"".join(f"<div>{m}</div>" for m in maps)}</div>'
+    return _section("The plan, layer by layer", say, body, kind="plan-of")
+
+
+def learnt(run: RunData, key: str) -> str:
+    """How the search went: best loss against evaluations, and predictions against what was seen."""
+    if not any(t.points for t in run.traces):
+        return ""
+    names = [(charts.origin_shape(run, o), f"dot {charts.origin_class(run, o)}", o) for o in run.origins]
+    trace = _half(
+        "Best loss so far",
+        "The line is the best mean loss within the budget; marks are single evaluations, by why they were proposed.",
+        charts.trace_chart(run, key, half=bool(run.predictions)),
+    )
+    predicted = ""
+    if run.predictions:
+        say = f"{charts.prediction_text(run)} Marks on the line were foreseen exactly."
+        predicted = _half("Predicted and seen", say, charts.prediction_chart(run, key))
+    say = "" if predicted else f"Strategy {run.result.strategy} makes no predictions, so there are none to check."
+    body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{_key(names)}'
+    return _section("How the search went", say, body)
+
+
+def costs(run: RunData) -> str:
+    """Where evaluations and seconds went."""
+    table = tables.cost_table(run)
+    if not table:
+        return ""
+    bar = "".join(
+        f'<i class="{tables.cost_class(run, c.part)}" style="flex:{max(c.evaluations, 0):.4f}"></i>' for c in run.costs
+    )
+    say = (
+        "Counted in full evaluations; one at low fidelity counts as its share. Measuring the prior is charged as well."
+    )
+    return _section("What it cost", say, f'<div class="bar" aria-hidden="true">{bar}</div>{table}')
+
+
+def failures(run: RunData) -> str:
+    """Evaluations that failed, with their reasons."""
+    failed = run.result.failures()
+    if not failed:
+        return ""
+    more = f" The first {tables.FAILURES_SHOWN} are shown." if len(failed) > tables.FAILURES_SHOWN else ""
+    count = f"{len(failed)} of {len(run.result.trials)}"
+    say = f"{count} evaluations failed; the search did not propose these plans again.{more}"
+    return _section("Failures", say, tables.failure_table(run))
+
+
+def commands(run: RunData) -> str:
+    """The exact commands that come next."""
+    where = shlex.quote(run.folder)
+    items = [
+        ("Tune the plan in full and compare it with uniform on test data", f"qra finetune {where}"),
+        ("Export the tuned adapter", f"qra export {where} --format peft"),
+        (
+            "Serve it as an ordinary model (other formats keep the plan's bits: see qra export --list)",
+            f"qra export {where} --format merged --out {where}/served && vllm serve {where}/served",
+        ),
+        ("Look at the plan in the terminal", f"qra show {where}"),
+        ("Spend more evaluations", f"qra search --resume --out {where} --evaluations {_more(run)}"),
+    ]
+    body = "".join(
+        f'<div class="cmd"><p>{escape(a)}</p><code tabindex="0">{escape(b)}</code></div>' for a, b in items[run.tuned :]
+    )
+    return _section("What to do next", "", body)
+
+
+def settings(run: RunData) -> str:
+    """What the run was made with."""
+    if run.config is not None:
+        content = dump_config(run.config)
+    else:
+        content = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
+    if not content:
+        return ""
+    return f"<details><summary>Settings of the run</summary><pre tabindex=0>{escape(content)}</pre></details>"
+
+
+def overview(runs: Sequence[RunData]) -> str:
+    """Several runs side by side."""
+    names = _key([(svg.SHAPES[i % 8], f"point o-{i % 8}", run.name) for i, run in enumerate(runs)])
+    table = _section("All runs", "", tables.overview_table(runs))
+    say = "Only plans that no other of the same run beats in both loss and bytes."
+    fronts = _section("Fronts", say, charts.fronts_chart(runs) + names)
+    say = "Best mean loss within each run's largest budget."
+    return table + fronts + _section("Best loss so far", say, charts.traces_chart(runs) + names)
+
+
+def _more(run: RunData) -> str:
+    planned = run.config.search.evaluations if run.config is not None else run.result.spent
+    return f"{2 * max(1, math.ceil(planned))}"
+
+
+def _is_formula(run: RunData) -> bool:
+    return "landscape" in run.identity
+
+
+def _section(title: str, say: str, body: str, *, kind: str = "") -> str:
+    more = f'<p class="say">{prose(say)}</p>' if say else '<p class="say"></p>'
+    return f"<section{f' class={kind}' if kind else ''}><h2>{escape(title)}</h2>{more}{body}</section>"
+
+
+def _half(title: str, say: str, chart: str) -> str:
+    return f'<div><h3>{escape(title)}</h3><p class="say">{prose(say)}</p>{chart}</div>'
+
+
+def _key(items: Sequence[tuple[str, str, str]]) -> str:
+    """A legend: shape, class and text of every entry."""
+    entries = "".join(
+        f'<li><svg viewBox="-10 -8 20 16" aria-hidden="true">{svg.mark(0, 0, shape, kind)}</svg>{escape(text)}</li>'
+        for shape, kind, text in items
+    )
+    return f'<ul class="key">{entries}</ul>'

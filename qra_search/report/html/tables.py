@@ -1,0 +1,184 @@
+"""The tables of a report: plans against uniform, the front, costs, failures, several runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qra_search.report.data import PRIOR, RunData
+from qra_search.report.html import charts
+from qra_search.report.html.svg import escape, prose
+from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
+from qra_search.runs.final_test import FOUND
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import Plan
+from qra_search.study.result import Candidate
+
+FAILURES_SHOWN = 50
+RIVALS_SHOWN = 2
+"""Uniform plans shown for each of several budgets."""
+
+
+def table(head: Sequence[str], rows: str, caption: str) -> str:
+    """A table; a head that begins with `*` is left out on a phone, one with `<` is aligned left."""
+    cells = "".join(
+        f'<th scope="col"{_head_class(h)}>{escape(h.lstrip("*<")) or "<span class=sr>Action</span>"}</th>' for h in head
+    )
+    return (
+        f'<div class="scroll" role="group" aria-label="{escape(caption)}" tabindex="0"><table class="rows">'
+        f"<caption>{prose(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def tested_table(run: RunData) -> str:
+    """The final comparison, best first; empty where it was not made."""
+    tested = run.tested
+    if not tested:
+        return ""
+    names = [n for n in tested[0].metrics if all(n in t.metrics for t in tested)]
+    found = next((t.loss for t in tested if t.role == FOUND), math.nan)
+    # A phone has room for the metrics or for the difference, which the losses say as well.
+    wide, star = (' class="wide"', "*") if names else ("", "")
+    rows = ""
+    for t in sorted(tested, key=lambda t: t.loss):
+        name = _plan_cell(t.plan, "plan found, " if t.role == FOUND else "")
+        metrics = "".join(f"<td>{prose(_metric(n, t.metrics[n]))}</td>" for n in names)
+        rows += (
+            f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
+            f"<td>{_loss(t.loss, t.loss_error)}</td>{metrics}<td{wide}>{_difference(found, t.loss)}</td></tr>"
+        )
+    head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), f"{star}Difference"]
+    seeds = max(len(t.losses) for t in tested)
+    return table(head, rows, "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else ""))
+
+
+def validation_table(run: RunData) -> str:
+    """For every budget the best plan and uniform plans, as the search saw them; empty where nothing fits."""
+    result = run.result
+    budgets = result.memory_budgets or ((run.finding.budget,) if run.finding else ())
+    rows = ""
+    for budget in budgets:
+        best = result.best(budget)
+        if best is None:
+            continue
+        if len(budgets) > 1:
+            rows += f'<tr class="group"><th scope="rowgroup" colspan="5">Within {prose(format_bytes(budget))}</th></tr>'
+        rivals = sorted((c for c in result.uniform if c.memory_bytes <= budget and c is not best), key=lambda c: c.loss)
+        for c in [best, *rivals[: RIVALS_SHOWN if len(budgets) > 1 else None]]:
+            rows += _validation_row(c, best)
+    return table(["Plan", "Size", "Loss", "*Evaluations", "Difference"], rows, "On validation data") if rows else ""
+
+
+def front_table(run: RunData) -> str:
+    """The plans of the front, with a button that shows each in the heat maps."""
+    shown = {c.plan.key: i for i, c in enumerate(run.shown)}
+    rows = "".join(
+        f'<tr{_mark(c.plan == run.plan)}><th scope="row">{_plan_cell(c.plan)}</th>'
+        f"<td>{prose(format_bytes(c.memory_bytes))}</td><td>{_loss(c.loss, c.loss_std)}</td>"
+        f'<td class="wide">{c.evaluations}</td>'
+        f'<td><button type="button" hidden data-p="{shown[c.plan.key]}">Show</button></td></tr>'
+        for c in run.result.front
+    )
+    return table(["Plan", "Size", "Loss", "*Evaluations", ""], rows, "Plans that no other beats in both loss and bytes")
+
+
+def cost_table(run: RunData) -> str:
+    """What each part of the search took; empty where nothing was spent."""
+    total = sum(c.evaluations for c in run.costs)
+    if total <= 0:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row"><span class="swatch {cost_class(run, c.part)}"></span>{escape(c.part)}</th>'
+        f"<td>{c.trials or '–'}</td><td>{escape(evaluations_text(c.evaluations))}</td>"
+        f'<td class="wide">{prose(percent(c.evaluations / total))}</td><td>{prose(duration(c.seconds))}</td></tr>'
+        for c in run.costs
+    )
+    rows += (
+        f'<tr><th scope="row"><b>all</b></th><td><b>{len(run.result.trials)}</b></td>'
+        f'<td><b>{escape(evaluations_text(total))}</b></td><td class="wide"></td>'
+        f"<td><b>{prose(duration(run.seconds))}</b></td></tr>"
+    )
+    return table(["Part", "Trials", "Evaluations", "*Share", "Time"], rows, "Cost of each part of the search")
+
+
+def cost_class(run: RunData, part: str) -> str:
+    """The class that colours a part of the cost."""
+    return "o-prior" if part == PRIOR else charts.origin_class(run, part)
+
+
+def failure_table(run: RunData) -> str:
+    """The first failures with their reasons."""
+    rows = "".join(
+        f'<tr><th scope="row">{t.id}</th><td class="text">{prose(plan_name(t.plan))}</td>'
+        f'<td class="text">{escape(t.reason)}</td></tr>'
+        for t in run.result.failures()[:FAILURES_SHOWN]
+    )
+    return table(["Trial", "<Plan", "<Reason"], rows, "Failed evaluations")
+
+
+def overview_table(runs: Sequence[RunData]) -> str:
+    """The finding of every run."""
+    rows = "".join(
+        f'<tr><th scope="row"><a href="#run-{i}">{escape(run.name)}</a><small>{escape(run.result.strategy)}, seed '
+        f"{run.result.seed}</small></th>{_overview_cells(run)}</tr>"
+        for i, run in enumerate(runs)
+    )
+    head = ["Run", "Budget", "Loss", "Best uniform", "Gain", "*Evaluations", "*Time"]
+    return table(head, rows, "The finding of every run")
+
+
+def _overview_cells(run: RunData) -> str:
+    found = run.finding
+    ends = (
+        f'<td class="wide">{escape(evaluations_text(run.result.spent))}</td>'
+        f'<td class="wide">{prose(duration(run.seconds))}</td>'
+    )
+    if found is None:
+        return f"<td>–</td><td>–</td><td>–</td><td>–</td>{ends}"
+    gain = percent(found.gain) if found.beats else "none"
+    rival = loss_text(found.rival_loss) if found.rival is not None else "–"
+    return (
+        f"<td>{prose(format_bytes(found.budget))}</td><td>{prose(loss_text(found.loss))}<small>{escape(found.data)}"
+        f"</small></td><td>{prose(rival)}</td><td>{prose(gain)}</td>{ends}"
+    )
+
+
+def _validation_row(c: Candidate, best: Candidate) -> str:
+    name = _plan_cell(c.plan, "best plan, " if c is best else "")
+    return (
+        f'<tr{_mark(c is best)}><th scope="row">{name}</th><td>{prose(format_bytes(c.memory_bytes))}</td>'
+        f'<td>{_loss(c.loss, c.loss_std)}</td><td class="wide">{c.evaluations}</td>'
+        f"<td>{_difference(best.loss, c.loss)}</td></tr>"
+    )
+
+
+def _plan_cell(plan: Plan, before: str = "") -> str:
+    name = before + plan_name(plan)
+    small = "" if len(set(plan.bits)) == 1 else f"<small>{prose(bits_counts(plan))}</small>"
+    return f"{prose(name[:1].upper() + name[1:])}{small}"
+
+
+def _loss(value: float, std: float) -> str:
+    spread = f' <small class="pm">± {std:.2g}</small>' if math.isfinite(std) and math.isfinite(value) else ""
+    return escape(loss_text(value)) + spread
+
+
+def _difference(found: float, other: float) -> str:
+    """How much higher a loss is than that of the plan found."""
+    if not (math.isfinite(found) and math.isfinite(other)):
+        return "–"
+    if other == found:
+        return ""
+    return f"{'+' if other > found else '−'}{prose(percent(abs(other / found - 1)))}"
+
+
+def _metric(name: str, value: float) -> str:
+    return percent(value) if "match" in name or "accuracy" in name else f"{value:.4g}"
+
+
+def _head_class(head: str) -> str:
+    return ' class="wide"' if head.startswith("*") else ' style="text-align:left"' if head.startswith("<") else ""
+
+
+def _mark(found: bool) -> str:
+    return ' class="found"' if found else ""

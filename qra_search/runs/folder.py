@@ -1,0 +1,189 @@
+"""The folder of one run: its files, what may be begun or gone on with in it, and its result read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.evaluation.prior import Prior
+from qra_search.files import read_json
+from qra_search.log.recorded import STUDY, recorded_state
+from qra_search.log.trial_log import TrialLog
+from qra_search.plugins import UnknownName
+from qra_search.space.serialization import plan_from_dict
+from qra_search.space.space import Plan
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.strategies.random import RandomStrategy
+from qra_search.study.result import Candidate, SearchResult
+
+MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
+"""Fields that a run may be gone on with at another value: they change how far it goes, not what was measured."""
+
+
+class NoRun(ValueError):
+    """The folder holds no run."""
+
+
+class RunExists(ValueError):
+    """The folder holds another run, or one that must be gone on with explicitly."""
+
+
+class RunFolder:
+    """One run on disk: `config.yaml`, `trials.sqlite`, and what is made from them."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.log_file = self.path / "trials.sqlite"
+        self.result_file = self.path / "result.json"
+        self.plan_file = self.path / "plan.json"
+        self.test_file = self.path / "test.json"
+        self.report_file = self.path / "report.html"
+        self.adapter = self.path / "adapter"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        """Whether a search has begun here."""
+        return self.log_file.is_file()
+
+    def check(self) -> RunFolder:
+        """The folder itself.
+
+        Raises:
+            NoRun: no search has begun here.
+        """
+        if not self.exists:
+            what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
+            raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra search --out` wrote")
+        return self
+
+    def begin(self, config: RunConfig, *, resume: bool = False) -> None:
+        """Make the folder, or check that a run may be gone on with, and write the config into it.
+
+        Raises:
+            RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunExists(f"{self.path} is a file: give a folder for the run, new or one to go on with")
+        if self.exists and self.config_file.is_file():
+            known = load_config(self.config_file)
+            changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
+            if changed:
+                field, (old, new) = next(iter(changed.items()))
+                more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
+                raise RunExists(
+                    f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
+                    f"give another --out, or --resume with that run's settings"
+                )
+        if self.exists and not resume:
+            raise RunExists(f"{self.path} already holds this run: add --resume to go on with it, or give another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(dump_config(config))
+
+    def config(self) -> RunConfig:
+        """The settings of the run, as resolved when it began.
+
+        Raises:
+            NoRun: it has none (a log written through the Python API).
+        """
+        if not self.config_file.is_file():
+            raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be gone on with")
+        return load_config(self.config_file)
+
+    def prior(self) -> Prior | None:
+        """The prior of the log; None before it is measured."""
+        with TrialLog(self.check().log_file) as log:
+            data = log.meta("prior")
+        return Prior.from_dict(data) if data else None
+
+    def result(self) -> SearchResult:
+        """The result as the log has it; beliefs are those of `result.json` while it counts the same trials.
+
+        Raises:
+            NoRun: no search has begun here.
+        """
+        with TrialLog(self.check().log_file) as log:
+            state = recorded_state(log)
+            study = log.meta(STUDY) or {}
+        written = read_json(self.result_file)
+        if written and written.get("trials") == len(state.trials) and not state.pending and "candidates" in written:
+            candidates = tuple(_candidate(c) for c in written["candidates"])
+            return SearchResult(
+                state.space, state.trials, candidates, state.memory_budgets, state.prior, written["strategy"],
+                state.seed, state.spent,
+            )  # fmt: skip
+        return SearchResult.from_state(state, _strategy(study.get("strategy", "")))
+
+    def identity(self) -> dict[str, Any]:
+        """What the log says of the evaluator and the study: model, data, settings, strategy, evaluations."""
+        with TrialLog(self.check().log_file) as log:
+            return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
+
+    def write(self, result: SearchResult) -> None:
+        """Write `result.json`, `prior.json` and `plan.json`.
+
+        What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ...;
+        a plan that was tuned keeps its file, which says more than the search knows.
+        """
+        tuned = self.plan_file.read_text() if self.adapter.is_dir() and self.plan_file.is_file() else None
+        best = result.best()
+        same = tuned is not None and best is not None and plan_from_dict(result.space, json.loads(tuned)) == best.plan
+        if tuned is not None and not same:
+            self._set_aside()
+        result.write(self.path)
+        if same and tuned is not None:
+            self.plan_file.write_text(tuned)
+
+    def plan(self) -> Plan:
+        """The plan of `plan.json`.
+
+        Raises:
+            NoRun: the run has no plan yet.
+        """
+        data = read_json(self.plan_file)
+        if data is None:
+            raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search --resume`")
+        return plan_from_dict(self.result().space, data)
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (folder := self.path / f"earlier-{number}").exists():
+            number += 1
+        folder.mkdir()
+        for item in (self.adapter, self.path / "quantized.safetensors", self.plan_file, self.test_file):
+            if item.exists():
+                item.rename(folder / item.name)
+
+    def test(self) -> dict[str, Any] | None:
+        """The comparison on test data; None where there is none."""
+        data: dict[str, Any] | None = read_json(self.test_file)
+        return data
+
+
+def find_runs(folder: str | Path) -> list[RunFolder]:
+    """The runs at or below a folder, by path."""
+    return [RunFolder(file.parent) for file in sorted(Path(folder).rglob("trials.sqlite"))]
+
+
+def _strategy(name: str) -> Strategy:
+    """The strategy of a log; where it is not installed (it was given as an object), one that believes plain means."""
+    try:
+        return make_strategy(name)
+    except UnknownName:
+        stand_in = RandomStrategy()
+        stand_in.name = name
+        return stand_in
+
+
+def _candidate(data: Mapping[str, Any]) -> Candidate:
+    plan = Plan(tuple(data["plan"]["bits"]), tuple(data["plan"]["ranks"]))
+    std = float("nan") if data["loss_std"] is None else data["loss_std"]
+    return Candidate(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])

@@ -1,0 +1,78 @@
+"""Memory budgets as people write them: `108MiB`, `3.5bpw`, `75%` of uniform 4-bit, `uniform3r8`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from qra_search.space.memory import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from qra_search.space.space import SearchSpace
+
+REFERENCE_BITS = 4
+"""A percentage is of the uniform plan at these bits and the space's middle rank."""
+FORMS = "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"
+
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_PER_WEIGHT = re.compile(rf"\s*{_NUMBER}\s*bpw\s*", re.IGNORECASE)
+_PERCENT = re.compile(rf"\s*{_NUMBER}\s*%\s*")
+_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+)\s*r\s*([0-9]+)\s*", re.IGNORECASE)
+
+
+def check_size(text: str | int | float) -> str:
+    """The text itself, where it has one of the forms of a memory budget.
+
+    Raises:
+        ValueError: it has none; the message names the forms.
+    """
+    if any(form.fullmatch(str(text)) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
+        return str(text)
+    try:
+        parse_bytes(text)
+    except ValueError as error:
+        if "positive" in str(error):
+            raise
+        raise ValueError(f"{text!r} is not a memory budget: write one such as {FORMS}") from None
+    return str(text)
+
+
+def size_in(space: SearchSpace, text: str | int | float) -> int:
+    """Bytes that a budget means for a space.
+
+    `3.5bpw`: so many bits for every searched weight, for weights, metadata and adapters together, plus the
+    bytes that are not searched. `75%`: of the uniform 4-bit plan at the space's middle rank. `uniform3r8`:
+    what the uniform plan of 3 bits and rank 8 takes.
+
+    Raises:
+        ValueError: no such form, or the space has no such uniform plan.
+    """
+    if isinstance(text, (int, float)):
+        return parse_bytes(text)
+    text = check_size(text)
+    if match := _PER_WEIGHT.fullmatch(text):
+        weights = sum(group.weights for group in space.groups)
+        return space.fixed_bytes + math.floor(float(match.group(1)) * weights / 8)
+    if match := _PERCENT.fullmatch(text):
+        reference = _uniform_bytes(space, REFERENCE_BITS, space.ranks[len(space.ranks) // 2], text)
+        return math.floor(reference * float(match.group(1)) / 100)
+    if match := _UNIFORM.fullmatch(text):
+        return _uniform_bytes(space, int(match.group(1)), int(match.group(2)), text)
+    return parse_bytes(text)
+
+
+def describe_size(space: SearchSpace, count: int) -> str:
+    """Bytes with what they come to for each searched weight: `108.0 MiB (4.21 bits a weight)`."""
+    weights = sum(group.weights for group in space.groups)
+    return f"{format_bytes(count)} ({(count - space.fixed_bytes) * 8 / weights:.2f} bits a weight)"
+
+
+def _uniform_bytes(space: SearchSpace, bits: int, rank: int, text: str) -> int:
+    plan = space.uniform(bits, rank)
+    if plan is None:
+        raise ValueError(
+            f"memory budget {text!r} needs the uniform plan of {bits} bits and rank {rank}, which the space does not "
+            f"have: its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.ranks))}"
+        )
+    return space.memory_bytes(plan)

@@ -1,0 +1,1 @@
+"""Parts of the strategies with a Gaussian process."""

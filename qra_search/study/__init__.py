@@ -1,0 +1,9 @@
+"""The loop of a search, and what it found."""
+
+from __future__ import annotations
+
+from qra_search.study.callbacks import Callback
+from qra_search.study.result import Candidate, Comparison, SearchResult
+from qra_search.study.study import Study, StudyFailed
+
+__all__ = ["Callback", "Candidate", "Comparison", "SearchResult", "Study", "StudyFailed"]

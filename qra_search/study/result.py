@@ -1,0 +1,243 @@
+"""What a search found: the front, the plan to hand over under a budget, and how it stands against uniform."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qra_search.evaluation.prior import Prior
+from qra_search.files import write_json
+from qra_search.log.trial import Trial
+from qra_search.space.memory import format_bytes, parse_bytes
+from qra_search.space.serialization import plan_to_dict
+from qra_search.space.space import Plan, SearchSpace
+
+if TYPE_CHECKING:
+    from qra_search.log.state import StudyState
+    from qra_search.strategies import Strategy
+    from qra_search.study.rows import RowsOf
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was evaluated at full fidelity, and what is believed of it.
+
+    Attributes:
+        loss: posterior mean of the held-out loss, by the strategy's model where it has one.
+        loss_std: its posterior deviation; nan where nothing tells it.
+        memory_bytes: exact bytes.
+        observed: mean of the observed losses.
+        evaluations: how many there are.
+    """
+
+    plan: Plan
+    loss: float
+    loss_std: float
+    memory_bytes: int
+    observed: float
+    evaluations: int = 1
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every group has the same choice."""
+        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
+    is, as a share of the uniform plan's loss."""
+
+    budget: int
+    best: Candidate
+    uniform: Candidate | None
+
+    @property
+    def beats_uniform(self) -> bool:
+        return self.uniform is None or self.best.loss < self.uniform.loss
+
+    @property
+    def gain(self) -> float:
+        return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult:
+    """Everything that a search leaves; made from the log alone.
+
+    Attributes:
+        candidates: every plan evaluated at full fidelity, cheapest first.
+    """
+
+    space: SearchSpace
+    trials: tuple[Trial, ...]
+    candidates: tuple[Candidate, ...]
+    memory_budgets: tuple[int, ...] = ()
+    prior: Prior | None = None
+    strategy: str = ""
+    seed: int = 0
+    spent: float = 0.0
+
+    @classmethod
+    def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
+        """The result of a study as it stands."""
+        beliefs = strategy.estimate(state)
+        seen: dict[str, list[float]] = {}
+        for trial in state.full:
+            seen.setdefault(trial.plan.key, []).append(trial.loss)
+        candidates = [
+            Candidate(
+                plan,
+                float(mean),
+                float(std),
+                state.space.memory_bytes(plan),
+                float(np.mean(seen[plan.key])),
+                len(seen[plan.key]),
+            )
+            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
+        ]
+        candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
+        return cls(
+            state.space, state.trials, tuple(candidates), state.memory_budgets, state.prior, strategy.name,
+            state.seed, state.spent,
+        )  # fmt: skip
+
+    @property
+    def front(self) -> list[Candidate]:
+        """Plans that no other beats in both loss and bytes, cheapest first."""
+        front: list[Candidate] = []
+        for candidate in self.candidates:
+            if not front or candidate.loss < front[-1].loss:
+                front.append(candidate)
+        return front
+
+    @property
+    def uniform(self) -> list[Candidate]:
+        """The uniform plans that were evaluated, cheapest first."""
+        return [c for c in self.candidates if c.is_uniform]
+
+    def best(self, memory_budget: int | str | None = None) -> Candidate | None:
+        """The plan to hand over: lowest posterior mean of the loss within the budget; None where nothing fits.
+
+        Without an argument the largest budget of the search counts.
+        """
+        fitting = self._within(self.candidates, memory_budget)
+        return min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
+
+    def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
+        """The best plan against the best uniform plan under a budget; None where nothing fits."""
+        best = self.best(memory_budget)
+        if best is None:
+            return None
+        uniform = min(self._within(self.uniform, memory_budget), key=lambda c: c.loss, default=None)
+        return Comparison(self._budget(memory_budget), best, uniform)
+
+    def hypervolume(self, *, reference: tuple[float, float] | None = None) -> float:
+        """Area of (loss, bytes) that the front dominates, up to the reference point (moocore).
+
+        Default reference: the worst loss and the most bytes among the candidates.
+        """
+        import moocore
+
+        if not self.candidates:
+            return 0.0
+        points = np.array([(c.loss, c.memory_bytes) for c in self.candidates], dtype=float)
+        return float(moocore.hypervolume(points, ref=points.max(0) if reference is None else np.array(reference)))
+
+    def failures(self) -> list[Trial]:
+        """Trials that failed, with their reasons."""
+        return [t for t in self.trials if t.status == "failed"]
+
+    def rows(self, of: RowsOf = "candidates") -> list[dict[str, Any]]:
+        """The candidates or the `trials` as dictionaries; see `qra_search.study.rows.rows`."""
+        from qra_search.study.rows import rows
+
+        return rows(self, of)
+
+    def to_pandas(self, of: RowsOf = "candidates") -> Any:
+        """`rows` as a pandas frame."""
+        from qra_search.study.rows import to_pandas
+
+        return to_pandas(self, of)
+
+    def to_polars(self, of: RowsOf = "candidates") -> Any:
+        """`rows` as a polars frame."""
+        from qra_search.study.rows import to_polars
+
+        return to_polars(self, of)
+
+    def __repr__(self) -> str:
+        best = self.best()
+        found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
+        return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
+
+    def __rich__(self) -> Any:
+        from qra_search.report.reprs import result_rich
+
+        return result_rich(self)
+
+    def _repr_html_(self) -> str:
+        from qra_search.report.reprs import result_html
+
+        return result_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
+        budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
+        comparisons = [c for b in budgets if (c := self.comparison(b)) is not None]
+        return {
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "spent": self.spent,
+            "trials": len(self.trials),
+            "failed": [{"trial": t.id, "reason": t.reason} for t in self.failures()],
+            "memory_budgets": list(self.memory_budgets),
+            "budgets": [
+                {
+                    "budget": c.budget,
+                    "best": _plain(c.best),
+                    "best_uniform": None if c.uniform is None else _plain(c.uniform),
+                    "beats_uniform": c.beats_uniform,
+                    "gain": _finite(c.gain),
+                }
+                for c in comparisons
+            ],
+            "front": [_plain(c) for c in self.front],
+            "uniform": [_plain(c) for c in self.uniform],
+            "candidates": [_plain(c) for c in self.candidates],
+        }
+
+    def write(self, folder: str | Path) -> None:
+        """Write `result.json`, `prior.json` (where there is a prior) and `plan.json` (the best plan) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", self.to_dict())
+        if self.prior is not None:
+            write_json(folder / "prior.json", self.prior.to_dict())
+        best = self.best()
+        if best is not None:
+            write_json(folder / "plan.json", plan_to_dict(self.space, best.plan))
+
+    def _budget(self, memory_budget: int | str | None) -> int:
+        if memory_budget is not None:
+            return parse_bytes(memory_budget)
+        return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
+
+    def _within(self, candidates: list[Candidate] | tuple[Candidate, ...], budget: int | str | None) -> list[Candidate]:
+        limit = self._budget(budget)
+        return [c for c in candidates if c.memory_bytes <= limit]
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    data = asdict(candidate)
+    data["plan"] = {"bits": list(candidate.plan.bits), "ranks": list(candidate.plan.ranks)}
+    data["loss_std"] = _finite(candidate.loss_std)
+    return data
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,234 @@
+"""The loop of a search: propose, evaluate, record, until the budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from qra_search.evaluation.evaluator import Evaluation, Evaluator, check_evaluation
+from qra_search.evaluation.prior import Prior
+from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
+from qra_search.log.recorded import record
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial, plain
+from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.space.sizes import size_in
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.callbacks import Callback
+from qra_search.study.result import SearchResult
+
+DEFAULT_STRATEGY = "qra"
+FIRST_FAILURES = 5
+"""A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
+
+
+class StudyFailed(RuntimeError):
+    """The search cannot go on."""
+
+
+class Study:
+    """One search: an evaluator, a strategy, a trial log, and what may be spent.
+
+    Args:
+        evaluator: says what a plan is worth.
+        strategy: name of an installed strategy, or one.
+        evaluations: full evaluations that may be spent, the prior's cost included.
+        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
+        seed: all randomness of the search follows from it.
+        log: path of the SQLite log, or a `TrialLog`; an existing one is gone on with.
+        executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
+            shut down.
+        batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
+            awaited before the next are asked for, which gives the same trials with any number of workers.
+        callbacks: told of every event.
+        prior: taken in place of the evaluator's own, which is then not measured (`learnt.learnt_prior`); a log that
+            is gone on with keeps the one it has.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        *,
+        strategy: str | Strategy = DEFAULT_STRATEGY,
+        evaluations: float = 100,
+        memory_budget: int | str | Sequence[int | str] | None = None,
+        seed: int = 0,
+        log: str | Path | TrialLog = MEMORY,
+        executor: Executor | None = None,
+        batch: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        prior: Prior | None = None,
+    ):
+        if not evaluations > 0:
+            raise ValueError(f"evaluations must be positive, got {evaluations}")
+        self.evaluator = evaluator
+        self.space: SearchSpace = evaluator.space
+        self.memory_budgets = resolve_budgets(self.space, memory_budget)
+        self.strategy = make_strategy(strategy)
+        self.evaluations = float(evaluations)
+        self.seed = seed
+        self.batch = batch
+        self.callbacks = tuple(callbacks)
+        self.log = log if isinstance(log, TrialLog) else TrialLog(log)
+        try:
+            self.log.bind(
+                space=self.space.signature,
+                evaluator=evaluator.describe(),
+                budgets=list(self.memory_budgets),
+                seed=seed,
+            )
+            record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
+        except BaseException:
+            self.log.release()
+            raise
+        self.executor: Executor = executor or InProcessExecutor(evaluator)
+        self.design = uniform_design(self.space, self.memory_budgets)
+        self._given_prior = prior
+        self._stopping = False
+
+    @property
+    def state(self) -> StudyState:
+        """What the strategy sees now."""
+        return StudyState(
+            self.space, self.log.trials, self.prior, self.memory_budgets, self.seed, self.evaluations,
+            self.evaluator.fidelities,
+        )  # fmt: skip
+
+    @property
+    def prior(self) -> Prior | None:
+        """The prior that the log holds; `run` measures it when the log has none."""
+        data = self.log.meta("prior")
+        return Prior.from_dict(data) if data else None
+
+    def run(self) -> SearchResult:
+        """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
+
+        However it ends, the log is free for another process, and names what was in flight as running.
+        """
+        flying: dict[Future[Evaluation], Trial] = {}
+        try:
+            self._measure_prior()
+            self._tell("started")
+            waiting = list(self.log.running)
+            while True:
+                while asked := self._ask(len(flying) + len(waiting)):
+                    for trial in self.log.propose_all(asked):
+                        self._tell("proposed", trial)
+                        waiting.append(trial)
+                while waiting and len(flying) < self.executor.slots and not self._stopping:
+                    trial = waiting.pop(0)
+                    flying[self.executor.submit(trial.proposal)] = trial
+                if not flying:
+                    break
+                for future in sorted(first_ended(self.executor, flying), key=lambda f: flying[f].id):
+                    self._record(flying.pop(future), future)
+            self._tell("ended")
+            return self.result()
+        finally:
+            for future in flying:
+                future.cancel()
+            self.log.release()
+
+    def stop(self) -> None:
+        """Begin nothing more; `run` returns once the running evaluations have ended."""
+        self._stopping = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    def result(self) -> SearchResult:
+        """What the log says now."""
+        return SearchResult.from_state(self.state, self.strategy)
+
+    def _ask(self, flying: int) -> list[Proposal]:
+        state = self.state
+        room = self.executor.slots - flying if self.batch is None else (0 if flying else self.batch)
+        if self._stopping or room <= 0 or state.spent >= self.evaluations:
+            return []
+        due = [p for p in self.design if p.key not in state.seen]
+        if due:
+            return [Proposal(plan, seed=self.seed, origin="uniform") for plan in due[:room]]
+        proposals = self.strategy.propose(state, room)[:room]
+        check_proposals(proposals, state)
+        return proposals
+
+    def _record(self, trial: Trial, future: Future[Evaluation]) -> None:
+        error = future.exception()
+        if isinstance(error, WorkerUnusable):
+            raise StudyFailed(f"{error}; trial {trial.id} is run again when the search goes on") from error
+        if error is None:
+            try:
+                evaluation = plain(check_evaluation(future.result(), self.space, trial.plan))
+            except Exception as bad:  # whatever an evaluator returns, its trial fails and the search goes on
+                error = bad
+        if error is None:
+            trial = self.log.finish(trial.id, evaluation)
+        else:
+            trial = self.log.fail(trial.id, f"{type(error).__name__}: {error}")
+        self._tell("finished", trial)
+        if error is not None and len(self.log) >= FIRST_FAILURES and all(t.status == "failed" for t in self.log):
+            raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
+
+    def _measure_prior(self) -> None:
+        lost = "prior" in (self.log.meta("salvaged") or {}).get("header_lost", ())
+        if self.log.meta("prior") is None and (len(self.log) == 0 or lost):
+            prior = self._given_prior or self.evaluator.prior()
+            if prior is not None:
+                prior.check(self.space)
+                self.log.set_meta("prior", prior.to_dict())
+
+    def _tell(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *args)
+
+
+def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
+    """Budgets in bytes, ascending and distinct; empty where the whole front is wanted.
+
+    Raises:
+        BudgetTooSmall: no plan fits one of them.
+    """
+    if budget is None:
+        return ()
+    several = [budget] if isinstance(budget, (int, float, str)) or not isinstance(budget, Sequence) else list(budget)
+    return tuple(sorted({space.memory.check_budget(size_in(space, b)) for b in several}))
+
+
+def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
+    """The uniform plans that every study evaluates first, cheapest first.
+
+    For each budget, and each of the two largest bit-widths that fit it, the largest rank that fits: the
+    strongest opponents that a user would pick by hand. Without a budget, every bit-width at its middle rank.
+    """
+    uniform = [(plan, space.memory_bytes(plan)) for plan in space.uniform_plans()]
+    chosen: dict[str, Plan] = {}
+    if not budgets:
+        middle = space.ranks[len(space.ranks) // 2]
+        chosen = {plan.key: plan for plan, _ in uniform if plan.ranks[0] == middle}
+    for budget in budgets:
+        best: dict[int, Plan] = {}
+        for plan, size in uniform:
+            if size <= budget and (plan.bits[0] not in best or plan.ranks[0] > best[plan.bits[0]].ranks[0]):
+                best[plan.bits[0]] = plan
+        for bits in sorted(best, reverse=True)[:2]:
+            chosen[best[bits].key] = best[bits]
+    return sorted(chosen.values(), key=space.memory_bytes)
+
+
+def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
+    """Raises StudyFailed where a strategy breaks its contract: over the budget, or a repeated evaluation."""
+    known = {t.proposal.key for t in state.trials}
+    for proposal in proposals:
+        size = state.space.memory_bytes(proposal.plan)
+        if size > state.memory_limit:
+            raise StudyFailed(f"the strategy proposed {size} bytes, the budget is {state.memory_limit}")
+        if proposal.key in known:
+            raise StudyFailed(f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}")
+        if proposal.fidelity not in state.fidelities:
+            raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
+        known.add(proposal.key)

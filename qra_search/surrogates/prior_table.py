@@ -1,0 +1,35 @@
+"""What the prior says of every choice of every group: a table of losses that add up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qra_search.evaluation.prior import Prior
+from qra_search.space.space import SearchSpace
+
+
+def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
+    """float (G, B, R): loss in nats that each choice adds according to the prior.
+
+    Damage falls with rank as the prior's `repair` says, since an adapter repairs a part of it. Without a prior every
+    weight is taken to be damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion
+    to log2.
+    """
+    prior = usable_prior(space, prior)
+    ranks = np.asarray(space.ranks, dtype=float)
+    left = (1.0 + ranks) ** -prior.repair
+    return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
+
+
+def usable_prior(space: SearchSpace, prior: Prior | None) -> Prior:
+    """The prior itself, or the flat one where there is none or it says nothing (all its entries are zero)."""
+    return prior if prior is not None and (prior.bits_damage.any() or prior.rank_gain.any()) else flat_prior(space)
+
+
+def flat_prior(space: SearchSpace) -> Prior:
+    """What is known before anything is measured: error falls fourfold a bit, and larger groups matter more."""
+    share = np.array([g.weights for g in space.groups], dtype=float)
+    share /= share.sum()
+    error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.widths])
+    gain = np.log2(1.0 + np.asarray(space.ranks, dtype=float)) * 0.01
+    return Prior(share[:, None] * error, share[:, None] * gain, source="flat")

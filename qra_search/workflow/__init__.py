@@ -1,0 +1,7 @@
+"""Whole runs, for Python and the command line alike."""
+
+from __future__ import annotations
+
+from qra_search.workflow.search import search
+
+__all__ = ["search"]
