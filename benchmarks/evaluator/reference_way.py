@@ -31,7 +31,7 @@ from qra_search.space.space import Plan
 PLANS = ((3, 8), (4, 4))
 WARM = """
 import time
-from qra_eval.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
 evaluator = QuantizedLoRAEvaluator({model!r}, TaskConfig(name={task!r}, data={data!r}),
     quantization=QuantizationConfig(backend={backend!r}),

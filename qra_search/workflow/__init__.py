@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qra_search.workflow.search import search
+from qra_search.workflow.searching import search
 
 __all__ = ["search"]

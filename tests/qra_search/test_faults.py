@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+sys.path.insert(0, str(Path(__file__).parents[1]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
 
 from qra_search import Callback, Study, TrialLog, search  # noqa: E402
@@ -22,7 +22,7 @@ from qra_search.log.logtools import check  # noqa: E402
 from qra_search.log.trial_log import LogMismatch, LogUnwritable  # noqa: E402
 from qra_search.study.study import StudyFailed  # noqa: E402
 
-PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+PATHS = [str(Path(__file__).parents[1])]
 OPTIONS = {"strategy": "random", "evaluations": 14, "batch": 2, "seed": 5}
 
 SEARCH = f"""

@@ -224,7 +224,7 @@ def test_any_line_is_imported_truly_or_named(exported, at, change, data):
 # -- no object construction on any load path ---------------------------------------------------------
 
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
-MAY_PICKLE = {"testing.py"}
+MAY_PICKLE = {"contracts.py"}
 """Files that pickle what they made themselves a moment ago: the contract tests send strategies to a process."""
 
 

@@ -13,7 +13,7 @@ from qra_search.strategies.bayes import BayesStrategy
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.gp.candidates import Candidates, linearized_row
 from qra_search.surrogates.memory_strips import Strips
-from qra_search.workflow.search import search
+from qra_search.workflow.searching import search
 
 
 def all_rows(space):

@@ -21,7 +21,7 @@ from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.survival import non_dominated, population, survive
 from qra_search.strategies.nsga2 import NSGA2Strategy, parents_of
-from qra_search.workflow.search import search
+from qra_search.workflow.searching import search
 
 SPACE = toy_space(6, restricted=True)
 LEVELS = Levels(SPACE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import AdditiveEvaluator
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 from spanning_evaluator import Spanning  # noqa: E402
 
 from qra_search import search  # noqa: E402

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
@@ -304,7 +304,7 @@ def test_no_worker_outlives_its_study(notes, tmp_path, end):
     deed = "hang" if end != "forgets shutdown" else ""
     then = "[f.result() for f in futures]"
     script = tmp_path / "study.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = [str(Path(__file__).parents[2])]
     script.write_text(SCRIPT.format(paths=paths, deed=deed, notes=str(notes), then=then))
     process = subprocess.Popen(
         [sys.executable, str(script)],

@@ -27,7 +27,7 @@ from qra_search.log.trial_log import LogBusy, LogDamaged, LogMismatch, LogReadOn
 def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
     path = tmp_path / "log"
     code = (
-        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         f"from fakes import AdditiveEvaluator\nfrom qra_search import Study\n"
         f"study = Study(AdditiveEvaluator(), strategy='random', log={str(path)!r})\n"
         f"print('held', flush=True)\ntime.sleep(600)"

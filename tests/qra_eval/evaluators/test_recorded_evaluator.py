@@ -21,7 +21,7 @@ from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Plan
 from qra_search.study.study import Study
 
-DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "measured"
+DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "measured"
 TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"
 DAMAGE = DATA / "smollm2_gsm8k_damage.jsonl"
 

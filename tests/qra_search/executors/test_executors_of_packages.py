@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the module below by its bare name
+sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, SLOW_START, WAIT  # noqa: E402
 
@@ -20,7 +20,7 @@ from qra_search.executors import DeadlineExceeded, FuturesExecutor, WorkerUnusab
 @pytest.fixture
 def importable(monkeypatch):
     """Processes of other packages find the modules of the tests."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = [str(Path(__file__).parents[2])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
 

@@ -203,7 +203,7 @@ search(e, strategy="additive", evaluations=14, memory_budget=budget, log=sys.arg
 
 
 def test_a_search_killed_at_any_moment_resumes_to_the_trials_of_an_unbroken_one(evaluator, tmp_path):
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[2]))
     log = tmp_path / "log.sqlite"
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", script, str(log)])
