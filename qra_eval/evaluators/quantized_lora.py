@@ -158,6 +158,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        self.space.encode(plan)
         self.quantized.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
         settings, cost = self.settings, None
@@ -298,6 +299,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         from qra_eval.tuning.final import tune
 
+        self.space.encode(plan)
         return tune(self, plan, **options)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.linears import FoundLinear, find_linears, group_linears, normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, fingerprint, finish
+from qra_search.plugins import did_you_mean
 
 __all__ = [
     "FoundLinear",
@@ -221,5 +221,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nearest(spec: str) -> str:
-    near = difflib.get_close_matches(spec, KNOWN, n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    near = did_you_mean(spec, KNOWN).rstrip()
+    return f" ({near})" if near else ""

