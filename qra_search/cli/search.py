@@ -97,7 +97,7 @@ def search(
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
-    Ctrl-C finishes the running evaluation and saves; --resume goes on.
+    Ctrl-C finishes the running evaluation and saves; --resume continues it.
 
     [bold]Example[/]
 

@@ -71,7 +71,7 @@ class RunFolder:
         """Make the folder, or check that its run may be resumed, and write the config into it.
 
         Raises:
-            RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
+            RunExists: it holds a run and `resume` is off, or one whose config differs in what may not change.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")

@@ -47,7 +47,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
-    """The callbacks, or BadInput if one of them cannot be told of events."""
+    """The callbacks, or BadInput if one of them is none."""
     if isinstance(callbacks, Callback):
         raise needed("callbacks", callbacks, "a list of callbacks is needed")
     for callback in callbacks:

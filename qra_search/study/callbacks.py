@@ -1,4 +1,4 @@
-"""What is told of the events of a study."""
+"""What hears of the events of a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Told of what happens in a study. Every method does nothing by default."""
+    """Hears what happens in a study. Every method does nothing by default."""
 
     def started(self, study: Study) -> None: ...
 

@@ -93,5 +93,5 @@ def _share_of_depth(chosen: Sequence[int]) -> np.ndarray:
 
 
 def _kind(group: Group) -> str:
-    """What a group has in common with its like in other layers: by its name's words, where it says nothing else."""
+    """What a group has in common with its like in other layers: by its name's words if it says nothing else."""
     return group.kind or re.sub(r"\d+", "*", group.name)

@@ -73,7 +73,7 @@ def run(
         batch: so many proposals at a time, all awaited: the same trials with any number of workers.
         progress: show how the search stands while it runs: in the cell of a notebook, a terminal, or as lines on
             stderr; None: in a notebook only.
-        callbacks: told of every event of the study.
+        callbacks: hear of every event of the study.
 
     Raises:
         RunExists: the folder holds another run, or this one and `resume` is off.
@@ -217,7 +217,7 @@ def make_trackers(specs: Sequence[str], folder: RunFolder, view: View) -> list[C
     """The trackers that were asked for, which tell the view when their tool fails.
 
     Raises:
-        BadInput: no such tracker, its package is missing, or it cannot write where it is told to.
+        BadInput: no such tracker, its package is missing, or it cannot write to its place.
     """
     with bad_input():
         return [make_tracker(spec, folder.path, say=view.say) for spec in specs]

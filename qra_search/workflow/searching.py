@@ -47,7 +47,7 @@ def search(
         prior: taken in place of the evaluator's own.
         progress: show how the search stands while it runs: in the cell of a notebook, a terminal, or as lines on
             stderr; None: in a notebook only.
-        callbacks: told of every event.
+        callbacks: hear of every event.
 
     Raises:
         BadInput: an argument that cannot be used; nothing was spent.
