@@ -137,7 +137,7 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's file.", show_default=False)],
     source: Annotated[
         str,
-        typer.Option("--from", metavar="F", show_default=False, help="evopress, autoround, gptqmodel, or plan."),
+        typer.Option("--from", metavar="F", show_default=False, help="autoround, gptqmodel, or plan."),
     ],  # fmt: skip
     run: Annotated[
         Path, typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is for.")
@@ -157,11 +157,11 @@ def import_(
     ] = "refuse",  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
-    """Read a plan of EvoPress, AutoRound or GPTQModel into the space of a run.
+    """Read a plan of AutoRound or GPTQModel into the space of a run.
 
     [bold]Example[/]
 
-        qra plan import bits.txt --from evopress --run runs/a --out mine.json
+        qra plan import bits.json --from autoround --run runs/a --out mine.json
     """
     from qra_search.exchange.plans import import_plan
     from qra_search.files import write_json

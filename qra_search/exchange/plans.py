@@ -82,22 +82,6 @@ def import_plan(
 
 
 # -- formats -------------------------------------------------------------------------------------
-def read_evopress(path: Path) -> Foreign:
-    """EvoPress' configuration: one `layer.path: bits` a line."""
-    bits: dict[str, float] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, colon, value = line.rpartition(":")
-        try:
-            bits[name.strip()] = float(value)
-        except ValueError:
-            colon = ""
-        if not colon or not name.strip():
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not of the form `layer.path: bits`")
-    return Foreign(bits.get, tuple(bits))
-
-
 def read_autoround(path: Path) -> Foreign:
     """AutoRound's `layer_config`: bits by linear, or by a part of its name; also inside a `quantization_config`."""
     data = _object(path)
@@ -230,7 +214,8 @@ def _allowed(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int
 
 def _rank(foreign: Foreign, group: Any, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
     allowed = group.ranks or space.ranks
-    own = None if foreign.ranks is None else max(foreign.ranks.get(linear.name, 0) for linear in group.linears)
+    known = foreign.ranks or {}
+    own = max((known[linear.name] for linear in group.linears if linear.name in known), default=None)
     wanted = rank if rank is not None else own
     if wanted is None:
         return min(allowed)

@@ -60,8 +60,8 @@ def test_a_plan_on_disk_says_bits_backend_and_level_and_comes_back(tmp_path):
 def test_a_plan_of_another_tool_gets_the_first_way_of_its_width(tmp_path):
     space = two_ways()
     names = [linear.name for group in space.groups for linear in group.linears]
-    (tmp_path / "bits.txt").write_text("".join(f"{name}: 4\n" for name in names))
-    assert import_plan(tmp_path / "bits.txt", "evopress", space).plan.bits == (4,) * 5
+    (tmp_path / "bits.json").write_text(json.dumps(dict.fromkeys(names, 4)))
+    assert import_plan(tmp_path / "bits.json", "autoround", space).plan.bits == (4,) * 5
 
 
 def test_the_record_of_a_space_keeps_them():
