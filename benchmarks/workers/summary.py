@@ -281,8 +281,8 @@ INTRO = """# Workers: what was measured
 
 Made by `python benchmarks/workers/summary.py` from the lines beside this file; do not edit. The machine had two cores,
 which other work kept busy at the same time (`load` in each line). Times of the search itself are therefore of its
-processor, on one thread, unless a line says otherwise; virtual time is a simulation's (`qra_search.bench.simulator`).
-Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found one fault, a
+processor, on one thread, unless a line says otherwise; virtual time is that of `simulator.py`. Scripts
+are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found one fault, a
 NULL in a log's header that ended as a TypeError; it is mended, and the seed that showed it was run again.
 """
 

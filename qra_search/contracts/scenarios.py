@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -217,3 +219,11 @@ EXHAUSTED = ("one plan in all, tried",)
 def scenario(name: str) -> StudyState:
     """One of the `SCENARIOS`, made once."""
     return SCENARIOS[name]()
+
+
+def disturb_global_randomness() -> None:
+    """Moves on every global generator that a careless strategy or evaluator might draw from."""
+    random.random()
+    np.random.random()
+    if "torch" in sys.modules:
+        sys.modules["torch"].rand(1)

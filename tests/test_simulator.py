@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import Evaluation, EvaluationFailed, Proposal, Study, search
-from qra_search.bench.simulator import RecordedRun, SimulatedExecutor, lognormal_duration, recorded_duration, report
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "workers"))
+from simulator import (  # noqa: E402
+    RecordedRun,
+    SimulatedExecutor,
+    lognormal_duration,
+    recorded_duration,
+    report,
+)
 
 OPTIONS = {"strategy": "random", "evaluations": 24, "seed": 1}
 
