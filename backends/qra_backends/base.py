@@ -222,12 +222,13 @@ def largest_group(in_features: int, largest: int, smallest: int) -> int | None:
     return None
 
 
-def missing_library(name: str) -> str | None:
-    """Why a library cannot be imported, or None where it can."""
+def missing_library(name: str, *, extra: str | None = None) -> str | None:
+    """Why a library cannot be imported, and what brings it (an extra of this package too); None if it can."""
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # a native part may fail to load
-        return f"the package {name} cannot be imported ({error}): pip install {name}"
+        brought = f"install the extra {extra}, or " if extra else ""
+        return f"the package {name} cannot be imported ({error}): {brought}pip install {name}"
     return None
 
 
