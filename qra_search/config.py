@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from qra_search.plainyaml import read_yaml
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 
 
 class ConfigError(ValueError):
@@ -215,6 +216,42 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     return make_config(data, overrides, source=str(path))
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Plain data whose size is that of its text: a few aliases would stand for gigabytes in every message."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+            problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+        elif self.depth >= MAX_YAML_DEPTH:
+            problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """The plain data of a YAML text.
+
+    Raises:
+        ValueError: it is not YAML, has an alias, or a value too long or nested too deep; in one line.
+    """
+    try:
+        return _PlainLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
+        raise ValueError(_short_text(place, 500)) from None
+
+
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
     """A config from plain data; see `load_config`."""
     data = copy.deepcopy(data)
@@ -235,8 +272,6 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
 
 def dump_config(config: RunConfig) -> str:
     """The config as YAML with every field, which `load_config` reads back to an equal one."""
-    import yaml
-
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
 
 
@@ -280,5 +315,9 @@ _ALLOWED = {
 
 
 def _short(value: Any, limit: int = 80) -> str:
-    text = " ".join(repr(value).split())
+    return _short_text(repr(value), limit)
+
+
+def _short_text(text: str, limit: int) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

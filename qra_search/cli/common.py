@@ -223,7 +223,7 @@ def pair(text: str) -> tuple[str, Any]:
     Raises:
         BadInput: it is no such pair.
     """
-    from qra_search.plainyaml import read_yaml
+    from qra_search.config import read_yaml
 
     field, equals, value = text.partition("=")
     if not equals or not field.strip():

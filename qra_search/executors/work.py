@@ -62,7 +62,7 @@ class RemoteEvaluator(Evaluator):
     """An evaluator that lives in the workers of an executor: the study's own process never loads the model.
 
     Args:
-        executor: a `ProcessExecutor`, `RayExecutor` or `FuturesExecutor`.
+        executor: a `ProcessExecutor`, `RayExecutor`, `DaskExecutor` or `FuturesExecutor`.
     """
 
     def __init__(self, executor: Asked):

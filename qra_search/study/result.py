@@ -164,12 +164,6 @@ class SearchResult:
 
         return to_pandas(self, of)
 
-    def to_polars(self, of: RowsOf = "candidates") -> Any:
-        """`rows` as a polars frame."""
-        from qra_search.study.rows import to_polars
-
-        return to_polars(self, of)
-
     def __repr__(self) -> str:
         best = self.best()
         found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"

@@ -1,4 +1,4 @@
-"""Results as rows: plain dictionaries, which pandas and polars make frames of."""
+"""Results as rows: plain dictionaries, which pandas makes frames of."""
 
 from __future__ import annotations
 
@@ -83,31 +83,8 @@ def to_pandas(result: SearchResult, of: RowsOf = "candidates") -> Any:
         import pandas
     except ImportError:
         raise ImportError("a pandas frame needs pandas: pip install pandas, or take .rows()", name="pandas") from None
-    return pandas.DataFrame(_flat(rows(result, of)))
-
-
-def to_polars(result: SearchResult, of: RowsOf = "candidates") -> Any:
-    """Likewise, as a `polars.DataFrame`.
-
-    Raises:
-        ImportError: polars is not installed.
-    """
-    try:
-        import polars
-    except ImportError:
-        raise ImportError("a polars frame needs polars: pip install polars, or take .rows()", name="polars") from None
-    return polars.DataFrame(_flat(rows(result, of)), infer_schema_length=None)
-
-
-def _flat(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the same columns each, metrics spread out."""
-    names = list(dict.fromkeys(n for row in table for n in row.get("metrics") or ()))
-    flat = []
-    for row in table:
-        metrics = row.get("metrics") or {}
-        plain = {name: value for name, value in row.items() if name != "metrics"}
-        flat.append(plain | {f"metrics.{name}": metrics.get(name) for name in names})
-    return flat
+    # A None in place of the metrics would be a column of its own.
+    return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in rows(result, of)])
 
 
 def _known(value: float) -> float | None:

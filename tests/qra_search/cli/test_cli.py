@@ -168,7 +168,7 @@ def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.Mo
 
 def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]
     done = qra(
-        "bench", "strategies", "--task", "interaction-4-layer-measured", "--strategy", "additive", "--strategy",
+        "bench", "--task", "interaction-4-layer-measured", "--strategy", "additive", "--strategy",
         "random", "--seeds", 1, "-n", 6, "--workers", 1, "--out", tmp_path / "b", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err

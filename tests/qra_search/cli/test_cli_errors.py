@@ -55,7 +55,6 @@ CASES = [
     (("search", "--seed", "1.5"), "--seed"),
     (("show",), "Missing argument 'RUN' (see `qra show --help`)"),
     (("report",), "Missing argument 'RUN...'"),
-    (("bench", "strategy"), "No such command 'strategy'. Did you mean 'strategies'?"),
     (("plan", "dif", "a", "b"), "No such command 'dif'"),
     (("schema", "extra"), "unexpected extra argument"),
     # names
@@ -145,9 +144,12 @@ CASES = [
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
     (("profile", *LANDSCAPE, "--set", "options.prior=none"), "evaluator 'landscape' measures no prior"),
-    (("bench", "strategies", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
-    (("bench", "strategies", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
-    (("bench", "strategies", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
+    (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
+    (("bench", "--only", "hills"), "--only is 'hills': no task matches; there are interaction-16-layer-measured"),
+    (("bench", "--tables-only", "--out", "nothing"), "nothing holds no finished cell: run the benchmark first"),
+    (("bench", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
+    (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
 ]
 
 

@@ -58,18 +58,6 @@ def test_what_it_expected_is_recorded():
     assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
 
 
-def test_the_monte_carlo_acquisition_is_an_option_and_as_lawful():
-    state, strategy = replace(small_state(), memory_budgets=()), BayesStrategy(acquisition="qlognehvi")
-    proposals = strategy.propose(state, 2)
-    assert [p.origin for p in proposals] == ["qlognehvi"] * 2
-    assert proposals == strategy.propose(state, 2)
-
-
-def test_an_unknown_acquisition_is_named():
-    with pytest.raises(ValueError, match="must be one of closed_form, qlognehvi, got 'ei'"):
-        BayesStrategy(acquisition="ei")
-
-
 def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_observed():
     evaluator = ToyEvaluator(noise=0.1)
     state = logged_state(evaluator, 80)

@@ -1,4 +1,4 @@
-"""Results as rows and as frames of pandas and polars."""
+"""Results as rows and as frames of pandas."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from report_runs import make_run
 
 from qra_search import SearchResult
+from qra_search.study import rows
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +18,20 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
 
 
 def test_rows_are_the_candidates_cheapest_first_and_say_which_are_on_the_front(result: SearchResult) -> None:
-    rows = result.rows()
-    assert [(r["loss"], r["memory_bytes"]) for r in rows] == [(c.loss, c.memory_bytes) for c in result.candidates]
-    assert [tuple(r["bits"]) for r in rows if r["on_front"]] == [c.plan.bits for c in result.front]
-    assert sum(r["uniform"] for r in rows) == len(result.uniform)
+    table = result.rows()
+    assert [(r["loss"], r["memory_bytes"]) for r in table] == [(c.loss, c.memory_bytes) for c in result.candidates]
+    assert [tuple(r["bits"]) for r in table if r["on_front"]] == [c.plan.bits for c in result.front]
+    assert sum(r["uniform"] for r in table) == len(result.uniform)
 
 
 def test_rows_of_trials_keep_failures_with_their_reason(result: SearchResult) -> None:
-    rows = result.rows("trials")
-    assert [r["id"] for r in rows] == [t.id for t in result.trials]
-    failed = [r for r in rows if r["status"] == "failed"]
+    table = result.rows("trials")
+    assert [r["id"] for r in table] == [t.id for t in result.trials]
+    failed = [r for r in table if r["status"] == "failed"]
     assert failed and all(r["loss"] is None and "out of memory" in r["reason"] for r in failed)
 
 
-def test_pandas_and_polars_hold_the_same_table(result: SearchResult) -> None:
+def test_a_frame_of_pandas_holds_the_same_table(result: SearchResult) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = result.to_pandas("trials")
     done = frame[frame.status == "done"]
@@ -38,30 +39,22 @@ def test_pandas_and_polars_hold_the_same_table(result: SearchResult) -> None:
     assert frame.loss.isna().sum() == len(result.failures())
     candidates = result.to_pandas()
     assert candidates.loc[candidates.loss.idxmin(), "memory_bytes"] == result.best(10**12).memory_bytes  # type: ignore[union-attr]
-    polars = pytest.importorskip("polars", reason="polars is not installed")
-    theirs = result.to_polars("trials")
-    assert isinstance(theirs, polars.DataFrame)
-    assert theirs.columns == list(frame.columns)
-    assert theirs["loss"].null_count() == len(result.failures())
-    assert theirs["bits"].to_list() == [list(t.plan.bits) for t in result.trials]
 
 
-def test_metrics_have_columns_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_search.study.rows import _flat
-
+def test_metrics_have_columns_of_their_own(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
     table = [{"id": 0, "metrics": {"a": 1.0}}, {"id": 1, "metrics": None}, {"id": 2, "metrics": {"a": 2.0, "b": 3.0}}]
-    assert _flat(table) == [
-        {"id": 0, "metrics.a": 1.0, "metrics.b": None},
-        {"id": 1, "metrics.a": None, "metrics.b": None},
-        {"id": 2, "metrics.a": 2.0, "metrics.b": 3.0},
-    ]
+    monkeypatch.setattr(rows, "rows", lambda result, of: [*table, {"id": 3, "metrics": {}}])
+    frame = result.to_pandas("trials")
+    assert list(frame.columns) == ["id", "metrics.a", "metrics.b"]
+    known = frame.astype(object).where(frame.notna(), "unknown").to_numpy().tolist()
+    assert known == [[0, 1.0, "unknown"], [1, "unknown", "unknown"], [2, 2.0, 3.0], [3, "unknown", "unknown"]]
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_a_missing_library_is_named(result: SearchResult, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=f"pip install {library}"):
-        getattr(result, f"to_{library}")()
+def test_missing_pandas_is_named(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        result.to_pandas()
 
 
 def test_rows_of_something_else_are_refused(result: SearchResult) -> None:

@@ -1,4 +1,4 @@
-"""BoTorch's noisy expected hypervolume improvement with exact bytes as second objective: an option and an oracle."""
+"""BoTorch's noisy expected hypervolume improvement with exact bytes as second objective: what tests compare with."""
 
 from __future__ import annotations
 
