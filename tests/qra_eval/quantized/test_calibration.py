@@ -8,7 +8,7 @@ from torch import nn
 
 from qra_eval.models.load import find_linears, tiny_model
 from qra_eval.quantized.calibration import Hessians, input_moments
-from qra_eval.tuning.training import Batch
+from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
 
