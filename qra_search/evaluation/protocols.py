@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from qra_search.space.space import Plan
 
@@ -21,6 +21,25 @@ class Estimates(Protocol):
         ...
 
 
+class Tuned(Protocol):
+    """What full tuning of one plan gives: loss on test data in nats, the task's own figures, bytes, wall time."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def test_loss(self) -> float: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 @runtime_checkable
 class Tunes(Protocol):
     """Tunes a plan in full and measures it on test data; `qra finetune` and `qra evaluate` need it."""
@@ -33,9 +52,8 @@ class Tunes(Protocol):
         steps: int | None = None,
         folder: str | Path | None = None,
         progress: Progress | None = None,
-    ) -> Any:
-        """A result with `test_loss` (nats), `metrics`, `memory_bytes`, `seconds` and `train_loss`; see
-        `qra_eval.tuning.final.Tuned`. What was tuned is saved if a folder is given."""
+    ) -> Tuned:
+        """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given."""
         ...
 
 
