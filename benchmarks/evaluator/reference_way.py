@@ -107,7 +107,8 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
     from peft import LoraConfig, get_peft_model
     from qra_backends import make_backend
 
-    from qra_eval.models.load import find_linears, load_model
+    from qra_eval.models.linears import find_linears
+    from qra_eval.models.load import load_model
     from qra_eval.tasks import make_task
 
     transformers.logging.set_verbosity_error()

@@ -174,7 +174,8 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from qra_eval.models.load import find_linears, load_model
+    from qra_eval.models.linears import find_linears
+    from qra_eval.models.load import load_model
 
     transformers.logging.set_verbosity_error()
     model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model

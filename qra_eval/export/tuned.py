@@ -124,7 +124,8 @@ class TunedRun:
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        from qra_eval.models.load import find_linears, load_model
+        from qra_eval.models.linears import find_linears
+        from qra_eval.models.load import load_model
 
         shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
         return tuple(

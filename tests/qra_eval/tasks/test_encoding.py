@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from word_tokenizer import word_tokenizer
 
-from qra_eval.models.tiny import byte_tokenizer, word_tokenizer
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example, encode
 from qra_eval.tasks.encoding import IGNORED, encode_pair, prompt_ids
 
