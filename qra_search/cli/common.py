@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from qra_search.config import RunConfig
     from qra_search.evaluation.evaluator import Evaluator
+    from qra_search.evaluation.protocols import Tunes
     from qra_search.report.terminal.live import View
     from qra_search.space.space import Plan, SearchSpace
 
@@ -234,13 +235,16 @@ def pair(text: str) -> tuple[str, Any]:
         raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
 
 
-def require_tuning(evaluator: Any, config: RunConfig) -> None:
-    """Raises BadInput where the evaluator cannot tune a plan in full."""
-    if not hasattr(evaluator, "tune"):
+def require_tuning(evaluator: Evaluator, config: RunConfig) -> Tunes:
+    """The evaluator, as one that tunes plans in full; raises BadInput if it cannot."""
+    from qra_search.evaluation.protocols import Tunes
+
+    if not isinstance(evaluator, Tunes):
         raise BadInput(
             f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
             f"use a run of the evaluator quantized-lora"
         )
+    return evaluator
 
 
 def _takes(factory: Any, option: str) -> bool:

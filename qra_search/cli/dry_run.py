@@ -34,19 +34,19 @@ def print_dry_run(config: RunConfig, view: View, *, as_json: bool = False) -> No
 def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
     """Facts of a search that is yet to begin, as plain data.
 
-    An evaluator may offer `estimate() -> dict` with `setup_seconds`, `prior_seconds`, `evaluation_seconds` and
-    `peak_bytes`; without it time and peak memory are unknown until the first evaluation.
+    If the evaluator is none that `Estimates`, time and peak memory are unknown until the first evaluation.
 
     Raises:
         BadInput: a budget that no plan fits.
     """
     from qra_search.errors import bad_input
+    from qra_search.evaluation.protocols import Estimates
     from qra_search.study.study import resolve_budgets, uniform_design
 
     space = evaluator.space
     with bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate()) if hasattr(evaluator, "estimate") else {}
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
     if "evaluation_seconds" in estimate:
         prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.

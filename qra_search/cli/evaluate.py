@@ -125,11 +125,11 @@ def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[
         config = folder.config()
         steps = (folder.test() or {}).get("steps")
         with closing(common.build_evaluator(config, view)) as evaluator:
-            common.require_tuning(evaluator, config)
+            tuner = common.require_tuning(evaluator, config)
             for p, place in missing:
                 view.say(f"tuning {place.name}")
                 place.mkdir(parents=True, exist_ok=True)
-                evaluator.tune(p, steps=steps, folder=place, progress=view.progress)  # type: ignore[attr-defined]
+                tuner.tune(p, steps=steps, folder=place, progress=view.progress)
     return [(p, place) for p, place in places if p.ranks[0] > 0]  # without an adapter there is nothing to tune
 
 

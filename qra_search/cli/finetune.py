@@ -106,7 +106,7 @@ def tune_with(
     from qra_search.cli.search import write_report
     from qra_search.runs.final_test import compare_on_test, opponents
 
-    common.require_tuning(evaluator, config)
+    tuner = common.require_tuning(evaluator, config)
     result = folder.result()
     limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
     others = opponents(result.space, limit, against, result)
@@ -117,7 +117,7 @@ def tune_with(
 
     try:
         tested = compare_on_test(
-            evaluator, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
+            tuner, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
             rows=config.training.test_rows, save=folder.path, progress=view.progress, told=told,
         )  # fmt: skip
     except KeyboardInterrupt:

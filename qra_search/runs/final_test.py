@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from qra_search.evaluation.protocols import Progress, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -16,19 +17,6 @@ TEST_FORMAT = "qra-test/1"
 FOUND = "found"
 UNIFORM = "uniform"
 Against = Literal["all", "best", "none"]
-Progress = Callable[[str, int, int], None]
-
-
-class Tuned(Protocol):
-    """What full tuning of one plan gives."""
-
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    metrics: dict[str, float]
-    memory_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
 
 
 def compare_on_test(
-    evaluator: Any,
+    evaluator: Tunes,
     found: Plan,
     others: Sequence[Plan],
     path: Path,
@@ -90,7 +78,6 @@ def compare_on_test(
     is not tuned again. The found plan's first tuning is saved into the folder `save`.
 
     Args:
-        evaluator: offers `tune(plan, *, seed, steps, folder, progress)`.
         limit: bytes that every plan keeps to.
         told: called after each tuning with what is known of its plan, how many are done, and of how many.
     """

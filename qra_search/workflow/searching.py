@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.protocols import ReportsProgress
 from qra_search.report.notebook import in_notebook, progress_view
 from qra_search.strategies import Strategy
 from qra_search.study.callbacks import Callback
@@ -30,6 +31,6 @@ def search(
     if not (in_notebook() if progress is None else progress):
         return Study(evaluator, strategy=strategy, callbacks=callbacks, **options).run()
     with progress_view() as view:
-        if getattr(evaluator, "progress", view) is None:  # it tells of its own work, and nobody listens yet
-            evaluator.progress = view.progress  # type: ignore[attr-defined]
+        if isinstance(evaluator, ReportsProgress) and evaluator.progress is None:
+            evaluator.progress = view.progress
         return Study(evaluator, strategy=strategy, callbacks=[view, *callbacks], **options).run()
