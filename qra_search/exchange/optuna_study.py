@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from qra_search.errors import install_hint
 from qra_search.exchange.trackers.base import flat
 from qra_search.log.trial import Trial
 from qra_search.runs.folder import RunFolder
@@ -69,7 +70,7 @@ class OptunaStudyExporter:
         try:
             import optuna  # noqa: F401
         except ImportError:
-            return ["the package optuna is not installed: pip install 'qra[optuna]'"]
+            return [f"the package optuna is not installed: {install_hint('optuna')}"]
         return []
 
     def export(self, run: str | Path, out: str | Path) -> Written:

@@ -93,7 +93,7 @@ def test_what_is_in_the_way_or_missing_is_said(
     assert qra("export", run.path, "--format", "optuna-study", "--check").status == 0
     assert "is no run" in qra("export", tmp_path, "--format", "optuna-study").err
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    assert "pip install 'qra[optuna]'" in qra("export", run.path, "--format", "optuna-study", "--out", "x").err
+    assert "pip install 'qra-toolkit[optuna]'" in qra("export", run.path, "--format", "optuna-study", "--out", "x").err
 
 
 def test_the_dashboard_shows_the_run(qra: Qra, run: RunFolder, tmp_path: Path) -> None:
