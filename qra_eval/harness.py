@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib.util
 import logging
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from qra_search.plugins import did_you_mean
 
 _CHOICES = {"doc_to_target": "answer", "doc_to_choice": "choices", "test_split": "test", "fewshot_split": "train"}
 LOCAL: dict[str, dict[str, Any]] = {
@@ -70,8 +71,8 @@ class Harness:
         known = set(self._manager.all_tasks)
         for task in self.tasks:
             if task not in known:
-                near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-                hint = f": did you mean {' or '.join(near)}?" if near else f", which has {len(known)} others"
+                near = did_you_mean(task, known).rstrip()
+                hint = f": {near}" if near else f", which has {len(known)} others"
                 raise ValueError(f"lm-evaluation-harness has no task {task!r}{hint}")
         self._specs = list(self.tasks)
         if data is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qra_search.errors import BadInput
     from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
     from qra_search.log import Proposal, StudyState, Trial, TrialLog
     from qra_search.space import (
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     )
     from qra_search.strategies import Strategy
     from qra_search.study import Callback, Candidate, SearchResult, Study
-    from qra_search.workflow import search
+    from qra_search.workflow.run import run
+    from qra_search.workflow.searching import search
 
 __all__ = [
+    "BadInput",
     "BudgetTooSmall",
     "Callback",
     "Candidate",
@@ -43,11 +47,13 @@ __all__ = [
     "StudyState",
     "Trial",
     "TrialLog",
+    "run",
     "search",
 ]
 
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
+    "errors": ("BadInput",),
     "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Prior"),
     "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
     "space": (
@@ -55,7 +61,8 @@ _HOMES = {
     ),
     "strategies": ("Strategy",),
     "study": ("Callback", "Candidate", "SearchResult", "Study"),
-    "workflow": ("search",),
+    "workflow.run": ("run",),
+    "workflow.searching": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -63,8 +70,6 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'qra_search' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value

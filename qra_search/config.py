@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from qra_search.errors import BadInput, one_line, shortened
+from qra_search.plugins import did_you_mean
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
+DEFAULT_STRATEGY = "qra"
+DEFAULT_EVALUATIONS = 24
+"""What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
 
 
-class ConfigError(ValueError):
+class ConfigError(BadInput):
     """A config that cannot be used; the message gives the field's path, what was given and what is allowed."""
 
 
@@ -148,9 +152,11 @@ class TrainingConfig(_Section):
 class SearchConfig(_Section):
     """How the search is done."""
 
-    strategy: str = "qra"
+    strategy: str = DEFAULT_STRATEGY
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(24, gt=0, description="full evaluations that may be spent, the prior's cost included")
+    evaluations: float = Field(
+        DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
+    )
     memory: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (str, int)) else v)] = Field(
         (),
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
@@ -249,7 +255,7 @@ def read_yaml(text: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
-        raise ValueError(_short_text(place, 500)) from None
+        raise ValueError(one_line(place, 500)) from None
 
 
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
@@ -262,7 +268,7 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
             holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
                 where = ".".join(sections[: depth + 1])
-                raise ConfigError(f"{source}: {where} is {_short(holder)}: a mapping is needed to set {field}")
+                raise ConfigError(f"{source}: {where} is {shortened(holder)}: a mapping is needed to set {field}")
         holder[name] = value
     try:
         return RunConfig.model_validate(data)
@@ -292,17 +298,16 @@ def explain(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
-    where = where if where.isprintable() and len(where) < 200 else _short(where)
+    where = where if where.isprintable() and len(where) < 200 else shortened(where)
     if fault["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
-        near = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{where} is no known field: {hint}allowed are {', '.join(allowed)}"
+        near = did_you_mean(fault["loc"][-1], allowed)
+        return f"{where} is no known field: {near}allowed are {', '.join(allowed)}"
     message = _ALLOWED_AT.get(where) or _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
-    return f"{where} is {_short(fault['input'])}: {message[:1].lower() + message[1:]}"
+    return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
 _ALLOWED_AT = {"quantization.backend": "the name of a backend, or one for each bit-width, is needed"}
@@ -312,12 +317,3 @@ _ALLOWED = {
     "tuple_type": "a list is needed",
     "invalid_key": "names of fields are texts",
 }
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    return _short_text(repr(value), limit)
-
-
-def _short_text(text: str, limit: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,13 +1,45 @@
-"""What the user gave and cannot be used: one kind of error, told apart from a run that failed."""
+"""Two kinds of error: what the user gave and can mend, and a run that failed for a reason that its message tells."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+DISTRIBUTION = "qra-toolkit"
+"""What pip installs; `qra` on the package index belongs to somebody else."""
+
 
 class BadInput(ValueError):
-    """What the user gave cannot be used; the message says what it is, what is allowed, and how to mend it."""
+    """What the user gave cannot be used; the message says what it is, what is allowed, and how to mend it.
+
+    The base of every error that the user can mend: the command line ends them with status 2.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run, or a part of it, failed; the message says why and was written for the user."""
+
+
+def needed(what: object, value: object, wanted: str) -> BadInput:
+    """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"{shortened(value)} ({type(value).__name__})"
+    return BadInput(f"{what} is {kind}: {wanted}")
+
+
+def install_hint(extra: str) -> str:
+    """The command that brings an extra: `pip install 'qra-toolkit[ray]'`."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def shortened(value: object, limit: int = 80) -> str:
+    """A value as one line of at most `limit` characters."""
+    return one_line(repr(value), limit)
+
+
+def one_line(text: str, limit: int) -> str:
+    """A text as one line of at most `limit` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager
@@ -15,12 +47,14 @@ def bad_input() -> Iterator[None]:
     """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""
     try:
         yield
+    except BadInput:
+        raise
     except (ValueError, OSError, ImportError) as error:
         raise BadInput(describe(error)) from error
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its message where it is one of ours, else with its type before it."""
+    """An exception in one line: its message if it is one of ours, else with its type before it."""
     text = " ".join(str(error).split())
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):
         return f"{text}: install it with pip, or choose another backend, task or evaluator"

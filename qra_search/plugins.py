@@ -8,6 +8,8 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from qra_search.errors import DISTRIBUTION, BadInput
+
 Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers", "harnesses"]
 _SINGULAR = {
     "strategies": "strategy",
@@ -21,7 +23,7 @@ _SINGULAR = {
 }
 
 
-class UnknownName(ValueError):
+class UnknownName(BadInput):
     """No plug-in of that name; the message gives the nearest and all names."""
 
 
@@ -45,9 +47,16 @@ def load(kind: Kind, name: str) -> Any:
 def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown {what} {name!r}: {hint}known are {', '.join(known) or 'none (is qra installed?)'}"
+    return (
+        f"unknown {what} {name!r}: {did_you_mean(name, known)}"
+        f"known are {', '.join(known) or f'none (is {DISTRIBUTION} installed?)'}"
+    )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """`did you mean a or b? ` with the nearest of the known names; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:

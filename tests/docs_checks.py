@@ -32,7 +32,7 @@ def check_sh(block: Block) -> None:
             for script in ROOT.glob(words[1]):
                 compile(script.read_text(), str(script), "exec")
             assert list(ROOT.glob(words[1])), f"no script {words[1]}"
-        for extra in re.findall(r"qra\[([\w-]+)\]", command):
+        for extra in re.findall(r"qra-toolkit\[([\w-]+)\]", command):
             declared = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
             assert re.search(rf"^{extra} = ", declared, re.MULTILINE), f"no extra {extra!r}"
 

@@ -19,7 +19,7 @@ SMALL = {"final_steps": 2, "test_rows": 8}
 """Of the final tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
-    (r"\b(smollm2|tiny-trained)\b(?!\.yaml)", "tiny"),
+    (r"\bsmollm2\b(?!\.yaml)", "tiny"),
     (r"\b[\d.]+(MiB|GiB)\b", "165KiB"),  # between the smallest plan of the tiny model and uniform 4 bits
     (r"((?:--evaluations|-n) |\bevaluations=)\d+", rf"\g<1>{EVALUATIONS}"),
     (r"(--seeds )\d+", r"\g<1>1"),

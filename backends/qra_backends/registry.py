@@ -102,7 +102,7 @@ def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
     near = get_close_matches(name, [*points, *known], n=3, cutoff=0.5) or known
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(
-        f"unknown backend {name!r}: {hint}known are {', '.join(sorted(points)) or 'none (is qra installed?)'}"
+        f"unknown backend {name!r}: {hint}known are {', '.join(sorted(points)) or 'none (is qra-toolkit installed?)'}"
     )
 
 

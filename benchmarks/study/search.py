@@ -108,7 +108,7 @@ def main() -> None:
     result = study.run()
     with (options.out / f"trials-{name}.jsonl").open("w") as file:
         export_jsonl(log, file)
-    forwards = result.spent * evaluator.evaluation_tokens()  # of this search's own evaluations
+    forwards = result.spent * evaluator.workbench.evaluation_tokens()  # of this search's own evaluations
     epoch = epoch_forwards(evaluator)
     rows = []
     for label, budget in budgets.items():
@@ -153,7 +153,9 @@ def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], n
         assert plan is not None
         row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
         row |= {"loss": None, "spent": prior.cost, "prior_cost": prior.cost}
-        row |= {"epoch_share": round(prior.cost * evaluator.evaluation_tokens() / epoch_forwards(evaluator), 4)}
+        row |= {
+            "epoch_share": round(prior.cost * evaluator.workbench.evaluation_tokens() / epoch_forwards(evaluator), 4)
+        }
         rows.append(row | protocol.compact(protocol.by_linear(space, plan)))
         print(f"{label:8} {space.memory_bytes(plan) / 2**20:7.2f} MiB  {plan}", flush=True)
     return rows

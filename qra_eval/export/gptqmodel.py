@@ -20,6 +20,7 @@ from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
 from qra_eval.export.peft import write_adapter
 from qra_eval.export.shards import target_bits
 from qra_eval.export.tuned import Chosen, TunedRun
+from qra_search.errors import DISTRIBUTION
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 GROUP_SIZE = 64
@@ -193,6 +194,6 @@ def gptq_weight(tensors: dict[str, Tensor], bits: int, shift: int) -> Tensor:
 
 def _version() -> str:
     try:
-        return version("qra")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:
         return "0"

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from qra_search.files import write_json
 from qra_search.space import knapsack
 from qra_search.space.space import Plan, SearchSpace
 
@@ -258,6 +259,4 @@ def _write(path: Path, reference: Reference) -> None:
         "losses": list(reference.losses),
         "exact": reference.exact,
     }
-    partial = path.with_suffix(f".{hashlib.sha256(str(id(data)).encode()).hexdigest()[:8]}.partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    partial.replace(path)
+    write_json(path, data)

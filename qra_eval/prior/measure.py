@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from qra_eval.prior.layer_cache import LayerCache
 from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.bank import Bank
-from qra_eval.tuning.training import Batch, labelled_head
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import labelled_head, labelled_logits
 from qra_search.evaluation.prior import Prior
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
@@ -178,10 +179,7 @@ def measure_fisher(
         with labelled_head(model) as head:
             for batch in batches:
                 batch = batch.to(device)
-                head.positions = batch.positions
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits
-                head.positions = None
-                logits = logits.reshape(-1, logits.shape[-1]).float()
+                logits = labelled_logits(model, head, batch).float()
                 drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
                 F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
     finally:
@@ -239,8 +237,7 @@ def degrade_groups(
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
     The model must compute in float32. Each pass begins at the group's layer, with the hidden states that the layers
-    before it gave without it. As with
-    any measured prior, one batch is enough: the same positions are compared throughout.
+    before it gave without it. One batch is enough: the same positions are compared throughout.
 
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.

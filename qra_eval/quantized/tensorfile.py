@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from qra_search.files import replacing
 
 CHECKSUMS = "crc32"
 """Key of the header's metadata: a JSON object from a tensor's name to the CRC-32 of its bytes."""
@@ -26,14 +27,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Write tensors with their checksums; a reader sees the whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     sums = json.dumps({name: checksum(tensor) for name, tensor in kept.items()}, sort_keys=True)
-    try:
+    with replacing(path) as partial:
         save_file(kept, partial, metadata={CHECKSUMS: sums})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:

@@ -1,21 +1,20 @@
-"""The `qra` command: one file a family of commands; heavy imports only inside them."""
+"""The `qra` command: one file a family of commands, imported when one of them is called."""
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
+
+from qra_search.cli.errors import run_safely
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status: 0 done, 1 the run failed, 2 bad input."""
-    from qra_search.cli.errors import run_safely
-
     # Libraries that print bars of their own would break the live view; whoever wants them sets the variable.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
-        import warnings
-
         warnings.simplefilter("ignore")  # of libraries, in the middle of the live view; `python -W` shows them
     sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))
 

@@ -1,21 +1,80 @@
-"""Puts the commands together."""
+"""Puts the commands together: what `qra --help` lists, and the module of each, imported when the command is called."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
-from qra_search.cli import demo, doctor, finetune, lists, logs, profile, search
-from qra_search.cli import look as looking
-from qra_search.cli.bench import bench
-from qra_search.cli.evaluate import evaluate
-from qra_search.cli.export import export
-from qra_search.cli.plans import plans
+from qra_search.errors import DISTRIBUTION
 
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
+
+class Entry(NamedTuple):
+    """A command or a group of commands: its name, the module of `qra_search.cli` with its function or `Typer`, the
+    panel it is listed in, and the first line of its documentation."""
+
+    name: str
+    place: str
+    panel: str
+    help: str
+
+    def load(self) -> Any:
+        """The command itself."""
+        module, _, attribute = self.place.partition(":")
+        found = getattr(import_module(f"qra_search.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_group(found)
+            group.name = self.name
+            return group
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(self.name)(found)
+        return typer.main.get_command(alone)
+
+
+ENTRIES = (
+    Entry("demo", "demo:demo", SEARCH, "Profile, search, tune and report on SmolLM2-135M and made-up word problems, "
+          "in under 15 minutes."),
+    Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
+    Entry("profile", "profile:profile", SEARCH, "Measure how much each group suffers from few bits and gains from "
+          "rank."),
+    Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run in full, save the adapter, and test it "
+          "against uniform plans."),
+    Entry("evaluate", "evaluate:evaluate", SEARCH, "Score a tuned run by lm-evaluation-harness, an optional extra."),
+    Entry("export", "export:export", SEARCH, "Write a tuned run for another tool, and say by how much its logits "
+          "differ."),
+    Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
+    Entry("show", "look:show", LOOK, "Show the plan of a run: bits and rank of every layer as strips."),
+    Entry("compare", "look:compare", LOOK, "Put runs side by side: their findings, and the settings in which they "
+          "differ."),
+    Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
+    Entry("plan", "plans:plans", LOOK, "Compare, check and edit plans."),
+    Entry("log", "logs:log", LOOK, "Check, save, move and merge the trials of runs."),
+    Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
+    Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
+          "devices, and why one cannot be used here."),
+    Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
+    Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
+    Entry("doctor", "doctor:doctor", TOOLS, "Check python, libraries, devices, memory and disk, and say what to do."),
+    Entry("bench", "bench:bench", TOOLS, "Compare search strategies."),
+)  # fmt: skip
+_BY_NAME = {entry.name: entry for entry in ENTRIES}
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
+
+
 app = typer.Typer(
+    cls=LazyGroup,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,35 +89,15 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
-
-        print(f"qra {installed('qra')}")
+        print(f"qra {installed_version(DISTRIBUTION)}")
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-log = typer.Typer(help="Check, save, move and merge the trials of runs.")
-log.command("check")(logs.check_log)
-log.command("export")(logs.export_log)
-log.command("import")(logs.import_log)
-log.command("merge")(logs.merge_logs)
+def _listed() -> None:
+    """Stands for a command in the list of commands."""
 
-app.command("demo", rich_help_panel=SEARCH)(demo.demo)
-app.command("search", rich_help_panel=SEARCH)(search.search)
-app.command("profile", rich_help_panel=SEARCH)(profile.profile)
-app.command("finetune", rich_help_panel=SEARCH)(finetune.finetune)
-app.command("evaluate", rich_help_panel=SEARCH)(evaluate)
-app.command("export", rich_help_panel=SEARCH)(export)
-app.command("report", rich_help_panel=LOOK)(looking.report)
-app.command("show", rich_help_panel=LOOK)(looking.show)
-app.command("compare", rich_help_panel=LOOK)(looking.compare)
-app.command("runs", rich_help_panel=LOOK)(looking.runs)
-app.add_typer(plans, name="plan", rich_help_panel=LOOK)
-app.add_typer(log, name="log", rich_help_panel=LOOK)
-app.command("strategies", rich_help_panel=TOOLS)(lists.strategies)
-app.command("backends", rich_help_panel=TOOLS)(lists.backends)
-app.command("tasks", rich_help_panel=TOOLS)(lists.tasks)
-app.command("schema", rich_help_panel=TOOLS)(lists.schema)
-app.command("doctor", rich_help_panel=TOOLS)(doctor.doctor)
-app.command("bench", rich_help_panel=TOOLS)(bench)
+
+for _entry in ENTRIES:
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_listed)

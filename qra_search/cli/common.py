@@ -1,24 +1,23 @@
-"""What the commands share: their options, the config made of them, the consoles, and the plug-ins they load."""
+"""What the commands share: their options, the config made of them, and the consoles."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from rich.console import Console
 
+from qra_search import plugins
+from qra_search.config import RunConfig, load_config, make_config, read_yaml
 from qra_search.errors import BadInput, bad_input
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from qra_search.config import RunConfig
-    from qra_search.evaluation.evaluator import Evaluator
-    from qra_search.report.terminal.live import View
-    from qra_search.space.space import Plan, SearchSpace
+from qra_search.files import read_json
+from qra_search.runs.final_test import Against as AgainstName
+from qra_search.runs.folder import RunFolder
+from qra_search.space.serialization import plan_from_dict
+from qra_search.space.space import Plan, SearchSpace
 
 PIPE_WIDTH = 120
 """Columns of tables that do not go to a terminal."""
@@ -29,8 +28,6 @@ def _names(kind: str) -> Any:
     """Completes an option by the names of installed plug-ins."""
 
     def complete(incomplete: str) -> list[str]:
-        from qra_search import plugins
-
         return [name for name in plugins.names(kind) if name.startswith(incomplete)]  # type: ignore[arg-type]
 
     return complete
@@ -127,6 +124,20 @@ Track = Annotated[
                       "May be given several times."),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+AGAINST = get_args(AgainstName)
+
+
+def _check_against(value: str) -> str:
+    if value not in AGAINST:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
+    return value
+
+
+Against = Annotated[
+    str,
+    typer.Option("--against", metavar="|".join(AGAINST), callback=_check_against,
+                 help="Uniform plans to tune as well: all that fit, the best of them, or none."),
+]  # fmt: skip
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 
 _FLAGS = {
@@ -153,8 +164,6 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
     Raises:
         ConfigError, BadInput: a value that cannot be used.
     """
-    from qra_search.config import load_config, make_config
-
     overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
     overrides.update(map(pair, sets or []))
     if config is None:
@@ -164,15 +173,11 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
 
 def stdout() -> Console:
     """Where results go."""
-    from rich.console import Console
-
     return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    from rich.console import Console
-
     return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
 
@@ -182,33 +187,12 @@ def emit(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-def build_evaluator(config: RunConfig, view: View) -> Evaluator:
-    """The evaluator that a config names.
-
-    Raises:
-        BadInput: an unknown name, or settings that the evaluator refuses.
-    """
-    from qra_search import plugins
-    from qra_search.strategies import make_strategy
-
-    with bad_input():
-        make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
-        view.progress("load libraries", 0, 1)
-        factory = plugins.load("evaluators", config.evaluator)
-        view.progress("load libraries", 1, 1)
-        return factory(config, progress=view.progress) if _takes(factory, "progress") else factory(config)
-
-
 def read_plan(space: SearchSpace, path: Path) -> Plan:
     """The plan of a `plan.json`, or of the run in a folder, for a space.
 
     Raises:
         BadInput: no such file, no plan, or one of another space.
     """
-    from qra_search.files import read_json
-    from qra_search.runs.folder import RunFolder
-    from qra_search.space.serialization import plan_from_dict
-
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():
         data = read_json(file)
@@ -223,8 +207,6 @@ def pair(text: str) -> tuple[str, Any]:
     Raises:
         BadInput: it is no such pair.
     """
-    from qra_search.config import read_yaml
-
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
         raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
@@ -232,20 +214,6 @@ def pair(text: str) -> tuple[str, Any]:
         return field.strip(), read_yaml(value)
     except ValueError:
         raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
-
-
-def require_tuning(evaluator: Any, config: RunConfig) -> None:
-    """Raises BadInput where the evaluator cannot tune a plan in full."""
-    if not hasattr(evaluator, "tune"):
-        raise BadInput(
-            f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
-            f"use a run of the evaluator quantized-lora"
-        )
-
-
-def _takes(factory: Any, option: str) -> bool:
-    parameters = inspect.signature(factory).parameters
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _value(name: str, value: Any) -> Any:

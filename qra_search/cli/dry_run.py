@@ -2,95 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
+
+from rich.table import Table
 
 from qra_search.cli import common
-
-if TYPE_CHECKING:
-    from qra_search.config import RunConfig
-    from qra_search.evaluation.evaluator import Evaluator
-    from qra_search.report.terminal.live import View
-
-MUCH = 0.25
-"""Share of the budget from which on it is said that embeddings take it."""
+from qra_search.config import RunConfig, dump_config
+from qra_search.report.terminal.live import View
+from qra_search.report.words import duration, evaluations_text
+from qra_search.space.memory import format_bytes
+from qra_search.workflow.dry_run import dry_run, embeddings_hint
+from qra_search.workflow.evaluator import build_evaluator
 
 
 def print_dry_run(config: RunConfig, view: View, *, as_json: bool = False) -> None:
     """Build the evaluator, spend nothing, and print what a search would do."""
     with view:
-        evaluator = common.build_evaluator(config, view)
-    try:
+        built = build_evaluator(config, view.progress)
+    with closing(built) as evaluator:
         facts = dry_run(evaluator, config)
-    finally:
-        evaluator.close()
     if as_json:
         common.emit(facts)
     else:
         _print(facts, config)
 
 
-def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
-    """Facts of a search that is yet to begin, as plain data.
-
-    An evaluator may offer `estimate() -> dict` with `setup_seconds`, `prior_seconds`, `evaluation_seconds` and
-    `peak_bytes`; without it time and peak memory are unknown until the first evaluation.
-
-    Raises:
-        BadInput: a budget that no plan fits.
-    """
-    from qra_search.errors import bad_input
-    from qra_search.study.study import resolve_budgets, uniform_design
-
-    space = evaluator.space
-    with bad_input():
-        budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate()) if hasattr(evaluator, "estimate") else {}
-    if "evaluation_seconds" in estimate:
-        prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
-        # The prior's cost counts among the evaluations that may be spent.
-        charged = prior / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
-        estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
-        estimate["total_seconds"] = setup + prior + estimate["evaluation_seconds"] * estimate["evaluations_left"]
-    return {
-        "config": config.model_dump(mode="json"),
-        "groups": len(space),
-        "kinds": dict(Counter(group.kind or "group" for group in space.groups)),
-        "linears": sum(len(group.linears) for group in space.groups),
-        "weights": sum(group.weights for group in space.groups),
-        "fixed_bytes": space.fixed_bytes,
-        "smallest_bytes": space.memory.minimum,
-        "largest_bytes": space.memory.maximum,
-        "budgets": list(budgets),
-        "first": [
-            {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
-            for plan in uniform_design(space, budgets)
-        ],
-        "estimate": estimate,
-    }
-
-
-def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> str | None:
-    """What to say where much of the memory is in what no plan changes, and halving that is one setting away.
-
-    Args:
-        fixed: bytes of all that is not searched.
-        budgets: bytes that plans may take.
-    """
-    offered = config.evaluator == type(config).model_fields["evaluator"].default
-    if not offered or config.quantization.embeddings == 8 or not budgets or fixed < MUCH * min(budgets):
-        return None
-    return f"{fixed / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"
-
-
 def _print(facts: dict[str, Any], config: RunConfig) -> None:
-    from rich.table import Table
-
-    from qra_search.config import dump_config
-    from qra_search.report.words import duration, evaluations_text
-    from qra_search.space.memory import format_bytes
-
     console = common.stdout()
     console.print("[bold]Config, as resolved[/]")
     console.print(dump_config(config), markup=False)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
-from qra_search.errors import BadInput, describe
+import typer
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from qra_search.cli.app import app
+from qra_search.cli.status import BAD_INPUT, FAILED, INTERRUPTED, OK
+from qra_search.errors import BadInput, RunFailed, describe
+
 TRACEBACK = "QRA_TRACEBACK"
 
 
@@ -17,10 +21,6 @@ def run_safely(arguments: list[str]) -> int:
 
     With the variable QRA_TRACEBACK set, the traceback comes before that line.
     """
-    import typer
-
-    from qra_search.cli.app import app
-
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
@@ -37,42 +37,18 @@ def run_safely(arguments: list[str]) -> int:
         return OK
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            import traceback
-
             traceback.print_exc()
-        status = status_of(error)
-        hint = "" if status == BAD_INPUT or _is_ours(error) or os.environ.get(TRACEBACK) else _HINT
-        return _say(describe(error) + hint, status)
+        explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
+        return _say(describe(error) + ("" if explained else _HINT), status_of(error))
     return status if isinstance(status, int) else OK
 
 
 def status_of(error: BaseException) -> int:
-    """2 where the user can mend it by giving something else, 1 where the run failed."""
-    from qra_search.log.trial_log import LogMismatch
-    from qra_search.plugins import UnknownName
-    from qra_search.space.memory import BudgetTooSmall
-
-    mendable: tuple[type[BaseException], ...] = (BadInput, BudgetTooSmall, UnknownName, LogMismatch)
-    if "qra_search.config" in sys.modules:
-        from qra_search.config import ConfigError
-
-        mendable += (ConfigError,)
-    if "qra_search.runs.folder" in sys.modules:
-        from qra_search.runs.folder import NoRun, RunExists
-
-        mendable += (NoRun, RunExists)
-    return BAD_INPUT if isinstance(error, mendable) else FAILED
+    """2 if the user can mend it by giving something else, 1 if the run failed."""
+    return BAD_INPUT if isinstance(error, BadInput) else FAILED
 
 
 _HINT = f" (set {TRACEBACK}=1 to see where)"
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the message says all there is to say: it was written for the user."""
-    from qra_search.evaluation.evaluator import EvaluationFailed
-    from qra_search.study.study import StudyFailed
-
-    return isinstance(error, (StudyFailed, EvaluationFailed))
 
 
 def _say(message: str, status: int) -> int:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from rich.table import Table
 
+from qra_search import plugins
 from qra_search.cli import common
-from qra_search.cli.finetune import AGAINST
 from qra_search.errors import BadInput, bad_input
-
-if TYPE_CHECKING:
-    from qra_search.report.terminal.live import View
-    from qra_search.runs.folder import RunFolder
-    from qra_search.space.space import Plan
+from qra_search.files import read_json, write_json
+from qra_search.report.terminal.live import make_view
+from qra_search.report.words import plan_name
+from qra_search.runs.final_test import Against
+from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import Plan
+from qra_search.workflow.finetune import tuned_baselines
 
 FORMAT = "qra-evaluate/1"
 FILE = "evaluate.json"
-BASELINES = "baselines"
-"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 
 
 def evaluate(
@@ -34,15 +35,7 @@ def evaluate(
             "--data", metavar="PATH", show_default=False, help="Folder with TASK_test.jsonl and TASK_train.jsonl."
         ),
     ] = None,  # fmt: skip
-    against: Annotated[
-        str,
-        typer.Option(
-            "--against",
-            metavar="|".join(AGAINST),
-            help="Uniform plans to tune and score as well: all that fit, the best of them, or none. With either, the "
-            "model as it was is scored too.",
-        ),
-    ] = "none",  # fmt: skip
+    against: common.Against = "none",
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, show_default=False, help="Only the first N rows.")
     ] = None,  # fmt: skip
@@ -57,19 +50,13 @@ def evaluate(
 ) -> None:
     """Score a tuned run by lm-evaluation-harness, an optional extra.
 
-    Writes evaluate.json into the run's folder. Without --data the harness fetches its tasks' data from the hub.
+    Writes evaluate.json into the run's folder. With --against, uniform plans and the model as it was are scored too.
+    Without --data the harness fetches its tasks' data from the hub.
 
     [bold]Example[/]
 
         qra evaluate runs/a --tasks arc_easy,gsm8k --data my-data --against best
     """
-    from qra_search import plugins
-    from qra_search.files import read_json, write_json
-    from qra_search.report.terminal.live import make_view
-    from qra_search.runs.folder import RunFolder
-
-    if against not in AGAINST:
-        raise typer.BadParameter(f"{against!r} is not one of {', '.join(AGAINST)}", param_hint="--against")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with bad_input():
         folder = RunFolder(run).check()
@@ -98,7 +85,7 @@ def evaluate(
         view.say(f"scoring the tuned plan on {', '.join(names)}")
         space = folder.result().space
         keep("found", plan, space.memory_bytes(plan), harness.tuned(folder.path))
-        for other, place in _baselines(folder, plan, against, view):
+        for other, place in tuned_baselines(folder, plan, cast(Against, against), view):
             view.say(f"scoring {place.name}")
             keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
         if against != "none":
@@ -111,35 +98,7 @@ def evaluate(
     common.stdout().print(f"\nWritten to [bold]{folder.path / FILE}[/]", soft_wrap=True)
 
 
-def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[tuple[Plan, Path]]:
-    """Uniform plans with the folders of their tuned models, tuned here where they are not there yet."""
-    from qra_search.runs.final_test import opponents
-    from qra_search.space.memory import level_name
-
-    result = folder.result()
-    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
-    others = [p for p in opponents(result.space, limit, against, result) if p != plan]
-    places = [(p, folder.path / BASELINES / f"uniform-{level_name(p.bits[0])}-bits-rank-{p.ranks[0]}") for p in others]
-    missing = [(p, place) for p, place in places if p.ranks[0] > 0 and not (place / "plan.json").is_file()]
-    if missing:
-        config = folder.config()
-        steps = (folder.test() or {}).get("steps")
-        with closing(common.build_evaluator(config, view)) as evaluator:
-            common.require_tuning(evaluator, config)
-            for p, place in missing:
-                view.say(f"tuning {place.name}")
-                place.mkdir(parents=True, exist_ok=True)
-                evaluator.tune(p, steps=steps, folder=place, progress=view.progress)  # type: ignore[attr-defined]
-    return [(p, place) for p, place in places if p.ranks[0] > 0]  # without an adapter there is nothing to tune
-
-
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from qra_search.report.words import plan_name
-    from qra_search.space.memory import format_bytes
-    from qra_search.space.space import Plan
-
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("model")
     table.add_column("size", justify="right")

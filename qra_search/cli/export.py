@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
+from qra_search import plugins
 from qra_search.cli import common
 from qra_search.errors import BadInput, bad_input
 
@@ -43,8 +45,6 @@ def export(
 
         qra export runs/a --format gguf
     """
-    from qra_search import plugins
-
     if as_list:
         found = {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
         if as_json:
@@ -74,8 +74,6 @@ def export(
 
 
 def _option(text: str) -> tuple[str, Any]:
-    import yaml
-
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise BadInput(f"--option is {text!r}: a name and a value are needed, such as merge=true")

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.config import RunConfig, dump_config
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -97,8 +100,6 @@ def schema(
 
         qra schema --example > my-run.yaml
     """
-    from qra_search.config import RunConfig, dump_config
-
     if example:
         print(dump_config(RunConfig()), end="")
     else:
@@ -150,9 +151,6 @@ def _plain(value: Any) -> Any:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     for name in header:
         table.add_column(name)

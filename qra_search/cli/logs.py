@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
-from qra_search.cli.errors import FAILED, OK
+from qra_search.cli.status import FAILED, OK
 from qra_search.errors import bad_input
 
 LogPath = Annotated[
@@ -148,3 +148,10 @@ def _existing(path: Path) -> Path:
     if not file.is_file():
         raise LogMismatch(f"{file} does not exist: give a trial log or the folder of a run")
     return file
+
+
+log = typer.Typer(help="Check, save, move and merge the trials of runs.")
+log.command("check")(check_log)
+log.command("export")(export_log)
+log.command("import")(import_log)
+log.command("merge")(merge_logs)

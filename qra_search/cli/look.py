@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from qra_search.cli import common
-from qra_search.errors import BadInput, bad_input
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from qra_search.runs.folder import RunFolder
+from qra_search.config import differences
+from qra_search.errors import BadInput, bad_input, install_hint
+from qra_search.report import words
+from qra_search.report.html.page import write_page
+from qra_search.report.terminal.strips import strip
+from qra_search.runs.final_test import read_test
+from qra_search.runs.folder import RunFolder, find_runs
+from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import plan_to_dict
+from qra_search.space.sizes import describe_size
 
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.", show_default=False)
@@ -46,8 +51,6 @@ def report(
 
         qra report runs/a runs/b --out compare.html
     """
-    from qra_search.report.html.page import write_page
-
     folders = _checked(runs)
     target = out or (folders[0].report_file if len(folders) == 1 else Path("compare.html"))
     if dark and not figures:
@@ -83,16 +86,10 @@ def show(
 
         qra show runs/a
     """
-    from qra_search.report import words
-    from qra_search.report.terminal.strips import strip
-    from qra_search.runs.final_test import read_test
-    from qra_search.space.serialization import plan_to_dict
-    from qra_search.space.sizes import size_in
-
     (folder,) = _checked([run])
     result = folder.result()
     with bad_input():
-        best = result.best(None if memory is None else size_in(result.space, memory))
+        best = result.best(memory)
         plan = None if best is None else best.plan
         if memory is None and folder.plan_file.is_file():
             plan = folder.plan()
@@ -101,8 +98,6 @@ def show(
     if as_json:
         common.emit(plan_to_dict(result.space, plan))
         return
-    from qra_search.space.sizes import describe_size
-
     console = common.stdout()
     console.print(f"[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
     console.print(f"{words.plan_name(plan)}, {describe_size(result.space, result.space.memory_bytes(plan))}")
@@ -121,9 +116,6 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
 
         qra compare runs/a runs/b
     """
-    from qra_search.config import differences
-    from qra_search.report import words
-
     folders = _checked(runs)
     if len(folders) < 2:
         raise BadInput(f"one run, {folders[0].path}, is nothing to compare: give two or more, or use qra show")
@@ -168,8 +160,6 @@ def runs(
 
         qra runs runs
     """
-    from qra_search.runs.folder import find_runs
-
     if not folder.is_dir():
         raise BadInput(f"no folder {folder}: give the one that holds the runs of `qra search --out`")
     rows = []
@@ -198,21 +188,16 @@ def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     target = report.parent / ("figures" if own else f"{report.stem}-figures")
     written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
     if renderer() is None:
-        common.stderr().print(f"SVG only: for PNG as well, pip install 'qra[{EXTRA}]'", markup=False, soft_wrap=True)
+        common.stderr().print(f"SVG only: for PNG as well, {install_hint(EXTRA)}", markup=False, soft_wrap=True)
     return written
 
 
 def _checked(paths: list[Path]) -> list[RunFolder]:
-    from qra_search.runs.folder import RunFolder
-
     with bad_input():
         return [RunFolder(path).check() for path in paths]
 
 
 def _row(folder: RunFolder) -> dict[str, Any]:
-    from qra_search.report import words
-    from qra_search.runs.final_test import read_test
-
     result = folder.result()
     found = words.finding(result, read_test(folder.test()))
     planned = (folder.identity() or {}).get("evaluations")
@@ -234,11 +219,6 @@ def _row(folder: RunFolder) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    from qra_search.report import words
-    from qra_search.space.memory import format_bytes
-
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", style="bold", overflow="fold")
     for name in ("strategy", "spent", "budget", "loss", "uniform", "gain", "data"):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from qra_search.cli import common
 from qra_search.errors import BadInput, bad_input
-
-if TYPE_CHECKING:
-    from qra_search.space.space import Plan, SearchSpace
+from qra_search.exchange.plans import import_plan
+from qra_search.files import read_json, write_json
+from qra_search.log.recorded import recorded_space
+from qra_search.log.trial_log import TrialLog
+from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import format_bytes, level_name, parse_level
+from qra_search.space.serialization import PLAN_FORMAT, plan_to_dict
+from qra_search.space.sizes import describe_size, size_in
+from qra_search.space.space import Plan, SearchSpace
 
 plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
 
@@ -38,8 +44,6 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
     if as_json:
         common.emit({"differences": rows, "first_bytes": _total(first), "second_bytes": _total(second)})
         return
-    from qra_search.space.memory import format_bytes
-
     for row in rows:
         before, after = (_text(row[side]) for side in ("first", "second"))
         print(f"{row['group']}: {before} -> {after}")
@@ -70,9 +74,6 @@ def check(
 
         qra plan check plan.json --run runs/a --memory 108MiB
     """
-    from qra_search.space.memory import format_bytes
-    from qra_search.space.sizes import describe_size, size_in
-
     space = _space(plan, run)
     found = common.read_plan(space, plan)
     size = space.memory_bytes(found)
@@ -115,10 +116,6 @@ def edit(
 
         qra plan edit runs/a --set '*.v_proj=8:16' --out mine.json
     """
-    from qra_search.files import write_json
-    from qra_search.space.serialization import plan_to_dict
-    from qra_search.space.sizes import describe_size
-
     space = _space(plan, run)
     changed = common.read_plan(space, plan)
     for change in changes:
@@ -163,11 +160,6 @@ def import_(
 
         qra plan import bits.json --from autoround --run runs/a --out mine.json
     """
-    from qra_search.exchange.plans import import_plan
-    from qra_search.files import write_json
-    from qra_search.space.serialization import plan_to_dict
-    from qra_search.space.sizes import describe_size
-
     space = _space(run, run)
     with bad_input():
         found = import_plan(file, source, space, rank=rank, default_bits=default_bits, rounding=rounding)  # type: ignore[arg-type]
@@ -182,9 +174,6 @@ def import_(
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
-    from qra_search.space.memory import parse_level
-    from qra_search.space.space import Plan
-
     pattern, equals, choice = change.rpartition("=")
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
@@ -205,10 +194,6 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
 
 
 def _space(plan: Path, run: Path | None) -> SearchSpace:
-    from qra_search.log.recorded import recorded_space
-    from qra_search.log.trial_log import TrialLog
-    from qra_search.runs.folder import RunFolder
-
     folder = RunFolder(run or (plan if plan.is_dir() else plan.parent))
     if run is None and not folder.exists:
         raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
@@ -217,10 +202,6 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
 
 
 def _data(path: Path) -> dict[str, Any]:
-    from qra_search.files import read_json
-    from qra_search.runs.folder import RunFolder
-    from qra_search.space.serialization import PLAN_FORMAT
-
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():
         data = read_json(file)
@@ -238,6 +219,4 @@ def _total(path: Path) -> int:
 
 
 def _text(choice: tuple[int, int] | None) -> str:
-    from qra_search.space.memory import level_name
-
     return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from qra_search.bench.rank_correlation import RankCorrelation, by_prior, correlation, plans_of_like_size, score
 from qra_search.cli import common
+from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
-
-if TYPE_CHECKING:
-    from qra_search.bench.rank_correlation import RankCorrelation
-    from qra_search.config import RunConfig
-    from qra_search.evaluation.evaluator import Evaluator
-    from qra_search.evaluation.prior import Prior
-    from qra_search.report.terminal.live import View
-    from qra_search.space.space import SearchSpace
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.prior import Prior
+from qra_search.files import write_json
+from qra_search.report import words
+from qra_search.report.terminal.live import View, make_view
+from qra_search.space.sizes import budget_in
+from qra_search.space.space import SearchSpace
+from qra_search.workflow.evaluator import build_evaluator
 
 SHOWN = 10
 FEWEST_PLANS = 3
@@ -71,16 +74,13 @@ def profile(
 
         qra profile --model smollm2 --task arithmetic --plans 12 --out prior.json
     """
-    from qra_search.files import write_json
-    from qra_search.report.terminal.live import make_view
-
     settings = common.settings(
         config, sets=sets, model=model, task=task, data=data, bits=bits, ranks=ranks, granularity=granularity,
         backend=backend, seed=seed, device=device, evaluator=evaluator,
     )  # fmt: skip
     with (
         make_view(common.stderr(), quiet=as_json) as view,
-        closing(common.build_evaluator(settings, view)) as built,
+        closing(build_evaluator(settings, view.progress)) as built,
     ):
         with bad_input():
             built.describe()  # reads the task's data: what is wrong with it shows here
@@ -108,17 +108,14 @@ def profile(
 
 def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, view: View) -> list[RankCorrelation]:
     """How well the prior and each lower fidelity rank `count` random plans as their full losses do."""
-    from qra_search.bench.rank_correlation import by_prior, correlation, plans_of_like_size, score
-    from qra_search.space.sizes import size_in
-
     space = evaluator.space
     with bad_input():
         if settings.search.memory:
-            budget = size_in(space, settings.search.memory[0])
+            budget = budget_in(space, settings.search.memory[0])
         else:
             uniform = space.uniform_plans()
             budget = space.memory_bytes(uniform[len(uniform) // 2]) if uniform else space.memory.maximum
-        chosen = plans_of_like_size(space, space.memory.check_budget(budget), count, settings.search.seed)
+        chosen = plans_of_like_size(space, budget, count, settings.search.seed)
     losses, costs = score(
         evaluator, chosen, seed=settings.search.seed, told=lambda n, of: view.progress("compare fidelities", n, of)
     )
@@ -128,8 +125,6 @@ def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, v
 
 
 def _print_ranked(rows: Sequence[RankCorrelation]) -> None:
-    from rich.table import Table
-
     console = common.stdout()
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("score", "cost", "rank correlation", "95% interval", "plans"):
@@ -143,10 +138,6 @@ def _print_ranked(rows: Sequence[RankCorrelation]) -> None:
 
 
 def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
-    from rich.table import Table
-
-    from qra_search.report import words
-
     console = common.stdout()
     charge = words.evaluations_text(prior.cost)
     console.print(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qra_search.errors import RunFailed
 from qra_search.evaluation.prior import Prior
 from qra_search.space.space import Plan, SearchSpace
 
@@ -40,7 +41,7 @@ class Evaluation:
         return self.fidelity if self.cost is None else self.cost
 
 
-class EvaluationFailed(RuntimeError):
+class EvaluationFailed(RunFailed):
     """The plan could not be evaluated; the message is the reason that the log keeps."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, handle
@@ -42,7 +43,7 @@ class RayExecutor(WorkerExecutor):
         try:
             import ray
         except ImportError as error:
-            raise ImportError("Ray is not installed: `pip install 'qra[ray]'`", name="ray") from error
+            raise ImportError(f"Ray is not installed: `{install_hint('ray')}`", name="ray") from error
         self._ray = ray
         self._started_ray = not ray.is_initialized()
         if self._started_ray:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.log import logformat, walfile
 from qra_search.log.locks import Locked, WriterLock, describe_holder
@@ -40,7 +41,7 @@ NO_FILES = ("disk I/O error", "unable to open database file", "database or disk 
 SALVAGE_HINT = ": `qra log check` says what can be saved"
 
 
-class LogMismatch(ValueError):
+class LogMismatch(BadInput):
     """The log cannot be used as it is; of itself: it belongs to another space, evaluator or version."""
 
 

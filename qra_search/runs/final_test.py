@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from qra_search.evaluation.protocols import Progress, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -16,19 +17,6 @@ TEST_FORMAT = "qra-test/1"
 FOUND = "found"
 UNIFORM = "uniform"
 Against = Literal["all", "best", "none"]
-Progress = Callable[[str, int, int], None]
-
-
-class Tuned(Protocol):
-    """What full tuning of one plan gives."""
-
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    metrics: dict[str, float]
-    memory_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class Tested:
 
     @property
     def loss(self) -> float:
-        """Mean test loss over the seeds; inf where a tuning diverged."""
+        """Mean test loss over the seeds; inf if a tuning diverged."""
         return sum(self.losses) / len(self.losses)
 
     @property
@@ -59,7 +47,7 @@ class Tested:
 def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:
     """Uniform plans of at most `limit` bytes, cheapest first: all, or the best by the search's own estimate.
 
-    Where the search evaluated none that fits, the largest stands for the best.
+    If the search evaluated none that fits, the largest stands for the best.
     """
     fitting = [plan for plan in space.uniform_plans() if space.memory_bytes(plan) <= limit]
     if against == "none" or not fitting:
@@ -71,7 +59,7 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
 
 
 def compare_on_test(
-    evaluator: Any,
+    evaluator: Tunes,
     found: Plan,
     others: Sequence[Plan],
     path: Path,
@@ -82,17 +70,17 @@ def compare_on_test(
     rows: int | None = None,
     save: Path | None = None,
     progress: Progress | None = None,
-    told: Callable[[Tested, int, int], None] | None = None,
+    on_tuned: Callable[[Tested, int, int], None] | None = None,
 ) -> list[Tested]:
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
-    A comparison that was broken off is gone on with: a plan already tuned with a seed, the same steps and rows
+    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps and rows
     is not tuned again. The found plan's first tuning is saved into the folder `save`.
 
     Args:
-        evaluator: offers `tune(plan, *, seed, steps, folder, progress)`.
         limit: bytes that every plan keeps to.
-        told: called after each tuning with what is known of its plan, how many are done, and of how many.
+        progress: of each tuning.
+        on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
     """
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
     data = read_json(path) or {}
@@ -110,15 +98,15 @@ def compare_on_test(
                 tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=save if first else None, progress=progress)
                 entries = [e for e in entries if not (e["plan"] == _plan(plan) and e["seed"] == seed)]
                 entries.append(_entry(tuned, roles.get(plan.key, UNIFORM)))
-                write_json(path, {**settings, "tuned": entries})
+                write_json(path, {**settings, "tuned": entries}, durable=True)
             done += 1
-            if told is not None:
-                told(next(t for t in _tested(entries) if t.plan == plan), done, total)
+            if on_tuned is not None:
+                on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, total)
     return _tested(entries)
 
 
 def read_test(data: dict[str, Any] | None) -> list[Tested]:
-    """The plans of a `test.json`, cheapest first; empty where there is none.
+    """The plans of a `test.json`, cheapest first; empty if there is none.
 
     Raises:
         ValueError: another format.

@@ -1,4 +1,4 @@
-"""The folder of one run: its files, what may be begun or gone on with in it, and its result read back."""
+"""The folder of one run: its files, what may be begun or resumed in it, and its result read back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.errors import BadInput
 from qra_search.evaluation.prior import Prior
-from qra_search.files import read_json
+from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
@@ -17,18 +18,19 @@ from qra_search.space.serialization import plan_from_dict
 from qra_search.space.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.result import Candidate, SearchResult
+from qra_search.study.candidate import Candidate
+from qra_search.study.result import SearchResult
 
 MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
-"""Fields that a run may be gone on with at another value: they change how far it goes, not what was measured."""
+"""Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
 
-class NoRun(ValueError):
+class NoRun(BadInput):
     """The folder holds no run."""
 
 
-class RunExists(ValueError):
-    """The folder holds another run, or one that must be gone on with explicitly."""
+class RunExists(BadInput):
+    """The folder holds another run, or one that has to be resumed explicitly."""
 
 
 class RunFolder:
@@ -66,13 +68,13 @@ class RunFolder:
         return self
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
-        """Make the folder, or check that a run may be gone on with, and write the config into it.
+        """Make the folder, or check that its run may be resumed, and write the config into it.
 
         Raises:
             RunExists: it holds a run and `resume` is off, or one whose config differs where it must not.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunExists(f"{self.path} is a file: give a folder for the run, new or one to go on with")
+            raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
@@ -84,9 +86,9 @@ class RunFolder:
                     f"give another --out, or --resume with that run's settings"
                 )
         if self.exists and not resume:
-            raise RunExists(f"{self.path} already holds this run: add --resume to go on with it, or give another --out")
+            raise RunExists(f"{self.path} already holds this run: add --resume to resume it, or give another --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(dump_config(config))
+        write_text(self.config_file, dump_config(config), durable=True)
 
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began.
@@ -95,7 +97,7 @@ class RunFolder:
             NoRun: it has none (a log written through the Python API).
         """
         if not self.config_file.is_file():
-            raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be gone on with")
+            raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
 
     def prior(self) -> Prior | None:
@@ -125,7 +127,7 @@ class RunFolder:
     def identity(self) -> dict[str, Any]:
         """What the log says of the evaluator and the study: model, data, settings, strategy, evaluations."""
         with TrialLog(self.check().log_file) as log:
-            return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
+            return identity_in(log)
 
     def write(self, result: SearchResult) -> None:
         """Write `result.json`, `prior.json` and `plan.json`.
@@ -140,7 +142,7 @@ class RunFolder:
             self._set_aside()
         result.write(self.path)
         if same and tuned is not None:
-            self.plan_file.write_text(tuned)
+            write_text(self.plan_file, tuned)
 
     def plan(self) -> Plan:
         """The plan of `plan.json`.
@@ -150,7 +152,7 @@ class RunFolder:
         """
         data = read_json(self.plan_file)
         if data is None:
-            raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search --resume`")
+            raise NoRun(f"{self.path} has no plan yet: its search has not ended; resume it with `qra search --resume`")
         return plan_from_dict(self.result().space, data)
 
     def _set_aside(self) -> None:
@@ -163,9 +165,14 @@ class RunFolder:
                 item.rename(folder / item.name)
 
     def test(self) -> dict[str, Any] | None:
-        """The comparison on test data; None where there is none."""
+        """The comparison on test data; None if there is none."""
         data: dict[str, Any] | None = read_json(self.test_file)
         return data
+
+
+def identity_in(log: TrialLog) -> dict[str, Any]:
+    """What a log says of the evaluator and the study."""
+    return {**(log.meta("evaluator") or {}), **(log.meta(STUDY) or {})}
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
@@ -174,7 +181,7 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
 
 
 def _strategy(name: str) -> Strategy:
-    """The strategy of a log; where it is not installed (it was given as an object), one that believes plain means."""
+    """The strategy of a log; if it is not installed (it was given as an object), one that believes plain means."""
     try:
         return make_strategy(name)
     except UnknownName:

@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from qra_search.errors import BadInput
+
 GROUP_SIZE = 64
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
@@ -77,7 +79,7 @@ def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: 
     return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)
 
 
-class BudgetTooSmall(ValueError):
+class BudgetTooSmall(BadInput):
     """No plan of the space fits the memory budget."""
 
     def __init__(self, budget: int, minimum: int, smallest: str = "the smallest plan"):

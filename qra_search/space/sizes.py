@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from qra_search.space.memory import format_bytes, parse_bytes
-
-if TYPE_CHECKING:
-    from qra_search.space.space import SearchSpace
+from qra_search.space.space import SearchSpace
 
 REFERENCE_BITS = 4
 """A percentage is of the uniform plan at these bits and the space's middle rank."""
@@ -60,6 +58,28 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     if match := _UNIFORM.fullmatch(text):
         return _uniform_bytes(space, int(match.group(1)), int(match.group(2)), text)
     return parse_bytes(text)
+
+
+def budget_in(space: SearchSpace, text: str | int | float) -> int:
+    """Bytes that a budget means for a space, which some plan of it fits.
+
+    Raises:
+        ValueError: as `size_in`.
+        BudgetTooSmall: no plan fits.
+    """
+    return space.memory.check_budget(size_in(space, text))
+
+
+def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
+    """Budgets in bytes, ascending and distinct; empty if the whole front is wanted.
+
+    Raises:
+        ValueError, BudgetTooSmall: as `budget_in`.
+    """
+    if budget is None:
+        return ()
+    several = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else budget
+    return tuple(sorted({budget_in(space, b) for b in several}))
 
 
 def describe_size(space: SearchSpace, count: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from qra_search.errors import needed
 from qra_search.space.memory import (
     MemoryModel,
     StorageFormat,
@@ -306,6 +307,8 @@ class SearchSpace(BaseModel):
         return levels
 
     def _encoded(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(plan, Plan):
+            raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
         if len(plan.bits) != len(self.groups):
             raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         b_index, r_index = self._level_of_bits, self._level_of_rank

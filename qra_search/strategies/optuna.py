@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.errors import install_hint
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.plugins import unknown_message
@@ -31,7 +32,7 @@ class OptunaStrategy(Strategy):
 
     One named budget: the loss alone is minimised. Several or none: loss and exact bytes are two objectives. What
     the sampler asks for is brought under the budget in turn by random steps down, so that it obeys the limit, and
-    the log, and so the sampler, knows the repaired plan. Needs the extra `qra[optuna]`.
+    the log, and so the sampler, knows the repaired plan. Needs the extra `optuna`.
 
     Args:
         sampler: one of `SAMPLERS`.
@@ -141,5 +142,5 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ImportError("Optuna's samplers need the package optuna: pip install 'qra[optuna]'") from None
+        raise ImportError(f"Optuna's samplers need the package optuna: {install_hint('optuna')}") from None
     return optuna

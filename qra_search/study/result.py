@@ -5,64 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import numpy as np
 
+from qra_search.errors import BadInput
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
+from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
-from qra_search.space.memory import format_bytes, parse_bytes
+from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.space import Plan, SearchSpace
-
-if TYPE_CHECKING:
-    from qra_search.log.state import StudyState
-    from qra_search.strategies import Strategy
-    from qra_search.study.rows import RowsOf
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan that was evaluated at full fidelity, and what is believed of it.
-
-    Attributes:
-        loss: posterior mean of the held-out loss, by the strategy's model where it has one.
-        loss_std: its posterior deviation; nan where nothing tells it.
-        memory_bytes: exact bytes.
-        observed: mean of the observed losses.
-        evaluations: how many there are.
-    """
-
-    plan: Plan
-    loss: float
-    loss_std: float
-    memory_bytes: int
-    observed: float
-    evaluations: int = 1
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every group has the same choice."""
-        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
-    is, as a share of the uniform plan's loss."""
-
-    budget: int
-    best: Candidate
-    uniform: Candidate | None
-
-    @property
-    def beats_uniform(self) -> bool:
-        return self.uniform is None or self.best.loss < self.uniform.loss
-
-    @property
-    def gain(self) -> float:
-        return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss
+from qra_search.space.sizes import budget_in
+from qra_search.space.space import SearchSpace
+from qra_search.strategies import Strategy
+from qra_search.study.candidate import Candidate, Comparison
+from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,15 +79,21 @@ class SearchResult:
         return [c for c in self.candidates if c.is_uniform]
 
     def best(self, memory_budget: int | str | None = None) -> Candidate | None:
-        """The plan to hand over: lowest posterior mean of the loss within the budget; None where nothing fits.
+        """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
+        evaluated.
 
-        Without an argument the largest budget of the search counts.
+        Args:
+            memory_budget: bytes, or a text such as `search` takes: `108MiB`, `3.5bpw`, `75%`, `uniform3r8`. Without it
+                the largest budget of the search counts.
+
+        Raises:
+            BudgetTooSmall: no plan of the space fits.
         """
         fitting = self._within(self.candidates, memory_budget)
         return min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
 
     def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
-        """The best plan against the best uniform plan under a budget; None where nothing fits."""
+        """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
         best = self.best(memory_budget)
         if best is None:
             return None
@@ -152,17 +116,24 @@ class SearchResult:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
 
-    def rows(self, of: RowsOf = "candidates") -> list[dict[str, Any]]:
-        """The candidates or the `trials` as dictionaries; see `qra_search.study.rows.rows`."""
-        from qra_search.study.rows import rows
+    def rows(self, of: RowsOf = "candidates") -> list[Row]:
+        """One row for each plan that was fully evaluated (cheapest first), or for each trial (oldest first).
 
-        return rows(self, of)
+        Sizes are in bytes, times in seconds since 1970 or in seconds, losses in the evaluator's unit; what is not
+        known is None. `bits` and `ranks` are lists in the order of the space's groups.
+
+        Raises:
+            BadInput: `of` is neither.
+        """
+        if of == "candidates":
+            return candidate_rows(self.candidates, self.front)
+        if of == "trials":
+            return [trial_row(t) for t in self.trials]
+        raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
 
     def to_pandas(self, of: RowsOf = "candidates") -> Any:
         """`rows` as a pandas frame."""
-        from qra_search.study.rows import to_pandas
-
-        return to_pandas(self, of)
+        return to_pandas(self.rows(of))
 
     def __repr__(self) -> str:
         best = self.best()
@@ -206,7 +177,7 @@ class SearchResult:
         }
 
     def write(self, folder: str | Path) -> None:
-        """Write `result.json`, `prior.json` (where there is a prior) and `plan.json` (the best plan) into a folder."""
+        """Write `result.json`, `prior.json` (if there is a prior) and `plan.json` (the best plan) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", self.to_dict())
@@ -218,7 +189,7 @@ class SearchResult:
 
     def _budget(self, memory_budget: int | str | None) -> int:
         if memory_budget is not None:
-            return parse_bytes(memory_budget)
+            return budget_in(self.space, memory_budget)
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
     def _within(self, candidates: list[Candidate] | tuple[Candidate, ...], budget: int | str | None) -> list[Candidate]:

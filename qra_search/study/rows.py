@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
+from qra_search.log.trial import Trial
 from qra_search.space.memory import level_width
-
-if TYPE_CHECKING:
-    from qra_search.log.trial import Trial
-    from qra_search.study.result import SearchResult
+from qra_search.study.candidate import Candidate
 
 RowsOf = Literal["candidates", "trials"]
+Row = dict[str, Any]
 
 
-def rows(result: SearchResult, of: RowsOf = "candidates") -> list[dict[str, Any]]:
-    """One row for each plan that was fully evaluated (cheapest first), or for each trial (oldest first).
-
-    Sizes are in bytes, times in seconds since 1970 or in seconds, losses in the evaluator's unit; what is not known is
-    None. `bits` and `ranks` are lists in the order of the space's groups.
-
-    Raises:
-        ValueError: `of` is neither.
-    """
-    if of not in get_args(RowsOf):
-        raise ValueError(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
-    return candidate_rows(result) if of == "candidates" else [trial_row(t) for t in result.trials]
-
-
-def candidate_rows(result: SearchResult) -> list[dict[str, Any]]:
-    """The candidates of a result."""
-    front = {c.plan.key for c in result.front}
+def candidate_rows(candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
+    """A row for each candidate, which says whether it is on the front."""
+    on_front = {c.plan.key for c in front}
     return [
         {
             "loss": c.loss,
-            "loss_std": _known(c.loss_std),
+            "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
             "memory_bytes": c.memory_bytes,
-            "on_front": c.plan.key in front,
+            "on_front": c.plan.key in on_front,
             "uniform": c.is_uniform,
             "mean_bits": sum(map(level_width, c.plan.bits)) / len(c.plan.bits),
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
@@ -45,11 +31,11 @@ def candidate_rows(result: SearchResult) -> list[dict[str, Any]]:
             "bits": list(c.plan.bits),
             "ranks": list(c.plan.ranks),
         }
-        for c in result.candidates
+        for c in candidates
     ]
 
 
-def trial_row(trial: Trial) -> dict[str, Any]:
+def trial_row(trial: Trial) -> Row:
     """A trial; one that is running or failed has None for all that an evaluation says."""
     proposal, evaluation = trial.proposal, trial.evaluation
     return {
@@ -73,8 +59,8 @@ def trial_row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def to_pandas(result: SearchResult, of: RowsOf = "candidates") -> Any:
-    """`rows` as a `pandas.DataFrame`, the metrics of trials in columns of their own, `metrics.NAME`.
+def to_pandas(rows: Sequence[Row]) -> Any:
+    """Rows as a `pandas.DataFrame`, the metrics of trials in columns of their own, `metrics.NAME`.
 
     Raises:
         ImportError: pandas is not installed.
@@ -84,8 +70,4 @@ def to_pandas(result: SearchResult, of: RowsOf = "candidates") -> Any:
     except ImportError:
         raise ImportError("a pandas frame needs pandas: pip install pandas, or take .rows()", name="pandas") from None
     # A None in place of the metrics would be a column of its own.
-    return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in rows(result, of)])
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in rows])

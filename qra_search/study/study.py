@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
+from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import Evaluation, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
@@ -14,18 +16,18 @@ from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
-from qra_search.space.sizes import size_in
+from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.arguments import check_callbacks, check_evaluations, check_evaluator, check_prior, check_seed
 from qra_search.study.callbacks import Callback
 from qra_search.study.result import SearchResult
 
-DEFAULT_STRATEGY = "qra"
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
 
 
-class StudyFailed(RuntimeError):
+class StudyFailed(RunFailed):
     """The search cannot go on."""
 
 
@@ -34,18 +36,23 @@ class Study:
 
     Args:
         evaluator: says what a plan is worth.
-        strategy: name of an installed strategy, or one.
+        strategy: name of an installed strategy, or a `Strategy`.
         evaluations: full evaluations that may be spent, the prior's cost included.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
-        log: path of the SQLite log, or a `TrialLog`; an existing one is gone on with.
+        log: path of the SQLite log, or a `TrialLog`; an existing one is resumed.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
         callbacks: told of every event.
         prior: taken in place of the evaluator's own, which is then not measured (`learnt.learnt_prior`); a log that
-            is gone on with keeps the one it has.
+            is resumed keeps the one it has.
+
+    Raises:
+        BadInput: an argument that cannot be used.
+        BudgetTooSmall: no plan fits a budget.
+        LogMismatch: the log is of another search.
     """
 
     def __init__(
@@ -53,7 +60,7 @@ class Study:
         evaluator: Evaluator,
         *,
         strategy: str | Strategy = DEFAULT_STRATEGY,
-        evaluations: float = 100,
+        evaluations: float = DEFAULT_EVALUATIONS,
         memory_budget: int | str | Sequence[int | str] | None = None,
         seed: int = 0,
         log: str | Path | TrialLog = MEMORY,
@@ -62,23 +69,21 @@ class Study:
         callbacks: Sequence[Callback] = (),
         prior: Prior | None = None,
     ):
-        if not evaluations > 0:
-            raise ValueError(f"evaluations must be positive, got {evaluations}")
-        self.evaluator = evaluator
+        self.evaluator = check_evaluator(evaluator)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy)
-        self.evaluations = float(evaluations)
-        self.seed = seed
+        self.evaluations = check_evaluations(evaluations)
+        self.seed = check_seed(seed)
         self.batch = batch
-        self.callbacks = tuple(callbacks)
+        self.callbacks = check_callbacks(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         try:
             self.log.bind(
                 space=self.space.signature,
                 evaluator=evaluator.describe(),
                 budgets=list(self.memory_budgets),
-                seed=seed,
+                seed=self.seed,
             )
             record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
         except BaseException:
@@ -86,7 +91,7 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
-        self._given_prior = prior
+        self._given_prior = check_prior(prior)
         self._stopping = False
 
     @property
@@ -187,18 +192,6 @@ class Study:
             getattr(callback, event)(self, *args)
 
 
-def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
-    """Budgets in bytes, ascending and distinct; empty where the whole front is wanted.
-
-    Raises:
-        BudgetTooSmall: no plan fits one of them.
-    """
-    if budget is None:
-        return ()
-    several = [budget] if isinstance(budget, (int, float, str)) or not isinstance(budget, Sequence) else list(budget)
-    return tuple(sorted({space.memory.check_budget(size_in(space, b)) for b in several}))
-
-
 def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """The uniform plans that every study evaluates first, cheapest first.
 
@@ -221,7 +214,7 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
 
 
 def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
-    """Raises StudyFailed where a strategy breaks its contract: over the budget, or a repeated evaluation."""
+    """Raises StudyFailed if a strategy breaks its contract: over the budget, or a repeated evaluation."""
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)

@@ -44,7 +44,7 @@ def test_a_block_parses(block: Block, tmp_path: Path) -> None:
         ("sh", "qra search --set training.stepps=3"),
         ("sh", "qra log"),
         ("sh", "make nothing"),
-        ("sh", "pip install 'qra[nothing]'"),
+        ("sh", "pip install 'qra-toolkit[nothing]'"),
         ("python", "from qra_search import serch"),
         ("python", "search(evaluator"),
         ("yaml", "search: {evaluation: 3}"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qra_search.errors import install_hint
 from qra_search.log.trial import Trial
 from qra_search.report.standing import Standing
 from qra_search.space.memory import format_bytes
@@ -149,7 +150,7 @@ def size_name(size: int) -> str:
 
 def missing(tracker: type[Tracker], error: ImportError) -> ImportError:
     """The error of a tool that is not installed, with the command that installs it."""
-    return ImportError(f"tracker {tracker.name!r} needs {error.name}: pip install 'qra[{tracker.extra}]'")
+    return ImportError(f"tracker {tracker.name!r} needs {error.name}: {install_hint(tracker.extra)}")
 
 
 def flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import yaml
 from cli_runner import Qra
 
 from qra_search import plugins
-from qra_search.cli.app import app
+from qra_search.cli.app import ENTRIES, Entry, app
 from qra_search.config import RunConfig, make_config
 
 HEAVY = ("numpy", "pydantic", "torch", "plotly", "pymoo", "transformers", "botorch", "scipy", "rich")
@@ -26,10 +26,10 @@ def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
 
 def every_command() -> list[tuple[str, ...]]:
     """Names of all commands, groups with theirs."""
-    found: list[tuple[str, ...]] = [(c.name,) for c in app.registered_commands if c.name]
-    for group in app.registered_groups:
-        assert group.typer_instance is not None and group.name
-        found += [(group.name, c.name) for c in group.typer_instance.registered_commands if c.name]
+    found: list[tuple[str, ...]] = []
+    for entry in ENTRIES:
+        inner = getattr(entry.load(), "commands", None)
+        found += [(entry.name,)] if inner is None else [(entry.name, name) for name in inner]
     return found
 
 
@@ -37,6 +37,12 @@ def test_the_commands_import_nothing_heavy() -> None:
     code = f"import sys, qra_search.cli.app; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Entry) -> None:
+    first = (entry.load().help or "").partition("\n\n")[0]
+    assert entry.help == " ".join(first.split())
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from qra_eval.tasks import SplitName, Task
-from qra_eval.tuning.training import Row
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.example import SplitName
 
 
 class Rows:
@@ -21,9 +22,9 @@ class Rows:
 
     def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
         self.task, self.name, self.tokenizer, self.max_length = task, name, tokenizer, max_length
-        self._kept: dict[tuple[SplitName, int], list[Row]] = {}
+        self._kept: dict[tuple[SplitName, int], list[Encoded]] = {}
 
-    def __call__(self, split: SplitName, count: int) -> list[Row]:
+    def __call__(self, split: SplitName, count: int) -> list[Encoded]:
         """The first `count` rows of a split; fewer where it is shorter.
 
         Raises:
@@ -32,7 +33,7 @@ class Rows:
         key = (split, count)
         if key not in self._kept:
             encoded = self.task.encode(self.task.split(split)[:count], self.tokenizer, self.max_length)
-            self._kept[key] = [Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+            self._kept[key] = [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
             if not self._kept[key]:
                 raise ValueError(f"task {self.name!r} has no rows in its {split} split")
         return self._kept[key]

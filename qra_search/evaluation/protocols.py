@@ -1,0 +1,77 @@
+"""What an evaluator may offer beside `evaluate`; each is found by `isinstance`, and nothing has to be registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from qra_search.space.space import Plan
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done, and the steps in all."""
+
+
+@runtime_checkable
+class Estimates(Protocol):
+    """Says what a search will take before anything is spent; `--dry-run` prints it."""
+
+    def estimate(self) -> Mapping[str, float]:
+        """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds` and `peak_bytes`."""
+        ...
+
+
+class Tuned(Protocol):
+    """What full tuning of one plan gives: loss on test data in nats, the task's own figures, bytes, wall time."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def test_loss(self) -> float: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """Tunes a plan in full and measures it on test data; `qra finetune` and `qra evaluate` need it."""
+
+    def tune(
+        self,
+        plan: Plan,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        folder: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Tuned:
+        """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given."""
+        ...
+
+
+@runtime_checkable
+class ShowsUntuned(Protocol):
+    """Can show something in seconds, before minutes of quantizing; `qra demo` does."""
+
+    def example(self) -> str:
+        """One example of the task, with its answer."""
+        ...
+
+    def untuned_loss(self) -> float:
+        """Loss in nats of the model as it was loaded."""
+        ...
+
+
+@runtime_checkable
+class ReportsProgress(Protocol):
+    """Reports what takes long in it; whoever runs a search sets `progress` if it is None."""
+
+    progress: Progress | None

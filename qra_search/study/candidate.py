@@ -1,0 +1,50 @@
+"""A plan that was evaluated, and what is believed of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qra_search.space.space import Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was evaluated at full fidelity, and what is believed of it.
+
+    Attributes:
+        loss: posterior mean of the held-out loss, by the strategy's model if it has one.
+        loss_std: its posterior deviation; nan if nothing tells it.
+        memory_bytes: exact bytes.
+        observed: mean of the observed losses.
+        evaluations: how many there are.
+    """
+
+    plan: Plan
+    loss: float
+    loss_std: float
+    memory_bytes: int
+    observed: float
+    evaluations: int = 1
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every group has the same choice."""
+        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
+    is, as a share of the uniform plan's loss."""
+
+    budget: int
+    best: Candidate
+    uniform: Candidate | None
+
+    @property
+    def beats_uniform(self) -> bool:
+        return self.uniform is None or self.best.loss < self.uniform.loss
+
+    @property
+    def gain(self) -> float:
+        return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss

@@ -1,0 +1,66 @@
+"""What is known of a search before it begins: the space, the extremes of memory, and what it will cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from qra_search.config import RunConfig
+from qra_search.errors import bad_input
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.protocols import Estimates
+from qra_search.space.sizes import resolve_budgets
+from qra_search.study.study import uniform_design
+
+MUCH = 0.25
+"""Share of the budget from which on it is said that embeddings take it."""
+
+
+def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
+    """Facts of a search that is yet to begin, as plain data.
+
+    Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
+
+    Raises:
+        BadInput: a budget that no plan fits.
+    """
+    space = evaluator.space
+    with bad_input():
+        budgets = resolve_budgets(space, list(config.search.memory) or None)
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
+    if "evaluation_seconds" in estimate:
+        prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
+        # The prior's cost counts among the evaluations that may be spent.
+        charged = prior / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
+        estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
+        estimate["total_seconds"] = setup + prior + estimate["evaluation_seconds"] * estimate["evaluations_left"]
+    return {
+        "config": config.model_dump(mode="json"),
+        "groups": len(space),
+        "kinds": dict(Counter(group.kind or "group" for group in space.groups)),
+        "linears": sum(len(group.linears) for group in space.groups),
+        "weights": sum(group.weights for group in space.groups),
+        "fixed_bytes": space.fixed_bytes,
+        "smallest_bytes": space.memory.minimum,
+        "largest_bytes": space.memory.maximum,
+        "budgets": list(budgets),
+        "first": [
+            {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
+            for plan in uniform_design(space, budgets)
+        ],
+        "estimate": estimate,
+    }
+
+
+def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> str | None:
+    """What to say if much of the memory is in what no plan changes, and halving that is one setting away.
+
+    Args:
+        fixed: bytes of all that is not searched.
+        budgets: bytes that plans may take.
+    """
+    offered = config.evaluator == type(config).model_fields["evaluator"].default
+    if not offered or config.quantization.embeddings == 8 or not budgets or fixed < MUCH * min(budgets):
+        return None
+    return f"{fixed / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"

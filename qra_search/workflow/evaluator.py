@@ -1,0 +1,47 @@
+"""The evaluator that a config names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from qra_search import plugins
+from qra_search.config import RunConfig
+from qra_search.errors import BadInput, bad_input
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.evaluation.protocols import Progress, Tunes
+from qra_search.strategies import make_strategy
+
+
+def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
+    """The evaluator that a config names.
+
+    Raises:
+        BadInput: an unknown name, or settings that the evaluator refuses.
+    """
+    with bad_input():
+        make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
+        progress("load libraries", 0, 1)
+        factory = plugins.load("evaluators", config.evaluator)
+        progress("load libraries", 1, 1)
+        evaluator: Evaluator = factory(config, progress=progress) if _takes_progress(factory) else factory(config)
+        return evaluator
+
+
+def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
+    """The evaluator itself.
+
+    Raises:
+        BadInput: it cannot tune a plan in full.
+    """
+    if not isinstance(evaluator, Tunes):
+        raise BadInput(
+            f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
+            f"use a run of the evaluator quantized-lora"
+        )
+    return evaluator
+
+
+def _takes_progress(factory: Any) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return "progress" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

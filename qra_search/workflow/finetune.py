@@ -1,0 +1,113 @@
+"""Full tuning of a run's plan, and of the uniform plans that it is compared with."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from qra_search.config import RunConfig
+from qra_search.errors import BadInput
+from qra_search.evaluation.evaluator import Evaluator
+from qra_search.report import words
+from qra_search.report.terminal.live import View
+from qra_search.runs.final_test import Against, Tested, compare_on_test, opponents
+from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import format_bytes, level_name
+from qra_search.space.space import Plan
+from qra_search.study.result import SearchResult
+from qra_search.workflow.evaluator import build_evaluator, check_tunes
+from qra_search.workflow.run import write_report
+
+BASELINES = "baselines"
+"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
+
+
+def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
+    """The plan of a run, or the best within a budget.
+
+    Raises:
+        BudgetTooSmall: no plan of the space fits the budget.
+        BadInput: nothing that fits was evaluated, or the run has no plan yet.
+    """
+    if memory is None:
+        return folder.plan()
+    best = folder.result().best(memory)
+    if best is None:
+        raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
+    return best.plan
+
+
+def tune_with(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    view: View,
+    plan: Plan,
+    *,
+    against: Against = "best",
+    seeds: int = 1,
+    steps: int | None = None,
+) -> list[Tested]:
+    """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
+
+    Raises:
+        BadInput: the evaluator cannot tune.
+    """
+    tuner = check_tunes(evaluator, config)
+    result = folder.result()
+    limit, others = _opponents(result, plan, against)
+    view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
+
+    def say_tuned(tested: Tested, done: int, total: int) -> None:
+        view.say(f"[{done}/{total}] {tested_text(tested)}")
+
+    try:
+        tested = compare_on_test(
+            tuner, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
+            rows=config.training.test_rows, save=folder.path, progress=view.progress, on_tuned=say_tuned,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        view.say("What was tuned so far is kept: give the same command again to go on.")
+        raise
+    write_report(folder, config, result, folder.identity(), tested)
+    return tested
+
+
+def tuned_baselines(folder: RunFolder, plan: Plan, against: Against, view: View) -> list[tuple[Plan, Path]]:
+    """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned here.
+
+    Raises:
+        BadInput: the run's evaluator cannot tune.
+    """
+    _, others = _opponents(folder.result(), plan, against)
+    places = [
+        (other, folder.path / BASELINES / f"uniform-{level_name(other.bits[0])}-bits-rank-{other.ranks[0]}")
+        for other in others
+        if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
+    ]
+    missing = [(other, place) for other, place in places if not (place / "plan.json").is_file()]
+    if missing:
+        config = folder.config()
+        steps = (folder.test() or {}).get("steps")
+        with closing(build_evaluator(config, view.progress)) as evaluator:
+            tuner = check_tunes(evaluator, config)
+            for other, place in missing:
+                view.say(f"tuning {place.name}")
+                place.mkdir(parents=True, exist_ok=True)
+                tuner.tune(other, steps=steps, folder=place, progress=view.progress)
+    return places
+
+
+def tested_text(tested: Tested) -> str:
+    """A tuned plan in one line."""
+    metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
+    return (
+        f"{words.plan_name(tested.plan)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
+        f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
+    )
+
+
+def _opponents(result: SearchResult, plan: Plan, against: Against) -> tuple[int, list[Plan]]:
+    """The bytes that a comparison keeps to, and the uniform plans of no more."""
+    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
+    return limit, opponents(result.space, limit, against, result)
