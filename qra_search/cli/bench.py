@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,7 @@ def bench(
             progress = run_benchmark(
                 _matching(tasks or chosen.tasks, only), names or chosen.strategies,
                 chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
-                minutes=minutes, cell_seconds=cell_seconds, tell=say,
+                minutes=minutes, cell_seconds=cell_seconds, progress=say,
             )  # fmt: skip
             remaining = progress.remaining
         tables = make_tables(out)
@@ -106,7 +107,7 @@ def bench(
     print(f"Tables and plots: {out}/tables.md, {out}/anytime.html.{left}")
 
 
-def _matching(tasks: list[str], pattern: str | None) -> list[str]:
+def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:
     try:
         found = [task for task in tasks if re.search(pattern or "", task)]
     except re.error as error:

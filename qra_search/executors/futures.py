@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import Any
 
+from qra_search.errors import install_hint
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import WorkerUnusable
 from qra_search.executors.work import Factory, Reply, Request, evaluation_request, handle, to_evaluation, unpack
@@ -102,7 +103,7 @@ class DaskExecutor(FuturesExecutor):
         try:
             from distributed import Client
         except ImportError as error:
-            raise ImportError("Dask is not installed: `pip install 'qra[dask]'`", name="distributed") from error
+            raise ImportError(f"Dask is not installed: `{install_hint('dask')}`", name="distributed") from error
         self._client = Client(address)
         super().__init__(self._client.get_executor(pure=False, retries=0), factory, slots)
 

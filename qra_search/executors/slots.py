@@ -1,4 +1,4 @@
-"""Keeps several workers busy: one thread a slot hands out requests, replaces dead workers, and kills late ones."""
+"""Keeps several workers busy: a thread for each slot hands out requests, replaces dead ones, kills slow ones."""
 
 from __future__ import annotations
 

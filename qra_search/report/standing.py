@@ -6,8 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from qra_search.log.trial import Trial
 from qra_search.report.words import is_uniform
+from qra_search.space.pareto import non_dominated
 from qra_search.study.study import Study
 
 LAST_SHOWN = 5
@@ -68,12 +71,9 @@ class Standing:
 
     def front(self) -> list[tuple[int, float]]:
         """Bytes and mean loss of the plans that no other beats in both, cheapest first."""
-        means = sorted((size_of(self._known[key]), sum(v) / len(v)) for key, v in self._losses.items())
-        front: list[tuple[int, float]] = []
-        for size, loss in means:
-            if not front or loss < front[-1][1]:
-                front.append((size, loss))
-        return front
+        means = [(size_of(self._known[key]), sum(v) / len(v)) for key, v in self._losses.items()]
+        sizes, losses = np.array([size for size, _ in means]), np.array([loss for _, loss in means])
+        return [means[i] for i in non_dominated(losses, sizes)]
 
 
 def size_of(trial: Trial) -> int:

@@ -6,12 +6,13 @@ import numpy as np
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
+from qra_search.space.pareto import non_dominated
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy
 from qra_search.strategies.evolution.edits import Levels, fresh_plans
-from qra_search.strategies.evolution.survival import mean_losses, non_dominated
+from qra_search.strategies.evolution.survival import mean_losses
 from qra_search.strategies.gp.belief import Belief, believe
-from qra_search.strategies.gp.candidates import Candidates, additive_rows, around, linearized_row
+from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
 from qra_search.surrogates.memory_strips import Strips
 from qra_search.surrogates.prior_table import prior_table
@@ -96,7 +97,7 @@ class BayesStrategy(Strategy):
             strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
         else:
             strips = Strips.of_front(mean, sizes, reference)
-        candidates = Candidates(
+        candidates = LocalSearch(
             levels,
             lambda rows: strips.log_improvement(*belief.predict(rows), levels.bytes(rows)),
             seen,

@@ -15,6 +15,7 @@ from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
 from qra_search.space.memory import format_bytes
+from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import budget_in
 from qra_search.space.space import SearchSpace
@@ -67,11 +68,8 @@ class SearchResult:
     @property
     def front(self) -> list[Candidate]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
-        front: list[Candidate] = []
-        for candidate in self.candidates:
-            if not front or candidate.loss < front[-1].loss:
-                front.append(candidate)
-        return front
+        losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
+        return [self.candidates[i] for i in non_dominated(np.array(losses), np.array(sizes))]
 
     @property
     def uniform(self) -> list[Candidate]:

@@ -25,8 +25,8 @@ PERTURBATION = 0.5
 """Log-deviation of the tables that further additive solutions are drawn from."""
 
 
-class Candidates:
-    """Rows already met, with their scores, so that none is scored twice and known plans are never offered.
+class LocalSearch:
+    """Finds the plans with the largest score among those within a limit that are not known yet.
 
     Args:
         seen: keys of the plans that may not be proposed.

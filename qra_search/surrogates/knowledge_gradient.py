@@ -9,7 +9,7 @@ NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=T
 """Gauss-Hermite nodes and weights of a standard normal."""
 
 
-def handover(mean: np.ndarray, reach: np.ndarray, known: int, fits: np.ndarray) -> np.ndarray:
+def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: np.ndarray) -> np.ndarray:
     """(M,), expected fall of the least mean among the known plans and the new one that is evaluated.
 
     The knowledge gradient (Frazier, Powell and Dayanik 2009) of what a search would hand over. While no known plan
@@ -17,7 +17,7 @@ def handover(mean: np.ndarray, reach: np.ndarray, known: int, fits: np.ndarray) 
 
     Args:
         mean: (P,), believed losses of plans: first the `known` ones, which were evaluated, then M = P - known new ones.
-        reach: (M, P), change of each plan's mean by the evaluation of each new one, per deviation of what it may show.
+        change: (M, P), change of each plan's mean by the evaluation of each new one, per deviation of what it may show.
         fits: bool (P,), plans within the budget.
     """
     pool = np.flatnonzero(fits[:known])
@@ -27,6 +27,6 @@ def handover(mean: np.ndarray, reach: np.ndarray, known: int, fits: np.ndarray) 
     each = np.arange(len(new_mean))
     after = np.zeros(len(new_mean))
     for z, mass in NODES:
-        least = (mean[pool] + z * reach[:, pool]).min(1)
-        after += mass * np.where(new_fits, np.minimum(least, new_mean + z * reach[each, known + each]), least)
+        least = (mean[pool] + z * change[:, pool]).min(1)
+        after += mass * np.where(new_fits, np.minimum(least, new_mean + z * change[each, known + each]), least)
     return np.maximum(mean[pool].min() - after, 0.0)
