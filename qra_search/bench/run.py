@@ -56,7 +56,7 @@ def run_benchmark(
         seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
         workers: processes, each with one thread.
-        minutes: no cell is begun after so long; call again to go on.
+        minutes: no cell is begun after so long; call again to resume.
         cell_seconds: see `run_cell`.
         progress: is given one line for every finished cell.
 

@@ -142,7 +142,7 @@ def _by_task(left: dict, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def _by_seed(table: dict, name: str) -> np.ndarray:
-    """Scores (seeds, tasks) of one strategy; nan where a cell is missing."""
+    """Scores (seeds, tasks) of one strategy; nan if a cell is missing."""
     seeds, tasks = sorted({seed for _, seed in table}), sorted({task for task, _ in table})
     return np.array([[table.get((task, seed), {}).get(name, np.nan) for task in tasks] for seed in seeds])
 

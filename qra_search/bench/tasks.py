@@ -38,7 +38,7 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options; `seed` is put into the options where `seeded`."""
+    """An evaluator by name with its options; `seed` is put into the options if `seeded`."""
 
     name: str
     evaluator: str = "landscape"

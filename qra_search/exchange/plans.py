@@ -18,7 +18,7 @@ Rounding = Literal["refuse", "nearest", "up", "down"]
 ROUNDING: tuple[str, ...] = ("refuse", "nearest", "up", "down")
 
 BitsOf = Callable[[str], float | None]
-"""Bits of a linear by its name; None where the file says nothing of it."""
+"""Bits of a linear by its name; None if the file says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Foreign:
     """What a file of another tool says.
 
     Attributes:
-        bits_of: bits of a linear by name; None where nothing is said.
-        names: the linears that the file names one by one; None where it has patterns.
-        ranks: ranks by linear, where the tool has any.
+        bits_of: bits of a linear by name; None if nothing is said.
+        names: the linears that the file names one by one; None if it has patterns.
+        ranks: ranks by linear, if the tool has any.
     """
 
     bits_of: BitsOf

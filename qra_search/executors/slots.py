@@ -120,7 +120,7 @@ class WorkerExecutor(ABC):
                 self._count_end()
 
     def _serve(self, job: _Job, worker: Worker | None) -> Worker | None:
-        """End the job's future; returns the worker that is left, None where it is gone."""
+        """End the job's future; returns the worker that is left, None if it is gone."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 worker = worker or self._started()

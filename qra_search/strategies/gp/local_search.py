@@ -19,7 +19,7 @@ Score = Callable[[np.ndarray], np.ndarray]
 SEARCH_STEPS = 60
 SWAPS = 32
 NEIGHBOURS = 256
-"""Single steps of a row that one move of the search looks at; a random choice of them where there are more."""
+"""Single steps of a row that one move of the search looks at; a random choice of them if there are more."""
 BATCH = 20_000
 PERTURBATION = 0.5
 """Log-deviation of the tables that further additive solutions are drawn from."""
@@ -97,7 +97,7 @@ def additive_rows(state: StudyState, budgets: Iterable[int], draws: int, rng: np
 def linearized_row(
     space: SearchSpace, predict: Callable[[np.ndarray], np.ndarray], row: np.ndarray, budget: int
 ) -> np.ndarray | None:
-    """int (2 G,): best plan under a budget if the model's mean were additive around a row; None where none fits.
+    """int (2 G,): best plan under a budget if the model's mean were additive around a row; None if none fits.
 
     Args:
         predict: rows (M, 2 G) to their predicted losses (M,).

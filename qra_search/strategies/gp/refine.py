@@ -23,7 +23,7 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
     """A Matern-5/2 GP over ordinal places and coverage, of every plan once, pending ones fantasized.
 
     A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
-    moved by the mean gap between the two, over the plans that have both, and not at all where none has.
+    moved by the mean gap between the two, over the plans that have both, and not at all if none has.
     """
     plans, losses = mean_losses(state.full)
     known = {plan.key: loss for plan, loss in zip(plans, losses, strict=True)}
