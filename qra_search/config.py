@@ -304,7 +304,7 @@ def explain(error: ValidationError) -> str:
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
-        near = did_you_mean(fault["loc"][-1], allowed)
+        near = did_you_mean(fault["loc"][-1], allowed, most=1)
         return f"{where} is no known field: {near}allowed are {', '.join(allowed)}"
     message = _ALLOWED_AT.get(where) or _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"

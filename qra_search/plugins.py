@@ -53,9 +53,9 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
     )
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`did you mean a or b? ` with the nearest of the known names; empty if none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:
+    """`did you mean a or b? ` with the nearest of the known names, at most so many; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.5)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 

@@ -182,5 +182,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nearest(spec: str) -> str:
-    near = did_you_mean(spec, KNOWN).rstrip()
+    near = did_you_mean(spec, KNOWN, most=2).rstrip()
     return f" ({near})" if near else ""

@@ -86,7 +86,7 @@ class RunFolder:
                     f"give another --out, or --resume with that run's settings"
                 )
         if self.exists and not resume:
-            raise RunExists(f"{self.path} already holds this run: add --resume to resume it, or give another --out")
+            raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, dump_config(config), durable=True)
 

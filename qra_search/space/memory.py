@@ -153,7 +153,7 @@ def parse_bytes(text: str | int | float) -> int:
     """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`.
 
     Raises:
-        ValueError: the text is no size.
+        BadInput: the text is no size.
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         value, unit = float(text), "b"
@@ -161,12 +161,10 @@ def parse_bytes(text: str | int | float) -> int:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
         unit = (match.group(2).lower() or "b") if match else ""
         if match is None or unit not in _UNITS:
-            raise ValueError(
-                f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
-            )
+            raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB")
         value = float(match.group(1))
     if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"a size in bytes must be positive, got {text!r}")
+        raise BadInput(f"a size in bytes must be positive, got {text!r}")
     return int(value * _UNITS[unit])
 
 

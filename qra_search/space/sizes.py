@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from qra_search.errors import BadInput
 from qra_search.space.memory import format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
 
@@ -23,7 +24,7 @@ def check_size(text: str | int | float) -> str:
     """The text itself, where it has one of the forms of a memory budget.
 
     Raises:
-        ValueError: it has none; the message names the forms.
+        BadInput: it has none; the message names the forms.
     """
     if any(form.fullmatch(str(text)) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
         return str(text)
@@ -32,7 +33,7 @@ def check_size(text: str | int | float) -> str:
     except ValueError as error:
         if "positive" in str(error):
             raise
-        raise ValueError(f"{text!r} is not a memory budget: write one such as {FORMS}") from None
+        raise BadInput(f"{text!r} is not a memory budget: write one such as {FORMS}") from None
     return str(text)
 
 
@@ -44,7 +45,7 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     what the uniform plan of 3 bits and rank 8 takes.
 
     Raises:
-        ValueError: no such form, or the space has no such uniform plan.
+        BadInput: no such form, or the space has no such uniform plan.
     """
     if isinstance(text, (int, float)):
         return parse_bytes(text)
@@ -64,7 +65,7 @@ def budget_in(space: SearchSpace, text: str | int | float) -> int:
     """Bytes that a budget means for a space, which some plan of it fits.
 
     Raises:
-        ValueError: as `size_in`.
+        BadInput: as `size_in`.
         BudgetTooSmall: no plan fits.
     """
     return space.memory.check_budget(size_in(space, text))
@@ -74,7 +75,7 @@ def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] 
     """Budgets in bytes, ascending and distinct; empty if the whole front is wanted.
 
     Raises:
-        ValueError, BudgetTooSmall: as `budget_in`.
+        BadInput, BudgetTooSmall: as `budget_in`.
     """
     if budget is None:
         return ()
@@ -91,7 +92,7 @@ def describe_size(space: SearchSpace, count: int) -> str:
 def _uniform_bytes(space: SearchSpace, bits: int, rank: int, text: str) -> int:
     plan = space.uniform(bits, rank)
     if plan is None:
-        raise ValueError(
+        raise BadInput(
             f"memory budget {text!r} needs the uniform plan of {bits} bits and rank {rank}, which the space does not "
             f"have: its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.ranks))}"
         )

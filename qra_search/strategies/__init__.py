@@ -23,6 +23,7 @@ def make_strategy(spec: str | Strategy | type[Strategy], **options: Any) -> Stra
     """
     if isinstance(spec, Strategy):
         return spec
+    strategy: Strategy
     if isinstance(spec, type) and issubclass(spec, Strategy):
         strategy = spec(**options)
         strategy.name = strategy.name or spec.__name__

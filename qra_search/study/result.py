@@ -23,6 +23,8 @@ from qra_search.strategies import Strategy
 from qra_search.study.candidate import Candidate, Comparison
 from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
+__all__ = ["Candidate", "Comparison", "SearchResult"]
+
 
 @dataclass(frozen=True, repr=False)
 class SearchResult:

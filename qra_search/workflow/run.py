@@ -127,12 +127,12 @@ def opened(
             else:
                 with bad_input():
                     pool = make_executor(config, workers.count, kind=workers.kind, address=workers.address)
-                executor = stack.enter_context(pool)
+                stack.enter_context(pool)
                 view.progress(f"start {workers.count} workers", 0, 1)
                 with bad_input():
-                    evaluator = RemoteEvaluator(executor)
+                    evaluator = RemoteEvaluator(pool)
                 view.progress(f"start {workers.count} workers", 1, 1)
-                yield evaluator, executor
+                yield evaluator, pool
     finally:
         if fresh:
             _forget_if_empty(folder)

@@ -82,7 +82,7 @@ def test_without_arguments_help_is_shown(qra: Qra) -> None:
 def test_the_version_is_that_of_the_package(qra: Qra) -> None:
     from importlib.metadata import version
 
-    assert qra("--version").out.strip() == f"qra {version('qra')}"
+    assert qra("--version").out.strip() == f"qra {version('qra-toolkit')}"
 
 
 @pytest.mark.parametrize("kind", ["strategies", "tasks", "backends"])

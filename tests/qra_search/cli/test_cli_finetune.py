@@ -95,17 +95,17 @@ def test_against_all_tunes_every_uniform_plan_that_fits(qra: Qra, tmp_path: Path
 def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qra_search.runs import final_test as final
+    from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
     compare = final.compare_on_test
 
-    def interrupted(*args: Any, told: Any, **options: Any) -> Any:
+    def interrupted(*args: Any, on_tuned: Any, **options: Any) -> Any:
         def once(*how: Any) -> None:
-            told(*how)
+            on_tuned(*how)
             raise KeyboardInterrupt
 
-        return compare(*args, told=once, **options)
+        return compare(*args, on_tuned=once, **options)
 
     monkeypatch.setattr(final, "compare_on_test", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from cli_runner import LANDSCAPE, Qra
 
-from qra_search.cli.dry_run import embeddings_hint
-from qra_search.config import QuantizationConfig, RunConfig, load_config
+from qra_search.config import load_config
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
@@ -130,17 +129,6 @@ def test_a_dry_run_says_what_would_be_and_spends_nothing(qra: Qra, tmp_path: Pat
     assert facts["config"]["evaluator"] == "landscape"
     assert format_bytes(space.memory.minimum) in text.out
     assert "Nothing was run" in text.out
-
-
-def test_embeddings_that_take_much_of_the_budget_are_named_with_what_halves_them() -> None:
-    config = RunConfig()
-    assert embeddings_hint(config, 30, [100, 200]) == (
-        "30% of the budget, mostly embeddings: quantization.embeddings=8 halves them"
-    )
-    assert embeddings_hint(config, 20, [100, 200]) is None
-    halved = config.model_copy(update={"quantization": QuantizationConfig(embeddings=8)})
-    assert embeddings_hint(halved, 30, [100]) is None
-    assert embeddings_hint(config.model_copy(update={"evaluator": "landscape"}), 30, [100]) is None
 
 
 def test_a_search_is_followed_in_the_tools_that_are_named(qra: Qra, tmp_path: Path) -> None:

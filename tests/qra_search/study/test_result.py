@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import Plan, search
+from qra_search import BudgetTooSmall, Plan, search
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
+from qra_search.space.sizes import resolve_budgets
 
 
 @pytest.fixture
@@ -29,7 +31,26 @@ def test_the_best_plan_is_the_best_that_fits(result):
     budget = result.front[len(result.front) // 2].memory_bytes
     best = result.best(budget)
     assert best.loss == min(c.loss for c in result.candidates if c.memory_bytes <= budget)
-    assert result.best(1) is None and result.comparison(1) is None
+    assert best.plan == result.comparison(budget).best.plan
+
+
+@pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
+def test_a_budget_is_written_as_for_a_search(result, budget):
+    (limit,) = resolve_budgets(result.space, budget)
+    assert result.best(budget) == result.best(limit)
+    assert result.comparison(budget).budget == limit
+
+
+def test_a_budget_below_the_smallest_plan_is_refused_as_by_a_search(result):
+    for ask in (result.best, result.comparison):
+        with pytest.raises(BudgetTooSmall, match="below the smallest plan"):
+            ask("1KiB")
+
+
+def test_there_is_no_best_plan_if_none_that_fits_was_evaluated(result):
+    least = result.space.memory.minimum
+    larger = replace(result, candidates=tuple(c for c in result.candidates if c.memory_bytes > least))
+    assert larger.best(least) is None and larger.comparison(least) is None
 
 
 def test_the_winner_is_picked_by_the_mean_of_its_replicates():

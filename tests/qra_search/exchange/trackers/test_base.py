@@ -150,5 +150,5 @@ def test_a_tool_that_is_not_installed_is_named_with_its_extra(
     import sys
 
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
-    with pytest.raises(ImportError, match=rf"tracker '{name}' needs .*: pip install 'qra\[{name}\]'"):
+    with pytest.raises(ImportError, match=rf"tracker '{name}' needs .*: pip install 'qra-toolkit\[{name}\]'"):
         make_tracker(name, tmp_path)

@@ -1,0 +1,71 @@
+"""Arguments of the wrong kind: what was given, and what is taken instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import AdditiveEvaluator
+
+from qra_search import BadInput, Callback, Study, search
+from qra_search.strategies.random import RandomStrategy
+
+EVALUATOR = AdditiveEvaluator()
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "message"),
+    [
+        ("tiny", r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `run\(config, folder\)` or `qra search`"),
+        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance of it is needed"),
+        (EVALUATOR.space, "an Evaluator is needed"),
+    ],
+    ids=["a name", "a class", "a space"],
+)
+def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        search(evaluator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluations": "ten"}, r"evaluations is 'ten' \(str\): a positive number is needed"),
+        ({"evaluations": 0}, "evaluations is 0"),
+        ({"evaluations": float("nan")}, "evaluations is nan"),
+        ({"evaluations": None}, "evaluations is None"),
+        ({"seed": "x"}, r"seed is 'x' \(str\): a whole number from 0 on is needed"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
+        ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
+        ({"prior": {"bits_damage": []}}, "a Prior is needed; of JSON data Prior.from_dict makes one"),
+        ({"callbacks": Callback()}, "a list of callbacks is needed"),
+        ({"callbacks": [print]}, "an instance of a subclass of Callback is needed"),
+        ({"callbacks": [Callback]}, "a callback is the class Callback"),
+        ({"memory_budget": "lots"}, "'lots' is not a memory budget: write one such as 108MiB"),
+        ({"memory_budget": {"MiB": 3}}, "is not a memory budget"),
+    ],
+    ids=repr,
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_spent(options: dict[str, Any], message: str) -> None:
+    evaluator = AdditiveEvaluator()
+    with pytest.raises(BadInput, match=message):
+        Study(evaluator, **options)
+    assert evaluator.calls == 0
+
+
+def test_a_class_stands_for_the_strategy_with_its_defaults() -> None:
+    kind: Any = RandomStrategy
+    by_class = search(AdditiveEvaluator(), strategy=kind, evaluations=6)
+    by_name = search(AdditiveEvaluator(), strategy="random", evaluations=6)
+    assert [t.proposal for t in by_class.trials] == [t.proposal for t in by_name.trials]
+    assert by_class.strategy == "random"
+
+
+def test_a_candidate_in_the_place_of_its_plan_is_named() -> None:
+    result = search(AdditiveEvaluator(), strategy="random", evaluations=6)
+    candidate: Any = result.best()
+    for ask in (result.space.memory_bytes, AdditiveEvaluator().space.encode):
+        with pytest.raises(BadInput, match="plan is Candidate.*: a Plan is needed; that of a candidate is its `plan`"):
+            ask(candidate)

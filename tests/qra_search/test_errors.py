@@ -1,0 +1,40 @@
+"""Errors that the user can mend have one base."""
+
+from __future__ import annotations
+
+import pytest
+
+from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
+from qra_search.cli.errors import status_of
+from qra_search.config import ConfigError
+from qra_search.errors import RunFailed, bad_input, needed
+from qra_search.log.trial_log import LogMismatch
+from qra_search.plugins import UnknownName
+from qra_search.runs.folder import NoRun, RunExists
+from qra_search.study.study import StudyFailed
+
+
+@pytest.mark.parametrize("kind", [ConfigError, LogMismatch, NoRun, RunExists, UnknownName])
+def test_what_the_user_can_mend_ends_with_status_2(kind: type[BadInput]) -> None:
+    assert status_of(kind("wrong")) == 2
+    assert status_of(BudgetTooSmall(1, 2)) == 2
+
+
+@pytest.mark.parametrize("kind", [StudyFailed, EvaluationFailed, RuntimeError, ValueError])
+def test_a_run_that_failed_ends_with_status_1(kind: type[Exception]) -> None:
+    assert status_of(kind("wrong")) == 1
+    assert issubclass(kind, RunFailed) == (kind in (StudyFailed, EvaluationFailed))
+
+
+def test_bad_input_keeps_the_kind_of_what_is_bad_input_already() -> None:
+    with pytest.raises(UnknownName, match="^no such name$"), bad_input():
+        raise UnknownName("no such name")
+    with pytest.raises(BadInput, match="^no such value$"), bad_input():
+        raise ValueError("no such value")
+    with pytest.raises(ZeroDivisionError), bad_input():
+        raise ZeroDivisionError
+
+
+def test_a_value_of_the_wrong_kind_is_shown_shortened() -> None:
+    text = str(needed("plan", "x" * 1000, "a Plan is needed"))
+    assert text.startswith("plan is 'xxx") and text.endswith("... (str): a Plan is needed") and len(text) < 150

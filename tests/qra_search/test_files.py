@@ -1,0 +1,47 @@
+"""Files that a reader never sees half of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qra_search.files import read_json, replacing, write_json, write_text
+
+
+def test_the_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as partial:
+        partial.write_text("half")
+        assert path.read_text() == "old"
+    assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1}, durable=durable)
+    with pytest.raises(ZeroDivisionError), replacing(path, durable=durable) as partial:
+        partial.write_text("{")
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")}, durable=durable)
+    assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_durable_file_is_synced_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "a.txt", []
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        seen.append(path.exists())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_text(path, "x")
+    assert seen == []
+    path.unlink()
+    write_text(path, "x", durable=True)
+    assert seen == [False, True], "the content before the replacement, the folder after it"

@@ -1,0 +1,166 @@
+"""`run`: the folder of `qra search`, from Python."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import Qra
+
+import qra_search
+from qra_search import BadInput, Callback, run
+from qra_search.config import ConfigError, RunConfig, dump_config, make_config
+from qra_search.report.terminal.live import View
+from qra_search.runs.folder import RunExists, RunFolder
+from qra_search.study.study import StudyFailed
+
+SETTINGS: dict[str, Any] = {
+    "evaluator": "landscape",
+    "space": {"granularity": "layer"},
+    "options": {"layers": 4},
+    "search": {"strategy": "random", "evaluations": 12, "memory": "uniform3r8"},
+}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files of a run that hold no times."""
+    return {name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "prior.json", "result.json")}
+
+
+def test_it_leaves_the_folder_that_the_command_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(SETTINGS, tmp_path / "a")
+    assert Qra(capsys).search(tmp_path / "b").status == 0
+    assert {f.name for f in (tmp_path / "a").iterdir()} == {f.name for f in (tmp_path / "b").iterdir()}
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert result.to_dict() == RunFolder(tmp_path / "b").result().to_dict()
+    assert result.best() is not None and "uniform 3 bits" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_the_report_made_at_the_end_is_the_one_that_the_command_makes_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(SETTINGS, tmp_path / "a")
+    report = (tmp_path / "a" / "report.html").read_text()
+    assert Qra(capsys)("report", tmp_path / "a").status == 0
+    assert (tmp_path / "a" / "report.html").read_text() == report
+
+
+def test_a_config_is_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(make_config(SETTINGS)))
+    for name, config in (("a", make_config(SETTINGS)), ("b", SETTINGS), ("c", file), ("d", str(file))):
+        run(config, tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c") == contents(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (3, r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed"),
+        (RunConfig, "config is the class RunConfig: a RunConfig"),
+        ({"serch": {}}, "serch is no known field: did you mean search"),
+        ({"training": [1]}, "training is"),
+        ("none.yaml", "no config file 'none.yaml'"),
+    ],
+    ids=repr,
+)
+def test_a_config_that_cannot_be_used_is_refused_in_words(tmp_path: Path, config: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        run(config, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_is_resumed_only_when_asked_and_then_as_if_it_had_never_ended(tmp_path: Path) -> None:
+    more = {**SETTINGS, "search": {**SETTINGS["search"], "evaluations": 20}}
+    run(SETTINGS, tmp_path / "a")
+    with pytest.raises(RunExists, match="already holds this run"):
+        run(SETTINGS, tmp_path / "a")
+    resumed, whole = run(more, tmp_path / "a", resume=True), run(more, tmp_path / "b")
+    assert [t.proposal for t in resumed.trials] == [t.proposal for t in whole.trials]
+    with pytest.raises(RunExists, match="search.seed is 0 there and 1 here"):
+        run({**SETTINGS, "search": {**SETTINGS["search"], "seed": 1}}, tmp_path / "a", resume=True)
+
+
+def test_workers_in_batches_give_the_same_trials(tmp_path: Path) -> None:
+    one = run(SETTINGS, tmp_path / "a", batch=2)
+    two = run(SETTINGS, tmp_path / "b", batch=2, workers=2)
+    assert [(t.proposal, t.loss) for t in one.trials] == [(t.proposal, t.loss) for t in two.trials]
+
+
+def test_callbacks_are_told_and_may_stop_the_search(tmp_path: Path) -> None:
+    class StopAfter(Callback):
+        def finished(self, study: Any, trial: Any) -> None:
+            if trial.id == 4:
+                study.stop()
+
+    assert len(run(SETTINGS, tmp_path / "a", callbacks=[StopAfter()]).trials) == 5
+    assert len(run(SETTINGS, tmp_path / "a", resume=True).trials) > 5
+
+
+def test_progress_is_shown_on_stderr_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(SETTINGS, tmp_path / "a", progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "4 groups" in shown.err
+    run(SETTINGS, tmp_path / "b")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_view_of_the_caller_sees_the_run(tmp_path: Path) -> None:
+    class Kept(View):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    run(SETTINGS, tmp_path / "a", progress=Kept())
+    assert any("4 groups" in text for text in said)
+
+
+def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(run(SETTINGS, tmp_path / "a")))
+    thread.start()
+    thread.join()
+    assert results and results[0].best() is not None
+
+
+def test_what_is_refused_leaves_no_folder_and_what_failed_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qra_eval.evaluators.landscape import Landscape
+
+    def fail(*args: object, **options: object) -> None:
+        raise qra_search.EvaluationFailed("out of memory")
+
+    with pytest.raises(qra_search.BudgetTooSmall):
+        run({**SETTINGS, "search": {"memory": "1KiB"}}, tmp_path / "a")
+    with pytest.raises(ConfigError):
+        run({**SETTINGS, "search": {"memory": "much"}}, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(Landscape, "evaluate", fail)
+    with pytest.raises(StudyFailed, match="out of memory"):
+        run(SETTINGS, tmp_path / "a")
+    assert RunFolder(tmp_path / "a").exists
+
+
+def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
+    run(SETTINGS, tmp_path / "a")
+    folder = RunFolder(tmp_path / "a")
+    plan = json.loads(folder.plan_file.read_text())
+    entry = {
+        "role": "found", "plan": {k: [g[n] for g in plan["groups"]] for k, n in (("bits", "bits"), ("ranks", "rank"))},
+        "seed": 0, "steps": 3, "test_loss": 1.5, "metrics": {}, "memory_bytes": plan["memory_bytes"], "seconds": 1.0,
+    }  # fmt: skip
+    folder.adapter.mkdir()
+    folder.test_file.write_text(json.dumps({"format": "qra-test/1", "tuned": [entry]}))
+    run(SETTINGS, tmp_path / "a", resume=True)
+    assert "On test data" in folder.report_file.read_text()
+
+
+def test_run_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
+    import qra_search.workflow.run
+    import qra_search.workflow.searching
+
+    assert callable(qra_search.run) and callable(qra_search.search)

@@ -1,0 +1,51 @@
+"""`search`: the options of a study, spelled out, and its progress."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from fakes import AdditiveEvaluator
+
+from qra_search import Study, search
+from qra_search.config import RunConfig
+
+
+def test_it_takes_what_a_study_takes_with_the_same_defaults() -> None:
+    def options(function: Any) -> dict[str, Any]:
+        return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+    assert {k: v for k, v in options(search).items() if k != "progress"} == options(Study)
+
+
+def test_the_defaults_are_those_of_the_command() -> None:
+    given, config = inspect.signature(search).parameters, RunConfig().search
+    assert given["evaluations"].default == config.evaluations
+    assert (given["strategy"].default, given["seed"].default) == (config.strategy, config.seed)
+
+
+def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Reporting(AdditiveEvaluator):
+        progress: Any = None
+
+        def prior(self) -> Any:
+            self.progress("measure the prior", 0, 2)
+            self.progress("measure the prior", 2, 2)
+            return super().prior()
+
+    evaluator = Reporting()
+    search(evaluator, strategy="random", evaluations=3, progress=True)
+    assert "measure the prior" in capsys.readouterr().err
+    told: list[Any] = []
+    evaluator.progress = lambda *what: told.append(what)
+    search(evaluator, strategy="random", evaluations=3, progress=True)
+    assert told and "measure the prior" not in capsys.readouterr().err
+
+
+def test_an_option_that_a_search_lacks_is_refused() -> None:
+    wrong: Any = {"memory": "3MiB"}
+    with pytest.raises(TypeError, match="memory"):
+        search(AdditiveEvaluator(), **wrong)
