@@ -29,8 +29,8 @@ class Bank:
     """Quantized versions of a model's linears.
 
     Each bit-width is one safetensors file, named by a hash of the model, the backend and the calibration; files are
-    read memory-mapped, so that workers share them. A missing file is made, and one that is not whole (cut off, foreign,
-    or with a flipped byte) is made again with a warning.
+    read memory-mapped, so that workers share them. A missing file is made, and one that is cut off or foreign is made
+    again with a warning.
 
     Args:
         linears: by name; left untouched.
@@ -128,7 +128,7 @@ class Bank:
                 raise RuntimeError(f"the bank file {path} cannot be read after it was written")
 
     def _read(self, path: Path, bits: int) -> bool:
-        """Open a file and index it; False where it is missing or not whole."""
+        """Open a file and index it; False if it is missing or not whole."""
         if not path.is_file():
             return False
         try:
@@ -140,6 +140,7 @@ class Bank:
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             keys.setdefault(key.rpartition("::")[0], []).append(key)
         if set(keys) != set(self.linears):
+            log.warning("%s holds other linears: quantizing again", path)
             return False
         self._files[bits], self._keys[bits] = file, keys
         return True

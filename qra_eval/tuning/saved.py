@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from qra_backends import make_backend
-from safetensors.torch import save_file
 
 from qra_eval.models.linears import find_linears, named_as_it_is
 from qra_eval.models.load import load_model
@@ -85,8 +84,8 @@ def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
     )
     config.save_pretrained(str(folder))
     state = adapters.state(workbench.quantized.wrapped, ADAPTER_DTYPE)
-    tensors = {f"base_model.model.{name}": tensor.cpu() for name, tensor in state.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    write_tensors(tensors, folder / "adapter_model.safetensors")
 
 
 def load(folder: str | Path, *, device: str = "cpu") -> Any:
