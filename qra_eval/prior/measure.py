@@ -265,7 +265,7 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
 
     Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
     """
-    floor = max(float(raw.max()) * 1e-9, 1e-300)
+    floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))
     usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
     if len(usable) < 3:

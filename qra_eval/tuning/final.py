@@ -266,7 +266,7 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
     backend = make_backend(data["backend"])
-    chosen = {name: group.get("level", group["bits"]) for group in data["groups"] for name in group["linears"]}
+    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
     model: Any = loaded.model
     file = open_tensors(folder / BASE_FILE, device=device)
     keys: dict[str, list[str]] = {}

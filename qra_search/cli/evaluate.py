@@ -15,7 +15,7 @@ from qra_search.errors import BadInput, bad_input
 if TYPE_CHECKING:
     from qra_search.report.terminal.live import View
     from qra_search.runs.folder import RunFolder
-    from qra_search.space.space import Plan
+    from qra_search.space.space import Plan, SearchSpace
 
 FORMAT = "qra-evaluate/1"
 FILE = "evaluate.json"
@@ -107,19 +107,20 @@ def evaluate(
     if as_json:
         common.emit(read_json(folder.path / FILE))
         return
-    _print(rows)
+    _print(rows, space)
     common.stdout().print(f"\nWritten to [bold]{folder.path / FILE}[/]", soft_wrap=True)
 
 
 def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[tuple[Plan, Path]]:
     """Uniform plans with the folders of their tuned models, tuned here where they are not there yet."""
     from qra_search.runs.final_test import opponents
-    from qra_search.space.memory import level_name
+    from qra_search.space.levels import level_words
 
     result = folder.result()
     limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
     others = [p for p in opponents(result.space, limit, against, result) if p != plan]
-    places = [(p, folder.path / BASELINES / f"uniform-{level_name(p.bits[0])}-bits-rank-{p.ranks[0]}") for p in others]
+    names = [f"uniform-{level_words(p.bits[0]).replace(' ', '-')}-rank-{p.ranks[0]}" for p in others]
+    places = [(p, folder.path / BASELINES / name) for p, name in zip(others, names, strict=True)]
     missing = [(p, place) for p, place in places if p.ranks[0] > 0 and not (place / "plan.json").is_file()]
     if missing:
         config = folder.config()
@@ -133,7 +134,7 @@ def _baselines(folder: RunFolder, plan: Plan, against: Any, view: View) -> list[
     return [(p, place) for p, place in places if p.ranks[0] > 0]  # without an adapter there is nothing to tune
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
     from rich.table import Table
 
     from qra_search.report.words import plan_name
@@ -150,7 +151,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         name = "the model as it was"
         if row["plan"] is not None:
             plan = Plan(tuple(row["plan"]["bits"]), tuple(row["plan"]["ranks"]))
-            name = f"found: {plan_name(plan)}" if row["role"] == "found" else plan_name(plan)
+            name = ("found: " if row["role"] == "found" else "") + plan_name(plan, space)
         found = {(s["task"], s["metric"]): s for s in row["scores"]}
         cells = []
         for column in columns:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qra_search.report.terminal.live import View
     from qra_search.runs.final_test import Tested
     from qra_search.runs.folder import RunFolder
-    from qra_search.space.space import Plan
+    from qra_search.space.space import Plan, SearchSpace
 
 AGAINST = ("all", "best", "none")
 
@@ -113,7 +113,7 @@ def tune_with(
     view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
 
     def told(tested: Tested, done: int, total: int) -> None:
-        view.say(f"[{done}/{total}] {tested_text(tested)}")
+        view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
     try:
         tested = compare_on_test(
@@ -133,20 +133,21 @@ def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
     from qra_search.report.terminal.tables import next_steps, tested_table
 
     console = common.stdout()
-    console.print(f"\n[bold]{words.headline(words.finding(folder.result(), tested))}[/]\n")
-    console.print(tested_table(tested))
+    result = folder.result()
+    console.print(f"\n[bold]{words.headline(words.finding(result, tested))}[/]\n")
+    console.print(tested_table(tested, result.space))
     console.print()
     next_steps(console, folder)
 
 
-def tested_text(tested: Tested) -> str:
+def tested_text(tested: Tested, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     from qra_search.report import words
     from qra_search.space.memory import format_bytes
 
     metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
     return (
-        f"{words.plan_name(tested.plan)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
+        f"{words.plan_name(tested.plan, space)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
     )
 

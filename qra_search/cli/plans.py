@@ -12,6 +12,7 @@ from qra_search.cli import common
 from qra_search.errors import BadInput, bad_input
 
 if TYPE_CHECKING:
+    from qra_search.space.levels import LevelName
     from qra_search.space.space import Plan, SearchSpace
 
 plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
@@ -182,21 +183,21 @@ def import_(
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
-    from qra_search.space.memory import parse_level
+    from qra_search.space.levels import read_name
     from qra_search.space.space import Plan
 
     pattern, equals, choice = change.rpartition("=")
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
     if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
-        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=8:'")
+        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
     if not hits:
         raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")
     with bad_input():
-        level = parse_level(bits_text) if bits_text else 0
+        level = space.level(read_name(bits_text)).name if bits_text else None
     bits, ranks = list(plan.bits), list(plan.ranks)
     for i in hits:
-        bits[i] = level if bits_text else bits[i]
+        bits[i] = bits[i] if level is None else level
         ranks[i] = int(rank_text) if rank_text else ranks[i]
     new = Plan(tuple(bits), tuple(ranks))
     with bad_input():
@@ -229,15 +230,15 @@ def _data(path: Path) -> dict[str, Any]:
     return data
 
 
-def _groups(path: Path) -> dict[str, tuple[int, int]]:
-    return {g["name"]: (g.get("level", g["bits"]), g["rank"]) for g in _data(path)["groups"]}
+def _groups(path: Path) -> dict[str, tuple[LevelName, int]]:
+    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
 
 
 def _total(path: Path) -> int:
     return int(_data(path)["memory_bytes"])
 
 
-def _text(choice: tuple[int, int] | None) -> str:
-    from qra_search.space.memory import level_name
+def _text(choice: tuple[LevelName, int] | None) -> str:
+    from qra_search.space.levels import level_words
 
-    return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"
+    return "not there" if choice is None else f"{level_words(choice[0])}, rank {choice[1]}"

@@ -41,11 +41,6 @@ class Candidate:
     observed: float
     evaluations: int = 1
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every group has the same choice."""
-        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -118,7 +113,7 @@ class SearchResult:
     @property
     def uniform(self) -> list[Candidate]:
         """The uniform plans that were evaluated, cheapest first."""
-        return [c for c in self.candidates if c.is_uniform]
+        return [c for c in self.candidates if c.plan.is_uniform]
 
     def best(self, memory_budget: int | str | None = None) -> Candidate | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None where nothing fits.

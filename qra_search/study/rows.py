@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from qra_search.space.memory import level_width
-
 if TYPE_CHECKING:
     from qra_search.log.trial import Trial
     from qra_search.study.result import SearchResult
@@ -37,8 +35,8 @@ def candidate_rows(result: SearchResult) -> list[dict[str, Any]]:
             "loss_std": _known(c.loss_std),
             "memory_bytes": c.memory_bytes,
             "on_front": c.plan.key in front,
-            "uniform": c.is_uniform,
-            "mean_bits": sum(map(level_width, c.plan.bits)) / len(c.plan.bits),
+            "uniform": c.plan.is_uniform,
+            "mean_bits": result.space.mean_bits(c.plan),
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
             "observed": c.observed,
             "evaluations": c.evaluations,
