@@ -29,6 +29,7 @@ from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.bank import Bank
 from qra_eval.tuning.training import Batch, labelled_head
 from qra_search.evaluation.prior import Prior
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
@@ -128,7 +129,7 @@ def measure_fisher(
     model: Any,
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -209,7 +210,7 @@ def probe_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -230,7 +231,7 @@ def degrade_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
     batch: Batch,
     *,

@@ -19,6 +19,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.files import write_json
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
@@ -309,7 +310,7 @@ def check_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: str | Pa
 
 
 def _base_tensors(
-    evaluator: QuantizedLoRAEvaluator, module: torch.nn.Module, name: str, bits: int
+    evaluator: QuantizedLoRAEvaluator, module: torch.nn.Module, name: str, bits: LevelName
 ) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
     if bits != UNQUANTIZED_BITS:

@@ -48,10 +48,8 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     shapes = [tuple(shape) for shape in data["shapes"]]
 
     def level(name: LevelName) -> Level:
-        width, backend = name, ""
-        if isinstance(name, str):
-            width, backend = data["levels"][name]["width"], data["levels"][name]["backend"]
-        return Level(name, width, backend, TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True))))
+        more = {"width": name} if isinstance(name, int) else data["levels"][name]
+        return Level(name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True))))
 
     return SearchSpace(
         groups=[

@@ -50,3 +50,21 @@ def test_it_is_searched_and_a_plan_with_both_reloads_exactly(evaluator, tmp_path
     model, _ = load_base(tmp_path)
     kinds = {type(model.get_submodule(group["linears"][0])).__name__ for group in data["groups"][:2]}
     assert len(kinds) == 2
+
+
+def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
+    """The LoRA that everyone compares with: nothing is quantized, so nothing is damaged, and rank is all there is."""
+    evaluator = QuantizedLoRAEvaluator(
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(cache=str(tmp_path / "bank")),
+        space=SpaceConfig(bits=(16,), ranks=(0, 4), granularity="layer"),
+        training=TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=4, final_steps=2),
+    )
+    prior = evaluator.prior()
+    assert prior.bits_damage.shape == (len(evaluator.space), 1) and not prior.bits_damage.any()
+    assert (prior.rank_gain[:, 1] > 0).all()
+    result = search(evaluator, evaluations=prior.cost + 3, seed=0)
+    assert len(result.trials) >= 2 and not result.failures()
+    assert {trial.plan.bits for trial in result.trials} == {(16,) * len(evaluator.space)}
+    evaluator.close()
