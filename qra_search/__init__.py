@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BudgetTooSmall,
         Group,
         GroupwiseFormat,
+        Level,
         Linear,
         MemoryModel,
         Plan,
@@ -34,6 +35,7 @@ __all__ = [
     "Evaluator",
     "Group",
     "GroupwiseFormat",
+    "Level",
     "Linear",
     "MemoryModel",
     "Plan",
@@ -57,7 +59,8 @@ _HOMES = {
     "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Prior"),
     "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
     "space": (
-        "BudgetTooSmall", "Group", "GroupwiseFormat", "Linear", "MemoryModel", "Plan", "SearchSpace", "StorageFormat"
+        "BudgetTooSmall", "Group", "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "SearchSpace",
+        "StorageFormat",
     ),
     "strategies": ("Strategy",),
     "study": ("Callback", "Candidate", "SearchResult", "Study"),

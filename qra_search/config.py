@@ -52,18 +52,53 @@ class TaskConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
 
 
+BackendSpec = str | dict[str, Any]
+BACKEND_FORMS = (
+    "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
+)
+
+
+def _backend_spec(given: Any) -> Any:
+    """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
+    name = given.get("name") if isinstance(given, dict) else given
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{BACKEND_FORMS}; {shortened(given)} is none of these")
+    if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
+        raise ValueError(f"options of backend {name!r} are texts, got {shortened(list(given))}")
+    return given
+
+
+def _is_width(key: Any) -> bool:
+    return (isinstance(key, int) and not isinstance(key, bool)) or (isinstance(key, str) and key.isdecimal())
+
+
 class QuantizationConfig(_Section):
     """How weights are stored at each bit-width."""
 
-    backend: str | dict[int, str | list[str]] = Field(
+    backend: BackendSpec | dict[int, BackendSpec | list[BackendSpec]] = Field(
         "mixed-calibrated",
-        description="a backend, or one for each bit-width; a list of them at a width makes the backend there a "
-        "searched choice; see `qra backends`",
+        description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
+        "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
     embeddings: Literal[8, 16] = Field(
         16, description="bits of the token embeddings and the head: 8 halves them, with a scale for each row"
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _backend(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "name" in given:
+            return _backend_spec(given)
+        if not given or not all(_is_width(key) for key in given):
+            raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
+        several = {int(bits): specs for bits, specs in given.items()}
+        for bits, specs in several.items():
+            if specs == []:
+                raise ValueError(f"at {bits} bits a list names at least one backend")
+            for spec in specs if isinstance(specs, list) else [specs]:
+                _backend_spec(spec)
+        return several
 
 
 class SpaceConfig(_Section):
@@ -306,11 +341,10 @@ def explain(error: ValidationError) -> str:
         allowed = list(section.model_fields)
         near = did_you_mean(fault["loc"][-1], allowed, most=1)
         return f"{where} is no known field: {near}allowed are {', '.join(allowed)}"
-    message = _ALLOWED_AT.get(where) or _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
-_ALLOWED_AT = {"quantization.backend": "the name of a backend, or one for each bit-width, is needed"}
 _ALLOWED = {
     "model_type": "a mapping of fields is needed",
     "dict_type": "a mapping is needed",

@@ -60,9 +60,13 @@ class StepMemory:
 
     def space(self, resident: SearchSpace) -> SearchSpace:
         """The same space with the bytes of plans counted at the peak of their training."""
-        fields = {name: getattr(resident, name) for name in SearchSpace.model_fields}
-        fields |= {"fixed_bytes": resident.fixed_bytes + self.fixed, "adapter_bits": self.adapter_bits}
-        return SearchSpace(**fields)
+        return SearchSpace(
+            groups=resident.groups,
+            bits=resident.levels,
+            ranks=resident.ranks,
+            fixed_bytes=resident.fixed_bytes + self.fixed,
+            adapter_bits=self.adapter_bits,
+        )
 
     def parts(self, resident: SearchSpace, plan: Plan) -> dict[str, int]:
         """The parts of a plan's peak by name, and their sum as `peak`."""

@@ -231,7 +231,7 @@ def _read_jsonl(
         raise ValueError(f"{groups} groups are not {kinds} to a layer, as granularity {granularity!r} has them")
     if damage is not None and granularity != "layer":
         raise ValueError("damage is of whole layers: it goes with granularity 'layer'; a trial log holds its own prior")
-    bits = tuple(sorted({b for plan in seen for b in plan.bits}))
+    bits = tuple(sorted({int(b) for plan in seen for b in plan.bits}))
     ranks = tuple(sorted({r for plan in seen for r in plan.ranks}))
     space = make_space(groups // kinds, granularity, shape, bits=bits, ranks=ranks)
     return space, None if damage is None else layer_prior(space, Path(damage)), seen
@@ -242,7 +242,7 @@ def layer_prior(space: SearchSpace, path: Path) -> Prior:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     loss = {(row["layer"], row["bits"]): row["loss"] - measured.UNTUNED for row in rows}
     two, three = (np.maximum([loss[g, b] for g in range(len(space))], measured.LEAST_DAMAGE) for b in (2, 3))
-    columns = [measured.damage_by_bits(two, three, bits) for bits in space.bits]
+    columns = [measured.damage_by_bits(two, three, bits) for bits in space.widths.tolist()]
     gain = np.tile(measured.HQQ.gain_at(np.array(space.ranks)) / len(space), (len(space), 1))
     return Prior(np.stack(columns, axis=1), gain, source="single layers, untuned")
 

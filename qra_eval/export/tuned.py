@@ -129,10 +129,13 @@ class TunedRun:
 
         shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
         return tuple(
-            Chosen(name, *shapes[name], group["bits"], group["rank"], group["name"])
+            Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
             for group in self.plan["groups"]
             for name in group["linears"]
         )
+
+    def _width(self, level: int | str) -> int:
+        return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)
 
     def module(self, name: str) -> nn.Module:
         """The (quantized) linear of the base."""

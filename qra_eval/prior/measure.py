@@ -30,6 +30,7 @@ from qra_eval.quantized.bank import Bank
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
 from qra_search.evaluation.prior import Prior
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
@@ -129,7 +130,7 @@ def measure_fisher(
     model: Any,
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -207,7 +208,7 @@ def probe_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -228,7 +229,7 @@ def degrade_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
     batch: Batch,
     *,
@@ -262,7 +263,7 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
 
     Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
     """
-    floor = max(float(raw.max()) * 1e-9, 1e-300)
+    floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))
     usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
     if len(usable) < 3:

@@ -17,6 +17,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.workbench import Workbench
 from qra_search.files import write_json
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan
@@ -125,7 +126,7 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
     backend = make_backend(data["backend"])
-    chosen = {name: group.get("level", group["bits"]) for group in data["groups"] for name in group["linears"]}
+    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
     model: Any = loaded.model
     file = open_tensors(folder / BASE_FILE, device=device)
     keys: dict[str, list[str]] = {}
@@ -167,7 +168,7 @@ def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
     return difference
 
 
-def _base_tensors(workbench: Workbench, module: torch.nn.Module, name: str, bits: int) -> dict[str, torch.Tensor]:
+def _base_tensors(workbench: Workbench, module: torch.nn.Module, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
     if bits != UNQUANTIZED_BITS:
         return workbench.quantized.backend.to_tensors(module)

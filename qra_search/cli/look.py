@@ -100,13 +100,14 @@ def show(
         return
     console = common.stdout()
     console.print(f"[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
-    console.print(f"{words.plan_name(plan)}, {describe_size(result.space, result.space.memory_bytes(plan))}")
-    console.print(f"{words.bits_counts(plan)}\n")
+    size = describe_size(result.space, result.space.memory_bytes(plan))
+    console.print(f"{words.plan_name(plan, result.space)}, {size}")
+    console.print(f"{words.bits_counts(plan, result.space)}\n")
     for what, values, choices in (("bits", plan.bits, result.space.bits), ("rank", plan.ranks, result.space.ranks)):
         console.print(f"[bold]{what}[/]")
         console.print(strip(result.space, values, choices), soft_wrap=True)
-    if result.space.backends:
-        console.print("; ".join(result.space.bits_text(b) for b in result.space.bits))
+    if any(isinstance(name, str) for name in result.space.bits):
+        console.print("; ".join(map(str, result.space.levels)))
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:

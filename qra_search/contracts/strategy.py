@@ -37,7 +37,7 @@ from qra_search.evaluation.prior import Prior
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
-from qra_search.space.space import SearchSpace
+from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.strategies import Strategy
 from qra_search.study.callbacks import Callback
 from qra_search.study.study import Study, check_proposals
@@ -218,5 +218,5 @@ def _fingerprint(state: StudyState) -> str:
 def _rebuilt(state: StudyState, log: TrialLog) -> StudyState:
     """The same state from a log read back, a prior through JSON, and a space through its own data."""
     prior = None if state.prior is None else Prior.from_dict(json.loads(json.dumps(state.prior.to_dict())))
-    space = SearchSpace.model_validate(state.space.model_dump())
+    space = space_from_dict(json.loads(json.dumps(space_to_dict(state.space))))
     return replace(state, space=space, trials=log.trials, prior=prior)

@@ -14,6 +14,7 @@ from qra_search.report.html import charts, svg
 from qra_search.report.html.heatmap import damage_steps
 from qra_search.report.html.page import style_sheet
 from qra_search.report.words import headline, plan_name
+from qra_search.space.levels import level_words
 
 RENDERER = "resvg_py"
 EXTRA = "figures"
@@ -100,12 +101,12 @@ def plan_figure(run: RunData, colours: dict[str, str], *, dark: bool = False) ->
     prior = run.result.prior
     if prior is not None:
         steps, _ = damage_steps(prior.bits_damage[:, 0])
-        title = f"Sensitivity by the prior: one group alone at {space.bits[0]} bits; darker suffers more"
+        title = f"Sensitivity by the prior: one group alone at {level_words(space.bits[0])}; darker suffers more"
         maps.append((title, steps.tolist(), [""] * len(space), ramp("prior", PRIOR_STEPS, dark=dark)))
     names = max(len(row) for row in grid.rows)
     left = MARGIN + 10 + round(7.2 * names)
     width = max(left + CELL * len(grid.columns) + MARGIN, 420)
-    y, parts = MARGIN + 14, [svg.text(MARGIN, MARGIN + 14, f"{run.name}: {plan_name(plan)}", kind="mark strong")]
+    y, parts = MARGIN + 14, [svg.text(MARGIN, MARGIN + 14, f"{run.name}: {plan_name(plan, space)}", kind="mark strong")]
     for title, levels, labels, ramp_of in maps:
         y += 34
         parts.append(svg.text(MARGIN, y, title, kind="label"))

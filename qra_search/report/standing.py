@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from qra_search.log.trial import Trial
-from qra_search.report.words import is_uniform
 from qra_search.space.pareto import non_dominated
 from qra_search.study.study import Study
 
@@ -65,7 +64,7 @@ class Standing:
         fitting = [
             (trial, sum(losses) / len(losses))
             for key, losses in self._losses.items()
-            if size_of(trial := self._known[key]) <= budget and (not uniform or is_uniform(trial.plan))
+            if size_of(trial := self._known[key]) <= budget and (not uniform or trial.plan.is_uniform)
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
 

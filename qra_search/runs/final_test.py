@@ -153,5 +153,5 @@ def _entry(tuned: Tuned, role: str) -> dict[str, Any]:
     }
 
 
-def _plan(plan: Plan) -> dict[str, list[int]]:
+def _plan(plan: Plan) -> dict[str, list[Any]]:
     return {"bits": list(plan.bits), "ranks": list(plan.ranks)}

@@ -76,7 +76,7 @@ class SearchResult:
     @property
     def uniform(self) -> list[Candidate]:
         """The uniform plans that were evaluated, cheapest first."""
-        return [c for c in self.candidates if c.is_uniform]
+        return [c for c in self.candidates if c.plan.is_uniform]
 
     def best(self, memory_budget: int | str | None = None) -> Candidate | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
@@ -126,7 +126,7 @@ class SearchResult:
             BadInput: `of` is neither.
         """
         if of == "candidates":
-            return candidate_rows(self.candidates, self.front)
+            return candidate_rows(self.space, self.candidates, self.front)
         if of == "trials":
             return [trial_row(t) for t in self.trials]
         raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")

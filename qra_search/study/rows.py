@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from qra_search.log.trial import Trial
-from qra_search.space.memory import level_width
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidate import Candidate
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
 
 
-def candidate_rows(candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
+def candidate_rows(space: SearchSpace, candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
     """A row for each candidate, which says whether it is on the front."""
     on_front = {c.plan.key for c in front}
     return [
@@ -23,8 +23,8 @@ def candidate_rows(candidates: Iterable[Candidate], front: Iterable[Candidate]) 
             "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
             "memory_bytes": c.memory_bytes,
             "on_front": c.plan.key in on_front,
-            "uniform": c.is_uniform,
-            "mean_bits": sum(map(level_width, c.plan.bits)) / len(c.plan.bits),
+            "uniform": c.plan.is_uniform,
+            "mean_bits": space.mean_bits(c.plan),
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
             "observed": c.observed,
             "evaluations": c.evaluations,

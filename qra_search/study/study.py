@@ -16,6 +16,7 @@ from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.space.levels import LevelName
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -195,8 +196,8 @@ class Study:
 def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """The uniform plans that every study evaluates first, cheapest first.
 
-    For each budget, and each of the two largest bit-widths that fit it, the largest rank that fits: the
-    strongest opponents that a user would pick by hand. Without a budget, every bit-width at its middle rank.
+    For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
+    strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
     uniform = [(plan, space.memory_bytes(plan)) for plan in space.uniform_plans()]
     chosen: dict[str, Plan] = {}
@@ -204,12 +205,12 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
         middle = space.ranks[len(space.ranks) // 2]
         chosen = {plan.key: plan for plan, _ in uniform if plan.ranks[0] == middle}
     for budget in budgets:
-        best: dict[int, Plan] = {}
+        best: dict[LevelName, Plan] = {}
         for plan, size in uniform:
             if size <= budget and (plan.bits[0] not in best or plan.ranks[0] > best[plan.bits[0]].ranks[0]):
                 best[plan.bits[0]] = plan
-        for bits in sorted(best, reverse=True)[:2]:
-            chosen[best[bits].key] = best[bits]
+        widths = sorted({space.level(name).width for name in best})[-2:]
+        chosen |= {plan.key: plan for name, plan in best.items() if space.level(name).width in widths}
     return sorted(chosen.values(), key=space.memory_bytes)
 
 

@@ -11,7 +11,8 @@ from qra_search.report.data import RunData, Trace
 from qra_search.report.html import svg
 from qra_search.report.html.svg import Scale, Size
 from qra_search.report.words import Finding, loss_text
-from qra_search.space.memory import format_bytes, level_name
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
 
 MIB = 2**20
 UNIFORM = "uniform"
@@ -67,11 +68,11 @@ def front_chart(run: RunData, key: str) -> str:
         for i, c in enumerate(run.shown):
             px, py = x.clamp(c.memory_bytes / MIB), y.clamp(c.loss)
             beyond = not (x.holds(c.memory_bytes / MIB) and y.holds(c.loss))
-            kind = "uniform" if c.is_uniform else ("on-front" if c.plan.key in front else "plan")
-            shape = "up" if beyond else ("square" if c.is_uniform else "circle")
+            kind = "uniform" if c.plan.is_uniform else ("on-front" if c.plan.key in front else "plan")
+            shape = "up" if beyond else ("square" if c.plan.is_uniform else "circle")
             parts.append(svg.mark(px, py, shape, f"point {kind}", f' data-p="{i}"'))
-            if c.is_uniform:
-                name = f"{level_name(c.plan.bits[0])} bits, r{c.plan.ranks[0]}"
+            if c.plan.is_uniform:
+                name = f"{level_words(c.plan.bits[0])}, r{c.plan.ranks[0]}"
                 if beyond:
                     name += f" is beyond: {c.loss:.3g} at {format_bytes(c.memory_bytes)}"
                 left = px > size.width - (90 if not beyond else 0.6 * size.width)

@@ -15,7 +15,6 @@ from qra_search.report.html import sections, svg
 from qra_search.report.html.svg import escape
 from qra_search.report.words import headline, plan_name
 from qra_search.runs.folder import RunFolder
-from qra_search.space.memory import level_name
 
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """One character for each level of bits or rank, so that a plan is a short text."""
@@ -73,7 +72,7 @@ def embedded(run: RunData) -> dict[str, Any]:
         expected = trial.proposal.predicted_loss
         points.append(
             {
-                "t": plan_name(c.plan),
+                "t": plan_name(c.plan, space),
                 "b": "".join(bit[b] for b in c.plan.bits),
                 "r": "".join(rank[r] for r in c.plan.ranks),
                 "l": f"{c.loss:.4f}",
@@ -85,7 +84,7 @@ def embedded(run: RunData) -> dict[str, Any]:
             }
         )
     return {
-        "bits": [level_name(b) for b in space.bits],
+        "bits": list(map(str, space.bits)),
         "ranks": list(space.ranks),
         "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
         "groups": list(space.names),

@@ -23,7 +23,8 @@ from qra_search.report.words import (
     percent,
     plan_name,
 )
-from qra_search.space.memory import format_bytes, level_name
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
 
 
 def headline(found: Finding | None) -> str:
@@ -34,7 +35,7 @@ def headline(found: Finding | None) -> str:
     if found.rival is None:
         return f'<span class="found">{prose(loss_text(found.loss))}</span> at {size}'
     if not found.beats:
-        return f"No plan found beats {prose(plan_name(found.rival))} within {size}"
+        return f"No plan found beats {prose(plan_name(found.rival, found.space))} within {size}"
     low, high = pair_text(found.loss, found.rival_loss)
     return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> at the same {size}'
 
@@ -46,7 +47,7 @@ def lead(found: Finding | None) -> str:
     data = "on test data that the search never saw" if found.data == "test" else "on validation data"
     if found.rival is None:
         return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."
-    rival = f"<strong>{prose(plan_name(found.rival))}</strong>"
+    rival = f"<strong>{prose(plan_name(found.rival, found.space))}</strong>"
     if not found.beats:
         return (
             f"Loss {data}: {prose(loss_text(found.loss))} at best, against {prose(loss_text(found.rival_loss))} of "
@@ -77,7 +78,7 @@ def facts(run: RunData) -> str:
         )
         if found.rival is not None:
             gain = f"−{percent(found.gain)}" if found.beats else "none"
-            items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival)}"))
+            items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival, found.space)}"))
     plans = len(result.candidates)
     failed = f", {len(result.failures())} failed" if result.failures() else ""
     items.append(
@@ -145,9 +146,9 @@ def plan(run: RunData) -> str:
     bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
     maps = [
         heatmap.heat_table(
-            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(level_name, found.bits)]
+            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(str, found.bits)]
         )
-        + heatmap.ramp_legend("bits", [space.bits_text(b) for b in space.bits]),
+        + heatmap.ramp_legend("bits", [*map(str, space.levels)]),
         heatmap.heat_table(
             grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
         )
@@ -158,14 +159,15 @@ def plan(run: RunData) -> str:
         damage = prior.bits_damage[:, 0]
         levels, legend = heatmap.damage_steps(damage)
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
-        remark = f"by the prior: rise of the loss with one group alone at {space.bits[0]} bits, in {unit}"
+        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
         labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
         maps.append(
             heatmap.heat_table(grid, "prior", "Sensitivity", remark, levels.tolist(), labels)
             + heatmap.ramp_legend("prior", legend)
         )
     which = (
-        f'<p class="which"><span>Shown: <strong>{prose(plan_name(found))}: {prose(bits_counts(found))}</strong></span>'
+        f'<p class="which"><span>Shown: <strong>{prose(plan_name(found, space))}: '
+        f"{prose(bits_counts(found, space))}</strong></span>"
         '<button type="button" class="back" hidden>Back to the plan found</button></p>'
     )
     say = "Kinds of linears down, layers across. Darker (lighter on a dark screen) is more."

@@ -109,5 +109,5 @@ def linearized_row(
     rows[at, g], rows[at, groups + g] = b, r
     cost = predict(rows).reshape(groups, B * R)
     cost = np.where(space.memory.allowed.reshape(groups, -1), cost - cost.min(1, keepdims=True), np.inf)
-    choice = knapsack.solve_fast(cost, space.memory.choice.reshape(groups, -1), budget - space.fixed_bytes)
+    choice = knapsack.solve(cost, space.memory.choice.reshape(groups, -1), budget - space.fixed_bytes, exact=False)
     return None if choice is None else np.concatenate([choice // R, choice % R])

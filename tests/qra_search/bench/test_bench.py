@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qra_search import bench
+from qra_search import SearchSpace, bench
 from qra_search.bench import statistics
 from qra_search.bench.cell import truncate
 from qra_search.bench.measures import best_known, hypervolume_regret, share_left
@@ -86,7 +86,7 @@ def test_budgets_exist_where_the_space_has_neither_3_nor_4_bits() -> None:
 
 
 def replace_choices(space, **choices):
-    return space.model_copy(update=choices).__class__(**(space.model_dump(include={"groups"}) | choices))
+    return SearchSpace(groups=space.groups, **choices)
 
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:

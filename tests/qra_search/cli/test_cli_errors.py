@@ -132,7 +132,7 @@ CASES = [
     (("plan", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
     (("plan", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
     (("plan", "check", "a", "--memory", "1MiB"), "more than 1MiB (1048576 bytes)"),
-    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "bits 9 is not one of"),
+    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
     (("plan", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
     (("plan", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
     # tuning and the rest

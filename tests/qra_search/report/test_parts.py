@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import Group, Linear, Plan, SearchSpace
+from qra_search.contracts.scenarios import toy_space
 from qra_search.report import colors, words
 from qra_search.report.html import charts, svg
 from qra_search.report.html.heatmap import damage_steps
@@ -170,8 +171,9 @@ def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[float, float
 
 def finding(**changes: object) -> words.Finding:
     plan, rival = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
-    fields = {"data": "test", "plan": plan, "loss": 1.43, "memory_bytes": 108 << 20, "budget": 108 << 20,
-              "rival": rival, "rival_loss": 1.71, "rival_bytes": 1}  # fmt: skip
+    fields = {"space": toy_space(2, bits=(2, 3, 4), ranks=(8,)), "data": "test", "plan": plan, "loss": 1.43,
+              "memory_bytes": 108 << 20, "budget": 108 << 20, "rival": rival, "rival_loss": 1.71,
+              "rival_bytes": 1}  # fmt: skip
     return words.Finding(**(fields | changes))  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.problems.static import StaticProblem
 
+from qra_search import SearchSpace
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import Levels
@@ -74,7 +75,9 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
 
 def test_adjacent_levels_skip_those_a_group_may_not_take():
     space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
-    narrow = space.model_copy(update={"groups": (space.groups[0].model_copy(update={"bits": (2, 8)}),)})
+    narrow = SearchSpace(
+        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
+    )
     levels = Levels(narrow)
     assert levels.above[0, 0] == 3 and levels.below[0, 3] == 0
     assert levels.above[0, 3] == 3 and levels.below[0, 0] == 0
