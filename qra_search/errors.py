@@ -10,6 +10,10 @@ class BadInput(ValueError):
     """What the user gave cannot be used; the message says what it is, what is allowed, and how to mend it."""
 
 
+class DamagedLines(UserWarning):
+    """Lines of a trial log were left out when it was read, because they are not what was written."""
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""

@@ -38,11 +38,10 @@ def root(
         print(context.get_help())
 
 
-log = typer.Typer(help="Check, save, move and merge the trials of runs.")
+log = typer.Typer(help="Check and merge the trials of runs.")
 log.command("check")(logs.check_log)
-log.command("export")(logs.export_log)
-log.command("import")(logs.import_log)
 log.command("merge")(logs.merge_logs)
+log.command("convert")(logs.convert_log)
 
 app.command("demo", rich_help_panel=SEARCH)(demo.demo)
 app.command("search", rich_help_panel=SEARCH)(search.search)

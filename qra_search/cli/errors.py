@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from qra_search.errors import BadInput, describe
+from qra_search.errors import BadInput, DamagedLines, describe
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK = "QRA_TRACEBACK"
@@ -24,7 +27,8 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        status = app(arguments, standalone_mode=False, prog_name="qra")
+        with _saying_damage():
+            status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
@@ -48,11 +52,10 @@ def run_safely(arguments: list[str]) -> int:
 
 def status_of(error: BaseException) -> int:
     """2 where the user can mend it by giving something else, 1 where the run failed."""
-    from qra_search.log.trial_log import LogMismatch
     from qra_search.plugins import UnknownName
     from qra_search.space.memory import BudgetTooSmall
 
-    mendable: tuple[type[BaseException], ...] = (BadInput, BudgetTooSmall, UnknownName, LogMismatch)
+    mendable: tuple[type[BaseException], ...] = (BadInput, BudgetTooSmall, UnknownName)
     if "qra_search.config" in sys.modules:
         from qra_search.config import ConfigError
 
@@ -62,6 +65,25 @@ def status_of(error: BaseException) -> int:
 
         mendable += (NoRun, RunExists)
     return BAD_INPUT if isinstance(error, mendable) else FAILED
+
+
+@contextmanager
+def _saying_damage() -> Iterator[None]:
+    """Lines of a log that were left out are said once, in one line on stderr; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedLines)
+        show, said = warnings.showwarning, set()
+
+        def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, DamagedLines):
+                if str(message) not in said:
+                    _say(str(message), OK)
+                said.add(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 _HINT = f" (set {TRACEBACK}=1 to see where)"

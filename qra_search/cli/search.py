@@ -134,7 +134,7 @@ def search(
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to go on with", param_hint="--resume")
-    if resume and out is not None and not RunFolder(out).log_file.is_file():
+    if resume and out is not None and not RunFolder(out).exists and not RunFolder(out).holds_old_log:
         raise typer.BadParameter(
             f"there is no run in {out} to go on with: leave --resume out to begin one", param_hint="--resume"
         )
@@ -344,15 +344,9 @@ def _budgets_text(study: Study) -> str:
 
 def _forget_if_empty(folder: RunFolder) -> None:
     """A run that was refused before its search began leaves no folder that a second try would trip over."""
-    if folder.exists and folder.log_file.stat().st_size:
-        from qra_search.log.trial_log import TrialLog
-
-        with TrialLog(folder.log_file) as log:
-            if log.meta("space") is not None:
-                return
-    for file in (folder.log_file, folder.config_file):
+    if folder.exists:  # the log is made when the search begins
+        return
+    for file in (folder.log_file.with_name(folder.log_file.name + ".lock"), folder.config_file):
         file.unlink(missing_ok=True)
-    for suffix in ("-wal", "-shm", ".lock"):
-        folder.log_file.with_name(folder.log_file.name + suffix).unlink(missing_ok=True)
     if not any(folder.path.iterdir()):
         folder.path.rmdir()

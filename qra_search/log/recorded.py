@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qra_search.evaluation.prior import Prior
@@ -14,11 +15,14 @@ SPACE = "space_data"
 STUDY = "study"
 
 
-def record(log: TrialLog, space: SearchSpace, **study: Any) -> None:
-    """Write the space and what the study was asked for into the header of a log."""
-    if log.meta(SPACE) is None:
-        log.set_meta(SPACE, space_to_dict(space))
-    log.set_meta(STUDY, study)
+def record(log: TrialLog, space: SearchSpace, study: Mapping[str, Any], **identity: Any) -> None:
+    """Begin a log, or resume one, with all that its header says: the space, the identity, what the study is asked for.
+
+    Raises:
+        LogMismatch: the log is of another space or identity.
+        LogBusy: another process writes it.
+    """
+    log.bind({SPACE: space_to_dict(space), STUDY: study}, space=space.signature, **identity)
 
 
 def recorded_space(log: TrialLog) -> SearchSpace:

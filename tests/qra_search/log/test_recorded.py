@@ -47,7 +47,7 @@ def test_a_shape_that_was_not_recorded_has_no_bytes() -> None:
 
 
 def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
-    log = tmp_path / "trials.sqlite"
+    log = tmp_path / "trials.jsonl"
     study = Study(Squares(), strategy="random", evaluations=6, memory_budget="uniform16r5", seed=3, log=log)
     study.run()
     with TrialLog(log) as again:
