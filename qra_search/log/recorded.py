@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_search.evaluation.prior import Prior
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import LogMismatch, TrialLog
+from qra_search.log.trial_log import LogDamaged, LogMismatch, TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import SearchSpace
 
@@ -42,8 +42,10 @@ def recorded_state(log: TrialLog) -> StudyState:
 
     Raises:
         LogMismatch: no search has begun in the log.
+        LogDamaged: a trial cannot be of the log's space.
     """
     space = recorded_space(log)
+    _check_trials(log, space)
     prior = log.meta("prior")
     return StudyState(
         space,
@@ -53,3 +55,17 @@ def recorded_state(log: TrialLog) -> StudyState:
         int(log.meta("seed") or 0),
         float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
     )
+
+
+def _check_trials(log: TrialLog, space: SearchSpace) -> None:
+    """Checksums tell damage; a log from anyone may also hold plans and bytes that its space does not allow."""
+    for trial in log:
+        try:
+            size = space.memory_bytes(trial.plan)
+        except ValueError as error:
+            raise LogDamaged(f"{log.path}: trial {trial.id} is no plan of the log's space ({error})") from None
+        if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
+            raise LogDamaged(
+                f"{log.path}: trial {trial.id} is said to take {trial.evaluation.memory_bytes} bytes, "
+                f"the log's space counts {size}"
+            )
