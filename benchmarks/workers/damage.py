@@ -2,8 +2,8 @@
 
     python benchmarks/workers/damage.py --trials 200
 
-Each proposal and each result is a line of its own. So a flipped or missing byte costs at most one trial its result or its
-proposal, and is named; a log that ends early is the log as it was earlier; all else that is read must be what was
+Each proposal and each result is a line of its own. So a flipped or missing byte costs at most one trial its result or
+its proposal, and is named; a log that ends early is the log as it was earlier; all else that is read must be what was
 written. Lines that are as they were are decoded once and remembered (`remember`): without that, reading some 250,000
 logs would take half an hour.
 """

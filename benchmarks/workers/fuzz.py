@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
@@ -243,6 +244,8 @@ class Watch:
         opened = [a for a in arguments[1:] if isinstance(a, int) and a > 2 and event in ("os.remove", "os.rmdir")]
         base = os.readlink(f"/proc/self/fd/{opened[0]}") if opened else ""  # what the path is relative to
         for path in touched:
+            if event == "sqlite3.connect":
+                path = unquote(str(path)).removeprefix("file:").partition("?")[0]
             if isinstance(path, (str, bytes, os.PathLike)) and path not in (":memory:", os.devnull):
                 name = os.path.realpath(os.path.join(base, os.fsdecode(path)))
                 if not f"{name}{os.sep}".startswith(self.folder):

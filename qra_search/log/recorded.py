@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from qra_search.evaluation.prior import Prior
+from qra_search.log.lines import NOT_A_LOG, short
 from qra_search.log.state import StudyState
 from qra_search.log.trial_log import LogDamaged, LogMismatch, TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
@@ -30,11 +32,15 @@ def recorded_space(log: TrialLog) -> SearchSpace:
 
     Raises:
         LogMismatch: the log holds none.
+        LogDamaged: it holds what is none.
     """
     data = log.meta(SPACE)
     if data is None:
         raise LogMismatch(f"{log.path} holds no search space: no search has begun in it")
-    return space_from_dict(data)
+    with _readable(log):
+        space = space_from_dict(data)
+        space.memory  # noqa: B018 - its tables are part of what must be right
+    return space
 
 
 def recorded_state(log: TrialLog) -> StudyState:
@@ -46,15 +52,26 @@ def recorded_state(log: TrialLog) -> StudyState:
     """
     space = recorded_space(log)
     _check_trials(log, space)
-    prior = log.meta("prior")
-    return StudyState(
-        space,
-        log.trials,
-        Prior.from_dict(prior) if prior else None,
-        tuple(log.meta("budgets") or ()),
-        int(log.meta("seed") or 0),
-        float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
-    )
+    with _readable(log):
+        prior = Prior.from_dict(log.meta("prior")) if log.meta("prior") else None
+        if prior is not None:
+            prior.check(space)
+        return StudyState(
+            space,
+            log.trials,
+            prior,
+            tuple(map(int, log.meta("budgets") or ())),
+            int(log.meta("seed") or 0),
+            float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
+        )
+
+
+@contextmanager
+def _readable(log: TrialLog) -> Iterator[None]:
+    try:
+        yield
+    except NOT_A_LOG as error:
+        raise LogDamaged(f"{log.path} has a header that is no log's ({short(error)})") from None
 
 
 def _check_trials(log: TrialLog, space: SearchSpace) -> None:
@@ -63,7 +80,7 @@ def _check_trials(log: TrialLog, space: SearchSpace) -> None:
         try:
             size = space.memory_bytes(trial.plan)
         except ValueError as error:
-            raise LogDamaged(f"{log.path}: trial {trial.id} is no plan of the log's space ({error})") from None
+            raise LogDamaged(f"{log.path}: trial {trial.id} is no plan of the log's space ({short(error)})") from None
         if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
             raise LogDamaged(
                 f"{log.path}: trial {trial.id} is said to take {trial.evaluation.memory_bytes} bytes, "
