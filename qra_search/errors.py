@@ -42,6 +42,10 @@ def one_line(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+class DamagedLines(UserWarning):
+    """Lines of a trial log were left out when it was read, because they are not what was written."""
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""

@@ -19,7 +19,7 @@ import protocol
 import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.log.logtools import export_jsonl
+from qra_search.log.logtools import merge
 from qra_search.log.trial import Trial
 from qra_search.log.trial_log import TrialLog
 from qra_search.strategies import make_strategy
@@ -93,7 +93,7 @@ def main() -> None:
         rows = [{**row, "embeddings": options.embeddings} for row in by_sensitivity(evaluator, budgets, name)]
         keep(options.out / "plans.jsonl", name, rows)
         return
-    log = TrialLog(options.logs / f"{name}.sqlite")
+    log = TrialLog(options.logs / f"{name}.jsonl")
     pieces = Pieces(options.minutes)
     study = Study(
         evaluator,
@@ -106,8 +106,9 @@ def main() -> None:
         prior=flat_prior(evaluator.space) if options.flat else None,
     )
     result = study.run()
-    with (options.out / f"trials-{name}.jsonl").open("w") as file:
-        export_jsonl(log, file)
+    kept = options.out / f"trials-{name}.jsonl"
+    kept.unlink(missing_ok=True)
+    merge([log.path], kept)  # without what is running, and who wrote it where
     forwards = result.spent * evaluator.workbench.evaluation_tokens()  # of this search's own evaluations
     epoch = epoch_forwards(evaluator)
     rows = []

@@ -89,7 +89,7 @@ class StrategyContract:
     def test_the_same_log_gives_the_same_proposals(self, strategy: Strategy, name: str, tmp_path: Path) -> None:
         state = scenario(name)
         first = strategy.propose(state, PROPOSED)
-        log = TrialLog(tmp_path / "trials.sqlite")
+        log = TrialLog(tmp_path / "trials.jsonl")
         for trial in state.trials:
             log.propose(trial.proposal)
             if trial.evaluation is not None:
@@ -98,7 +98,7 @@ class StrategyContract:
                 log.fail(trial.id, trial.reason)
         log.close()
         disturb_global_randomness()
-        with TrialLog(tmp_path / "trials.sqlite") as read_back:
+        with TrialLog(tmp_path / "trials.jsonl") as read_back:
             again = pickle.loads(pickle.dumps(strategy)).propose(_rebuilt(state, read_back), PROPOSED)
         assert again == first
 
@@ -144,7 +144,7 @@ class StrategyContract:
             "seed": 4,
         }
         unbroken = Study(evaluator, strategy=strategy, **options).run()
-        path = tmp_path / "trials.sqlite"
+        path = tmp_path / "trials.jsonl"
         broken = Study(evaluator, strategy=strategy, log=path, callbacks=[_StopAfter(7)], **options)
         broken.run()
         broken.log.close()

@@ -41,7 +41,7 @@ class Study:
         evaluations: full evaluations that may be spent, the prior's cost included.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
-        log: path of the SQLite log, or a `TrialLog`; an existing one is resumed.
+        log: path of the log, or a `TrialLog`; an existing one is resumed.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
@@ -80,13 +80,14 @@ class Study:
         self.callbacks = check_callbacks(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         try:
-            self.log.bind(
-                space=self.space.signature,
+            record(
+                self.log,
+                self.space,
+                {"strategy": self.strategy.name, "evaluations": self.evaluations},
                 evaluator=evaluator.describe(),
                 budgets=list(self.memory_budgets),
                 seed=self.seed,
             )
-            record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
         except BaseException:
             self.log.release()
             raise
@@ -181,8 +182,8 @@ class Study:
             raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
 
     def _measure_prior(self) -> None:
-        lost = "prior" in (self.log.meta("salvaged") or {}).get("header_lost", ())
-        if self.log.meta("prior") is None and (len(self.log) == 0 or lost):
+        # If lines of the log are damaged, the prior may have been in one of them.
+        if self.log.meta("prior") is None and (len(self.log) == 0 or self.log.damage):
             prior = self._given_prior or self.evaluator.prior()
             if prior is not None:
                 prior.check(self.space)

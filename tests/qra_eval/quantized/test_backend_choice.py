@@ -40,7 +40,7 @@ def test_the_space_has_a_level_for_each_backend(evaluator):
 
 def test_it_is_searched_and_a_plan_with_both_reloads_exactly(evaluator, tmp_path):
     groups = len(evaluator.space)
-    result = search(evaluator, strategy="uniform", evaluations=20, log=tmp_path / "trials.sqlite")
+    result = search(evaluator, strategy="uniform", evaluations=20, log=tmp_path / "trials.jsonl")
     assert any("nf4" in trial.plan.bits for trial in result.trials)
     plan = Plan(tuple(("nf4", "reference-4")[i % 2] for i in range(groups)), (4,) * groups)
     tuned = evaluator.tune(plan, folder=tmp_path)

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "typo.yaml").write_text("training: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
-    (path / "damaged" / "trials.sqlite").write_bytes(b"not a database" * 50)
+    (path / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
     (path / "rows.jsonl").write_text('{"question": "?"}\n')
     return path
 
@@ -110,19 +110,19 @@ CASES = [
     (("search", *LANDSCAPE, "--out", "nowhere", "--resume"), "there is no run in nowhere to resume"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
-    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.sqlite is not a readable trial log"),
+    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.jsonl is not a readable trial log"),
     (("search", "--resume", "--out", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is no run: it is not a folder"),
-    (("report", "empty"), "empty is no run: it holds no trials.sqlite"),
+    (("report", "empty"), "empty is no run: it holds no trials.jsonl"),
     (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
     (("show", "none"), "none is no run"),
-    (("show", "damaged"), "damaged/trials.sqlite"),
+    (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
     (("show", "a", "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
     (("compare", "a"), "one run, a, is nothing to compare"),
     (("runs", "none"), "no folder none"),
-    (("log", "export", "none"), "none does not exist: give a trial log or the folder of a run"),
+    (("log", "check", "none"), "none does not exist: give a trial log or the folder of a run"),
     # plans
     (("plan", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
     (("plan", "diff", "torn.json", "a"), "torn.json is not JSON"),
