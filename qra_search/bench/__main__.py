@@ -37,9 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cell-seconds", type=float, help="processor seconds after which a search is cut short, noted in its row"
     )
     parser.add_argument("--tables-only", action="store_true", help="run nothing")
-    parser.add_argument(
-        "--plotlyjs", choices=["inline", "cdn"], default="inline", help="where the page has plotly from"
-    )
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     left = 0
@@ -58,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         left = progress.remaining
         print(f"{progress.ran} cells run, {progress.failed} failed, {progress.skipped} were there, {left} left")
-    make_tables(options.out, plotlyjs=True if options.plotlyjs == "inline" else "cdn")
-    print(f"tables: {options.out / 'tables.md'}, plots: {options.out / 'anytime.html'}")
+    make_tables(options.out)
+    print(f"tables: {options.out / 'tables.md'}, plots: {options.out / 'anytime.svg'}")
     return 3 if left else 0
 
 

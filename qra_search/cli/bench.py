@@ -81,7 +81,7 @@ def strategies(
         return
     print(to_markdown(tables))
     left = f" {progress.remaining} cells are left: run the same command again." if progress.remaining else ""
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.html.{left}")
+    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.{left}")
 
 
 DEFAULT_PRESET = "quick"

@@ -192,14 +192,11 @@ def runs(
 def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
     from qra_search.report.data import RunData
-    from qra_search.report.figures import EXTRA, renderer, write_figures
+    from qra_search.report.figures import write_figures
 
     own = len(folders) == 1 and report == folders[0].report_file
     target = report.parent / ("figures" if own else f"{report.stem}-figures")
-    written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
-    if renderer() is None:
-        common.stderr().print(f"SVG only: for PNG as well, pip install 'qra[{EXTRA}]'", markup=False, soft_wrap=True)
-    return written
+    return write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
 
 
 def _checked(paths: list[Path]) -> list[RunFolder]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.html.svg import escape, prose
+from qra_search.report.html.markup import escape, prose
 from qra_search.space.memory import format_bytes, level_name
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import Candidate, SearchResult
@@ -112,7 +112,7 @@ def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *,
 def result_html(result: SearchResult) -> str:
     """The same as HTML, with the chart of losses against memory."""
     from qra_search.report.data import RunData
-    from qra_search.report.figures import figures
+    from qra_search.report.figures import front_figure, to_svg
 
     found = words.comparison_rows(result)
     table = ""
@@ -122,9 +122,10 @@ def result_html(result: SearchResult) -> str:
         head = "".join(f"<th>{escape(column.header)}</th>" for column in drawn.columns)
         rows = "".join(f"<tr>{''.join(f'<td>{prose(c)}</td>' for c in row)}</tr>" for row in zip(*cells, strict=True))
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    chart = figures([RunData("", "search", result, {}, None, (), False)]).get("front", "")
-    if chart:
-        data = base64.b64encode(chart.encode()).decode()
+    chart = ""
+    if result.candidates:
+        front = to_svg(front_figure(RunData("", "search", result, {}, None, (), False)))
+        data = base64.b64encode(front.encode()).decode()
         style = 'alt="Loss against memory" style="max-width:44em;width:100%"'
         chart = f'<img {style} src="data:image/svg+xml;base64,{data}">'
     return f"<div><p><b>{prose(_finding(result))}</b></p>{table}<p>{prose(_spent(result))}</p>{chart}</div>"

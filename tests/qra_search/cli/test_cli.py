@@ -16,7 +16,7 @@ from qra_search import plugins
 from qra_search.cli.app import app
 from qra_search.config import RunConfig, make_config
 
-HEAVY = ("numpy", "pydantic", "torch", "plotly", "pymoo", "transformers", "botorch", "scipy", "rich")
+HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
 
 @pytest.fixture
