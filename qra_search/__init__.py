@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qra_search import display
+
 if TYPE_CHECKING:
     from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
     from qra_search.log import Proposal, StudyState, Trial, TrialLog
@@ -58,6 +60,7 @@ _HOMES = {
     "workflow": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+display.register_from("qra_search.report.reprs")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""How plans, spaces and results show themselves: in a terminal through rich, in a notebook as HTML."""
+"""How plans, spaces and results are shown in a terminal, by rich, and the latter two in a notebook, as HTML."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qra_search.display import register
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
+from qra_search.report.data import RunData
+from qra_search.report.figures import front_figure, to_svg
 from qra_search.report.html.markup import escape, prose
 from qra_search.space.memory import format_bytes, level_name
 from qra_search.space.space import Plan, SearchSpace
@@ -38,23 +41,6 @@ def plan_rich(plan: Plan) -> Group:
                 line.append(shown[value].rjust(width), style=f"{text_on(colours[value])} on {colours[value]}")
             lines.append(line)
     return Group(*lines)
-
-
-def plan_html(plan: Plan) -> str:
-    """The same as HTML."""
-    rows = ""
-    for name, values in (("bits", plan.bits), ("rank", plan.ranks)):
-        colours = _colours(name, values)
-        cells = "".join(
-            f'<span style="background:{colours[v]};color:{text_on(colours[v])};min-width:1.6em;text-align:center;'
-            f'padding:0 .2em">{level_name(v) if name == "bits" else v}</span>'
-            for v in values
-        )
-        rows += (
-            f'<div style="display:flex;flex-wrap:wrap;gap:1px;font:12px/1.6 monospace;margin:.3em 0">'
-            f'<b style="min-width:3.5em">{name}</b>{cells}</div>'
-        )
-    return f"<div><b>{prose(_plan_title(plan))}</b>{rows}</div>"
 
 
 def space_rich(space: SearchSpace) -> Table:
@@ -111,9 +97,6 @@ def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *,
 
 def result_html(result: SearchResult) -> str:
     """The same as HTML, with the chart of losses against memory."""
-    from qra_search.report.data import RunData
-    from qra_search.report.figures import front_figure, to_svg
-
     found = words.comparison_rows(result)
     table = ""
     if found:
@@ -165,3 +148,8 @@ def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
         ("largest plan", format_bytes(space.memory.maximum)),
         ("uniform plans", "; ".join(uniform) or "none is allowed"),
     ]
+
+
+register(Plan, plan_rich)
+register(SearchSpace, space_rich, space_html)
+register(SearchResult, result_rich, result_html)

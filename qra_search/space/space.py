@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from qra_search.display import Displayed
 from qra_search.space.memory import (
     MemoryModel,
     StorageFormat,
@@ -68,7 +69,7 @@ class Group(BaseModel):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Displayed):
     """One choice for every group, in the order of the space's groups."""
 
     __slots__ = ("_key", "_levels", "bits", "ranks")
@@ -128,16 +129,6 @@ class Plan:
         mean_bits, mean_rank = sum(map(level_width, self.bits)) / len(self.bits), sum(self.ranks) / len(self.ranks)
         return f"Plan({len(self.bits)} groups, mean bits {mean_bits:.2f}, mean rank {mean_rank:.1f})"
 
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import plan_rich
-
-        return plan_rich(self)
-
-    def _repr_html_(self) -> str:
-        from qra_search.report.reprs import plan_html
-
-        return plan_html(self)
-
 
 def _is_key(text: str) -> bool:
     """Whether a text is as `Plan.key` writes it, all numbers below 10,000."""
@@ -152,7 +143,7 @@ def _is_key(text: str) -> bool:
     )
 
 
-class SearchSpace(BaseModel):
+class SearchSpace(Displayed, BaseModel):
     """The groups with their allowed bits and ranks, and the storage format of each bit-width.
 
     Args:
@@ -213,16 +204,6 @@ class SearchSpace(BaseModel):
         return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
 
     __str__ = __repr__
-
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import space_rich
-
-        return space_rich(self)
-
-    def _repr_html_(self) -> str:
-        from qra_search.report.reprs import space_html
-
-        return space_html(self)
 
     # -- sizes ---------------------------------------------------------------------------------
     def __len__(self) -> int:
