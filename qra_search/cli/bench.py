@@ -104,7 +104,7 @@ def bench(
         return
     print(to_markdown(tables))
     left = f" {remaining} cells are left: run the same command again." if remaining else ""
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.html.{left}")
+    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.{left}")
 
 
 def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:

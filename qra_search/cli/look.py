@@ -10,7 +10,7 @@ from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.config import differences
-from qra_search.errors import BadInput, bad_input, install_hint
+from qra_search.errors import BadInput, bad_input
 from qra_search.report import words
 from qra_search.report.html.page import write_page
 from qra_search.report.terminal.strips import strip
@@ -183,14 +183,11 @@ def runs(
 def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
     from qra_search.report.data import RunData
-    from qra_search.report.figures import EXTRA, renderer, write_figures
+    from qra_search.report.figures import write_figures
 
     own = len(folders) == 1 and report == folders[0].report_file
     target = report.parent / ("figures" if own else f"{report.stem}-figures")
-    written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
-    if renderer() is None:
-        common.stderr().print(f"SVG only: for PNG as well, {install_hint(EXTRA)}", markup=False, soft_wrap=True)
-    return written
+    return write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
 
 
 def _checked(paths: list[Path]) -> list[RunFolder]:

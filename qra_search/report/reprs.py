@@ -1,4 +1,4 @@
-"""How plans, spaces and results show themselves: in a terminal through rich, in a notebook as HTML."""
+"""How plans, spaces and results are shown in a terminal, by rich, and the latter two in a notebook, as HTML."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qra_search.display import register
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.html.svg import escape, prose
+from qra_search.report.data import RunData
+from qra_search.report.figures import front_figure, to_svg
+from qra_search.report.html.markup import escape, prose
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
@@ -97,9 +100,6 @@ def comparison_table(
 
 def result_html(result: SearchResult) -> str:
     """The same as HTML, with the chart of losses against memory."""
-    from qra_search.report.data import RunData
-    from qra_search.report.figures import figures
-
     found = words.comparison_rows(result)
     table = ""
     if found:
@@ -108,9 +108,10 @@ def result_html(result: SearchResult) -> str:
         head = "".join(f"<th>{escape(column.header)}</th>" for column in drawn.columns)
         rows = "".join(f"<tr>{''.join(f'<td>{prose(c)}</td>' for c in row)}</tr>" for row in zip(*cells, strict=True))
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    chart = figures([RunData("", "search", result, {}, None, (), False)]).get("front", "")
-    if chart:
-        data = base64.b64encode(chart.encode()).decode()
+    chart = ""
+    if result.candidates:
+        front = to_svg(front_figure(RunData("", "search", result, {}, None, (), False)))
+        data = base64.b64encode(front.encode()).decode()
         style = 'alt="Loss against memory" style="max-width:44em;width:100%"'
         chart = f'<img {style} src="data:image/svg+xml;base64,{data}">'
     return f"<div><p><b>{prose(_finding(result))}</b></p>{table}<p>{prose(_spent(result))}</p>{chart}</div>"
@@ -146,3 +147,8 @@ def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
         ("largest plan", format_bytes(space.memory.maximum)),
         ("uniform plans", "; ".join(uniform) or "none is allowed"),
     ]
+
+
+register(Plan, plan_rich)
+register(SearchSpace, space_rich, space_html)
+register(SearchResult, result_rich, result_html)

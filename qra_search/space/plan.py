@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from qra_search.display import Displayed
 from qra_search.space.levels import LevelName, check_name, level_words, read_name
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Displayed):
     """One choice for every group, in the order of the space's groups.
 
     Attributes:
@@ -67,11 +68,6 @@ class Plan:
         order = sorted(counts, key=lambda name: (isinstance(name, str), name))
         shares = ", ".join(f"{counts[name]} at {level_words(name)}" for name in order)
         return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"
-
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import plan_rich
-
-        return plan_rich(self)
 
 
 def _plain(what: str, values: Any) -> tuple[Any, ...]:

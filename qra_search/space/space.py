@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_search.display import Displayed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
@@ -24,7 +25,7 @@ DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
 
 
-class SearchSpace:
+class SearchSpace(Displayed):
     """The groups with their allowed levels and ranks, and the exact bytes of every choice.
 
     Args:
@@ -79,17 +80,6 @@ class SearchSpace:
         sizes = f"{format_bytes(self.memory.minimum)} to {format_bytes(self.memory.maximum)}"
         return f"SearchSpace({len(self)} groups, bits {bits}, ranks {ranks}, {sizes})"
 
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import space_rich
-
-        return space_rich(self)
-
-    def _repr_html_(self) -> str:
-        from qra_search.report.reprs import space_html
-
-        return space_html(self)
-
-    # -- groups and levels -------------------------------------------------------------------------
     def __len__(self) -> int:
         return len(self.groups)
 

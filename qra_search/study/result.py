@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from qra_search.display import Displayed
 from qra_search.errors import BadInput
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
@@ -27,7 +28,7 @@ __all__ = ["Candidate", "Comparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult:
+class SearchResult(Displayed):
     """Everything that a search leaves; made from the log alone.
 
     Attributes:
@@ -139,16 +140,6 @@ class SearchResult:
         best = self.best()
         found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
-
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import result_rich
-
-        return result_rich(self)
-
-    def _repr_html_(self) -> str:
-        from qra_search.report.reprs import result_html
-
-        return result_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""

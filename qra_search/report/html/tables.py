@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from qra_search.report.data import PRIOR, RunData
-from qra_search.report.html import charts
-from qra_search.report.html.svg import escape, prose
+from qra_search.report.figures.runs import origin_mark
+from qra_search.report.html.markup import escape, prose
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.runs.final_test import FOUND
 from qra_search.space.memory import format_bytes
@@ -103,7 +103,10 @@ def cost_table(run: RunData) -> str:
 
 def cost_class(run: RunData, part: str) -> str:
     """The class that colours a part of the cost."""
-    return "o-prior" if part == PRIOR else charts.origin_class(run, part)
+    if part == PRIOR:
+        return "o-prior"
+    color, _ = origin_mark(run, part)
+    return color if color.startswith("o-") else f"o-{color}"
 
 
 def failure_table(run: RunData) -> str:

@@ -17,7 +17,7 @@ from qra_search.cli.app import ENTRIES, Entry, app
 from qra_search.config import RunConfig, make_config
 from qra_search.files import write_digest
 
-HEAVY = ("numpy", "pydantic", "torch", "plotly", "pymoo", "transformers", "botorch", "scipy", "rich")
+HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
 
 @pytest.fixture
