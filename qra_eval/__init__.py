@@ -17,7 +17,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Any:
     Raises:
         ValueError: no tuned plan there, or the model's weights are not those that it was made for.
     """
-    from qra_eval.tuning.final import load as load_tuned
+    from qra_eval.tuning.saved import load as load_tuned
 
     return load_tuned(run, device=device)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qra_search import display
+
 if TYPE_CHECKING:
     from qra_search.errors import BadInput
     from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
         BudgetTooSmall,
         Group,
         GroupwiseFormat,
+        Level,
         Linear,
         MemoryModel,
         Plan,
@@ -34,6 +37,7 @@ __all__ = [
     "Evaluator",
     "Group",
     "GroupwiseFormat",
+    "Level",
     "Linear",
     "MemoryModel",
     "Plan",
@@ -57,7 +61,8 @@ _HOMES = {
     "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Prior"),
     "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
     "space": (
-        "BudgetTooSmall", "Group", "GroupwiseFormat", "Linear", "MemoryModel", "Plan", "SearchSpace", "StorageFormat"
+        "BudgetTooSmall", "Group", "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "SearchSpace",
+        "StorageFormat",
     ),
     "strategies": ("Strategy",),
     "study": ("Callback", "Candidate", "SearchResult", "Study"),
@@ -65,6 +70,7 @@ _HOMES = {
     "workflow.searching": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+display.register_from("qra_search.report.reprs")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from qra_search.errors import BadInput, shortened
-from qra_search.plainyaml import read_yaml
+from qra_search.errors import BadInput, one_line, shortened
 from qra_search.plugins import did_you_mean
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 DEFAULT_STRATEGY = "qra"
 DEFAULT_EVALUATIONS = 24
 """What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
@@ -51,18 +52,53 @@ class TaskConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
 
 
+BackendSpec = str | dict[str, Any]
+BACKEND_FORMS = (
+    "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
+)
+
+
+def _backend_spec(given: Any) -> Any:
+    """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
+    name = given.get("name") if isinstance(given, dict) else given
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{BACKEND_FORMS}; {shortened(given)} is none of these")
+    if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
+        raise ValueError(f"options of backend {name!r} are texts, got {shortened(list(given))}")
+    return given
+
+
+def _is_width(key: Any) -> bool:
+    return (isinstance(key, int) and not isinstance(key, bool)) or (isinstance(key, str) and key.isdecimal())
+
+
 class QuantizationConfig(_Section):
     """How weights are stored at each bit-width."""
 
-    backend: str | dict[int, str | list[str]] = Field(
+    backend: BackendSpec | dict[int, BackendSpec | list[BackendSpec]] = Field(
         "mixed-calibrated",
-        description="a backend, or one for each bit-width; a list of them at a width makes the backend there a "
-        "searched choice; see `qra backends`",
+        description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
+        "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
     embeddings: Literal[8, 16] = Field(
         16, description="bits of the token embeddings and the head: 8 halves them, with a scale for each row"
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _backend(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "name" in given:
+            return _backend_spec(given)
+        if not given or not all(_is_width(key) for key in given):
+            raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
+        several = {int(bits): specs for bits, specs in given.items()}
+        for bits, specs in several.items():
+            if specs == []:
+                raise ValueError(f"at {bits} bits a list names at least one backend")
+            for spec in specs if isinstance(specs, list) else [specs]:
+                _backend_spec(spec)
+        return several
 
 
 class SpaceConfig(_Section):
@@ -221,6 +257,42 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     return make_config(data, overrides, source=str(path))
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Plain data whose size is that of its text: a few aliases would stand for gigabytes in every message."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+            problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+        elif self.depth >= MAX_YAML_DEPTH:
+            problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """The plain data of a YAML text.
+
+    Raises:
+        ValueError: it is not YAML, has an alias, or a value too long or nested too deep; in one line.
+    """
+    try:
+        return _PlainLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
+        raise ValueError(one_line(place, 500)) from None
+
+
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
     """A config from plain data; see `load_config`."""
     data = copy.deepcopy(data)
@@ -241,8 +313,6 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
 
 def dump_config(config: RunConfig) -> str:
     """The config as YAML with every field, which `load_config` reads back to an equal one."""
-    import yaml
-
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100, default_flow_style=None)
 
 
@@ -271,11 +341,10 @@ def explain(error: ValidationError) -> str:
         allowed = list(section.model_fields)
         near = did_you_mean(fault["loc"][-1], allowed, most=1)
         return f"{where} is no known field: {near}allowed are {', '.join(allowed)}"
-    message = _ALLOWED_AT.get(where) or _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
 
 
-_ALLOWED_AT = {"quantization.backend": "the name of a backend, or one for each bit-width, is needed"}
 _ALLOWED = {
     "model_type": "a mapping of fields is needed",
     "dict_type": "a mapping is needed",

@@ -33,8 +33,17 @@ def install_hint(extra: str) -> str:
 
 def shortened(value: object, limit: int = 80) -> str:
     """A value as one line of at most `limit` characters."""
-    text = " ".join(repr(value).split())
+    return one_line(repr(value), limit)
+
+
+def one_line(text: str, limit: int) -> str:
+    """A text as one line of at most `limit` characters."""
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class DamagedLines(UserWarning):
+    """Lines of a trial log were left out when it was read, because they are not what was written."""
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Files that a reader never sees half of, and JSON that is never read without a limit."""
+"""Files that a reader never sees half of, JSON that is never read without a limit, and digests of large files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 256 << 20
+DIGEST_SUFFIX = ".sha256"
+BLOCK = 1 << 20
 
 
 @contextmanager
@@ -73,3 +76,27 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_digest(path: Path) -> None:
+    """Write the SHA-256 of a file beside it, in a line that `sha256sum -c` reads."""
+    write_text(digest_file(path), f"{_digest(path)}  {path.name}\n")
+
+
+def is_whole(path: Path) -> bool | None:
+    """Whether a file has the bytes that it was written with; None if no digest was written beside it."""
+    beside = digest_file(path)
+    return beside.read_text().split()[:1] == [_digest(path)] if beside.is_file() else None
+
+
+def digest_file(path: Path) -> Path:
+    """Where the digest of a file is."""
+    return path.with_name(path.name + DIGEST_SUFFIX)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ SMALL = {"final_steps": 2, "test_rows": 8}
 """Of the final tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
-    (r"\b(smollm2|tiny-trained)\b(?!\.yaml)", "tiny"),
+    (r"\bsmollm2\b(?!\.yaml)", "tiny"),
     (r"\b[\d.]+(MiB|GiB)\b", "165KiB"),  # between the smallest plan of the tiny model and uniform 4 bits
     (r"((?:--evaluations|-n) |\bevaluations=)\d+", rf"\g<1>{EVALUATIONS}"),
     (r"(--seeds )\d+", r"\g<1>1"),
@@ -66,6 +66,7 @@ def build_world(folder: Path) -> None:
     examples = make_task("arithmetic", seed=1).split("calibration")[:400]
     rows = "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in examples)
     (folder / "train.jsonl").write_text(rows)
+    (folder / "evopress.txt").write_text("model.layers.0.self_attn.q_proj: 4\n")
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")

@@ -7,9 +7,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from word_tokenizer import word_tokenizer
 
 from qra_eval.models.families import tiny_config_model
-from qra_eval.models.tiny import word_tokenizer
 
 WORDS = ["the cat sat on the mat", "a theory of the other", "Question: 12 + 34 = 46"]
 
@@ -20,9 +20,11 @@ def permute(values: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def write_gguf(path: Path, family: str, *, kind: str = "F32", pre: str = "gpt-2", **fields) -> torch.nn.Module:
+def write_gguf(
+    path: Path, family: str, *, kind: str = "F32", pre: str = "gpt-2", config: dict | None = None, **fields
+) -> torch.nn.Module:
     """A GGUF file of a tiny random model of a family; gives the model. `fields` replace metadata, None removes."""
-    model = tiny_config_model(family, initializer_range=0.02)
+    model = tiny_config_model(family, initializer_range=0.02, **(config or {}))
     config = model.config
     writer = gguf.GGUFWriter(path, family)
     values = {

@@ -47,4 +47,6 @@ def test_without_a_library_all_the_rest_works(library: str):
     assert set(refused["strategies"]) == strategies
     for name in NEEDS[library][2]:
         assert distribution in refused["backends"][name]
+        if library in ("hqq", "torchao"):
+            assert f"install the extra {library}" in refused["backends"][name]
     assert all(distribution in reason for reason in refused["strategies"].values())

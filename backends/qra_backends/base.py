@@ -19,8 +19,13 @@ _TIMED_ROWS, _TIMED_PASSES = 256, 7
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+Level = Any
+"""Name of a way to store a weight, int or str: its bits if the backend has one way for so many, else a text such as
+`Q4_K`. (`Any`, so that a backend whose levels are all numbers may say `int`.)"""
+
+
 class Backend(ABC):
-    """Quantizes the weights of linear layers to one of several bit-widths.
+    """Quantizes the weights of linear layers, at one of several levels.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
     here says why in `unavailable()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
@@ -28,7 +33,7 @@ class Backend(ABC):
 
     Attributes:
         name: as registered in the entry-point group `qra.backends`.
-        bits: the widths it stores.
+        bits: the levels that it stores, by width.
         devices: device types that its modules run on.
         calibrated: True where `quantize` needs a Hessian of the layer's inputs.
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
@@ -36,14 +41,14 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
-    bits: tuple[int, ...]
+    bits: tuple[Level, ...]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     options: dict[str, Any]
 
     @abstractmethod
-    def storage(self, bits: int) -> StorageFormat:
+    def storage(self, bits: Level) -> StorageFormat:
         """Exact bytes of a weight at `bits`: every tensor that the quantized module holds, its bias left out.
 
         Raises:
@@ -51,7 +56,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> nn.Module:
+    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
         """A frozen module that computes what `linear` does, with its weight stored in `bits` bits.
 
         The module is differentiable in its input, computes in the weight's dtype, gives the same output in train and
@@ -79,7 +84,7 @@ class Backend(ABC):
         self,
         tensors: dict[str, Tensor],
         *,
-        bits: int,
+        bits: Level,
         out_features: int,
         in_features: int,
         bias: Tensor | None = None,
@@ -97,14 +102,14 @@ class Backend(ABC):
         """Why this backend cannot be used here (a missing library or device), or None where it can."""
         return None
 
-    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
+    def supports(self, bits: Level, out_features: int, in_features: int) -> str | None:
         """Why a weight of this shape cannot be stored at `bits`, or None where it can."""
         if bits not in self.bits:
-            widths = ", ".join(map(str, self.bits))
-            return f"backend {self.name} does not store {bits} bits: choose from {widths}"
+            wanted = bits if isinstance(bits, str) else f"{bits} bits"
+            return f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
         return None
 
-    def slowdown(self, bits: int, shape: tuple[int, int] = (1024, 1024), *, device: str = "cpu") -> float:
+    def slowdown(self, bits: Level, shape: tuple[int, int] = (1024, 1024), *, device: str = "cpu") -> float:
         """Time of a training pass (forward, and gradient to the input) in that of the unquantized layer, measured.
 
         Args:
@@ -125,14 +130,14 @@ class Backend(ABC):
         plain, own = (statistics.median(seen[1:]) for seen in times)
         return own / plain
 
-    def check_bits(self, bits: int) -> None:
+    def check_bits(self, bits: Level) -> None:
         """Raises:
         ValueError: this backend does not store `bits`; the message names those it does.
         """
         if bits not in self.bits:
             raise ValueError(Backend.supports(self, bits, 0, 0))
 
-    def check_shape(self, bits: int, out_features: int, in_features: int) -> None:
+    def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
         """Raises:
         ValueError: a weight of this shape cannot be stored at `bits`; the message is what `supports` says.
         """
@@ -140,16 +145,25 @@ class Backend(ABC):
         if reason is not None:
             raise ValueError(reason)
 
-    def labels(self) -> dict[int, str]:
-        """What stores each of `bits`, in words, where some width is stored in several ways; else empty."""
-        return {}
+    def width(self, bits: Level) -> int:
+        """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
+        self.check_bits(bits)
+        return int(bits)
+
+    def level_name(self, bits: Level) -> str:
+        """What a level is called beside those of other backends: `hqq-4`, `nf4`."""
+        return bits if isinstance(bits, str) else f"{self.name}-{bits}"
+
+    def describe(self, bits: Level) -> str:
+        """What stores a level, in words."""
+        return self.name
 
     @property
     def spec(self) -> dict[str, Any]:
         """Plain data that `make_backend` builds an equal backend from."""
         return {"name": self.name, **self.options}
 
-    def check(self, linear: nn.Module, bits: int) -> None:
+    def check(self, linear: nn.Module, bits: Level) -> None:
         """Refuse what cannot be quantized.
 
         Raises:
@@ -222,12 +236,13 @@ def largest_group(in_features: int, largest: int, smallest: int) -> int | None:
     return None
 
 
-def missing_library(name: str) -> str | None:
-    """Why a library cannot be imported, or None where it can."""
+def missing_library(name: str, *, extra: str | None = None) -> str | None:
+    """Why a library cannot be imported, and what brings it (an extra of this package too); None if it can."""
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # a native part may fail to load
-        return f"the package {name} cannot be imported ({error}): pip install {name}"
+        brought = f"install the extra {extra}, or " if extra else ""
+        return f"the package {name} cannot be imported ({error}): {brought}pip install {name}"
     return None
 
 

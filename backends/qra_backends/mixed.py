@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, Level
 from qra_backends.registry import Spec, make_backend
-from qra_backends.storage import LEVEL_STEP, StorageFormat, level_width
+from qra_backends.storage import StorageFormat
 
 DEFAULT_CHOICE: dict[int, Spec] = {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}
 CALIBRATED_CHOICE: dict[int, Spec] = {
@@ -22,10 +23,20 @@ CALIBRATED_CHOICE: dict[int, Spec] = {
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
-class MixedBackend(Backend):
-    """Hands each bit-width to the backend chosen for it.
+@dataclass(frozen=True)
+class _Part:
+    """A backend, the level of its own that is used of it, and both in words."""
 
-    Where several backends are given for one width, `bits` has a level for each: 4, 104, 204, ... (`LEVEL_STEP`).
+    backend: Backend
+    level: Level
+    words: str
+
+
+class MixedBackend(Backend):
+    """Hands each level to the backend chosen for it.
+
+    `bits` has a width itself if it is stored in one way, else the names that the backends chosen give to their ways:
+    `{4: ["bitsandbytes-nf4", "hqq"]}` has the levels `nf4` and `hqq-4`. A name that is taken gets a number: `hqq-4-2`.
 
     Args:
         choice: bits to a backend's spec, as `make_backend` takes it, or to a list of them; text keys are read as
@@ -36,55 +47,64 @@ class MixedBackend(Backend):
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[int | str, Spec | Sequence[Spec]] | None = None):
-        self.parts: dict[int, Backend] = {}
-        self._labels: dict[int, str] = {}
+        self._parts: dict[Level, _Part] = {}
         several: dict[str, Any] = {}
         for key, given in sorted((choice or DEFAULT_CHOICE).items(), key=lambda item: int(item[0])):
             bits = int(key)
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
-            for further, spec in enumerate(specs):
-                part = make_backend(spec)
-                if bits not in part.bits:
-                    raise ValueError(f"the choice for {bits} bits cannot be: {part.supports(bits, 0, 0)}")
-                if any(part.spec == other.spec for b, other in self.parts.items() if level_width(b) == bits):
-                    raise ValueError(f"the choice for {bits} bits has the backend {spec!r} twice")
-                self.parts[bits + LEVEL_STEP * further] = part
-                self._labels[bits + LEVEL_STEP * further] = spec if isinstance(spec, str) else part.name
-            parts = [self.parts[bits + LEVEL_STEP * i].spec for i in range(len(specs))]
-            several[str(bits)] = parts if len(parts) > 1 else parts[0]
-        self.bits = tuple(self.parts)
-        devices = [set(part.devices) for part in self.parts.values()]
-        self.devices = tuple(d for d in next(iter(self.parts.values())).devices if all(d in some for some in devices))
-        self.calibrated = any(part.calibrated for part in self.parts.values())
+            backends = [make_backend(spec) for spec in specs]
+            parts = [
+                part for spec, backend in zip(specs, backends, strict=True) for part in _parts(spec, backend, bits)
+            ]
+            for part in parts:
+                name = bits if len(parts) == 1 else self._free(part.backend.level_name(part.level))
+                self._parts[name] = part
+            options = [backend.spec for backend in backends]
+            twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
+            if twice is not None:
+                raise ValueError(f"the choice for {bits} bits has the backend {twice!r} twice")
+            several[str(bits)] = options if len(options) > 1 else options[0]
+        self.bits = tuple(self._parts)
+        parts = list(self._parts.values())
+        self.devices = tuple(d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts))
+        self.calibrated = any(part.backend.calibrated for part in parts)
         self.options = {"choice": several}
 
     def unavailable(self) -> str | None:
-        reasons = {part.name: part.unavailable() for part in self.parts.values()}
+        reasons = {part.backend.name: part.backend.unavailable() for part in self._parts.values()}
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
-    def labels(self) -> dict[int, str]:
-        return dict(self._labels) if any(b >= LEVEL_STEP for b in self.parts) else {}
+    def width(self, bits: Level) -> int:
+        part = self._part(bits)
+        return part.backend.width(part.level)
 
-    def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
+    def describe(self, bits: Level) -> str:
+        return self._part(bits).words
+
+    def supports(self, bits: Level, out_features: int, in_features: int) -> str | None:
         reason = super().supports(bits, out_features, in_features)
-        return reason or self.parts[bits].supports(level_width(bits), out_features, in_features)
+        if reason is not None:
+            return reason
+        part = self._parts[bits]
+        return part.backend.supports(part.level, out_features, in_features)
 
-    def storage(self, bits: int) -> StorageFormat:
-        return self.part(bits).storage(level_width(bits))
+    def storage(self, bits: Level) -> StorageFormat:
+        part = self._part(bits)
+        return part.backend.storage(part.level)
 
-    def part(self, bits: int) -> Backend:
-        """The backend chosen for `bits`.
+    def part(self, bits: Level) -> Backend:
+        """The backend chosen for a level.
 
         Raises:
             ValueError: none is.
         """
-        self.check_bits(bits)
-        return self.parts[bits]
+        return self._part(bits).backend
 
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> nn.Module:
-        return _marked(self.part(bits).quantize(linear, level_width(bits), hessian=hessian), bits)
+    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
+        part = self._part(bits)
+        return _marked(part.backend.quantize(linear, part.level, hessian=hessian), bits)
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
@@ -96,15 +116,25 @@ class MixedBackend(Backend):
         self,
         tensors: dict[str, Tensor],
         *,
-        bits: int,
+        bits: Level,
         out_features: int,
         in_features: int,
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> nn.Module:
         shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
-        module = self.part(bits).from_tensors(tensors, bits=level_width(bits), **shape, bias=bias, dtype=dtype)
+        part = self._part(bits)
+        module = part.backend.from_tensors(tensors, bits=part.level, **shape, bias=bias, dtype=dtype)
         return _marked(module, bits)
+
+    def _part(self, bits: Level) -> _Part:
+        self.check_bits(bits)
+        return self._parts[bits]
+
+    def _free(self, name: str) -> str:
+        """The name, or the first of `name-2`, `name-3`, ... that no level has yet."""
+        names = (name, *(f"{name}-{number}" for number in range(2, len(self._parts) + 3)))
+        return next(free for free in names if free not in self._parts)
 
     def _part_of(self, module: nn.Module) -> Backend:
         bits = getattr(module, _BITS, None)
@@ -113,6 +143,17 @@ class MixedBackend(Backend):
         return self.part(bits)
 
 
-def _marked(module: nn.Module, bits: int) -> nn.Module:
+def _parts(spec: Any, backend: Backend, bits: int) -> list[_Part]:
+    """The ways in which a backend stores so many bits."""
+    words = spec if isinstance(spec, str) else backend.name
+    if isinstance(spec, Mapping):
+        words = ", ".join([words, *(f"{option} {value}" for option, value in spec.items() if option != "name")])
+    found = [_Part(backend, level, words) for level in backend.bits if backend.width(level) == bits]
+    if not found:
+        raise ValueError(f"the choice for {bits} bits cannot be: {backend.supports(bits, 0, 0)}")
+    return found
+
+
+def _marked(module: nn.Module, bits: Level) -> nn.Module:
     setattr(module, _BITS, bits)
     return module

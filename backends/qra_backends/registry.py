@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, Level
 from qra_backends.storage import bits_per_weight
 
 GROUP = "qra.backends"
@@ -28,14 +28,14 @@ class BackendInfo:
     """
 
     name: str
-    bits_per_weight: dict[int, float]
+    bits_per_weight: dict[Level, float]
     devices: tuple[str, ...]
     calibrated: bool
     variants: tuple[str, ...]
     unavailable: str | None
 
     @property
-    def bits(self) -> tuple[int, ...]:
+    def bits(self) -> tuple[Level, ...]:
         return tuple(self.bits_per_weight)
 
 

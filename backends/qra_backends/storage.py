@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 UNQUANTIZED_BITS = 16
-LEVEL_STEP = 100
-"""Added to a bit-width for each further way to store it, where a backend has several: 4, 104, 204, ..."""
 
 
 @runtime_checkable
@@ -53,11 +51,6 @@ class UnquantizedFormat:
 
     def bytes(self, out_features: int, in_features: int) -> int:
         return out_features * in_features * self.bits // 8
-
-
-def level_width(level: int) -> int:
-    """Bits of a level: 4 of 4, 104 and 204."""
-    return level % LEVEL_STEP
 
 
 def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:

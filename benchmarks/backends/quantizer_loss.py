@@ -44,11 +44,11 @@ def main() -> None:
             seconds = time.perf_counter() - start
             if dense is None:
                 evaluator.quantized.unquantize()
-                dense = evaluator.held_out("test", options.rows)
+                dense = evaluator.workbench.held_out("test", options.rows)
             for b in bits:
                 plan = evaluator.space.uniform(b, 0)
-                evaluator.apply(plan, 0)
-                loss = evaluator.held_out("test", options.rows)
+                evaluator.workbench.apply(plan, 0)
+                loss = evaluator.workbench.held_out("test", options.rows)
                 row = {
                     "backend": backend,
                     "bits": b,

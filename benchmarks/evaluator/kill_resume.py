@@ -35,11 +35,11 @@ def main() -> None:
         work = options.work or Path(temporary)
         folder = save_model(options.model, work / "model")
         broken, unbroken = work / "broken", work / "unbroken"
-        kill_after(command(options, folder, broken), broken / "trials.sqlite", options.kill_after)
-        known = len(TrialLog(broken / "trials.sqlite"))
+        kill_after(command(options, folder, broken), broken / "trials.jsonl", options.kill_after)
+        known = len(TrialLog(broken / "trials.jsonl"))
         run([*command(options, folder, broken), "--resume"])
         run(command(options, folder, unbroken))
-        first, second = (TrialLog(path / "trials.sqlite").trials for path in (broken, unbroken))
+        first, second = (TrialLog(path / "trials.jsonl").trials for path in (broken, unbroken))
         best = json.loads((broken / "result.json").read_text())["budgets"][0]
     same = [
         a.proposal == b.proposal and a.done and b.done and a.loss == b.loss for a, b in zip(first, second, strict=True)
@@ -99,10 +99,7 @@ def kill_after(words: list[str], log: Path, trials: int) -> None:
 
 
 def finished(log: Path) -> int:
-    import sqlite3
-
-    with sqlite3.connect(f"file:{log}?mode=ro", uri=True) as db:
-        return db.execute("SELECT count(*) FROM trials WHERE status = 'done'").fetchone()[0]
+    return sum(trial.done for trial in TrialLog(log))
 
 
 def run(words: list[str]) -> None:

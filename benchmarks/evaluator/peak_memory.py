@@ -72,7 +72,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         train(build("tiny", "arithmetic", None, options, rows, folder), "3 bits, rank 8")
     first = build(options.model, options.task, data, options, rows, None)
-    estimate = step_memory(first).parts(first.quantized.space, plan_of(first, name))
+    estimate = step_memory(first.workbench).parts(first.quantized.space, plan_of(first, name))
     rows_of_task, tokenizer = first.task, first.tokenizer  # kept: data and tokenizer are there before the start
     del first
     gc.collect()
@@ -127,9 +127,9 @@ def plan_of(evaluator: QuantizedLoRAEvaluator, name: str) -> Plan:
 
 def train(evaluator: QuantizedLoRAEvaluator, name: str) -> None:
     """Two training steps of a plan."""
-    evaluator.apply(plan_of(evaluator, name), 0)
-    evaluator.model._apply(torch.clone)
-    evaluator.train(STEPS, 0)
+    evaluator.workbench.apply(plan_of(evaluator, name), 0)
+    evaluator.workbench.model._apply(torch.clone)
+    evaluator.workbench.train(STEPS, 0)
 
 
 class Watch:

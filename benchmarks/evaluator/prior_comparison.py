@@ -23,7 +23,7 @@ import torch
 from qra_eval.evaluators.quantized_lora import build
 from qra_eval.prior.kept import PRIOR_ROWS
 from qra_eval.prior.measure import degrade_groups
-from qra_eval.tuning import training
+from qra_eval.tasks.batches import bucketed
 from qra_search.bench.rank_correlation import correlation
 from qra_search.cli.common import pair
 from qra_search.config import make_config
@@ -67,17 +67,20 @@ def main() -> None:
     if any(g not in done for g in chosen):
         prior = evaluator.prior()
         whole = tuned(None)
-        batch = training.bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
+        batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
         start = time.perf_counter()
         evaluator.quantized.unquantize()
         with evaluator.quantized.in_float32():
             divergence, tokens = degrade_groups(
-                evaluator.model, evaluator.quantized.wrapped, evaluator.quantized.bank, space, [lowest],
+                evaluator.workbench.model, evaluator.quantized.wrapped, evaluator.quantized.bank, space, [lowest],
                 [(g, 0) for g in chosen],
-                batch.to(evaluator.device),
+                batch.to(evaluator.workbench.device),
             )  # fmt: skip
         seconds = time.perf_counter() - start
-        costs = {"fisher": prior.cost, "kl": tokens / evaluator.evaluation_tokens() * len(space) / len(chosen)}
+        costs = {
+            "fisher": prior.cost,
+            "kl": tokens / evaluator.workbench.evaluation_tokens() * len(space) / len(chosen),
+        }
         keep({"what": "costs", **costs, "kl_seconds": seconds, "bits": lowest, "setting": evaluator.describe()})
         for g, _, kl in divergence:
             if g not in done:

@@ -80,7 +80,7 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
     if not any(r["what"] == "prior" for r in records):
         prior = evaluator.prior()
         scores = by_prior(space, prior, plans)
-        shared = 3 * evaluator.shared.adapter().tokens / evaluator.evaluation_tokens()
+        shared = 3 * evaluator.shared.adapter().tokens / evaluator.workbench.evaluation_tokens()
         cost = evaluator.prior_report["cost"]
         keep({"what": "prior", "cost": cost, "seconds": prior.seconds, "prior": prior.to_dict()})
         keep({"what": "shared", "cost": shared, "steps": config.training.shared_steps})

@@ -24,7 +24,8 @@ from torch import nn
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.calibration import Hessians
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.tuning.training import Row, bucketed
+from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.encoding import Encoded
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
 from qra_search.space.space import Plan
 
@@ -37,9 +38,9 @@ evaluator = QuantizedLoRAEvaluator({model!r}, TaskConfig(name={task!r}, data={da
     quantization=QuantizationConfig(backend={backend!r}),
     training=TrainingConfig(steps={steps}, batch_size={batch_size}, validation_rows={rows}))
 evaluator.prior()
-evaluator.apply(evaluator.space.uniform(3, 8), 0)
+evaluator.workbench.apply(evaluator.space.uniform(3, 8), 0)
 print(time.time())
-evaluator.train(1, 0)
+evaluator.workbench.train(1, 0)
 print(time.time())
 """
 
@@ -106,7 +107,8 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
     from peft import LoraConfig, get_peft_model
     from qra_backends import make_backend
 
-    from qra_eval.models.load import find_linears, load_model
+    from qra_eval.models.linears import find_linears
+    from qra_eval.models.load import load_model
     from qra_eval.tasks import make_task
 
     transformers.logging.set_verbosity_error()
@@ -119,7 +121,7 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
     rows = {}
     for split, count in splits.items():
         encoded = task.encode(task.split(split)[:count], loaded.tokenizer, settings.max_length)
-        rows[split] = [Row(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+        rows[split] = [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
     found = find_linears(loaded.model)
     hessian = None
     if backend.calibrated:
@@ -157,7 +159,7 @@ def reference(options: argparse.Namespace, bits: int, rank: int) -> float:
         return trainer.evaluate()["eval_loss"]
 
 
-def as_features(row: Row) -> dict[str, torch.Tensor]:
+def as_features(row: Encoded) -> dict[str, torch.Tensor]:
     return {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": torch.ones_like(row.input_ids)}
 
 

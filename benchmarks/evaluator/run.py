@@ -20,7 +20,8 @@ from torch import nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
-from qra_eval.tuning import training
+from qra_eval.tasks.batches import Batch, schedule
+from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
 
@@ -104,15 +105,15 @@ def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
         return Plan(pick(space.bits), pick(space.ranks))
 
     for bits in space.bits:
-        evaluator.apply(space.uniform(bits, space.ranks[0]), 0)
+        evaluator.workbench.apply(space.uniform(bits, space.ranks[0]), 0)
     bases, whole = [], []
     for _ in range(repeats):
         plan = draw()
         start = time.perf_counter()
-        evaluator.quantized.apply(plan, 0, evaluator.init, keep_adapters=True)
+        evaluator.quantized.apply(plan, 0, evaluator.workbench.init, keep_adapters=True)
         bases.append(time.perf_counter() - start)
         start = time.perf_counter()
-        evaluator.apply(plan, 0)
+        evaluator.workbench.apply(plan, 0)
         whole.append(time.perf_counter() - start)
     return {
         "what": "swap",
@@ -142,13 +143,13 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     """Tokens a second of training: ours, Trainer + PEFT, and the bare products of the same shapes; in turn."""
     plan = evaluator.space.uniform(BITS, RANK)
     examples = evaluator.rows("calibration", options.steps * 8)
-    batches = training.schedule(examples, options.steps, 8, 0)
+    batches = schedule(examples, options.steps, 8, 0)
     theirs = peft_trainer(evaluator, examples, options.steps)
     compute = str(evaluator.quantized.compute).removeprefix("torch.")
     rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
-        evaluator.apply(plan, 0)
-        trained = evaluator.train(options.steps, 0)
+        evaluator.workbench.apply(plan, 0)
+        trained = evaluator.workbench.train(options.steps, 0)
         rates["qra"].append(trained.tokens / trained.seconds)
         rates["trainer_peft"].append(theirs())
         for dtype in {evaluator.quantized.compute, torch.bfloat16}:
@@ -168,12 +169,13 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     }
 
 
-def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], steps: int):
+def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: int):
     """A function that trains with transformers' Trainer and PEFT on a fresh 3-bit base, and gives tokens a second."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from qra_eval.models.load import find_linears, load_model
+    from qra_eval.models.linears import find_linears
+    from qra_eval.models.load import load_model
 
     transformers.logging.set_verbosity_error()
     model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model
@@ -208,7 +210,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
                     save_strategy="no",
                     disable_tqdm=True,
                     logging_steps=10**6,
-                    use_cpu=evaluator.device.type == "cpu",
+                    use_cpu=evaluator.workbench.device.type == "cpu",
                     dataloader_pin_memory=False,
                 ),
                 train_dataset=data,
@@ -222,19 +224,17 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[training.Row], st
 
 
 @torch.no_grad()
-def products(
-    evaluator: QuantizedLoRAEvaluator, batches: list[training.Batch], dtype: torch.dtype, *, attention: bool
-) -> float:
+def products(evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: torch.dtype, *, attention: bool) -> float:
     """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
     the head at labelled positions and, where asked for, those of attention (two forward, four back)."""
-    evaluator.apply(evaluator.space.uniform(BITS, RANK), 0)
-    head = evaluator.model.get_output_embeddings().weight.to(dtype)
+    evaluator.workbench.apply(evaluator.space.uniform(BITS, RANK), 0)
+    head = evaluator.workbench.model.get_output_embeddings().weight.to(dtype)
     some = [
         (w.frozen.to(dtype), w.lora_A.to(dtype), w.lora_B.to(dtype))
         for w in evaluator.quantized.wrapped.values()
         if isinstance(w, adapters.AdaptedLinear) and w.lora_A is not None
     ]
-    config = evaluator.model.config
+    config = evaluator.workbench.model.config
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     start = time.perf_counter()

@@ -23,7 +23,7 @@ def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> 
     from qra_eval.models.load import load_model
 
     settings = evaluator.settings
-    batches = evaluator.batches(settings.final_steps, seed)
+    batches = evaluator.workbench.batches(settings.final_steps, seed)
     steps = len(batches)
     base = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.compute).model
     for name in evaluator.quantized.wrapped:
@@ -41,7 +41,7 @@ def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> 
     model.train()
     start, tokens, losses = time.perf_counter(), 0, []
     for step, batch in enumerate(batches):
-        batch = batch.to(evaluator.device)
+        batch = batch.to(evaluator.workbench.device)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate_at(step, steps, settings.warmup)
         # The model adds AdaLoRA's orthogonal regularisation to the loss that it computes from labels.

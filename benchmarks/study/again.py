@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import protocol
@@ -18,7 +17,6 @@ import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
-from qra_search.log.logtools import import_jsonl
 from qra_search.log.trial_log import TrialLog
 
 
@@ -32,12 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "study" / "again.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        with options.log.open() as file:
-            import_jsonl(file, Path(folder) / "trials.sqlite")
-        log = TrialLog(Path(folder) / "trials.sqlite")
-        trials = [t for t in log if t.evaluation is not None][: options.trials]
-        log.release()
+    trials = [t for t in TrialLog(options.log) if t.evaluation is not None][: options.trials]
     evaluator = QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name="gsm8k", data=options.data),

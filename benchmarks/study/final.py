@@ -22,7 +22,8 @@ import protocol
 import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tuning.training import Trained, row_losses
+from qra_eval.tasks.losses import row_losses
+from qra_eval.tuning.training import Trained
 from qra_search.space.space import Plan
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
@@ -53,9 +54,9 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = 
     """The model after a plan's final tuning under the evaluator's settings, and what was seen of it."""
     if init == "adalora":
         return adalora.tune(evaluator, plan.bits[0], plan.ranks[0], seed)
-    evaluator.init = init
-    evaluator.apply(plan, seed)
-    return evaluator.model, evaluator.train(evaluator.settings.final_steps, seed)
+    evaluator.workbench.init = init
+    evaluator.workbench.apply(plan, seed)
+    return evaluator.workbench.model, evaluator.workbench.train(evaluator.settings.final_steps, seed)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
         evaluator.settings = settings
         test = evaluator.rows("test", settings.test_rows)
         model, trained = tuned(evaluator, chosen, seed, plan.init if uniform else "default")
-        losses, tokens = row_losses(model, test, 8, evaluator.device)
+        losses, tokens = row_losses(model, test, 8, evaluator.workbench.device)
         line = {
             "task": options.task,
             "row": name,

@@ -86,7 +86,7 @@ def study(setting: Setting, task: list[str], out: Path, scored: str | None) -> N
     """Search, tune against the best uniform plan at both budgets, and score; into `out`."""
     fields = [word for name, value in setting.fields.items() for word in ("--set", f"{name}={value}")]
     budgets = [word for size in setting.memory for word in ("--memory", size)]
-    again = ["--resume"] if (out / "trials.sqlite").exists() else []
+    again = ["--resume"] if (out / "trials.jsonl").exists() else []
     run("search", "--model", setting.model, *task, *budgets, "--evaluations", str(setting.evaluations), *fields,
         "--out", str(out), *again)  # fmt: skip
     run("finetune", str(out), "--seeds", str(setting.seeds), "--against", "best")

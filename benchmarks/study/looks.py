@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import protocol
 from scipy.stats import spearmanr
 
 from qra_search.evaluation.prior import Prior
-from qra_search.log.logtools import import_jsonl
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 
@@ -39,15 +37,10 @@ def main() -> None:
     parser.add_argument("--search", default="gsm8k-qra-module-0")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trials.sqlite"
-        with (options.results / f"trials-{options.search}.jsonl").open() as file:
-            import_jsonl(file, path)
-        log = TrialLog(path)
-        space = recorded_space(log)
-        prior = Prior.from_dict(log.meta("prior"))
-        trials = [t for t in log if t.evaluation is not None]
-        log.release()
+    log = TrialLog(options.results / f"trials-{options.search}.jsonl")
+    space = recorded_space(log)
+    prior = Prior.from_dict(log.meta("prior"))
+    trials = [t for t in log if t.evaluation is not None]
     text = [f"# What {options.search} found"]
     weights = np.array([g.weights for g in space.groups], float)
     kinds = [g.kind for g in space.groups]

@@ -18,7 +18,7 @@ import protocol
 import torch
 from final import tuned
 
-from qra_eval.tuning.training import row_losses
+from qra_eval.tasks.losses import row_losses
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 CASES = (
@@ -63,7 +63,7 @@ def main() -> None:
             continue
         evaluator.settings = protocol.TRAINING.model_copy(update={"alpha": float(alpha), "learning_rate": rate})
         model, _ = tuned(evaluator, evaluator.space.uniform(bits, rank), 0, *init)
-        losses, tokens = row_losses(model, evaluator.rows("validation", VALIDATION_ROWS), 8, evaluator.device)
+        losses, tokens = row_losses(model, evaluator.rows("validation", VALIDATION_ROWS), 8, evaluator.workbench.device)
         loss = sum(losses) / sum(tokens)
         rows.append({**case, "steps": protocol.TRAINING.final_steps, "validation_loss": round(loss, 5)})
         with options.out.open("a") as file:

@@ -19,7 +19,7 @@ import protocol
 import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.log.logtools import export_jsonl
+from qra_search.log.logtools import merge
 from qra_search.log.trial import Trial
 from qra_search.log.trial_log import TrialLog
 from qra_search.strategies import make_strategy
@@ -93,7 +93,7 @@ def main() -> None:
         rows = [{**row, "embeddings": options.embeddings} for row in by_sensitivity(evaluator, budgets, name)]
         keep(options.out / "plans.jsonl", name, rows)
         return
-    log = TrialLog(options.logs / f"{name}.sqlite")
+    log = TrialLog(options.logs / f"{name}.jsonl")
     pieces = Pieces(options.minutes)
     study = Study(
         evaluator,
@@ -106,9 +106,10 @@ def main() -> None:
         prior=flat_prior(evaluator.space) if options.flat else None,
     )
     result = study.run()
-    with (options.out / f"trials-{name}.jsonl").open("w") as file:
-        export_jsonl(log, file)
-    forwards = result.spent * evaluator.evaluation_tokens()  # of this search's own evaluations
+    kept = options.out / f"trials-{name}.jsonl"
+    kept.unlink(missing_ok=True)
+    merge([log.path], kept)  # without what is running, and who wrote it where
+    forwards = result.spent * evaluator.workbench.evaluation_tokens()  # of this search's own evaluations
     epoch = epoch_forwards(evaluator)
     rows = []
     for label, budget in budgets.items():
@@ -153,7 +154,9 @@ def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], n
         assert plan is not None
         row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
         row |= {"loss": None, "spent": prior.cost, "prior_cost": prior.cost}
-        row |= {"epoch_share": round(prior.cost * evaluator.evaluation_tokens() / epoch_forwards(evaluator), 4)}
+        row |= {
+            "epoch_share": round(prior.cost * evaluator.workbench.evaluation_tokens() / epoch_forwards(evaluator), 4)
+        }
         rows.append(row | protocol.compact(protocol.by_linear(space, plan)))
         print(f"{label:8} {space.memory_bytes(plan) / 2**20:7.2f} MiB  {plan}", flush=True)
     return rows

@@ -10,16 +10,20 @@ In pieces: fewer inputs each, every piece with a `--seed` of its own. With `--at
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
+import sqlite3
 import sys
 import tempfile
 import time
+import warnings
+import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
@@ -31,12 +35,15 @@ if "--atheris" in sys.argv:  # before what it is to see
 else:
     seen = nullcontext()
 with seen:
-    from qra_eval.models.gguf_reader import read_gguf
+    from qra_eval.models.from_gguf import read_header
     from qra_eval.tasks import make_task
     from qra_search import Plan, TrialLog, search
     from qra_search.config import ConfigError, RunConfig, dump_config, load_config
     from qra_search.contracts.scenarios import ToyEvaluator
-    from qra_search.log.logtools import check, export_jsonl, import_jsonl
+    from qra_search.log.convert import convert
+    from qra_search.log.logtools import check
+    from qra_search.log.recorded import recorded_state
+    from qra_search.log.trial import evaluation_to_dict
     from qra_search.log.trial_log import LogMismatch
     from qra_search.space.serialization import plan_from_dict, plan_to_dict
     from qra_search.space.sizes import size_in
@@ -59,15 +66,24 @@ def read_key(path: Path) -> None:
 
 def read_log(path: Path) -> None:
     check(path).lines()
-    TrialLog(path).close()
+    with TrialLog(path) as log:
+        recorded_state(log)
 
 
-def read_export(path: Path) -> None:
-    out = path.with_name("imported")
+def read_sealed_log(path: Path) -> None:
+    """A log whose lines all get a right checksum, so that their content is what is looked at."""
+    bodies = [line.rpartition(b',"crc":')[0] or line[:-1] for line in path.read_bytes().split(b"\n")]
+    path.write_bytes(b"".join(b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body)) for body in bodies if body))
+    read_log(path)
+
+
+def read_old_log(path: Path) -> None:
+    out = path.with_name("converted")
     try:
-        import_jsonl(path.read_text("utf-8", "replace").splitlines(), out)
+        convert(path, out)
+        read_log(out)
     finally:
-        for file in path.parent.glob("imported*"):
+        for file in path.parent.glob("converted*"):
             file.unlink()
 
 
@@ -76,9 +92,7 @@ def read_budget(path: Path) -> None:
 
 
 def read_weights(path: Path) -> None:
-    file = read_gguf(path)
-    for name in file.tensors:
-        file.read(name)
+    read_header(path)
 
 
 def read_task(path: Path) -> None:
@@ -121,13 +135,35 @@ def task_rows() -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def old_logs(log: TrialLog, folder: Path) -> tuple[bytes, bytes]:
+    """The same log as the two older formats had it: in SQLite, and as JSON lines."""
+    header = {"space": log.meta("space"), "space_data": log.meta("space_data"), "seed": 0}
+    lines: list[dict[str, Any]] = [{"format": "qra-log/1", "header": header}]
+    with closing(sqlite3.connect(folder / "seed.sqlite")) as db:
+        db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT, checksum TEXT)")
+        for key, value in {"schema_version": 2, **header}.items():
+            db.execute("INSERT INTO meta VALUES (?, ?, '')", (key, json.dumps(value)))
+        columns = "id INTEGER PRIMARY KEY, plan, fidelity, seed, origin, predicted, status, result, reason, proposed_at"
+        db.execute(f"CREATE TABLE trials ({columns}, finished_at, proposal_sum, result_sum)")
+        for t in log:
+            evaluation = evaluation_to_dict(t.evaluation)
+            row = (t.id, t.plan.key, t.fidelity, t.seed, t.proposal.origin, "[null, null]", t.status)
+            end = (json.dumps(evaluation), "", t.proposed_at, t.finished_at, "", "")
+            db.execute(f"INSERT INTO trials VALUES ({', '.join('?' * 13)})", row + end)
+            line = {"bits": t.plan.bits, "ranks": t.plan.ranks, "fidelity": t.fidelity, "seed": t.seed}
+            line |= {"origin": "", "predicted_loss": None, "predicted_std": None, "status": t.status, "reason": ""}
+            times = {"proposed_at": t.proposed_at, "finished_at": t.finished_at}
+            lines.append({**line, **times, "evaluation": evaluation})
+        db.commit()
+    return (folder / "seed.sqlite").read_bytes(), "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
 def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
     """Name, reader, a valid input, and its weight among the inputs."""
     log = folder / "seed-log"
     search(ToyEvaluator(), strategy="random", evaluations=8, log=log)
-    file = io.StringIO()
     with TrialLog(log) as opened:
-        export_jsonl(opened, file)
+        sqlite, lines = old_logs(opened, folder)
         plan = opened.trials[0].plan
     key = plan.key.encode()
     return [
@@ -135,7 +171,9 @@ def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
         ("plan", read_plan, json.dumps(plan_to_dict(SPACE, plan)).encode(), 3),
         ("key", read_key, key, 2),
         ("log", read_log, log.read_bytes(), 3),
-        ("export", read_export, file.getvalue().encode(), 2),
+        ("sealed log", read_sealed_log, log.read_bytes(), 3),
+        ("older log", read_old_log, lines, 1),
+        ("SQLite log", read_old_log, sqlite, 1),
         ("budget", read_budget, b"108.5MiB", 1),
         ("gguf", read_weights, gguf_file(folder / "seed.gguf"), 3),
         ("task", read_task, task_rows(), 3),
@@ -172,8 +210,6 @@ NASTY = [
 
 def attempt(reader: Callable[[Path], None], path: Path, content: bytes) -> tuple[str, float]:
     """What went wrong, if anything, and the seconds of processor time."""
-    for name in ("-wal", "-shm", ".lock"):
-        Path(f"{path}{name}").unlink(missing_ok=True)
     path.write_bytes(content)
     begun, fault = time.process_time(), ""
     try:
@@ -206,6 +242,8 @@ class Watch:
         opened = [a for a in arguments[1:] if isinstance(a, int) and a > 2 and event in ("os.remove", "os.rmdir")]
         base = os.readlink(f"/proc/self/fd/{opened[0]}") if opened else ""  # what the path is relative to
         for path in touched:
+            if event == "sqlite3.connect":
+                path = unquote(str(path)).removeprefix("file:").partition("?")[0]
             if isinstance(path, (str, bytes, os.PathLike)) and path not in (":memory:", os.devnull):
                 name = os.path.realpath(os.path.join(base, os.fsdecode(path)))
                 if not f"{name}{os.sep}".startswith(self.folder):
@@ -218,6 +256,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of damaged lines
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "in").mkdir()

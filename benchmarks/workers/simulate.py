@@ -20,10 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
+from simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
 
 from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
 from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
-from qra_search.bench.simulator import SimulatedExecutor, lognormal_duration, peak_memory, report  # noqa: E402
 from qra_search.contracts.scenarios import budgets_of  # noqa: E402
 from qra_search.strategies.random import repair  # noqa: E402
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qra_search.report.colors import ORIGINS, ORIGINS_DARK, ramp, text_on
-from qra_search.report.html.svg import Scale, Size, axes, line, mark, path, symbols, text
+from qra_search.report.colors import ORIGINS, PRIOR_STEPS, palette, ramp
+from qra_search.report.figures.canvas import draw_heat, draw_lines, fit, new_figure, put_label, style, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 MIB = 2**20
-SIZE = Size("l", 760, 380)
+SIZE = (760, 380)
+NAMES = 150
+"""Room for the names of lines at the right of a chart."""
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-HEAT_STEPS = 7
-LEGEND = 84
-LINE = 16
-"""Least distance of names, one above the other."""
 STRATEGIES = ("qra", "additive", "nsga2", "optuna:tpe", "random")
 SMOLLM2 = {"layers": 30, "hidden": 576, "inner": 1536, "kv": 192, "head": 64, "vocabulary": 49152}
 """Of SmolLM2-135M; `bytes_figure` checks the sum against a recorded run."""
@@ -38,55 +40,51 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for draw in (sensitivity_figure, quantizers_figure, anytime_figure, front_figure, bytes_figure):
         name = draw.__name__.removesuffix("_figure")
-        (out / f"{name}.svg").write_text(draw())
+        with style():
+            (out / f"{name}.svg").write_text(to_svg(draw(), theme="screen"))
         print(out / f"{name}.svg")
 
 
-def sensitivity_figure() -> str:
+def sensitivity_figure() -> Figure:
     """Heat map of the prior's damage at the lowest bit-width: kinds down, layers across, log scale."""
+    from matplotlib.patches import Patch
+
     prior = json.loads((RESULTS / "prior.json").read_text())
     damage = {name: max(row[0], 1e-9) for name, row in zip(prior["groups"], prior["bits_damage"], strict=True)}
     layers = 1 + max(_layer(name) for name in damage)
     low, high = min(damage.values()), max(damage.values())
-    scale = Scale(low, high, 0, HEAT_STEPS, log=True)
-    left, top, width, height = 92, 40, 20, 30
-    parts = [text(left, 22, f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", kind="label")]
-    for row, kind in enumerate(KINDS):
-        parts.append(text(left - 10, top + row * height + 20, kind, anchor="end"))
-        for name, value in damage.items():
-            if name.endswith(kind):
-                step = min(int(scale(value)), HEAT_STEPS - 1)
-                x, y = left + _layer(name) * width, top + row * height
-                parts.append(f'<rect x="{x}" y="{y}" width="{width - 1}" height="{height - 1}" class="h{step}"/>')
-    bottom = top + len(KINDS) * height
-    for layer in range(0, layers, 5):
-        parts.append(text(left + layer * width + width / 2, bottom + 16, layer, anchor="middle"))
-    parts.append(text(left + layers * width, bottom + 34, "layer", anchor="end", kind="label"))
-    for step in range(HEAT_STEPS + 1):
-        x = left + step * LEGEND
-        if step < HEAT_STEPS:
-            parts.append(f'<rect x="{x}" y="{bottom + 48}" width="{LEGEND - 1}" height="16" class="h{step}"/>')
-        edge = 1000 * low * (high / low) ** (step / HEAT_STEPS)
-        parts.append(text(x, bottom + 80, f"{edge:.2g}", anchor="middle"))
-    return _svg(Size("l", left + layers * width + 24, bottom + 94), "Sensitivity of each linear", "".join(parts))
+    levels: list[list[float]] = [[math.nan] * layers for _ in KINDS]
+    for name, value in damage.items():
+        step = int(PRIOR_STEPS * math.log(value / low) / math.log(high / low))
+        levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, PRIOR_STEPS - 1)
+    figure, (axes,) = new_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
+    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("prior", PRIOR_STEPS))
+    axes.set_title(f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", loc="left")
+    axes.set_xlabel("layer", loc="right")
+    edges = [1000 * low * (high / low) ** (step / PRIOR_STEPS) for step in range(PRIOR_STEPS + 1)]
+    names = [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    steps = [Patch(color=color, label=name) for color, name in zip(ramp("prior", PRIOR_STEPS), names, strict=True)]
+    figure.legend(handles=steps, loc="lower center", ncols=PRIOR_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
+    return figure
 
 
-def quantizers_figure() -> str:
+def quantizers_figure() -> Figure:
     """Untuned loss against bits for each backend."""
     rows = _rows("quantizer_loss.jsonl")
     names = list(dict.fromkeys(r["backend"] for r in rows))
     series = {name: [(r["bits"], r["loss"]) for r in rows if r["backend"] == name and r["bits"] <= 4] for name in names}
     floor = rows[0]["unquantized_loss"]
-    size = Size("s", SIZE.width, SIZE.height)  # few ticks
-    x = Scale(1.7, 4.9, *size.x)
-    y = Scale.over([loss for points in series.values() for _, loss in points] + [0.8 * floor], size.y)
-    parts = [axes(size, x, y, "bits", "loss, nats a token")]
-    parts += [line(size.x[0], y(floor), size.x[1], y(floor), "rival")]
-    parts.append(text(size.x[0] + 4, y(floor) - 6, "unquantized", kind="mark"))
-    return _svg(size, "Untuned loss under three quantizers", "".join(parts) + _lines(series, x, y))
+    figure, (axes,) = new_figure("Untuned loss under three quantizers", SIZE, right=NAMES)
+    fit(axes, "x", "bits", [bits for points in series.values() for bits, _ in points], log=False)
+    axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
+    fit(axes, "y", "loss, nats a token", [loss for points in series.values() for _, loss in points] + [0.8 * floor])
+    axes.axhline(floor, color=palette()["soft"], linewidth=1, linestyle=(0, (5, 4)))
+    put_label(axes, [], "unquantized", (axes.get_xlim()[0], floor), (4, 9))
+    draw_lines(axes, series)
+    return figure
 
 
-def anytime_figure() -> str:
+def anytime_figure() -> Figure:
     """Median share of the possible gain that is left, against evaluations, for each strategy."""
     rows = _rows("strategies/raw.jsonl")
     left: dict[str, dict[int, list[float]]] = {}
@@ -100,35 +98,39 @@ def anytime_figure() -> str:
     series = {
         name: [(at, median(shares)) for at, shares in sorted(left[name].items())] for name in STRATEGIES if name in left
     }
-    known = [at for points in series.values() for at, _ in points]
-    x = Scale.over([*known, 1.4 * max(known)], SIZE.x, log=True)  # room for names
-    y = Scale(0.0, 1.1, *SIZE.y)
     title = "Share of the possible gain that is left, median of the recorded searches"
-    parts = axes(SIZE, x, y, "evaluations spent", "share of the gain left")
-    return _svg(SIZE, title, parts + _lines(series, x, y))
+    figure, (axes,) = new_figure(title, SIZE, right=NAMES)
+    fit(axes, "x", "evaluations spent", [at for points in series.values() for at, _ in points], log=True)
+    fit(axes, "y", "share of the gain left", [share for points in series.values() for _, share in points], log=False)
+    axes.set_ylim(bottom=0.0)
+    draw_lines(axes, series)
+    return figure
 
 
-def front_figure() -> str:
+def front_figure() -> Figure:
     """Test loss against bytes of the plans of two demos with the default quantizer."""
     rows = {(r["mean_bits"], r["mean_rank"]): r for r in _tuned()}
-    x = Scale.over([r["memory_bytes"] / MIB for r in rows.values()], SIZE.x, log=False)
-    y = Scale.over([r["test_loss"] for r in rows.values()], SIZE.y, log=False)
-    parts = [axes(SIZE, x, y, "memory, MiB", "test loss, nats a token")]
-    for i, bits in enumerate((2.0, 3.0)):
-        uniform = sorted((r["memory_bytes"], r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits)
-        parts.append(path([(x(b / MIB), y(loss)) for b, loss in uniform], f"s{i}"))
+    figure, (axes,) = new_figure("Plans of the demo on test data", SIZE, right=40)
+    fit(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
+    fit(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
+    for color, bits in zip(ORIGINS, (2.0, 3.0), strict=False):
+        uniform = sorted((r["memory_bytes"] / MIB, r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits)
+        axes.plot(*zip(*uniform, strict=True), color=color, linewidth=2)
+    taken: list = []
     for r in rows.values():
-        px, py, found = x(r["memory_bytes"] / MIB), y(r["test_loss"]), r["role"] == "found"
-        kind = 2 if found else int(r["mean_bits"] == 3.0)
-        parts.append(mark(px, py, "best" if found else "square", f"f{kind}"))
-        name = f"found, {r['test_loss']:.3f}" if found else f"{r['mean_bits']:.0f} bits, rank {r['mean_rank']:.0f}"
-        end = px > SIZE.width - 130
-        place = (px + (-14 if end else 14), py + 5) if found else (px + (-10 if end else 10), py - 8)
-        parts.append(text(*place, name, anchor="end" if end else "start", kind=f"t{kind}"))
-    return _svg(SIZE, "Plans of the demo on test data", "".join(parts))
+        at, found = (r["memory_bytes"] / MIB, r["test_loss"]), r["role"] == "found"
+        color = ORIGINS[2 if found else int(r["mean_bits"] == 3.0)]
+        axes.plot(*at, linestyle="none", marker="D" if found else "s", markersize=13 if found else 8, color=color)
+        name = f"found, {at[1]:.3f}" if found else f"{r['mean_bits']:.0f} bits, rank {r['mean_rank']:.0f}"
+        if found:
+            right = bool(axes.transData.transform(at)[0] < SIZE[0] / 2)
+            put_label(axes, taken, name, at, (14, 0), side="right" if right else "left", color=color)
+        else:
+            put_label(axes, taken, name, at, (0, 13), side="center", color=color)
+    return figure
 
 
-def bytes_figure() -> str:
+def bytes_figure() -> Figure:
     """What uniform plans of SmolLM2-135M take, by part.
 
     Raises:
@@ -150,57 +152,21 @@ def bytes_figure() -> str:
         bars.append((f"{bits} bits, rank {rank}", (fixed, codes, stored - codes, adapters)))
     recorded = {(r["mean_bits"], r["mean_rank"]): r["memory_bytes"] for r in _tuned()}
     assert sum(bars[0][1]) == recorded[(2.0, 8.0)], (sum(bars[0][1]), recorded)
-    size = Size("l", 760, 60 + 44 * len(bars), left=120, right=80)
-    x = Scale(0.0, max(sum(parts) for _, parts in bars) / MIB, *size.x)
-    parts = []
-    for row, (name, amounts) in enumerate(bars):
-        y, start = 44 + 44 * row, 0.0
-        parts.append(text(size.left - 10, y + 19, name, anchor="end"))
-        for i, amount in enumerate(amounts):
-            width = x(amount / MIB) - x(0)
-            parts.append(f'<rect x="{x(start):.1f}" y="{y}" width="{width:.1f}" height="28" class="f{i}"/>')
-            start += amount / MIB
-        parts.append(text(x(start) + 6, y + 19, f"{start:.1f} MiB", kind="mark"))
-    for i, name in enumerate(("not searched", "codes", "scales and zeros", "adapters")):
-        parts.append(mark(size.left + 8 + 150 * i, 22, "square", f"f{i}"))
-        parts.append(text(size.left + 20 + 150 * i, 27, name))
-    return _svg(size, "What uniform plans of SmolLM2-135M take", "".join(parts))
-
-
-def _lines(series: dict[str, list[tuple[float, float]]], x: Scale, y: Scale) -> str:
-    """Lines with marks, each named at its right; names that would collide are moved down."""
-    parts, above = [], 0.0
-    for i, (name, points) in sorted(enumerate(series.items()), key=lambda s: y(s[1][1][-1][1])):
-        places = [(x(a), y(b)) for a, b in points]
-        parts.append(path(places, f"s{i}"))
-        parts += [mark(a, b, ("circle", "square", "triangle", "diamond", "plus")[i % 5], f"f{i}") for a, b in places]
-        above = max(above + LINE, places[-1][1] + 4)
-        parts.append(text(places[-1][0] + 10, above, name, kind=f"t{i}"))
-    return "".join(parts)
-
-
-def _svg(size: Size, title: str, body: str) -> str:
-    """A whole file, with a style for light and one for dark screens."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size.width} {size.height}" role="img">'
-        f"<title>{title}</title><style>{_style(False)}@media (prefers-color-scheme:dark){{{_style(True)}}}</style>"
-        f'<rect width="100%" height="100%" rx="6" class="ground"/>{symbols()}{body}</svg>\n'
-    )
-
-
-def _style(dark: bool) -> str:
-    ground, ink, faint, grid = ("#1b1f27", "#e6e8ec", "#a9b1bd", "#39404c") if dark else (
-        "#ffffff", "#1b1f27", "#505967", "#dfe3e8")  # fmt: skip
-    colours = ORIGINS_DARK if dark else ORIGINS
-    rules = [
-        f".ground{{fill:{ground}}}text{{font:13px system-ui,sans-serif;fill:{faint}}}.label,.mark{{fill:{ink}}}",
-        f".grid{{stroke:{grid}}}.axis{{stroke:{faint}}}.rival{{stroke:{faint};stroke-dasharray:5 4}}",
-    ]
-    for i, colour in enumerate(colours[:5]):
-        rules.append(f".s{i}{{stroke:{colour};stroke-width:2;fill:none}}.f{i},.t{i}{{fill:{colour}}}")
-    for i, colour in enumerate(ramp("prior", HEAT_STEPS, dark=dark)):
-        rules.append(f".h{i}{{fill:{colour};stroke:{text_on(colour)};stroke-opacity:.15}}")
-    return "".join(rules)
+    size = (SIZE[0], 90 + 44 * len(bars))
+    figure, (axes,) = new_figure("What uniform plans of SmolLM2-135M take", size, left=120, right=80)
+    names = [name for name, _ in bars]
+    starts = [0.0] * len(bars)
+    for i, part in enumerate(("not searched", "codes", "scales and zeros", "adapters")):
+        widths = [amounts[i] / MIB for _, amounts in bars]
+        axes.barh(names, widths, left=starts, height=0.65, color=ORIGINS[i], label=part)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for name, total in zip(names, starts, strict=True):
+        axes.annotate(f"{total:.1f} MiB", (total, name), (6, 0), textcoords="offset points", va="center")
+    axes.set_xlabel("memory, MiB", loc="right")
+    axes.grid(visible=False)
+    axes.invert_yaxis()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1)
+    return figure
 
 
 def _rows(name: str) -> list[dict[str, Any]]:

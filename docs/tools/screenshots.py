@@ -49,7 +49,9 @@ def main() -> None:
             terminal = searched(search, folder, RunFolder(folder / "runs" / "first"))
             (folder / "terminal.html").write_text(PAGE.replace("{code}", terminal))
             shoot(folder / "terminal.html", options.out / "search.png", 960, (terminal.count("\n") + 1) * 19 + 28)
-        run(["qra", "log", "import", str(RECORDED), "--out", "runs/study/trials.sqlite"], folder)
+        study = RunFolder(folder / "runs" / "study")
+        study.path.mkdir(parents=True)
+        shutil.copyfile(RECORDED, study.log_file)
         run(["qra", "report", "runs/study"], folder)
         shoot(RunFolder(folder / "runs" / "study").report_file, options.out / "report.png", 1160, 2200)
     for picture in sorted(options.out.glob("*.png")):

@@ -19,18 +19,17 @@ exactly as one on resident bytes. What depends on the rank of the activations is
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qra_eval.models.linears import decoder_layers
-from qra_eval.tuning import training
+from qra_eval.tasks.batches import Batch, collate
+from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning.shared_adapter import uniform_like
+from qra_eval.tuning.workbench import Workbench
 from qra_search.space.space import Plan, SearchSpace
-
-if TYPE_CHECKING:
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 ADAPTER_BYTES = 16
 """Of an adapter weight in training: value, gradient and two moments, float32."""
@@ -61,9 +60,13 @@ class StepMemory:
 
     def space(self, resident: SearchSpace) -> SearchSpace:
         """The same space with the bytes of plans counted at the peak of their training."""
-        fields = {name: getattr(resident, name) for name in SearchSpace.model_fields}
-        fields |= {"fixed_bytes": resident.fixed_bytes + self.fixed, "adapter_bits": self.adapter_bits}
-        return SearchSpace(**fields)
+        return SearchSpace(
+            groups=resident.groups,
+            bits=resident.levels,
+            ranks=resident.ranks,
+            fixed_bytes=resident.fixed_bytes + self.fixed,
+            adapter_bits=self.adapter_bits,
+        )
 
     def parts(self, resident: SearchSpace, plan: Plan) -> dict[str, int]:
         """The parts of a plan's peak by name, and their sum as `peak`."""
@@ -75,18 +78,18 @@ class StepMemory:
         return parts | {"peak": sum(parts.values())}
 
 
-def step_memory(evaluator: QuantizedLoRAEvaluator) -> StepMemory:
+def step_memory(workbench: Workbench) -> StepMemory:
     """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
-    space, item = evaluator.space, evaluator.quantized.dtype.itemsize
-    batches = evaluator.batches(max(1, evaluator.settings.steps), 0)
+    space, item = workbench.space, workbench.quantized.dtype.itemsize
+    batches = workbench.batches(max(1, workbench.settings.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
     linears = [linear for group in space.groups for linear in group.linears]
-    head = 2 * labels * evaluator.model.get_output_embeddings().weight.shape[0] * item
-    layers, outside = _saved_by_batch(evaluator, rows, tokens)
+    head = 2 * labels * workbench.model.get_output_embeddings().weight.shape[0] * item
+    layers, outside = _saved_by_batch(workbench, rows, tokens)
     wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))
-    if evaluator.settings.gradient_checkpointing and layers:
-        inputs = len(layers) * rows * tokens * evaluator.model.config.get_text_config().hidden_size * item
+    if workbench.settings.gradient_checkpointing and layers:
+        inputs = len(layers) * rows * tokens * workbench.model.config.get_text_config().hidden_size * item
         # The logits are gone when the first layer's activations are made again.
         activations = inputs + outside + max(0, max(layers) + wider // len(layers) - head)
     else:
@@ -103,20 +106,20 @@ def step_memory(evaluator: QuantizedLoRAEvaluator) -> StepMemory:
     )
 
 
-def _saved_by_batch(evaluator: QuantizedLoRAEvaluator, rows: int, tokens: int) -> tuple[list[int], int]:
+def _saved_by_batch(workbench: Workbench, rows: int, tokens: int) -> tuple[list[int], int]:
     """Bytes that a batch saves for its backward pass: of each decoder layer, and of all else but the logits."""
-    space = evaluator.space
+    space = workbench.space
     ranks = [r for r in space.ranks if r > 0]
     if not ranks:
         return [], 0
-    settings = evaluator.settings
-    longest = max(evaluator.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
+    settings = workbench.settings
+    longest = max(workbench.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
     plan = uniform_like(space, 0, ranks[0])
-    evaluator.apply(plan, 0)
-    with evaluator.quantized.as_stored(plan, evaluator.init) as model:
+    workbench.apply(plan, 0)
+    with workbench.quantized.as_stored(plan, workbench.init) as model:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
-        one, two = (saved_bytes(model, training.collate([longest] * n).to(evaluator.device)) for n in (1, 2))
+        one, two = (saved_bytes(model, collate([longest] * n).to(workbench.device)) for n in (1, 2))
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     # The difference is a row's: what does not grow with rows, such as weights, falls out.
@@ -125,7 +128,7 @@ def _saved_by_batch(evaluator: QuantizedLoRAEvaluator, rows: int, tokens: int) -
     return [int(stretch * size) for part, size in row.items() if part], int(stretch * row.get("", 0))
 
 
-def saved_bytes(model: Any, batch: training.Batch) -> dict[str, int]:
+def saved_bytes(model: Any, batch: Batch) -> dict[str, int]:
     """Bytes that autograd saves in a forward pass and its loss: by decoder layer, and all else but logits under ``.
 
     Each storage counts once, where it was first saved; the model's own tensors do not count.
@@ -151,8 +154,8 @@ def saved_bytes(model: Any, batch: training.Batch) -> dict[str, int]:
         handles.append(layer.register_forward_hook(lambda module, args, output: where.pop() and None))
     model.train()
     try:
-        with training.labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            training.batch_loss(model, head, batch)
+        with labelled_head(model) as head, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            batch_loss(model, head, batch)
     finally:
         model.eval()
         for handle in handles:

@@ -81,7 +81,7 @@ class Landscape(Evaluator):
             return 0.0
         rng = generator("seed", self.seed, seed)
         shift = self.seed_shift * float(rng.standard_normal())
-        middle = int(np.argmin(np.abs(np.array(self.space.bits) - 3)))
+        middle = int(np.argmin(np.abs(self.space.widths - 3)))
         return shift + self.noise * float(np.sqrt(self.seed_share)) * self.tables.of_seed(b, r, middle, rng)
 
     def noise_at(self, loss: float) -> float:

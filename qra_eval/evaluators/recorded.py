@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ from qra_eval.landscapes.shapes import KINDS, make_space
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.log.logtools import JSONL_FORMAT, MAX_LINE, import_jsonl, lines_of
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Plan, SearchSpace
@@ -116,7 +113,7 @@ def read_record(
     shape: str = "smollm2",
     granularity: str = "layer",
 ) -> Record:
-    """Read trial logs (SQLite, or JSONL as `qra log export` writes it), or plain JSONL of {"bits", "ranks", "loss"}.
+    """Read trial logs, or plain JSONL of {"bits", "ranks", "loss"}.
 
     All must be of one space. Plain JSONL has none of its own: its plans are taken to be of a decoder with the widths
     of `shape`, one choice for each layer, module or set of fused modules as `granularity` says.
@@ -130,10 +127,8 @@ def read_record(
     paths = [Path(path) for path in logs]
     for path in paths:
         if not path.is_file():
-            raise ValueError(
-                f"no trial log {path.name!r}: give an SQLite log of a search, or JSONL of bits, ranks, loss"
-            )
-    if all(path.suffix == ".jsonl" and not _is_export(path) for path in paths):
+            raise ValueError(f"no trial log {path.name!r}: give the log of a search, or JSONL of bits, ranks, loss")
+    if all(path.suffix == ".jsonl" and not _is_log(path) for path in paths):
         space, prior, seen = _read_jsonl(paths, damage, shape, granularity)
     else:
         space, prior, seen = _read_logs(paths)
@@ -175,7 +170,7 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
     seen: dict[Plan, list[float]] = {}
     by_seed: dict[tuple[Plan, int], list[float]] = {}
     for path in paths:
-        with _opened(path) as log:
+        with TrialLog(path) as log:
             own = recorded_space(log)
             if space is not None and own.signature != space.signature:
                 raise ValueError(f"{path.name} is of another search space than {paths[0].name}: fit them one by one")
@@ -191,25 +186,10 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
     return space, prior, seen
 
 
-def _is_export(path: Path) -> bool:
-    """Whether a JSONL file is a whole trial log, as `qra log export` writes it."""
-    if path.suffix != ".jsonl":
-        return False
-    with path.open() as file:
-        return f'"format": "{JSONL_FORMAT}"' in file.readline(MAX_LINE)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[TrialLog]:
-    """A trial log, made in a temporary folder first where it is an export."""
-    with TemporaryDirectory() as folder:
-        where = path
-        if _is_export(path):
-            where = Path(folder) / "trials.sqlite"
-            with path.open() as file:
-                import_jsonl(lines_of(file), where)
-        with TrialLog(where) as log:
-            yield log
+def _is_log(path: Path) -> bool:
+    """Whether a file of JSON lines is a trial log, not one of bits, ranks, loss alone."""
+    with path.open("rb") as file:
+        return b"qra-log/" in file.readline(200)
 
 
 def _read_jsonl(
@@ -231,7 +211,7 @@ def _read_jsonl(
         raise ValueError(f"{groups} groups are not {kinds} to a layer, as granularity {granularity!r} has them")
     if damage is not None and granularity != "layer":
         raise ValueError("damage is of whole layers: it goes with granularity 'layer'; a trial log holds its own prior")
-    bits = tuple(sorted({b for plan in seen for b in plan.bits}))
+    bits = tuple(sorted({int(b) for plan in seen for b in plan.bits}))
     ranks = tuple(sorted({r for plan in seen for r in plan.ranks}))
     space = make_space(groups // kinds, granularity, shape, bits=bits, ranks=ranks)
     return space, None if damage is None else layer_prior(space, Path(damage)), seen
@@ -242,14 +222,14 @@ def layer_prior(space: SearchSpace, path: Path) -> Prior:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     loss = {(row["layer"], row["bits"]): row["loss"] - measured.UNTUNED for row in rows}
     two, three = (np.maximum([loss[g, b] for g in range(len(space))], measured.LEAST_DAMAGE) for b in (2, 3))
-    columns = [measured.damage_by_bits(two, three, bits) for bits in space.bits]
+    columns = [measured.damage_by_bits(two, three, bits) for bits in space.widths.tolist()]
     gain = np.tile(measured.HQQ.gain_at(np.array(space.ranks)) / len(space), (len(space), 1))
     return Prior(np.stack(columns, axis=1), gain, source="single layers, untuned")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit a surrogate to trial logs and print its held-out error.")
-    parser.add_argument("logs", nargs="+", help="trial logs, as SQLite or exported; or JSONL of bits, ranks, loss")
+    parser.add_argument("logs", nargs="+", help="trial logs, or JSONL of bits, ranks, loss")
     parser.add_argument("--damage", help="JSONL of layer, bits, loss: the prior of JSONL logs")
     parser.add_argument("--granularity", default="layer", choices=list(KINDS), help="of plain JSONL")
     parser.add_argument("--folds", type=int, default=5)

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_model import PERMUTED
+from qra_eval.models.from_gguf import read_header
+from qra_eval.models.load import gguf_source
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type to llama.cpp's architecture."""
+
+PERMUTED = ("llama",)
+"""Architectures whose q and k rows llama.cpp reorders for its rotary embedding."""
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -148,8 +152,5 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
 
 
 def _source_splits(run: TunedRun) -> str | None:
-    from qra_eval.models.gguf_reader import read_gguf
-    from qra_eval.models.load import gguf_source
-
     file = gguf_source(run.spec)
-    return None if file is None else read_gguf(file).metadata.get("tokenizer.ggml.pre")
+    return None if file is None else read_header(file).value("tokenizer.ggml.pre")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -11,40 +10,38 @@ from typing import Any
 
 import torch
 from qra_backends.reference import bitpack
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from qra_eval.export.base import Exported, Exporter, compared
-from qra_eval.export.compressed_tensors import DEFAULT_WIDTHS, plain_reasons, untied, widths_of
-from qra_eval.export.grids import IntegerGrid, group_that_divides, integer_grid
-from qra_eval.export.peft import write_adapter
-from qra_eval.export.shards import target_bits
+from qra_eval.export.base import Exported
+from qra_eval.export.grids import IntegerGrid, group_that_divides
+from qra_eval.export.packed import DEFAULT_WIDTHS, GROUP_SIZE, WEIGHTS_FILE, PackedExporter
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.errors import DISTRIBUTION
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-GROUP_SIZE = 64
 MULTIPLE = 32
 """Shapes must be multiples of it: codes are packed along the rows, zero points along the columns, in 32-bit words."""
 SCALE_DTYPE = torch.float16
 
 
-class GPTQModelExporter(Exporter):
+class GPTQModelExporter(PackedExporter):
     """Codes with a float16 scale and a whole zero point for each group; the adapter stays apart, in `adapter/`.
 
     Zero points are whole numbers in this format. A layer keeps its own grid where its offsets are whole multiples of
     its scales and these are exact in float16; every other is rounded a second time.
 
     Args:
-        group_size, bits, shards: as of compressed-tensors; uneven fused shards are only noted by default, as GPTQModel
-            itself does not fuse them.
+        group_size, bits, merge, shards: see `PackedExporter`; uneven fused shards are only noted by default, as
+            GPTQModel itself does not fuse them.
         symmetric: one zero point for all, which vLLM's Marlin kernels need; written in GPTQ's first format. Others are
             written in the second, `gptq_v2`: GPTQModel takes zero points that differ in no other.
-        merge: add the adapter to the weights before they are rounded.
     """
 
     name = "gptqmodel"
     summary = "GPTQ checkpoint with `dynamic` bits for GPTQModel, the adapter beside it"
+    rounded = "as GPTQ's zero points are whole numbers and theirs are not"
+    adapter = "peft"
 
     def __init__(
         self,
@@ -54,8 +51,8 @@ class GPTQModelExporter(Exporter):
         merge: bool = False,
         shards: str = "ignore",
     ):
-        self.group_size, self.symmetric, self.merge, self.shards = int(group_size), symmetric, merge, shards
-        self.widths = widths_of(bits)
+        super().__init__(group_size, bits, merge, shards)
+        self.symmetric = symmetric
 
     @property
     def shift(self) -> int:
@@ -63,8 +60,7 @@ class GPTQModelExporter(Exporter):
         return 1 if self.symmetric else 0
 
     def check(self, run: TunedRun) -> list[str]:
-        _, reasons, _ = target_bits(run.linears, self.widths, self.shards)
-        reasons += plain_reasons(run)
+        reasons = super().check(run)
         odd = [
             linear
             for linear in run.linears
@@ -78,49 +74,20 @@ class GPTQModelExporter(Exporter):
             )
         return reasons
 
+    def scale_dtype(self, run: TunedRun) -> torch.dtype:
+        return SCALE_DTYPE
+
+    def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
+        return {f"{linear.name}.{key}": tensor for key, tensor in gptq_tensors(grid, self.shift).items()}
+
     def write(self, run: TunedRun, out: Path) -> Exported:
-        bits, _, notes = target_bits(run.linears, self.widths, self.shards)
-        state: dict[str, Tensor] = {}
-        kept = quantized = 0
-        for linear in run.linears:
-            if bits[linear.name] == UNQUANTIZED_BITS:
-                state[f"{linear.name}.weight"] = run.merged(linear).to(run.dtype) if self.merge else run.weight(linear)
-                continue
-            grid = integer_grid(
-                run.merged(linear) if self.merge else run.weight(linear),
-                bits[linear.name],
-                group_that_divides(linear.in_features, self.group_size),
-                symmetric=self.symmetric,
-                scale_dtype=SCALE_DTYPE,
-                own=None if self.merge else run.affine(linear),
-            )
-            kept, quantized = kept + grid.same, quantized + 1
-            state.update({f"{linear.name}.{key}": tensor for key, tensor in gptq_tensors(grid, self.shift).items()})
-        written = {linear.name for linear in run.linears}
-        for key, value in run.base.state_dict().items():
-            if key.rpartition(".")[0] not in written or key.endswith(".bias"):
-                state[key] = value
-        save_file(untied(run.base, state), out / "model.safetensors", metadata={"format": "pt"})
-        config = copy.deepcopy(run.config)
-        config.dtype = run.dtype
-        config.quantization_config = self._config(run, bits)
-        config.save_pretrained(out)
-        (out / "quantize_config.json").write_text(json.dumps(config.quantization_config, indent=1) + "\n")
-        run.base.generation_config.save_pretrained(out)
-        run.tokenizer.save_pretrained(out)
-        if not self.merge:
-            write_adapter(run, out / "adapter")
-            notes.append(f"the adapter is apart, in {out / 'adapter'}: put it on top with peft")
-        if kept < quantized:
-            notes.append(
-                f"{quantized - kept} of {quantized} linears were rounded again, as GPTQ's zero points are whole "
-                "numbers "
-                "and theirs are not: their weights are not the tuned ones"
-            )
-        if kept:
-            notes.append(f"{kept} of {quantized} linears keep the grid that they have, exactly")
-        notes.append("compared by unpacking the written file in this process; GPTQModel.load(path) loads it")
-        tensors = load_file(out / "model.safetensors")
+        done = super().write(run, out)
+        config = json.loads((out / "config.json").read_text())["quantization_config"]
+        (out / "quantize_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        return done
+
+    def reload(self, run: TunedRun, out: Path, bits: dict[str, int]) -> tuple[Any, str | None]:
+        tensors = load_file(out / WEIGHTS_FILE)
 
         def weight(linear: Chosen) -> Tensor:
             if bits[linear.name] == UNQUANTIZED_BITS:
@@ -129,10 +96,10 @@ class GPTQModelExporter(Exporter):
                 {key: tensors[f"{linear.name}.{key}"] for key in GPTQ_KEYS}, bits[linear.name], self.shift
             )
 
-        model = run.with_weights(weight, adapter=not self.merge)
-        return compared(out, notes, run, model, rounded=kept < quantized)
+        note = "compared by unpacking the written file in this process; GPTQModel.load(path) loads it"
+        return run.with_weights(weight, adapter=not self.merge), note
 
-    def _config(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
+    def quantization(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
         dynamic: dict[str, dict[str, Any]] = {}
         widths = [width for width in bits.values() if width != UNQUANTIZED_BITS]
         common = max(set(widths), key=widths.count) if widths else 4

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.final import BASE_FILE, PLAN_FILE
+from qra_eval.tuning.saved import ADAPTER_FOLDER, BASE_FILE, PLAN_FILE, load
 
 README = """---
 library_name: peft
@@ -60,13 +60,11 @@ class PEFTExporter(Exporter):
         return []
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        from qra_eval.tuning import final as finetune
-
-        write_adapter(run, out / "adapter", pad_ranks=self.pad_ranks)
+        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks)
         for name in (BASE_FILE, PLAN_FILE):
             shutil.copyfile(run.folder / name, out / name)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
-        tuned, _ = finetune.load(out)
+        tuned, _ = load(out)
         note = f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter'
         return compared(out, [note], run, tuned)
 

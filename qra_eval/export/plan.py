@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qra_eval.export.base import Exported, Exporter
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.final import PLAN_FILE
+from qra_eval.tuning.saved import PLAN_FILE
 
 
 class PlanExporter(Exporter):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import dequantize_embeddings
-from qra_eval.tuning import final as finetune
+from qra_eval.tuning import saved
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Factors:
 
 
 class TunedRun:
-    """What `qra_eval.tuning.final.save` left in a folder; the model is loaded when it is first needed, and kept.
+    """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Raises:
         ValueError: there is no tuned plan in the folder.
@@ -67,13 +67,13 @@ class TunedRun:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        wanted = (finetune.PLAN_FILE, finetune.BASE_FILE, finetune.ADAPTER_FOLDER)
+        wanted = (saved.PLAN_FILE, saved.BASE_FILE, saved.ADAPTER_FOLDER)
         missing = [name for name in wanted if not (self.folder / name).exists()]
         if missing:
             raise ValueError(
                 f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
             )
-        self.plan: dict[str, Any] = json.loads((self.folder / finetune.PLAN_FILE).read_text())
+        self.plan: dict[str, Any] = json.loads((self.folder / saved.PLAN_FILE).read_text())
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:
@@ -83,7 +83,7 @@ class TunedRun:
     # -- the parts -----------------------------------------------------------------------------
     @property
     def adapter_folder(self) -> Path:
-        return self.folder / finetune.ADAPTER_FOLDER
+        return self.folder / saved.ADAPTER_FOLDER
 
     @property
     def spec(self) -> str:
@@ -92,7 +92,7 @@ class TunedRun:
 
     @cached_property
     def _base(self) -> tuple[Any, Any]:
-        model, tokenizer = finetune.load_base(self.folder)
+        model, tokenizer = saved.load_base(self.folder)
         dequantize_embeddings(model)
         return model.eval(), tokenizer
 
@@ -124,14 +124,18 @@ class TunedRun:
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        from qra_eval.models.load import find_linears, load_model
+        from qra_eval.models.linears import find_linears
+        from qra_eval.models.load import load_model
 
         shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
         return tuple(
-            Chosen(name, *shapes[name], group["bits"], group["rank"], group["name"])
+            Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
             for group in self.plan["groups"]
             for name in group["linears"]
         )
+
+    def _width(self, level: int | str) -> int:
+        return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)
 
     def module(self, name: str) -> nn.Module:
         """The (quantized) linear of the base."""
@@ -185,7 +189,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = finetune.load(self.folder)
+        tuned, _ = saved.load(self.folder)
         return self.logits(tuned)
 
     @torch.no_grad()
@@ -212,7 +216,7 @@ class TunedRun:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
         from peft import PeftModel
 
-        model, _ = finetune.load_base(self.folder)
+        model, _ = saved.load_base(self.folder)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
             new = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")

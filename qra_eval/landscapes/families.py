@@ -204,7 +204,7 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     steepness = source.repair_power if family.repair_power is None else family.repair_power
     power = steepness * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
     repaired = source.left(np.array(space.ranks)[None, :], power[:, None])[:, None, :]
-    floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.bits])
+    floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
     gain = (weight / weight.sum())[:, None] * source.gain_at(np.array(space.ranks))[None, :]
@@ -258,7 +258,7 @@ def _group_damage(
     kinds = KINDS[granularity]
     spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
     columns = []
-    for bits in space.bits:
+    for bits in space.widths.tolist():
         share = source.kind_share(bits)
         of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
         part = np.array([of_kind[group.kind] for group in space.groups]) * spread

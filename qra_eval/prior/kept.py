@@ -7,70 +7,67 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qra_eval.prior.measure import measure_prior
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.tuning import training
+from qra_eval.tasks.batches import bucketed
+from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
-
-if TYPE_CHECKING:
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 PRIOR_ROWS = 16
 PRIOR_VERSION = 3
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
 
-def kept_or_measured(evaluator: QuantizedLoRAEvaluator) -> tuple[Prior, dict[str, Any]]:
+def kept_or_measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     """The prior as an earlier run of the same content kept it, or measured and kept; and the report of its measuring.
 
     Its cost is what measuring took, whether or not it was measured again.
     """
-    path = prior_file(evaluator)
+    path = prior_file(workbench)
     kept = read_prior(path)
     if kept is None:
-        kept = measured(evaluator)
+        kept = measured(workbench)
         write_prior(path, *kept)
     return kept
 
 
-def prior_file(evaluator: QuantizedLoRAEvaluator) -> Path:
+def prior_file(workbench: Workbench) -> Path:
     """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
-    model = evaluator.quantized
+    model = workbench.quantized
     identity = [PRIOR_VERSION, model.identity, model.backend.spec, model.space.signature]
-    identity += [evaluator.rows.hash(calibration=PRIOR_ROWS), evaluator.evaluation_tokens(), str(model.compute)]
-    identity += [evaluator.settings.batch_size]
+    identity += [workbench.rows.hash(calibration=PRIOR_ROWS), workbench.evaluation_tokens(), str(model.compute)]
+    identity += [workbench.settings.batch_size]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
-def measured(evaluator: QuantizedLoRAEvaluator) -> tuple[Prior, dict[str, Any]]:
+def measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.prior.measure`."""
-    from qra_eval.prior.measure import measure_prior
-
-    model = evaluator.quantized
+    model = workbench.quantized
     bank = model.bank  # quantizing is no part of the prior's time
     start = time.perf_counter()
     model.unquantize()
-    batches = training.bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)
+    batches = bucketed(workbench.rows("calibration", PRIOR_ROWS), workbench.settings.batch_size)
     prior, report = measure_prior(
-        evaluator.model,
+        workbench.model,
         model.wrapped,
         bank,
-        evaluator.space,
+        workbench.space,
         batches,
-        device=evaluator.device,
+        device=workbench.device,
         precisely=model.in_float32,
-        progress=evaluator.progress,
+        progress=workbench.progress,
     )
     if not model.materialised:
         bank.release()  # evaluations use the quantized modules, which need the room
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
-        tokens += sum(map(len, evaluator.rows("calibration", CALIBRATION_ROWS)))
-    cost = tokens / evaluator.evaluation_tokens()
+        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    cost = tokens / workbench.evaluation_tokens()
     seconds = time.perf_counter() - start
     return replace(prior, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}
 

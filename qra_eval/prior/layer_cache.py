@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qra_eval.models.linears import decoder_layers
-from qra_eval.tuning.training import Batch, labelled_head
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import labelled_head, labelled_logits
 
 
 class LayerCache:
@@ -52,12 +53,7 @@ class LayerCache:
         """Log-probabilities (M, vocabulary), float32, at the labelled positions; None: by a whole pass."""
         self.model.eval()
         with labelled_head(self.model) as head, self._from(layer or 0):
-            head.positions = self.batch.positions
-            try:
-                logits = self.model(input_ids=self.batch.input_ids, use_cache=False).logits
-            finally:
-                head.positions = None
-        return logits.reshape(-1, logits.shape[-1]).float().log_softmax(-1)
+            return labelled_logits(self.model, head, self.batch).float().log_softmax(-1)
 
     def divergence(self, layer: int | None) -> float:
         """KL divergence in nats a labelled token of the model as it is now from the unchanged one."""

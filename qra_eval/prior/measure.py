@@ -27,8 +27,10 @@ from torch.nn import functional as F
 from qra_eval.prior.layer_cache import LayerCache
 from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.bank import Bank
-from qra_eval.tuning.training import Batch, labelled_head
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import labelled_head, labelled_logits
 from qra_search.evaluation.prior import Prior
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
@@ -128,7 +130,7 @@ def measure_fisher(
     model: Any,
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -178,10 +180,7 @@ def measure_fisher(
         with labelled_head(model) as head:
             for batch in batches:
                 batch = batch.to(device)
-                head.positions = batch.positions
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits
-                head.positions = None
-                logits = logits.reshape(-1, logits.shape[-1]).float()
+                logits = labelled_logits(model, head, batch).float()
                 drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
                 F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
     finally:
@@ -209,7 +208,7 @@ def probe_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     batches: Sequence[Batch],
     *,
     device: torch.device,
@@ -230,7 +229,7 @@ def degrade_groups(
     wrapped: Mapping[str, AdaptedLinear],
     bank: Bank,
     space: SearchSpace,
-    bits: Sequence[int],
+    bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
     batch: Batch,
     *,
@@ -239,8 +238,7 @@ def degrade_groups(
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
     The model must compute in float32. Each pass begins at the group's layer, with the hidden states that the layers
-    before it gave without it. As with
-    any measured prior, one batch is enough: the same positions are compared throughout.
+    before it gave without it. One batch is enough: the same positions are compared throughout.
 
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
@@ -265,7 +263,7 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
 
     Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
     """
-    floor = max(float(raw.max()) * 1e-9, 1e-300)
+    floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
     log_raw = np.log(np.maximum(raw, floor))
     usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
     if len(usable) < 3:

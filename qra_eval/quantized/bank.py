@@ -1,4 +1,4 @@
-"""The bank: every linear at every bit-width, quantized once, kept on disk, and swapped in by reference."""
+"""The bank: every linear at every level, quantized once, kept on disk, and swapped in by reference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.space.levels import LevelName, level_words
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 Progress = Callable[[str, int, int], None]
@@ -28,18 +29,18 @@ WEIGHT_CACHE_BYTES = 4 << 30
 class Bank:
     """Quantized versions of a model's linears.
 
-    Each bit-width is one safetensors file, named by a hash of the model, the backend and the calibration; files are
-    read memory-mapped, so that workers share them. A missing file is made, and one that is not whole (cut off, foreign,
-    or with a flipped byte) is made again with a warning.
+    Each level is one safetensors file, named by a hash of the model, the backend and the calibration; files are
+    read memory-mapped, so that workers share them. A missing file is made, and one that is cut off or foreign is made
+    again with a warning.
 
     Args:
         linears: by name; left untouched.
         backend: quantizes them.
-        bits: the widths wanted; 16 stands for the linear as it is.
+        bits: the levels wanted; 16 stands for the linear as it is.
         folder: where the files are kept.
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
         hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
-        progress: told `("quantize <bits> bits", done, total)`.
+        progress: called with `("quantize <bits> bits", done, total)`.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
@@ -47,7 +48,7 @@ class Bank:
         self,
         linears: Mapping[str, nn.Linear],
         backend: Backend,
-        bits: Sequence[int],
+        bits: Sequence[LevelName],
         folder: str | Path,
         fingerprint: str,
         *,
@@ -63,17 +64,17 @@ class Bank:
         self.folder = Path(folder)
         self.fingerprint = fingerprint
         self._hessian = hessian
-        self._modules: dict[tuple[str, int], nn.Module] = {}
-        self._files: dict[int, Any] = {}
-        self._keys: dict[int, dict[str, list[str]]] = {}
-        self._weights: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._modules: dict[tuple[str, LevelName], nn.Module] = {}
+        self._files: dict[LevelName, Any] = {}
+        self._keys: dict[LevelName, dict[str, list[str]]] = {}
+        self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
         self._room = weight_cache_bytes
         check_shapes(backend, self.linears, self.bits)
         for b in self.bits:
             if b != UNQUANTIZED_BITS:
                 self._open(b, progress)
 
-    def module(self, name: str, bits: int) -> nn.Module:
+    def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`: one module, shared by every call."""
         if bits == UNQUANTIZED_BITS:
             return self.linears[name]
@@ -82,7 +83,7 @@ class Bank:
             self._modules[key] = self._load(name, bits)
         return self._modules[key]
 
-    def weight(self, name: str, bits: int) -> Tensor:
+    def weight(self, name: str, bits: LevelName) -> Tensor:
         """The dequantized weight (out, in) of a linear at `bits`, from a cache of bounded size.
 
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
@@ -109,26 +110,26 @@ class Bank:
         self._room += sum(weight.nbytes for weight in self._weights.values())
         self._weights.clear()
 
-    def nbytes(self, name: str, bits: int) -> int:
+    def nbytes(self, name: str, bits: LevelName) -> int:
         """Bytes of every tensor that a linear holds for its weight at `bits`, counted one by one."""
         if bits == UNQUANTIZED_BITS:
             return self.linears[name].weight.nbytes
         return sum(t.nbytes for t in self.backend.to_tensors(self._load(name, bits)).values())
 
-    def path(self, bits: int) -> Path:
-        """The file of a bit-width."""
+    def path(self, bits: LevelName) -> Path:
+        """The file of a level."""
         return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)
 
     # -- files ---------------------------------------------------------------------------------
-    def _open(self, bits: int, progress: Progress | None) -> None:
+    def _open(self, bits: LevelName, progress: Progress | None) -> None:
         path = self.path(bits)
         if not self._read(path, bits):
             self._build(path, bits, progress)
             if not self._read(path, bits):
                 raise RuntimeError(f"the bank file {path} cannot be read after it was written")
 
-    def _read(self, path: Path, bits: int) -> bool:
-        """Open a file and index it; False where it is missing or not whole."""
+    def _read(self, path: Path, bits: LevelName) -> bool:
+        """Open a file and index it; False if it is missing or not whole."""
         if not path.is_file():
             return False
         try:
@@ -140,24 +141,25 @@ class Bank:
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             keys.setdefault(key.rpartition("::")[0], []).append(key)
         if set(keys) != set(self.linears):
+            log.warning("%s holds other linears: quantizing again", path)
             return False
         self._files[bits], self._keys[bits] = file, keys
         return True
 
-    def _build(self, path: Path, bits: int, progress: Progress | None) -> None:
+    def _build(self, path: Path, bits: LevelName, progress: Progress | None) -> None:
         tensors: dict[str, Tensor] = {}
         for done, (name, linear) in enumerate(self.linears.items()):
             if progress is not None:
-                progress(f"quantize {bits} bits", done, len(self.linears))
+                progress(f"quantize {level_words(bits)}", done, len(self.linears))
             hessian = self._hessian(name) if self.backend.calibrated and self._hessian is not None else None
             module = self.backend.quantize(linear, bits, hessian=hessian)
             for key, tensor in self.backend.to_tensors(module).items():
                 tensors[f"{name}::{key}"] = tensor.cpu()
         if progress is not None:
-            progress(f"quantize {bits} bits", len(self.linears), len(self.linears))
+            progress(f"quantize {level_words(bits)}", len(self.linears), len(self.linears))
         write_tensors(tensors, path)
 
-    def _load(self, name: str, bits: int) -> nn.Module:
+    def _load(self, name: str, bits: LevelName) -> nn.Module:
         linear = self.linears[name]
         file = self._files[bits]
         tensors = {
@@ -178,15 +180,16 @@ def bank_folder(given: str | None) -> Path:
     return Path(given) if given is not None else cache_root() / "bank"
 
 
-def bank_file(folder: Path, fingerprint: str, backend: Backend, bits: int, names: Iterable[str]) -> Path:
-    """Where the linears of these names are kept at a bit-width."""
-    # Only the options that matter at this width would be ideal; a mixed backend differs as a whole.
+def bank_file(folder: Path, fingerprint: str, backend: Backend, bits: LevelName, names: Iterable[str]) -> Path:
+    """Where the linears of these names are kept at a level."""
+    # Only the options that matter at this level would be ideal; a mixed backend differs as a whole.
     identity = json.dumps([fingerprint, backend.spec, bits, sorted(names)], sort_keys=True)
-    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{bits}bit.safetensors"
+    level = bits if isinstance(bits, str) else f"{bits}bit"
+    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{level}.safetensors"
 
 
-def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[int]) -> None:
-    """Raises ValueError where the backend cannot store a linear at one of the bit-widths."""
+def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[LevelName]) -> None:
+    """Raises ValueError if the backend cannot store a linear at one of the levels."""
     for b in bits:
         for name, linear in linears.items() if b != UNQUANTIZED_BITS else ():
             reason = backend.supports(b, linear.out_features, linear.in_features)

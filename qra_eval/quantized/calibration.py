@@ -10,7 +10,7 @@ from qra_backends import SecondMoment
 from torch import Tensor, nn
 
 from qra_eval.models.loaded import computed_in
-from qra_eval.tuning.training import Batch
+from qra_eval.tasks.batches import Batch
 
 HESSIAN_BYTES = 2 << 30
 """Hessians held at once, at most; those of a model that needs more are gathered in several passes over the data."""

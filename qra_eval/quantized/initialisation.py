@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from qra_eval.quantized.adapters import AdapterInit
 from qra_eval.quantized.bank import Bank
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 RESIDUAL_CACHE_BYTES = 1 << 30
@@ -58,11 +59,11 @@ class Initialiser:
     ):
         self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
         self.components, self.hessians = components or {}, hessians or {}
-        self._factors: dict[tuple[str, int], Factors] = {}
-        self._residuals: OrderedDict[tuple[str, int, int], nn.Module] = OrderedDict()
+        self._factors: dict[tuple[str, LevelName], Factors] = {}
+        self._residuals: OrderedDict[tuple[str, LevelName, int], nn.Module] = OrderedDict()
         self._room = RESIDUAL_CACHE_BYTES
 
-    def factors(self, name: str, bits: int, rank: int, seed: int) -> Factors:
+    def factors(self, name: str, bits: LevelName, rank: int, seed: int) -> Factors:
         """A (rank, in) and B (out, rank), float32."""
         if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
             A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
@@ -74,7 +75,7 @@ class Initialiser:
         A, B = AdapterInit(seed, self.max_rank).factors(name, linear.out_features, linear.in_features, rank)
         return (self.components[name][:rank], B) if self.kind == "eva" else (A, B)
 
-    def weight(self, name: str, bits: int, rank: int) -> Tensor:
+    def weight(self, name: str, bits: LevelName, rank: int) -> Tensor:
         """The dequantized base (out, in) under an adapter of this rank."""
         if self.kind != "pissa" or rank == 0:
             return self.bank.weight(name, bits)
@@ -84,7 +85,7 @@ class Initialiser:
             weight = self.backend.dequantize(self.module(name, bits, rank))
         return weight.detach().to(self.bank.compute or self.bank.linears[name].weight.dtype)
 
-    def module(self, name: str, bits: int, rank: int) -> nn.Module:
+    def module(self, name: str, bits: LevelName, rank: int) -> nn.Module:
         """The base as a module that holds quantized tensors; a plain linear at 16 bits."""
         if self.kind != "pissa" or rank == 0:
             return self.bank.module(name, bits)
@@ -115,7 +116,7 @@ class Initialiser:
             made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return made
 
-    def _decomposed(self, name: str, bits: int) -> Factors:
+    def _decomposed(self, name: str, bits: LevelName) -> Factors:
         """Factors of the largest rank with B A the best fit to W (16 bits), or to what `bits` lose of it."""
         key = (name, bits)
         if key not in self._factors:

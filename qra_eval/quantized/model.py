@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from qra_backends import Backend
 from torch import Tensor
 
-from qra_eval.models.load import find_linears, group_linears
+from qra_eval.models.linears import find_linears, group_linears
 from qra_eval.models.loaded import LoadedModel, compute_dtype, computed_in
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import WEIGHT_CACHE_BYTES, Bank, bank_folder, check_shapes, tensor_bytes
+from qra_eval.quantized.calibration import Hessians, input_moments
 from qra_eval.quantized.initialisation import Initialiser, input_components
 from qra_eval.quantized.space import levels_of, model_space
-from qra_eval.tuning import training
-from qra_eval.tuning.rows import Rows
+from qra_eval.tasks.batches import Batch, bucketed
+from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
-
-if TYPE_CHECKING:
-    from qra_eval.quantized.calibration import Hessians
 
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
@@ -68,6 +66,7 @@ class QuantizedModel:
         self.loaded, self.device, self.progress = loaded, device, progress
         self.model = cast(Any, loaded.model)
         self.rows, self.settings, self.quantization = rows, settings, quantization
+        self.granularity = space.granularity
         self.backend = backend
         levels = levels_of(space.bits, self.backend)
         found = find_linears(self.model)
@@ -132,8 +131,6 @@ class QuantizedModel:
 
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
-        from qra_eval.quantized.calibration import input_moments
-
         if kind not in self._initialisers:
             components, hessians, max_rank = None, None, max(self.space.ranks)
             if kind == "eva" or (kind == "pissa" and self.backend.calibrated):
@@ -226,12 +223,10 @@ class QuantizedModel:
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]
 
-    def _calibration(self) -> list[training.Batch]:
-        return training.bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
+    def _calibration(self) -> list[Batch]:
+        return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
 
     def _hessian(self, name: str) -> Tensor:
-        from qra_eval.quantized.calibration import Hessians
-
         if self._moments is None:
             self._moments = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
         return self._moments(name)

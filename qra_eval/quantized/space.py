@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from qra_backends.base import Backend
 
 from qra_eval.models.linears import FoundLinear
 from qra_search.config import SpaceConfig
-from qra_search.space.memory import UNQUANTIZED_BITS, level_width
-from qra_search.space.space import Group, Linear, SearchSpace
+from qra_search.space.groups import Group, Linear
+from qra_search.space.levels import Level, LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import SearchSpace
 
 ADAPTER_DTYPE = torch.bfloat16
 
 
 def model_space(
-    groups: Sequence[tuple[str, Sequence[FoundLinear]]], config: SpaceConfig, backend: Any, *, fixed_bytes: int
+    groups: Sequence[tuple[str, Sequence[FoundLinear]]], config: SpaceConfig, backend: Backend, *, fixed_bytes: int
 ) -> SearchSpace:
     """The space over named groups of linears.
 
     Args:
         fixed_bytes: bytes of everything that is not searched.
     """
-    levels = levels_of(config.bits, backend)
     return SearchSpace(
         groups=tuple(
             Group(
@@ -36,26 +37,32 @@ def model_space(
             )
             for name, members in groups
         ),
-        bits=levels,
+        bits=[_level(name, backend) for name in levels_of(config.bits, backend)],
         ranks=config.ranks,
-        formats={b: backend.storage(b) for b in levels if b != UNQUANTIZED_BITS},
-        backends=backend.labels(),
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
 
 
-def levels_of(bits: Sequence[int], backend: Any) -> tuple[int, ...]:
-    """The levels of these bit-widths: more than widths where the backend stores one of them in several ways."""
-    return tuple(level for level in (*backend.bits, UNQUANTIZED_BITS) if level_width(level) in bits)
+def _level(name: LevelName, backend: Backend) -> Level:
+    if name == UNQUANTIZED_BITS:
+        return Level(UNQUANTIZED_BITS, UNQUANTIZED_BITS)
+    return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
-def check_bits(bits: Sequence[int], backend: Any) -> None:
-    """Raises ValueError where the backend lacks a bit-width, or is unavailable."""
+def levels_of(bits: Sequence[int], backend: Backend) -> tuple[LevelName, ...]:
+    """The levels of these bit-widths, of which the backend may have several for one."""
+    own = tuple(name for name in backend.bits if backend.width(name) in bits)
+    return (*own, UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own
+
+
+def check_bits(bits: Sequence[int], backend: Backend) -> None:
+    """Raises ValueError if the backend lacks a bit-width, or is unavailable."""
     reason = backend.unavailable()
     if reason is not None:
         raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")
-    lacking = [b for b in bits if b != UNQUANTIZED_BITS and b not in backend.bits]
+    known = {UNQUANTIZED_BITS, *map(backend.width, backend.bits)}
+    lacking = [b for b in bits if b not in known]
     if lacking:
         raise ValueError(
             f"backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: it has "

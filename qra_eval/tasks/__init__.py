@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import SPLITS, Example, SplitName, Task
-from qra_eval.tasks.encoding import Encoded, batches, encode
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.encoding import Encoded, encode
+from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_search import plugins
 
-__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "batches", "encode", "make_task"]
+__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode", "make_task"]
 
 
 def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 0, **options: Any) -> Task:

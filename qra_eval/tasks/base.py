@@ -5,44 +5,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from qra_eval.tasks.encoding import Encoded
-
-SplitName = Literal["calibration", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+from qra_eval.tasks.encoding import Encoded, encode
+from qra_eval.tasks.example import SPLITS, Example, SplitName
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a task.
-
-    Attributes:
-        prompt: what the model is given.
-        answer: what it is to go on with, white space before it included. The text is prompt + answer.
-        choices: continuations to choose from, of which `answer` is one; empty where the answer is free.
-        label: index of the right choice.
-        contexts: one prompt for each choice where the choice changes the prompt (WinoGrande); else empty.
-        messages: the prompt as chat messages, for models with a chat template; else empty.
-        meta: what only the task itself reads.
-    """
-
-    prompt: str
-    answer: str
-    choices: tuple[str, ...] = ()
-    label: int | None = None
-    contexts: tuple[str, ...] = ()
-    messages: tuple[Mapping[str, str], ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """What makes two examples the same for the splits: the prompt (or else the answer), case and space aside."""
-        return " ".join((self.prompt.strip() or self.answer).split()).casefold()
 
 
 class Task(ABC):
@@ -90,8 +58,6 @@ class Task(ABC):
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
         """Rows for training and for the loss, one for each example: labels on the answer's tokens only."""
-        from qra_eval.tasks.encoding import encode
-
         return encode(examples, tokenizer, max_length, chat=self.chat)
 
     def metrics(

@@ -1,22 +1,18 @@
-"""From examples to rows of token ids with labels, and from rows to batches with little padding."""
+"""From examples to rows of token ids with labels."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from qra_eval.tasks.base import Example
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from qra_eval.tasks.example import Example
 
 IGNORED = -100
-POOL = 32
-"""Batches that are drawn together and sorted by length: more means less padding, and less shuffling."""
-
-R = TypeVar("R", bound="Encoded")
+"""Label of a token that has none."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,6 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     Raises:
         ValueError: the continuation has no token of its own.
     """
-    import torch
-
     bare = prompt.rstrip()
     whole = prompt_ids(tokenizer, prompt + continuation, special=special)
     before = prompt_ids(tokenizer, bare, special=special)
@@ -122,58 +116,6 @@ def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int
     return ids
 
 
-def batches(
-    rows: Sequence[R],
-    *,
-    batch_size: int | None = None,
-    token_budget: int | None = None,
-    seed: int | None = 0,
-) -> Iterator[list[R]]:
-    """Batches of rows of similar length, each row once.
-
-    Args:
-        batch_size: most rows of a batch.
-        token_budget: most tokens of a padded batch; a row that is longer has a batch of its own.
-        seed: of the shuffle; None: in order of length, for evaluation.
-
-    Raises:
-        ValueError: neither a size nor a budget, or one that is not positive.
-    """
-    if (batch_size is None and token_budget is None) or min(batch_size or 1, token_budget or 1) < 1:
-        raise ValueError(f"a positive batch_size or token_budget is needed, got {batch_size} and {token_budget}")
-    order = list(range(len(rows)))
-    draw = random.Random(seed) if seed is not None else None
-    if draw is not None:
-        draw.shuffle(order)
-    cells = token_budget or max((len(row) for row in rows), default=1) * (batch_size or 1)
-    mean = max(1, sum(map(len, rows)) // max(1, len(rows)))
-    pool = len(rows) if draw is None else POOL * (batch_size or max(1, cells // mean))
-    for start in range(0, len(order), max(1, pool)):
-        some = sorted(order[start : start + pool], key=lambda i: (len(rows[i]), i))
-        cut: list[list[int]] = []
-        for i in some:
-            full = not cut or len(cut[-1]) == batch_size or (len(cut[-1]) + 1) * len(rows[i]) > cells
-            if full:
-                cut.append([])
-            cut[-1].append(i)
-        if draw is not None:
-            draw.shuffle(cut)
-        yield from ([rows[i] for i in batch] for batch in cut)
-
-
-def collate(rows: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Input ids, labels and attention mask, each (N, T), of rows padded at the right."""
-    import torch
-
-    longest = max(map(len, rows))
-    input_ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)], labels[i, : len(row)], mask[i, : len(row)] = row.input_ids, row.labels, 1
-    return input_ids, labels, mask
-
-
 def _turns(example: Example) -> list[dict[str, str]]:
     return [dict(message) for message in example.messages] or [{"role": "user", "content": example.prompt}]
 
@@ -188,8 +130,6 @@ def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True
 
 
 def _row(before: list[int], answer: list[int], max_length: int) -> Encoded:
-    import torch
-
     answer = answer[: max_length - 1] if before else answer[:max_length]
     before = before[len(before) - (max_length - len(answer)) :] if len(before) + len(answer) > max_length else before
     ids = torch.tensor([*before, *answer], dtype=torch.long)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from qra_eval.tasks.batches import by_length
 from qra_eval.tasks.encoding import prompt_ids
 
 
@@ -28,17 +31,13 @@ def generate_answers(
         max_length: most tokens of prompt and answer; a longer prompt loses its left.
         special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
     """
-    import torch
-
     keep = None if max_length is None else max(1, max_length - max_new_tokens)
     ids = [_tail(prompt_ids(tokenizer, prompt, special=special), keep) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), i))
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in by_length(list(map(len, ids)), batch_size):
             texts = _generate(model, tokenizer, [ids[i] for i in batch], max_new_tokens, tuple(stop))
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = _cut(text, stop)
@@ -49,7 +48,6 @@ def generate_answers(
 def _generate(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], max_new_tokens: int, stop: tuple[str, ...]
 ) -> list[str]:
-    import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
     longest = max(map(len, rows))
@@ -81,8 +79,6 @@ class _StopAtText:
         self.window = max(len(text.encode()) for text in stop) + 1
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        import torch
-
         begin = max(self.start, input_ids.shape[1] - self.window)
         tails = self.tokenizer.batch_decode(input_ids[:, begin:])
         done = [any(text in tail for text in self.stop) for tail in tails]

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
 from qra_eval.tasks.encoding import chat_prompt
-from qra_eval.tasks.files import field_of, folder_rows, hub_rows
+from qra_eval.tasks.example import Example, SplitName
+from qra_eval.tasks.files import field_of, folder_rows, hub_rows, read_jsonl
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.numbers import number_of
 
@@ -55,8 +56,6 @@ class GSM8KTask(Task):
         # The solved problems do not depend on the seed, and are kept apart whether or not they are shown.
         solved, train = train[:SHOTS], train[SHOTS:]
         if self.shots_file is not None:
-            from qra_eval.tasks.files import read_jsonl
-
             solved = [_example(row, f"{self.shots_file}, line {n}") for n, row in read_jsonl(self.shots_file)]
         if len(solved) < self.shots:
             raise ValueError(f"{self.shots} solved problems are wanted, there are {len(solved)}")

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
 from qra_eval.tasks.encoding import chat_prompt
+from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, read_jsonl
 from qra_eval.tasks.generation import generate_answers
 

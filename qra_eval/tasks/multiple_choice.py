@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
+from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, folder_rows, hub_rows
 from qra_eval.tasks.scoring import score_choices
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qra_eval.tasks.base import Example
-from qra_eval.tasks.encoding import Encoded, batches, chat_prompt, collate, encode_pair
+from qra_eval.tasks.encoding import Encoded, chat_prompt, encode_pair
+from qra_eval.tasks.example import Example
+from qra_eval.tasks.losses import row_losses
 
 DEFAULT_LENGTH = 2048
 
@@ -114,41 +115,8 @@ def score_choices(
 
 
 def log_likelihoods(model: Any, rows: Sequence[Encoded], *, batch_size: int = 8) -> np.ndarray:
-    """float (N,): sum in nats of the log-probabilities of each row's labels.
-
-    Logits are computed for positions before a label only, where the model lets itself be asked for some.
-    """
-    import inspect
-
-    import torch
-
-    some = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    numbered = [_Numbered(row.input_ids, row.labels, i) for i, row in enumerate(rows)]
-    device = next(model.parameters()).device
-    sums = np.zeros(len(rows))
+    """float (N,): sum in nats of the log-probabilities of each row's labels."""
     was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for batch in batches(numbered, batch_size=batch_size, seed=None):
-            input_ids, labels, _ = collate(batch, 0)
-            # Padding stands at the right, where under a causal mask no real token sees it.
-            asked = (labels[:, 1:] >= 0).any(dim=0).nonzero().squeeze(1)
-            kept = {"logits_to_keep": asked.to(device)} if some else {}
-            logits = model(input_ids=input_ids.to(device), use_cache=False, **kept).logits
-            logits = logits if some else logits[:, asked.to(device)]
-            targets = labels[:, asked + 1].to(device)
-            logged = torch.log_softmax(logits.float(), dim=-1)
-            picked = logged.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
-            totals = torch.where(targets >= 0, picked, 0.0).double().sum(dim=1).cpu()
-            for row, total in zip(batch, totals.tolist(), strict=True):
-                sums[row.index] = total
+    totals, _ = row_losses(model, rows, batch_size, next(model.parameters()).device)
     model.train(was_training)
-    return sums
-
-
-@dataclass(frozen=True)
-class _Numbered(Encoded):
-    index: int
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
+    return -np.array(totals)

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Example, SplitName, Task, key_of, partition, shuffled, without
+import torch
+
+from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
 from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, hub_rows, read_jsonl
 from qra_eval.tasks.scoring import log_likelihoods
 
@@ -87,8 +90,6 @@ class TextTask(Task):
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
         """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
-        import torch
-
         ids: list[int] = []
         for index, example in enumerate(examples):
             text = ("\n\n" if index else "") + example.answer

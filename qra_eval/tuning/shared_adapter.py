@@ -13,23 +13,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qra_eval.quantized import adapters
+from qra_eval.quantized.adapters import AdaptedLinear, AdapterInit
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning import training
+from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
-
-if TYPE_CHECKING:
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_eval.quantized.adapters import AdaptedLinear
 
 RANDOM_PLANS = 1
 """Random plans of a step, beside the smallest and the largest."""
@@ -65,27 +62,28 @@ class SharedScores:
     It is trained at the first call, or read where an earlier run kept it.
 
     Args:
-        evaluator: with `training.shared_steps` above 0.
+        workbench: with `training.shared_steps` above 0.
+        below: all other fidelities are at least this.
 
     Attributes:
         fidelity: share of a full evaluation that forward passes over the held-out rows are; below all others.
     """
 
-    def __init__(self, evaluator: QuantizedLoRAEvaluator):
-        self.evaluator = evaluator
-        held_out = sum(map(len, evaluator.rows("validation", evaluator.settings.validation_rows)))
-        self.fidelity = min(round(held_out / evaluator.evaluation_tokens(), 4), 0.99 * min(evaluator.fidelities))
+    def __init__(self, workbench: Workbench, below: float):
+        self.workbench = workbench
+        held_out = sum(map(len, workbench.rows("validation", workbench.settings.validation_rows)))
+        self.fidelity = min(round(held_out / workbench.evaluation_tokens(), 4), 0.99 * below)
         self._adapter: SharedAdapter | None = None
         self._due = 0.0
 
     def adapter(self) -> SharedAdapter:
         """The adapter for all plans."""
         if self._adapter is None:
-            evaluator = self.evaluator
-            folder, steps = bank_folder(evaluator.quantized.quantization.cache), evaluator.settings.shared_steps
-            self._adapter, fresh = shared_adapter(evaluator, folder, steps, progress=evaluator.progress)
+            workbench = self.workbench
+            folder, steps = bank_folder(workbench.quantized.quantization.cache), workbench.settings.shared_steps
+            self._adapter, fresh = shared_adapter(workbench, folder, steps, progress=workbench.progress)
             if fresh:
-                self._due = (1 + training.BACKWARD) * self._adapter.tokens / evaluator.evaluation_tokens()
+                self._due = (1 + training.BACKWARD) * self._adapter.tokens / workbench.evaluation_tokens()
         return self._adapter
 
     def due(self) -> float:
@@ -95,12 +93,12 @@ class SharedScores:
 
     def score(self, plan: Plan, seed: int) -> Evaluation:
         """Held-out loss of a plan with adapters cut from the shared one."""
-        evaluator, start = self.evaluator, time.perf_counter()
-        put(evaluator, self.adapter(), plan)
-        loss = evaluator.held_out("validation", evaluator.settings.validation_rows)
+        workbench, start = self.workbench, time.perf_counter()
+        put(workbench, self.adapter(), plan)
+        loss = workbench.held_out("validation", workbench.settings.validation_rows)
         return Evaluation(
             loss=loss,
-            memory_bytes=evaluator.space.memory_bytes(plan),
+            memory_bytes=workbench.space.memory_bytes(plan),
             seconds=time.perf_counter() - start,
             fidelity=self.fidelity,
             seed=seed,
@@ -109,26 +107,24 @@ class SharedScores:
 
 
 def shared_adapter(
-    evaluator: QuantizedLoRAEvaluator, folder: Path, steps: int, *, progress: Progress | None = None
+    workbench: Workbench, folder: Path, steps: int, *, progress: Progress | None = None
 ) -> tuple[SharedAdapter, bool]:
     """The adapter that was trained before with these settings, or else a new one, which is then kept in `folder`;
     and whether it is new."""
-    identity = json.dumps([evaluator.describe(), evaluator.space.signature, steps, RANDOM_PLANS], sort_keys=True)
+    identity = json.dumps([workbench.describe(), workbench.space.signature, steps, RANDOM_PLANS], sort_keys=True)
     path = folder / f"shared-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         try:
-            return _read(path, evaluator), False
+            return _read(path, workbench), False
         except DamagedFile:
             path.unlink()
-    made = train_shared(evaluator, steps, progress=progress)
+    made = train_shared(workbench, steps, progress=progress)
     tensors = {f"A::{name}": a for name, a in made.A.items()} | {f"B::{name}": b for name, b in made.B.items()}
     write_tensors({**tensors, "tokens": torch.tensor(made.tokens)}, path)
     return made, True
 
 
-def train_shared(
-    evaluator: QuantizedLoRAEvaluator, steps: int, *, seed: int = 0, progress: Progress | None = None
-) -> SharedAdapter:
+def train_shared(workbench: Workbench, steps: int, *, seed: int = 0, progress: Progress | None = None) -> SharedAdapter:
     """Train the factors over the smallest, the largest and random plans; AdamW and rates as in an evaluation.
 
     Each plan's gradient is clipped by itself, so that a broken plan does not drown the others.
@@ -137,33 +133,33 @@ def train_shared(
         ValueError: the space has no rank above 0.
         Diverged: a loss is not finite.
     """
-    space, settings, wrapped = evaluator.space, evaluator.settings, evaluator.quantized.wrapped
+    space, settings, wrapped = workbench.space, workbench.settings, workbench.quantized.wrapped
     ranks = [r for r in space.ranks if r > 0]
     if not ranks:
         raise ValueError("a shared adapter needs a rank above 0 to choose from")
-    init = adapters.AdapterInit(seed, ranks[-1])
+    init = AdapterInit(seed, ranks[-1])
     masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
     for name, linear in wrapped.items():
         A, B = init.factors(name, linear.out_features, linear.in_features, ranks[-1])
-        masters[name] = nn.Parameter(A.to(evaluator.device)), nn.Parameter(B.to(evaluator.device))
+        masters[name] = nn.Parameter(A.to(workbench.device)), nn.Parameter(B.to(workbench.device))
     factors = [{name: pair[side].data for name, pair in masters.items()} for side in (0, 1)]
     adapter = SharedAdapter(factors[0], factors[1], 0)
     parameters = [p for pair in masters.values() for p in pair]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    batches = evaluator.batches(steps, seed)
+    batches = workbench.batches(steps, seed)
     edges = [uniform_like(space, 0, ranks[0]), uniform_like(space, -1, ranks[-1])]
     rng, tokens = np.random.default_rng([seed, 0x5A5A]), 0
     torch.manual_seed(seed)
-    model = evaluator.model
+    model = workbench.model
     model.train()
-    with training.labelled_head(model) as head:
+    with labelled_head(model) as head:
         for step, batch in enumerate(batches):
-            batch = batch.to(evaluator.device)
+            batch = batch.to(workbench.device)
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
             for plan in [*edges, *(leaning_plan(space, rng) for _ in range(RANDOM_PLANS))]:
-                put(evaluator, adapter, plan)
-                loss = training.batch_loss(model, head, batch)
+                put(workbench, adapter, plan)
+                loss = batch_loss(model, head, batch)
                 if not torch.isfinite(loss):
                     raise training.Diverged(f"the shared adapter's loss is {float(loss)} at step {step + 1}")
                 if loss.requires_grad:
@@ -179,15 +175,15 @@ def train_shared(
     return SharedAdapter(adapter.A, adapter.B, tokens)
 
 
-def put(evaluator: QuantizedLoRAEvaluator, adapter: SharedAdapter, plan: Plan) -> None:
+def put(workbench: Workbench, adapter: SharedAdapter, plan: Plan) -> None:
     """Put a plan in place with its adapters cut from the shared one; they share its memory."""
-    evaluator.quantized.apply(plan, 0, evaluator.init, keep_adapters=True)
-    cut = adapter.cut(evaluator.space, plan)
-    for name, wrapper in evaluator.quantized.wrapped.items():
+    workbench.quantized.apply(plan, 0, workbench.init, keep_adapters=True)
+    cut = adapter.cut(workbench.space, plan)
+    for name, wrapper in workbench.quantized.wrapped.items():
         if name in cut:
             A, B = cut[name]
             wrapper.lora_A, wrapper.lora_B = nn.Parameter(A), nn.Parameter(B)
-            wrapper.scaling, wrapper.dropout = evaluator.settings.alpha / len(A), evaluator.settings.dropout
+            wrapper.scaling, wrapper.dropout = workbench.settings.alpha / len(A), workbench.settings.dropout
         else:
             wrapper.set_adapter(None, None, 0.0)
 
@@ -214,8 +210,8 @@ def uniform_like(space: SearchSpace, place: int, rank: int) -> Plan:
     return Plan(bits, ranks)
 
 
-def _read(path: Path, evaluator: QuantizedLoRAEvaluator) -> SharedAdapter:
+def _read(path: Path, workbench: Workbench) -> SharedAdapter:
     file = open_tensors(path)
-    names = list(evaluator.quantized.wrapped)
-    A, B = ({name: file.get_tensor(f"{side}::{name}").to(evaluator.device) for name in names} for side in "AB")
+    names = list(workbench.quantized.wrapped)
+    A, B = ({name: file.get_tensor(f"{side}::{name}").to(workbench.device) for name in names} for side in "AB")
     return SharedAdapter(A, B, int(file.get_tensor("tokens")))

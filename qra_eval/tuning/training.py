@@ -1,205 +1,21 @@
-"""Short fine-tuning and held-out loss: batches, the head at labelled positions only, the optimizer's loop."""
+"""The optimizer's loop of a short fine-tuning."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-IGNORED = -100
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import batch_loss, labelled_head
+
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
-CHUNK = 64
-"""Rows of logits that are in float32 at a time."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tokenized example: input ids and labels, each (T,), labels shifted by the loss, `IGNORED` where none."""
-
-    input_ids: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded at the right to (N, T): under a causal mask no real token sees the padding, so none is masked.
-
-    Attributes:
-        input_ids: int (N, T).
-        positions: int (M,), flat indices into N*T whose next token has a label.
-        targets: int (M,), those labels.
-        tokens: real tokens, padding left out.
-    """
-
-    input_ids: Tensor
-    positions: Tensor
-    targets: Tensor
-    tokens: int
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.positions.to(device), self.targets.to(device), self.tokens)
-
-
-def collate(rows: Sequence[Row], pad: int = 0) -> Batch:
-    """Pad rows to their longest and find the labelled positions."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row.input_ids
-        labels[i, : len(row)] = row.labels
-    following = torch.full_like(labels, IGNORED)
-    following[:, :-1] = labels[:, 1:]
-    positions = (following.reshape(-1) != IGNORED).nonzero().squeeze(1)
-    return Batch(ids, positions, following.reshape(-1)[positions], sum(len(row) for row in rows))
-
-
-def bucketed(rows: Sequence[Row], batch_size: int) -> list[Batch]:
-    """Batches of rows of similar length, in order of length."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    return [collate([rows[i] for i in order[k : k + batch_size]]) for k in range(0, len(order), batch_size)]
-
-
-def schedule(rows: Sequence[Row], steps: int, batch_size: int, seed: int) -> list[Batch]:
-    """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    batches: list[Batch] = []
-    while len(batches) < steps:
-        need = min(len(rows), (steps - len(batches)) * batch_size)
-        order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
-        chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
-        some = bucketed(chosen, batch_size)
-        batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
-    return batches[:steps]
-
-
-class LabelledHead(nn.Module):
-    """The output head, applied to the labelled positions of a batch alone.
-
-    Set `positions` before a forward pass; the model's logits are then (1, M, vocabulary). Whatever the model does to
-    its logits after the head (scaling, soft-capping) works on these as on the whole.
-    """
-
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
-        self.positions: Tensor | None = None
-
-    @property
-    def weight(self) -> Any:
-        return self.head.weight
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.positions is None:
-            return self.head(hidden)
-        return self.head(hidden.reshape(-1, hidden.shape[-1])[self.positions].unsqueeze(0))
-
-
-@contextmanager
-def labelled_head(model: Any):
-    """The model with its head wrapped by `LabelledHead`, which is given to the caller."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no output head: a causal language model is needed")
-    if isinstance(head, LabelledHead):
-        yield head
-        return
-    wrapper = LabelledHead(head)
-    name = next(name for name, module in model.named_modules() if module is head)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], wrapper)
-    try:
-        yield wrapper
-    finally:
-        setattr(parent, name.rpartition(".")[2], head)
-
-
-class CrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of half-precision logits, computed in float32 a few rows at a time.
-
-    The gradient is made in the forward pass, in the logits' dtype: of a large vocabulary no float32 copy is held.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros((), device=logits.device, dtype=torch.float32)
-        gradient = torch.empty_like(logits) if logits.requires_grad else None
-        for start in range(0, len(targets), CHUNK):
-            rows = slice(start, start + CHUNK)
-            chunk, wanted = logits[rows].float(), targets[rows].unsqueeze(1)
-            normaliser = chunk.logsumexp(1, keepdim=True)
-            total += (normaliser - chunk.gather(1, wanted)).sum()
-            if gradient is not None:
-                chunk = (chunk - normaliser).exp_()
-                chunk.scatter_add_(1, wanted, chunk.new_full((len(wanted), 1), -1.0))
-                gradient[rows] = chunk.to(logits.dtype)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None
-
-
-def batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats over the labelled tokens of a batch."""
-    head.positions = batch.positions
-    try:
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
-    finally:
-        head.positions = None
-    total = CrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), batch.targets)
-    return total / len(batch.targets) if reduction == "mean" else total
-
-
-@torch.no_grad()
-def held_out_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> float:
-    """Mean loss in nats a labelled token over all batches."""
-    model.eval()
-    total, count = 0.0, 0
-    with labelled_head(model) as head:
-        for batch in batches:
-            batch = batch.to(device)
-            total += float(batch_loss(model, head, batch, "sum"))
-            count += len(batch.targets)
-    return total / max(count, 1)
-
-
-@torch.no_grad()
-def row_losses(model: Any, rows: Sequence[Row], batch_size: int, device: torch.device) -> tuple[list[float], list[int]]:
-    """Summed loss in nats, and number of labelled tokens, of each row: what paired comparisons of models need."""
-    model.eval()
-    totals, counts = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.long)
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    with labelled_head(model) as head:
-        for start in range(0, len(order), batch_size):
-            chosen = torch.tensor(order[start : start + batch_size])
-            batch = collate([rows[i] for i in chosen.tolist()]).to(device)
-            head.positions = batch.positions
-            try:
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits
-            finally:
-                head.positions = None
-            logits = logits.reshape(-1, logits.shape[-1])
-            owner = chosen[(batch.positions // batch.input_ids.shape[1]).cpu()]
-            for part in range(0, len(owner), CHUNK):
-                k = slice(part, part + CHUNK)
-                loss = nn.functional.cross_entropy(logits[k].float(), batch.targets[k], reduction="none").cpu()
-                totals.index_add_(0, owner[k], loss)
-            counts.index_add_(0, owner, torch.ones_like(owner))
-    return totals.tolist(), counts.tolist()
 
 
 class Diverged(RuntimeError):

@@ -20,7 +20,7 @@ from qra_search.study.study import Study
 from qra_search.surrogates.prior_table import prior_table
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
-"""Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at."""
+"""Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
 RANK_PLANS = 256
 """Random plans at the middle budget over which the prior's rank correlation with the truth is taken."""
 INTERVAL_90 = 1.6449
@@ -35,7 +35,7 @@ def run_cell(
     reference_cache: str | None = None,
     cell_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Run one search and look at it at every checkpoint; returns a row of plain data.
+    """Run one search and look at it at every checkpoint and at its end; returns a row of plain data.
 
     A look takes the log as it stood when at most so much was spent, asks the strategy what it believes then, and
     takes what it would hand over (`SearchResult.best`) at its noise-free loss.
@@ -58,7 +58,7 @@ def run_cell(
     study.run()
     seconds = time.perf_counter() - begun
     state = study.state
-    looks = [_look(point, state, timed, evaluator, grid) for point in CHECKPOINTS if point <= evaluations]
+    looks = [_look(point, state, timed, evaluator, grid) for point in checkpoints(evaluations)]
     return {
         "seconds": round(seconds, 3),
         "complete": not clock.stopped,
@@ -74,6 +74,16 @@ def run_cell(
     }
 
 
+def checkpoints(evaluations: float) -> list[float]:
+    """The `CHECKPOINTS` below so many evaluations, and these.
+
+    >>> checkpoints(20.0), checkpoints(25.0), checkpoints(4.5)
+    ([10, 20], [10, 25], [4.5])
+    """
+    last = int(evaluations) if float(evaluations).is_integer() else evaluations
+    return [point for point in CHECKPOINTS if point < last] + [last]
+
+
 def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
     """The budgets and the midpoints between them: the grid of the hypervolume."""
     middles = [(a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False)]
@@ -81,14 +91,14 @@ def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def best_uniform(evaluator: Oracle, budget: int) -> float:
-    """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan where none fits."""
+    """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan if none fits."""
     space = evaluator.space
     fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= budget]
     return min(evaluator.true_loss(p) for p in (fitting or [smallest_plan(space)]))
 
 
 def smallest_plan(space: Any) -> Plan:
-    """The plan of fewest bytes: what is left to hand over where nothing that was evaluated fits."""
+    """The plan of fewest bytes: what is left to hand over if nothing that was evaluated fits."""
     weight = np.where(space.bits_allowed, space.memory.weight, np.iinfo(np.int64).max).argmin(1)
     adapter = np.where(space.ranks_allowed, space.memory.adapter, np.iinfo(np.int64).max).argmin(1)
     return space.decode(weight, adapter)

@@ -30,7 +30,8 @@ def to_markdown(tables: dict[str, Any]) -> str:
 def _setting_markdown(setting: dict[str, Any]) -> list[str]:
     points = setting["checkpoints"]
     if not points:
-        return ["", f"## {setting['kind']}", "", "Every cell failed: " + _errors(setting)]
+        reason = _errors(setting) or "none reached a checkpoint"
+        return ["", f"## {setting['kind']}", "", f"Every cell failed: {reason}"]
     names = _in_order(setting)
     last = {n: [p["pooled"][n] for p in points if n in p["pooled"]][-1] for n in names}
     lines = [

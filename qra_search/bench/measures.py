@@ -14,7 +14,7 @@ FAILED_SHARE = 1.0
 
 def best_known(rows: Sequence[Row]) -> dict[tuple[str, int], np.ndarray]:
     """Lowest noise-free loss known (B,) at each budget of the grid, for every (task, seed): the reference, or what
-    any strategy handed over at any time where that is better."""
+    any strategy handed over at any time if that is better."""
     best: dict[tuple[str, int], np.ndarray] = {}
     for row in rows:
         if "error" in row:
@@ -26,7 +26,7 @@ def best_known(rows: Sequence[Row]) -> dict[tuple[str, int], np.ndarray]:
 
 
 def look_at(row: Row, point: float) -> Row | None:
-    """The last look at or before a checkpoint; None where there is none (the cell failed)."""
+    """The last look at or before a checkpoint; None if there is none (the cell failed)."""
     looks = [look for look in row.get("checkpoints", ()) if look["at"] <= point]
     return looks[-1] if looks else None
 
@@ -77,7 +77,7 @@ def scores(
 def paired(
     table: dict[tuple[str, int], dict[str, float]], names: Sequence[str]
 ) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """Blocks of task and seed, and their scores (N, K), nan where a strategy lacks the block."""
+    """Blocks of task and seed, and their scores (N, K), nan if a strategy lacks the block."""
     keys = sorted(table)
     scores = [[table[key].get(name, np.nan) for name in names] for key in keys]
     return keys, np.array(scores, dtype=float).reshape(len(keys), len(names))

@@ -65,12 +65,12 @@ def score(
     plans: Sequence[Plan],
     *,
     seed: int = 0,
-    told: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Scores, Mapping[float, float]]:
-    """Losses (N,) of plans at every fidelity of an evaluator, nan where one failed, and the mean cost of each.
+    """Losses (N,) of plans at every fidelity of an evaluator, nan if one failed, and the mean cost of each.
 
     Args:
-        told: called with evaluations done, and of how many.
+        progress: called with evaluations done, and of how many.
     """
     losses = {fidelity: np.full(len(plans), np.nan) for fidelity in evaluator.fidelities}
     costs: dict[float, list[float]] = {fidelity: [] for fidelity in evaluator.fidelities}
@@ -82,8 +82,8 @@ def score(
             except EvaluationFailed:
                 continue
             finally:
-                if told is not None:
-                    told(n * len(losses) + k + 1, total)
+                if progress is not None:
+                    progress(n * len(losses) + k + 1, total)
             losses[fidelity][n] = done.loss
             costs[fidelity].append(done.charged)
     return losses, {f: float(np.mean(c)) if c else float("nan") for f, c in costs.items()}
@@ -97,7 +97,7 @@ def correlations(
 
 
 def correlation(name: str, full: np.ndarray, cheap: np.ndarray, cost: float, seed: int = 0) -> RankCorrelation:
-    """Spearman's correlation of two (N,) with its bootstrap interval over plans; nan where fewer than three count."""
+    """Spearman's correlation of two (N,) with its bootstrap interval over plans; nan if fewer than three count."""
     usable = np.isfinite(full) & np.isfinite(cheap)
     full, cheap = full[usable], cheap[usable]
     n = len(full)
@@ -118,7 +118,7 @@ def by_prior(space: SearchSpace, prior: Prior, plans: Sequence[Plan]) -> np.ndar
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlation (K,) of the rows of two (K, N); nan where one is constant."""
+    """Correlation (K,) of the rows of two (K, N); nan if one is constant."""
     a = a - a.mean(1, keepdims=True)
     b = b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -18,10 +18,11 @@ from typing import Any
 
 from qra_search.bench.cell import run_cell
 from qra_search.bench.tasks import Task, parse_strategy, task_named
+from qra_search.errors import DISTRIBUTION
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
-PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", "qra")
+PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", DISTRIBUTION)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -45,7 +46,7 @@ def run_benchmark(
     *,
     minutes: float | None = None,
     cell_seconds: float | None = None,
-    tell: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Progress:
     """Run every cell that `out/raw.jsonl` does not hold yet.
 
@@ -55,9 +56,9 @@ def run_benchmark(
         seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
         workers: processes, each with one thread.
-        minutes: no cell is begun after so long; call again to go on.
+        minutes: no cell is begun after so long; call again to resume.
         cell_seconds: see `run_cell`.
-        tell: is given one line for every finished cell.
+        progress: is given one line for every finished cell.
 
     Raises:
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
@@ -93,8 +94,8 @@ def run_benchmark(
                 failed += "error" in row
                 raw.write(json.dumps(row, allow_nan=False) + "\n")
                 raw.flush()
-                if tell is not None:
-                    tell(_line(row, begun - len(flying), len(todo)))
+                if progress is not None:
+                    progress(_line(row, begun - len(flying), len(todo)))
     return Progress(begun, failed, len(wanted) - len(todo), len(todo) - begun)
 
 

@@ -67,7 +67,7 @@ def mean_ranks(scores: np.ndarray, names: tuple[str, ...], alpha: float = 0.05) 
 
 
 def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test on pairs; 1 where all are equal."""
+    """Two-sided p of the signed-rank test on pairs; 1 if all are equal."""
     if np.allclose(first, second, rtol=0, atol=1e-12):
         return 1.0
     return float(stats.wilcoxon(first, second, zero_method="zsplit").pvalue)

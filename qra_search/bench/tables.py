@@ -11,9 +11,10 @@ import numpy as np
 
 from qra_search.bench.markdown import to_markdown
 from qra_search.bench.measures import Row, best_known, hypervolume_regret, paired, scores
-from qra_search.bench.plots import write_html, write_svg
+from qra_search.bench.plots import anytime_figure
 from qra_search.bench.run import read_rows
 from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
+from qra_search.report.figures import to_svg
 
 BEST_MARGIN = 1e-9
 RANKED = 0.1
@@ -24,11 +25,8 @@ class NoRows(ValueError):
     """The folder holds no finished cell."""
 
 
-def make_tables(out: str | Path, *, plotlyjs: bool | str = True) -> dict[str, Any]:
-    """Write `tables.json`, `tables.md`, `anytime.html` and `anytime.svg` into a benchmark's folder; returns the tables.
-
-    Args:
-        plotlyjs: True puts plotly's code into the HTML (4 MB, works offline); `cdn` links it.
+def make_tables(out: str | Path) -> dict[str, Any]:
+    """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns the tables.
 
     Raises:
         NoRows: nothing has been run there.
@@ -40,8 +38,7 @@ def make_tables(out: str | Path, *, plotlyjs: bool | str = True) -> dict[str, An
     tables = summarise(rows)
     (folder / "tables.json").write_text(json.dumps(tables, indent=1, allow_nan=False) + "\n")
     (folder / "tables.md").write_text(to_markdown(tables))
-    write_html(folder / "anytime.html", tables, plotlyjs=plotlyjs)
-    write_svg(folder / "anytime.svg", tables)
+    (folder / "anytime.svg").write_text(to_svg(anytime_figure(tables), theme="screen"))
     return tables
 
 
@@ -142,7 +139,7 @@ def _by_task(left: dict, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def _by_seed(table: dict, name: str) -> np.ndarray:
-    """Scores (seeds, tasks) of one strategy; nan where a cell is missing."""
+    """Scores (seeds, tasks) of one strategy; nan if a cell is missing."""
     seeds, tasks = sorted({seed for _, seed in table}), sorted({task for task, _ in table})
     return np.array([[table.get((task, seed), {}).get(name, np.nan) for task in tasks] for seed in seeds])
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
 from qra_search import plugins
-from qra_search.config import make_config
+from qra_search.config import make_config, read_yaml
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 
@@ -39,7 +38,7 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options; `seed` is put into the options where `seeded`."""
+    """An evaluator by name with its options; `seed` is put into the options if `seeded`."""
 
     name: str
     evaluator: str = "landscape"
@@ -117,7 +116,7 @@ def parse_strategy(text: str) -> Strategy:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"strategy option {pair!r} is not OPTION=VALUE, in {text!r}")
-        options[key] = yaml.safe_load(value)
+        options[key] = read_yaml(value)
     return make_strategy(name, **options)
 
 

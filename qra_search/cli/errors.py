@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 from qra_search.cli.app import app
 from qra_search.cli.status import BAD_INPUT, FAILED, INTERRUPTED, OK
-from qra_search.errors import BadInput, RunFailed, describe
+from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
 
 TRACEBACK = "QRA_TRACEBACK"
 
@@ -24,7 +27,8 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        status = app(arguments, standalone_mode=False, prog_name="qra")
+        with _saying_damage():
+            status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
@@ -46,6 +50,25 @@ def run_safely(arguments: list[str]) -> int:
 def status_of(error: BaseException) -> int:
     """2 if the user can mend it by giving something else, 1 if the run failed."""
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
+
+
+@contextmanager
+def _saying_damage() -> Iterator[None]:
+    """Lines of a log that were left out are said once, in one line on stderr; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedLines)
+        show, said = warnings.showwarning, set()
+
+        def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, DamagedLines):
+                if str(message) not in said:
+                    _say(str(message), OK)
+                said.add(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 _HINT = f" (set {TRACEBACK}=1 to see where)"

@@ -17,7 +17,7 @@ from qra_search.report.words import plan_name
 from qra_search.runs.final_test import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.workflow.finetune import tuned_baselines
 
 FORMAT = "qra-evaluate/1"
@@ -94,11 +94,11 @@ def evaluate(
     if as_json:
         common.emit(read_json(folder.path / FILE))
         return
-    _print(rows)
+    _print(rows, space)
     common.stdout().print(f"\nWritten to [bold]{folder.path / FILE}[/]", soft_wrap=True)
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("model")
     table.add_column("size", justify="right")
@@ -109,7 +109,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         name = "the model as it was"
         if row["plan"] is not None:
             plan = Plan(tuple(row["plan"]["bits"]), tuple(row["plan"]["ranks"]))
-            name = f"found: {plan_name(plan)}" if row["role"] == "found" else plan_name(plan)
+            name = ("found: " if row["role"] == "found" else "") + plan_name(plan, space)
         found = {(s["task"], s["metric"]): s for s in row["scores"]}
         cells = []
         for column in columns:

@@ -79,7 +79,8 @@ def finetune(
 def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
     """The finding, the table of the comparison, and what to do next."""
     console = common.stdout()
-    console.print(f"\n[bold]{words.headline(words.finding(folder.result(), tested))}[/]\n")
-    console.print(tested_table(tested))
+    result = folder.result()
+    console.print(f"\n[bold]{words.headline(words.finding(result, tested))}[/]\n")
+    console.print(tested_table(tested, result.space))
     console.print()
     next_steps(console, folder)

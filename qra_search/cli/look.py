@@ -10,7 +10,7 @@ from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.config import differences
-from qra_search.errors import BadInput, bad_input, install_hint
+from qra_search.errors import BadInput, bad_input
 from qra_search.report import words
 from qra_search.report.html.page import write_page
 from qra_search.report.terminal.strips import strip
@@ -100,13 +100,14 @@ def show(
         return
     console = common.stdout()
     console.print(f"[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
-    console.print(f"{words.plan_name(plan)}, {describe_size(result.space, result.space.memory_bytes(plan))}")
-    console.print(f"{words.bits_counts(plan)}\n")
+    size = describe_size(result.space, result.space.memory_bytes(plan))
+    console.print(f"{words.plan_name(plan, result.space)}, {size}")
+    console.print(f"{words.bits_counts(plan, result.space)}\n")
     for what, values, choices in (("bits", plan.bits, result.space.bits), ("rank", plan.ranks, result.space.ranks)):
         console.print(f"[bold]{what}[/]")
         console.print(strip(result.space, values, choices), soft_wrap=True)
-    if result.space.backends:
-        console.print("; ".join(result.space.bits_text(b) for b in result.space.bits))
+    if any(isinstance(name, str) for name in result.space.bits):
+        console.print("; ".join(map(str, result.space.levels)))
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:
@@ -182,14 +183,11 @@ def runs(
 def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
     from qra_search.report.data import RunData
-    from qra_search.report.figures import EXTRA, renderer, write_figures
+    from qra_search.report.figures import write_figures
 
     own = len(folders) == 1 and report == folders[0].report_file
     target = report.parent / ("figures" if own else f"{report.stem}-figures")
-    written = write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
-    if renderer() is None:
-        common.stderr().print(f"SVG only: for PNG as well, {install_hint(EXTRA)}", markup=False, soft_wrap=True)
-    return written
+    return write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
 
 
 def _checked(paths: list[Path]) -> list[RunFolder]:

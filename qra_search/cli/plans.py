@@ -15,7 +15,8 @@ from qra_search.files import read_json, write_json
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
-from qra_search.space.memory import format_bytes, level_name, parse_level
+from qra_search.space.levels import LevelName, level_words, read_name
+from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_FORMAT, plan_to_dict
 from qra_search.space.sizes import describe_size, size_in
 from qra_search.space.space import Plan, SearchSpace
@@ -134,7 +135,7 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's file.", show_default=False)],
     source: Annotated[
         str,
-        typer.Option("--from", metavar="F", show_default=False, help="evopress, autoround, gptqmodel, or plan."),
+        typer.Option("--from", metavar="F", show_default=False, help="autoround, gptqmodel, or plan."),
     ],  # fmt: skip
     run: Annotated[
         Path, typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is for.")
@@ -154,11 +155,11 @@ def import_(
     ] = "refuse",  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
-    """Read a plan of EvoPress, AutoRound or GPTQModel into the space of a run.
+    """Read a plan of AutoRound or GPTQModel into the space of a run.
 
     [bold]Example[/]
 
-        qra plan import bits.txt --from evopress --run runs/a --out mine.json
+        qra plan import bits.json --from autoround --run runs/a --out mine.json
     """
     space = _space(run, run)
     with bad_input():
@@ -178,14 +179,14 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
     if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
-        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=8:'")
+        raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
     if not hits:
         raise BadInput(f"--set {change!r}: no group is named {pattern!r}; names are such as {space.names[0]!r}")
     with bad_input():
-        level = parse_level(bits_text) if bits_text else 0
+        level = space.level(read_name(bits_text)).name if bits_text else None
     bits, ranks = list(plan.bits), list(plan.ranks)
     for i in hits:
-        bits[i] = level if bits_text else bits[i]
+        bits[i] = bits[i] if level is None else level
         ranks[i] = int(rank_text) if rank_text else ranks[i]
     new = Plan(tuple(bits), tuple(ranks))
     with bad_input():
@@ -210,13 +211,13 @@ def _data(path: Path) -> dict[str, Any]:
     return data
 
 
-def _groups(path: Path) -> dict[str, tuple[int, int]]:
-    return {g["name"]: (g.get("level", g["bits"]), g["rank"]) for g in _data(path)["groups"]}
+def _groups(path: Path) -> dict[str, tuple[LevelName, int]]:
+    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
 
 
 def _total(path: Path) -> int:
     return int(_data(path)["memory_bytes"])
 
 
-def _text(choice: tuple[int, int] | None) -> str:
-    return "not there" if choice is None else f"{level_name(choice[0])} bits, rank {choice[1]}"
+def _text(choice: tuple[LevelName, int] | None) -> str:
+    return "not there" if choice is None else f"{level_words(choice[0])}, rank {choice[1]}"

@@ -117,7 +117,7 @@ def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, v
             budget = space.memory_bytes(uniform[len(uniform) // 2]) if uniform else space.memory.maximum
         chosen = plans_of_like_size(space, budget, count, settings.search.seed)
     losses, costs = score(
-        evaluator, chosen, seed=settings.search.seed, told=lambda n, of: view.progress("compare fidelities", n, of)
+        evaluator, chosen, seed=settings.search.seed, progress=lambda n, of: view.progress("compare fidelities", n, of)
     )
     full = losses[evaluator.fidelities[-1]]
     rows = [correlation("the prior alone", full, by_prior(space, prior, chosen), 0.0)]
@@ -147,8 +147,8 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     rank = space.ranks[-1]
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("most sensitive", no_wrap=True)
-    for b in space.bits:
-        table.add_column(space.bits_text(b), justify="right")
+    for level in space.levels:
+        table.add_column(str(level), justify="right")
     table.add_column(f"rank {rank}", justify="right")
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
         damages: list[Any] = [f"+{value:.4f}" for value in prior.bits_damage[g]]

@@ -117,7 +117,7 @@ def search(
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to resume", param_hint="--resume")
-    if resume and out is not None and not RunFolder(out).log_file.is_file():
+    if resume and out is not None and not RunFolder(out).exists and not RunFolder(out).holds_old_log:
         raise typer.BadParameter(
             f"there is no run in {out} to resume: leave --resume out to begin one", param_hint="--resume"
         )

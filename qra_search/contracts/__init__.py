@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from qra_search.contracts.contracts import EvaluatorContract, StrategyContract
+from qra_search.contracts.evaluator import EvaluatorContract
+from qra_search.contracts.strategy import StrategyContract
 
 __all__ = ["EvaluatorContract", "StrategyContract"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,20 +16,22 @@ from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evalua
 from qra_search.evaluation.prior import Prior
 from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
-from qra_search.space.memory import LEVEL_STEP
-from qra_search.space.space import Group, Linear, Plan, SearchSpace
+from qra_search.space import Group, Level, Linear, Plan, SearchSpace
+from qra_search.space.levels import make_levels
 from qra_search.strategies import Strategy
 from qra_search.strategies.random import RandomStrategy
 
 BETTER_WAY = 0.7
 """Damage of each further way to store a width, as a share of the one before."""
+TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
+"""Bits of a space that stores four bits in two ways of equal bytes, the second better."""
 
 
 def toy_space(
     layers: int = 5,
     granularity: str = "layer",
     *,
-    bits: tuple[int, ...] = (2, 3, 4, 8),
+    bits: tuple[int | Level, ...] = (2, 3, 4, 8),
     ranks: tuple[int, ...] = (4, 8, 16),
     restricted: bool = False,
 ) -> SearchSpace:
@@ -49,18 +53,19 @@ def toy_space(
         "module": {name: (name,) for name in shapes},
         "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
     }
+    names = tuple(level.name for level in make_levels(bits))
     groups: list[Group] = []
     for layer in range(layers):
-        for kind, names in kinds[granularity].items():
+        for kind, members in kinds[granularity].items():
             linears = tuple(
-                Linear(name=f"layers.{layer}.{m}", out_features=shapes[m][0], in_features=shapes[m][1]) for m in names
+                Linear(name=f"layers.{layer}.{m}", out_features=shapes[m][0], in_features=shapes[m][1]) for m in members
             )
             narrow = restricted and len(groups) % 3 == 0
             groups.append(
                 Group(
                     name=f"layers.{layer}.{kind}",
                     linears=linears,
-                    bits=bits[1:] if narrow and len(bits) > 1 else None,
+                    bits=names[1:] if narrow and len(bits) > 1 else None,
                     ranks=ranks[:-1] if narrow and len(ranks) > 1 else None,
                     kind=kind,
                     depth=layer,
@@ -93,7 +98,8 @@ class ToyEvaluator(Evaluator):
         self.failing, self.noise = failing, noise
         groups, rng = len(self.space), np.random.default_rng(5)
         error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
-        error *= np.array([BETTER_WAY ** (level // LEVEL_STEP) for level in self.space.bits])
+        widths = self.space.widths.tolist()
+        error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])
         self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
         self.gain = rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
         self._prior = None if prior is None else self._make_prior(prior)
@@ -102,7 +108,7 @@ class ToyEvaluator(Evaluator):
         b, r = self.space.encode(plan)
         rng = np.random.default_rng([seed, int(1000 * fidelity), *b, *r])
         if rng.random() < self.failing:
-            raise EvaluationFailed("the toy was told to fail")
+            raise EvaluationFailed("the toy was made to fail")
         rows = np.arange(len(b))
         hurt = self.damage[rows, b]
         loss = 1.0 + hurt.sum() - self.gain[rows, r].sum() + np.sqrt(hurt[1:] * hurt[:-1]).sum()
@@ -202,7 +208,7 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
     "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
     "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),
-    "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=(2, 4, 104, 8)))),
+    "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=TWO_WAYS))),
     "no adapter and no quantization among the choices": lambda: _usual(
         ToyEvaluator(toy_space(bits=(2, 4, 16), ranks=(0, 8)))
     ),
@@ -217,3 +223,11 @@ EXHAUSTED = ("one plan in all, tried",)
 def scenario(name: str) -> StudyState:
     """One of the `SCENARIOS`, made once."""
     return SCENARIOS[name]()
+
+
+def disturb_global_randomness() -> None:
+    """Moves on every global generator that a careless strategy or evaluator might draw from."""
+    random.random()
+    np.random.random()
+    if "torch" in sys.modules:
+        sys.modules["torch"].rand(1)

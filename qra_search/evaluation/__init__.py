@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.protocols import Estimates, ReportsProgress, ShowsUntuned, Tunes
 
-__all__ = ["Evaluation", "EvaluationFailed", "Evaluator", "Prior", "check_evaluation"]
+__all__ = [
+    "Estimates",
+    "Evaluation",
+    "EvaluationFailed",
+    "Evaluator",
+    "Prior",
+    "ReportsProgress",
+    "ShowsUntuned",
+    "Tunes",
+    "check_evaluation",
+]

@@ -1,63 +1,48 @@
-"""What an evaluator may also do, beside the contract of `Evaluator`: each is asked for with `isinstance`."""
+"""What an evaluator may offer beside `evaluate`; each is found by `isinstance`, and nothing has to be registered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from qra_search.space.space import Plan
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a piece of work, how many steps of it are done, and of how many."""
+"""Called with what is being done, the steps done, and the steps in all."""
 
 
 @runtime_checkable
-class ReportsProgress(Protocol):
-    """Reports on all that takes long before the first evaluation, to `progress` unless it is None."""
-
-    progress: Progress | None
-
-
-@runtime_checkable
-class EstimatesCost(Protocol):
-    """Foretells what a search takes."""
+class Estimates(Protocol):
+    """Says what a search will take before anything is spent; `--dry-run` prints it."""
 
     def estimate(self) -> Mapping[str, float]:
-        """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds` and `peak_bytes`; spends nothing."""
-        ...
-
-
-@runtime_checkable
-class ScoresUntuned(Protocol):
-    """Has a loss of the model as it was loaded, neither quantized nor tuned.
-
-    Attributes:
-        task: whose `split("validation")` gives the examples, each with a prompt and an answer.
-    """
-
-    task: Any
-
-    def untuned_loss(self) -> float:
-        """Validation loss in nats."""
+        """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds` and `peak_bytes`."""
         ...
 
 
 class Tuned(Protocol):
-    """What full tuning of one plan gives."""
+    """What full tuning of one plan gives: loss on test data in nats, the task's own figures, bytes, wall time."""
 
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    metrics: dict[str, float]
-    memory_bytes: int
-    seconds: float
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def test_loss(self) -> float: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
 
 
 @runtime_checkable
-class TunesPlans(Protocol):
-    """Tunes a plan in full and measures it on test data."""
+class Tunes(Protocol):
+    """Tunes a plan in full and measures it on test data; `qra finetune` and `qra evaluate` need it."""
 
     def tune(
         self,
@@ -65,8 +50,28 @@ class TunesPlans(Protocol):
         *,
         seed: int = 0,
         steps: int | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
-        """Tune with a seed for so many steps, and save into a folder if one is given."""
+        """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given."""
         ...
+
+
+@runtime_checkable
+class ShowsUntuned(Protocol):
+    """Can show something in seconds, before minutes of quantizing; `qra demo` does."""
+
+    def example(self) -> str:
+        """One example of the task, with its answer."""
+        ...
+
+    def untuned_loss(self) -> float:
+        """Loss in nats of the model as it was loaded."""
+        ...
+
+
+@runtime_checkable
+class ReportsProgress(Protocol):
+    """Reports what takes long in it; whoever runs a search sets `progress` if it is None."""
+
+    progress: Progress | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qra_search import plugins
-from qra_search.space.memory import UNQUANTIZED_BITS, level_width
+from qra_search.space.levels import Level, LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_FORMAT
 from qra_search.space.space import Plan, SearchSpace
 
@@ -18,7 +19,7 @@ Rounding = Literal["refuse", "nearest", "up", "down"]
 ROUNDING: tuple[str, ...] = ("refuse", "nearest", "up", "down")
 
 BitsOf = Callable[[str], float | None]
-"""Bits of a linear by its name; None where the file says nothing of it."""
+"""Bits of a linear by its name; None if the file says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class Foreign:
     """What a file of another tool says.
 
     Attributes:
-        bits_of: bits of a linear by name; None where nothing is said.
-        names: the linears that the file names one by one; None where it has patterns.
-        ranks: ranks by linear, where the tool has any.
+        bits_of: bits of a linear by name; None if nothing is said.
+        names: the linears that the file names one by one; None if it has patterns.
+        ranks: ranks by linear, if the tool has any.
+        levels: names of storage levels by linear, if the tool has any: taken if the space has them.
     """
 
     bits_of: BitsOf
     names: tuple[str, ...] | None = None
     ranks: Mapping[str, int] | None = None
+    levels: Mapping[str, LevelName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,6 @@ def import_plan(
 
 
 # -- formats -------------------------------------------------------------------------------------
-def read_evopress(path: Path) -> Foreign:
-    """EvoPress' configuration: one `layer.path: bits` a line."""
-    bits: dict[str, float] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, colon, value = line.rpartition(":")
-        try:
-            bits[name.strip()] = float(value)
-        except ValueError:
-            colon = ""
-        if not colon or not name.strip():
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not of the form `layer.path: bits`")
-    return Foreign(bits.get, tuple(bits))
-
-
 def read_autoround(path: Path) -> Foreign:
     """AutoRound's `layer_config`: bits by linear, or by a part of its name; also inside a `quantization_config`."""
     data = _object(path)
@@ -147,9 +134,10 @@ def read_plan(path: Path) -> Foreign:
     data = _object(path)
     if data.get("format") != PLAN_FORMAT:
         raise ValueError(f"{path} is of format {data.get('format')!r}, {PLAN_FORMAT!r} is needed")
-    bits = {name: float(group.get("level", group["bits"])) for group in data["groups"] for name in group["linears"]}
-    ranks = {name: int(group["rank"]) for group in data["groups"] for name in group["linears"]}
-    return Foreign(bits.get, tuple(bits), ranks)
+    found = {name: group for group in data["groups"] for name in group["linears"]}
+    bits = {name: float(group.get("width", group["bits"])) for name, group in found.items()}
+    ranks = {name: int(group["rank"]) for name, group in found.items()}
+    return Foreign(bits.get, tuple(bits), ranks, {name: group["bits"] for name, group in found.items()})
 
 
 # -- into the space ------------------------------------------------------------------------------
@@ -181,13 +169,14 @@ def _plan(
         values = {float(value) for _, value in found if value is not None}
         wanted = min(values)
         if len(values) > 1:
-            wanted = sum(w * level_width(v) for w, v in found if v is not None) / sum(w for w, _ in found)
+            wanted = sum(w * v for w, v in found if v is not None) / sum(w for w, _ in found)
             mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(values))})")
-        allowed = group.bits or space.bits
-        chosen = _level(wanted, allowed, rounding)
-        if len(values) == 1 and level_width(chosen) != level_width(wanted):
-            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(map(str, allowed))}")
-        bits.append(chosen)
+        allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
+        same = {foreign.levels.get(linear.name) for linear in group.linears}
+        level = next((level for level in allowed if same == {level.name}), None) or _level(wanted, allowed, rounding)
+        if len(values) == 1 and level.width != wanted:
+            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}")
+        bits.append(level.name)
         ranks.append(_rank(foreign, group, space, rank, rounding))
     if missing and default is None:
         raise ValueError(
@@ -212,15 +201,13 @@ def _plan(
     return Imported(plan, tuple(notes))
 
 
-def _level(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int:
-    """The level wanted, or the first one of the width that it is, or is rounded to."""
-    if wanted in allowed:
-        return int(wanted)
-    width = _allowed(level_width(wanted), tuple(map(level_width, allowed)), rounding)
-    return min(level for level in allowed if level_width(level) == width)
+def _level(wanted: float, allowed: Sequence[Level], rounding: Rounding) -> Level:
+    """The first level of the width wanted, or of that which it is rounded to."""
+    width = _allowed(wanted, [level.width for level in allowed], rounding)
+    return next(level for level in allowed if level.width == width)
 
 
-def _allowed(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int:
+def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
     if rounding == "up":
         return min((b for b in allowed if b >= wanted), default=max(allowed))
     if rounding == "down":
@@ -230,7 +217,8 @@ def _allowed(wanted: float, allowed: tuple[int, ...], rounding: Rounding) -> int
 
 def _rank(foreign: Foreign, group: Any, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
     allowed = group.ranks or space.ranks
-    own = None if foreign.ranks is None else max(foreign.ranks.get(linear.name, 0) for linear in group.linears)
+    known = foreign.ranks or {}
+    own = max((known[linear.name] for linear in group.linears if linear.name in known), default=None)
     wanted = rank if rank is not None else own
     if wanted is None:
         return min(allowed)

@@ -9,13 +9,14 @@ from qra_search.executors.base import (
     first_ended,
 )
 from qra_search.executors.choose import KINDS, EvaluatorFactory, make_executor
-from qra_search.executors.futures import FuturesExecutor, dask_executor
+from qra_search.executors.futures import DaskExecutor, FuturesExecutor
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 from qra_search.executors.work import RemoteEvaluator
 
 __all__ = [
     "KINDS",
+    "DaskExecutor",
     "DeadlineExceeded",
     "EvaluatorFactory",
     "Executor",
@@ -26,7 +27,6 @@ __all__ = [
     "RemoteEvaluator",
     "WorkerDied",
     "WorkerUnusable",
-    "dask_executor",
     "first_ended",
     "make_executor",
 ]

@@ -19,7 +19,7 @@ class DeadlineExceeded(RuntimeError):
 
 
 class WorkerUnusable(RuntimeError):
-    """No worker can evaluate anything: the study stops, and the trial is left to be run when it goes on."""
+    """No worker can evaluate anything: the study stops, and the trial is left to be run when it is resumed."""
 
 
 class Executor(Protocol):

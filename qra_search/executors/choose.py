@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from qra_search import plugins
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors.devices import DEVICE
-from qra_search.executors.futures import FuturesExecutor, dask_executor
+from qra_search.executors.futures import DaskExecutor
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 from qra_search.executors.slots import WorkerExecutor
@@ -33,8 +34,6 @@ class EvaluatorFactory:
         return cls(config.model_dump_json())
 
     def __call__(self) -> Evaluator:
-        import json
-
         config = make_config(json.loads(self.config), source="the run's config")
         device = os.environ.get(DEVICE)
         if device and config.model.device == "auto":
@@ -51,19 +50,19 @@ def make_executor(
     deadline: float | None = None,
     address: str | None = None,
     gpus: float = 0,
-) -> WorkerExecutor | FuturesExecutor:
+) -> WorkerExecutor | DaskExecutor:
     """An executor of `workers` workers for a run; use it in a `with` block.
 
     Args:
         kind: `process`, `ray` or `dask`.
-        devices: of worker processes; default: one GPU each where there are GPUs and the run's device allows it,
+        devices: of worker processes; default: one GPU each if there are GPUs and the run's device allows it,
             else the cores, dealt out.
-        deadline: seconds that one evaluation may take.
+        deadline: seconds that one evaluation may take; of `process` and `ray` workers.
         address: of a Ray or Dask cluster.
         gpus: of each Ray actor.
 
     Raises:
-        ValueError: an unknown kind, or a setting that it lacks.
+        ValueError: an unknown kind, or a setting that it needs or does not have.
         ImportError: the package of the kind is not installed.
     """
     factory = EvaluatorFactory.of(config)
@@ -76,7 +75,9 @@ def make_executor(
     if kind == "dask":
         if address is None:
             raise ValueError("a Dask executor needs the address of a scheduler, such as tcp://host:8786")
-        return dask_executor(address, factory, workers, deadline=deadline)
+        if deadline is not None:
+            raise ValueError(f"Dask cannot stop an evaluation after {deadline:g} seconds: use process or ray workers")
+        return DaskExecutor(address, factory, workers)
     raise ValueError(plugins.unknown_message("executor", kind, KINDS))
 
 

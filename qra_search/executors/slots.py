@@ -1,4 +1,4 @@
-"""Keeps several workers busy: one thread a slot hands out requests, replaces dead workers, and kills late ones."""
+"""Keeps several workers busy: a thread for each slot hands out requests, replaces dead ones, kills slow ones."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class WorkerExecutor(ABC):
                 self._count_end()
 
     def _serve(self, job: _Job, worker: Worker | None) -> Worker | None:
-        """End the job's future; returns the worker that is left, None where it is gone."""
+        """End the job's future; returns the worker that is left, None if it is gone."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 worker = worker or self._started()

@@ -23,7 +23,14 @@ PRIOR: Request = {"do": "prior"}
 
 def evaluation_request(proposal: Proposal) -> Request:
     """Asks for one evaluation."""
-    return {"do": "evaluate", "plan": proposal.plan.key, "fidelity": proposal.fidelity, "seed": proposal.seed}
+    plan = proposal.plan
+    return {
+        "do": "evaluate",
+        "bits": list(plan.bits),
+        "ranks": list(plan.ranks),
+        "fidelity": proposal.fidelity,
+        "seed": proposal.seed,
+    }
 
 
 def handle(evaluator: Evaluator, request: Request) -> Reply:
@@ -62,7 +69,7 @@ class RemoteEvaluator(Evaluator):
     """An evaluator that lives in the workers of an executor: the study's own process never loads the model.
 
     Args:
-        executor: a `ProcessExecutor`, `RayExecutor` or `FuturesExecutor`.
+        executor: a `ProcessExecutor`, `RayExecutor`, `DaskExecutor` or `FuturesExecutor`.
     """
 
     def __init__(self, executor: Asked):
@@ -84,7 +91,7 @@ class RemoteEvaluator(Evaluator):
 
 
 def _evaluate(evaluator: Evaluator, request: Request) -> dict[str, Any]:
-    plan = Plan.from_key(request["plan"])
+    plan = Plan(tuple(request["bits"]), tuple(request["ranks"]))
     evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
     return evaluation_to_dict(plain(check_evaluation(evaluation, evaluator.space, plan)))
 

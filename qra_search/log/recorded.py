@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from qra_search.evaluation.prior import Prior
+from qra_search.log.lines import NOT_A_LOG, short
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import LogMismatch, TrialLog
+from qra_search.log.trial_log import LogDamaged, LogMismatch, TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import SearchSpace
 
@@ -14,11 +17,14 @@ SPACE = "space_data"
 STUDY = "study"
 
 
-def record(log: TrialLog, space: SearchSpace, **study: Any) -> None:
-    """Write the space and what the study was asked for into the header of a log."""
-    if log.meta(SPACE) is None:
-        log.set_meta(SPACE, space_to_dict(space))
-    log.set_meta(STUDY, study)
+def record(log: TrialLog, space: SearchSpace, study: Mapping[str, Any], **identity: Any) -> None:
+    """Begin a log, or resume one, with all that its header says: the space, the identity, what the study is asked for.
+
+    Raises:
+        LogMismatch: the log is of another space or identity.
+        LogBusy: another process writes it.
+    """
+    log.bind({SPACE: space_to_dict(space), STUDY: study}, space=space.signature, **identity)
 
 
 def recorded_space(log: TrialLog) -> SearchSpace:
@@ -26,11 +32,15 @@ def recorded_space(log: TrialLog) -> SearchSpace:
 
     Raises:
         LogMismatch: the log holds none.
+        LogDamaged: it holds what is none.
     """
     data = log.meta(SPACE)
     if data is None:
         raise LogMismatch(f"{log.path} holds no search space: no search has begun in it")
-    return space_from_dict(data)
+    with _readable(log):
+        space = space_from_dict(data)
+        space.memory  # noqa: B018 - its tables are part of what must be right
+    return space
 
 
 def recorded_state(log: TrialLog) -> StudyState:
@@ -38,14 +48,41 @@ def recorded_state(log: TrialLog) -> StudyState:
 
     Raises:
         LogMismatch: no search has begun in the log.
+        LogDamaged: a trial cannot be of the log's space.
     """
     space = recorded_space(log)
-    prior = log.meta("prior")
-    return StudyState(
-        space,
-        log.trials,
-        Prior.from_dict(prior) if prior else None,
-        tuple(log.meta("budgets") or ()),
-        int(log.meta("seed") or 0),
-        float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
-    )
+    _check_trials(log, space)
+    with _readable(log):
+        prior = Prior.from_dict(log.meta("prior")) if log.meta("prior") else None
+        if prior is not None:
+            prior.check(space)
+        return StudyState(
+            space,
+            log.trials,
+            prior,
+            tuple(map(int, log.meta("budgets") or ())),
+            int(log.meta("seed") or 0),
+            float((log.meta(STUDY) or {}).get("evaluations", 100.0)),
+        )
+
+
+@contextmanager
+def _readable(log: TrialLog) -> Iterator[None]:
+    try:
+        yield
+    except NOT_A_LOG as error:
+        raise LogDamaged(f"{log.path} has a header that is no log's ({short(error)})") from None
+
+
+def _check_trials(log: TrialLog, space: SearchSpace) -> None:
+    """Checksums tell damage; a log from anyone may also hold plans and bytes that its space does not allow."""
+    for trial in log:
+        try:
+            size = space.memory_bytes(trial.plan)
+        except ValueError as error:
+            raise LogDamaged(f"{log.path}: trial {trial.id} is no plan of the log's space ({short(error)})") from None
+        if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
+            raise LogDamaged(
+                f"{log.path}: trial {trial.id} is said to take {trial.evaluation.memory_bytes} bytes, "
+                f"the log's space counts {size}"
+            )

@@ -1,17 +1,16 @@
-"""One trial: what was proposed, what became of it, and how it is stored."""
+"""One trial: what was proposed, and what became of it."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
-from qra_search.log import logformat
 from qra_search.space.space import Plan
 
 MAX_REASON = 4000
+MAX_INT = 1 << 63
 
 Status = Literal["running", "done", "failed"]
 
@@ -99,6 +98,8 @@ def plain(evaluation: Evaluation) -> Evaluation:
         raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
     if not (math.isfinite(made.charged) and made.charged >= 0):
         raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
+    if not abs(made.seed) < MAX_INT > made.memory_bytes:
+        raise EvaluationFailed("the evaluation holds a whole number of more than 64 bits")
     return made
 
 
@@ -106,27 +107,6 @@ def printable(text: str) -> str:
     """Text that can be stored: valid UTF-8, of bounded length."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
-
-
-def to_row(trial: Trial) -> logformat.Row:
-    """A trial as it is stored, with its checksums."""
-    proposal, evaluation = trial.proposal, trial.evaluation
-    result = None if evaluation is None else json.dumps(evaluation_to_dict(evaluation))
-    return logformat.sealed(
-        (
-            trial.id,
-            proposal.plan.key,
-            float(proposal.fidelity),
-            int(proposal.seed),
-            proposal.origin,
-            json.dumps([proposal.predicted_loss, proposal.predicted_std]),
-            trial.status,
-            result,
-            None if trial.status == "running" else trial.reason,
-            trial.proposed_at,
-            trial.finished_at,
-        )
-    )
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -140,12 +120,3 @@ def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "seed": evaluation.seed,
         "cost": evaluation.cost,
     }
-
-
-def from_row(row: logformat.Row) -> Trial:
-    """The inverse of `to_row`."""
-    trial_id, plan, fidelity, seed, origin, predicted, status, result, reason, proposed_at, finished_at = row[:11]
-    loss, std = json.loads(predicted)
-    proposal = Proposal(Plan.from_key(plan), fidelity, seed, origin, loss, std)
-    evaluation = None if result is None else Evaluation(**json.loads(result))
-    return Trial(trial_id, proposal, status, evaluation, reason or "", proposed_at, finished_at)

@@ -1,29 +1,33 @@
-"""The trial log: every proposal and what became of it, in one crash-safe SQLite file; the only state of a search."""
+"""The trial log: every proposal and what became of it, in one file of JSON lines; the only state of a search."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import shutil
-import sqlite3
-import tempfile
+import socket
+import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput
+from filelock import BaseFileLock, FileLock, Timeout
+
+from qra_search.errors import DamagedLines
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.log import logformat, walfile
-from qra_search.log.locks import Locked, WriterLock, describe_holder
-from qra_search.log.logformat import SCHEMA_VERSION
-from qra_search.log.trial import Proposal, Status, Trial, from_row, printable, to_row
+from qra_search.log import lines
+from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
+from qra_search.log.lines import Contents
+from qra_search.log.trial import Proposal, Status, Trial, printable
 
 __all__ = [
     "MEMORY",
-    "SCHEMA_VERSION",
+    "DamagedLines",
     "LogBusy",
     "LogDamaged",
     "LogMismatch",
@@ -33,170 +37,48 @@ __all__ = [
     "Status",
     "Trial",
     "TrialLog",
+    "load",
 ]
 
 MEMORY = ":memory:"
-NO_FILES = ("disk I/O error", "unable to open database file", "database or disk is full")
-"""What SQLite says where it can make no file beside the log, as on a full disk."""
-SALVAGE_HINT = ": `qra log check` says what can be saved"
-
-
-class LogMismatch(BadInput):
-    """The log cannot be used as it is; of itself: it belongs to another space, evaluator or version."""
-
-
-class LogBusy(LogMismatch):
-    """Another process writes the log."""
-
-
-class LogDamaged(LogMismatch):
-    """The file is not what was written to it."""
-
-
-class LogReadOnly(LogMismatch):
-    """The file or its folder cannot be written."""
-
-
-class LogUnwritable(RuntimeError):
-    """Writing failed in the middle of a search: the disk is full, or the file was taken away."""
+PATIENCE = 0.2
+"""Seconds that a lock is waited for: who asks whether it is free holds it for an instant."""
 
 
 class TrialLog:
     """Trials in the order in which they were proposed.
 
-    Every proposal is committed before it is run, every result before the next proposal is asked for, so a
-    kill at any moment loses at most the evaluations in flight, which `running` then names. Any number of
-    processes may read; the first write takes a lock that keeps other writers out until `release` or `close`.
+    Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
+    moment loses at most the evaluations in flight, which `running` then names. Any number of processes may read; the
+    first write takes a lock that keeps other writers out until `release` or `close`.
+
+    A line that is not what was written is left out, with a `DamagedLines` warning, and named in `damage`: a trial
+    whose proposal is lost leaves a gap in the numbers, one whose result is lost counts as running.
 
     Args:
-        path: SQLite file, made when missing; `:memory:` keeps nothing.
+        path: file of JSON lines, made by the first write if it is missing; `:memory:` keeps nothing.
 
     Raises:
-        LogDamaged: bytes are not those that were written; `qra_search.log.salvage` saves what can be.
+        LogDamaged: the file cannot be read, or is no trial log.
         LogMismatch: the log is of another version.
     """
 
     def __init__(self, path: str | Path = MEMORY):
         self.path = str(path)
-        self._trials: list[Trial] = []
-        self._version_seen = -1
-        self._lock = WriterLock(f"{self.path}.lock") if self.path != MEMORY else None
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
-        self._mend = ""
-        try:
-            self._db = _connect(self._prepare_file())
-            self._open()
-        except BaseException:
-            self.close()
-            raise
-
-    def _prepare_file(self) -> str:
-        """The file to open: the log itself, made where it is missing, or a copy of one that cannot be written."""
-        if self._lock is None:
-            return MEMORY
-        path = Path(self.path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                self._acquire_lock()
-                logformat.create(path)
-        except (OSError, sqlite3.OperationalError) as error:
-            raise LogReadOnly(f"{path} cannot be made ({error}): give a folder that can be written") from None
-        if not path.is_file() or path.stat().st_size == 0:
-            raise LogDamaged(
-                f"{path} is {'empty' if path.is_file() else 'not a file'}, which no trial log is: "
-                f"move it away or restore a copy"
-            )
-        return self._copied("give an output folder that can be") if not _writable(path) else self.path
-
-    def _copied(self, mend: str) -> str:
-        """A copy of the log elsewhere, since SQLite reads none without files of its own beside it; never written."""
-        self._copy, self._mend = tempfile.TemporaryDirectory(prefix="qra-log-"), mend
-        path = Path(self.path)
-        for file in (path, walfile.wal_path(path)):
-            if file.exists():
-                shutil.copyfile(file, Path(self._copy.name) / file.name)
-        return str(Path(self._copy.name) / path.name)
-
-    def _open(self) -> None:
-        try:
-            self._read()
-        except sqlite3.OperationalError as error:
-            if self._lock is None or self._copy is not None or not str(error).startswith(NO_FILES):
-                raise self._unreadable(error) from None
-            self._db.close()
-            self._db = _connect(self._copied(f"make room on its disk ({error})"))
-            self._open()
-        except (sqlite3.DatabaseError, ValueError) as error:
-            if isinstance(error, LogMismatch):
-                raise
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: Exception) -> LogDamaged:
-        why = " ".join(str(error).split())[:200]
-        return LogDamaged(f"{self.path} is not a readable trial log ({why}){SALVAGE_HINT}")
-
-    def _read(self) -> None:
-        if self._lock is None:
-            logformat.prepare(self._db)
-        elif lost := self._lost_pages():
-            raise LogDamaged(
-                f"{self.path} is damaged: {lost} pages of {walfile.wal_path(self.path).name} cannot be "
-                f"read{SALVAGE_HINT}"
-            )
-        version = logformat.version_of(self._db)
-        if version is None or not isinstance(version, int):
-            raise LogDamaged(f"{self.path} is not a readable trial log (it has no version){SALVAGE_HINT}")
-        if not 1 <= version <= SCHEMA_VERSION:
-            raise LogMismatch(f"{self.path} has log version {version}, this qra reads versions up to {SCHEMA_VERSION}")
-        if version < SCHEMA_VERSION:
-            with self._writing():
-                logformat.migrate(self._db)
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._load()
-
-    def _lost_pages(self) -> int:
-        """Pages that were written and cannot be read; 0 while somebody writes, who may be in the middle of one."""
-        if self._lock is None or not self._lock.is_free():
-            return 0
-        lost = walfile.damaged_frames(self.path)
-        return lost if lost and self._lock.is_free() else 0
-
-    def _load(self) -> None:
-        """Read all trials at one moment, and check every byte of them."""
-        self._db.execute("BEGIN")
-        try:
-            self._version_seen = self._data_version()
-            self._check_structure()
-            self._trials = [from_row(row) for row in self._checked_rows()]
-        finally:
-            self._db.execute("COMMIT")
-
-    def _check_structure(self) -> None:
-        (fault,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-        if fault != "ok":
-            raise LogDamaged(f"{self.path} is damaged ({' '.join(str(fault).split())}){SALVAGE_HINT}")
-        for key, text, checksum in self._db.execute("SELECT * FROM meta"):
-            if checksum != logformat.digest(key, text):
-                raise LogDamaged(f"{self.path} is damaged: its header entry {key!r} was changed{SALVAGE_HINT}")
-
-    def _checked_rows(self) -> Iterator[logformat.Row]:
-        for expected, row in enumerate(self._db.execute("SELECT * FROM trials ORDER BY id")):
-            if row[0] != expected or logformat.intact(row) != (True, True):
-                raise LogDamaged(f"{self.path} is damaged: trial {expected} is not what was written{SALVAGE_HINT}")
-            yield row
-
-    def _data_version(self) -> int:
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        self._file = -1
+        self._lock: BaseFileLock | None = None
+        self._contents, self._stamp = (Contents(), None) if self._in_memory else load(self.path)
+        if self.damage:
+            warnings.warn(self.describe_damage(), DamagedLines, stacklevel=2)
 
     # -- reading -------------------------------------------------------------------------------
     @property
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order."""
-        return tuple(self._trials)
+        return tuple(self._contents.trials.values())
 
     def __len__(self) -> int:
-        return len(self._trials)
+        return len(self._contents.trials)
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)
@@ -204,39 +86,51 @@ class TrialLog:
     @property
     def running(self) -> tuple[Trial, ...]:
         """Trials without a result: in flight, or lost with a killed process."""
-        return tuple(t for t in self._trials if t.status == "running")
+        return tuple(t for t in self._contents.trials.values() if t.status == "running")
+
+    @property
+    def damage(self) -> tuple[tuple[int, str], ...]:
+        """The number of each line that was left out, and what is wrong with it."""
+        return tuple(self._contents.damage)
+
+    def describe_damage(self) -> str:
+        """What was left out, in one line."""
+        (number, what), *others = self._contents.damage
+        more = f" (and {len(others)} more)" if others else ""
+        return f"{self.path} is damaged, and read without line {number}: {what}{more}; `qra log check` lists all"
 
     def meta(self, key: str) -> Any:
-        """A value of the log's header; None where there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def meta_keys(self) -> tuple[str, ...]:
-        """Names of all entries of the header, in the order in which they were first written."""
-        return tuple(row[0] for row in self._db.execute("SELECT key FROM meta ORDER BY rowid"))
+        """A value of the log's header; None if there is none."""
+        return self._contents.header.get(key)
 
     # -- writing -------------------------------------------------------------------------------
     def set_meta(self, key: str, value: Any) -> None:
         """Write a value of the header."""
-        with self._writing():
-            logformat.write_meta(self._db, key, value)
+        self._begin_writing()
+        self._set({key: lines.as_read(value)})
 
-    def bind(self, **identity: Any) -> None:
-        """Write the identity of the search, or check it where the log already has one.
+    def bind(self, further: Mapping[str, Any] | None = None, /, **identity: Any) -> None:
+        """Write the identity of the search, or check it against the one that the log has; then write further entries.
 
         Raises:
             LogMismatch: a value differs; the message gives both.
+            LogBusy: another process writes the log.
         """
-        for key, value in identity.items():
+        self._begin_writing()
+        entries = lines.as_read(identity)
+        for key, value in entries.items():
             known = self.meta(key)
-            value = json.loads(json.dumps(value))
-            if known is None:
-                self.set_meta(key, value)
-            elif known != value:
+            if known is not None and known != value:
                 raise LogMismatch(
                     f"{self.path} was written with {key} {_difference(known, value)}: "
                     f"use another output folder, or the settings that it was begun with"
                 )
+        entries |= lines.as_read(further or {})
+        self._set({key: value for key, value in entries.items() if self.meta(key) != value})
+
+    def _set(self, entries: Mapping[str, Any]) -> None:
+        self._write([lines.header(entries, first=self._is_new)] if entries else [])
+        self._contents.header.update(entries)
 
     def propose(self, proposal: Proposal) -> Trial:
         """Record a proposal before it is run."""
@@ -244,35 +138,27 @@ class TrialLog:
 
     def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
         """Record several proposals before they are run: after a kill the log has all of them, or none."""
-        if not proposals:
-            return []
-        with self._writing():
-            first, now = len(self._trials), time.time()
-            trials = [Trial(first + i, proposal, proposed_at=now) for i, proposal in enumerate(proposals)]
-            self._insert([to_row(trial) for trial in trials])
-            self._trials += trials
-        return trials
+        now = time.time()
+        return self.append(Trial(0, proposal, proposed_at=now) for proposal in proposals)
 
     def append(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Add trials of another log as they are, numbered on from the last one; all of them, or none."""
-        with self._writing():
-            added = [replace(trial, id=len(self._trials) + i) for i, trial in enumerate(trials)]
-            self._insert([to_row(trial) for trial in added])
-            self._trials += added
-        return added
+        """Add trials of another log as they are, numbered on from the last one: after a kill all of them, or none.
 
-    def _insert(self, rows: Sequence[logformat.Row]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany(f"INSERT INTO trials VALUES ({logformat.PLACES})", rows)
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        Of trials that have ended, those at the end of what was being written may then count as running.
+        """
+        self._begin_writing()
+        added = [replace(trial, id=self._contents.next + i) for i, trial in enumerate(trials)]
+        if added:
+            ended = [lines.result(trial, self._contents.base) for trial in added if trial.status != "running"]
+            self._write([*lines.proposals(added, self._contents.base), *ended])
+            self._contents.trials.update((trial.id, trial) for trial in added)
+            self._contents.next += len(added)
+        return added
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
         """Record the result of a running trial."""
+        if not math.isfinite(evaluation.loss):
+            raise ValueError(f"trial {trial_id} cannot be done with loss {evaluation.loss}: a finite one is needed")
         return self._end(trial_id, "done", evaluation, "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
@@ -280,70 +166,103 @@ class TrialLog:
         return self._end(trial_id, "failed", None, printable(reason))
 
     def _end(self, trial_id: int, status: Status, evaluation: Evaluation | None, reason: str) -> Trial:
-        with self._writing():
-            if self._trials[trial_id].status != "running":
-                raise ValueError(f"trial {trial_id} is already {self._trials[trial_id].status}: a result counts once")
-            trial = replace(
-                self._trials[trial_id],
-                status=status,
-                evaluation=evaluation,
-                reason=reason,
-                finished_at=time.time(),
-            )
-            row = to_row(trial)
-            self._db.execute(
-                "UPDATE trials SET status = ?, result = ?, reason = ?, finished_at = ?, result_sum = ? WHERE id = ?",
-                (*row[6:9], row[10], row[12], trial_id),
-            )
-            self._trials[trial_id] = trial
+        self._begin_writing()
+        trial = self._contents.trials[trial_id]
+        if trial.status != "running":
+            raise ValueError(f"trial {trial_id} is already {trial.status}: a result counts once")
+        trial = replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=time.time())
+        self._write([lines.result(trial, self._contents.base)])
+        self._contents.trials[trial_id] = trial
         return trial
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the lock, with what others wrote before it was taken; name the file where writing fails."""
-        if self._copy is not None:
-            raise LogReadOnly(f"{self.path} cannot be written: {self._mend}")
-        if self._acquire_lock() and self._data_version() != self._version_seen and self._version_seen >= 0:
-            self._load()
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise LogUnwritable(
-                f"{self.path} cannot be written ({error}): make room on its disk and go on with the same log; "
-                f"what was recorded is kept"
-            ) from None
+    @property
+    def _in_memory(self) -> bool:
+        return self.path == MEMORY
 
-    def _acquire_lock(self) -> bool:
-        """Take the writer's lock; False where it was held all along."""
-        if self._lock is None or self._lock.held:
-            return False
+    @property
+    def _is_new(self) -> bool:
+        return self._contents.end == 0
+
+    def _begin_writing(self) -> None:
+        """Take the lock unless it is held, and read what others wrote before it was taken."""
+        if self._in_memory or (self._lock is not None and self._lock.is_locked):
+            return
+        # A new one, since a child made by fork cannot use that of its parent.
+        self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         try:
-            self._lock.acquire()
-        except Locked as busy:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if self._stamp != _stamp(self._file):
+                self._contents, self._stamp = load(self.path)
+        except Timeout:
+            holder = describe_writer(load(self.path)[0].writer)
             raise LogBusy(
-                f"{self.path} is being written by {describe_holder(busy.holder)}: wait for it or end it, "
-                f"or use another output folder"
+                f"{self.path} is being written by {holder}: wait for it or end it, or use another output folder"
             ) from None
         except OSError as error:
-            raise LogReadOnly(f"{self.path} cannot be locked for writing ({error}): use another folder") from None
-        return True
+            self.release()
+            raise LogReadOnly(
+                f"{self.path} cannot be written ({(error.strerror or str(error)).lower()}): "
+                f"give an output folder that can be, or make room on its disk"
+            ) from None
+        except BaseException:
+            self.release()
+            raise
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        """Append records, all with one call, and wait until they are on disk."""
+        if self._in_memory:
+            return
+        contents, me = self._contents, this_process(os.getpid())
+        new = self._is_new
+        if new and not (records and "format" in records[0]):
+            records = [lines.header({}, first=True), *records]
+        if contents.writer != me:
+            records = [*records[:new], {"writer": me}, *records[new:]]
+        if not records:
+            return
+        data = b"\n" * contents.open_line + b"".join(map(lines.line, records))
+        try:
+            self._append(data)
+            if new:
+                _sync_folder(Path(self.path).parent)
+        except OSError as error:
+            with suppress(OSError):  # else the next append does it
+                os.ftruncate(self._file, contents.end)
+            raise LogUnwritable(
+                f"{self.path} cannot be written ({(error.strerror or str(error)).lower()}): make room on its disk and "
+                f"resume with the same log; what was recorded is kept"
+            ) from None
+        contents.end += len(data)
+        contents.writer, contents.open_line = me, False
+
+    def _append(self, data: bytes) -> None:
+        status = os.fstat(self._file)
+        if status.st_nlink == 0:
+            raise OSError("the file was taken away")
+        if status.st_size != self._contents.end:  # what a killed writer had begun
+            os.ftruncate(self._file, self._contents.end)
+        os.lseek(self._file, self._contents.end, os.SEEK_SET)
+        written = os.write(self._file, data)
+        if written < len(data):
+            raise OSError(f"{written} of {len(data)} bytes written")
+        os.fsync(self._file)
 
     def release(self) -> None:
-        """Let other processes write; the next write takes the lock again. The file is then whole without its `-wal`."""
-        if self._lock is not None and self._lock.held:
-            if hasattr(self, "_db"):
-                # What cannot be moved now (a reader, a full disk) is moved when the log is next opened.
-                with suppress(sqlite3.OperationalError):
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._lock.release()
+        """Let other processes write; the next write takes the lock again."""
+        lock, self._lock = self._lock, None
+        if self._file >= 0:
+            if lock is not None and lock.is_locked:
+                self._stamp = _stamp(self._file)
+            os.close(self._file)
+            self._file = -1
+        if lock is not None and lock.is_locked:
+            lock.release()
 
     def close(self) -> None:
         """Close the file."""
         self.release()
-        if hasattr(self, "_db"):
-            self._db.close()
-        if self._copy is not None:
-            self._copy.cleanup()
 
     def __enter__(self) -> TrialLog:
         return self
@@ -352,12 +271,57 @@ class TrialLog:
         self.close()
 
 
-def _connect(file: str) -> sqlite3.Connection:
-    return sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+def load(path: str | Path) -> tuple[Contents, tuple[int, ...] | None]:
+    """What a log says, and what tells whether it has changed since; nothing of a file that is not there.
+
+    Raises:
+        LogDamaged, LogMismatch: see `TrialLog`.
+    """
+    try:
+        with open(path, "rb") as file:
+            stamp = _stamp(file.fileno())
+            content = file.read()
+    except FileNotFoundError:
+        return Contents(), None
+    except OSError as error:
+        raise LogDamaged(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from None
+    return Contents.read(content, str(path)), stamp
 
 
-def _writable(path: Path) -> bool:
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+def describe_writer(writer: Mapping[str, Any]) -> str:
+    """A writer in words: `process 123 on host, since 2025-01-02 10:11:12 (qra search ...)`."""
+    if "pid" not in writer:
+        return "another process"
+    return (
+        f"process {writer['pid']} on {writer.get('host', 'an unknown host')}, "
+        f"since {writer.get('started', 'an unknown time')} ({writer.get('command') or 'unknown command'})"
+    )
+
+
+@cache
+def this_process(pid: int) -> dict[str, Any]:
+    """What a writer says of itself; `pid` is its own, by which a forked child is told from its parent."""
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "started": datetime.now().isoformat(" ", "seconds"),
+        "command": printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]),
+    }
+
+
+def _stamp(file: int) -> tuple[int, ...]:
+    status = os.fstat(file)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that a new file is found again after a power cut."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _difference(known: Any, value: Any) -> str:

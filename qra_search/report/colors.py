@@ -1,9 +1,26 @@
-"""Colours of the report: sequential ramps that colour-blind readers and printers tell apart, and text on them."""
+"""Colours of the report in a light and a dark theme: of the page and its charts, and ramps that colour-blind readers
+and printers tell apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+PAGE = {
+    # (light theme, dark theme)
+    "paper": ("#faf9f6", "#121417"),
+    "surface": ("#ffffff", "#1a1d22"),
+    "ink": ("#17191d", "#ece9e3"),
+    "soft": ("#565c68", "#a7adb9"),
+    "line": ("#e2dfd8", "#30343c"),
+    "grid": ("#ecebe6", "#262a31"),
+    "found": ("#0059a6", "#6db8ff"),
+    "found-soft": ("#dcebf8", "#19324a"),
+    "best": ("#c24a00", "#ff9d5c"),
+    "uniform": ("#4f5663", "#b4bbc8"),
+    "dot": ("#7f9cb8", "#6c8299"),
+    "code": ("#f1efea", "#22262d"),
+}
+"""Colours by what they are for; no two names share one, so that a colour in a chart tells its name."""
 RAMPS = {
     # From the few to the many, one hue each, so that lightness alone tells them apart. (light theme, dark theme)
     "bits": (("#e4eef8", "#7fb2dd", "#2b6cb0", "#0f2f57"), ("#1e2d40", "#2f6297", "#6ba8e0", "#d6e8fb")),
@@ -15,6 +32,13 @@ ORIGINS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c
 """Categories, after Okabe and Ito (2008), darkened for 3:1 against white; shapes tell them apart as well."""
 ORIGINS_DARK = ("#56b4e9", "#ff9d5c", "#3fd0a4", "#e39bd0", "#f0d34a", "#a9b7cc", "#ff8a7a", "#b1aaff")
 INK, PAPER = "#000000", "#ffffff"
+
+
+def palette(*, dark: bool = False) -> dict[str, str]:
+    """Colours of the page, of origins (`o-0` to `o-7`) and of the prior's ramp (`prior-0`, ...) in a theme, by name."""
+    colors = {name: pair[dark] for name, pair in PAGE.items()}
+    colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
+    return colors | {f"prior-{i}": color for i, color in enumerate(ramp("prior", PRIOR_STEPS, dark=dark))}
 
 
 def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:

@@ -1,9 +1,13 @@
-"""How the groups of a space lie on a grid: kinds down, layers across; the shape of every picture of a plan."""
+"""How the groups of a space lie on a grid, kinds down and layers across, and which steps of a ramp values take."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from qra_search.report.colors import PRIOR_STEPS
 from qra_search.space.space import SearchSpace
 
 WRAP = 32
@@ -39,3 +43,20 @@ def layout(space: SearchSpace) -> Layout:
     cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
     rows = tuple(f"groups {s} to {min(s + width, count) - 1}" if count > 1 else space.names[0] for s in starts)
     return Layout(rows, tuple(map(str, range(width))), cells)
+
+
+def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Levels (G,) of non-negative values on a logarithmic ramp, and a label for each level.
+
+    What is below a thousandth of the largest value shares the first level.
+    """
+    values = np.maximum(np.asarray(values, dtype=float), 0.0)
+    top = float(values.max(initial=0.0))
+    if top <= 0:
+        return np.zeros(len(values), dtype=int), ["0"]
+    low = max(float(values.min()), top / 1000)
+    if top / low < 1.01:
+        return np.zeros(len(values), dtype=int), [f"{top:.2g}"]
+    edges = np.exp(np.linspace(math.log(low), math.log(top), PRIOR_STEPS + 1))
+    levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, PRIOR_STEPS - 1)
+    return levels, [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]

@@ -65,8 +65,8 @@
       }
       which.textContent = `${point.t}: loss ${point.l}, ${mib(point.m)}`;
       back.hidden = index === run.best;
-      for (const mark of section.querySelectorAll(".point.on")) mark.classList.remove("on");
-      for (const mark of section.querySelectorAll(`.point[data-p="${index}"]`)) mark.classList.add("on");
+      for (const mark of section.querySelectorAll("use.on")) mark.classList.remove("on");
+      for (const mark of section.querySelectorAll(`use[data-p="${index}"]`)) mark.classList.add("on");
       section.dataset.shown = index;
     };
 

@@ -1,4 +1,4 @@
-"""How plans, spaces and results show themselves: in a terminal through rich, in a notebook as HTML."""
+"""How plans, spaces and results are shown in a terminal, by rich, and the latter two in a notebook, as HTML."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qra_search.display import register
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.html.svg import escape, prose
-from qra_search.space.memory import format_bytes, level_name
+from qra_search.report.data import RunData
+from qra_search.report.figures import front_figure, to_svg
+from qra_search.report.html.markup import escape, prose
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import Candidate, SearchResult
 
@@ -26,10 +30,10 @@ RESULT_ROWS = 12
 
 def plan_rich(plan: Plan) -> Group:
     """Bits and ranks of a plan as two coloured strips, in the order of its groups."""
-    lines: list[Text] = [Text(_plan_title(plan), style="bold")]
+    lines: list[Text] = [Text(f"Plan of {len(plan.bits)} groups", style="bold")]
     for name, values in (("bits", plan.bits), ("rank", plan.ranks)):
         colours = _colours(name, values)
-        shown = {v: level_name(v) if name == "bits" else str(v) for v in values}
+        shown = {v: str(v) for v in values}
         width = max(map(len, shown.values())) + 1
         count = STRIP_WIDTH // width
         for start in range(0, len(values), count):
@@ -38,23 +42,6 @@ def plan_rich(plan: Plan) -> Group:
                 line.append(shown[value].rjust(width), style=f"{text_on(colours[value])} on {colours[value]}")
             lines.append(line)
     return Group(*lines)
-
-
-def plan_html(plan: Plan) -> str:
-    """The same as HTML."""
-    rows = ""
-    for name, values in (("bits", plan.bits), ("rank", plan.ranks)):
-        colours = _colours(name, values)
-        cells = "".join(
-            f'<span style="background:{colours[v]};color:{text_on(colours[v])};min-width:1.6em;text-align:center;'
-            f'padding:0 .2em">{level_name(v) if name == "bits" else v}</span>'
-            for v in values
-        )
-        rows += (
-            f'<div style="display:flex;flex-wrap:wrap;gap:1px;font:12px/1.6 monospace;margin:.3em 0">'
-            f'<b style="min-width:3.5em">{name}</b>{cells}</div>'
-        )
-    return f"<div><b>{prose(_plan_title(plan))}</b>{rows}</div>"
 
 
 def space_rich(space: SearchSpace) -> Table:
@@ -79,11 +66,13 @@ def result_rich(result: SearchResult) -> Group:
     parts: list[Any] = [Text(_finding(result), style="bold"), Text()]
     rows = words.comparison_rows(result)
     if rows:
-        parts += [comparison_table(rows, named=bool(result.memory_budgets)), Text()]
+        parts += [comparison_table(rows, result.space, named=bool(result.memory_budgets)), Text()]
     return Group(*parts, Text(_spent(result), style="dim"))
 
 
-def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *, named: bool) -> Table:
+def comparison_table(
+    rows: Sequence[tuple[int, Candidate, Candidate | None]], space: SearchSpace, *, named: bool
+) -> Table:
     """For every budget the best plan and the best uniform plan; a few rows stand for many."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("budget" if named else "size", justify="right")
@@ -99,10 +88,10 @@ def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *,
         gain = math.nan if uniform is None else 1 - best.loss / uniform.loss
         table.add_row(
             format_bytes(budget),
-            words.plan_name(best.plan),
+            words.plan_name(best.plan, space),
             Text(words.loss_text(best.loss, best.loss_std), style="bold"),
             format_bytes(best.memory_bytes),
-            "none fits" if uniform is None else words.plan_name(uniform.plan),
+            "none fits" if uniform is None else words.plan_name(uniform.plan, space),
             "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
             words.percent(gain) if gain > 0 else ("none" if uniform is not None else ""),
         )
@@ -111,20 +100,18 @@ def comparison_table(rows: Sequence[tuple[int, Candidate, Candidate | None]], *,
 
 def result_html(result: SearchResult) -> str:
     """The same as HTML, with the chart of losses against memory."""
-    from qra_search.report.data import RunData
-    from qra_search.report.figures import figures
-
     found = words.comparison_rows(result)
     table = ""
     if found:
-        drawn = comparison_table(found, named=bool(result.memory_budgets))
+        drawn = comparison_table(found, result.space, named=bool(result.memory_budgets))
         cells = [[str(cell) for cell in column.cells] for column in drawn.columns]
         head = "".join(f"<th>{escape(column.header)}</th>" for column in drawn.columns)
         rows = "".join(f"<tr>{''.join(f'<td>{prose(c)}</td>' for c in row)}</tr>" for row in zip(*cells, strict=True))
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    chart = figures([RunData("", "search", result, {}, None, (), False)]).get("front", "")
-    if chart:
-        data = base64.b64encode(chart.encode()).decode()
+    chart = ""
+    if result.candidates:
+        front = to_svg(front_figure(RunData("", "search", result, {}, None, (), False)))
+        data = base64.b64encode(front.encode()).decode()
         style = 'alt="Loss against memory" style="max-width:44em;width:100%"'
         chart = f'<img {style} src="data:image/svg+xml;base64,{data}">'
     return f"<div><p><b>{prose(_finding(result))}</b></p>{table}<p>{prose(_spent(result))}</p>{chart}</div>"
@@ -140,27 +127,28 @@ def _spent(result: SearchResult) -> str:
     return f"{text}; spent {words.evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
 
 
-def _plan_title(plan: Plan) -> str:
-    return f"Plan of {len(plan.bits)} groups: {words.plan_name(plan)} ({words.bits_counts(plan)})"
-
-
-def _colours(name: str, values: Sequence[int]) -> dict[int, str]:
-    kinds = sorted(set(values))
+def _colours(name: str, values: Sequence[int | str]) -> dict[int | str, str]:
+    kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     return dict(zip(kinds, ramp(name, len(kinds)), strict=True))
 
 
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     kinds = Counter(group.kind or "group" for group in space.groups)
     weights = sum(group.weights for group in space.groups)
-    uniform = [f"{space.bits_text(p.bits[0])}, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
+    uniform = [f"{level_words(p.bits[0])}, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
                for p in space.uniform_plans() if p.ranks[0] == space.ranks[-1]]  # fmt: skip
     return [
         ("groups", f"{len(space)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"),
         ("weights", f"{weights:,} in {sum(len(g.linears) for g in space.groups)} linears"),
-        ("bits", ", ".join(map(level_name, space.bits))),
+        ("bits", ", ".join(map(str, space.bits))),
         ("ranks", ", ".join(map(str, space.ranks))),
         ("not searched", format_bytes(space.fixed_bytes)),
         ("smallest plan", format_bytes(space.memory.minimum)),
         ("largest plan", format_bytes(space.memory.maximum)),
         ("uniform plans", "; ".join(uniform) or "none is allowed"),
     ]
+
+
+register(Plan, plan_rich)
+register(SearchSpace, space_rich, space_html)
+register(SearchResult, result_rich, result_html)

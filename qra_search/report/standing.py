@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from qra_search.log.trial import Trial
-from qra_search.report.words import is_uniform
+from qra_search.space.pareto import non_dominated
 from qra_search.study.study import Study
 
 LAST_SHOWN = 5
@@ -62,18 +64,15 @@ class Standing:
         fitting = [
             (trial, sum(losses) / len(losses))
             for key, losses in self._losses.items()
-            if size_of(trial := self._known[key]) <= budget and (not uniform or is_uniform(trial.plan))
+            if size_of(trial := self._known[key]) <= budget and (not uniform or trial.plan.is_uniform)
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
 
     def front(self) -> list[tuple[int, float]]:
         """Bytes and mean loss of the plans that no other beats in both, cheapest first."""
-        means = sorted((size_of(self._known[key]), sum(v) / len(v)) for key, v in self._losses.items())
-        front: list[tuple[int, float]] = []
-        for size, loss in means:
-            if not front or loss < front[-1][1]:
-                front.append((size, loss))
-        return front
+        means = [(size_of(self._known[key]), sum(v) / len(v)) for key, v in self._losses.items()]
+        sizes, losses = np.array([size for size, _ in means]), np.array([loss for _, loss in means])
+        return [means[i] for i in non_dominated(losses, sizes)]
 
 
 def size_of(trial: Trial) -> int:

@@ -9,31 +9,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qra_search.runs.final_test import FOUND
-from qra_search.space.memory import format_bytes, level_name, level_width
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:
     from qra_search.runs.final_test import Tested
-    from qra_search.space.space import Plan
+    from qra_search.space.space import Plan, SearchSpace
     from qra_search.study.result import Candidate, SearchResult
 
 
-def plan_name(plan: Plan) -> str:
+def plan_name(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
-    if is_uniform(plan):
-        return f"uniform {level_name(plan.bits[0])} bits, rank {plan.ranks[0]}"
-    n = len(plan.bits)
-    return f"mixed, {sum(map(level_width, plan.bits)) / n:.2f} bits, rank {sum(plan.ranks) / n:.1f}"
+    if plan.is_uniform:
+        return f"uniform {level_words(plan.bits[0])}, rank {plan.ranks[0]}"
+    return f"mixed, {space.mean_bits(plan):.2f} bits, rank {sum(plan.ranks) / len(plan.ranks):.1f}"
 
 
-def is_uniform(plan: Plan) -> bool:
-    """Whether every group has the same choice."""
-    return len(set(plan.bits)) == 1 and len(set(plan.ranks)) == 1
-
-
-def bits_counts(plan: Plan) -> str:
-    """How many groups have each bit-width: `12 at 2 bits, 18 at 3 bits`."""
-    counts = sorted(Counter(plan.bits).items(), key=lambda item: (level_width(item[0]), item[0]))
-    return ", ".join(f"{count} at {level_name(bits)} bits" for bits, count in counts)
+def bits_counts(plan: Plan, space: SearchSpace) -> str:
+    """How many groups have each level: `12 at 2 bits, 18 at nf4`."""
+    counts = Counter(plan.bits)
+    return ", ".join(f"{counts[name]} at {level_words(name)}" for name in space.bits if counts[name])
 
 
 def loss_text(value: float, std: float = math.nan) -> str:
@@ -83,12 +78,14 @@ class Finding:
     """What a search found in figures: the best plan against the strongest uniform plan that fits.
 
     Attributes:
+        space: of both plans.
         data: `test` where the final comparison was made, else `validation`.
         budget: bytes that both keep to.
         rival: None where no uniform plan fits.
         noise: standard error of the difference of the two losses; nan where nothing tells it.
     """
 
+    space: SearchSpace
     data: str
     plan: Plan
     loss: float
@@ -122,23 +119,24 @@ def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | No
     if found is not None:
         limit = max([*(b for b in result.memory_budgets[-1:]), *(t.memory_bytes for t in tested)])
         # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-        rivals = [t for t in tested if t.role != FOUND or is_uniform(t.plan)]
+        rivals = [t for t in tested if t.role != FOUND or t.plan.is_uniform]
         rival = min(rivals, key=lambda t: t.loss, default=None)
         if rival is None:
-            return Finding("test", found.plan, found.loss, found.memory_bytes, limit)
+            return Finding(result.space, "test", found.plan, found.loss, found.memory_bytes, limit)
         noise = math.hypot(found.loss_error, rival.loss_error)
         return Finding(
-            "test", found.plan, found.loss, found.memory_bytes, limit, rival.plan, rival.loss, rival.memory_bytes, noise
-        )
+            result.space, "test", found.plan, found.loss, found.memory_bytes, limit, rival.plan, rival.loss,
+            rival.memory_bytes, noise,
+        )  # fmt: skip
     if comparison is None:
         return None
     best, uniform = comparison.best, comparison.uniform
     budget = comparison.budget if result.memory_budgets else max(c.memory_bytes for c in result.candidates)
     if uniform is None:
-        return Finding("validation", best.plan, best.loss, best.memory_bytes, budget)
+        return Finding(result.space, "validation", best.plan, best.loss, best.memory_bytes, budget)
     noise = math.hypot(best.loss_std, uniform.loss_std)
     return Finding(
-        "validation", best.plan, best.loss, best.memory_bytes, budget, uniform.plan, uniform.loss,
+        result.space, "validation", best.plan, best.loss, best.memory_bytes, budget, uniform.plan, uniform.loss,
         uniform.memory_bytes, noise,
     )  # fmt: skip
 
@@ -150,7 +148,7 @@ def headline(found: Finding | None) -> str:
     size = format_bytes(found.budget)
     if found.rival is None:
         return f"{found.data.capitalize()} loss {loss_text(found.loss)} at {size}; no uniform plan to compare it with."
-    rival = plan_name(found.rival)
+    rival = plan_name(found.rival, found.space)
     if not found.beats:
         return f"No plan found within {size} beats {rival}, whose {found.data} loss is {loss_text(found.rival_loss)}."
     low, high = pair_text(found.loss, found.rival_loss)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qra_search.evaluation.protocols import Progress, Tuned, TunesPlans
+from qra_search.evaluation.protocols import Progress, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -59,7 +59,7 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
 
 
 def compare_on_test(
-    evaluator: TunesPlans,
+    evaluator: Tunes,
     found: Plan,
     others: Sequence[Plan],
     path: Path,
@@ -153,5 +153,5 @@ def _entry(tuned: Tuned, role: str) -> dict[str, Any]:
     }
 
 
-def _plan(plan: Plan) -> dict[str, list[int]]:
+def _plan(plan: Plan) -> dict[str, list[Any]]:
     return {"bits": list(plan.bits), "ranks": list(plan.ranks)}

@@ -21,6 +21,8 @@ from qra_search.strategies.random import RandomStrategy
 from qra_search.study.candidate import Candidate
 from qra_search.study.result import SearchResult
 
+LOG_NAME = "trials.jsonl"
+OLD_LOG_NAME = "trials.sqlite"
 MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
 """Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
@@ -34,12 +36,12 @@ class RunExists(BadInput):
 
 
 class RunFolder:
-    """One run on disk: `config.yaml`, `trials.sqlite`, and what is made from them."""
+    """One run on disk: `config.yaml`, `trials.jsonl`, and what is made from them."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
-        self.log_file = self.path / "trials.sqlite"
+        self.log_file = self.path / LOG_NAME
         self.result_file = self.path / "result.json"
         self.plan_file = self.path / "plan.json"
         self.test_file = self.path / "test.json"
@@ -56,12 +58,19 @@ class RunFolder:
         """Whether a search has begun here."""
         return self.log_file.is_file()
 
+    @property
+    def holds_old_log(self) -> bool:
+        """Whether its only log is one of an older version, which has to be converted."""
+        return not self.exists and (self.path / OLD_LOG_NAME).is_file()
+
     def check(self) -> RunFolder:
         """The folder itself.
 
         Raises:
             NoRun: no search has begun here.
         """
+        if self.holds_old_log:
+            raise NoRun(self._convert_first())
         if not self.exists:
             what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra search --out` wrote")
@@ -75,6 +84,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
+        if self.holds_old_log:
+            raise RunExists(self._convert_first())
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
@@ -155,6 +166,9 @@ class RunFolder:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; resume it with `qra search --resume`")
         return plan_from_dict(self.result().space, data)
 
+    def _convert_first(self) -> str:
+        return f"{self.path} holds an older log, {OLD_LOG_NAME}: `qra log convert {self.path}` makes a new one of it"
+
     def _set_aside(self) -> None:
         number = 1
         while (folder := self.path / f"earlier-{number}").exists():
@@ -177,7 +191,7 @@ def identity_in(log: TrialLog) -> dict[str, Any]:
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
-    return [RunFolder(file.parent) for file in sorted(Path(folder).rglob("trials.sqlite"))]
+    return [RunFolder(file.parent) for file in sorted(Path(folder).rglob(LOG_NAME))]
 
 
 def _strategy(name: str) -> Strategy:

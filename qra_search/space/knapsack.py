@@ -9,7 +9,7 @@ RELATIVE_GAP = 1e-12
 """Solutions closer to the optimum than this share of the costs' span count as optimal (float rounding)."""
 
 
-def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray | None:
+def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> np.ndarray | None:
     """Cheapest choice of one item for every group within a budget.
 
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
@@ -20,6 +20,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray | None:
         cost: float (G, C); inf where an item is not allowed.
         size: int (G, C), not negative.
         budget: what the sizes may sum to.
+        exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few items.
 
     Returns:
         int (G,), the chosen items; None where nothing fits.
@@ -34,25 +35,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray | None:
         return None
     price, best, bound = _lagrange(cost, size, budget, smallest)
     best = fill(cost, size, budget, best)
+    if not exact:
+        return best
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
     if upper - bound <= slack:
         return best
     return _extend(cost, size, budget, price, best, upper, slack)
-
-
-def solve_fast(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray | None:
-    """As `solve`, but only the Lagrangian and greedy steps: feasible, and optimal but for the last few items."""
-    cost, size = np.asarray(cost, dtype=float), np.asarray(size, dtype=np.int64)
-    rows = np.arange(len(cost))
-    allowed = np.isfinite(cost)
-    if not allowed.any(1).all():
-        return None
-    smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
-    if size[rows, smallest].sum() > budget:
-        return None
-    _, best, _ = _lagrange(cost, size, budget, smallest)
-    return fill(cost, size, budget, best)
 
 
 def fill(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndarray) -> np.ndarray:

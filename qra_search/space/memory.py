@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,12 +15,6 @@ from qra_search.errors import BadInput
 GROUP_SIZE = 64
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
-LEVEL_STEP = 100
-"""A choice of bits is a level: the bit-width itself, plus this much for each further way to store that many bits (where
-the backend is searched as well): 4, 104, 204, ..."""
-
-
-Bits = TypeVar("Bits", int, float)
 
 
 @runtime_checkable
@@ -45,32 +39,8 @@ class GroupwiseFormat:
         return math.ceil((out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8)
 
 
-def level_width(level: Bits) -> Bits:
-    """Bits of a level: 4 of 4, 104 and 204."""
-    return level % LEVEL_STEP
-
-
-def level_name(level: int) -> str:
-    """A level as people read it: 4, and 4b, 4c, ... for the further ways to store 4 bits."""
-    further = level // LEVEL_STEP
-    return f"{level_width(level)}{chr(ord('a') + further) if further else ''}"
-
-
-def parse_level(text: str) -> int:
-    """The level of a name.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"([0-9]{1,2})([b-z]?)", text)
-    if match is None:
-        raise ValueError(f"{text!r} names no bits: a number is needed, such as 4, or 4b for the second way to store 4")
-    return int(match.group(1)) + LEVEL_STEP * (ord(match.group(2)) - ord("a") if match.group(2) else 0)
-
-
-def default_format(level: int) -> StorageFormat:
+def default_format(bits: int) -> StorageFormat:
     """Group-wise storage; 16 bits and more are unquantized and carry no metadata."""
-    bits = level_width(level)
     return GroupwiseFormat(bits) if bits < UNQUANTIZED_BITS else GroupwiseFormat(bits, metadata_bits=0)
 
 

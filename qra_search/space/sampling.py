@@ -23,4 +23,5 @@ def _draw(rng: np.random.Generator, mask: np.ndarray, lean: float) -> np.ndarray
     """Level indices (G,) drawn from those allowed, leaning up or down."""
     weight = np.where(mask, np.exp(lean * np.linspace(-1, 1, mask.shape[1])), 0.0)
     edges = weight.cumsum(1) / weight.sum(1, keepdims=True)
-    return (rng.random((len(mask), 1)) > edges).sum(1)
+    drawn: np.ndarray = (rng.random((len(mask), 1)) > edges).sum(1)
+    return drawn

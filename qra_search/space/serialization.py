@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_search.space.memory import level_width
-from qra_search.space.space import Group, Linear, Plan, SearchSpace
+from qra_search.space.groups import Group, Linear
+from qra_search.space.levels import Level, LevelName
+from qra_search.space.plan import Plan
+from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
 
@@ -16,7 +18,6 @@ PLAN_FORMAT = "qra-plan/1"
 class TabulatedFormat:
     """Bytes of a weight by its shape, as they were counted when the space was recorded."""
 
-    bits: int
     sizes: Mapping[tuple[int, int], int]
 
     def bytes(self, out_features: int, in_features: int) -> int:
@@ -27,8 +28,9 @@ class TabulatedFormat:
 
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    """A space as plain data, with the bytes of every shape at every bit-width in place of its formats."""
+    """A space as plain data, with the bytes of every shape at every level in place of its formats."""
     shapes = sorted({(m.out_features, m.in_features) for g in space.groups for m in g.linears})
+    named = {v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)}
     return {
         "groups": [group.model_dump(exclude_defaults=True) for group in space.groups],
         "bits": list(space.bits),
@@ -36,27 +38,26 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         "fixed_bytes": space.fixed_bytes,
         "adapter_bits": space.adapter_bits,
         "shapes": [list(shape) for shape in shapes],
-        **({"backends": {str(b): name for b, name in space.backends.items()}} if space.backends else {}),
-        "bytes": {str(b): [int(space.format(b).bytes(*shape)) for shape in shapes] for b in space.bits},
+        **({"levels": named} if named else {}),
+        "bytes": {str(v.name): [int(v.format.bytes(*shape)) for shape in shapes] for v in space.levels},
     }
 
 
 def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     """The inverse of `space_to_dict`: a space of equal signature."""
     shapes = [tuple(shape) for shape in data["shapes"]]
-    formats = {
-        int(b): TabulatedFormat(int(b), dict(zip(shapes, sizes, strict=True))) for b, sizes in data["bytes"].items()
-    }
-    groups = tuple(
-        Group(**{**group, "linears": tuple(Linear(**linear) for linear in group["linears"])})
-        for group in data["groups"]
-    )
+
+    def level(name: LevelName) -> Level:
+        more = {"width": name} if isinstance(name, int) else data["levels"][name]
+        return Level(name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True))))
+
     return SearchSpace(
-        groups=groups,
-        bits=tuple(data["bits"]),
-        ranks=tuple(data["ranks"]),
-        formats=formats,
-        backends={int(b): name for b, name in data.get("backends", {}).items()},
+        groups=[
+            Group(**{**group, "linears": tuple(Linear(**linear) for linear in group["linears"])})
+            for group in data["groups"]
+        ],
+        bits=[level(name) for name in data["bits"]],
+        ranks=data["ranks"],
         fixed_bytes=data["fixed_bytes"],
         adapter_bits=data["adapter_bits"],
     )
@@ -68,8 +69,8 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     groups = [
         {
             "name": group.name,
-            "bits": level_width(plan.bits[i]),
-            **_way(space, plan.bits[i]),
+            "bits": plan.bits[i],
+            **_way(space.level(plan.bits[i])),
             "rank": plan.ranks[i],
             "memory_bytes": int(space.memory.choice[i, b[i], r[i]]),
             "linears": [linear.name for linear in group.linears],
@@ -84,10 +85,9 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _way(space: SearchSpace, level: int) -> dict[str, Any]:
-    """How the bits are stored, where that is a choice: the level, and the backend's name."""
-    way: dict[str, Any] = {} if level == level_width(level) else {"level": level}
-    return {**way, "backend": space.backends[level]} if level in space.backends else way
+def _way(level: Level) -> dict[str, Any]:
+    """What a level's name does not say by itself: its width, and what stores it."""
+    return {} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}
 
 
 def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
@@ -100,16 +100,17 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     if known != PLAN_FORMAT:
         raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
     try:
-        chosen = {str(g["name"]): (g.get("level", g["bits"]), g["rank"]) for g in data["groups"]}
+        chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
     except (LookupError, TypeError, AttributeError):
         raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
-    if any(type(choice) is not int for pair in chosen.values() for choice in pair):
-        raise ValueError("the plan has bits or ranks that are no whole numbers")
     missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
     if missing or unknown:
         raise ValueError(
             f"the plan is of another space: it lacks {sorted(missing)[:3]} and has {sorted(unknown)[:3]} besides"
         )
-    plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
+    try:
+        plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     space.encode(plan)
     return plan

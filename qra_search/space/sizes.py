@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from qra_search.errors import BadInput
+from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
 
@@ -17,11 +18,11 @@ FORMS = "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"
 _NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _PER_WEIGHT = re.compile(rf"\s*{_NUMBER}\s*bpw\s*", re.IGNORECASE)
 _PERCENT = re.compile(rf"\s*{_NUMBER}\s*%\s*")
-_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+)\s*r\s*([0-9]+)\s*", re.IGNORECASE)
+_UNIFORM = re.compile(r"\s*uniform\s*([0-9]+|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII)
 
 
 def check_size(text: str | int | float) -> str:
-    """The text itself, where it has one of the forms of a memory budget.
+    """The text itself, if it has one of the forms of a memory budget.
 
     Raises:
         BadInput: it has none; the message names the forms.
@@ -41,8 +42,8 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     """Bytes that a budget means for a space.
 
     `3.5bpw`: so many bits for every searched weight, for weights, metadata and adapters together, plus the
-    bytes that are not searched. `75%`: of the uniform 4-bit plan at the space's middle rank. `uniform3r8`:
-    what the uniform plan of 3 bits and rank 8 takes.
+    bytes that are not searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the
+    space's middle rank. `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
 
     Raises:
         BadInput: no such form, or the space has no such uniform plan.
@@ -54,10 +55,11 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
         weights = sum(group.weights for group in space.groups)
         return space.fixed_bytes + math.floor(float(match.group(1)) * weights / 8)
     if match := _PERCENT.fullmatch(text):
-        reference = _uniform_bytes(space, REFERENCE_BITS, space.ranks[len(space.ranks) // 2], text)
+        level = next((level.name for level in space.levels if level.width == REFERENCE_BITS), REFERENCE_BITS)
+        reference = _uniform_bytes(space, level, space.ranks[len(space.ranks) // 2], text)
         return math.floor(reference * float(match.group(1)) / 100)
     if match := _UNIFORM.fullmatch(text):
-        return _uniform_bytes(space, int(match.group(1)), int(match.group(2)), text)
+        return _uniform_bytes(space, read_name(match.group(1)), int(match.group(2)), text)
     return parse_bytes(text)
 
 
@@ -89,11 +91,12 @@ def describe_size(space: SearchSpace, count: int) -> str:
     return f"{format_bytes(count)} ({(count - space.fixed_bytes) * 8 / weights:.2f} bits a weight)"
 
 
-def _uniform_bytes(space: SearchSpace, bits: int, rank: int, text: str) -> int:
+def _uniform_bytes(space: SearchSpace, bits: LevelName, rank: int, text: str) -> int:
     plan = space.uniform(bits, rank)
     if plan is None:
         raise BadInput(
-            f"memory budget {text!r} needs the uniform plan of {bits} bits and rank {rank}, which the space does not "
-            f"have: its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.ranks))}"
+            f"memory budget {text!r} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space "
+            "does not have: "
+            f"its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.ranks))}"
         )
     return space.memory_bytes(plan)

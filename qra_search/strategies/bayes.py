@@ -6,17 +6,18 @@ import numpy as np
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
+from qra_search.space.pareto import non_dominated
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy
 from qra_search.strategies.evolution.edits import Levels, fresh_plans
-from qra_search.strategies.evolution.survival import mean_losses, non_dominated
-from qra_search.strategies.gp.belief import Belief, believe, table_loss
-from qra_search.strategies.gp.candidates import Candidates, additive_rows, around, linearized_row
+from qra_search.strategies.evolution.survival import mean_losses
+from qra_search.strategies.gp.belief import Belief, believe
+from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
 from qra_search.surrogates.memory_strips import Strips
 from qra_search.surrogates.prior_table import prior_table
 
-ACQUISITIONS = ("closed_form", "qlognehvi")
+ORIGIN = "closed_form"
 INITIAL = 8
 RESTARTS, FEW_RESTARTS = 8, 3
 MANY_VARIABLES = 160
@@ -25,7 +26,6 @@ MANY_VARIABLES = 160
 FRONT_PARENTS = 6
 RANDOM_STARTS = 8
 ADDITIVE_DRAWS = 8
-MC_POOL = 64
 REFERENCE_MARGIN = 0.1
 
 
@@ -37,8 +37,6 @@ class BayesStrategy(Strategy):
     proposals of one call, are fantasized at their posterior mean.
 
     Args:
-        acquisition: `closed_form`, a sum over memory strips; or `qlognehvi`, BoTorch's Monte Carlo value (always
-            of the area) on the best candidates of the closed form.
         initial: distinct plans before the model takes over: additive optima, then random ones.
         use_prior: whether the mean follows the prior; without, every weight counts alike.
         area: whether named budgets too are served by the area, up to the largest of them.
@@ -46,12 +44,8 @@ class BayesStrategy(Strategy):
 
     name = "bayes"
 
-    def __init__(
-        self, acquisition: str = "closed_form", initial: int = INITIAL, use_prior: bool = True, area: bool = False
-    ):
-        if acquisition not in ACQUISITIONS:
-            raise ValueError(f"acquisition must be one of {', '.join(ACQUISITIONS)}, got {acquisition!r}")
-        self.acquisition, self.initial, self.use_prior, self.area = acquisition, initial, use_prior, area
+    def __init__(self, initial: int = INITIAL, use_prior: bool = True, area: bool = False):
+        self.initial, self.use_prior, self.area = initial, use_prior, area
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         belief = self._believe(state) if len(state.seen) >= self.initial else None
@@ -64,7 +58,7 @@ class BayesStrategy(Strategy):
             plan = belief.levels.decode(row)
             mean, std = belief.predict(row[None])
             seen.add(plan.key)
-            proposals.append(Proposal(plan, 1.0, state.seed, self.acquisition, float(mean[0]), float(std[0])))
+            proposals.append(Proposal(plan, 1.0, state.seed, ORIGIN, float(mean[0]), float(std[0])))
             belief = belief.fantasize(row[None])
         if proposals:
             return proposals
@@ -95,7 +89,7 @@ class BayesStrategy(Strategy):
         )
 
     def _choose(self, state: StudyState, belief: Belief, seen: set[str], rng: np.random.Generator) -> np.ndarray | None:
-        """The row with the largest acquisition that the local search finds; None where nothing is left."""
+        """The row with the largest acquisition that the local search finds; None if nothing is left."""
         levels, mean = belief.levels, belief.mean(belief.rows)
         sizes = levels.bytes(belief.rows)
         reference = _reference(mean, sizes, state.memory_limit)
@@ -103,7 +97,7 @@ class BayesStrategy(Strategy):
             strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
         else:
             strips = Strips.of_front(mean, sizes, reference)
-        candidates = Candidates(
+        candidates = LocalSearch(
             levels,
             lambda rows: strips.log_improvement(*belief.predict(rows), levels.bytes(rows)),
             seen,
@@ -112,23 +106,7 @@ class BayesStrategy(Strategy):
         starts, _ = candidates.best(self._pool(state, belief, mean, sizes, rng))
         few = levels.variables > MANY_VARIABLES
         ends, _ = candidates.climb(starts[: FEW_RESTARTS if few else RESTARTS], rng)
-        if not len(ends):
-            return None
-        if self.acquisition == "qlognehvi":
-            from qra_search.surrogates.nehvi import log_nehvi
-
-            ends = np.concatenate([ends, starts])[:MC_POOL]
-            value = log_nehvi(
-                belief.gp,
-                sizes,
-                belief.encoding(ends),
-                table_loss(belief.table, ends),
-                levels.bytes(ends),
-                reference,
-                seed=state.seed,
-            )
-            return ends[int(value.argmax())]
-        return ends[0]
+        return ends[0] if len(ends) else None
 
     def _pool(
         self, state: StudyState, belief: Belief, mean: np.ndarray, sizes: np.ndarray, rng: np.random.Generator

@@ -6,11 +6,12 @@ import numpy as np
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
+from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy
 from qra_search.strategies.evolution.edits import Levels, fresh_plans, one_by_one
 from qra_search.strategies.evolution.importance import JITTER, Importance, jittered_start
-from qra_search.strategies.evolution.survival import mean_losses, non_dominated
+from qra_search.strategies.evolution.survival import mean_losses
 from qra_search.strategies.gp.belief import Belief
 from qra_search.strategies.gp.refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
 from qra_search.strategies.nsga2 import CROSSOVER, check_population, child_of, parents_of

@@ -31,10 +31,10 @@ from qra_search.strategies.base import Estimates, Strategy
 from qra_search.strategies.random import random_plan
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
+from qra_search.surrogates.knowledge_gradient import knowledge_gradient
 from qra_search.surrogates.moves import distinct, neighbours, solve_many
 from qra_search.surrogates.prior_table import prior_table
 from qra_search.surrogates.table import Rows, TableFit, Widths
-from qra_search.surrogates.worth import handover
 
 MAX_ROWS = 400
 """Rows that the table is fitted to: all at first, then those of lowest loss."""
@@ -148,9 +148,9 @@ class QRAStrategy(Strategy):
         luck = fit.error(fit.widths, 1.0, excess) - own
         own[:n] *= luck[:n] / (own[:n] + luck[:n])
         cov[np.diag_indices(len(cov))] += own
-        reach = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
+        change = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
         size = space.memory.bytes(b, r)
-        worth = sum(handover(mean, reach, n, size <= budget) for budget in budgets)
+        worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
         seed = self._seed(state, k)
         shift = float(fit.shift(shares([[seed]], seeds_of(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):

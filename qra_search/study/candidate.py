@@ -26,11 +26,6 @@ class Candidate:
     observed: float
     evaluations: int = 1
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every group has the same choice."""
-        return len(set(self.plan.bits)) == 1 and len(set(self.plan.ranks)) == 1
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -9,12 +9,14 @@ from typing import Any, get_args
 
 import numpy as np
 
+from qra_search.display import Displayed
 from qra_search.errors import BadInput
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
 from qra_search.space.memory import format_bytes
+from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import budget_in
 from qra_search.space.space import SearchSpace
@@ -26,7 +28,7 @@ __all__ = ["Candidate", "Comparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult:
+class SearchResult(Displayed):
     """Everything that a search leaves; made from the log alone.
 
     Attributes:
@@ -69,16 +71,13 @@ class SearchResult:
     @property
     def front(self) -> list[Candidate]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
-        front: list[Candidate] = []
-        for candidate in self.candidates:
-            if not front or candidate.loss < front[-1].loss:
-                front.append(candidate)
-        return front
+        losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
+        return [self.candidates[i] for i in non_dominated(np.array(losses), np.array(sizes))]
 
     @property
     def uniform(self) -> list[Candidate]:
         """The uniform plans that were evaluated, cheapest first."""
-        return [c for c in self.candidates if c.is_uniform]
+        return [c for c in self.candidates if c.plan.is_uniform]
 
     def best(self, memory_budget: int | str | None = None) -> Candidate | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
@@ -128,7 +127,7 @@ class SearchResult:
             BadInput: `of` is neither.
         """
         if of == "candidates":
-            return candidate_rows(self.candidates, self.front)
+            return candidate_rows(self.space, self.candidates, self.front)
         if of == "trials":
             return [trial_row(t) for t in self.trials]
         raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
@@ -141,16 +140,6 @@ class SearchResult:
         best = self.best()
         found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
-
-    def __rich__(self) -> Any:
-        from qra_search.report.reprs import result_rich
-
-        return result_rich(self)
-
-    def _repr_html_(self) -> str:
-        from qra_search.report.reprs import result_html
-
-        return result_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""

@@ -1,4 +1,4 @@
-"""Results as rows: plain dictionaries, which pandas makes a frame of."""
+"""Results as rows: plain dictionaries, which pandas makes frames of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from qra_search.log.trial import Trial
-from qra_search.space.memory import level_width
+from qra_search.space.space import SearchSpace
 from qra_search.study.candidate import Candidate
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
 
 
-def candidate_rows(candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
+def candidate_rows(space: SearchSpace, candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
     """A row for each candidate, which says whether it is on the front."""
     on_front = {c.plan.key for c in front}
     return [
@@ -23,8 +23,8 @@ def candidate_rows(candidates: Iterable[Candidate], front: Iterable[Candidate]) 
             "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
             "memory_bytes": c.memory_bytes,
             "on_front": c.plan.key in on_front,
-            "uniform": c.is_uniform,
-            "mean_bits": sum(map(level_width, c.plan.bits)) / len(c.plan.bits),
+            "uniform": c.plan.is_uniform,
+            "mean_bits": space.mean_bits(c.plan),
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
             "observed": c.observed,
             "evaluations": c.evaluations,
@@ -69,15 +69,5 @@ def to_pandas(rows: Sequence[Row]) -> Any:
         import pandas
     except ImportError:
         raise ImportError("a pandas frame needs pandas: pip install pandas, or take .rows()", name="pandas") from None
-    return pandas.DataFrame(with_metric_columns(rows))
-
-
-def with_metric_columns(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the same columns each, metrics spread out."""
-    names = list(dict.fromkeys(n for row in rows for n in row.get("metrics") or ()))
-    flat = []
-    for row in rows:
-        metrics = row.get("metrics") or {}
-        plain = {name: value for name, value in row.items() if name != "metrics"}
-        flat.append(plain | {f"metrics.{name}": metrics.get(name) for name in names})
-    return flat
+    # A None in place of the metrics would be a column of its own.
+    return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in rows])

@@ -16,6 +16,7 @@ from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.space.levels import LevelName
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -40,7 +41,7 @@ class Study:
         evaluations: full evaluations that may be spent, the prior's cost included.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
-        log: path of the SQLite log, or a `TrialLog`; an existing one is resumed.
+        log: path of the log, or a `TrialLog`; an existing one is resumed.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
@@ -79,13 +80,14 @@ class Study:
         self.callbacks = check_callbacks(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         try:
-            self.log.bind(
-                space=self.space.signature,
+            record(
+                self.log,
+                self.space,
+                {"strategy": self.strategy.name, "evaluations": self.evaluations},
                 evaluator=evaluator.describe(),
                 budgets=list(self.memory_budgets),
                 seed=self.seed,
             )
-            record(self.log, self.space, strategy=self.strategy.name, evaluations=self.evaluations)
         except BaseException:
             self.log.release()
             raise
@@ -180,8 +182,8 @@ class Study:
             raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
 
     def _measure_prior(self) -> None:
-        lost = "prior" in (self.log.meta("salvaged") or {}).get("header_lost", ())
-        if self.log.meta("prior") is None and (len(self.log) == 0 or lost):
+        # If lines of the log are damaged, the prior may have been in one of them.
+        if self.log.meta("prior") is None and (len(self.log) == 0 or self.log.damage):
             prior = self._given_prior or self.evaluator.prior()
             if prior is not None:
                 prior.check(self.space)
@@ -195,8 +197,8 @@ class Study:
 def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """The uniform plans that every study evaluates first, cheapest first.
 
-    For each budget, and each of the two largest bit-widths that fit it, the largest rank that fits: the
-    strongest opponents that a user would pick by hand. Without a budget, every bit-width at its middle rank.
+    For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
+    strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
     uniform = [(plan, space.memory_bytes(plan)) for plan in space.uniform_plans()]
     chosen: dict[str, Plan] = {}
@@ -204,12 +206,12 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
         middle = space.ranks[len(space.ranks) // 2]
         chosen = {plan.key: plan for plan, _ in uniform if plan.ranks[0] == middle}
     for budget in budgets:
-        best: dict[int, Plan] = {}
+        best: dict[LevelName, Plan] = {}
         for plan, size in uniform:
             if size <= budget and (plan.bits[0] not in best or plan.ranks[0] > best[plan.bits[0]].ranks[0]):
                 best[plan.bits[0]] = plan
-        for bits in sorted(best, reverse=True)[:2]:
-            chosen[best[bits].key] = best[bits]
+        widths = sorted({space.level(name).width for name in best})[-2:]
+        chosen |= {plan.key: plan for name, plan in best.items() if space.level(name).width in widths}
     return sorted(chosen.values(), key=space.memory_bytes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import EstimatesCost
+from qra_search.evaluation.protocols import Estimates
 from qra_search.space.sizes import resolve_budgets
 from qra_search.study.study import uniform_design
 
@@ -28,7 +28,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
     space = evaluator.space
     with bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate()) if isinstance(evaluator, EstimatesCost) else {}
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
     if "evaluation_seconds" in estimate:
         prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.

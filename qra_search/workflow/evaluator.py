@@ -9,7 +9,7 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Progress, TunesPlans
+from qra_search.evaluation.protocols import Progress, Tunes
 from qra_search.strategies import make_strategy
 
 
@@ -28,13 +28,13 @@ def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
         return evaluator
 
 
-def check_tunes(evaluator: Any, config: RunConfig) -> TunesPlans:
+def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
     """The evaluator itself.
 
     Raises:
         BadInput: it cannot tune a plan in full.
     """
-    if not isinstance(evaluator, TunesPlans):
+    if not isinstance(evaluator, Tunes):
         raise BadInput(
             f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
             f"use a run of the evaluator quantized-lora"

@@ -12,8 +12,9 @@ from qra_search.report import words
 from qra_search.report.terminal.live import View
 from qra_search.runs.final_test import Against, Tested, compare_on_test, opponents
 from qra_search.runs.folder import RunFolder
-from qra_search.space.memory import format_bytes, level_name
-from qra_search.space.space import Plan
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes
 from qra_search.workflow.run import write_report
@@ -59,7 +60,7 @@ def tune_with(
     view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
 
     def say_tuned(tested: Tested, done: int, total: int) -> None:
-        view.say(f"[{done}/{total}] {tested_text(tested)}")
+        view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
     try:
         tested = compare_on_test(
@@ -81,7 +82,7 @@ def tuned_baselines(folder: RunFolder, plan: Plan, against: Against, view: View)
     """
     _, others = _opponents(folder.result(), plan, against)
     places = [
-        (other, folder.path / BASELINES / f"uniform-{level_name(other.bits[0])}-bits-rank-{other.ranks[0]}")
+        (other, folder.path / BASELINES / _folder_name(other))
         for other in others
         if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
     ]
@@ -98,13 +99,17 @@ def tuned_baselines(folder: RunFolder, plan: Plan, against: Against, view: View)
     return places
 
 
-def tested_text(tested: Tested) -> str:
+def tested_text(tested: Tested, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
     return (
-        f"{words.plan_name(tested.plan)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
+        f"{words.plan_name(tested.plan, space)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
     )
+
+
+def _folder_name(uniform: Plan) -> str:
+    return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
 def _opponents(result: SearchResult, plan: Plan, against: Against) -> tuple[int, list[Plan]]:

@@ -292,11 +292,9 @@ def _why_nothing(result: SearchResult, evaluations: float) -> str:
 
 def _forget_if_empty(folder: RunFolder) -> None:
     """A run that was refused before its search began leaves no folder that a second try would trip over."""
-    if folder.exists and folder.log_file.stat().st_size:
-        with TrialLog(folder.log_file) as log:
-            if log.meta("space") is not None:
-                return
-    for file in (folder.config_file, *folder.path.glob(f"{folder.log_file.name}*")):
+    if folder.exists:  # the log is made when the search begins
+        return
+    for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
         file.unlink(missing_ok=True)
     if not any(folder.path.iterdir()):
         folder.path.rmdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
+from qra_backends.reference.backend import ReferenceBackend
 from torch import nn
 
 
@@ -72,23 +73,52 @@ def test_the_calibrated_variant_is_gptq_below_eight_bits():
 
 def test_several_backends_at_one_width_are_levels_of_their_own():
     backend = make_backend({2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, "hqq"]})
-    assert backend.bits == (2, 4, 104, 204)
-    assert backend.labels() == {2: "reference", 4: "bitsandbytes-nf4", 104: "reference", 204: "hqq"}
+    assert backend.bits == (2, "nf4", "reference-4", "hqq-4")
+    assert [backend.width(level) for level in backend.bits] == [2, 4, 4, 4]
+    assert [backend.describe(level) for level in backend.bits] == [
+        "reference", "bitsandbytes-nf4", "reference, group_size 32", "hqq",
+    ]  # fmt: skip
     assert make_backend(backend.spec).spec == backend.spec and make_backend(backend.spec).bits == backend.bits
     linear = nn.Linear(64, 64, bias=False)
-    for level, name in ((4, "bitsandbytes-nf4"), (104, {"name": "reference", "group_size": 32}), (204, "hqq")):
+    for level, name in (
+        ("nf4", "bitsandbytes-nf4"),
+        ("reference-4", {"name": "reference", "group_size": 32}),
+        ("hqq-4", "hqq"),
+    ):
         alone, module = make_backend(name), backend.quantize(linear, level)
         assert backend.storage(level).bytes(64, 64) == alone.storage(4).bytes(64, 64)
         assert torch.equal(backend.dequantize(module), alone.dequantize(alone.quantize(linear, 4)))
         tensors = backend.to_tensors(module)
         loaded = backend.from_tensors(tensors, bits=level, out_features=64, in_features=64, dtype=torch.float32)
         assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
-    with pytest.raises(ValueError, match="does not store 304 bits"):
-        backend.storage(304)
+    for level, message in (("fp4", "does not store fp4: choose from 2, nf4,"), (4, "does not store 4 bits")):
+        with pytest.raises(ValueError, match=message):
+            backend.storage(level)
 
 
-def test_a_single_backend_for_each_width_has_no_labels():
-    assert make_backend("mixed").labels() == make_backend({4: ["hqq"]}).labels() == {}
+def test_levels_are_called_as_their_backends_call_them():
+    ways = {4: ["bitsandbytes-fp4", "torchao", "reference-gptq", "reference"], 8: ["bitsandbytes", "torchao"]}
+    assert make_backend(ways).bits == ("fp4", "torchao-4", "gptq-4", "reference-4", "int8", "torchao-8")
+
+
+def test_a_name_that_is_taken_gets_a_number():
+    two = [{"name": "reference", "group_size": size} for size in (32, 64, 128)]
+    assert make_backend({4: two}).bits == ("reference-4", "reference-4-2", "reference-4-3")
+
+
+def test_a_single_backend_for_a_width_keeps_the_number():
+    assert make_backend({3: "reference-gptq", 4: ["hqq"]}).bits == (3, 4)
+
+
+def test_a_backend_with_names_of_its_own_offers_them_all():
+    class Two(ReferenceBackend):
+        name, bits = "two", (2, "small", "large")
+
+        def width(self, bits):
+            return 2 if bits == 2 else 4
+
+    assert make_backend({4: Two(), 8: "reference"}).bits == ("small", "large", 8)
+    assert make_backend({2: Two(), 4: [Two(group_size=32), "hqq"]}).bits == (2, "small", "large", "hqq-4")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qra_eval.models.load import tiny_model
+from qra_eval.models.tiny import tiny_model
 from qra_search import search
 from qra_search.config import make_config
 from qra_search.contracts import EvaluatorContract

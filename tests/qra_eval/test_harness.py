@@ -9,7 +9,7 @@ import torch
 from cli_runner import Qra
 
 from qra_eval.harness import LOCAL, Harness
-from qra_eval.models.load import tiny_model
+from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import make_task
 from qra_eval.tasks.scoring import score_choices
 

@@ -61,11 +61,11 @@ def test_a_worker_that_the_kernel_kills_for_memory_fails_its_trials_and_no_other
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own of 192 KiB, which holds a log but not two."""
+    """A file system of its own of 16 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -91,7 +91,7 @@ def facts(trials) -> list:
 
 def test_a_disk_that_fills_up_stops_the_search_and_room_lets_it_go_on_as_if_nothing_had_been(small_disk):
     log = small_disk / "log"
-    with pytest.raises(LogUnwritable, match="make room on its disk and go on with the same log"):
+    with pytest.raises(LogUnwritable, match="make room on its disk and resume with the same log"):
         search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 400, "batch": 20}, log=log)
     with TrialLog(log) as kept:
         done = sum(t.done for t in kept)
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_stops_the_search_and_room_lets_it_go_on_as_if_noth
     assert facts(resumed.trials) == facts(unbroken.trials)
 
 
-@pytest.mark.parametrize("spare", [0, 10_000, 40_000])
+@pytest.mark.parametrize("spare", [0, 3_000])
 def test_a_log_on_a_full_disk_is_still_read_and_a_new_one_is_whole_or_not_there(small_disk, spare):
     log = small_disk / "log"
     trials = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 8}, log=log).trials
@@ -115,16 +115,13 @@ def test_a_log_on_a_full_disk_is_still_read_and_a_new_one_is_whole_or_not_there(
     assert not list(small_disk.glob("merged*"))
 
 
-def test_a_sound_log_is_not_called_damaged_where_no_file_can_be_made_beside_it(small_disk):
+def test_a_search_that_is_resumed_on_a_full_disk_is_refused_and_the_log_stays_whole(small_disk):
     log = small_disk / "log"
     trials = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 8}, log=log).trials
-    for suffix in ("-wal", "-shm"):
-        Path(f"{log}{suffix}").unlink(missing_ok=True)
     fill(small_disk)
     assert check(log).ok
-    with TrialLog(log) as opened:
-        assert opened.trials == trials
-    with pytest.raises((LogReadOnly, LogUnwritable), match="cannot be written.*: make room on its disk"):
+    with pytest.raises((LogReadOnly, LogUnwritable), match="cannot be written.*make room on its disk"):
         search(workers.Misbehaving(), **OPTIONS, log=log)
+    assert check(log).ok and TrialLog(log).trials[: len(trials)] == trials
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert facts(search(workers.Misbehaving(), **OPTIONS, log=log).trials[: len(trials)]) == facts(trials)

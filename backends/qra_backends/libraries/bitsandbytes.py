@@ -58,6 +58,10 @@ class BitsAndBytesBackend(Backend):
             )
         return reason
 
+    def level_name(self, bits: int) -> str:
+        self.check_bits(bits)
+        return "int8" if bits == 8 else self.four_bit_type
+
     def storage(self, bits: int) -> StorageFormat:
         self.check_bits(bits)
         if bits == 8:

@@ -39,7 +39,7 @@ class HQQBackend(Backend):
         self.options = {"group_size": group_size}
 
     def unavailable(self) -> str | None:
-        return missing_library("hqq")
+        return missing_library("hqq", extra="hqq")
 
     def supports(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().supports(bits, out_features, in_features)

@@ -38,7 +38,7 @@ class TorchAOBackend(Backend):
         self.options = {"group_size": group_size}
 
     def unavailable(self) -> str | None:
-        reason = missing_library("torchao")
+        reason = missing_library("torchao", extra="torchao")
         if reason is None:
             from torchao import quantization
 

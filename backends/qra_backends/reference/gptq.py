@@ -42,6 +42,9 @@ class ReferenceGPTQBackend(ReferenceBackend):
         self.options = {"group_size": group_size, "damping": damping}
         self._last = WeakTensorKeyDictionary()  # the last Hessian's factor, for the next bit-width; goes when it goes
 
+    def level_name(self, bits: int) -> str:
+        return f"gptq-{bits}"
+
     @torch.no_grad()
     def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> PackedLinear:
         self.check(linear, bits)

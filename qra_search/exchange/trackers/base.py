@@ -1,4 +1,4 @@
-"""What trackers have in common: which figures of a study they are told, when, and what becomes of a tool that fails."""
+"""What trackers have in common: which figures of a study they get, when, and what becomes of a tool that fails."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PROJECT = "qra"
 class Tracker(Callback):
     """Tells another tool of a study: its settings once, figures after every evaluation, the result at the end.
 
-    The step of a figure is the index of its trial. A study that is gone on with goes on in the same run of the tool,
-    whose identity is kept in the trial log; one that was not tracked before is told from its first trial on. A tool
-    that fails after the start is told nothing more, and `say` hears why: the search goes on without it.
+    The step of a figure is the index of its trial. A study that is resumed continues the same run of the tool, whose
+    identity is kept in the trial log; one that was not tracked before is sent from its first trial on. A tool that
+    fails after the start gets nothing more, and `say` hears why: the search goes on without it.
 
     A tracker of another tool derives from this and is registered in the entry-point group `qra.trackers`.
     """
@@ -50,7 +50,7 @@ class Tracker(Callback):
 
     @abstractmethod
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
-        """Begin a run, or go on with the known one, and return its identity.
+        """Begin a run, or resume the known one, and return its identity.
 
         Args:
             settings: plain values by dotted name.
@@ -63,7 +63,7 @@ class Tracker(Callback):
 
     @abstractmethod
     def close(self, result: SearchResult, *, complete: bool) -> None:
-        """Write what was found and end the run; `complete` is off where the search was stopped."""
+        """Write what was found and end the run; `complete` is off if the search was stopped."""
 
     # -- the callback ------------------------------------------------------------------------------
     def started(self, study: Study) -> None:

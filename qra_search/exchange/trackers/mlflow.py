@@ -19,7 +19,7 @@ class MLflowTracker(Tracker):
     uri: a tracking server or store, such as `sqlite:///mlflow.db`; None: what MLflow itself takes
         (`MLFLOW_TRACKING_URI`, else a database in the working folder).
     run: name of the run.
-    experiment: made where it does not exist.
+    experiment: made if it does not exist.
     """
 
     name = "mlflow"

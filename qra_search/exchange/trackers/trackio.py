@@ -13,7 +13,7 @@ from qra_search.study.result import SearchResult
 
 class TrackioTracker(Tracker):
     """Args:
-    project: made where it does not exist; it lies where trackio keeps its projects (`TRACKIO_DIR`).
+    project: made if it does not exist; it lies where trackio keeps its projects (`TRACKIO_DIR`).
     run: name of the run, unique in the project.
     """
 

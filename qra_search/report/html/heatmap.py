@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from qra_search.report.colors import PRIOR_STEPS
-from qra_search.report.html.svg import escape
+from qra_search.report.html.markup import escape
 from qra_search.report.layout import Layout
 
 HEADERS_SHOWN = 17
@@ -51,20 +48,3 @@ def ramp_legend(ramp: str, labels: Sequence[str]) -> str:
     """The colours of a ramp with what they mean."""
     items = "".join(f'<li><i class="{ramp}-{i}"></i>{escape(text)}</li>' for i, text in enumerate(labels))
     return f'<ul class="ramp">{items}</ul>'
-
-
-def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Levels (G,) of non-negative values on a logarithmic ramp, and a label for each level.
-
-    What is below a thousandth of the largest value shares the first level.
-    """
-    values = np.maximum(np.asarray(values, dtype=float), 0.0)
-    top = float(values.max(initial=0.0))
-    if top <= 0:
-        return np.zeros(len(values), dtype=int), ["0"]
-    low = max(float(values.min()), top / 1000)
-    if top / low < 1.01:
-        return np.zeros(len(values), dtype=int), [f"{top:.2g}"]
-    edges = np.exp(np.linspace(math.log(low), math.log(top), PRIOR_STEPS + 1))
-    levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, PRIOR_STEPS - 1)
-    return levels, [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qra_search.report.colors import ORIGINS, ORIGINS_DARK, PRIOR_STEPS, ramp_css
+from qra_search.report.colors import PRIOR_STEPS, palette, ramp_css
 from qra_search.report.data import RunData
-from qra_search.report.html import sections, svg
-from qra_search.report.html.svg import escape
+from qra_search.report.figures.canvas import page_rules
+from qra_search.report.html import sections
+from qra_search.report.html.markup import escape
 from qra_search.report.words import headline, plan_name
 from qra_search.runs.folder import RunFolder
-from qra_search.space.memory import level_name
 
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """One character for each level of bits or rank, so that a plan is a short text."""
@@ -48,18 +48,13 @@ def page(runs: Sequence[RunData]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{style_sheet(runs)}</style></head>"
-        f"<body>{svg.symbols()}<main>{body}</main>"
+        f"<title>{escape(title)}</title><style>{_asset('page.css')}{_palette(runs)}{page_rules()}</style></head>"
+        f"<body><main>{body}</main>"
         "<footer>Made by qra. Losses are in nats and lower is better; sizes are exact and count quantized weights with "
         "their metadata, adapters, and all that is not searched.</footer>"
         f'<div id="tip" role="status" hidden></div><script type="application/json" id="data">{data}</script>'
         f"<script>{_asset('page.js')}</script></body></html>\n"
     )
-
-
-def style_sheet(runs: Sequence[RunData]) -> str:
-    """The style of a page with these runs; its palette begins a line."""
-    return f"{_asset('page.css')}\n{_palette(runs)}"
 
 
 def embedded(run: RunData) -> dict[str, Any]:
@@ -73,7 +68,7 @@ def embedded(run: RunData) -> dict[str, Any]:
         expected = trial.proposal.predicted_loss
         points.append(
             {
-                "t": plan_name(c.plan),
+                "t": plan_name(c.plan, space),
                 "b": "".join(bit[b] for b in c.plan.bits),
                 "r": "".join(rank[r] for r in c.plan.ranks),
                 "l": f"{c.loss:.4f}",
@@ -85,7 +80,7 @@ def embedded(run: RunData) -> dict[str, Any]:
             }
         )
     return {
-        "bits": [level_name(b) for b in space.bits],
+        "bits": list(map(str, space.bits)),
         "ranks": list(space.ranks),
         "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
         "groups": list(space.names),
@@ -137,24 +132,22 @@ def _asset(name: str) -> str:
 
 
 def _palette(runs: Sequence[RunData]) -> str:
-    """Custom properties of the ramps and origins in both themes, and the classes that use them."""
+    """Custom properties of the colours and ramps in both themes, and the classes that use them."""
     counts = {
         "bits": max(len(run.result.space.bits) for run in runs),
         "rank": max(len(run.result.space.ranks) for run in runs),
         "prior": PRIOR_STEPS,
     }
-    themes = []
-    for dark, colors in ((False, ORIGINS), (True, ORIGINS_DARK)):
-        ramps = "".join(ramp_css(name, count, dark=dark) for name, count in counts.items())
-        themes.append(ramps + "".join(f"--o-{i}:{c};" for i, c in enumerate(colors)))
+    light, dark = (
+        "".join(f"--{name}:{color};" for name, color in palette(dark=dark).items())
+        + "".join(ramp_css(name, count, dark=dark) for name, count in counts.items())
+        for dark in (False, True)
+    )
     classes = "".join(
         f".{name}-{i}{{--cell:var(--{name}-{i});--on:var(--{name}-{i}-text)}}"
         for name, count in counts.items()
         for i in range(count)
     )
-    classes += "".join(
-        f".o-{i}{{--o:var(--o-{i});fill:var(--o-{i})}}svg .trace.o-{i}{{stroke:var(--o-{i});fill:none}}"
-        for i in range(8)
-    )
-    classes += ".o-uniform{--o:var(--uniform);fill:var(--uniform)}.o-prior{--o:var(--o-7)}"
-    return f":root{{{themes[0]}}}@media (prefers-color-scheme:dark){{:root{{{themes[1]}}}}}{classes}"
+    classes += "".join(f".o-{i}{{--o:var(--o-{i})}}" for i in range(8))
+    classes += ".o-uniform{--o:var(--uniform)}.o-prior{--o:var(--o-7)}"
+    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}"

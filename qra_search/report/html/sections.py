@@ -10,8 +10,11 @@ import yaml
 
 from qra_search.config import dump_config
 from qra_search.report.data import RunData
-from qra_search.report.html import charts, heatmap, svg, tables
-from qra_search.report.html.svg import escape, prose
+from qra_search.report.figures import runs as figures
+from qra_search.report.figures.canvas import SHAPES
+from qra_search.report.html import charts, heatmap, tables
+from qra_search.report.html.markup import escape, prose
+from qra_search.report.layout import damage_steps
 from qra_search.report.words import (
     Finding,
     bits_counts,
@@ -23,7 +26,8 @@ from qra_search.report.words import (
     percent,
     plan_name,
 )
-from qra_search.space.memory import format_bytes, level_name
+from qra_search.space.levels import level_words
+from qra_search.space.memory import format_bytes
 
 
 def headline(found: Finding | None) -> str:
@@ -34,7 +38,7 @@ def headline(found: Finding | None) -> str:
     if found.rival is None:
         return f'<span class="found">{prose(loss_text(found.loss))}</span> at {size}'
     if not found.beats:
-        return f"No plan found beats {prose(plan_name(found.rival))} within {size}"
+        return f"No plan found beats {prose(plan_name(found.rival, found.space))} within {size}"
     low, high = pair_text(found.loss, found.rival_loss)
     return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> at the same {size}'
 
@@ -46,7 +50,7 @@ def lead(found: Finding | None) -> str:
     data = "on test data that the search never saw" if found.data == "test" else "on validation data"
     if found.rival is None:
         return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."
-    rival = f"<strong>{prose(plan_name(found.rival))}</strong>"
+    rival = f"<strong>{prose(plan_name(found.rival, found.space))}</strong>"
     if not found.beats:
         return (
             f"Loss {data}: {prose(loss_text(found.loss))} at best, against {prose(loss_text(found.rival_loss))} of "
@@ -77,7 +81,7 @@ def facts(run: RunData) -> str:
         )
         if found.rival is not None:
             gain = f"−{percent(found.gain)}" if found.beats else "none"
-            items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival)}"))
+            items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival, found.space)}"))
     plans = len(result.candidates)
     failed = f", {len(result.failures())} failed" if result.failures() else ""
     items.append(
@@ -127,13 +131,21 @@ def front(run: RunData, key: str) -> str:
     """The front chart with its legend and a table of the same plans."""
     if not run.result.candidates:
         return ""
-    items = [("best", "best", "plan found"), ("circle", "on-front", "on the front"), ("circle", "plan", "other plans")]
-    items.append(("square", "uniform", "uniform plans (b bits, r rank)"))
-    legend = _key([(shape, f"point {kind}", text) for shape, kind, text in items])
+    groups = figures.front_groups(run)
+    legend = charts.legend(
+        [(color, shape, name) for kind, (color, shape, *_, name) in figures.FRONT_MARKS.items() if kind in groups]
+    )
     count = len(run.result.front)
     table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
     say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
-    return _section("Loss against memory", say, charts.front_chart(run, key) + legend + table)
+    summary = f"{len(run.result.candidates)} plans, {count} of them on the front."
+    if run.finding is not None:
+        size = format_bytes(run.finding.memory_bytes)
+        summary += f" The plan found has loss {loss_text(run.finding.loss)} at {size}."
+    chart = charts.chart(
+        f"{key}-front", lambda size: figures.front_figure(run, size, legend=False), summary, numbers=groups
+    )
+    return _section("Loss against memory", say, chart + legend + table)
 
 
 def plan(run: RunData) -> str:
@@ -145,9 +157,9 @@ def plan(run: RunData) -> str:
     bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
     maps = [
         heatmap.heat_table(
-            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(level_name, found.bits)]
+            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(str, found.bits)]
         )
-        + heatmap.ramp_legend("bits", [space.bits_text(b) for b in space.bits]),
+        + heatmap.ramp_legend("bits", [*map(str, space.levels)]),
         heatmap.heat_table(
             grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
         )
@@ -156,16 +168,17 @@ def plan(run: RunData) -> str:
     prior = run.result.prior
     if prior is not None:
         damage = prior.bits_damage[:, 0]
-        levels, legend = heatmap.damage_steps(damage)
+        levels, legend = damage_steps(damage)
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
-        remark = f"by the prior: rise of the loss with one group alone at {space.bits[0]} bits, in {unit}"
+        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
         labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
         maps.append(
             heatmap.heat_table(grid, "prior", "Sensitivity", remark, levels.tolist(), labels)
             + heatmap.ramp_legend("prior", legend)
         )
     which = (
-        f'<p class="which"><span>Shown: <strong>{prose(plan_name(found))}: {prose(bits_counts(found))}</strong></span>'
+        f'<p class="which"><span>Shown: <strong>{prose(plan_name(found, space))}: '
+        f"{prose(bits_counts(found, space))}</strong></span>"
         '<button type="button" class="back" hidden>Back to the plan found</button></p>'
     )
     say = "Kinds of linears down, layers across. Darker (lighter on a dark screen) is more."
@@ -179,18 +192,26 @@ def learnt(run: RunData, key: str) -> str:
     """How the search went: best loss against evaluations, and predictions against what was seen."""
     if not any(t.points for t in run.traces):
         return ""
-    names = [(charts.origin_shape(run, o), f"dot {charts.origin_class(run, o)}", o) for o in run.origins]
+    names = [(*figures.origin_mark(run, o), o) for o in run.origins]
+    ends = "; ".join(f"{loss_text(t.points[-1][1])} within {format_bytes(t.budget)}" for t in run.traces if t.points)
     trace = _half(
         "Best loss so far",
         "The line is the best mean loss within the budget; marks are single evaluations, by why they were proposed.",
-        charts.trace_chart(run, key, half=bool(run.predictions)),
-    )
+        charts.chart(
+            f"{key}-trace", lambda size: figures.trace_figure(run, size, legend=False), f"The search ended at {ends}.",
+            sizes=charts.HALF if run.predictions else charts.SIZES,
+        ),
+    )  # fmt: skip
     predicted = ""
     if run.predictions:
-        say = f"{charts.prediction_text(run)} Marks on the line were foreseen exactly."
-        predicted = _half("Predicted and seen", say, charts.prediction_chart(run, key))
+        text = charts.prediction_text(run)
+        chart = charts.chart(
+            f"{key}-predicted", lambda size: figures.predictions_figure(run, size, legend=False), text,
+            sizes=charts.HALF,
+        )  # fmt: skip
+        predicted = _half("Predicted and seen", f"{text} Marks on the line were foreseen exactly.", chart)
     say = "" if predicted else f"Strategy {run.result.strategy} makes no predictions, so there are none to check."
-    body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{_key(names)}'
+    body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{charts.legend(names)}'
     return _section("How the search went", say, body)
 
 
@@ -251,12 +272,17 @@ def settings(run: RunData) -> str:
 
 def overview(runs: Sequence[RunData]) -> str:
     """Several runs side by side."""
-    names = _key([(svg.SHAPES[i % 8], f"point o-{i % 8}", run.name) for i, run in enumerate(runs)])
+    names = charts.legend([(f"o-{i % 8}", SHAPES[i % 8], run.name) for i, run in enumerate(runs)])
     table = _section("All runs", "", tables.overview_table(runs))
     say = "Only plans that no other of the same run beats in both loss and bytes."
-    fronts = _section("Fronts", say, charts.fronts_chart(runs) + names)
+    counts = ", ".join(f"{run.name}: {len(run.result.front)} plans" for run in runs)
+    chart = charts.chart("all-fronts", lambda size: figures.fronts_figure(runs, size, legend=False), counts)
+    fronts = _section("Fronts", say, chart + names)
     say = "Best mean loss within each run's largest budget."
-    return table + fronts + _section("Best loss so far", say, charts.traces_chart(runs) + names)
+    chart = charts.chart(
+        "all-traces", lambda size: figures.traces_figure(runs, size, legend=False), ", ".join(r.name for r in runs)
+    )
+    return table + fronts + _section("Best loss so far", say, chart + names)
 
 
 def _more(run: RunData) -> str:
@@ -275,12 +301,3 @@ def _section(title: str, say: str, body: str, *, kind: str = "") -> str:
 
 def _half(title: str, say: str, chart: str) -> str:
     return f'<div><h3>{escape(title)}</h3><p class="say">{prose(say)}</p>{chart}</div>'
-
-
-def _key(items: Sequence[tuple[str, str, str]]) -> str:
-    """A legend: shape, class and text of every entry."""
-    entries = "".join(
-        f'<li><svg viewBox="-10 -8 20 16" aria-hidden="true">{svg.mark(0, 0, shape, kind)}</svg>{escape(text)}</li>'
-        for shape, kind, text in items
-    )
-    return f'<ul class="key">{entries}</ul>'

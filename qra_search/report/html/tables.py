@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from qra_search.report.data import PRIOR, RunData
-from qra_search.report.html import charts
-from qra_search.report.html.svg import escape, prose
+from qra_search.report.figures.runs import origin_mark
+from qra_search.report.html.markup import escape, prose
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.runs.final_test import FOUND
 from qra_search.space.memory import format_bytes
@@ -41,7 +41,7 @@ def tested_table(run: RunData) -> str:
     wide, star = (' class="wide"', "*") if names else ("", "")
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
-        name = _plan_cell(t.plan, "plan found, " if t.role == FOUND else "")
+        name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
         metrics = "".join(f"<td>{prose(_metric(n, t.metrics[n]))}</td>" for n in names)
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
@@ -65,7 +65,7 @@ def validation_table(run: RunData) -> str:
             rows += f'<tr class="group"><th scope="rowgroup" colspan="5">Within {prose(format_bytes(budget))}</th></tr>'
         rivals = sorted((c for c in result.uniform if c.memory_bytes <= budget and c is not best), key=lambda c: c.loss)
         for c in [best, *rivals[: RIVALS_SHOWN if len(budgets) > 1 else None]]:
-            rows += _validation_row(c, best)
+            rows += _validation_row(run, c, best)
     return table(["Plan", "Size", "Loss", "*Evaluations", "Difference"], rows, "On validation data") if rows else ""
 
 
@@ -73,7 +73,7 @@ def front_table(run: RunData) -> str:
     """The plans of the front, with a button that shows each in the heat maps."""
     shown = {c.plan.key: i for i, c in enumerate(run.shown)}
     rows = "".join(
-        f'<tr{_mark(c.plan == run.plan)}><th scope="row">{_plan_cell(c.plan)}</th>'
+        f'<tr{_mark(c.plan == run.plan)}><th scope="row">{_plan_cell(run, c.plan)}</th>'
         f"<td>{prose(format_bytes(c.memory_bytes))}</td><td>{_loss(c.loss, c.loss_std)}</td>"
         f'<td class="wide">{c.evaluations}</td>'
         f'<td><button type="button" hidden data-p="{shown[c.plan.key]}">Show</button></td></tr>'
@@ -103,13 +103,16 @@ def cost_table(run: RunData) -> str:
 
 def cost_class(run: RunData, part: str) -> str:
     """The class that colours a part of the cost."""
-    return "o-prior" if part == PRIOR else charts.origin_class(run, part)
+    if part == PRIOR:
+        return "o-prior"
+    color, _ = origin_mark(run, part)
+    return color if color.startswith("o-") else f"o-{color}"
 
 
 def failure_table(run: RunData) -> str:
     """The first failures with their reasons."""
     rows = "".join(
-        f'<tr><th scope="row">{t.id}</th><td class="text">{prose(plan_name(t.plan))}</td>'
+        f'<tr><th scope="row">{t.id}</th><td class="text">{prose(plan_name(t.plan, run.result.space))}</td>'
         f'<td class="text">{escape(t.reason)}</td></tr>'
         for t in run.result.failures()[:FAILURES_SHOWN]
     )
@@ -143,8 +146,8 @@ def _overview_cells(run: RunData) -> str:
     )
 
 
-def _validation_row(c: Candidate, best: Candidate) -> str:
-    name = _plan_cell(c.plan, "best plan, " if c is best else "")
+def _validation_row(run: RunData, c: Candidate, best: Candidate) -> str:
+    name = _plan_cell(run, c.plan, "best plan, " if c is best else "")
     return (
         f'<tr{_mark(c is best)}><th scope="row">{name}</th><td>{prose(format_bytes(c.memory_bytes))}</td>'
         f'<td>{_loss(c.loss, c.loss_std)}</td><td class="wide">{c.evaluations}</td>'
@@ -152,9 +155,10 @@ def _validation_row(c: Candidate, best: Candidate) -> str:
     )
 
 
-def _plan_cell(plan: Plan, before: str = "") -> str:
-    name = before + plan_name(plan)
-    small = "" if len(set(plan.bits)) == 1 else f"<small>{prose(bits_counts(plan))}</small>"
+def _plan_cell(run: RunData, plan: Plan, before: str = "") -> str:
+    space = run.result.space
+    name = before + plan_name(plan, space)
+    small = "" if len(set(plan.bits)) == 1 else f"<small>{prose(bits_counts(plan, space))}</small>"
     return f"{prose(name[:1].upper() + name[1:])}{small}"
 
 

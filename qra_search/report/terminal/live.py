@@ -18,6 +18,7 @@ from qra_search.log.trial import Trial
 from qra_search.report.standing import Standing, size_of
 from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.space.memory import format_bytes
+from qra_search.space.space import SearchSpace
 from qra_search.study.callbacks import Callback
 from qra_search.study.study import Study
 
@@ -70,6 +71,12 @@ class View(Callback):
         self.study: Study | None = None
         self.standing = Standing()
         self._began = time.monotonic()
+
+    @property
+    def space(self) -> SearchSpace:
+        """What is searched; only once a study has started."""
+        assert self.study is not None
+        return self.study.space
 
     def __enter__(self) -> View:
         return self
@@ -143,7 +150,8 @@ class PlainView(View):
         if now - self._told < TRIAL_LINES_EVERY and not ended and trial.done:
             return
         self._told = now
-        self.say(f"[{evaluations_text(standing.spent)}/{evaluations_text(standing.evaluations)}] {trial_text(trial)}")
+        spent = f"{evaluations_text(standing.spent)}/{evaluations_text(standing.evaluations)}"
+        self.say(f"[{spent}] {trial_text(trial, self.space)}")
         if ended or standing.count % 10 == 0:
             for budget in standing.budgets[-BUDGETS_SHOWN:]:
                 if line := best_text(standing, budget):
@@ -221,7 +229,7 @@ class RichView(View):
                 format_bytes(budget),
                 Text(f"{best[1]:.4f}", style="bold green" if gain > 0 else "bold"),
                 format_bytes(size_of(best[0])),
-                f"{rival[1]:.4f}  {plan_name(rival[0].plan)}" if rival else "none fits",
+                f"{rival[1]:.4f}  {plan_name(rival[0].plan, self.space)}" if rival else "none fits",
                 percent(gain) if gain > 0 else "not yet",
             )
         return table
@@ -259,7 +267,7 @@ def make_view(console: Console, *, quiet: bool = False) -> View:
     return RichView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
 
 
-def trial_text(trial: Trial) -> str:
+def trial_text(trial: Trial, space: SearchSpace) -> str:
     """A finished trial in one line."""
     where = f"#{trial.id} {trial.proposal.origin or 'proposal'}"
     if trial.evaluation is None:
@@ -267,7 +275,7 @@ def trial_text(trial: Trial) -> str:
     expected = trial.proposal.predicted_loss
     predicted = "" if expected is None else f" (predicted {expected:.4f})"
     size, seconds = format_bytes(trial.evaluation.memory_bytes), duration(trial.evaluation.seconds)
-    return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {plan_name(trial.plan)}, {seconds}"
+    return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {plan_name(trial.plan, space)}, {seconds}"
 
 
 def best_text(standing: Standing, budget: int) -> str:

@@ -8,18 +8,17 @@ from rich.text import Text
 
 from qra_search.report.colors import ramp, text_on
 from qra_search.report.layout import layout
-from qra_search.space.memory import level_name
 from qra_search.space.space import SearchSpace
 
 LABEL_EVERY = 5
 
 
-def strip(space: SearchSpace, values: Sequence[int], choices: Sequence[int]) -> Text:
+def strip(space: SearchSpace, values: Sequence[int | str], choices: Sequence[int | str]) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
     grid = layout(space)
     name = "bits" if tuple(choices) == tuple(space.bits) else "rank"
     colors = dict(zip(choices, ramp(name, len(choices), dark=True), strict=True))
-    shown = {c: level_name(c) if name == "bits" else str(c) for c in choices}
+    shown = {c: str(c) for c in choices}
     width = max(map(len, shown.values())) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()

@@ -15,6 +15,7 @@ from qra_search.report import words
 from qra_search.report.reprs import comparison_table
 from qra_search.runs.final_test import FOUND, Tested, read_test
 from qra_search.space.memory import format_bytes
+from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from qra_search.runs.folder import RunFolder
@@ -26,7 +27,7 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
     console.print(f"\n[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
     rows = words.comparison_rows(result)
     if rows:
-        console.print(comparison_table(rows, named=bool(result.memory_budgets)))
+        console.print(comparison_table(rows, result.space, named=bool(result.memory_budgets)))
     failed = len(result.failures())
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
@@ -51,7 +52,7 @@ def next_steps(console: Console, folder: RunFolder) -> None:
         console.print(f"  {what}:  [bold]{command}[/]", soft_wrap=True)
 
 
-def tested_table(tested: Sequence[Tested]) -> Table:
+def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
     """The final comparison, cheapest first, the plan found marked."""
     names = [n for n in (tested[0].metrics if tested else {}) if all(n in t.metrics for t in tested)]
     best = min((t.loss for t in tested), default=math.nan)
@@ -66,7 +67,7 @@ def tested_table(tested: Sequence[Tested]) -> Table:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
         table.add_row(
-            Text(mark + words.plan_name(t.plan), style="bold" if t.role == FOUND else ""),
+            Text(mark + words.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
             format_bytes(t.memory_bytes),
             Text(words.loss_text(t.loss, t.loss_error), style=style),
             *(f"{t.metrics[name]:.4g}" for name in names),

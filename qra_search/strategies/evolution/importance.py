@@ -128,6 +128,6 @@ def _share_of_largest(values: np.ndarray) -> np.ndarray:
 def _nearest(levels: Levels, variable: int, wanted: float) -> int:
     """The allowed level whose value lies nearest to a share of the way from the smallest to the largest."""
     allowed = np.flatnonzero(levels.allowed[variable])
-    choices = levels.space.bits if variable < levels.groups else levels.space.ranks
+    choices = levels.space.widths if variable < levels.groups else levels.space.ranks
     values = np.array([choices[k] for k in allowed], dtype=float)
     return int(allowed[np.abs(values - (values[0] + wanted * (values[-1] - values[0]))).argmin()])

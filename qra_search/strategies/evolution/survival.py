@@ -28,13 +28,6 @@ def survive(pop: Any, size: int, rng: np.random.Generator) -> Any:
     return RankAndCrowding().do(problem, pop, n_survive=size, random_state=rng)
 
 
-def non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """int (M,): indices of the points that no other beats in both loss and bytes, cheapest first; O(N log N)."""
-    order = np.lexsort((losses, sizes))
-    best = np.minimum.accumulate(losses[order])
-    return order[np.append(True, best[1:] < best[:-1])] if len(order) else order
-
-
 def mean_losses(trials: Sequence[Trial]) -> tuple[list[Plan], np.ndarray]:
     """Distinct plans of finished trials in order of first trial, and the mean loss (N,) of each."""
     estimates = mean_estimates(trials)

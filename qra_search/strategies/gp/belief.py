@@ -73,7 +73,7 @@ def believe(
     pending: list[Plan] | None = None,
     seed: int = 0,
 ) -> Belief | None:
-    """A belief fitted to distinct plans and their losses (N,); None where they are too few, or all alike."""
+    """A belief fitted to distinct plans and their losses (N,); None if they are too few, or all alike."""
     if len(plans) < MIN_FIT or np.ptp(losses) == 0:
         return None
     rows = levels.encode(plans)

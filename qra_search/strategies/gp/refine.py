@@ -11,7 +11,7 @@ from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.importance import Importance, coverage_encoding
 from qra_search.strategies.evolution.survival import mean_losses
 from qra_search.strategies.gp.belief import Belief, believe
-from qra_search.strategies.gp.candidates import Candidates
+from qra_search.strategies.gp.local_search import LocalSearch
 from qra_search.surrogates.memory_strips import log_expected_improvement
 from qra_search.surrogates.prior_table import prior_table
 
@@ -23,7 +23,7 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
     """A Matern-5/2 GP over ordinal places and coverage, of every plan once, pending ones fantasized.
 
     A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
-    moved by the mean gap between the two, over the plans that have both, and not at all where none has.
+    moved by the mean gap between the two, over the plans that have both, and not at all if none has.
     """
     plans, losses = mean_losses(state.full)
     known = {plan.key: loss for plan, loss in zip(plans, losses, strict=True)}
@@ -74,7 +74,7 @@ def best_improvement(
         def score(rows: np.ndarray, level: float = incumbent) -> np.ndarray:
             return log_expected_improvement(*belief.predict(rows), np.asarray(level))
 
-        rows, _ = Candidates(levels, score, seen, budget).best(neighbourhood(belief, fitting, budget))
+        rows, _ = LocalSearch(levels, score, seen, budget).best(neighbourhood(belief, fitting, budget))
         if len(rows):
             return rows[0], budget
     return None

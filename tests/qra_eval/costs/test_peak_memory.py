@@ -7,7 +7,8 @@ import torch
 
 from qra_eval.costs.peak_memory import ADAPTER_BYTES, saved_bytes, step_memory
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tuning import training
+from qra_eval.tasks.batches import collate
+from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
@@ -51,8 +52,8 @@ class OneLinear(torch.nn.Module):
 
 def test_saved_bytes_are_the_input_of_the_trained_linear_and_the_output_of_the_nonlinearity():
     model, rows, tokens, width = OneLinear(16, 50), 2, 6, 16
-    row = training.Row(torch.arange(tokens), torch.arange(tokens))
-    found = saved_bytes(model, training.collate([row] * rows))
+    row = Encoded(torch.arange(tokens), torch.arange(tokens))
+    found = saved_bytes(model, collate([row] * rows))
     cell = rows * tokens * width * 4
     assert found["0"] == cell  # the input of the linear, for the gradient by its weight
     indices = 8 * rows * (tokens - 1)  # positions with a label, for the gradient of picking them
@@ -61,7 +62,7 @@ def test_saved_bytes_are_the_input_of_the_trained_linear_and_the_output_of_the_n
 
 def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_weight(build):
     evaluator = build()
-    step = step_memory(evaluator)
+    step = step_memory(evaluator.workbench)
     space, peak = evaluator.space, step.space(evaluator.space)
     low, high = space.uniform(2, 4), space.uniform(4, 8)
     widths = sum(m.in_features + m.out_features for g in space.groups for m in g.linears)
@@ -72,17 +73,17 @@ def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_we
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_half_precision(build):
-    small, large = step_memory(build(batch_size=2)), step_memory(build(batch_size=4))
+    small, large = (step_memory(build(batch_size=size).workbench) for size in (2, 4))
     assert large.activations == pytest.approx(
         small.activations * (large.rows * large.tokens) / (small.rows * small.tokens), rel=0.02
     )
-    assert step_memory(build(gradient_checkpointing=True)).activations < 0.6 * large.activations
-    assert step_memory(build(dtype="bfloat16")).activations < 0.8 * large.activations
+    assert step_memory(build(gradient_checkpointing=True).workbench).activations < 0.6 * large.activations
+    assert step_memory(build(dtype="bfloat16").workbench).activations < 0.8 * large.activations
 
 
 def test_the_count_leaves_the_evaluator_as_it_was(build):
     evaluator, fresh = build(), build()
-    step_memory(evaluator)
+    step_memory(evaluator.workbench)
     plan = evaluator.space.uniform(4, 8)
     assert evaluator.evaluate(plan).loss == fresh.evaluate(plan).loss
 
@@ -99,5 +100,5 @@ def test_a_search_can_be_held_to_the_peak(build):
 
 def test_without_adapters_nothing_is_saved(build):
     evaluator = build(ranks=(0,))
-    assert step_memory(evaluator).activations == 0
+    assert step_memory(evaluator.workbench).activations == 0
     assert isinstance(evaluator.space.uniform(2, 0), Plan)

@@ -12,6 +12,7 @@ from cli_runner import Qra
 
 from qra_eval.costs import time as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tuning import final
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
@@ -27,12 +28,12 @@ def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedL
 @pytest.mark.parametrize("backend", ["reference", "reference-gptq"])
 def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(tmp_path: Path, backend: str) -> None:
     evaluator = make(tmp_path / "bank", backend)
-    before = {name: p.detach().clone() for name, p in evaluator.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in evaluator.workbench.model.named_parameters()}
     facts = evaluator.estimate()
     assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", "peak_bytes"}
     assert all(value > 0 for value in facts.values())
     assert not (tmp_path / "bank").exists()
-    after = dict(evaluator.model.named_parameters())
+    after = dict(evaluator.workbench.model.named_parameters())
     assert set(after) == set(before)
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
 
@@ -72,9 +73,9 @@ def test_the_pace_is_the_time_of_a_pass_over_its_tokens(tmp_path: Path, monkeypa
         now[0] += 6.0
         return 1.0
 
-    monkeypatch.setattr(module.training, "held_out_loss", slow)
+    monkeypatch.setattr(module, "held_out_loss", slow)
     tokens = sum(map(len, evaluator.rows("validation", 2 * evaluator.settings.batch_size)))
-    assert module.seconds_per_token(evaluator) == pytest.approx(6.0 / tokens)
+    assert module.seconds_per_token(evaluator.workbench) == pytest.approx(6.0 / tokens)
 
 
 def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> None:
@@ -87,8 +88,6 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
 
 
 def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_eval.tuning import final as finetune
-
     evaluator = make(tmp_path, test_rows=6, final_steps=1)
     n = len(evaluator.space)
     asked: list[int] = []
@@ -97,12 +96,12 @@ def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypa
         asked.append(len(examples))
         return {"exact_match": 0.25}
 
-    monkeypatch.setattr(finetune, "SHORT_ANSWER", 500)
+    monkeypatch.setattr(final, "SHORT_ANSWER", 500)
     assert evaluator.tune(Plan((4,) * n, (4,) * n)).metrics.keys() == {"exact_match"}
     monkeypatch.setattr(evaluator.task, "metrics", metrics)
-    monkeypatch.setattr(finetune, "SCORED_ROWS", 5)
+    monkeypatch.setattr(final, "SCORED_ROWS", 5)
     assert evaluator.tune(Plan((2,) * n, (4,) * n)).metrics == {"exact_match": 0.25}
-    monkeypatch.setattr(finetune, "SHORT_ANSWER", 1)
+    monkeypatch.setattr(final, "SHORT_ANSWER", 1)
     assert evaluator.tune(Plan((2,) * n, (8,) * n)).metrics == {}
     assert asked == [5]
 

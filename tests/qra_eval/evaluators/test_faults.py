@@ -80,13 +80,12 @@ def test_data_that_changed_since_the_run_began_are_refused_with_both_hashes(file
     refusal(build(files), files / "log", "rows", evaluator.describe()["rows"])
 
 
-def test_a_bank_file_with_a_flipped_byte_is_made_again_and_the_search_ends_as_an_unbroken_one(files, caplog):
+def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_unbroken_one(files, caplog):
     search(build(files), **FEWER, log=files / "log")
     for path in (files / "bank").glob("*.safetensors"):
-        content = bytearray(path.read_bytes())
-        content[-50] ^= 16
+        content = path.read_bytes()
         path.unlink()  # the old file may still be mapped into memory
-        path.write_bytes(content)
+        path.write_bytes(content[:-50])
     resumed = search(build(files), **OPTIONS, log=files / "log")
     assert caplog.text.count("quantizing again") == 2
     assert facts(resumed.trials) == facts(search(build(files), **OPTIONS).trials)

@@ -46,7 +46,7 @@ def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_tak
     assert tuned.init_losses == {init: build(init=init).evaluate(plan).loss for init in ("default", "loftq", "pissa")}
     assert tuned.init == min(tuned.init_losses, key=tuned.init_losses.get) and tuned.reload_difference == 0.0
     assert json.loads((tmp_path / "plan.json").read_text())["init"] == tuned.init
-    assert evaluator.init == "default" and build().tune(plan, steps=1).init_losses == {}
+    assert evaluator.workbench.init == "default" and build().tune(plan, steps=1).init_losses == {}
 
 
 @pytest.mark.parametrize("init", ["loftq", "pissa", "eva"])
@@ -67,13 +67,13 @@ def test_pissa_meets_a_calibrated_backend(build):
 
 def test_low_fidelity_sees_the_first_batches_and_rows_of_a_full_evaluation(build):
     evaluator = build()
-    full, half = evaluator.batches(4, 3), evaluator.batches(2, 3)
+    full, half = evaluator.workbench.batches(4, 3), evaluator.workbench.batches(2, 3)
     assert [b.input_ids.tolist() for b in full[:2]] == [b.input_ids.tolist() for b in half]
     assert all(
         torch.equal(a.input_ids, b.input_ids)
         for a, b in zip(evaluator.rows("validation", 2), evaluator.rows("validation", 8), strict=False)
     )
-    assert evaluator.batches(0, 3) == []
+    assert evaluator.workbench.batches(0, 3) == []
 
 
 def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so(build):
@@ -95,7 +95,7 @@ def test_the_ceiling_lies_above_the_untuned_model(build):
     evaluator = build()
     highest = evaluator._highest_end()
     evaluator.quantized.unquantize()
-    assert highest >= evaluator.held_out("calibration", 4) + 1.0
+    assert highest >= evaluator.workbench.held_out("calibration", 4) + 1.0
 
 
 def test_one_adapter_scores_any_plan_without_training_and_is_charged_once(build, tmp_path):
@@ -109,8 +109,8 @@ def test_one_adapter_scores_any_plan_without_training_and_is_charged_once(build,
     again = build(shared_steps=3, learning_rate=2e-3)  # read from the folder, not trained again
     assert again.evaluate(plan, fidelity=lowest).loss == first.loss
     assert again.evaluate(plan, fidelity=lowest).charged == lowest
-    evaluator.apply(plan, 0)
-    assert evaluator.held_out("validation", 8) != first.loss  # what was trained is what scored
+    evaluator.workbench.apply(plan, 0)
+    assert evaluator.workbench.held_out("validation", 8) != first.loss  # what was trained is what scored
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):
@@ -127,10 +127,10 @@ def saved_by_a_forward_pass(evaluator, plan):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    evaluator.apply(plan, 0)
-    evaluator.model.train()
+    evaluator.workbench.apply(plan, 0)
+    evaluator.workbench.model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = evaluator.model(input_ids=torch.arange(256).view(2, 128), use_cache=False)
-    evaluator.model.eval()
+        kept = evaluator.workbench.model(input_ids=torch.arange(256).view(2, 128), use_cache=False)
+    evaluator.workbench.model.eval()
     assert kept.logits.requires_grad
     return sum(seen.values())

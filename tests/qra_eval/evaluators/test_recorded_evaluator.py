@@ -16,8 +16,6 @@ from qra_eval.landscapes.measured import SEED_NOISE
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
 from qra_search.contracts import EvaluatorContract
-from qra_search.log.logtools import export_jsonl
-from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Plan
 from qra_search.study.study import Study
 
@@ -36,7 +34,7 @@ def logs(landscape: Landscape, tmp_path_factory: pytest.TempPathFactory) -> list
     folder = tmp_path_factory.mktemp("logs")
     paths = []
     for strategy, evaluations in (("random", 60), ("additive", 40)):
-        paths.append(folder / f"{strategy}.sqlite")
+        paths.append(folder / f"{strategy}.jsonl")
         budgets = task_budgets(landscape.space)
         study = Study(
             landscape, strategy=strategy, evaluations=evaluations, memory_budget=budgets, seed=1, log=paths[-1]
@@ -156,21 +154,9 @@ def test_plain_jsonl_of_modules_has_seven_groups_a_layer(tmp_path: Path) -> None
         read_record([path], granularity="modul")
 
 
-def test_an_exported_log_is_the_log(logs: list[Path], recorded: RecordedEvaluator, tmp_path: Path) -> None:
-    paths = []
-    for log in logs:
-        paths.append(tmp_path / f"{log.stem}.jsonl")
-        with TrialLog(log) as source, paths[-1].open("w") as file:
-            export_jsonl(source, file)
-    again = read_record(paths)
-    assert again.space.signature == recorded.space.signature
-    assert (again.loss == recorded.record.loss).all() and (again.b == recorded.record.b).all()
-    assert again.prior is not None and (again.prior.bits_damage == recorded.record.prior.bits_damage).all()
-
-
 def test_a_config_names_a_log(logs: list[Path]) -> None:
     evaluator = build(make_config({"evaluator": "recorded", "options": {"log": [str(p) for p in logs], "seed": 2}}))
-    assert evaluator.describe()["recorded"] == ["random.sqlite", "additive.sqlite"]
+    assert evaluator.describe()["recorded"] == ["random.jsonl", "additive.jsonl"]
     with pytest.raises(ValueError, match="needs options.log"):
         build(make_config({"evaluator": "recorded"}))
     with pytest.raises(ValueError, match=r"unknown options of the recorded evaluator: \['logs'\]"):
@@ -182,8 +168,8 @@ def test_too_few_or_missing_evaluations_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"bits": [2, 3], "ranks": [4, 4], "loss": 1.0}) + "\n")
     with pytest.raises(ValueError, match="1 distinct evaluated plans are too few"):
         read_record([path])
-    with pytest.raises(ValueError, match="no trial log 'none.sqlite'"):
-        read_record([tmp_path / "none.sqlite"])
+    with pytest.raises(ValueError, match="no trial log 'none.jsonl'"):
+        read_record([tmp_path / "none.jsonl"])
 
 
 @pytest.mark.skipif(not TUNED.is_file(), reason="the measured evaluations are not there: set QRA_TEST_DATA")

@@ -57,8 +57,8 @@ def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
     assert qra(*search, "--strategy", "random", "--out", str(run)).status == 0
     best = json.loads((run / "plan.json").read_text())
     names = [name for group in best["groups"] for name in group["linears"]]
-    (tmp_path / "bits.txt").write_text("".join(f"{name}: 4\n" for name in names))
-    command = ("plan", "import", str(tmp_path / "bits.txt"), "--from", "evopress", "--run", str(run))
+    (tmp_path / "bits.json").write_text(json.dumps(dict.fromkeys(names, 4)))
+    command = ("plan", "import", str(tmp_path / "bits.json"), "--from", "autoround", "--run", str(run))
     shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
     assert shown.status == 0, shown.err
     assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}

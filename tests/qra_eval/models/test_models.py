@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
+from word_tokenizer import word_tokenizer
 
 from qra_eval.models import load as models
 from qra_eval.models.families import tiny_config_model
 from qra_eval.models.linears import find_linears
-from qra_eval.models.load import ModelNotFound, compute_dtype, load_model, tiny_model
-from qra_eval.models.loaded import cached_folder, fingerprint
-from qra_eval.models.tiny import byte_tokenizer, word_tokenizer
+from qra_eval.models.load import ModelNotFound, load_model
+from qra_eval.models.loaded import cached_folder, compute_dtype, fingerprint
+from qra_eval.models.tiny import byte_tokenizer, tiny_model
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import torch
 from qra_eval.models.families import tiny_config_model
 from qra_eval.models.linears import decoder_layers
 from qra_eval.prior.layer_cache import LayerCache
-from qra_eval.tuning.training import Row, collate
+from qra_eval.tasks.batches import collate
+from qra_eval.tasks.encoding import Encoded
 
 
 def batch():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(2, 300, (length,), generator=generator) for length in (9, 14)]
-    return collate([Row(ids, ids) for ids in rows])
+    return collate([Encoded(ids, ids) for ids in rows])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "gpt_neox", "opt", "mixtral"])

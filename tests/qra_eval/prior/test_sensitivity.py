@@ -82,7 +82,9 @@ def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measu
 
 def test_the_cost_counts_what_was_passed_through_the_model(measured):
     evaluator, prior = measured
-    assert prior.cost == pytest.approx(evaluator.prior_report["forward_tokens"] / evaluator.evaluation_tokens())
+    assert prior.cost == pytest.approx(
+        evaluator.prior_report["forward_tokens"] / evaluator.workbench.evaluation_tokens()
+    )
     assert prior.cost > 0
 
 
@@ -98,9 +100,9 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
     monkeypatch.setattr(kept, "measured", lambda _: pytest.fail("it was measured again"))
     again = evaluator.prior()
     assert again.to_dict() == prior.to_dict() and evaluator.prior_report["probes"] == report["probes"]
-    kept.prior_file(evaluator).write_text("{")  # a damaged file is no prior
+    kept.prior_file(evaluator.workbench).write_text("{")  # a damaged file is no prior
     monkeypatch.setattr(kept, "measured", lambda _: (prior, report))
-    assert evaluator.prior().to_dict() == prior.to_dict() and kept.prior_file(evaluator).stat().st_size > 100
+    assert evaluator.prior().to_dict() == prior.to_dict() and kept.prior_file(evaluator.workbench).stat().st_size > 100
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

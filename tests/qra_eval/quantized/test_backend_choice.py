@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tuning.final import load_base
+from qra_eval.tuning.saved import load_base
 from qra_search import Plan, search
 from qra_search.cli import common
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -29,22 +29,42 @@ def evaluator(tmp_path_factory):
 
 
 def test_the_space_has_a_level_for_each_backend(evaluator):
-    assert evaluator.space.bits == (2, 4, 104, 16)
-    assert evaluator.space.backends == {2: "reference", 4: "reference", 104: "bitsandbytes-nf4"}
-    uniform = [Plan((b,) * len(evaluator.space), (0,) * len(evaluator.space)) for b in (4, 104)]
+    assert evaluator.space.bits == (2, "reference-4", "nf4", 16)
+    assert list(map(str, evaluator.space.levels)) == [
+        "2 bits", "reference-4 (4 bits, reference)", "nf4 (4 bits, bitsandbytes-nf4)", "16 bits",
+    ]  # fmt: skip
+    uniform = [evaluator.space.uniform(name, 0) for name in ("reference-4", "nf4")]
     losses = [evaluator.evaluate(plan).loss for plan in uniform]
     assert losses[0] != losses[1]
 
 
 def test_it_is_searched_and_a_plan_with_both_reloads_exactly(evaluator, tmp_path):
     groups = len(evaluator.space)
-    result = search(evaluator, strategy="uniform", evaluations=20, log=tmp_path / "trials.sqlite")
-    assert any(104 in trial.plan.bits for trial in result.trials)
-    plan = Plan(tuple((104, 4)[i % 2] for i in range(groups)), (4,) * groups)
+    result = search(evaluator, strategy="uniform", evaluations=20, log=tmp_path / "trials.jsonl")
+    assert any("nf4" in trial.plan.bits for trial in result.trials)
+    plan = Plan(tuple(("nf4", "reference-4")[i % 2] for i in range(groups)), (4,) * groups)
     tuned = evaluator.tune(plan, folder=tmp_path)
     assert tuned.reload_difference == 0
     data = json.loads((tmp_path / "plan.json").read_text())
-    assert [g["bits"] for g in data["groups"]] == [4] * groups and data["groups"][0]["level"] == 104
+    assert [g["bits"] for g in data["groups"]] == list(plan.bits) and data["groups"][0]["width"] == 4
     model, _ = load_base(tmp_path)
     kinds = {type(model.get_submodule(group["linears"][0])).__name__ for group in data["groups"][:2]}
     assert len(kinds) == 2
+
+
+def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
+    """The LoRA that everyone compares with: nothing is quantized, so nothing is damaged, and rank is all there is."""
+    evaluator = QuantizedLoRAEvaluator(
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(cache=str(tmp_path / "bank")),
+        space=SpaceConfig(bits=(16,), ranks=(0, 4), granularity="layer"),
+        training=TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=4, final_steps=2),
+    )
+    prior = evaluator.prior()
+    assert prior.bits_damage.shape == (len(evaluator.space), 1) and not prior.bits_damage.any()
+    assert (prior.rank_gain[:, 1] > 0).all()
+    result = search(evaluator, evaluations=prior.cost + 3, seed=0)
+    assert len(result.trials) >= 2 and not result.failures()
+    assert {trial.plan.bits for trial in result.trials} == {(16,) * len(evaluator.space)}
+    evaluator.close()

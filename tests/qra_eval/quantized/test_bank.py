@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
+from safetensors.torch import save
 from torch import nn
 
 from qra_eval.quantized.bank import Bank, tensor_bytes
@@ -72,15 +73,14 @@ def test_counted_bytes_are_those_of_the_storage_format(tmp_path, backend):
             assert bank.nbytes(name, bits) == backend.storage(bits).bytes(linear.out_features, linear.in_features)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "flipped"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "foreign"])
 def test_a_damaged_file_is_made_again_with_a_warning(tmp_path, backend, damage, caplog):
     first = make(tmp_path, backend)
     path, weight = first.path(3), first.weight("a", 3).clone()
     content = path.read_bytes()
-    flipped = bytearray(content)
-    flipped[-100] ^= 4
-    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "flipped": flipped}
-    replace(path, bytes(damaged[damage]))
+    foreign = save({"other::codes": torch.zeros(3)})
+    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "foreign": foreign}
+    replace(path, damaged[damage])
     bank = make(tmp_path, backend)
     assert backend.count == 6 and torch.equal(bank.weight("a", 3), weight)
     assert path.name in caplog.text and path.read_bytes() == content

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qra_eval.models.load import find_linears, tiny_model
+from qra_eval.models.linears import find_linears
+from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.calibration import Hessians, input_moments
-from qra_eval.tuning.training import Batch
+from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,13 @@ from peft.utils.loftq_utils import _low_rank_decomposition
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.models.load import find_linears, tiny_model
+from qra_eval.models.linears import find_linears
+from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import input_moments
 from qra_eval.quantized.initialisation import Initialiser, input_components, low_rank_factors
-from qra_eval.tuning.training import Row, collate
+from qra_eval.tasks.batches import collate
+from qra_eval.tasks.encoding import Encoded
 
 ALPHA, RANKS = 4.0, (2, 8)
 
@@ -101,7 +103,7 @@ def model():
 
 def test_eva_is_pefts_incremental_pca_of_the_inputs(model):
     found = {f.name: f.module for f in find_linears(model)}
-    batches = [collate([Row(ids, ids) for ids in torch.randint(0, 300, (4, 24))]) for _ in range(3)]
+    batches = [collate([Encoded(ids, ids) for ids in torch.randint(0, 300, (4, 24))]) for _ in range(3)]
     moments, means = input_moments(model, found, batches, torch.device("cpu"))
     name = next(n for n in found if n.endswith("down_proj"))
     seen, pca = [], IncrementalPCA(n_components=4)

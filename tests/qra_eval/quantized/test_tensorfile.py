@@ -1,12 +1,14 @@
-"""A tensor file comes back as it was written, or is refused."""
+"""A tensor file comes back as it was written, or is refused; its digest tells of every changed byte."""
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from qra_eval.quantized.tensorfile import CHECKSUMS, DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.files import is_whole
 
 TENSORS = {
     "a::codes": torch.arange(7, dtype=torch.uint8),
@@ -23,42 +25,28 @@ def path(tmp_path):
     return tmp_path / "new" / "a.safetensors"
 
 
-def test_what_was_written_comes_back(path):
-    assert same(open_tensors(path)) and [p.name for p in path.parent.iterdir()] == [path.name]
+def test_what_was_written_comes_back_with_a_digest_that_sha256sum_reads(path):
+    file = open_tensors(path)
+    assert set(file.keys()) == set(TENSORS)
+    assert all(file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items())
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.name + ".sha256"]
+    line = path.with_name(path.name + ".sha256").read_text()
+    assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
 
 
-def test_a_flip_of_any_byte_is_found_or_harmless(path):
-    content, found = path.read_bytes(), 0
-    data = len(content) - sum(t.nbytes for t in TENSORS.values())
-    for at in range(len(content)):
-        flipped = bytearray(content)
-        flipped[at] ^= 0b100
-        copy = path.with_name(f"{at}.safetensors")
-        copy.write_bytes(flipped)
-        try:
-            file = open_tensors(copy)
-        except DamagedFile:
-            found += 1
-            continue
-        assert at < data and same(file), f"byte {at} of {len(content)} was flipped unseen"
-    assert found >= len(content) - data
-
-
-def test_a_file_cut_off_or_without_checksums_is_refused(path, tmp_path):
+def test_a_flip_of_any_byte_is_found_by_the_digest(path):
     content = path.read_bytes()
-    for length in (0, 7, 100, len(content) - 1):
-        (tmp_path / "cut").write_bytes(content[:length])
-        with pytest.raises(DamagedFile):
+    assert is_whole(path) is True
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        assert is_whole(path) is False, at
+    path.with_name(path.name + ".sha256").unlink()
+    assert is_whole(path) is None
+
+
+def test_a_file_cut_off_or_foreign_is_refused(path, tmp_path):
+    content = path.read_bytes()
+    for damaged in (b"", content[:7], content[:100], content[:-1], b"x" * 999):
+        (tmp_path / "cut").write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="no whole tensor file"):
             open_tensors(tmp_path / "cut")
-    save_file(TENSORS, tmp_path / "plain")
-    with pytest.raises(DamagedFile, match="no checksums"):
-        open_tensors(tmp_path / "plain")
-    save_file(TENSORS, tmp_path / "list", metadata={CHECKSUMS: "[]"})
-    with pytest.raises(DamagedFile, match="no checksums"):
-        open_tensors(tmp_path / "list")
-
-
-def same(file):
-    return set(file.keys()) == set(TENSORS) and all(
-        file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items()
-    )

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from word_tokenizer import word_tokenizer
 
-from qra_eval.models.tiny import byte_tokenizer, word_tokenizer
-from qra_eval.tasks import Encoded, Example, batches, encode
-from qra_eval.tasks.encoding import IGNORED, collate, encode_pair, prompt_ids
+from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tasks import Example, encode
+from qra_eval.tasks.encoding import IGNORED, encode_pair, prompt_ids
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -136,53 +137,3 @@ def test_a_scored_pair_that_is_too_long_loses_its_left():
     assert TOKENIZER.decode(row.input_ids) == "ef xyz"
     row = encode_pair(TOKENIZER, "abcdef", " xyz", 3)
     assert TOKENIZER.decode(row.labels[row.labels != IGNORED]) == "yz"
-
-
-def rows_of(lengths):
-    return [Encoded(torch.full((n,), i), torch.zeros(n, dtype=torch.long)) for i, n in enumerate(lengths)]
-
-
-@given(
-    st.lists(st.integers(1, 50), max_size=200),
-    st.one_of(st.none(), st.integers(1, 9)),
-    st.one_of(st.none(), st.integers(1, 200)),
-    st.one_of(st.none(), st.integers(0, 3)),
-)
-@settings(max_examples=200, deadline=None)
-def test_batches_hold_every_row_once_within_their_limits(lengths, size, budget, seed):
-    rows = rows_of(lengths)
-    if size is None and budget is None:
-        with pytest.raises(ValueError, match="batch_size or token_budget"):
-            list(batches(rows, seed=seed))
-        return
-    made = list(batches(rows, batch_size=size, token_budget=budget, seed=seed))
-    assert sorted(int(row.input_ids[0]) for batch in made for row in batch) == list(range(len(rows)))
-    for batch in made:
-        assert size is None or len(batch) <= size
-        assert budget is None or len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
-
-
-def test_batches_follow_the_seed_and_are_sorted_without_one():
-    rows = rows_of([(7 * i) % 50 + 1 for i in range(300)])
-
-    def order(seed):
-        return [int(row.input_ids[0]) for batch in batches(rows, batch_size=8, seed=seed) for row in batch]
-
-    assert order(1) == order(1) != order(2)
-    lengths = [len(rows[i]) for i in order(None)]
-    assert lengths == sorted(lengths)
-
-
-def test_batches_waste_little_on_padding():
-    lengths = torch.randint(20, 200, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
-    for options in ({"batch_size": 8}, {"token_budget": 2000}):
-        made = list(batches(rows_of(lengths), seed=0, **options))
-        padded = sum(len(batch) * max(map(len, batch)) for batch in made)
-        assert padded < 1.06 * sum(lengths)
-
-
-def test_collated_rows_are_padded_at_the_right_without_labels():
-    ids, labels, mask = collate(encode([Example("a", "b"), Example("abcd", "e")], TOKENIZER, 20), 99)
-    assert ids.shape == labels.shape == mask.shape == (2, 6)
-    assert ids[0, 3:].tolist() == [99] * 3 and labels[0, 3:].tolist() == [IGNORED] * 3
-    assert mask.sum(dim=1).tolist() == [3, 6]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qra_eval.models.load import tiny_model
+from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
 from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.gsm8k import STOP

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qra_search import bench
+from qra_search import SearchSpace, bench
 from qra_search.bench import statistics
 from qra_search.bench.cell import truncate
 from qra_search.bench.measures import best_known, hypervolume_regret, share_left
@@ -86,7 +86,7 @@ def test_budgets_exist_where_the_space_has_neither_3_nor_4_bits() -> None:
 
 
 def replace_choices(space, **choices):
-    return space.model_copy(update=choices).__class__(**(space.model_dump(include={"groups"}) | choices))
+    return SearchSpace(groups=space.groups, **choices)
 
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:
@@ -117,6 +117,17 @@ def test_a_look_back_equals_a_search_that_ended_there() -> None:
     assert [look["at"] for look in long["checkpoints"]] == [10, 25, 50]
 
 
+@pytest.mark.parametrize(("evaluations", "points"), [(20, [10, 20]), (25, [10, 25]), (4.5, [4.5]), (0.5, [0.5])])
+def test_a_search_is_looked_at_when_it_ends_however_short_it_is(evaluations: float, points: list[float]) -> None:
+    row = bench.run_cell(bench.task_named(TASK), "additive", 0, evaluations)
+    assert [look["at"] for look in row["checkpoints"]] == points
+    assert all(len(look["handed"]) == 5 for look in row["checkpoints"])
+    key = {"task": TASK, "strategy": "additive", "seed": 0, "evaluations": evaluations}
+    (setting,) = summarise([key | row])["settings"]
+    assert [point["evaluations"] for point in setting["checkpoints"]] == points
+    assert setting["conduct"]["additive"]["failed_cells"] == 0
+
+
 def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     task = bench.task_named(TASK)
     row = bench.run_cell(task, "random", 1, 15)
@@ -126,8 +137,8 @@ def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     )
     result = study.run()
     look = truncate(study.state, 10)
-    assert row["checkpoints"][-1]["trials"] == len(look.trials)
-    for budget, handed in zip(row["grid"], row["checkpoints"][-1]["handed"], strict=True):
+    assert row["checkpoints"][0]["trials"] == len(look.trials)
+    for budget, handed in zip(row["grid"], row["checkpoints"][0]["handed"], strict=True):
         fitting = [t for t in look.trials if evaluator.space.memory_bytes(t.plan) <= budget]
         assert handed == evaluator.true_loss(min(fitting, key=lambda t: t.loss).plan)
     assert row["trials"] == len(result.trials) and row["complete"] and row["failed"] == 0
@@ -319,12 +330,12 @@ def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
         assert needed in text
 
 
-def test_plots_stand_alone(small: Path) -> None:
+def test_the_plot_stands_alone_and_names_every_strategy(small: Path) -> None:
     import xml.etree.ElementTree as tree
 
-    page = (small / "anytime.html").read_text()
-    assert "Plotly.newPlot" in page and 'src="http' not in page
-    assert tree.parse(small / "anytime.svg").getroot().tag.endswith("svg")
+    text = (small / "anytime.svg").read_text()
+    assert tree.fromstring(text).tag.endswith("svg") and 'href="http' not in text
+    assert ">random</text>" in text and ">additive</text>" in text
 
 
 def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from cli_runner import Qra
 from qra_search import plugins
 from qra_search.cli.app import ENTRIES, Entry, app
 from qra_search.config import RunConfig, make_config
+from qra_search.files import write_digest
 
-HEAVY = ("numpy", "pydantic", "torch", "plotly", "pymoo", "transformers", "botorch", "scipy", "rich")
+HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
 
 @pytest.fixture
@@ -172,9 +173,25 @@ def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.Mo
     assert "1.13 or later is needed" in report.out
 
 
+def test_doctor_of_a_folder_names_the_file_that_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        file = tmp_path / "deep" / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"tensors")
+        write_digest(file)
+    assert qra("doctor", tmp_path).status == 0
+    (tmp_path / "deep" / "a.safetensors").write_bytes(b"tensorz")
+    (tmp_path / "c.safetensors").write_bytes(b"of another program")
+    report = qra("doctor", tmp_path, "--json")
+    assert report.status == 1
+    levels = {row["what"]: row["level"] for row in report.json}
+    assert levels == {"c.safetensors": "note", "deep/a.safetensors": "fault", "deep/b.safetensors": "ok"}
+    assert qra("doctor", tmp_path / "none").status == 2
+
+
 def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]
     done = qra(
-        "bench", "strategies", "--task", "interaction-4-layer-measured", "--strategy", "additive", "--strategy",
+        "bench", "--task", "interaction-4-layer-measured", "--strategy", "additive", "--strategy",
         "random", "--seeds", 1, "-n", 6, "--workers", 1, "--out", tmp_path / "b", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err

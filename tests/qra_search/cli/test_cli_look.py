@@ -1,4 +1,4 @@
-"""Commands that look at runs: show, compare, runs, report, plan, log export, profile."""
+"""Commands that look at runs: show, compare, runs, report, plan, profile."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_runs_lists_every_run_and_names_one_that_cannot_be_read(qra: Qra, runs: 
 
     shutil.copytree(runs, tmp_path / "copy")
     (tmp_path / "copy" / "bad").mkdir()
-    (tmp_path / "copy" / "bad" / "trials.sqlite").write_bytes(b"junk" * 100)
+    (tmp_path / "copy" / "bad" / "trials.jsonl").write_bytes(b"junk" * 100)
     rows = qra("runs", tmp_path / "copy", "--json").json
     assert [Path(r["run"]).name for r in rows] == ["a", "b", "bad"]
     assert [r.get("complete") for r in rows] == [True, True, None]
@@ -109,24 +109,12 @@ def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path:
     import shutil
 
     shutil.copytree(runs / "a", tmp_path / "a")
-    with TrialLog(tmp_path / "a" / "trials.sqlite") as log:
+    with TrialLog(tmp_path / "a" / "trials.jsonl") as log:
         log.propose(log.trials[0].proposal.__class__(log.trials[0].plan, seed=77, origin="test"))
         for command in ("show", "report"):
             assert qra(command, tmp_path / "a").status == 0
         rows = qra("runs", tmp_path, "--json").json
     assert len(rows) == 1
-
-
-def test_the_log_is_exported_one_trial_a_line(qra: Qra, runs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "t.jsonl"
-    assert qra("log", "export", runs / "a", "--out", out).status == 0
-    header, *rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [json.loads(line) for line in qra("log", "export", runs / "a").out.splitlines()] == [header, *rows]
-    with TrialLog(runs / "a" / "trials.sqlite") as log:
-        assert header["header"]["space"] == log.meta("space")
-        assert [(r["evaluation"]["loss"], tuple(r["bits"]), r["origin"]) for r in rows] == [
-            (t.loss, t.plan.bits, t.proposal.origin) for t in log
-        ]
 
 
 def test_plan_diff_names_every_group_that_differs(qra: Qra, runs: Path, tmp_path: Path) -> None:

@@ -66,14 +66,14 @@ def wait_for_trials(folder: RunFolder, count: int, process: subprocess.Popen[str
 
 
 def trials(folder: Path) -> list[tuple[object, ...]]:
-    with TrialLog(folder / "trials.sqlite") as log:
+    with TrialLog(folder / "trials.jsonl") as log:
         return [(t.proposal, t.status, t.evaluation and t.evaluation.loss) for t in log]
 
 
 def test_a_search_leaves_all_its_files(qra: Qra, tmp_path: Path) -> None:
     done = qra.search(tmp_path / "a")
     assert done.status == 0
-    names = {"config.yaml", "trials.sqlite", "prior.json", "result.json", "plan.json", "report.html"}
+    names = {"config.yaml", "trials.jsonl", "prior.json", "result.json", "plan.json", "report.html"}
     assert names <= {file.name for file in (tmp_path / "a").iterdir()}
     assert "within" in done.out and "uniform 3 bits, rank 8" in done.out
     assert "qra show" in done.out and "qra finetune" in done.out

@@ -34,58 +34,67 @@ def write(tmp_path, content):
     return file
 
 
-def evopress(bits) -> str:
+def by_name(bits) -> dict[str, int]:
     names = [f"model.layers.{layer}.self_attn.{kind}" for layer in range(2) for kind in KINDS]
-    return "".join(f"{name}: {b}\n" for name, b in zip(names, bits, strict=True))
+    return dict(zip(names, bits, strict=True))
 
 
 def test_the_formats_are_those_of_the_documentation():
-    assert set(importers()) == {"evopress", "autoround", "gptqmodel", "plan"}
+    assert set(importers()) == {"autoround", "gptqmodel", "plan"}
 
 
-def test_evopress_lines_are_bits_and_ranks_are_the_smallest_or_given(tmp_path):
-    file = write(tmp_path, "# of a search\n" + evopress([2, 3, 4, 8, 2, 3]))
-    assert import_plan(file, "evopress", space()).plan == Plan((2, 3, 4, 8, 2, 3), (4,) * 6)
-    assert import_plan(file, "evopress", space(), rank=8).plan.ranks == (8,) * 6
-
-
-def test_a_line_that_is_none_names_its_number(tmp_path):
-    with pytest.raises(ValueError, match="line 7: 'what' is not"):
-        import_plan(write(tmp_path, evopress([2, 3, 4, 8, 2, 3]) + "what\n"), "evopress", space())
+def test_a_name_may_have_its_bits_alone_and_ranks_are_the_smallest_or_given(tmp_path):
+    file = write(tmp_path, by_name([2, 3, 4, 8, 2, 3]))
+    assert import_plan(file, "autoround", space()).plan == Plan((2, 3, 4, 8, 2, 3), (4,) * 6)
+    assert import_plan(file, "autoround", space(), rank=8).plan.ranks == (8,) * 6
 
 
 def test_bits_that_are_not_allowed_are_refused_unless_a_rounding_is_given(tmp_path):
-    file = write(tmp_path, evopress([5, 6, 7, 1, 16, 3]))
+    file = write(tmp_path, by_name([5, 6, 7, 1, 16, 3]))
     with pytest.raises(ValueError, match="5 groups have bits .*q_proj: 5 bits, allowed are 2, 3, 4, 8"):
-        import_plan(file, "evopress", space())
+        import_plan(file, "autoround", space())
     for rounding, bits in {
         "nearest": (4, 8, 8, 2, 8, 3), "up": (8, 8, 8, 2, 8, 3), "down": (4, 4, 4, 2, 8, 3)
     }.items():  # fmt: skip
-        found = import_plan(file, "evopress", space(), rounding=rounding)
+        found = import_plan(file, "autoround", space(), rounding=rounding)
         assert found.plan.bits == bits and "rounded" in found.notes[0]
 
 
 def test_linears_that_share_a_group_here_get_their_mean_by_weights(tmp_path):
     """(8·8·2 + 8·8·2 + 24·8·4) / (40·8) = 3.2 bits."""
-    file = write(tmp_path, evopress([2, 2, 4, 3, 3, 3]))
+    file = write(tmp_path, by_name([2, 2, 4, 3, 3, 3]))
     with pytest.raises(ValueError, match="different bits"):
-        import_plan(file, "evopress", space("layer"))
-    assert import_plan(file, "evopress", space("layer"), rounding="nearest").plan.bits == (3, 3)
-    assert import_plan(file, "evopress", space("layer"), rounding="up").plan.bits == (4, 3)
+        import_plan(file, "autoround", space("layer"))
+    assert import_plan(file, "autoround", space("layer"), rounding="nearest").plan.bits == (3, 3)
+    assert import_plan(file, "autoround", space("layer"), rounding="up").plan.bits == (4, 3)
 
 
 def test_missing_linears_need_a_stated_default(tmp_path):
-    file = write(tmp_path, "model.layers.0.self_attn.q_proj: 2\nlm_head: 4\n")
+    file = write(tmp_path, {"model.layers.0.self_attn.q_proj": 2})
     with pytest.raises(ValueError, match="says nothing of 5 linears"):
-        import_plan(file, "evopress", space())
-    found = import_plan(file, "evopress", space(), default_bits=4)
+        import_plan(file, "autoround", space())
+    found = import_plan(file, "autoround", space(), default_bits=4)
     assert found.plan.bits == (2, 4, 4, 4, 4, 4)
-    assert any("5 linears are not in the file" in n for n in found.notes) and any("lm_head" in n for n in found.notes)
+    assert any("5 linears are not in the file" in n for n in found.notes)
 
 
-def test_a_file_of_another_model_is_refused(tmp_path):
+def plan_of(*names: str) -> dict:
+    """A plan of 2 bits and rank 4 for linears of these names."""
+    groups = tuple(Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),)) for n in names)
+    searched = SearchSpace(groups=groups, bits=(2,), ranks=(4,))
+    return plan_to_dict(searched, searched.uniform(2, 4))
+
+
+def test_a_plan_that_names_more_than_is_searched_says_what_is_left_out(tmp_path):
+    file = write(tmp_path, plan_of("model.layers.0.self_attn.q_proj", "lm_head"))
+    found = import_plan(file, "plan", space(), default_bits=4)
+    assert found.plan.bits == (2, 4, 4, 4, 4, 4)
+    assert any("1 of the file's entries are not searched here, such as lm_head" in n for n in found.notes)
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another model.*h.0.attn"):
-        import_plan(write(tmp_path, "h.0.attn: 4\n"), "evopress", space(), default_bits=4)
+        import_plan(write(tmp_path, plan_of("h.0.attn")), "plan", space(), default_bits=4)
 
 
 def test_autoround_names_parts_of_names_and_patterns(tmp_path):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,13 +122,15 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
 @pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
 def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process(deed):
     reasons = []
-    for executor in (
-        FuturesExecutor(partial(ThreadPoolExecutor, 2), workers.factory(deed), 2),
-        InProcessExecutor(workers.Misbehaving(deed)),
-    ):
+    for pooled in (True, False):
         options = {"strategy": "random", "evaluations": 6, "batch": 2, "seed": 3}
-        result = search(workers.Misbehaving(), executor=executor, **options)
-        executor.shutdown()
+        with ThreadPoolExecutor(2) as pool:
+            in_pool, here = (
+                FuturesExecutor(pool, workers.factory(deed), 2),
+                InProcessExecutor(workers.Misbehaving(deed)),
+            )
+            executor = in_pool if pooled else here
+            result = search(workers.Misbehaving(), executor=executor, **options)
         reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
         failed = [t for t in result.trials if t.plan.bits[0] == 4]
         assert failed and all(t.status == "failed" for t in failed)
@@ -239,51 +240,27 @@ def test_jobs_that_can_only_be_waited_for_evaluate_and_fail_like_futures():
         assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), ZeroDivisionError)
 
 
-def test_a_broken_pool_is_made_anew_and_the_evaluation_run_again(notes):
-    pool = partial(ProcessPoolExecutor, 1)
-    with FuturesExecutor(pool, workers.factory("die", notes, victims=1), 1) as executor:
-        assert executor.submit(Proposal(BAD)).result(WAIT).loss > 0
-    assert workers.noted(notes, "deed") == 1
-
-
-def test_a_plan_that_breaks_two_pools_fails(notes):
-    with FuturesExecutor(partial(ProcessPoolExecutor, 1), workers.factory("die", notes), 1) as executor:
-        assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), WorkerDied)
-        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
-
-
-def test_a_pool_that_was_given_and_breaks_stops_the_study_and_fails_no_trial(notes):
+def test_a_pool_that_breaks_stops_the_study_and_fails_no_trial(notes):
     with ProcessPoolExecutor(1) as pool, FuturesExecutor(pool, workers.factory("die", notes), 1) as executor:
         assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), WorkerUnusable)
         assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), WorkerUnusable)
 
 
-def test_a_result_that_comes_after_its_deadline_is_ignored():
-    with ThreadPoolExecutor(2) as pool:
-        executor = FuturesExecutor(pool, workers.factory(seconds=1.0), 2, deadline=0.2)
-        late = executor.submit(Proposal(GOOD))
-        assert isinstance(late.exception(WAIT), DeadlineExceeded)
-        inner = executor.submit(Proposal(GOOD, seed=1))
-        assert isinstance(inner.exception(WAIT), DeadlineExceeded)
-    assert isinstance(late.exception(0), DeadlineExceeded), "the late result replaced the failure"
-
-
-def test_a_pool_whose_workers_all_hang_stops_the_study():
-    import threading
-
-    release = threading.Event()
-
-    class Hanging(workers.Misbehaving):
-        def evaluate(self, plan, **options):
-            release.wait(WAIT)
-            return super().evaluate(plan, **options)
-
+def test_what_a_pool_has_not_begun_is_cancelled_at_shutdown_and_called_no_failure(notes):
     with ThreadPoolExecutor(1) as pool:
-        executor = FuturesExecutor(pool, Hanging, 1, deadline=0.2)
-        assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), DeadlineExceeded)
-        error = executor.submit(Proposal(GOOD, seed=1)).exception(WAIT)
-        assert isinstance(error, WorkerUnusable) and "hang" in str(error)
-        release.set()
+        executor = FuturesExecutor(pool, workers.factory(notes=notes, seconds=1.0), 1)
+        first, queued = (executor.submit(Proposal(GOOD, seed=s)) for s in range(2))
+        executor.shutdown()
+        assert isinstance(queued.exception(WAIT), WorkerUnusable)
+        assert first.result(WAIT).loss > 0
+    assert workers.noted(notes, "begun") == 1
+    with pytest.raises(WorkerUnusable, match="shut down"):
+        executor.submit(Proposal(GOOD))
+
+
+def test_workers_of_dask_that_are_to_keep_a_deadline_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="Dask cannot stop an evaluation after 60 seconds: use process or ray workers"):
+        make_executor(make_config({}), 1, kind="dask", address="tcp://nowhere:1", deadline=60.0)
 
 
 SCRIPT = """

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from qra_search import Evaluation, Evaluator, Group, GroupwiseFormat, Linear, Plan, SearchSpace, Study, TrialLog
+from qra_search import (
+    Evaluation,
+    Evaluator,
+    Group,
+    GroupwiseFormat,
+    Linear,
+    Plan,
+    Proposal,
+    SearchSpace,
+    Study,
+    TrialLog,
+)
 from qra_search.log.recorded import recorded_space, recorded_state
-from qra_search.log.trial_log import LogMismatch
+from qra_search.log.trial_log import LogDamaged, LogMismatch
 from qra_search.space.serialization import space_from_dict, space_to_dict
 
 
@@ -43,11 +54,11 @@ def test_a_space_comes_back_with_the_same_groups_and_bytes() -> None:
 
 def test_a_shape_that_was_not_recorded_has_no_bytes() -> None:
     with pytest.raises(ValueError, match="no bytes were recorded for a 9 x 9 weight"):
-        space_from_dict(space_to_dict(odd_space())).format(3).bytes(9, 9)
+        space_from_dict(space_to_dict(odd_space())).level(3).format.bytes(9, 9)
 
 
 def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
-    log = tmp_path / "trials.sqlite"
+    log = tmp_path / "trials.jsonl"
     study = Study(Squares(), strategy="random", evaluations=6, memory_budget="uniform16r5", seed=3, log=log)
     study.run()
     with TrialLog(log) as again:
@@ -60,3 +71,19 @@ def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
 def test_an_empty_log_has_no_space() -> None:
     with pytest.raises(LogMismatch, match="no search has begun"):
         recorded_space(TrialLog())
+
+
+@pytest.mark.parametrize(
+    ("plan", "size", "says"),
+    [
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 is said to take 1 bytes, the log's space counts"),
+        (Plan((2, 3, 3), (5, 5, 5)), 1, r"trial 6 is no plan of the log's space .*group 'layers.0': bits 2"),
+        (Plan((3, 3), (5, 5)), 1, "trial 6 is no plan of the log's space"),
+    ],
+)
+def test_a_trial_that_cannot_be_of_the_space_is_named(tmp_path: Path, plan: Plan, size: int, says: str) -> None:
+    Study(Squares(), strategy="random", evaluations=6, log=tmp_path / "log").run()
+    with TrialLog(tmp_path / "log") as log:
+        log.finish(log.propose(Proposal(plan)).id, Evaluation(1.0, size))
+        with pytest.raises(LogDamaged, match=says):
+            recorded_state(log)

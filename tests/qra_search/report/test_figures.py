@@ -1,98 +1,91 @@
-"""Figures as files: whole SVG documents with their colours in them, and PNG of the same size."""
+"""Figures: what they show, and how they are written: SVG with its colours in it, and PNG."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_runs import EVIL, make_run
+from report_runs import EVIL, add_test, make_run
 
-from qra_search.report import figures as module
+from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures import ZOOM, figures, write_figures
+from qra_search.report.figures import (
+    figures,
+    front_figure,
+    fronts_figure,
+    plan_figure,
+    to_png,
+    to_svg,
+    trace_figure,
+    write_figures,
+)
+from qra_search.report.figures.canvas import PNG_ZOOM, draw_lines, fit, new_figure, page_rules, put_label, style
+from qra_search.report.figures.runs import MIB, clipped, front_groups
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
-    return RunData.read(make_run(tmp_path_factory.mktemp("figures") / "a"))
+    folder = make_run(tmp_path_factory.mktemp("figures") / "a", evaluations=120)
+    add_test(folder)
+    return RunData.read(folder)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_every_figure_is_a_whole_document_with_its_own_style(run: RunData, dark: bool) -> None:
-    made = figures([run], dark=dark)
-    assert list(made) == ["front", "trace", "predictions", "plan"]
-    for name, text in made.items():
-        root = ElementTree.fromstring(text)
-        assert root.tag == f"{SVG}svg", name
-        style = root.findtext(f"{SVG}style") or ""
-        assert "var(" not in text and "--" not in style and "@" not in style
-        symbols = {s.get("id") for s in root.iter(f"{SVG}symbol")}
-        uses = {(u.get("href") or "").removeprefix("#") for u in root.iter(f"{SVG}use")}
-        assert uses <= symbols
-        for used in {c for e in root.iter() for c in (e.get("class") or "").split() if c.startswith("o-")}:
-            assert f".{used}{{" in style
-    back = {re.search(r'height="100%" fill="(#\w+)"', text)[1] for text in made.values()}  # type: ignore[index]
-    assert back == {"#121417" if dark else "#faf9f6"}
+def artists(figure: Any) -> dict[str, Any]:
+    """The marks of a figure's first chart, by group."""
+    return {line.get_gid(): line for line in figure.axes[0].lines if line.get_gid()}
 
 
-def test_the_front_has_a_mark_for_every_plan(run: RunData) -> None:
-    root = ElementTree.fromstring(figures([run])["front"])
-    marks = [u for u in root.iter(f"{SVG}use") if "point" in (u.get("class") or "").split()]
-    assert len(marks) == len(run.shown) + 1  # the plan found has two
+# -- what is shown -------------------------------------------------------------------------------------
+def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
+    marks, groups = artists(front_figure(run)), front_groups(run)
+    assert marks.keys() == groups.keys()
+    everything = sorted(i for kind, indices in groups.items() if kind != "found" for i in indices)
+    assert everything == list(range(len(run.shown)))
+    assert [run.shown[i].plan for i in groups["found"]] == [run.plan]
+    for kind in groups.keys() - {"beyond"}:
+        for (x, y), i in zip(marks[kind].get_xydata(), groups[kind], strict=True):
+            assert (x, y) == pytest.approx((run.shown[i].memory_bytes / MIB, run.shown[i].loss))
+
+
+def test_a_plan_beyond_the_chart_stands_at_its_edge_and_is_named(run: RunData) -> None:
+    figure, groups = front_figure(run), front_groups(run)
+    (axes,) = figure.axes
+    assert groups.get("beyond"), "the run has no plan that is far off"
+    assert {y for _, y in artists(figure)["beyond"].get_xydata()} == {axes.get_ylim()[1]}
+    assert any("is beyond: 1." in text.get_text() for text in axes.texts)
+
+
+def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
+    (axes,) = trace_figure(run).axes
+    steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in run.traces[0].points]
+    marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
+    assert marks == sum(
+        t.done and t.evaluation.memory_bytes <= run.traces[0].budget for t in run.result.trials if t.evaluation
+    )
 
 
 def test_the_plan_says_bits_and_rank_of_every_group(run: RunData) -> None:
-    text = figures([run])["plan"]
-    root = ElementTree.fromstring(text)
-    numbers = [int(t.text or "") for t in root.iter(f"{SVG}text") if t.get("style")]
+    bits, ranks, _ = plan_figure(run).axes
     plan, order = run.plan, [g for row in run.layout.cells for g in row if g is not None]
     assert plan is not None
-    assert numbers == [plan.bits[g] for g in order] + [plan.ranks[g] for g in order]
-    assert EVIL not in text
+    assert [int(text.get_text()) for text in bits.texts] == [plan.bits[g] for g in order]
+    assert [int(text.get_text()) for text in ranks.texts] == [plan.ranks[g] for g in order]
 
 
 def test_several_runs_share_their_figures(run: RunData) -> None:
+    assert list(figures([run])) == ["front", "trace", "predictions", "plan"]
     assert list(figures([run, run])) == ["fronts", "traces"]
-
-
-def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -> None:
-    pytest.importorskip("resvg_py", reason="the renderer resvg-py is not installed")
-    files = write_figures([run], tmp_path / "f")
-    assert sorted(f.name for f in files) == sorted(f"{n}.{e}" for n in figures([run]) for e in ("svg", "png"))
-    for png in (f for f in files if f.suffix == ".png"):
-        data = png.read_bytes()
-        assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        root = ElementTree.fromstring(png.with_suffix(".svg").read_text())
-        size = [round(float(root.get(side) or 0) * ZOOM) for side in ("width", "height")]
-        assert list(struct.unpack(">II", data[16:24])) == size
-
-
-def test_a_png_shows_marks_in_the_colour_of_their_origin_and_text(run: RunData, tmp_path: Path) -> None:
-    pytest.importorskip("resvg_py", reason="the renderer resvg-py is not installed")
-    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    write_figures([run], tmp_path)
-    colours = dict.fromkeys(c for _, c in image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 24))
-    assert (0xFA, 0xF9, 0xF6) in colours  # paper
-    assert any(abs(r - 0x00) < 40 and abs(g - 0x72) < 40 and abs(b - 0xB2) < 40 for r, g, b in colours)  # first origin
-    # Without fonts a renderer leaves all text out: the area of the axis' name is not empty.
-    chart = image.open(tmp_path / "trace.png").convert("L")
-    name = chart.crop((chart.width - 360, chart.height - 30, chart.width, chart.height))
-    assert name.getextrema()[0] < 100
-
-
-def test_without_a_renderer_only_svg_is_written(run: RunData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        module.importlib.util, "find_spec", lambda name, *a: None if name == "resvg_py" else find(name, *a)
-    )
-    assert {f.suffix for f in write_figures([run], tmp_path)} == {".svg"}
+    (axes,) = fronts_figure([run, run]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
 
 
 def test_a_run_without_plans_has_no_figures(tmp_path: Path) -> None:
@@ -106,3 +99,127 @@ def test_a_run_without_plans_has_no_figures(tmp_path: Path) -> None:
 
     empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
     assert figures([RunData.read(empty)]) == {}
+
+
+def test_outliers_are_left_out_of_a_scale_only_if_they_take_most_of_it() -> None:
+    near = [1.0 + i / 100 for i in range(30)]
+    assert clipped([*near, 50.0]) == near
+    assert clipped([*near, 1.4]) == [*near, 1.4]
+    assert 50.0 in clipped([*near, 50.0], needed=[50.0])
+    assert clipped([1.0, 50.0]) == [1.0, 50.0]
+
+
+@pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0, 3e4])
+@pytest.mark.parametrize("log", [False, None])
+def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
+    with style():
+        figure, (axes,) = new_figure("", (380, 320))
+        low, high = fit(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        ticks = axes.get_yticks()
+    assert low < 94.98 and high > 94.98 + span
+    shown = [(t, label) for t, label in zip(ticks, labels, strict=True) if low <= t <= high]
+    assert 3 <= len(shown) <= 9 and len({label for _, label in shown}) == len(shown)
+    assert [float(label) for _, label in shown] == pytest.approx([t for t, _ in shown], abs=span / 20)
+    assert axes.get_title(loc="left").endswith("(log scale)") == (log is None and span > 200)
+
+
+def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
+    with style():
+        _, (axes,) = new_figure("", (380, 320))
+        taken: list[Any] = []
+        for _ in range(3):
+            put_label(axes, taken, "one label", (0.5, 0.5), (0, 0), moves=(0, 16))
+        assert [text.xyann[1] for text in axes.texts] == [0, -16]
+        put_label(axes, taken, "other side", (0.5, 0.5), (4, 0), side="left")
+    assert len(axes.texts) == 3
+
+
+def test_lines_are_named_in_the_order_of_their_ends_and_none_looks_like_another() -> None:
+    series = {f"line {i}": [(1.0, 1.0), (2.0, float((7 * i) % 12))] for i in range(12)}
+    with style():
+        _, (axes,) = new_figure("", (380, 320))
+        draw_lines(axes, series)
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == sorted(series, key=lambda name: -series[name][-1][1])
+
+
+# -- how it is written ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_file_is_a_whole_document_in_its_own_colours(run: RunData, dark: bool) -> None:
+    own = set(palette(dark=dark).values())
+    for name, figure in figures([run], dark=dark).items():
+        text = to_svg(figure)
+        root = ElementTree.fromstring(text)
+        assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title"), name
+        assert "var(" not in text and "@" not in text and "http" not in text.replace(SVG[1:-1], "")
+        ids = {e.get("id") for e in root.iter()}
+        assert {e.get("href", "")[1:] for e in root.iter(f"{SVG}use")} <= ids
+        colours = set(re.findall(r"(?:fill|stroke): (#\w+)", text))
+        assert colours <= own or name == "plan"
+        assert next(iter(re.findall(r"fill: (#\w+)", text))) == palette(dark=dark)["paper"]
+        assert text.startswith("<svg") and "<date" not in text and EVIL not in text
+
+
+def test_the_same_figure_gives_the_same_bytes(run: RunData) -> None:
+    assert to_svg(front_figure(run)) == to_svg(front_figure(run))
+
+
+def test_on_a_page_points_have_their_numbers_and_every_colour_a_rule(run: RunData) -> None:
+    groups = front_groups(run)
+    text = to_svg(front_figure(run), theme="page", key="k", summary="words", hover=groups)
+    numbers = [int(n) for n in re.findall(r'<use data-p="(\d+)"|data-p="(\d+)"', text) for n in n if n]
+    assert sorted(numbers) == sorted(i for indices in groups.values() for i in indices)
+    rules = page_rules()
+    for of, colour in set(re.findall(r"(fill|stroke): (#\w+)", text)):
+        assert f'[style*="{of}: {colour}"]{{{of}:var(--' in rules
+    assert set(re.findall(r'id="([^"]+)"', text)) >= {"k-title", "k-desc"} and "xmlns" not in text
+    other = to_svg(front_figure(run), theme="page", key="other", hover=groups)
+    assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
+
+
+def test_for_a_screen_there_is_a_second_colour_for_each_and_points_have_tooltips(run: RunData) -> None:
+    groups = front_groups(run)
+    says = {kind: [f"plan <{i}>" for i in indices] for kind, indices in groups.items()}
+    root = ElementTree.fromstring(to_svg(front_figure(run), theme="screen", hover=says))
+    said = [title.text for use in root.iter(f"{SVG}use") for title in use.iter(f"{SVG}title")]
+    assert sorted(filter(None, said)) == sorted(f"plan <{i}>" for indices in groups.values() for i in indices)
+    rules = root.findtext(f"{SVG}style") or ""
+    light, dark = palette(), palette(dark=True)
+    assert "prefers-color-scheme:dark" in rules
+    assert all(f'[style*="fill: {light[n]}"]{{fill:{dark[n]}!important}}' in rules for n in light)
+
+
+def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -> None:
+    files = write_figures([run], tmp_path / "f")
+    assert sorted(f.name for f in files) == sorted(f"{n}.{e}" for n in figures([run]) for e in ("svg", "png"))
+    for png in (f for f in files if f.suffix == ".png"):
+        data = png.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        root = ElementTree.fromstring(png.with_suffix(".svg").read_text())
+        size = [round(float(root.get(side) or 0) * PNG_ZOOM) for side in ("width", "height")]
+        assert list(struct.unpack(">II", data[16:24])) == size
+
+
+def test_a_png_shows_marks_in_the_colour_of_their_origin_and_text(run: RunData, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    (tmp_path / "trace.png").write_bytes(to_png(trace_figure(run)))
+    colours = dict.fromkeys(c for _, c in image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 24))
+    assert (0xFA, 0xF9, 0xF6) in colours  # paper
+    assert any(abs(r - 0x00) < 40 and abs(g - 0x72) < 40 and abs(b - 0xB2) < 40 for r, g, b in colours)  # first origin
+    chart = image.open(tmp_path / "trace.png").convert("L")
+    name = chart.crop((chart.width - 360, chart.height - 30, chart.width, chart.height))
+    assert name.getextrema()[0] < 100
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from qra_search.report.figures.canvas import new_figure, style, to_png, to_svg\n"
+        "with style(): figure, axes = new_figure('title', (300, 200))\n"
+        "to_svg(figure); to_png(figure)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -204,7 +204,7 @@ def test_a_run_without_prior_predictions_failures_or_config_has_a_page(tmp_path:
             return None
 
     study = Study(
-        Plain(evil_space(kinds=False)), strategy=UniformStrategy(), evaluations=6, log=tmp_path / "trials.sqlite"
+        Plain(evil_space(kinds=False)), strategy=UniformStrategy(), evaluations=6, log=tmp_path / "trials.jsonl"
     )
     study.run()
     text = page([RunData.read(RunFolder(tmp_path))])
@@ -214,7 +214,7 @@ def test_a_run_without_prior_predictions_failures_or_config_has_a_page(tmp_path:
 
 
 def test_a_run_that_has_no_result_yet_has_a_page(tmp_path: Path) -> None:
-    Study(Bits(evil_space()), strategy=Guessing(), evaluations=6, log=tmp_path / "trials.sqlite").log.close()
+    Study(Bits(evil_space()), strategy=Guessing(), evaluations=6, log=tmp_path / "trials.jsonl").log.close()
     text = page([RunData.read(RunFolder(tmp_path))])
     assert Page(text).faults == []
     assert "No plan has been evaluated with success yet" in text

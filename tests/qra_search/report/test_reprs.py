@@ -85,7 +85,7 @@ def test_a_plan_shows_every_choice_in_order_and_keeps_to_the_width() -> None:
     bits = " ".join(lines[first:start]).replace("bits", "").split()
     ranks = " ".join(lines[start:]).replace("rank", "").split()
     assert tuple(map(int, bits)) == plan.bits and tuple(map(int, ranks)) == plan.ranks
-    assert re.findall(r">(\d+)</span>", plan._repr_html_()) == [str(v) for v in (*plan.bits, *plan.ranks)]
+    assert plan._repr_html_() is None, "a notebook shows the repr of a plan"
 
 
 def test_a_space_shows_its_groups_choices_and_sizes(result: SearchResult) -> None:

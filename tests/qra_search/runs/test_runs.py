@@ -103,7 +103,7 @@ def test_what_was_tuned_for_another_plan_is_set_aside(tmp_path: Path) -> None:
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(NoRun, match="is not a folder"):
         RunFolder(tmp_path / "none").check()
-    with pytest.raises(NoRun, match=r"holds no trials.sqlite"):
+    with pytest.raises(NoRun, match=r"holds no trials.jsonl"):
         RunFolder(tmp_path).check()
     folder, _ = searched(tmp_path / "a")
     folder.plan_file.unlink()

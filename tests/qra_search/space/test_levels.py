@@ -1,88 +1,145 @@
-"""A bit-width stored in several ways: each is a choice of its own, in the space, in plans on disk, in every search."""
+"""A bit-width stored in several ways: each is a level of its own, in the space, in plans on disk, in every search."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from qra_backends import storage
 
-from qra_search import Plan, SearchSpace, plugins, search
-from qra_search.contracts.scenarios import ToyEvaluator, toy_space
+from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, plugins, search
+from qra_search.contracts.scenarios import TWO_WAYS, ToyEvaluator, toy_space
 from qra_search.exchange.plans import import_plan
 from qra_search.report import words
-from qra_search.space.memory import LEVEL_STEP, GroupwiseFormat, level_name, level_width, parse_level
+from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
+from qra_search.space.sizes import size_in
 
-LEVELS = (8, 2, 104, 4)
+WAYS = (8, 2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq", GroupwiseFormat(4, 32)))
+PLAN = Plan((2, "hqq-4", "nf4", 8, "hqq-4"), (4, 8, 4, 8, 4))
 
 
 def two_ways() -> SearchSpace:
-    formats = {b: GroupwiseFormat(level_width(b), 32 if b == 104 else 64) for b in LEVELS}
-    return SearchSpace(
-        groups=toy_space().groups, bits=LEVELS, ranks=(4, 8), formats=formats, backends={4: "nf4", 104: "hqq"}
-    )
+    return toy_space(bits=WAYS, ranks=(4, 8))
 
 
-def test_levels_are_named_and_read():
-    assert [level_name(b) for b in (2, 4, 104, 204, 16)] == ["2", "4", "4b", "4c", "16"]
-    assert all(parse_level(level_name(b)) == b for b in (2, 4, 104, 204, 16))
-    for text in ("", "b", "4a", "104", "4bb", "-4"):
-        with pytest.raises(ValueError, match="names no bits"):
-            parse_level(text)
-    assert (LEVEL_STEP, level_width(104)) == (storage.LEVEL_STEP, storage.level_width(104))
+def test_names_are_numbers_or_texts_that_fit_in_lists():
+    assert [read_name(text) for text in ("4", " nf4 ", "gptq-3", "Q4_K", "IQ2_XXS")] == [
+        4, "nf4", "gptq-3", "Q4_K", "IQ2_XXS",
+    ]  # fmt: skip
+    for text in ("", "4b", "-4", "nf4,hqq", "a|b", "a:b", "nf 4", "٤"):
+        with pytest.raises(ValueError, match="names no level"):
+            read_name(text)
+    with pytest.raises(ValueError, match="level 4 has width 3"):
+        Level(4, 3)
 
 
-def test_the_space_keeps_them_by_width_with_the_bytes_of_each():
+def test_a_level_says_what_it_is():
+    assert [str(level) for level in two_ways().levels] == [
+        "2 bits", "nf4 (4 bits, bitsandbytes)", "hqq-4 (4 bits, hqq)", "8 bits",
+    ]  # fmt: skip
+    assert str(Level("Q4_K", 4)) == "Q4_K (4 bits)"
+
+
+def test_the_space_keeps_them_by_width_then_as_given_with_the_bytes_of_each():
     space = two_ways()
-    assert space.bits == (2, 4, 104, 8) and space.widths.tolist() == [2, 4, 4, 8]
-    first, second = (space.memory_bytes(Plan((b,) * 5, (4,) * 5)) for b in (4, 104))
+    assert space.bits == (2, "nf4", "hqq-4", 8) and space.widths.tolist() == [2, 4, 4, 8]
+    shuffled = SearchSpace(groups=space.groups, bits=(8, Level("b", 4), 2, Level("a", 4)), ranks=(4,))
+    assert shuffled.bits == (2, "b", "a", 8)
+    first, second = (space.memory_bytes(space.uniform(name, 4)) for name in ("nf4", "hqq-4"))
     weights = sum(group.weights for group in space.groups)
     assert second - first == weights * 32 // 64 // 8  # groups of 32 have twice the metadata
-    plan = Plan((2, 104, 4, 8, 104), (4, 8, 4, 8, 4))
-    assert space.decode(*space.encode(plan)) == plan and str(plan) == "Plan(5 groups, mean bits 4.40, mean rank 5.6)"
-    assert space.bits_text(104) == "4b bits (hqq)" and space.bits_text(2) == "2 bits"
+    assert space.decode(*space.encode(PLAN)) == PLAN and space.mean_bits(PLAN) == pytest.approx((2 + 4 + 4 + 8 + 4) / 5)
 
 
-def test_a_plan_on_disk_says_bits_backend_and_level_and_comes_back(tmp_path):
-    space, plan = two_ways(), Plan((2, 104, 4, 8, 104), (4, 8, 4, 8, 4))
-    data = json.loads(json.dumps(plan_to_dict(space, plan)))
-    assert [(g["bits"], g.get("level"), g.get("backend")) for g in data["groups"]] == [
-        (2, None, None), (4, 104, "hqq"), (4, None, "nf4"), (8, None, None), (4, 104, "hqq"),
+def test_a_level_is_found_by_its_name_and_by_its_width_where_that_has_one():
+    space = two_ways()
+    assert space.level("nf4").backend == "bitsandbytes" and space.level(8).format == GroupwiseFormat(8)
+    with pytest.raises(ValueError, match="4 bits are stored in several ways: name one of nf4, hqq-4"):
+        space.level(4)
+    with pytest.raises(ValueError, match="unknown storage level 'nf5': did you mean nf4"):
+        space.level("nf5")
+    alone = SearchSpace(groups=space.groups, bits=(2, Level("nf4", 4)), ranks=(4, 8))
+    assert alone.level(4).name == "nf4" and alone.uniform(4, 8) == alone.uniform("nf4", 8)
+    assert size_in(alone, "uniform4r8") == size_in(alone, "uniform nf4 r8")
+
+
+def test_budgets_name_levels():
+    space = two_ways()
+    assert size_in(space, "uniformhqq-4r8") == space.memory_bytes(space.uniform("hqq-4", 8))
+    assert size_in(space, "100%") == space.memory_bytes(space.uniform("nf4", 8))  # the first way of 4 bits
+    with pytest.raises(ValueError, match="several ways"):
+        size_in(space, "uniform4r8")
+
+
+def test_groups_are_narrowed_by_names():
+    linear = Linear(name="a", out_features=64, in_features=64)
+    space = SearchSpace(groups=[Group(name="a", linears=[linear], bits=("nf4", 8))], bits=WAYS, ranks=(4,))
+    assert space.bits_allowed.tolist() == [[False, True, False, True]]
+    with pytest.raises(ValueError, match=r"group 'a': bits hqq-4 is not one of \('nf4', 8\)"):
+        space.encode(Plan(("hqq-4",), (4,)))
+
+
+def test_numbers_and_levels_of_the_same_bytes_are_one_space():
+    plain = toy_space(bits=(2, 4))
+    assert toy_space(bits=(Level(2, 2), Level(4, 4, "hqq"))).signature == plain.signature
+    assert toy_space(bits=(2, Level("nf4", 4))).signature != plain.signature
+
+
+@pytest.mark.parametrize("bits", ["234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,)])
+def test_what_is_no_level_is_refused_with_what_is(bits):
+    with pytest.raises(TypeError, match=r"bits are numbers or Levels"):
+        SearchSpace(groups=toy_space().groups, bits=bits)
+
+
+def test_a_number_without_a_format_is_refused():
+    with pytest.raises(ValueError, match=r"no storage format for 3 bits: formats has \[2\]"):
+        SearchSpace(groups=toy_space().groups, bits=(2, 3, 16), formats={2: GroupwiseFormat(2)})
+
+
+def test_a_plan_on_disk_names_its_levels_and_comes_back(tmp_path):
+    space = two_ways()
+    data = json.loads(json.dumps(plan_to_dict(space, PLAN)))
+    assert [(g["bits"], g.get("width"), g.get("backend")) for g in data["groups"]] == [
+        (2, None, None), ("hqq-4", 4, "hqq"), ("nf4", 4, "bitsandbytes"), (8, None, None), ("hqq-4", 4, "hqq"),
     ]  # fmt: skip
-    assert plan_from_dict(space, data) == plan
+    assert plan_from_dict(space, data) == PLAN
     (tmp_path / "plan.json").write_text(json.dumps(data))
-    assert import_plan(tmp_path / "plan.json", "plan", space).plan == plan
+    assert import_plan(tmp_path / "plan.json", "plan", space).plan == PLAN
     plain = toy_space(ranks=(4, 8))
     assert import_plan(tmp_path / "plan.json", "plan", plain).plan.bits == (2, 4, 4, 8, 4)
+    (tmp_path / "plan.json").write_text(json.dumps(plan_to_dict(plain, plain.uniform(4, 8))))
+    assert import_plan(tmp_path / "plan.json", "plan", space).plan == space.uniform("nf4", 8)
 
 
 def test_a_plan_of_another_tool_gets_the_first_way_of_its_width(tmp_path):
     space = two_ways()
-    names = [linear.name for group in space.groups for linear in group.linears]
-    (tmp_path / "bits.txt").write_text("".join(f"{name}: 4\n" for name in names))
-    assert import_plan(tmp_path / "bits.txt", "evopress", space).plan.bits == (4,) * 5
+    rules = {linear.name: {"bits": 4} for group in space.groups for linear in group.linears}
+    (tmp_path / "layers.json").write_text(json.dumps(rules))
+    assert import_plan(tmp_path / "layers.json", "autoround", space).plan.bits == ("nf4",) * 5
 
 
 def test_the_record_of_a_space_keeps_them():
     space = two_ways()
     copy = space_from_dict(json.loads(json.dumps(space_to_dict(space))))
-    assert copy.signature == space.signature and copy.backends == space.backends and copy.bits == space.bits
+    assert copy.signature == space.signature and copy.bits == space.bits
+    assert list(map(str, copy.levels)) == list(map(str, space.levels))
 
 
-def test_words_count_bits_and_not_levels():
-    assert words.plan_name(Plan((104,), (8,))) == "uniform 4b bits, rank 8"
-    assert words.plan_name(Plan((2, 104), (8, 4))) == "mixed, 3.00 bits, rank 6.0"
-    assert words.bits_counts(Plan((8, 104, 4, 104), (4,) * 4)) == "1 at 4 bits, 2 at 4b bits, 1 at 8 bits"
+def test_words_count_bits_and_name_levels():
+    space = two_ways()
+    assert words.plan_name(space.uniform("nf4", 8), space) == "uniform nf4, rank 8"
+    assert words.plan_name(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
+    assert words.plan_name(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
+    assert words.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
 
 
 @pytest.mark.parametrize("strategy", plugins.names("strategies"))
 def test_every_strategy_tries_the_further_way_too(strategy):
-    evaluator = ToyEvaluator(toy_space(bits=(2, 4, 104, 8)))
+    evaluator = ToyEvaluator(toy_space(bits=TWO_WAYS))
     space = evaluator.space
     budget = (space.memory.minimum + space.memory.maximum) // 2
     options = {"evaluations": 25, "memory_budget": budget, "seed": 1}
     result = search(evaluator, strategy=strategy, **options)
-    assert any(104 in trial.plan.bits for trial in result.trials)
+    assert any("hqq-4" in trial.plan.bits for trial in result.trials)
     if strategy in ("qra", "additive"):  # these solve for the best: with a true prior, the better way to store 4 bits
-        assert 104 in result.best().plan.bits and 4 not in result.best().plan.bits
+        assert "hqq-4" in result.best().plan.bits and "nf4" not in result.best().plan.bits

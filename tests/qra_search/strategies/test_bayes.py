@@ -11,7 +11,7 @@ import pytest
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.strategies.bayes import BayesStrategy
 from qra_search.strategies.evolution.edits import Levels
-from qra_search.strategies.gp.candidates import Candidates, linearized_row
+from qra_search.strategies.gp.local_search import LocalSearch, linearized_row
 from qra_search.surrogates.memory_strips import Strips
 from qra_search.workflow.searching import search
 
@@ -58,18 +58,6 @@ def test_what_it_expected_is_recorded():
     assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
 
 
-def test_the_monte_carlo_acquisition_is_an_option_and_as_lawful():
-    state, strategy = replace(small_state(), memory_budgets=()), BayesStrategy(acquisition="qlognehvi")
-    proposals = strategy.propose(state, 2)
-    assert [p.origin for p in proposals] == ["qlognehvi"] * 2
-    assert proposals == strategy.propose(state, 2)
-
-
-def test_an_unknown_acquisition_is_named():
-    with pytest.raises(ValueError, match="must be one of closed_form, qlognehvi, got 'ei'"):
-        BayesStrategy(acquisition="ei")
-
-
 def test_its_estimate_of_a_noisy_plan_lies_nearer_to_the_truth_than_what_was_observed():
     evaluator = ToyEvaluator(noise=0.1)
     state = logged_state(evaluator, 80)
@@ -91,7 +79,7 @@ def test_climbing_ends_where_no_step_helps():
     state = scenario("groups with fewer choices")
     levels = Levels(state.space)
     weights = np.random.default_rng(0).standard_normal(levels.variables)
-    candidates = Candidates(levels, lambda rows: rows @ weights, (), state.memory_limit)
+    candidates = LocalSearch(levels, lambda rows: rows @ weights, (), state.memory_limit)
     ends, values = candidates.climb(levels.random(np.random.default_rng(1))[None], np.random.default_rng(2))
     steps = levels.neighbours(ends[0])
     fitting = steps[levels.bytes(steps) <= state.memory_limit]
@@ -103,7 +91,7 @@ def test_known_and_too_large_plans_are_no_candidates():
     state = scenario("a log that another strategy wrote")
     levels = Levels(state.space)
     known = levels.encode([t.plan for t in state.trials])
-    candidates = Candidates(levels, lambda rows: np.zeros(len(rows)), state.seen, state.memory_limit)
+    candidates = LocalSearch(levels, lambda rows: np.zeros(len(rows)), state.seen, state.memory_limit)
     assert len(candidates.best(known)[0]) == 0
     largest = levels.allowed.shape[1] - 1 - levels.allowed[:, ::-1].argmax(1)
     assert len(candidates.best(largest[None])[0]) == 0

@@ -14,12 +14,12 @@ from pymoo.core.evaluator import Evaluator as PymooEvaluator
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.problems.static import StaticProblem
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
+from qra_search import SearchSpace
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import Levels
-from qra_search.strategies.evolution.survival import non_dominated, population, survive
+from qra_search.strategies.evolution.survival import population, survive
 from qra_search.strategies.nsga2 import NSGA2Strategy, parents_of
 from qra_search.workflow.searching import search
 
@@ -46,15 +46,6 @@ def test_survival_is_pymoos_own(seed, count, size):
     theirs = survival.do(problem, evaluated, n_survive=min(size, count), random_state=np.random.default_rng(1))
     for attribute in ("X", "rank", "crowding"):
         assert ours.get(attribute).ravel().tolist() == theirs.get(attribute).ravel().tolist()
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25))
-def test_the_front_is_pymoos_first_front_without_repeats(points):
-    array = np.array(points, dtype=float)
-    ours = {tuple(array[i]) for i in non_dominated(array[:, 0], array[:, 1])}
-    theirs = {tuple(array[i]) for i in NonDominatedSorting().do(array, only_non_dominated_front=True)}
-    assert ours == theirs
-    assert len(ours) == len(non_dominated(array[:, 0], array[:, 1]))
 
 
 @given(st.integers(0, 1000))
@@ -84,7 +75,9 @@ def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
 
 def test_adjacent_levels_skip_those_a_group_may_not_take():
     space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
-    narrow = space.model_copy(update={"groups": (space.groups[0].model_copy(update={"bits": (2, 8)}),)})
+    narrow = SearchSpace(
+        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
+    )
     levels = Levels(narrow)
     assert levels.above[0, 0] == 3 and levels.below[0, 3] == 0
     assert levels.above[0, 3] == 3 and levels.below[0, 0] == 0

@@ -125,7 +125,7 @@ def test_a_run_too_short_or_missing_is_refused(tmp_path):
         learnt_prior(few(tmp_path), make_space(9))
     with pytest.raises(LogMismatch, match="does not exist"):
         learnt_prior(tmp_path / "nothing", make_space(9))
-    TrialLog(tmp_path / "empty").close()
+    TrialLog(tmp_path / "empty").set_meta("seed", 1)
     with pytest.raises(LogMismatch, match="holds no search space"):
         learnt_prior(tmp_path / "empty", make_space(9))
 
@@ -137,11 +137,11 @@ def test_the_command_line_learns_from_a_run_of_a_smaller_sibling(tmp_path, capsy
         tmp_path / "large", "--set", "options.layers=6", "--learn-from", tmp_path / "small", strategy="additive"
     )
     assert outcome.status == 0, outcome.err
-    with TrialLog(tmp_path / "large" / "trials.sqlite") as log:
+    with TrialLog(tmp_path / "large" / "trials.jsonl") as log:
         assert "learnt from" in log.meta("prior")["source"] and len(log.meta("prior")["bits_damage"]) == 6
     wrong = qra.search(tmp_path / "other", "--learn-from", tmp_path / "nothing")
     assert wrong.status == 2 and "nothing does not exist: give a trial log" in wrong.err.splitlines()[-1]
     assert not (tmp_path / "other").exists()
-    (tmp_path / "small" / "trials.sqlite").rename(tmp_path / "gone")
+    (tmp_path / "small" / "trials.jsonl").rename(tmp_path / "gone")
     resumed = qra("search", "--out", tmp_path / "large", "--resume", "-n", 14)
     assert resumed.status == 0, resumed.err

@@ -100,4 +100,4 @@ def test_hypervolume_is_the_area_that_the_front_dominates(result):
 
 
 def test_plan_prints_what_it_is():
-    assert str(Plan((2, 4), (4, 8))) == "Plan(2 groups, mean bits 3.00, mean rank 6.0)"
+    assert str(Plan((2, 4), (4, 8))) == "Plan(2 groups: 1 at 2 bits, 1 at 4 bits; mean rank 6.0)"

@@ -9,7 +9,7 @@ import pytest
 from report_runs import make_run
 
 from qra_search import SearchResult
-from qra_search.study.rows import with_metric_columns
+from qra_search.study import rows
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +18,20 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
 
 
 def test_rows_are_the_candidates_cheapest_first_and_say_which_are_on_the_front(result: SearchResult) -> None:
-    rows = result.rows()
-    assert [(r["loss"], r["memory_bytes"]) for r in rows] == [(c.loss, c.memory_bytes) for c in result.candidates]
-    assert [tuple(r["bits"]) for r in rows if r["on_front"]] == [c.plan.bits for c in result.front]
-    assert sum(r["uniform"] for r in rows) == len(result.uniform)
+    table = result.rows()
+    assert [(r["loss"], r["memory_bytes"]) for r in table] == [(c.loss, c.memory_bytes) for c in result.candidates]
+    assert [tuple(r["bits"]) for r in table if r["on_front"]] == [c.plan.bits for c in result.front]
+    assert sum(r["uniform"] for r in table) == len(result.uniform)
 
 
 def test_rows_of_trials_keep_failures_with_their_reason(result: SearchResult) -> None:
-    rows = result.rows("trials")
-    assert [r["id"] for r in rows] == [t.id for t in result.trials]
-    failed = [r for r in rows if r["status"] == "failed"]
+    table = result.rows("trials")
+    assert [r["id"] for r in table] == [t.id for t in result.trials]
+    failed = [r for r in table if r["status"] == "failed"]
     assert failed and all(r["loss"] is None and "out of memory" in r["reason"] for r in failed)
 
 
-def test_a_pandas_frame_holds_the_same_table(result: SearchResult) -> None:
+def test_a_frame_of_pandas_holds_the_same_table(result: SearchResult) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = result.to_pandas("trials")
     done = frame[frame.status == "done"]
@@ -42,15 +42,15 @@ def test_a_pandas_frame_holds_the_same_table(result: SearchResult) -> None:
 
 
 def test_metrics_have_columns_of_their_own() -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
     table = [{"id": 0, "metrics": {"a": 1.0}}, {"id": 1, "metrics": None}, {"id": 2, "metrics": {"a": 2.0, "b": 3.0}}]
-    assert with_metric_columns(table) == [
-        {"id": 0, "metrics.a": 1.0, "metrics.b": None},
-        {"id": 1, "metrics.a": None, "metrics.b": None},
-        {"id": 2, "metrics.a": 2.0, "metrics.b": 3.0},
-    ]
+    frame = rows.to_pandas([*table, {"id": 3, "metrics": {}}])
+    assert list(frame.columns) == ["id", "metrics.a", "metrics.b"]
+    known = frame.astype(object).where(frame.notna(), "unknown").to_numpy().tolist()
+    assert known == [[0, 1.0, "unknown"], [1, "unknown", "unknown"], [2, 2.0, 3.0], [3, "unknown", "unknown"]]
 
 
-def test_without_pandas_the_package_is_named(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pandas_is_named(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         result.to_pandas()

@@ -47,7 +47,7 @@ def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(ev
 
 
 def test_the_prior_is_charged_and_measured_once(evaluator, tmp_path):
-    log = tmp_path / "log.sqlite"
+    log = tmp_path / "log.jsonl"
     result = search(evaluator, strategy="additive", evaluations=4, memory_budget=budget_of(evaluator), log=log)
     # 0.5 for the prior and four evaluations: the last begins while less than four are spent.
     assert result.spent == 4.5 and len(result.trials) == 4
@@ -204,7 +204,7 @@ search(e, strategy="additive", evaluations=14, memory_budget=budget, log=sys.arg
 
 def test_a_search_killed_at_any_moment_resumes_to_the_trials_of_an_unbroken_one(evaluator, tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parents[2]))
-    log = tmp_path / "log.sqlite"
+    log = tmp_path / "log.jsonl"
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", script, str(log)])
         deadline = time.monotonic() + 30

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from nehvi import quality_model
 
 from qra_search.contracts.scenarios import toy_space
 from qra_search.surrogates.gp import fit_loss_gp, level_values, ordinal_levels, seeded_torch, warped_levels
-from qra_search.surrogates.nehvi import quality_model
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.random((30, 6))

@@ -57,7 +57,7 @@ def study(log: Path | str, *callbacks: Tracker, evaluations: float = 12) -> Stud
 
 def test_every_trial_is_told_with_its_figures_and_how_the_search_stands(tmp_path: Path) -> None:
     kept = Kept()
-    running = study(tmp_path / "t.sqlite", kept, evaluations=20)
+    running = study(tmp_path / "t.jsonl", kept, evaluations=20)
     result = running.run()
     trials = running.log.trials
     assert sorted(kept.rows) == [t.id for t in trials]
@@ -78,7 +78,7 @@ def test_every_trial_is_told_with_its_figures_and_how_the_search_stands(tmp_path
 
 def test_settings_are_plain_and_name_search_space_and_evaluator(tmp_path: Path) -> None:
     kept = Kept()
-    study(tmp_path / "t.sqlite", kept).run()
+    study(tmp_path / "t.jsonl", kept).run()
     assert kept.settings["strategy"] == "guessing"
     assert kept.settings["space.bits"] == "2, 3, 4, 8"
     assert kept.settings["evaluator.task"] == "bits"
@@ -87,8 +87,8 @@ def test_settings_are_plain_and_name_search_space_and_evaluator(tmp_path: Path) 
 
 def test_a_study_that_is_gone_on_with_goes_on_in_the_same_run(tmp_path: Path) -> None:
     first, second = Kept(), Kept()
-    study(tmp_path / "t.sqlite", first, evaluations=6).run()
-    running = study(tmp_path / "t.sqlite", second, evaluations=12)
+    study(tmp_path / "t.jsonl", first, evaluations=6).run()
+    running = study(tmp_path / "t.jsonl", second, evaluations=12)
     running.run()
     assert first.known == [None] and second.known == ["identity"]
     assert not set(first.rows) & set(second.rows)
@@ -98,9 +98,9 @@ def test_a_study_that_is_gone_on_with_goes_on_in_the_same_run(tmp_path: Path) ->
 
 
 def test_a_study_that_was_not_tracked_before_is_told_from_its_first_trial_on(tmp_path: Path) -> None:
-    study(tmp_path / "t.sqlite", evaluations=6).run()
+    study(tmp_path / "t.jsonl", evaluations=6).run()
     kept = Kept()
-    running = study(tmp_path / "t.sqlite", kept, evaluations=12)
+    running = study(tmp_path / "t.jsonl", kept, evaluations=12)
     running.run()
     assert sorted(kept.rows) == [t.id for t in running.log.trials]
 
@@ -114,7 +114,7 @@ def test_a_tool_that_fails_is_told_no_more_and_the_search_goes_on(tmp_path: Path
 
     failing, said = Failing(), []
     failing.say = said.append
-    running = study(tmp_path / "t.sqlite", failing)
+    running = study(tmp_path / "t.jsonl", failing)
     result = running.run()
     assert result.spent >= 12 and len(running.log) > 4
     assert sorted(failing.rows) == [0, 1, 2, 3] and failing.ends == []
@@ -128,7 +128,7 @@ def test_a_stopped_study_ends_incomplete(tmp_path: Path) -> None:
             study.stop()
 
     stopping = Stopping()
-    Study(AdditiveEvaluator(), strategy="random", evaluations=9, log=tmp_path / "t.sqlite", callbacks=[stopping]).run()
+    Study(AdditiveEvaluator(), strategy="random", evaluations=9, log=tmp_path / "t.jsonl", callbacks=[stopping]).run()
     assert stopping.ends == [False] and len(stopping.rows) == 1
 
 

@@ -17,7 +17,7 @@ def tracked(folder: Path, tracker: Tracker, evaluations: float) -> tuple[SearchR
     folder.mkdir(exist_ok=True)
     study = Study(
         Bits(evil_space()), strategy=Guessing(), evaluations=evaluations, memory_budget="uniform3r4",
-        log=folder / "trials.sqlite", callbacks=[tracker],
+        log=folder / "trials.jsonl", callbacks=[tracker],
     )  # fmt: skip
     result = study.run()
     assert not tracker.failed

@@ -1,0 +1,125 @@
+"""Flips, cuts off at, and cuts out every single byte of a log in turn, and counts what that did.
+
+    python benchmarks/workers/damage.py --trials 200
+
+Each proposal and each result is a line of its own. So a flipped or missing byte costs at most one trial its result or
+its proposal, and is named; a log that ends early is the log as it was earlier; all else that is read must be what was
+written. Lines that are as they were are decoded once and remembered (`remember`): without that, reading some 250,000
+logs would take half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import record  # noqa: E402
+
+from qra_search import search  # noqa: E402
+from qra_search.contracts.scenarios import ToyEvaluator, toy_space  # noqa: E402
+from qra_search.log import lines  # noqa: E402
+from qra_search.log.lines import Contents  # noqa: E402
+from qra_search.log.trial_log import LogMismatch  # noqa: E402
+
+
+def written(trials: int) -> bytes:
+    """A log of so many trials."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        search(ToyEvaluator(toy_space(8)), strategy="random", evaluations=trials, seed=1, log=log)
+        return log.read_bytes()
+
+
+def remember() -> None:
+    """Let the reader keep what it made of each line; every line is still looked at in every log."""
+    lines.is_intact = lru_cache(100_000)(lines.is_intact)
+    lines.orjson = SimpleNamespace(loads=lru_cache(100_000)(orjson.loads))
+    for name in ("_proposed", "_finished"):
+        setattr(lines, name, by_identity(getattr(lines, name)))
+
+
+def by_identity(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that remembers its result by which objects it was given; these are kept."""
+    known: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+
+    def remembered(first: Any, second: Any) -> Any:
+        key = id(first), id(second)
+        if key not in known:
+            known[key] = make(first, second), first, second
+        return known[key][0]
+
+    return remembered
+
+
+class Tally:
+    """Outcomes of one kind of damage."""
+
+    def __init__(self, truth: Contents, most_lost: int):
+        self.truth, self.most_lost = truth, most_lost
+        self.counts = {"bytes": 0, "named": 0, "refused": 0, "harmless": 0, "faults": 0}
+
+    def judge(self, content: bytes, allowed: int | None = None) -> None:
+        """Read a damaged log, and compare it with what was written."""
+        self.counts["bytes"] += 1
+        try:
+            found = Contents.read(content)
+        except LogMismatch:
+            self.counts["refused"] += 1  # in one line, as damage of a log's only header is
+            return
+        lost = 0
+        for number, trial in self.truth.trials.items():
+            known = found.trials.get(number)
+            if known is not trial and known != trial:
+                lost += 1
+                self.counts["faults"] += known is not None and (
+                    known.status != "running" or known.proposal != trial.proposal
+                )
+        self.counts["faults"] += len(found.trials.keys() - self.truth.trials.keys())
+        self.counts["faults"] += lost > (self.most_lost if allowed is None else allowed)
+        self.counts["faults"] += bool(lost and not found.damage and allowed is None)
+        self.counts["named" if found.damage else "harmless"] += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200)
+    options = parser.parse_args()
+    content = written(options.trials)
+    remember()
+    truth = Contents.read(content)
+    assert len(truth.trials) == options.trials and not truth.damage
+    flipped, removed, truncated = Tally(truth, 1), Tally(truth, 1), Tally(truth, 1)
+    ends = [at for at, byte in enumerate(content) if byte == 10]
+    results = [b'"status"' in line for line in content.splitlines()]
+    begun = time.process_time()
+    for at in range(len(content)):
+        data = bytearray(content)
+        data[at] ^= 1 << at % 8
+        flipped.judge(bytes(data))
+        removed.judge(content[:at] + content[at + 1 :])
+        whole = bisect.bisect_left(ends, at)  # lines whose end is left
+        truncated.judge(content[:at], allowed=sum(results[whole:]))
+    record(
+        "damage",
+        trials=options.trials,
+        log_bytes=len(content),
+        flipped=flipped.counts,
+        removed=removed.counts,
+        truncated=truncated.counts,
+        cpu_seconds=round(time.process_time() - begun, 1),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""An ordinary model folder from a GGUF file, by transformers' own loader; a broken file is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+
+CONVERSION = 2
+"""Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
+
+
+class BadGGUF(ValueError):
+    """A file that is no GGUF file, or a broken one; the message is one line with the file's name and the fault."""
+
+
+class Header(GGUFReader):
+    """Metadata and table of tensors, read no further than the file goes.
+
+    gguf 0.19 reads beyond the end as nothing: where a count is damaged it would loop for ever.
+    """
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
+        found = super()._get(offset, dtype, count, *args, **options)
+        if len(found) < int(count):
+            raise ValueError(f"truncated or broken at byte {int(offset)}")
+        return found
+
+    def value(self, key: str) -> Any:
+        """A metadata value; None if there is none."""
+        field = self.get_field(key)
+        return None if field is None else field.contents()
+
+
+def read_header(path: str | Path) -> Header:
+    """Raises BadGGUF if the file is broken, or none."""
+    return _one_line(path, "header", lambda: Header(path))
+
+
+def convert_gguf(path: str | Path, folder: str | Path, dtype: torch.dtype) -> None:
+    """Write the model of a GGUF file into a folder, its weights dequantized to `dtype`.
+
+    Raises:
+        BadGGUF: the file is broken, or holds another model than it says, or one that is not known.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(path)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    config = _checked_config(path, read_header(path), source)
+    with _quiet():
+        model, report = _one_line(
+            path,
+            "model",
+            lambda: AutoModelForCausalLM.from_pretrained(
+                **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            ),
+        )
+    wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
+    if wrong:
+        raise BadGGUF(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
+    # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
+    model.hf_quantizer.remove_quantization_config(model)
+    model.save_pretrained(folder)
+    tokenizer = _one_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(**source))
+    tokenizer.save_pretrained(folder)
+
+
+def _checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
+    """The config, refused if the tensors contradict it, before memory is taken for what it describes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = header.value("general.architecture")
+    blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
+    claimed = header.value(f"{family}.block_count")
+    if not isinstance(claimed, int) or claimed != len(blocks):
+        raise BadGGUF(f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks")
+    config = _one_line(path, "config", lambda: AutoConfig.from_pretrained(**source))
+    with torch.device("meta"):
+        model = _one_line(path, "model", lambda: AutoModelForCausalLM.from_config(config))
+    needed = sum(p.numel() for p in model.parameters())
+    stored = sum(t.n_elements for t in header.tensors)
+    if needed > stored:
+        raise BadGGUF(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
+    scaling = header.value(f"{family}.rope.scaling.type")
+    if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
+        warnings.warn(f"{path}: its rotary scaling is left out, as by transformers", stacklevel=3)
+    return config
+
+
+def file_digest(path: str | Path, *, blocks: int = 4096, block_bytes: int = 1 << 16) -> str:
+    """Hash of a file's size and of up to `blocks` evenly spaced blocks: all of a file up to 256 MiB, a sample beyond.
+
+    The first and the last block are always among them.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    count = -(-size // block_bytes)
+    chosen = range(count) if count <= blocks else np.linspace(0, count - 1, blocks).astype(int)
+    with open(path, "rb") as file:
+        for index in chosen:
+            file.seek(int(index) * block_bytes)
+            digest.update(file.read(block_bytes))
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and report: what is wrong is said in one line."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _one_line(path: str | Path, what: str, build: Callable[[], Any]) -> Any:
+    """Result of `build`; a library's complaint about the file's content becomes a BadGGUF of one line."""
+    try:
+        return build()
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadGGUF(f"{path}: no {what} can be made of it ({first})") from error

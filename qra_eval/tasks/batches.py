@@ -1,0 +1,69 @@
+"""From rows to padded batches: rows of similar length share one, and a seed gives a training its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qra_eval.tasks.encoding import IGNORED, Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded at the right to (N, T): under a causal mask no real token sees the padding, so none is masked.
+
+    Attributes:
+        input_ids: int (N, T).
+        positions: int (M,), flat indices into N*T whose next token has a label.
+        targets: int (M,), those labels.
+        tokens: real tokens, padding left out.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.positions.to(device), self.targets.to(device), self.tokens)
+
+
+def collate(rows: Sequence[Encoded], pad: int = 0) -> Batch:
+    """Pad rows to their longest and find the labelled positions."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.input_ids
+        labels[i, : len(row)] = row.labels
+    following = torch.full_like(labels, IGNORED)
+    following[:, :-1] = labels[:, 1:]
+    positions = (following.reshape(-1) != IGNORED).nonzero().squeeze(1)
+    return Batch(ids, positions, following.reshape(-1)[positions], sum(len(row) for row in rows))
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of what shares a batch: the shortest first, those of equal length in their order."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def bucketed(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
+    """Batches of rows of similar length, in order of length."""
+    return [collate([rows[i] for i in batch]) for batch in by_length(list(map(len, rows)), batch_size)]
+
+
+def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int) -> list[Batch]:
+    """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    batches: list[Batch] = []
+    while len(batches) < steps:
+        need = min(len(rows), (steps - len(batches)) * batch_size)
+        order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
+        chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
+        some = bucketed(chosen, batch_size)
+        batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
+    return batches[:steps]

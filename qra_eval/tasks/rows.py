@@ -1,0 +1,47 @@
+"""A task's rows, tokenized once."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.example import SplitName
+
+
+class Rows:
+    """The first rows of each split of a task, tokenized when they are first asked for.
+
+    Args:
+        name: of the task, for messages.
+        max_length: tokens of a row, at most.
+    """
+
+    def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
+        self.task, self.name, self.tokenizer, self.max_length = task, name, tokenizer, max_length
+        self._kept: dict[tuple[SplitName, int], list[Encoded]] = {}
+
+    def __call__(self, split: SplitName, count: int) -> list[Encoded]:
+        """The first `count` rows of a split; fewer where it is shorter.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        key = (split, count)
+        if key not in self._kept:
+            encoded = self.task.encode(self.task.split(split)[:count], self.tokenizer, self.max_length)
+            self._kept[key] = [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+            if not self._kept[key]:
+                raise ValueError(f"task {self.name!r} has no rows in its {split} split")
+        return self._kept[key]
+
+    def hash(self, **counts: int) -> str:
+        """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""
+        digest = hashlib.sha256()
+        for split, count in counts.items():
+            for row in self(split, count):  # type: ignore[arg-type]
+                digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]

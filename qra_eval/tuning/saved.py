@@ -1,0 +1,178 @@
+"""A tuned plan in a folder: an ordinary PEFT adapter, its quantized base, and the plan; and the model made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from qra_backends import make_backend
+
+from qra_eval.models.linears import find_linears, named_as_it_is
+from qra_eval.models.load import load_model
+from qra_eval.quantized import adapters
+from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.tensorfile import open_tensors, write_tensors
+from qra_eval.tuning.workbench import Workbench
+from qra_search.files import write_json
+from qra_search.space.levels import LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import plan_to_dict
+from qra_search.space.space import Plan
+
+CHECKED_TOKENS = 32
+"""On which a reloaded model is compared, in the stored dtype, which may be emulated; each meets every weight."""
+ADAPTER_FOLDER = "adapter"
+BASE_FILE = "quantized.safetensors"
+PLAN_FILE = "plan.json"
+
+
+class ReloadMismatch(RuntimeError):
+    """The saved adapter, reloaded, does not compute what the tuned model does."""
+
+
+def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
+    """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
+    `plan.json` (how the two go together)."""
+    folder, quantized = Path(folder), workbench.quantized
+    start = quantized.initialiser(workbench.init)
+    write_adapter(workbench, plan, folder / ADAPTER_FOLDER)
+    tensors = {
+        f"{linear.name}::{key}": tensor.cpu()
+        for group, bits, rank in zip(workbench.space.groups, plan.bits, plan.ranks, strict=True)
+        for linear in group.linears
+        for key, tensor in _base_tensors(workbench, start.module(linear.name, bits, rank), linear.name, bits).items()
+    }
+    write_tensors(tensors, folder / BASE_FILE)
+    data = plan_to_dict(workbench.space, plan)
+    data["model"] = quantized.loaded.spec
+    data["weights"] = quantized.loaded.fingerprint
+    data["dtype"] = str(quantized.dtype).removeprefix("torch.")
+    data["embeddings"] = quantized.quantization.embeddings
+    data["backend"] = quantized.backend.spec
+    data["init"] = workbench.init
+    write_json(folder / PLAN_FILE, data)
+
+
+def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
+    """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors."""
+    from peft import LoraConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {
+        linear.name: rank
+        for group, rank in zip(workbench.space.groups, plan.ranks, strict=True)
+        for linear in group.linears
+        if rank > 0
+    }
+    if not ranks:
+        raise ValueError("the plan has rank 0 everywhere: there is no adapter to save")
+    alpha = workbench.settings.alpha
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
+    others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
+    config = LoraConfig(
+        r=common,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        lora_dropout=workbench.settings.dropout,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=workbench.quantized.loaded.spec,
+    )
+    config.save_pretrained(str(folder))
+    state = adapters.state(workbench.quantized.wrapped, ADAPTER_DTYPE)
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    write_tensors(tensors, folder / "adapter_model.safetensors")
+
+
+def load(folder: str | Path, *, device: str = "cpu") -> Any:
+    """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
+
+    Raises:
+        ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
+            made for.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    model, tokenizer = load_base(folder, device=device)
+    with named_as_it_is(model):
+        tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+    # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
+    # in their dtype, and the tuned model did in its own.
+    dtype = getattr(torch, json.loads((folder / PLAN_FILE).read_text())["dtype"])
+    for name, parameter in tuned.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    tuned.eval()
+    return tuned, tokenizer
+
+
+def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
+    """The quantized base of a tuned run, and its tokenizer; raises as `load` does."""
+    folder = Path(folder)
+    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    if missing:
+        raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+    data = json.loads((folder / PLAN_FILE).read_text())
+    dtype = getattr(torch, data["dtype"])
+    loaded = load_model(data["model"], dtype=dtype, device=device, embeddings=data.get("embeddings", 16))
+    if loaded.fingerprint != data["weights"]:
+        raise ValueError(
+            f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
+        )
+    backend = make_backend(data["backend"])
+    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
+    model: Any = loaded.model
+    file = open_tensors(folder / BASE_FILE, device=device)
+    keys: dict[str, list[str]] = {}
+    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        keys.setdefault(key.rpartition("::")[0], []).append(key)
+    for found in find_linears(model):
+        bits = chosen[found.name]
+        if bits == UNQUANTIZED_BITS:
+            if found.name in keys:
+                found.module.weight.data = file.get_tensor(f"{found.name}::weight")
+            continue
+        module = backend.from_tensors(
+            {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
+            bits=bits,
+            out_features=found.out_features,
+            in_features=found.in_features,
+            bias=found.module.bias,
+            dtype=found.module.weight.dtype,
+        )
+        model.set_submodule(found.name, module)
+    model.requires_grad_(False)
+    return model, loaded.tokenizer
+
+
+@torch.no_grad()
+def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
+    """Largest absolute difference of logits between the tuned model and the one that `load` gives."""
+    row = workbench.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
+    with workbench.quantized.as_stored(plan, workbench.init) as model:
+        model.eval()
+        mine = model(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
+    reloaded, _ = load(folder, device=str(workbench.device))
+    # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
+    reloaded.get_base_model().set_attn_implementation(workbench.model.config._attn_implementation)
+    theirs = reloaded(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
+    difference = float((mine - theirs).abs().max())
+    if difference > 0:
+        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
+    return difference
+
+
+def _base_tensors(workbench: Workbench, module: torch.nn.Module, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
+    """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
+    if bits != UNQUANTIZED_BITS:
+        return workbench.quantized.backend.to_tensors(module)
+    if module is workbench.quantized.bank.linears[name]:
+        return {}
+    assert isinstance(module, torch.nn.Linear)
+    return {"weight": module.weight.detach()}

@@ -1,0 +1,68 @@
+"""Linears, and the groups of them that share a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qra_search.space.levels import LevelName
+
+
+class Linear(BaseModel):
+    """One linear map of the model, by its path and shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    out_features: int = Field(gt=0)
+    in_features: int = Field(gt=0)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.out_features * self.in_features
+
+
+class Group(BaseModel):
+    """Linears that share one choice of bits and rank.
+
+    `bits` (names of levels) and `ranks` narrow the space's choices for this group; None allows all of them.
+    `kind` names what such groups have in common across layers (`v_proj`, `layer`), and `depth` is the
+    index of the decoder layer: both only inform models of the loss, and may be left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    linears: tuple[Linear, ...] = Field(min_length=1)
+    bits: tuple[LevelName, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    kind: str = ""
+    depth: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all its linears."""
+        return sum(linear.weights for linear in self.linears)
+
+
+def check_groups(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """The groups of a space.
+
+    Raises:
+        TypeError, ValueError: there are none, two have one name, or they are something else.
+    """
+    if isinstance(groups, (str, bytes, Mapping)) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups are a list of Group, got {type(groups).__name__}")
+    found = tuple(groups)
+    wrong = [group for group in found if not isinstance(group, Group)]
+    if wrong:
+        raise TypeError(f"groups are a list of Group, got {type(wrong[0]).__name__} among them")
+    names = [group.name for group in found]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+    if not found:
+        raise ValueError("a space needs at least one group")
+    if twice:
+        raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
+    return found

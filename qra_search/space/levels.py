@@ -1,0 +1,106 @@
+"""Storage levels: the named ways to store a weight, from which a search chooses."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_format
+
+LevelName = int | str
+_TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to store a weight.
+
+    Attributes:
+        name: its bits if a width has one level only, else a text such as `nf4`, `gptq-3` or `Q4_K`.
+        width: nominal bits; 16 is the unquantized weight.
+        backend: what stores it, in words; only shown.
+        format: exact bytes of a weight; default: group-wise with 32 bits of scale and zero for every 64 weights.
+    """
+
+    name: LevelName
+    width: int
+    backend: str = ""
+    format: StorageFormat = field(default=None)  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if isinstance(self.name, int) and self.name != self.width:
+            raise ValueError(f"level {self.name} has width {self.width}: a level named by a number has so many bits")
+        if self.width < 1:
+            raise ValueError(f"bits must be at least 1, got {self.width}")
+        if self.format is None:
+            object.__setattr__(self, "format", default_format(self.width))
+
+    def __str__(self) -> str:
+        if isinstance(self.name, int):
+            return level_words(self.name)
+        return f"{self.name} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
+
+
+def level_words(name: LevelName) -> str:
+    """A level's name within a sentence: `4 bits`, `nf4`."""
+    return name if isinstance(name, str) else f"{name} bits"
+
+
+def check_name(name: Any) -> None:
+    """Raises TypeError or ValueError if this cannot name a level."""
+    if isinstance(name, bool) or not isinstance(name, (int, str)):
+        raise TypeError(f"a level is named by its bits or by a text, such as 4 or 'nf4', got {name!r}")
+    if isinstance(name, str) and not _TEXT.fullmatch(name):
+        raise ValueError(
+            f"{name!r} names no level: a number is needed, or a text that begins with a letter and has only letters, "
+            "digits, '_', '.' and '-'"
+        )
+
+
+def read_name(text: str) -> LevelName:
+    """The name of a level as written on a command line, where a number stays one.
+
+    Raises:
+        ValueError: it can name no level.
+    """
+    text = text.strip()
+    name: LevelName = int(text) if text.isdecimal() and text.isascii() else text
+    check_name(name)
+    return name
+
+
+def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None) -> tuple[Level, ...]:
+    """The levels that `bits` stands for, by width, then as given.
+
+    Args:
+        bits: numbers, levels, or both.
+        formats: of those given as numbers; None for the default of all.
+
+    Raises:
+        TypeError, ValueError: no levels, two of one name, or a number without a format.
+    """
+    if isinstance(bits, (str, bytes, Mapping)) or not isinstance(bits, Iterable):
+        raise TypeError(f"bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8), got {bits!r}")
+    levels = sorted((_level(value, formats) for value in bits), key=lambda level: level.width)
+    names = [level.name for level in levels]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"bits must be distinct choices, at least one, got {tuple(names)}")
+    return tuple(levels)
+
+
+def _level(value: Any, formats: Mapping[int, StorageFormat] | None) -> Level:
+    if isinstance(value, Level):
+        return value
+    try:
+        width = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        width = None
+    if width is None:
+        raise TypeError(f"bits are numbers or Levels, such as bits=(2, 3, 4, 8), got {value!r} among them")
+    if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
+        raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
+    return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""A plan: one choice of storage and rank for every group."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qra_search.display import Displayed
+from qra_search.space.levels import LevelName, check_name, level_words, read_name
+
+
+@dataclass(frozen=True)
+class Plan(Displayed):
+    """One choice for every group, in the order of the space's groups.
+
+    Attributes:
+        bits: names of storage levels, such as `(2, "nf4", 3)`.
+        ranks: of the adapters; 0 is none.
+
+    Raises:
+        TypeError: a choice is of another kind.
+        ValueError: bits and ranks differ in number, or there are none.
+    """
+
+    bits: tuple[LevelName, ...]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("bits", {int, str}), ("ranks", {int})):
+            values = getattr(self, name)
+            if type(values) is not tuple or not set(map(type, values)) <= kinds:
+                object.__setattr__(self, name, _plain(name, values))
+        for level in {b for b in self.bits if isinstance(b, str)}:
+            check_name(level)
+        if not self.bits or len(self.bits) != len(self.ranks):
+            raise ValueError(
+                f"a plan needs one rank for each choice of bits, and at least one of both: got {len(self.bits)} bits, "
+                f"{len(self.ranks)} ranks"
+            )
+
+    @cached_property
+    def key(self) -> str:
+        """A short text that is equal for equal plans."""
+        # Kept: a search asks for the keys of all its trials before every proposal.
+        return ",".join(map(str, self.bits)) + "|" + ",".join(map(str, self.ranks))
+
+    @classmethod
+    def from_key(cls, key: str) -> Plan:
+        """The plan with this `key`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        bits, _, ranks = key.partition("|")
+        return cls(tuple(map(read_name, bits.split(","))), tuple(map(int, ranks.split(","))))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every group has the same choice."""
+        return len(set(self.bits)) == 1 and len(set(self.ranks)) == 1
+
+    def __str__(self) -> str:
+        counts = Counter(self.bits)
+        order = sorted(counts, key=lambda name: (isinstance(name, str), name))
+        shares = ", ".join(f"{counts[name]} at {level_words(name)}" for name in order)
+        return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"
+
+
+def _plain(what: str, values: Any) -> tuple[Any, ...]:
+    """A list of choices in plain numbers and texts."""
+    wanted = "bits are a list of numbers or names of levels" if what == "bits" else "ranks are a list of numbers"
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        raise TypeError(f"a plan's {wanted}, got {values!r}")
+    plain = []
+    for value in values:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            plain.append(value if what == "bits" and isinstance(value, str) else operator.index(value))
+        except TypeError:
+            raise TypeError(f"a plan's {wanted}, got {value!r} among them") from None
+    return tuple(plain)

@@ -1,0 +1,251 @@
+"""A GGUF file becomes the model that it was made of, once; a broken one is refused in one line, without memory."""
+
+from __future__ import annotations
+
+import resource
+import struct
+import unicodedata
+
+import gguf
+import pytest
+import torch
+from gguf_files import write_gguf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qra_eval.models import load as models
+from qra_eval.models.from_gguf import BadGGUF, convert_gguf, file_digest, read_header
+from qra_eval.models.load import load_model
+
+SCRIPTS = (
+    "LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "DEVANAGARI", "THAI", "HANGUL", "HIRAGANA", "CJK", "GEORGIAN",
+    "ARMENIAN", "ETHIOPIC", "TAMIL", "KHMER", "DIGIT", "EMOJI",
+)  # fmt: skip
+
+
+def texts_of_many_scripts(count: int) -> list[str]:
+    """Random words, numbers, marks and white space of one or two scripts each, and the special tokens."""
+    import random
+
+    draw = random.Random(0)
+    alphabets: dict[str, list[str]] = {script: [] for script in SCRIPTS}
+    for code in [*range(0x20, 0x3000), *range(0x3040, 0x3100), *range(0x4E00, 0x4F00), *range(0xAC00, 0xAD00)]:
+        name = unicodedata.name(chr(code), "")
+        for script in SCRIPTS:
+            if script in name:
+                alphabets[script].append(chr(code))
+    alphabets["EMOJI"] = [chr(code) for code in range(0x1F600, 0x1F640)]
+    glue = [*"    \n\t-", "\n\n", ", ", ". ", "'s ", " 1234 ", " 3.14", "<|im_start|>", "<|im_end|>"]
+    texts = ["", " ", "\n\n\n", "don't I'LL we've", "x" * 300, "def f(x):\n    return x**2 # 42\n"]
+    while len(texts) < count:
+        some = draw.sample(SCRIPTS, draw.choice((1, 2)))
+        words = ["".join(draw.choices(alphabets[draw.choice(some)], k=draw.randint(1, 9))) for _ in range(8)]
+        texts.append("".join(word + draw.choice(glue) for word in words))
+    return texts
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, "llama", kind="Q8_0")
+    return path.read_bytes()
+
+
+# Of Qwen3, transformers 5.24 takes heads for 128 wide whatever the file says, as those of all that were published are.
+@pytest.mark.parametrize(("family", "more"), [("llama", {}), ("qwen2", {}), ("qwen3", {"head_dim": 128})])
+def test_a_file_becomes_the_model_that_it_was_made_of(tmp_path, own_cache, family, more):
+    model = write_gguf(tmp_path / "tiny.gguf", family, config=more)
+    loaded = load_model(str(tmp_path / "tiny.gguf"), dtype=torch.float32)
+    assert type(loaded.model) is type(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    ids = torch.arange(40).reshape(2, 20)
+    torch.testing.assert_close(loaded.model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert getattr(loaded.model.config, "quantization_config", None) is None
+
+
+def test_weights_are_those_that_gguf_dequantizes(tmp_path, own_cache):
+    write_gguf(tmp_path / "tiny.gguf", "qwen2", kind="Q4_1")
+    state = load_model(str(tmp_path / "tiny.gguf"), dtype=torch.bfloat16).model.state_dict()
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)
+    for name, tensor in state.items():
+        stem, _, suffix = name.rpartition(".")
+        stored = tensors[f"{names.get_name(stem)}.{suffix}"]
+        assert torch.equal(tensor, torch.tensor(gguf.dequantize(stored.data, stored.tensor_type)).bfloat16()), name
+
+
+def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_cache, monkeypatch, capsys):
+    write_gguf(tmp_path / "tiny.gguf", "llama")
+    first = load_model(str(tmp_path / "tiny.gguf"))
+    monkeypatch.setattr(models, "convert_gguf", lambda *_: pytest.fail("converted twice"))
+    second = load_model(str(tmp_path / "tiny.gguf"))
+    assert second.fingerprint == first.fingerprint
+    assert [p.name for p in (own_cache / "models").iterdir() if p.name.startswith(".")] == []
+    assert "de-quantizing" not in capsys.readouterr().err
+
+
+def test_a_conversion_that_fails_leaves_nothing_in_the_cache(tmp_path, own_cache):
+    write_gguf(tmp_path / "tiny.gguf", "llama", block_count=3)
+    with pytest.raises(BadGGUF):
+        load_model(str(tmp_path / "tiny.gguf"))
+    assert list((own_cache / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"block_count": None}, "llama.block_count is None"),
+        ({"block_count": "many"}, "llama.block_count is 'many'"),
+        ({"block_count": 2**31 - 1}, "2147483647, its tensors are of 2 blocks"),
+        ({"block_count": 3}, "block_count is 3, its tensors are of 2 blocks"),
+        ({"block_count": 1}, "block_count is 1, its tensors are of 2 blocks"),
+        ({"embedding_length": 2**30}, "describe a model of .* weights, it holds 94528"),
+        ({"vocab_size": 2**31 - 1}, "describe a model of .* weights, it holds 94528"),
+        ({"feed_forward_length": 2**30}, "describe a model of .* weights, it holds 94528"),
+        ({"feed_forward_length": 64}, "6 tensors are missing or have another shape, such as .*mlp"),
+        ({"vocab_size": 64}, "another shape, such as .*embed"),
+    ],
+)
+def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_built(tmp_path, fields, why):
+    write_gguf(tmp_path / "tiny.gguf", "llama", **fields)
+    with pytest.raises(BadGGUF, match=why) as caught:
+        convert_gguf(tmp_path / "tiny.gguf", tmp_path, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_architecture_is_refused_in_one_line(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "clip")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(BadGGUF, match="clip") as caught:
+        convert_gguf(tmp_path / "x.gguf", tmp_path, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_rotary_scaling_that_is_left_out_is_said(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", "llama", **{"rope.scaling.type": "yarn"})
+    with pytest.warns(UserWarning, match="rotary scaling is left out"):
+        convert_gguf(tmp_path / "tiny.gguf", tmp_path, torch.float32)
+
+
+# -- broken files --------------------------------------------------------------------------------
+def header(tensors: int, pairs: int, *, version: int = 3, magic: bytes = b"GGUF") -> bytes:
+    return magic + struct.pack("<IQQ", version, tensors, pairs)
+
+
+def text(value: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(value) if length is None else length) + value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        header(0, 0, magic=b"PK\x03\x04"),
+        header(0, 0, version=1),
+        header(2**63, 0),
+        header(0, 2**63),
+        header(0, 1) + text(b"k", 2**62) + bytes(40),
+        header(0, 1) + text(b"k") + struct.pack("<I", 99) + bytes(40),
+        header(0, 1) + text(b"k") + struct.pack("<IIQ", 9, 8, 2**60) + bytes(40),
+        header(0, 1) + text(b"k") + struct.pack("<IIQ", 9, 4, 2**61) + bytes(40),
+        header(0, 1) + text(b"\xff\xfe") + bytes(40),
+        header(0, 2) + (text(b"k") + struct.pack("<IB", 7, 1)) * 2 + bytes(40),
+        header(1, 0) + text(b"t") + struct.pack("<I", 2**32 - 1) + bytes(80),
+        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 2**62, 0, 0) + bytes(80),
+        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 0, 2**63) + bytes(80),
+        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 33, 8, 0) + bytes(80),
+        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 77, 0) + bytes(80),
+        header(2, 0) + (text(b"t") + struct.pack("<IQIQ", 1, 4, 0, 0)) * 2 + bytes(80),
+        header(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 3) + bytes(40),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line_and_without_memory(tmp_path, content):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadGGUF) as caught:
+        read_header(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_a_file_cut_anywhere_is_refused(content, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(content)
+    last = max(t.data_offset + t.n_bytes for t in read_header(cut).tensors)
+    for length in [*range(0, 400, 37), *range(400, last, 9973), last - 1]:
+        cut.write_bytes(content[:length])
+        with pytest.raises(BadGGUF):
+            read_header(cut)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_changed_bytes_give_a_file_or_a_refusal(data, content, tmp_path):
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, 9000))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "changed.gguf"
+    path.write_bytes(changed)
+    try:
+        found = read_header(path)
+    except BadGGUF as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(t.data_offset + t.n_bytes <= len(content) for t in found.tensors)
+
+
+def test_a_digest_tells_files_apart_by_size_and_content(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(bytes(1000))
+    other.write_bytes(bytes(999) + b"\x01")
+    assert file_digest(one) == file_digest(one) != file_digest(other)
+    other.write_bytes(bytes(1001))
+    assert file_digest(one) != file_digest(other)
+
+
+def test_the_digest_of_a_large_file_is_a_sample_with_both_ends(tmp_path):
+    path = tmp_path / "large"
+    content = bytearray(1000)
+
+    def digest():
+        path.write_bytes(content)
+        return file_digest(path, blocks=4, block_bytes=10)
+
+    before = digest()
+    content[995] = 1
+    assert digest() != before
+    content[995], content[3] = 0, 1
+    assert digest() != before
+    content[3], content[15] = 0, 1
+    assert digest() == before
+
+
+@pytest.mark.slow
+def test_smollm2_is_bit_for_bit_what_transformers_reads(smollm2_file, own_cache):
+    ours = load_model("smollm2", dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        smollm2_file.parent, gguf_file=smollm2_file.name, dtype=torch.bfloat16
+    )
+    mine = ours.model.state_dict()
+    assert mine.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(mine[name], tensor), name
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
+    assert_same_tokenizer(ours.tokenizer, tokenizer, texts_of_many_scripts(200))
+
+
+def assert_same_tokenizer(ours, theirs, texts):
+    for text in texts:
+        ids = theirs(text)["input_ids"]
+        assert ours(text)["input_ids"] == ids, text
+        assert ours.decode(ids) == theirs.decode(ids), text
+        assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True), text
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert set(ours.all_special_tokens) == set(theirs.all_special_tokens)

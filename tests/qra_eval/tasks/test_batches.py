@@ -1,0 +1,58 @@
+"""Batches hold every row once, waste little on padding, and follow the seed."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from token_rows import rows
+
+from qra_eval.tasks.batches import bucketed, by_length, collate, schedule
+from qra_eval.tasks.encoding import IGNORED, Encoded
+
+
+@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9))
+def test_batches_hold_every_row_once_in_order_of_length(lengths, size):
+    made = by_length(lengths, size)
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == size for batch in made[:-1])
+    assert [lengths[i] for batch in made for i in batch] == sorted(lengths)
+
+
+def test_collated_rows_are_padded_at_the_right_without_labels():
+    short = Encoded(torch.tensor([5, 6, 7]), torch.tensor([IGNORED, 6, 7]))
+    batch = collate([short, Encoded(torch.arange(6), torch.full((6,), IGNORED))], pad=99)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 99, 99, 99], list(range(6))]
+    assert batch.tokens == 9 and batch.positions.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
+
+
+def test_batches_waste_little_on_padding_and_hold_every_row_once():
+    some = rows(40)
+    batches = bucketed(some, 8)
+    assert sum(b.tokens for b in batches) == sum(map(len, some))
+    assert sum(b.input_ids.numel() for b in batches) <= 1.2 * sum(map(len, some))
+    assert sum(len(b.targets) for b in batches) == sum(int((r.labels[1:] != IGNORED).sum()) for r in some)
+
+
+def test_a_first_label_at_position_zero_has_nothing_that_predicts_it():
+    batch = collate([Encoded(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3]))])
+    assert batch.positions.tolist() == [0, 1] and batch.targets.tolist() == [2, 3]
+
+
+def test_fewer_steps_see_a_prefix_of_the_rows():
+    some = rows(64)
+    few, many = schedule(some, 2, 8, seed=0), schedule(some, 8, 8, seed=0)
+    seen = lambda batches: sorted(tuple(r) for b in batches for r in b.input_ids.tolist())  # noqa: E731
+    longest = max(len(r) for r in some)
+    pad = lambda r: tuple(r.input_ids.tolist() + [0] * (longest - len(r)))  # noqa: E731
+    widen = lambda keys: sorted(k + (0,) * (longest - len(k)) for k in keys)  # noqa: E731
+    assert widen(seen(few)) == sorted(pad(r) for r in some[:16])
+    assert widen(seen(many)) == sorted(pad(r) for r in some)
+
+
+def test_the_schedule_follows_the_seed_and_repeats_rows_when_they_run_out():
+    some = rows(10)
+    key = lambda batches: [b.input_ids.tolist() for b in batches]  # noqa: E731
+    assert key(schedule(some, 6, 4, seed=1)) == key(schedule(some, 6, 4, seed=1))
+    assert key(schedule(some, 6, 4, seed=1)) != key(schedule(some, 6, 4, seed=2))
+    assert len(schedule(some, 6, 4, seed=1)) == 6

@@ -1,0 +1,330 @@
+"""The log keeps what it was told, across processes and kills, and refuses what is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from fakes import AdditiveEvaluator, make_space
+from logs import OPTIONS, kill_a_search, write_log
+
+from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
+from qra_search.log.logtools import check
+from qra_search.log.trial_log import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
+
+PLAN = Plan((2, 3), (4, 8))
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(row) for row in path.read_text().splitlines()]
+
+
+def test_a_log_reads_back_what_was_written(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path) as log:
+        log.propose(Proposal(PLAN, 0.5, 3, "sweep", 1.5, 0.1))
+        log.propose(Proposal(PLAN, 1.0, 3))
+        log.propose(Proposal(PLAN, 1.0, 4))
+        log.finish(0, Evaluation(1.25, 77, {"acc": 0.5, "top": float("inf")}, 2.0, 0.5, 3))
+        log.fail(1, "out of memory")
+        written = log.trials
+    with TrialLog(path) as log:
+        assert log.trials == written
+        assert [t.status for t in log] == ["done", "failed", "running"]
+        assert [t.id for t in log.running] == [2]
+        assert log.trials[0].proposal.predicted_loss == 1.5
+        assert log.trials[0].evaluation.metrics["top"] == float("inf")
+        assert log.trials[1].reason == "out of memory"
+
+
+def test_a_search_writes_its_header_first_and_says_who_writes(tmp_path):
+    write_log(tmp_path / "log", 3)
+    first, second, *others = rows(tmp_path / "log")
+    assert first["format"] == "qra-log/3" and {"space", "space_data", "evaluator", "budgets", "seed"} <= set(first)
+    assert second["writer"]["pid"] == os.getpid()
+    assert [r["trial"] for r in others if "bits" in r] == [r["trial"] for r in others if "status" in r] == [0, 1, 2]
+    assert all(list(r)[-1] == "crc" for r in rows(tmp_path / "log"))
+
+
+def test_a_log_that_nothing_was_written_to_is_no_file(tmp_path):
+    with TrialLog(tmp_path / "log") as log:
+        assert len(log) == 0 and log.meta("space") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tables_of_pandas_read_it(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    log = write_log(tmp_path / "log", 5)
+    table = pandas.read_json(tmp_path / "log", lines=True)
+    assert table[table.status == "done"].loss.tolist() == pytest.approx([t.loss for t in log], rel=1e-14)
+
+
+def test_a_result_counts_once():
+    log = TrialLog()
+    log.propose(Proposal(PLAN))
+    log.finish(0, Evaluation(1.0, 1))
+    with pytest.raises(ValueError, match="a result counts once"):
+        log.finish(0, Evaluation(0.5, 1))
+
+
+def test_a_log_of_another_search_is_refused_with_both_values(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path) as log:
+        log.bind(seed=1, evaluator={"model": "a", "steps": 3})
+    with TrialLog(path) as log:
+        log.bind(seed=1)
+        with pytest.raises(LogMismatch, match=r"evaluator model = 'a', but now it is 'b'"):
+            log.bind(seed=1, evaluator={"model": "b", "steps": 3})
+
+
+@pytest.mark.parametrize("content", [b"something else entirely", b"something\nelse\n" * 100, b"\x80\x04."])
+def test_a_file_that_is_no_log_is_refused_and_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(LogDamaged, match="not a readable trial log"):
+        TrialLog(path)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_is_no_log(tmp_path):
+    with pytest.raises(LogDamaged, match="cannot be read"):
+        TrialLog(tmp_path)
+
+
+def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
+    plans = [p for p in make_space().uniform_plans()[:3]]
+    with TrialLog(tmp_path / "log") as log:
+        with pytest.raises(TypeError):
+            log.propose_all([Proposal(plans[0]), Proposal(plans[1], origin=object())])  # type: ignore
+        assert len(log) == 0
+        assert [t.id for t in log.propose_all([Proposal(p) for p in plans])] == [0, 1, 2]
+    assert len(TrialLog(tmp_path / "log")) == 3
+
+
+def test_trials_of_another_log_are_added_as_they_are(tmp_path):
+    known = write_log(tmp_path / "a").trials
+    with TrialLog(tmp_path / "b") as log:
+        log.propose(Proposal(known[0].plan, seed=9))
+        log.append(known)
+    trials = TrialLog(tmp_path / "b").trials
+    assert [(t.id - 1, t.proposal, t.evaluation) for t in trials[1:]] == [
+        (t.id, t.proposal, t.evaluation) for t in known
+    ]
+
+
+# -- one writer ------------------------------------------------------------------------------------
+
+
+def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
+    path = tmp_path / "log"
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        f"from fakes import AdditiveEvaluator\nfrom qra_search import Study\n"
+        f"study = Study(AdditiveEvaluator(), strategy='random', log={str(path)!r})\n"
+        f"print('held', flush=True)\ntime.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(LogBusy, match=f"being written by process {process.pid} on .*, since .*: wait for it"):
+            Study(AdditiveEvaluator(), strategy="random", log=path)
+        with TrialLog(path) as log:
+            assert len(log) == 0, "reading is open to everyone"
+        assert f"process {process.pid}" in check(path).lines()[-1]
+    finally:
+        process.kill()
+        process.wait()
+    assert search(AdditiveEvaluator(), **OPTIONS, log=path).trials, "the kernel frees the lock of a killed process"
+    assert check(path).writer == ""
+
+
+def test_two_writers_in_one_process_are_refused_too(tmp_path):
+    with TrialLog(tmp_path / "log") as first:
+        first.set_meta("a", 1)
+        second = TrialLog(tmp_path / "log")
+        with pytest.raises(LogBusy, match=f"process {os.getpid()}"):
+            second.set_meta("a", 2)
+        first.release()
+        second.set_meta("a", 3)
+        second.close()
+        first.set_meta("b", 1)
+        assert first.meta("a") == 3
+
+
+def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
+    log = write_log(tmp_path / "log", 3)
+    other = write_log(tmp_path / "log", 5)
+    other.close()
+    trial = log.propose(Proposal(log.trials[0].plan, seed=77))
+    assert trial.id == 5 and len(log) == 6
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path):
+    log = TrialLog(tmp_path / "log")
+    log.set_meta("a", 1)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)  # until the parent is done
+        os._exit(0)
+    os.close(read)
+    second = TrialLog(tmp_path / "log")
+    with pytest.raises(LogBusy, match=f"process {os.getpid()}"):
+        second.set_meta("a", 2)
+    log.release()
+    second.set_meta("a", 2)
+    second.release()
+    os.close(write)
+    os.waitpid(child, 0)
+
+
+def test_a_forked_child_that_writes_is_refused_like_any_other_process(tmp_path):
+    log = TrialLog(tmp_path / "log")
+    log.set_meta("a", 1)
+    child = os.fork()
+    if child == 0:
+        try:
+            log.set_meta("a", 2)
+        except LogBusy:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    log.set_meta("b", 1)
+    log.close()
+    assert TrialLog(tmp_path / "log").meta("a") == 1
+
+
+def test_readers_see_whole_trials_while_a_writer_writes(tmp_path):
+    path, evaluator = tmp_path / "log", AdditiveEvaluator()
+    seen = []
+    for _ in range(20):
+        search(evaluator, **{**OPTIONS, "evaluations": 2 + len(seen)}, log=path)
+        with TrialLog(path) as reader:
+            seen.append(reader.trials)
+    assert all(later[: len(earlier)] == earlier for earlier, later in zip(seen, seen[1:], strict=False))
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
+    options = {**OPTIONS, "strategy": "additive"}
+    steady = search(AdditiveEvaluator(), **options)
+    clock = iter(range(2_000_000_000, 0, -40_000_000))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    jumping = search(AdditiveEvaluator(), **options, log=tmp_path / "log")
+    assert [t.proposal for t in jumping.trials] == [t.proposal for t in steady.trials]
+    monkeypatch.undo()
+    assert TrialLog(tmp_path / "log").trials == jumping.trials
+
+
+def test_the_lock_is_free_once_a_search_has_ended_however_it_ended(tmp_path):
+    class Interrupted(AdditiveEvaluator):
+        def evaluate(self, plan, **options):
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().evaluate(plan, **options)
+
+    study = Study(Interrupted(), **OPTIONS, log=tmp_path / "log")
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert [t.status for t in study.log] == ["done"] * 3 + ["running"]
+    result = search(AdditiveEvaluator(), **OPTIONS, log=tmp_path / "log")
+    assert [t.proposal for t in result.trials] == [t.proposal for t in search(AdditiveEvaluator(), **OPTIONS).trials]
+
+
+# -- where writing fails -----------------------------------------------------------------------------
+
+
+def as_nobody(work) -> list[str]:
+    """What a function returns in a child process that may write nothing (root may write anything)."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            lines = work()
+        except BaseException as error:
+            lines = [repr(error)]
+        os.write(write, "\n".join(lines).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        lines = file.read().splitlines()
+    os.waitpid(child, 0)
+    return lines
+
+
+@pytest.mark.parametrize("left_by", ["closed", "killed"])
+@pytest.mark.parametrize("closed", ["folder", "file"])
+def test_a_log_that_cannot_be_written_is_read_whole(left_by, closed):
+    def work() -> list[str]:
+        log = TrialLog(path)
+        lines = [f"{len(log)} {log.trials[-1].status}"]
+        for write in (lambda: log.set_meta("a", 1), lambda: TrialLog(f"{path}-new").set_meta("a", 1)):
+            with pytest.raises(LogReadOnly) as caught:
+                write()
+            lines.append(str(caught.value))
+            if closed == "file":
+                break
+        log.close()
+        return lines
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        path = folder / "log"
+        write_log(path).close() if left_by == "closed" else kill_a_search(path)
+        before = path.read_bytes()
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(0o555 if closed == "folder" else 0o777)
+        lines = as_nobody(work)
+        folder.chmod(0o755)
+        assert path.read_bytes() == before
+    assert lines[0] == "12 done"
+    assert len(lines) == (3 if closed == "folder" else 2)
+    assert all("cannot be written (permission denied): give an output folder that can be" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_path, monkeypatch, short):
+    path, write = tmp_path / "log", os.write
+    log = write_log(path, 4)
+    before = path.read_bytes()
+
+    def full(file: int, data: bytes) -> int:
+        written = write(file, data[: len(data) // 2])
+        if short:
+            return written
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(LogUnwritable, match="cannot be written .*make room on its disk and resume with the same log"):
+        log.propose(Proposal(log.trials[0].plan, seed=5))
+    assert path.read_bytes() == before and len(log) == 4
+    monkeypatch.undo()
+    log.propose(Proposal(log.trials[0].plan, seed=5))
+    log.close()
+    assert len(TrialLog(path)) == 5
+
+
+def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
+    log = write_log(tmp_path / "log", 4)
+    log.propose(Proposal(log.trials[0].plan, seed=5))
+    (tmp_path / "log").unlink()
+    with pytest.raises(LogUnwritable, match="the file was taken away"):
+        log.fail(4, "x")
+
+
+def test_what_a_killed_writer_had_begun_is_cut_off_by_the_next(tmp_path):
+    path = tmp_path / "log"
+    kill_a_search(path)
+    assert check(path).ok
+    result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
+    unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
+    assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
+    assert check(path).ok and TrialLog(path).trials == result.trials

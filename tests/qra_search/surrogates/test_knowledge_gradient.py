@@ -1,0 +1,38 @@
+"""The worth of an evaluation, against closed forms and Monte Carlo."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from qra_search.surrogates.knowledge_gradient import knowledge_gradient
+
+
+def test_one_new_plan_against_a_certain_one_is_expected_improvement():
+    gap, sd = 0.2, 0.3
+    expected = sd * norm.pdf(gap / sd) - gap * norm.cdf(-gap / sd)
+    got = knowledge_gradient(np.array([0.0, gap]), np.array([[0.0, sd]]), 1, np.ones(2, bool))
+    np.testing.assert_allclose(got, expected, rtol=0.1)
+
+
+def test_it_agrees_with_monte_carlo():
+    rng = np.random.default_rng(0)
+    mean, change = rng.normal(0, 0.1, 6), rng.normal(0, 0.2, (3, 6))
+    z = rng.standard_normal(200_000)
+    got = knowledge_gradient(mean, change, 3, np.ones(6, bool))
+    for e in range(3):
+        pool = [0, 1, 2, 3 + e]
+        after = (mean[pool] + z[:, None] * change[e, pool]).min(1).mean()
+        np.testing.assert_allclose(got[e], mean[:3].min() - after, rtol=0.06, atol=0.003)
+
+
+def test_a_plan_over_the_budget_is_worth_only_what_it_tells_of_others():
+    mean, fits = np.array([0.0, 0.1, -1.0]), np.array([True, True, False])
+    assert knowledge_gradient(mean, np.array([[0.0, 0.0, 0.5]]), 2, fits) == pytest.approx([0.0], abs=1e-12)
+    assert knowledge_gradient(mean, np.array([[0.0, 0.3, 0.5]]), 2, fits)[0] > 0.05
+
+
+def test_while_nothing_known_fits_the_plan_of_lowest_mean_is_worth_most():
+    mean, fits = np.array([1.0, 0.4, 0.2, 0.1]), np.array([False, True, True, False])
+    assert knowledge_gradient(mean, np.zeros((3, 4)), 1, fits) == pytest.approx([0.6, 0.8, 0.0])
