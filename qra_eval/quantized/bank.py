@@ -39,7 +39,7 @@ class Bank:
         folder: where the files are kept.
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
         hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
-        progress: told `("quantize <bits> bits", done, total)`.
+        progress: called with `("quantize <bits> bits", done, total)`.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
