@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from qra_eval.models.load import load_model
+from qra_eval.tuning.saved import load
 from qra_search.plugins import did_you_mean
 
 _CHOICES = {"doc_to_target": "answer", "doc_to_choice": "choices", "test_split": "test", "fewshot_split": "train"}
@@ -116,8 +118,6 @@ class Harness:
         Raises:
             ValueError: there is no tuned plan, or as `score` does.
         """
-        from qra_eval import load
-
         return self._scored(*load(folder))
 
     def untuned(self, model: str) -> list[Score]:
@@ -126,8 +126,6 @@ class Harness:
         Args:
             model: as `qra_eval.models.load_model` takes it.
         """
-        from qra_eval.models.load import load_model
-
         loaded = load_model(model)
         return self._scored(loaded.model, loaded.tokenizer)
 

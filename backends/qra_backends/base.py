@@ -148,7 +148,9 @@ class Backend(ABC):
     def width(self, bits: Level) -> int:
         """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
         self.check_bits(bits)
-        return int(bits)
+        if not isinstance(bits, int):
+            raise NotImplementedError(f"backend {self.name} names levels by texts, and has to say their width")
+        return bits
 
     def level_name(self, bits: Level) -> str:
         """What a level is called beside those of other backends: `hqq-4`, `nf4`."""

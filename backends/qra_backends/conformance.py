@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
 from qra_backends.storage import bits_per_weight, live_bytes, live_tensors
 
@@ -23,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest output
 
 
 class BackendConformance:
-    """What every backend must do at every width that it has.
+    """What every backend must do at every level that it has.
 
     Subclass it, and define a pytest fixture `backend` that returns the backend; `shapes` may be replaced. A backend
     that is unavailable here is skipped with its reason.
@@ -55,7 +57,16 @@ class BackendConformance:
 
     def test_bytes_are_below_sixteen_bits_a_weight(self, backend: Backend) -> None:
         for bits in backend.bits:
-            assert bits <= bits_per_weight(backend.storage(bits), 1536, 576) < 16
+            assert backend.width(bits) <= bits_per_weight(backend.storage(bits), 1536, 576) < 16
+
+    def test_levels_have_widths_in_order_and_names_of_their_own(self, backend: Backend) -> None:
+        widths = [backend.width(bits) for bits in backend.bits]
+        assert widths == sorted(widths) and widths[0] >= 1 and widths[-1] < 16
+        assert all(bits == width for bits, width in zip(backend.bits, widths, strict=True) if isinstance(bits, int))
+        names = [backend.level_name(bits) for bits in backend.bits]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name) for name in names), names
+        assert all(backend.describe(bits) for bits in backend.bits)
 
     def test_odd_shapes_are_stored_exactly_or_refused_with_a_reason(self, backend: Backend) -> None:
         for bits in backend.bits:
@@ -70,12 +81,13 @@ class BackendConformance:
                         quantized(backend, bits, source)
 
     def test_unknown_bits_are_refused(self, backend: Backend) -> None:
-        unknown = 5 if 5 not in backend.bits else 7
-        assert backend.supports(unknown, 64, 64)
-        with pytest.raises(ValueError):
-            backend.storage(unknown)
-        with pytest.raises(ValueError):
-            quantized(backend, unknown, linear((64, 64)))
+        for unknown in (next(bits for bits in (5, 7, 9) if bits not in backend.bits), "unknown"):
+            assert backend.supports(unknown, 64, 64)
+            for refused in (backend.storage, backend.width):
+                with pytest.raises(ValueError):
+                    refused(unknown)
+            with pytest.raises(ValueError):
+                quantized(backend, unknown, linear((64, 64)))
 
     def test_a_quantized_module_is_not_quantized_again(self, backend: Backend) -> None:
         for bits in backend.bits:
@@ -94,14 +106,18 @@ class BackendConformance:
             source = linear((192, 576))
             error = relative_error(backend, quantized(backend, bits, source), source)
             shannon = 2 ** -bits_per_weight(backend.storage(bits), 192, 576)
-            rounded = round_to_nearest_by_row(source.weight.detach(), bits)
+            rounded = round_to_nearest_by_row(source.weight.detach(), backend.width(bits))
             worst = ERROR_SLACK * ((rounded - source.weight).norm() / source.weight.norm()).item()
             assert shannon <= error <= worst, f"{bits} bits: {shannon:.5f} <= {error:.5f} <= {worst:.5f}"
 
     def test_more_bits_are_closer(self, backend: Backend) -> None:
         source = linear((192, 576))
-        errors = [relative_error(backend, quantized(backend, b, source), source) for b in sorted(backend.bits)]
-        assert errors == sorted(errors, reverse=True)
+        errors: dict[int, list[float]] = {}
+        for bits in backend.bits:
+            error = relative_error(backend, quantized(backend, bits, source), source)
+            errors.setdefault(backend.width(bits), []).append(error)
+        for narrow, wide in itertools.pairwise(errors.values()):
+            assert min(narrow) >= max(wide)
 
     def test_extreme_weights_stay_finite(self, backend: Backend) -> None:
         source = linear((64, 64))
@@ -249,7 +265,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def quantized(backend: Backend, bits: int, source: nn.Linear) -> nn.Module:
+def quantized(backend: Backend, bits: Level, source: nn.Linear) -> nn.Module:
     """`source` at `bits`; a calibrated backend is told that inputs are uncorrelated."""
     hessian = torch.eye(source.in_features) if backend.calibrated else None
     return backend.quantize(source, bits, hessian=hessian)

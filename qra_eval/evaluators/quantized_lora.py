@@ -26,10 +26,11 @@ from qra_eval.tuning.early_stop import ceiling, is_hopeless
 from qra_eval.tuning.final import Tuned, tune
 from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
-from qra_eval.tuning.workbench import Progress, Workbench
+from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from qra_backends.reference import bitpack
+from qra_backends.reference.packed import GROUP_DTYPE
 from torch import Tensor, nn
 
 SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.65, 0.58, 0.5)
@@ -187,9 +189,6 @@ def _exact(values: Tensor, dtype: torch.dtype) -> bool:
 
 # -- what each backend stores --------------------------------------------------------------------
 def _packed(module: Any) -> Affine | None:
-    from qra_backends.reference import bitpack
-    from qra_backends.reference.packed import GROUP_DTYPE
-
     if module.in_features % module.group_size and module.group_size < module.in_features:
         return None  # a shorter last group
     codes = bitpack.unpack(module.codes, module.bits, module.out_features * module.in_features)

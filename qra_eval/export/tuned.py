@@ -8,19 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from qra_backends import Backend, make_backend
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qra_eval.export.grids import Affine, affine_of
 from qra_eval.models.embeddings import dequantize_embeddings
+from qra_eval.models.linears import find_linears, is_conv1d, is_stacked
+from qra_eval.models.load import load_model
 from qra_eval.tuning import saved
 from qra_search.space.memory import UNQUANTIZED_BITS
-
-if TYPE_CHECKING:
-    from qra_backends import Backend
-
-    from qra_eval.export.grids import Affine
 
 SENTENCES = (
     "Question: A baker has 23 trays with 17 rolls each and sells 85 rolls. How many rolls are left? Answer: 306.",
@@ -117,16 +117,11 @@ class TunedRun:
 
     @cached_property
     def backend(self) -> Backend:
-        from qra_backends import make_backend
-
         return make_backend(self.plan["backend"])
 
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        from qra_eval.models.linears import find_linears
-        from qra_eval.models.load import load_model
-
         shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
         return tuple(
             Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
@@ -150,15 +145,11 @@ class TunedRun:
 
     def affine(self, linear: Chosen) -> Affine | None:
         """Codes, scales and offsets of a quantized linear; None where it is stored in another way."""
-        from qra_eval.export.grids import affine_of
-
         return None if linear.bits == UNQUANTIZED_BITS else affine_of(self.module(linear.name))
 
     @cached_property
     def factors(self) -> dict[str, Factors]:
         """The adapters by linear."""
-        from safetensors.torch import load_file
-
         config = json.loads((self.adapter_folder / "adapter_config.json").read_text())
         tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
         found = {}
@@ -246,8 +237,6 @@ class TunedRun:
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
-        from qra_eval.models.linears import _is_conv1d, _is_stacked
-
         own = {linear.name: linear for linear in self.linears}
         rest = self.base.state_dict()
         state: dict[str, Tensor] = {}
@@ -257,14 +246,14 @@ class TunedRun:
 
         skeleton = self.skeleton()
         for name, module in skeleton.named_modules():
-            if _is_stacked(module):
+            if is_stacked(module):
                 gate_up, down = [], []
                 for expert in range(module.gate_up_proj.shape[0]):
                     at = f"{name}.{expert}"
                     gate_up.append(torch.cat([value(f"{at}.gate_proj"), value(f"{at}.up_proj")]))
                     down.append(value(f"{at}.down_proj"))
                 state[f"{name}.gate_up_proj"], state[f"{name}.down_proj"] = torch.stack(gate_up), torch.stack(down)
-            elif _is_conv1d(module):
+            elif is_conv1d(module):
                 state[f"{name}.weight"] = value(name).t().contiguous()
             elif name in own:
                 state[f"{name}.weight"] = value(name)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from qra_eval.models.linears import normalise
+
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 128, 2, 4, 2, 320
 
 _COMMON = {"num_attention_heads": HEADS, "intermediate_size": INTERMEDIATE}
@@ -80,8 +82,6 @@ def tiny_config_model(
         more: overrides fields of the config.
     """
     from transformers import AutoModelForCausalLM
-
-    from qra_eval.models.linears import normalise
 
     config = tiny_config(family, **more)
     with torch.random.fork_rng(devices=[]):

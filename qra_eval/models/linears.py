@@ -49,7 +49,7 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     head = output() if callable(output) else None
     found = []
     for name, module in model.named_modules():
-        if _is_conv1d(module):
+        if is_conv1d(module):
             raise ValueError(f"{name} is a Conv1D, not a linear: call normalise(model) first")
         kind = name.rpartition(".")[2]
         inside = path is None or name.startswith(f"{path}.")
@@ -85,9 +85,9 @@ def normalise(model: nn.Module) -> nn.Module:
     """
     for name, module in list(model.named_modules()):
         replacement: nn.Module | None = None
-        if _is_conv1d(module):
+        if is_conv1d(module):
             replacement = _linear_of(module.weight.data.t().contiguous(), module.bias)
-        elif _is_stacked(module):
+        elif is_stacked(module):
             replacement = Experts(module)
         if replacement is not None:
             model.set_submodule(name, replacement.train(module.training))
@@ -151,7 +151,7 @@ def decoder_layers(model: nn.Module) -> str | None:
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{path}.") for path in outer):
             continue
         outer.append(name)
-        linears: list[Any] = [m for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
+        linears: list[Any] = [m for m in module.modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
         weights = sum(m.weight.numel() for m in linears)
         if weights > most:
             best, most = name, weights
@@ -178,11 +178,11 @@ def _linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return linear
 
 
-def _is_conv1d(module: Any) -> bool:
+def is_conv1d(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _is_stacked(module: Any) -> bool:
+def is_stacked(module: Any) -> bool:
     """Whether this is a plain gated mixture stacked as (E, 2I, H) and (E, H, I), as transformers 5 has it."""
     gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter) and gate_up.ndim == down.ndim == 3):

@@ -130,7 +130,7 @@ def _from_hub(spec: str, dtype: torch.dtype, device: str | torch.device, trust_r
     try:
         # One quick question first: loading without a network retries for half a minute.
         HfApi().model_info(spec, timeout=HUB_SECONDS)
-    except Exception as error:  # whatever the network, the hub or its client raises; told below unless cached
+    except Exception as error:  # whatever the network, the hub or its client raises; said below unless cached
         reason = _first_line(error)
     try:
         return _pretrained(spec, spec, spec, dtype, device, trust_remote_code, local=reason is not None)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qra_eval.models.linears import normalise
+
 SLICES, SLICE_BYTES = 16, 4096
 
 
@@ -41,8 +43,6 @@ class LoadedModel:
 
 def finish(model: nn.Module, tokenizer: Any, name: str, spec: str, device: str | torch.device) -> LoadedModel:
     """Normalise, freeze and place a model; give the tokenizer a padding token where it has none."""
-    from qra_eval.models.linears import normalise
-
     model.requires_grad_(False)
     model.eval()
     digest = fingerprint(model)

@@ -30,11 +30,11 @@ from qra_eval.quantized.bank import Bank
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
 from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
-Progress = Callable[[str, int, int], None]
 Precisely = Callable[[], AbstractContextManager[Any]]
 
 DEPTHS = 3

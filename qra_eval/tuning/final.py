@@ -11,6 +11,7 @@ from pathlib import Path
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
@@ -55,7 +56,7 @@ def tune(
     seed: int = 0,
     steps: int | None = None,
     folder: str | Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Tune a plan on the calibration split, measure it on the test split, and save it if a folder is given.
 
@@ -110,7 +111,7 @@ def try_inits(
     plan: Plan,
     evaluate: Callable[[Plan, int], float],
     seed: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed;
     empty if there is only one."""

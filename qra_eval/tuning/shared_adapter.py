@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,12 @@ from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning import training
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.evaluator import Evaluation
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
 
 RANDOM_PLANS = 1
 """Random plans of a step, beside the smallest and the largest."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_search.config import TrainingConfig
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
-
-Progress = Callable[[str, int, int], None]
 
 LATER = {"hopeless": 0.5, "shared_steps": 0}
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""

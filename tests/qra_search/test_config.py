@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ def test_a_config_that_is_written_reads_back_to_an_equal_one(tmp_path: Path) -> 
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
     assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        {"name": "hqq", "group_size": 128},
+        {2: "hqq", 4: {"name": "hqq", "group_size": 128}},
+        {4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32, "ranges": "mse"}]},
+    ],
+)
+def test_backends_take_options_and_keep_them_in_a_file(backend: dict[Any, Any], tmp_path: Path) -> None:
+    config = make_config({"quantization": {"backend": backend}})
+    assert config.quantization.backend == backend
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert make_config(json.loads(config.model_dump_json())) == config
 
 
 def test_an_empty_file_means_every_default(tmp_path: Path) -> None:
@@ -74,6 +91,11 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
             {"quantization": {"backend": 3}},
             "quantization.backend is 3: the name of a backend, or one for each",
         ),
+        ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as keys"),
+        ({"quantization": {"backend": {}}}, "backend is {}: the name of a backend, or one for each"),
+        ({"quantization": {"backend": {4: []}}}, "at 4 bits a list names at least one backend"),
+        ({"quantization": {"backend": {4: ["hqq", {"group_size": 8}]}}}, "{'group_size': 8} is none of these"),
+        ({"quantization": {"backend": {"name": "hqq", 4: "x"}}}, "options of backend 'hqq' are texts"),
         ({"model": "smollm2"}, "model is 'smollm2': a mapping of fields is needed"),
         ({"model": {"name": ""}}, "model.name is ''"),
         ({"options": []}, "options is []: a mapping is needed"),

@@ -9,7 +9,7 @@ import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import ConfigError, QuantizationConfig, SpaceConfig, TrainingConfig
 
 SMALL = {"steps": 4, "batch_size": 4, "validation_rows": 8, "test_rows": 8, "final_steps": 6}
 
@@ -134,3 +134,17 @@ def saved_by_a_forward_pass(evaluator, plan):
     evaluator.workbench.model.eval()
     assert kept.logits.requires_grad
     return sum(seen.values())
+
+
+def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
+    evaluator = QuantizedLoRAEvaluator(
+        "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "cache": str(tmp_path)},
+        space={"bits": [4], "ranks": [4]}, training={"steps": 7},
+    )  # fmt: skip
+    assert evaluator.settings == TrainingConfig(steps=7) and evaluator.space.bits == (4,)
+    with pytest.raises(ConfigError, match="training.stepz is no known field: did you mean steps?"):
+        QuantizedLoRAEvaluator("tiny", training={"stepz": 7})
+    with pytest.raises(TypeError, match="training is a int: a TrainingConfig, or a dict of its fields, is needed"):
+        QuantizedLoRAEvaluator("tiny", training=7)
+    with pytest.raises(TypeError, match="task is a list"):
+        QuantizedLoRAEvaluator("tiny", ["arithmetic"])

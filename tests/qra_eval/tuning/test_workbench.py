@@ -1,0 +1,41 @@
+"""The workbench: a plan in place is trained and measured, and what a training sees follows from settings and seed."""
+
+from __future__ import annotations
+
+import pytest
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory):
+    return QuantizedLoRAEvaluator(
+        "tiny",
+        quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
+        space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
+        training={"steps": 3, "batch_size": 2, "validation_rows": 6, "max_length": 64, "hopeless": 0.0},
+        dtype="float32",
+    )
+
+
+def test_its_parts_give_what_an_evaluation_gives(evaluator):
+    bench, plan = evaluator.workbench, evaluator.space.uniform(4, 4)
+    whole = evaluator.evaluate(plan, seed=5)
+    bench.apply(plan, 5)
+    trained = bench.train(3, 5)
+    assert trained.loss == whole.metrics["train_loss"] and bench.held_out("validation", 6) == whole.loss
+
+
+def test_tokens_of_an_evaluation_are_three_of_every_trained_one_and_the_held_out_ones(evaluator):
+    bench = evaluator.workbench
+    trained = sum(batch.tokens for batch in bench.batches(3, 0))
+    assert bench.trained_rows == 6
+    assert bench.evaluation_tokens() == 3 * trained + sum(map(len, bench.rows("validation", 6)))
+
+
+def test_it_says_what_losses_follow_from(evaluator):
+    told = evaluator.workbench.describe()
+    assert told == evaluator.describe()
+    assert (told["model"], told["task"], told["granularity"]) == ("tiny", "arithmetic", "layer")
+    evaluator.settings = evaluator.settings.model_copy(update={"validation_rows": 5})
+    assert evaluator.describe()["rows"] != told["rows"]
