@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.display import Displayed
+from qra_search.errors import BadInput
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
@@ -235,7 +236,7 @@ class SearchSpace(Displayed):
         if not isinstance(plan, Plan):
             kind = f"a {type(plan).__name__}"
             hint = "its `.plan` is one" if hasattr(plan, "plan") else "write Plan(bits=(...), ranks=(...))"
-            raise TypeError(f"a Plan is needed, got {kind}: {hint}")
+            raise BadInput(f"a Plan is needed, got {kind}: {hint}")
         if len(plan.bits) != len(self.groups):
             raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
 
