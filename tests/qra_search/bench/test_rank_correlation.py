@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_evaluator_and_failures_are_left_out():
     evaluator = Half()
     space, told = evaluator.space, []
     plans = plans_of_like_size(space, space.memory.maximum // 2, 12)
-    losses, costs = score(evaluator, plans, told=lambda done, total: told.append((done, total)))
+    losses, costs = score(evaluator, plans, progress=lambda done, total: told.append((done, total)))
     failed = np.array([p.bits[0] == 2 for p in plans])
     assert failed.any() and np.isnan(losses[1.0][failed]).all() and np.isfinite(losses[1.0][~failed]).all()
     assert told[-1] == (24, 24) and costs == {0.5: 0.5, 1.0: 1.0}
