@@ -15,7 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qra_search.report.colors import ORIGINS, PRIOR_STEPS, palette, ramp
-from qra_search.report.figures.canvas import draw_heat, draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.heat import draw_heat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,8 +3,6 @@ and printers tell apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 PAGE = {
     # (light theme, dark theme)
     "paper": ("#faf9f6", "#121417"),
@@ -42,15 +40,16 @@ def palette(*, dark: bool = False) -> dict[str, str]:
 
 
 def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
-    """So many colours of a ramp, from its first to its last, evenly apart in OKLab."""
-    stops = [_to_oklab(c) for c in RAMPS[name][dark]]
+    """So many colours of a ramp, from its first to its last, evenly apart."""
+    stops = [_channels(color) for color in RAMPS[name][dark]]
     if steps == 1:
-        return [_to_hex(stops[len(stops) // 2])]
+        return [RAMPS[name][dark][len(stops) // 2]]
     colors = []
     for i in range(steps):
         place = i * (len(stops) - 1) / (steps - 1)
         k = min(int(place), len(stops) - 2)
-        colors.append(_to_hex([a + (b - a) * (place - k) for a, b in zip(stops[k], stops[k + 1], strict=True)]))
+        mixed = (a + (b - a) * (place - k) for a, b in zip(stops[k], stops[k + 1], strict=True))
+        colors.append("#" + "".join(f"{round(255 * channel):02x}" for channel in mixed))
     return colors
 
 
@@ -82,40 +81,3 @@ def _linear(c: float) -> float:
 def _luminance(color: str) -> float:
     red, green, blue = (_linear(c) for c in _channels(color))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def _times(matrix: Sequence[Sequence[float]], vector: Sequence[float]) -> list[float]:
-    return [sum(m * v for m, v in zip(row, vector, strict=True)) for row in matrix]
-
-
-# Ottosson 2020, "A perceptual color space for image processing".
-_TO_LMS = (
-    (0.4122214708, 0.5363325363, 0.0514459929),
-    (0.2119034982, 0.6806995451, 0.1073969566),
-    (0.0883024619, 0.2817188376, 0.6299787005),
-)
-_TO_LAB = (
-    (0.2104542553, 0.7936177850, -0.0040720468),
-    (1.9779984951, -2.4285922050, 0.4505937099),
-    (0.0259040371, 0.7827717662, -0.8086757660),
-)
-_FROM_LAB = (
-    (1.0, 0.3963377774, 0.2158037573),
-    (1.0, -0.1055613458, -0.0638541728),
-    (1.0, -0.0894841775, -1.2914855480),
-)
-_FROM_LMS = (
-    (4.0767416621, -3.3077115913, 0.2309699292),
-    (-1.2684380046, 2.6097574011, -0.3413193965),
-    (-0.0041960863, -0.7034186147, 1.7076147010),
-)
-
-
-def _to_oklab(color: str) -> list[float]:
-    return _times(_TO_LAB, [v ** (1 / 3) for v in _times(_TO_LMS, [_linear(c) for c in _channels(color)])])
-
-
-def _to_hex(lab: Sequence[float]) -> str:
-    linear = _times(_FROM_LMS, [v**3 for v in _times(_FROM_LAB, lab)])
-    encoded = [12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055 for c in (max(0.0, v) for v in linear)]
-    return "#" + "".join(f"{round(255 * min(1.0, c)):02x}" for c in encoded)

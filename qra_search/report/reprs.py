@@ -16,7 +16,8 @@ from qra_search.display import register
 from qra_search.report import words
 from qra_search.report.colors import ramp, text_on
 from qra_search.report.data import RunData
-from qra_search.report.figures import front_figure, to_svg
+from qra_search.report.figures import to_svg
+from qra_search.report.figures.runs import front_figure
 from qra_search.report.html.markup import escape, prose
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.display import Displayed
-from qra_search.errors import BadInput
+from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
@@ -151,7 +151,7 @@ class SearchSpace(Displayed):
         """Indices (G,), (G,) of a plan's bits and ranks.
 
         Raises:
-            TypeError: it is no plan.
+            BadInput: it is no plan.
             ValueError: the plan is not of this space; the message names the group.
         """
         b, r = self.encode_many([plan])
@@ -234,9 +234,7 @@ class SearchSpace(Displayed):
 
     def _check_length(self, plan: Plan) -> None:
         if not isinstance(plan, Plan):
-            kind = f"a {type(plan).__name__}"
-            hint = "its `.plan` is one" if hasattr(plan, "plan") else "write Plan(bits=(...), ranks=(...))"
-            raise BadInput(f"a Plan is needed, got {kind}: {hint}")
+            raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
         if len(plan.bits) != len(self.groups):
             raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
 

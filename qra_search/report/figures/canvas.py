@@ -40,7 +40,7 @@ def style(dark: bool = False) -> Iterator[dict[str, str]]:
     import matplotlib
 
     c = palette(dark=dark)
-    settings = {
+    settings: Any = {
         "axes.axisbelow": True, "axes.edgecolor": c["soft"], "axes.facecolor": "none", "axes.grid": True,
         "axes.grid.axis": "y", "axes.labelcolor": c["ink"], "axes.spines.left": False, "axes.spines.right": False,
         "axes.spines.top": False, "axes.titlesize": 13, "figure.facecolor": c["paper"], "font.size": 12.5,
@@ -127,26 +127,8 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) 
         shape = SHAPES[(i + i // len(SHAPES)) % len(SHAPES)]  # the ninth has the first one's colour in another shape
         lines += axes.plot(*zip(*points, strict=True), color=ORIGINS[i % len(ORIGINS)], linewidth=2, marker=shape,
                            markersize=7, label=name, clip_on=False)  # fmt: skip
-    by_end = sorted(lines, key=lambda line: -float(line.get_xydata()[-1, 1]))
-    axes.legend(handles=by_end, loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
-
-
-def draw_heat(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], levels: Sequence[Sequence[float]], ramp: Sequence[str]
-) -> None:
-    """A grid of cells, coloured by the place of each level on a ramp; nan is left empty."""
-    import numpy as np
-    from matplotlib.colors import ListedColormap
-
-    axes.pcolormesh(np.asarray(levels, dtype=float), cmap=ListedColormap(ramp), vmin=0, vmax=len(ramp),
-                    edgecolors=axes.get_figure().get_facecolor(), linewidth=1)  # fmt: skip
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.invert_yaxis()
-    places = range(0, len(columns), 1 if len(columns) <= 17 else 5)
-    axes.set_xticks([i + 0.5 for i in places], [columns[i] for i in places])
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
-    axes.tick_params(length=0)
+    by_end = sorted(zip(series.values(), lines, strict=True), key=lambda pair: -pair[0][-1][1])
+    axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -209,9 +191,12 @@ def page_rules() -> str:
 def shape_path(shape: str, size: float) -> str:
     """The outline of a mark about the origin, as an SVG path: for legends that are HTML."""
     from matplotlib.markers import MarkerStyle
+    from matplotlib.transforms import Affine2D
 
     marker = MarkerStyle(shape)
-    (corners,) = marker.get_path().transformed(marker.get_transform().scale(size, -size)).to_polygons()
+    corners: Any = (
+        marker.get_path().transformed(marker.get_transform() + Affine2D().scale(size, -size)).to_polygons()[0]
+    )
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "Z"
 
 

@@ -1,19 +1,17 @@
-"""The charts of runs: fronts, traces, predictions, and the plan found; each a function from data to a figure."""
+"""The charts of runs: fronts, traces and predictions, each a function from data to a figure; and all as files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qra_search.report.colors import PRIOR_STEPS, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import (
     SHAPES,
     WIDE,
     Size,
-    draw_heat,
     fit,
     new_figure,
     put_label,
@@ -21,8 +19,7 @@ from qra_search.report.figures.canvas import (
     to_png,
     to_svg,
 )
-from qra_search.report.layout import damage_steps
-from qra_search.report.words import plan_name
+from qra_search.report.figures.heat import plan_figure
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 
@@ -35,7 +32,6 @@ MIB = 2**20
 UNIFORM = "uniform"
 COLOURS = 7
 """Colours that origins take in turn; the eighth is the prior's."""
-CELL = 27
 LABEL_LONG = 40
 DASHED, DOTTED = (0, (3.3, 2.7)), (0, (1.3, 2.7))
 FRONT_MARKS = {
@@ -120,7 +116,7 @@ def trace_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, legend:
     ]
     with style(dark) as c:
         figure, (axes,) = new_figure("Best loss within the budget against evaluations spent", size)
-        _count_evaluations(axes, max([*run.spent, 1.0]))
+        fit(axes, "x", "evaluations spent", [0.0, *run.spent], log=False)
         levels = clipped([loss for _, loss, _ in dots], [t.points[-1][1] for t in traces] + rivals)
         ends = fit(axes, "y", "best loss", levels)
         for rival in rivals:
@@ -164,19 +160,14 @@ def predictions_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, l
 
 
 def fronts_figure(runs: Sequence[RunData], size: Size = WIDE, *, dark: bool = False, legend: bool = True) -> Figure:
-    """The fronts of several runs."""
+    """The fronts of several runs, with their budgets."""
     fronts = [[(p.memory_bytes / MIB, p.loss) for p in run.result.front] for run in runs]
     budgets = sorted({b / MIB for run in runs for b in run.result.memory_budgets})
     with style(dark) as c:
         figure, (axes,) = new_figure("The fronts of all runs", size)
-        fit(axes, "x", "memory, MiB", [a for front in fronts for a, _ in front] + budgets, log=False)
-        fit(axes, "y", "loss", [b for front in fronts for _, b in front])
         for budget in budgets:
             axes.axvline(budget, color=c["soft"], linewidth=1.5, linestyle=DASHED)
-        for i, (run, front) in enumerate(zip(runs, fronts, strict=True)):
-            _plot(axes, front, drawstyle="steps-post", color=c[f"o-{i % 8}"], linewidth=2.5, label=run.name,
-                  marker=SHAPES[i % 8], markersize=8, markeredgecolor=c["paper"])  # fmt: skip
-        _finish(axes, legend)
+        _compare(axes, c, runs, fronts, ("memory, MiB", budgets), "loss", legend, SHAPES)
     return figure
 
 
@@ -185,44 +176,7 @@ def traces_figure(runs: Sequence[RunData], size: Size = WIDE, *, dark: bool = Fa
     traces = [run.traces[-1].points if run.traces else () for run in runs]
     with style(dark) as c:
         figure, (axes,) = new_figure("Best loss of all runs against evaluations spent", size)
-        _count_evaluations(axes, max([a for trace in traces for a, _ in trace], default=1.0))
-        fit(axes, "y", "best loss", [b for trace in traces for _, b in trace])
-        for i, (run, trace) in enumerate(zip(runs, traces, strict=True)):
-            _plot(axes, trace, drawstyle="steps-post", color=c[f"o-{i % 8}"], linewidth=2.5, label=run.name)
-        _finish(axes, legend)
-    return figure
-
-
-def plan_figure(run: RunData, *, dark: bool = False) -> Figure:
-    """Bits and rank of the plan found, and the prior if there is one; kinds down, layers across."""
-    plan, space, grid, prior = run.plan, run.result.space, run.layout, run.result.prior
-    assert plan is not None
-    maps: list[tuple[str, Sequence[int], Sequence[str], Sequence[str]]] = [
-        ("Bits of the frozen weights", [space.bits.index(b) for b in plan.bits], list(map(str, plan.bits)),
-         ramp("bits", len(space.bits), dark=dark)),
-        ("Rank of the adapter", [space.ranks.index(r) for r in plan.ranks], [str(r) for r in plan.ranks],
-         ramp("rank", len(space.ranks), dark=dark)),
-    ]  # fmt: skip
-    if prior is not None:
-        more = "lighter" if dark else "darker"
-        title = f"Sensitivity by the prior: one group alone at {space.bits[0]} bits; {more} suffers more"
-        levels, _ = damage_steps(prior.bits_damage[:, 0])
-        maps.append((title, levels.tolist(), [""] * len(space), ramp("prior", PRIOR_STEPS, dark=dark)))
-    left, across, high = 28 + 8 * max(map(len, grid.rows)), CELL * len(grid.columns), CELL * len(grid.rows)
-    width, height = max(left + across + 18, 520), 40 + (high + 56) * len(maps)
-    with style(dark):
-        figure, _ = new_figure(f"{run.name}: {plan_name(plan, space)}", (width, height), panels=0)
-        figure.text(16 / width, 1 - 24 / height, str(figure.get_label()), fontsize=13, fontweight="bold")
-        for i, (title, levels, labels, colors) in enumerate(maps):
-            bottom = height - 68 - i * (high + 56) - high
-            axes = figure.add_axes((left / width, bottom / height, across / width, high / height))
-            places = [[math.nan if g is None else levels[g] for g in row] for row in grid.cells]
-            draw_heat(axes, grid.rows, grid.columns, places, colors)
-            figure.text(16 / width, (bottom + high + 10) / height, title, fontsize=13)
-            for g, (x, y) in ((g, (x, y)) for y, row in enumerate(grid.cells) for x, g in enumerate(row)):
-                if g is not None and labels[g]:
-                    axes.text(x + 0.5, y + 0.5, labels[g], ha="center", va="center", fontsize=11,
-                              color=text_on(colors[levels[g]]))  # fmt: skip
+        _compare(axes, c, runs, traces, ("evaluations spent", [0.0]), "best loss", legend)
     return figure
 
 
@@ -281,7 +235,7 @@ def _front_losses(run: RunData) -> list[float]:
     return clipped((c.loss for c in run.shown), known)
 
 
-def _plot(axes: Axes, points: Sequence[Point], **how: object) -> None:
+def _plot(axes: Axes, points: Sequence[Point], **how: Any) -> None:
     if points:
         axes.plot(*zip(*points, strict=True), **how)
 
@@ -294,9 +248,17 @@ def _marks(
           clip_on=False, label=name, zorder=3, gid=gid)  # fmt: skip
 
 
-def _count_evaluations(axes: Axes, most: float) -> None:
-    fit(axes, "x", "evaluations spent", [0.0, most], log=False)
-    axes.set_xlim(0.0, 1.02 * most)
+def _compare(
+    axes: Axes, c: dict[str, str], runs: Sequence[RunData], lines: Sequence[Sequence[Point]],
+    x: tuple[str, Sequence[float]], y: str, legend: bool, shapes: Sequence[str] = ("",) * len(SHAPES),
+) -> None:  # fmt: skip
+    """A line for each run; `x` is the name of the axis and what it shows besides."""
+    fit(axes, "x", x[0], [*x[1], *(point[0] for line in lines for point in line)], log=False)
+    fit(axes, "y", y, [point[1] for line in lines for point in line])
+    for i, (run, line) in enumerate(zip(runs, lines, strict=True)):
+        _plot(axes, line, drawstyle="steps-post", color=c[f"o-{i % 8}"], linewidth=2.5, label=run.name,
+              marker=shapes[i % 8], markersize=8, markeredgecolor=c["paper"])  # fmt: skip
+    _finish(axes, legend)
 
 
 def _clamp(value: float, ends: Point) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from qra_search.config import dump_config
+from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import runs as figures
 from qra_search.report.figures.canvas import SHAPES
@@ -138,10 +139,7 @@ def front(run: RunData, key: str) -> str:
     count = len(run.result.front)
     table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
     say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
-    summary = f"{len(run.result.candidates)} plans, {count} of them on the front."
-    if run.finding is not None:
-        size = format_bytes(run.finding.memory_bytes)
-        summary += f" The plan found has loss {loss_text(run.finding.loss)} at {size}."
+    summary = f"{len(run.result.candidates)} plans, {count} of them on the front. {words.headline(run.finding)}"
     chart = charts.chart(
         f"{key}-front", lambda size: figures.front_figure(run, size, legend=False), summary, numbers=groups
     )

@@ -44,7 +44,7 @@ class Stage:
     total: int
     started: float
     done: int = 0
-    told: float = 0.0
+    printed: float = 0.0
     paced: tuple[float, int] | None = None
     """When the first step ended, and how many were done then: it may hold work that is done once."""
 
@@ -121,21 +121,21 @@ class PlainView(View):
     def __init__(self, console: Console):
         super().__init__()
         self.console = console
-        self._told = -math.inf
+        self._printed = -math.inf
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def stage_began(self, stage: Stage) -> None:
         if self.study is None:
-            stage.told = time.monotonic()
+            stage.printed = time.monotonic()
             self.say(f"{stage.name} ..." if stage.total <= 1 else f"{stage.name}: 0 of {stage.total}")
 
     def stage_moved(self, stage: Stage) -> None:
         now = time.monotonic()
-        since = max(stage.told or stage.started, self._told)
+        since = max(stage.printed or stage.started, self._printed)
         if stage.done < stage.total and now - since >= PLAIN_EVERY:
-            stage.told = now
+            stage.printed = now
             left = _left_text(stage.left)
             self.say(f"{stage.name}: {stage.done} of {stage.total}" + (f", {left}" if left else ""))
 
@@ -147,9 +147,9 @@ class PlainView(View):
     def trial_finished(self, trial: Trial) -> None:
         now, standing = time.monotonic(), self.standing
         ended = standing.spent >= standing.evaluations
-        if now - self._told < TRIAL_LINES_EVERY and not ended and trial.done:
+        if now - self._printed < TRIAL_LINES_EVERY and not ended and trial.done:
             return
-        self._told = now
+        self._printed = now
         spent = f"{evaluations_text(standing.spent)}/{evaluations_text(standing.evaluations)}"
         self.say(f"[{spent}] {trial_text(trial, self.space)}")
         if ended or standing.count % 10 == 0:

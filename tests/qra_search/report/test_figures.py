@@ -15,18 +15,17 @@ from report_runs import EVIL, add_test, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures import (
-    figures,
-    front_figure,
-    fronts_figure,
-    plan_figure,
-    to_png,
-    to_svg,
-    trace_figure,
-    write_figures,
-)
+from qra_search.report.figures import figures, to_png, to_svg, write_figures
 from qra_search.report.figures.canvas import PNG_ZOOM, draw_lines, fit, new_figure, page_rules, put_label, style
-from qra_search.report.figures.runs import MIB, clipped, front_groups
+from qra_search.report.figures.heat import plan_figure
+from qra_search.report.figures.runs import (
+    MIB,
+    clipped,
+    front_figure,
+    front_groups,
+    fronts_figure,
+    trace_figure,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
