@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qra_search.bench import PRESETS, make_tables, run_benchmark
+from qra_search.bench.markdown import to_markdown
 from qra_search.cli import common
 from qra_search.errors import BadInput, bad_input
 from qra_search.plugins import UnknownName, unknown_message
@@ -82,9 +84,6 @@ def bench(
 
         qra bench --task interaction-32-layer-measured --strategy qra --strategy random --seeds 3 -n 60
     """
-    from qra_search.bench import PRESETS, make_tables, run_benchmark
-    from qra_search.bench.markdown import to_markdown
-
     if preset not in PRESETS:
         raise UnknownName(unknown_message("preset", preset, PRESETS))
     chosen = PRESETS[preset]

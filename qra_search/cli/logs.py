@@ -10,6 +10,10 @@ import typer
 from qra_search.cli import common
 from qra_search.cli.status import FAILED, OK
 from qra_search.errors import bad_input
+from qra_search.log.convert import convert
+from qra_search.log.errors import LogMismatch
+from qra_search.log.logtools import check, merge
+from qra_search.runs.folder import OLD_LOG_NAME, RunFolder
 
 LogPath = Annotated[
     Path, typer.Argument(metavar="LOG", help="A trials.jsonl, or the folder of a run.", show_default=False)
@@ -26,8 +30,6 @@ def check_log(path: LogPath, as_json: common.Json = False) -> None:
 
         qra log check runs/a
     """
-    from qra_search.log.logtools import check
-
     with bad_input():
         report = check(_file(path))
     if as_json:
@@ -56,9 +58,6 @@ def convert_log(
 
         qra log convert runs/a
     """
-    from qra_search.log.convert import convert
-    from qra_search.runs.folder import OLD_LOG_NAME, RunFolder
-
     with bad_input():
         old = path / OLD_LOG_NAME if path.is_dir() else path
         new = out or RunFolder(old.parent).log_file
@@ -82,8 +81,6 @@ def merge_logs(
 
         qra log merge runs/a runs/b --out runs/all/trials.jsonl
     """
-    from qra_search.log.logtools import merge
-
     with bad_input():
         files = [_file(path) for path in paths]
         count = merge(files, out)
@@ -94,9 +91,6 @@ def merge_logs(
 
 
 def _file(path: Path) -> Path:
-    from qra_search.log.errors import LogMismatch
-    from qra_search.runs.folder import RunFolder
-
     file = RunFolder(path).log_file if path.is_dir() else path
     if not file.is_file():
         raise LogMismatch(f"{file} does not exist: give a trial log or the folder of a run")

@@ -12,6 +12,8 @@ from qra_search.cli import common
 from qra_search.config import differences
 from qra_search.errors import BadInput, bad_input
 from qra_search.report import words
+from qra_search.report.data import RunData
+from qra_search.report.figures import write_figures
 from qra_search.report.html.page import write_page
 from qra_search.report.terminal.strips import strip
 from qra_search.runs.final_test import read_test
@@ -182,9 +184,6 @@ def runs(
 
 def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
     """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
-    from qra_search.report.data import RunData
-    from qra_search.report.figures import write_figures
-
     own = len(folders) == 1 and report == folders[0].report_file
     target = report.parent / ("figures" if own else f"{report.stem}-figures")
     return write_figures([RunData.read(folder) for folder in folders], target, dark=dark)

@@ -136,9 +136,9 @@ def test_names_that_would_not_fit_in_a_key_are_refused():
 
 def test_what_is_no_plan_is_refused_with_what_to_pass(space):
     candidate = SimpleNamespace(plan=space.uniform(4, 4))
-    with pytest.raises(TypeError, match=r"a Plan is needed, got a SimpleNamespace: its `.plan` is one"):
+    with pytest.raises(ValueError, match="SimpleNamespace.*: a Plan is needed; that of a candidate is its `plan`"):
         space.memory_bytes(candidate)
-    with pytest.raises(TypeError, match=r"a Plan is needed, got a dict: write Plan\(bits="):
+    with pytest.raises(ValueError, match=r"plan is .*\(dict\): a Plan is needed"):
         space.encode_many([{"bits": [4], "ranks": [4]}])
 
 
