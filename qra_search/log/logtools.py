@@ -203,7 +203,8 @@ def _to_dict(trial: Trial) -> dict[str, Any]:
 
 
 def _from_dict(data: dict[str, Any], space: SearchSpace) -> Trial:
-    plan = Plan(tuple(map(_whole, data["bits"])), tuple(map(_whole, data["ranks"])))
+    bits = tuple(b if isinstance(b, str) else _whole(b) for b in data["bits"])
+    plan = Plan(bits, tuple(map(_whole, data["ranks"])))
     size = space.memory_bytes(plan)
     proposal = Proposal(
         plan,
