@@ -19,6 +19,7 @@ from typing import Any
 from qra_search.bench.cell import run_cell
 from qra_search.bench.tasks import Task, parse_strategy, task_named
 from qra_search.errors import DISTRIBUTION
+from qra_search.files import write_text
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
@@ -108,7 +109,7 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
     lines = path.read_text().split("\n")
     if lines[-1]:
         # The next row must not be glued to half a line.
-        path.write_text("\n".join(lines[:-1]) + ("\n" if lines[:-1] else ""))
+        write_text(path, "\n".join(lines[:-1]) + ("\n" if lines[:-1] else ""))
     return [json.loads(line) for line in lines[:-1] if line]
 
 

@@ -60,7 +60,8 @@ ENTRIES = (
     Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
     Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
     Entry("doctor", "doctor:doctor", TOOLS, "Check python, libraries, devices, memory and disk, and say what to do."),
-    Entry("bench", "bench:bench", TOOLS, "Compare search strategies."),
+    Entry("bench", "bench:bench", TOOLS, "Compare search strategies on tasks whose best is known, and write tables "
+          "with statistics."),
 )  # fmt: skip
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from qra_search.files import replacing
 from qra_search.log.errors import LogMismatch, LogUnwritable
 from qra_search.log.lines import SAME_SEARCH, whole_log
 from qra_search.log.trial import Trial
@@ -103,17 +102,11 @@ def write_log(path: str | Path, header: Mapping[str, Any], trials: Iterable[Tria
     if path.exists():
         raise LogMismatch(f"{path} exists already: give a path that is free")
     content = whole_log(header, trials)
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path, durable=True) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise LogUnwritable(f"{path} cannot be written ({(error.strerror or str(error)).lower()})") from None
 
 

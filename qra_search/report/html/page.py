@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qra_search.files import write_text
 from qra_search.report.colors import PRIOR_STEPS, palette, ramp_css
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import page_rules
@@ -29,9 +30,7 @@ def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
     """
     content = page([RunData.read(run) for run in runs])
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, content)
     return path
 
 
