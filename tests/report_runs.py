@@ -45,7 +45,8 @@ class Bits(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         if plan.bits[0] == 8 and len(set(plan.bits)) > 1:
             raise EvaluationFailed(f"out of memory {EVIL}")
-        loss = 1 + sum(2.0**-b for b in plan.bits) / len(plan.bits) - sum(plan.ranks) / 1e4 + seed / 1e3
+        widths = self.space.widths[self.space.encode(plan)[0]].tolist()
+        loss = 1 + sum(2.0**-b for b in widths) / len(widths) - sum(plan.ranks) / 1e4 + seed / 1e3
         loss += 0.5 if len(set(plan.bits)) == 1 else 0.0
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=1.0, fidelity=fidelity, seed=seed)
 

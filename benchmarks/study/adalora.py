@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.tuning.training import IGNORED, Trained, rate_at
+from qra_eval.tasks.encoding import IGNORED
+from qra_eval.tuning.training import Trained, rate_at
 
 
 def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> tuple[Any, Trained]:

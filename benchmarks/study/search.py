@@ -24,8 +24,7 @@ from qra_search.log.trial import Trial
 from qra_search.log.trial_log import TrialLog
 from qra_search.strategies import make_strategy
 from qra_search.strategies.additive import additive_plan
-from qra_search.study.callbacks import Callback
-from qra_search.study.study import Study
+from qra_search.study.study import Callback, Study
 from qra_search.surrogates.prior_table import flat_prior, prior_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"

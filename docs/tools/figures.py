@@ -155,14 +155,14 @@ def bytes_figure() -> Figure:
     assert sum(bars[0][1]) == recorded[(2.0, 8.0)], (sum(bars[0][1]), recorded)
     size = (SIZE[0], 90 + 44 * len(bars))
     figure, (axes,) = new_figure("What uniform plans of SmolLM2-135M take", size, left=120, right=80)
-    names = [name for name, _ in bars]
     starts = [0.0] * len(bars)
     for i, part in enumerate(("not searched", "codes", "scales and zeros", "adapters")):
         widths = [amounts[i] / MIB for _, amounts in bars]
-        axes.barh(names, widths, left=starts, height=0.65, color=ORIGINS[i], label=part)
+        axes.barh(range(len(bars)), widths, left=starts, height=0.65, color=ORIGINS[i], label=part)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    for name, total in zip(names, starts, strict=True):
-        axes.annotate(f"{total:.1f} MiB", (total, name), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+    for row, total in enumerate(starts):
+        axes.annotate(f"{total:.1f} MiB", (total, row), (6, 0), textcoords="offset points", va="center")
     axes.set_xlabel("memory, MiB", loc="right")
     axes.grid(visible=False)
     axes.invert_yaxis()

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -26,7 +27,7 @@ COLUMNS, LINES = 112, 30
 EVALUATIONS = 24
 SHOWN_AT = 0.7
 """Share of the search after which the terminal is taken."""
-MOST_BYTES = 300_000
+MOST_BYTES = 200_000
 SEARCH = "qra search --model {model} --task arithmetic --memory uniform3r8 --evaluations {evaluations} --out runs/first"
 RECORDED = ROOT / "benchmarks" / "results" / "study" / "trials-gsm8k-qra-module-0.jsonl"
 """Trials of a search on SmolLM2-135M and GSM8K; `benchmarks/study/search.py` made them."""
@@ -96,6 +97,7 @@ def shoot(page: Path, picture: Path, width: int, height: int) -> None:
              f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={picture}", page.as_uri()],
             check=True, capture_output=True, timeout=180,
         )  # fmt: skip
+    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -14,9 +14,8 @@ from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies import Estimates, Strategy
 from qra_search.strategies.random import random_plan
-from qra_search.study.callbacks import Callback
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Study
+from qra_search.study.study import Callback, Study
 from qra_search.surrogates.prior_table import prior_table
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)

@@ -39,8 +39,7 @@ from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.strategies import Strategy
-from qra_search.study.callbacks import Callback
-from qra_search.study.study import Study, check_proposals
+from qra_search.study.study import Callback, Study, check_proposals
 
 PROPOSED = 3
 """Proposals asked for at once in every scenario."""

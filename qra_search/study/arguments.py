@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 
 from qra_search.errors import needed
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.study.callbacks import Callback
 
 
 def check_evaluator(evaluator: Evaluator) -> Evaluator:
@@ -44,16 +42,6 @@ def check_seed(seed: int) -> int:
     if number < 0:
         raise needed("seed", seed, "a whole number from 0 on is needed")
     return number
-
-
-def check_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
-    """The callbacks, or BadInput if one of them is none."""
-    if isinstance(callbacks, Callback):
-        raise needed("callbacks", callbacks, "a list of callbacks is needed")
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise needed("a callback", callback, "an instance of a subclass of Callback is needed")
-    return tuple(callbacks)
 
 
 def check_prior(prior: Prior | None) -> Prior | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
-from qra_search.errors import RunFailed
+from qra_search.errors import RunFailed, needed
 from qra_search.evaluation.evaluator import Evaluation, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
@@ -20,8 +20,7 @@ from qra_search.space.levels import LevelName
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.arguments import check_callbacks, check_evaluations, check_evaluator, check_prior, check_seed
-from qra_search.study.callbacks import Callback
+from qra_search.study.arguments import check_evaluations, check_evaluator, check_prior, check_seed
 from qra_search.study.result import SearchResult
 
 FIRST_FAILURES = 5
@@ -30,6 +29,18 @@ FIRST_FAILURES = 5
 
 class StudyFailed(RunFailed):
     """The search cannot go on."""
+
+
+class Callback:
+    """Hears what happens in a study. Every method does nothing by default."""
+
+    def started(self, study: Study) -> None: ...
+
+    def proposed(self, study: Study, trial: Trial) -> None: ...
+
+    def finished(self, study: Study, trial: Trial) -> None: ...
+
+    def ended(self, study: Study) -> None: ...
 
 
 class Study:
@@ -77,7 +88,7 @@ class Study:
         self.evaluations = check_evaluations(evaluations)
         self.seed = check_seed(seed)
         self.batch = batch
-        self.callbacks = check_callbacks(callbacks)
+        self.callbacks = _checked(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         try:
             record(
@@ -227,3 +238,13 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> None:
         if proposal.fidelity not in state.fidelities:
             raise StudyFailed(f"fidelity {proposal.fidelity} is not one of the evaluator's {state.fidelities}")
         known.add(proposal.key)
+
+
+def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    """The callbacks, or BadInput if one of them is none."""
+    if isinstance(callbacks, Callback):
+        raise needed("callbacks", callbacks, "a list of callbacks is needed")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise needed("a callback", callback, "an instance of a subclass of Callback is needed")
+    return tuple(callbacks)

@@ -25,10 +25,9 @@ from qra_search.runs.final_test import Tested, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import make_strategy
-from qra_search.study.callbacks import Callback
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Study, StudyFailed
+from qra_search.study.study import Callback, Study, StudyFailed
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator
 

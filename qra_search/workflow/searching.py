@@ -14,9 +14,8 @@ from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.notebook import in_notebook, progress_view
 from qra_search.report.terminal.live import View
 from qra_search.strategies import Strategy
-from qra_search.study.callbacks import Callback
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Study
+from qra_search.study.study import Callback, Study
 
 
 def search(

@@ -41,6 +41,9 @@ class TestHQQ(BackendConformance):
 
 
 class TestMixed(BackendConformance):
-    @pytest.fixture(params=[None, {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-fp4"}], ids=str)
+    @pytest.fixture(
+        params=[None, {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-fp4"}, {3: "hqq", 4: ["reference", "hqq"]}],
+        ids=str,
+    )
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend(request.param or "mixed")

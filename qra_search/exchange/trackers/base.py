@@ -14,9 +14,8 @@ from qra_search.errors import install_hint
 from qra_search.log.trial import Trial
 from qra_search.report.standing import Standing
 from qra_search.space.memory import format_bytes
-from qra_search.study.callbacks import Callback
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Study
+from qra_search.study.study import Callback, Study
 
 PROJECT = "qra"
 """Where runs are gathered in tools that have projects or experiments."""

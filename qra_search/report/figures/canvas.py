@@ -73,7 +73,7 @@ def fit(
     Args:
         log: whether it is logarithmic, which its name then says; None: if the values are positive and span much.
     """
-    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     known = [v for v in values if math.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
@@ -87,9 +87,14 @@ def fit(
     axes.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": ends})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     most = 5 if which == "y" else max(2, min(8, round(axes.bbox.width / 80)))
-    few = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log and high / low > LOG_TICKS_FROM else few)
-    axis.set_major_formatter(StrMethodFormatter("{x:.8g}"))
+    if log and high / low > LOG_TICKS_FROM:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        plain = ScalarFormatter(useOffset=False)
+        plain.set_scientific(False)
+        axis.set_major_formatter(plain)
     axis.set_minor_locator(FixedLocator([]))
     name += " (log scale)" if log else ""
     if which == "x":

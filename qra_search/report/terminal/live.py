@@ -19,8 +19,7 @@ from qra_search.report.standing import Standing, size_of
 from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.callbacks import Callback
-from qra_search.study.study import Study
+from qra_search.study.study import Callback, Study
 
 PATIENCE = 2.0
 """Seconds after which a stage is worth a line of its own."""
