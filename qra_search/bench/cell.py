@@ -14,6 +14,7 @@ from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies import Estimates, Strategy
 from qra_search.strategies.random import random_plan
+from qra_search.study.arguments import check_evaluator
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
 from qra_search.surrogates.prior_table import prior_table
@@ -51,8 +52,9 @@ def run_cell(
     timed = Timed(parse_strategy(strategy))
     clock = _Clock(cell_seconds)
     study = Study(
-        evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, callbacks=[clock]
-    )
+        check_evaluator(evaluator), strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed,
+        callbacks=[clock],
+    )  # fmt: skip
     begun = time.perf_counter()
     study.run()
     seconds = time.perf_counter() - begun

@@ -10,7 +10,7 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.prior import Prior
 
 
-def check_evaluator(evaluator: Evaluator) -> Evaluator:
+def check_evaluator(evaluator: object) -> Evaluator:
     """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
