@@ -81,7 +81,7 @@ def _load(
 
 
 def gguf_source(spec: str) -> Path | None:
-    """The GGUF file that a model's spec stands for; None where it comes from another kind of place."""
+    """The GGUF file that a model's spec stands for; None if it comes from another kind of place."""
     if spec == "smollm2":
         return _smollm2_file()
     path = Path(spec).expanduser()
@@ -151,7 +151,7 @@ def _pretrained(
     *,
     local: bool,
 ) -> LoadedModel:
-    """Load with transformers; OSError where there are no files, ValueError of one line where they are of no use."""
+    """Load with transformers; OSError if there are no files, ValueError of one line if they are of no use."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": local}

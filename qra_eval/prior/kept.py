@@ -73,7 +73,7 @@ def measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
 
 
 def read_prior(path: Path) -> tuple[Prior, dict[str, Any]] | None:
-    """The prior of a file and the report of its measuring; None where there is none, or it is not whole."""
+    """The prior of a file and the report of its measuring; None if there is none, or it is not whole."""
     try:
         data = json.loads(path.read_text())
         return Prior.from_dict(data["prior"]), data["report"]

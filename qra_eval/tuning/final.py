@@ -26,12 +26,12 @@ class Tuned:
 
     Attributes:
         test_loss: nats a labelled token on test rows that the search never saw.
-        metrics: the task's own figures on the first `SCORED_ROWS` test rows, where its answers are short.
+        metrics: the task's own figures on the first `SCORED_ROWS` test rows, if its answers are short.
         memory_bytes: exact resident bytes.
         folder: where the adapter and the plan were saved; None if they were not.
         reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
         init: where the adapters started.
-        init_losses: validation loss of a full evaluation from each start, where there was a choice.
+        init_losses: validation loss of a full evaluation from each start, if there was a choice.
     """
 
     plan: Plan
@@ -135,7 +135,7 @@ def try_inits(
 
 
 def score(workbench: Workbench, rows: int) -> dict[str, float]:
-    """The task's own figures on the first test rows, for the plan and adapters in place; empty where answers are long.
+    """The task's own figures on the first test rows, for the plan and adapters in place; empty if answers are long.
 
     An answer is written token by token, each as dear as a row's whole loss: scoring long ones takes longer than tuning.
     """

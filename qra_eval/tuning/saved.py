@@ -169,7 +169,7 @@ def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
 
 
 def _base_tensors(workbench: Workbench, module: torch.nn.Module, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
-    """What a linear's base adds to the run's folder; nothing where it is the model's own weight."""
+    """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
     if bits != UNQUANTIZED_BITS:
         return workbench.quantized.backend.to_tensors(module)
     if module is workbench.quantized.bank.linears[name]:

@@ -56,9 +56,9 @@ class SharedAdapter:
 
 
 class SharedScores:
-    """The lowest fidelity, where it is offered: scores of plans by the one adapter.
+    """The lowest fidelity, if it is offered: scores of plans by the one adapter.
 
-    It is trained at the first call, or read where an earlier run kept it.
+    It is trained at the first call, or read if an earlier run kept it.
 
     Args:
         workbench: with `training.shared_steps` above 0.
