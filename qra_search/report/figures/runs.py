@@ -20,6 +20,7 @@ from qra_search.report.figures.canvas import (
     to_svg,
 )
 from qra_search.report.figures.heat import plan_figure
+from qra_search.report.words import loss_text
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 
@@ -89,7 +90,7 @@ def front_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, legend:
             put_label(axes, taken, text, at, shift, side="left" if left else "right", moves=moves, **more)
 
         for i in groups.get("found", ()):
-            label(f"found, {run.shown[i].loss:.3g}", places[i], (13, 0), 0.4 * size[0], fontweight="bold")
+            label(f"found, {loss_text(run.shown[i].loss)}", places[i], (13, 0), 0.4 * size[0], fontweight="bold")
         for budget in budgets:
             label(format_bytes(budget), (budget / MIB, y_ends[1]), (7, -8), 0.4 * size[0], (0, 16, 32))
         for i, p in enumerate(run.shown):
