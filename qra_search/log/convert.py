@@ -37,11 +37,11 @@ def convert(path: str | Path, out: str | Path) -> int:
         is_sqlite = file.read(16) == b"SQLite format 3\0"
     try:
         header, trials = _sqlite(Path(path)) if is_sqlite else _json_lines(Path(path))
+        write_log(out, header, trials)
     except LogMismatch:
         raise
     except (*NOT_A_LOG, sqlite3.Error, RecursionError) as error:
         raise LogDamaged(f"{path} is not a readable log of an older version ({short(error)})") from None
-    write_log(out, header, trials)
     return len(trials)
 
 

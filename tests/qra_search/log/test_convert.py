@@ -92,6 +92,9 @@ def test_what_is_damaged_or_no_old_log_is_refused(tmp_path):
     (tmp_path / "lines").write_text('{"format": "qra-log/1", "header": {}}\n{"bits": [2]}\n')
     with pytest.raises(LogDamaged, match="line 2 is no trial"):
         convert(tmp_path / "lines", tmp_path / "new")
+    (tmp_path / "lines").write_text('{"format": "qra-log/1", "header": {"seed": "\\ud800"}}\n')
+    with pytest.raises(LogDamaged, match="not valid UTF-8"):
+        convert(tmp_path / "lines", tmp_path / "new")
     write_log(tmp_path / "log").close()
     with pytest.raises(LogMismatch, match="no log of an older version"):
         convert(tmp_path / "log", tmp_path / "new")
