@@ -75,7 +75,7 @@ def hub_rows(dataset: str, config: str | None, split: str) -> list[tuple[str, di
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"data set {dataset!r} is not to be had ({first}): check the network, or give its folder with --data"
+            f"data set {dataset!r} could not be downloaded ({first}): check the network, or give its folder with --data"
         ) from error
     return [(f"{dataset}, {split} row {index}", dict(row)) for index, row in enumerate(loaded)]
 

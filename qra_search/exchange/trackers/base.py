@@ -26,7 +26,7 @@ class Tracker(Callback):
 
     The step of a figure is the index of its trial. A study that is resumed continues the same run of the tool, whose
     identity is kept in the trial log; one that was not tracked before is sent from its first trial on. A tool that
-    fails after the start gets nothing more, and `say` hears why: the search goes on without it.
+    fails after the start gets nothing more, and `say` hears why: the search continues without it.
 
     A tracker of another tool derives from this and is registered in the entry-point group `qra.trackers`.
     """
@@ -96,7 +96,7 @@ class Tracker(Callback):
         except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
             self.failed = True
             text = " ".join(str(error).split())
-            self.say(f"{self.name} is told no more, the search goes on: {type(error).__name__}: {text[:300]}")
+            self.say(f"{self.name} gets no more, the search continues: {type(error).__name__}: {text[:300]}")
 
 
 def settings_of(study: Study) -> dict[str, Any]:
