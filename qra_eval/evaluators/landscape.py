@@ -165,8 +165,8 @@ def make_landscape(
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
     given = _make_prior(prior, family, tables, space, generator("prior", family, seed))
     if given is not None:
-        scaled = {"bits_damage": damage_scale * given.bits_damage, "rank_gain": gain_scale * given.rank_gain}
-        given = replace(given, **scaled)
+        damage, gain = damage_scale * given.bits_damage, gain_scale * given.rank_gain
+        given = replace(given, bits_damage=damage, rank_gain=gain)
     return Landscape(
         tables,
         space,
