@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,8 @@ def make_landscape(
     seed: int = 0,
     prior: str = "measured",
     *,
+    damage_scale: float = 1.0,
+    gain_scale: float = 1.0,
     noise: float | None = None,
     shape: str = "smollm2",
     bits: tuple[int, ...] = DEFAULT_BITS,
@@ -142,24 +145,32 @@ def make_landscape(
     Args:
         prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
+        damage_scale, gain_scale: factors of the prior's damage and gain; other than 1, its units are not nats.
         noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
             loss, and what seeds add to many plans alike, away as well.
 
     Raises:
-        ValueError: an unknown family, prior, granularity or shape.
+        ValueError: an unknown family, prior, granularity or shape; a scale that is not positive.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
+    for name, scale in (("damage_scale", damage_scale), ("gain_scale", gain_scale)):
+        if not scale > 0:
+            raise ValueError(f"{name} must be positive, got {scale}")
     traits = FAMILIES[family]
     noise = traits.noise if noise is None else noise
     space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
+    given = _make_prior(prior, family, tables, space, generator("prior", family, seed))
+    if given is not None:
+        damage, gain = damage_scale * given.bits_damage, gain_scale * given.rank_gain
+        given = replace(given, bits_damage=damage, rank_gain=gain)
     return Landscape(
         tables,
         space,
-        prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
+        prior=given,
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed_shift=traits.seed_shift if noise else 0.0,
@@ -167,13 +178,13 @@ def make_landscape(
         seed=seed,
         identity={
             "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,
-            "noise": noise, "shape": shape,
+            "damage_scale": damage_scale, "gain_scale": gain_scale, "noise": noise, "shape": shape,
         },
     )  # fmt: skip
 
 
 def build(config: RunConfig) -> Landscape:
-    """The landscape that a config names: `options` are family, layers, seed, prior, noise and shape."""
+    """The landscape that a config names: `options` are those of `make_landscape`."""
     known = inspect.signature(make_landscape).parameters
     for name in config.options:
         if name not in known:

@@ -58,9 +58,18 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
     assert 0.4 < np.std(off) < 0.6
 
 
+def test_a_task_says_how_many_times_too_large_a_part_of_its_prior_is() -> None:
+    name = "interaction-4-layer-measured"
+    right, wrong = (bench.task_named(text).build(0).prior() for text in (name, name + "-damage0.01-gain100-noise0.5"))
+    np.testing.assert_allclose(wrong.bits_damage, 0.01 * right.bits_damage)
+    np.testing.assert_allclose(wrong.rank_gain, 100 * right.rank_gain)
+
+
 @pytest.mark.parametrize(
-    "text", ["interaction", "interaction-x-layer-measured", "interaction-4-layer-measured-noise", "recorded:"]
-)
+    "text",
+    ["interaction", "interaction-x-layer-measured", "interaction-4-layer-measured-noise",
+     "interaction-4-layer-measured-gain", "recorded:"],
+)  # fmt: skip
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
         bench.task_named(text)
