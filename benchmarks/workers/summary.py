@@ -301,7 +301,7 @@ which other work kept busy at the same time (`load` in each line). Times of the 
 processor, on one thread, unless a line says otherwise; virtual time is a simulation's (`qra_search.bench.simulator`).
 Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found three
 faults: a header whose space lacks a field (a KeyError), one whose fields are wrong (a message of several lines), and an
-older log with values that no log can hold (a TypeError). They are mended, and the seeds that showed them run again.
+older log with values that no log can hold (a TypeError). They are mended; the lines here are from after that.
 """
 
 
