@@ -59,3 +59,9 @@ def mean_estimates(trials: Sequence[Trial]) -> Estimates:
     mean = np.array([float(np.mean(v)) for v in losses.values()])
     std = np.array([sd / len(v) ** 0.5 for v in losses.values()])
     return Estimates(tuple(plans.values()), mean, std)
+
+
+def mean_losses(trials: Sequence[Trial]) -> tuple[list[Plan], np.ndarray]:
+    """Distinct plans of finished trials in order of first trial, and the mean loss (N,) of each."""
+    estimates = mean_estimates(trials)
+    return list(estimates.plans), estimates.mean

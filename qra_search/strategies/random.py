@@ -57,7 +57,6 @@ def repair(
     tables = (memory.weight, memory.adapter)
     allowed = (memory.bits_allowed, memory.ranks_allowed)
     total = int(memory.bytes(b, r))
-    rows = np.arange(len(b))
     order = iter(())
     while total > budget:
         move = next(order, None)
@@ -71,5 +70,4 @@ def repair(
             new = smaller[tables[which][g, smaller].argmax()]
             total += int(tables[which][g, new] - tables[which][g, level[g]])
             level[g] = new
-    assert total == int(memory.weight[rows, b].sum() + memory.adapter[rows, r].sum() + memory.fixed)
     return b, r

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -47,24 +47,13 @@ class Levels:
 
     @cached_property
     def below(self) -> np.ndarray:
-        """int (2 G, K): the next smaller allowed level, or the level itself where there is none."""
-        steps = np.tile(np.arange(self.allowed.shape[1]), (self.variables, 1))
-        last = np.full(self.variables, -1)
-        for k in range(self.allowed.shape[1]):
-            steps[:, k] = np.where(last >= 0, last, k)
-            last = np.where(self.allowed[:, k], k, last)
-        return steps
+        """int (2 G, K): the next smaller allowed level, or the level itself if there is none."""
+        return self._next_in(range(self.allowed.shape[1]))
 
     @cached_property
     def above(self) -> np.ndarray:
-        """int (2 G, K): the next larger allowed level, or the level itself where there is none."""
-        width = self.allowed.shape[1]
-        steps = np.tile(np.arange(width), (self.variables, 1))
-        last = np.full(self.variables, -1)
-        for k in reversed(range(width)):
-            steps[:, k] = np.where(last >= 0, last, k)
-            last = np.where(self.allowed[:, k], k, last)
-        return steps
+        """int (2 G, K): the next larger allowed level, or the level itself if there is none."""
+        return self._next_in(reversed(range(self.allowed.shape[1])))
 
     # -- codec ---------------------------------------------------------------------------------
     def encode(self, plans: Sequence[Plan]) -> np.ndarray:
@@ -113,30 +102,34 @@ class Levels:
         rows[np.arange(len(rows)), lowered] = self.below[lowered, row[lowered]]
         return rows
 
+    def _next_in(self, order: Iterable[int]) -> np.ndarray:
+        """int (2 G, K): the allowed level that comes before each one in this order."""
+        steps = np.tile(np.arange(self.allowed.shape[1]), (self.variables, 1))
+        last = np.full(self.variables, -1)
+        for k in order:
+            steps[:, k] = np.where(last >= 0, last, k)
+            last = np.where(self.allowed[:, k], k, last)
+        return steps
+
     def _stack(self, bits: np.ndarray, ranks: np.ndarray, fill: bool | int) -> np.ndarray:
         width = max(bits.shape[1], ranks.shape[1])
         padded = [np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)]
         return np.concatenate(padded)
 
 
-def mutate(
-    levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator, weights: np.ndarray | None = None
-) -> np.ndarray:
+def mutate(levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """int (2 G,): the row with some variables one adjacent level up or down.
 
     Args:
         rate: chance of each variable; the first one is drawn outright, so that something changes.
-        weights: float (2 G,), how likely each variable is to be the first; default: all alike.
     """
     v = np.arange(levels.variables)
     up, down = levels.above[v, row], levels.below[v, row]
     movable = (up != row) | (down != row)
     if not movable.any():
         return row.copy()
-    chance = movable * (1.0 if weights is None else weights)
-    chance = chance if chance.sum() > 0 else movable.astype(float)
     chosen = rng.random(levels.variables) < rate
-    chosen[rng.choice(levels.variables, p=chance / chance.sum())] = True
+    chosen[rng.choice(levels.variables, p=movable / movable.sum())] = True
     upward = rng.random(levels.variables) < 0.5
     target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
     return np.where(chosen, target, row)
