@@ -89,13 +89,6 @@ def score(
     return losses, {f: float(np.mean(c)) if c else float("nan") for f, c in costs.items()}
 
 
-def correlations(
-    full: np.ndarray, cheap: Mapping[str, tuple[np.ndarray, float]], seed: int = 0
-) -> list[RankCorrelation]:
-    """The rank correlation of each cheap score (N,), given with its cost, with the full losses (N,); nan left out."""
-    return [correlation(name, full, values, cost, seed) for name, (values, cost) in cheap.items()]
-
-
 def correlation(name: str, full: np.ndarray, cheap: np.ndarray, cost: float, seed: int = 0) -> RankCorrelation:
     """Spearman's correlation of two (N,) with its bootstrap interval over plans; nan if fewer than three count."""
     usable = np.isfinite(full) & np.isfinite(cheap)

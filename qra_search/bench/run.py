@@ -19,12 +19,12 @@ from typing import Any
 from qra_search.bench.cell import run_cell
 from qra_search.bench.tasks import Task, parse_strategy, task_named
 from qra_search.errors import DISTRIBUTION
+from qra_search.executors.devices import exported, threads
 from qra_search.files import write_text
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", DISTRIBUTION)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,21 @@ def run_benchmark(
     todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in done]
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     begun, failed = 0, 0
-    with _single_threaded(), _pool(workers) as pool, (folder / RAW).open("a") as raw:
+    # Spawned, not forked: a fork of a process that has threads (torch) may hang.
+    spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with exported(threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = environment()
-        flying: dict[Future[dict[str, Any]], None] = {}
+        flying: set[Future[dict[str, Any]]] = set()
         while begun < len(todo) or flying:
             while begun < len(todo) and len(flying) < workers and (deadline is None or time.monotonic() < deadline):
                 task, strategy, seed = todo[begun]
                 begun += 1
                 arguments = (task, strategy, seed, float(evaluations), str(folder / REFERENCES), cell_seconds)
-                flying[pool.submit(_cell, *arguments)] = None
+                flying.add(pool.submit(_cell, *arguments))
             if not flying:
                 break
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                del flying[future]
+                flying.remove(future)
                 row = future.result() | {"environment": stamp}
                 failed += "error" in row
                 raw.write(json.dumps(row, allow_nan=False) + "\n")
@@ -148,26 +150,6 @@ def _cell(
         where = f"{Path(place.filename).name}:{place.lineno}"
         return key | {"error": f"{type(error).__name__}: {error} ({where})"[:500]}
     return key | row
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork of a process that has threads (torch) may hang.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-class _single_threaded:
-    """Child processes started inside get one thread each for linear algebra."""
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-
-    def __exit__(self, *exc: object) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _commit() -> str:
