@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import Any
 
 from qra_search.errors import install_hint
-from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import WorkerUnusable
-from qra_search.executors.work import Factory, Reply, Request, evaluation_request, handle, to_evaluation, unpack
-from qra_search.log.trial import Proposal
+from qra_search.executors.work import Factory, RemoteExecutor, Reply, Request, build, handle, unpack
 
 
-class FuturesExecutor:
+class FuturesExecutor(RemoteExecutor):
     """Evaluates in a pool of another package, which stays the caller's.
 
     Every worker of the pool (every thread, if it has threads) builds its evaluator once and keeps it. Such a pool
@@ -30,34 +27,12 @@ class FuturesExecutor:
     """
 
     def __init__(self, pool: Any, factory: Factory, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one slot is needed, got {slots}")
-        self.slots = slots
+        super().__init__(slots)
         self._pool, self._factory = pool, factory
         self._token = uuid.uuid4().hex  # tells one executor's evaluator from another's: factories have no equality
         self._running: set[Future[Reply]] = set()
-        self._closed = False
-
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self._submit(evaluation_request(proposal), to_evaluation)
 
     def ask(self, request: Request) -> Future[Any]:
-        """Have a worker serve a request."""
-        return self._submit(request, lambda value: value)
-
-    def shutdown(self) -> None:
-        """Cancel what the pool has not begun; what runs there is left to end."""
-        self._closed = True
-        for running in list(self._running):
-            running.cancel()
-
-    def __enter__(self) -> FuturesExecutor:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
-
-    def _submit(self, request: Request, decode: Callable[[Any], Any]) -> Future[Any]:
         if self._closed:
             raise WorkerUnusable("the executor was shut down")
         future: Future[Any] = Future()
@@ -68,16 +43,19 @@ class FuturesExecutor:
             future.set_exception(WorkerUnusable(f"the pool takes no more work ({type(error).__name__}: {error})"))
             return future
         self._running.add(running)
-        running.add_done_callback(lambda done: self._ended(done, future, decode))
+        running.add_done_callback(lambda done: self._ended(done, future))
         return future
 
-    def _ended(self, running: Future[Reply], future: Future[Any], decode: Callable[[Any], Any]) -> None:
+    def shutdown(self) -> None:
+        """Cancel what the pool has not begun; what runs there is left to end."""
+        self._closed = True
+        for running in list(self._running):
+            running.cancel()
+
+    def _ended(self, running: Future[Reply], future: Future[Any]) -> None:
         self._running.discard(running)
         try:
-            reply = running.result()
-            if "unusable" in reply:
-                raise WorkerUnusable(f"the evaluator cannot be built: {reply['unusable']}")
-            value = decode(unpack(reply))
+            value = unpack(running.result())
         except (BrokenExecutor, CancelledError) as error:
             reason = "the executor was shut down" if self._closed else f"the pool is broken ({error!r})"
             future.set_exception(WorkerUnusable(reason))
@@ -141,9 +119,8 @@ def _serve(token: str, factory: Factory, request: Request) -> Reply:
     """Serve a request with the evaluator of this thread, which is built at its first request."""
     if getattr(_own, "token", None) != token:
         _own.evaluator = _own.token = None  # another study's evaluator is not kept beside the new one
-        try:
-            _own.evaluator = factory()
-        except (Exception, SystemExit) as error:
-            return {"unusable": f"{type(error).__name__}: {error}"}
+        _own.evaluator, reply = build(factory)
+        if _own.evaluator is None:
+            return reply
         _own.token = token
     return handle(_own.evaluator, request)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.work import Reply, Request, evaluation_request, to_evaluation, unpack
-from qra_search.log.trial import Proposal
+from qra_search.executors.work import RemoteExecutor, Reply, Request, unpack
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
@@ -23,14 +20,27 @@ JOIN_SECONDS = 10.0
 class Worker(ABC):
     """One worker, as its slot's thread sees it. Made at once; the first request waits until it has its evaluator."""
 
-    @abstractmethod
-    def serve(self, request: Request) -> Reply:
-        """Wait for the reply.
+    ready = False
+
+    def serve(self, request: Request) -> Any:
+        """Wait for the value of the reply.
 
         Raises:
             WorkerDied, DeadlineExceeded: the worker is of no use any more.
             WorkerUnusable: nor would another be.
         """
+        if not self.ready:
+            unpack(self.built())
+            self.ready = True
+        return unpack(self.reply(request))
+
+    @abstractmethod
+    def built(self) -> Reply:
+        """Wait for what `work.build` replies."""
+
+    @abstractmethod
+    def reply(self, request: Request) -> Reply:
+        """Wait for the reply, no longer than the deadline."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -40,11 +50,10 @@ class Worker(ABC):
 @dataclass(frozen=True)
 class _Job:
     request: Request
-    decode: Callable[[Any], Any]
     future: Future[Any]
 
 
-class WorkerExecutor(ABC):
+class WorkerExecutor(RemoteExecutor):
     """An executor with `slots` workers, each made when it is first needed and kept.
 
     A worker that dies is replaced, and its evaluation is run again once. `shutdown`, or leaving a `with` block,
@@ -52,26 +61,30 @@ class WorkerExecutor(ABC):
     """
 
     def __init__(self, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one worker is needed, got {slots}")
-        self.slots = slots
+        super().__init__(slots)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._workers: set[Worker] = set()
         self._unfinished = 0
-        self._closed = False
 
     @abstractmethod
     def start_worker(self) -> Worker:
         """A new worker; called in the thread of its slot."""
 
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self._submit(evaluation_request(proposal), to_evaluation)
-
     def ask(self, request: Request) -> Future[Any]:
-        """Have a worker serve a request."""
-        return self._submit(request, lambda value: value)
+        job = _Job(request, Future())
+        with self._lock:
+            if self._closed:
+                raise _shut_down()
+            self._jobs.put(job)
+            self._unfinished += 1
+            if len(self._threads) < min(self._unfinished, self.slots):
+                # A daemon: a program that forgets `shutdown` ends all the same, and its workers with it.
+                thread = threading.Thread(target=self._run_slot, name=f"qra-slot-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return job.future
 
     def shutdown(self) -> None:
         """Kill the workers; evaluations in flight end with `WorkerUnusable`, so that no log calls them failed."""
@@ -91,26 +104,6 @@ class WorkerExecutor(ABC):
             if job is not None:
                 self._end(job, error=_shut_down())
 
-    def __enter__(self) -> WorkerExecutor:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
-
-    def _submit(self, request: Request, decode: Callable[[Any], Any]) -> Future[Any]:
-        job = _Job(request, decode, Future())
-        with self._lock:
-            if self._closed:
-                raise _shut_down()
-            self._jobs.put(job)
-            self._unfinished += 1
-            if len(self._threads) < min(self._unfinished, self.slots):
-                # A daemon: a program that forgets `shutdown` ends all the same, and its workers with it.
-                thread = threading.Thread(target=self._run_slot, name=f"qra-slot-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-        return job.future
-
     def _run_slot(self) -> None:
         worker: Worker | None = None
         while (job := self._jobs.get()) is not None:
@@ -124,7 +117,7 @@ class WorkerExecutor(ABC):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 worker = worker or self._started()
-                value = job.decode(unpack(worker.serve(job.request)))
+                value = worker.serve(job.request)
             except (WorkerDied, DeadlineExceeded, WorkerUnusable) as error:
                 self._drop(worker)
                 worker = None
