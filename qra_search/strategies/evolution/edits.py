@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,6 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.random import random_plan, repair
 
 ATTEMPTS = 60
 """Draws for one proposal before a strategy falls back on random plans, and as many of those before it ends."""
@@ -74,9 +73,25 @@ class Levels:
         return np.array([rng.choice(np.flatnonzero(row)) for row in self.allowed])
 
     def repair(self, row: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
-        """int (2 G,): the row brought under `budget` bytes by random steps down."""
-        b, r = repair(self.space.memory, row[: self.groups], row[self.groups :], budget, rng)
-        return np.concatenate([b, r])
+        """int (2 G,): the row brought under `budget` bytes by one random variable at a time going to the next smaller.
+
+        Raises:
+            BudgetTooSmall: no plan fits.
+        """
+        self.space.memory.check_budget(budget)
+        row, total = row.copy(), int(self.bytes(row))
+        order: Iterator[int] = iter(())
+        while total > budget:
+            v = next(order, None)
+            if v is None:
+                order = iter(rng.permutation(self.variables))
+                continue
+            sizes, now = self.bytes_of[v], self.bytes_of[v, row[v]]
+            smaller = np.flatnonzero(self.allowed[v] & (sizes < now))
+            if len(smaller):
+                row[v] = smaller[sizes[smaller].argmax()]
+                total += int(sizes[row[v]] - now)
+        return row
 
     def neighbours(self, row: np.ndarray) -> np.ndarray:
         """int (M, 2 G): all rows that differ from this one by one adjacent step of one variable."""
@@ -160,17 +175,15 @@ def fresh_plans(
     draw: Callable[[int, np.random.Generator], tuple[np.ndarray, str] | None],
     *,
     fidelity: float = 1.0,
-    seen: set[str] | None = None,
 ) -> list[Proposal]:
     """At most `n` proposals of plans that the log does not hold.
 
     Args:
         draw: from the offset of the proposal and its generator, a row (2 G,) and its origin; drawn again while
             the plan is known, then random plans within the budget take its place; None ends the list.
-        seen: keys of plans not to propose; default: all of the log.
     """
     levels = Levels(state.space)
-    seen = set(state.seen) if seen is None else seen
+    seen = set(state.seen)
     proposals: list[Proposal] = []
     for offset in range(n):
         rng = state.rng(offset)
@@ -179,9 +192,10 @@ def fresh_plans(
                 drawn = draw(offset, rng)
                 if drawn is None:
                     return proposals
-                plan, origin = levels.decode(drawn[0]), drawn[1]
+                row, origin = drawn
             else:
-                plan, origin = random_plan(state, rng, budget_in_turn(state, offset)), "random"
+                row, origin = levels.repair(levels.random(rng), budget_in_turn(state, offset), rng), "random"
+            plan = levels.decode(row)
             if plan.key not in seen:
                 seen.add(plan.key)
                 proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))
