@@ -44,7 +44,7 @@ def run_cell(
         cell_seconds: processor seconds after which the search asks for nothing more; `complete` then says False.
             Not wall time, so that a busy machine cuts nothing short.
     """
-    evaluator = task.build(seed)
+    evaluator: Any = task.build(seed)
     budgets = task_budgets(evaluator.space)
     grid = sweep(budgets)
     reference = evaluator.reference_front(grid, cache=reference_cache)

@@ -20,8 +20,7 @@ class FuturesExecutor(RemoteExecutor):
     breaks stops the study, which leaves the trials in flight to be run when it is resumed.
 
     Args:
-        pool: has `submit`. What that returns needs `result` alone (as a job of submitit has it): it is then waited for
-            in a thread.
+        pool: has `submit`. What that returns needs `result` alone (as a job of submitit has it): a thread waits for it.
         factory: builds the evaluator; picklable if the pool's workers are processes.
         slots: evaluations at a time.
     """
@@ -30,7 +29,7 @@ class FuturesExecutor(RemoteExecutor):
         super().__init__(slots)
         self._pool, self._factory = pool, factory
         self._token = uuid.uuid4().hex  # tells one executor's evaluator from another's: factories have no equality
-        self._running: set[Future[Reply]] = set()
+        self._jobs: dict[Future[Any], Any] = {}
 
     def ask(self, request: Request) -> Future[Any]:
         if self._closed:
@@ -38,31 +37,33 @@ class FuturesExecutor(RemoteExecutor):
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         try:
-            running = _as_future(self._pool.submit(_serve, self._token, self._factory, request))
+            job = self._pool.submit(_serve, self._token, self._factory, request)
         except RuntimeError as error:  # the pool is broken, or was shut down
             future.set_exception(WorkerUnusable(f"the pool takes no more work ({type(error).__name__}: {error})"))
             return future
-        self._running.add(running)
-        running.add_done_callback(lambda done: self._ended(done, future))
+        self._jobs[future] = job
+        threading.Thread(target=self._watch, args=(job, future), name="qra-job", daemon=True).start()
         return future
 
     def shutdown(self) -> None:
         """Cancel what the pool has not begun; what runs there is left to end."""
         self._closed = True
-        for running in list(self._running):
-            running.cancel()
+        for job in list(self._jobs.values()):
+            if isinstance(job, Future):
+                job.cancel()
 
-    def _ended(self, running: Future[Reply], future: Future[Any]) -> None:
-        self._running.discard(running)
+    def _watch(self, job: Any, future: Future[Any]) -> None:
         try:
-            value = unpack(running.result())
+            value = unpack(job.result())
         except (BrokenExecutor, CancelledError) as error:
             reason = "the executor was shut down" if self._closed else f"the pool is broken ({error!r})"
             future.set_exception(WorkerUnusable(reason))
-        except Exception as error:  # the evaluation's own failure, or a dead worker that the pool reports
+        except BaseException as error:  # the evaluation's own failure, or whatever a pool of another package raises
             future.set_exception(error)
         else:
             future.set_result(value)
+        finally:
+            self._jobs.pop(future, None)
 
 
 class DaskExecutor(FuturesExecutor):
@@ -89,25 +90,6 @@ class DaskExecutor(FuturesExecutor):
         super().shutdown()
         self._pool.shutdown(wait=False)
         self._client.close()
-
-
-def _as_future(job: Any) -> Future[Any]:
-    """The job itself if it is a future, else one that ends when `job.result()` does."""
-    if hasattr(job, "add_done_callback"):
-        return job
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-
-    def watch() -> None:
-        try:
-            value = job.result()
-        except BaseException as error:  # whatever a pool of another package raises is the job's end
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    threading.Thread(target=watch, name="qra-job", daemon=True).start()
-    return future
 
 
 # -- in the worker ---------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ class _RayWorker(Worker):
 class _Actor:
     """Runs in Ray's worker."""
 
+    evaluator: Any = None
+
     def build(self, factory: Factory) -> Reply:
         self.evaluator, reply = build(factory)
         return reply

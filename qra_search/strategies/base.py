@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +20,6 @@ class Estimates:
     plans: tuple[Plan, ...]
     mean: np.ndarray
     std: np.ndarray
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Strategy(ABC):
