@@ -42,13 +42,12 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options; `seed` is put into the options if `seeded`."""
+    """An evaluator by name with its options, to which the seed is added."""
 
     name: str
     evaluator: str = "landscape"
     options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "module"
-    seeded: bool = True
 
     def build(self, seed: int) -> Oracle:
         """The evaluator of one seed.
@@ -57,7 +56,7 @@ class Task:
             UnknownName, ConfigError, ValueError: the evaluator or its options do not exist.
             TypeError: the evaluator does not know its noise-free loss.
         """
-        options = dict(self.options) | ({"seed": seed} if self.seeded else {})
+        options = {**self.options, "seed": seed}
         config = make_config(
             {"evaluator": self.evaluator, "space": {"granularity": self.granularity}, "options": options},
             source=f"task {self.name}",
@@ -80,7 +79,7 @@ def task_named(text: str) -> Task:
     """
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
-        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest}, seeded=True)
+        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
     parts = UNITS.sub("", NOISE.sub("", text)).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(

@@ -57,10 +57,6 @@ def bench(
     evaluations: common.Evaluations = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Rows and tables.")] = Path("bench"),
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes at a time.")] = 2,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", metavar="N", show_default=False, help="Begin no cell after so long."),
-    ] = None,
     cell_seconds: Annotated[
         float | None,
         typer.Option(
@@ -88,22 +84,19 @@ def bench(
         raise UnknownName(unknown_message("preset", preset, PRESETS))
     chosen = PRESETS[preset]
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
-    remaining = 0
     with bad_input():
         if not tables_only:
-            progress = run_benchmark(
+            run_benchmark(
                 _matching(tasks or chosen.tasks, only), names or chosen.strategies,
                 chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
-                minutes=minutes, cell_seconds=cell_seconds, progress=say,
+                cell_seconds=cell_seconds, progress=say,
             )  # fmt: skip
-            remaining = progress.remaining
         tables = make_tables(out)
     if as_json:
-        common.emit({"folder": str(out), "remaining": remaining, **tables})
+        common.emit({"folder": str(out), **tables})
         return
     print(to_markdown(tables))
-    left = f" {remaining} cells are left: run the same command again." if remaining else ""
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.{left}")
+    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
 
 
 def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:
