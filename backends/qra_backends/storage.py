@@ -88,20 +88,9 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
         return
     seen.add(id(value))
     if isinstance(value, Tensor) and value.device.type != "meta":
-        yield from _own_tensors(value, seen)
+        yield value.data if isinstance(value, nn.Parameter) else value
     for _, child in _children(value):
         yield from _walk(child, seen)
-
-
-def _own_tensors(tensor: Tensor, seen: set[int]) -> Iterator[Tensor]:
-    """The tensor itself, or for a wrapper subclass without storage the tensors that it wraps."""
-    flatten = getattr(type(tensor), "__tensor_flatten__", None)
-    data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
-    if flatten is None:
-        yield data
-        return
-    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-        yield from _walk(getattr(tensor, name), seen)
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:

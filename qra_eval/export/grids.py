@@ -55,15 +55,13 @@ class IntegerGrid:
 
 
 def affine_of(module: nn.Module) -> Affine | None:
-    """Codes, scale and offset of a layer of the backends reference, hqq, bitsandbytes (int8) or torchao.
+    """Codes, scale and offset of a layer of the backends reference, hqq and bitsandbytes (int8).
 
     None where the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
     """
     readers = {"PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes}
     # By name: an optional library that is not installed has made no layer, and need not be imported to say so.
     reader = readers.get(type(module).__name__)
-    if reader is None and type(module) is nn.Linear and type(module.weight.data).__name__ == "Int8Tensor":
-        reader = _torchao
     return None if reader is None else reader(module)
 
 
@@ -220,15 +218,3 @@ def _bitsandbytes(module: Any) -> Affine:
     codes = module.weight.data
     scale = (module.row_scale.float() / 127).unsqueeze(1)
     return Affine((codes.to(torch.int16) + 128).to(torch.uint8), scale, -128 * scale, codes.shape[1])
-
-
-def _torchao(module: Any) -> Affine:
-    weight = module.weight.data
-    scale = weight.scale.float().view(weight.qdata.shape[0], -1)
-    zero = weight.zero_point.float().view_as(scale) + 128
-    return Affine(
-        (weight.qdata.to(torch.int16) + 128).to(torch.uint8),
-        scale,
-        -zero * scale,
-        weight.qdata.shape[1] // scale.shape[1],
-    )
