@@ -9,8 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-UNQUANTIZED_BITS = 16
-
 
 @runtime_checkable
 class StorageFormat(Protocol):
@@ -41,16 +39,6 @@ class GroupFormat:
         groups = out_features * ceil_div(in_features, self.group_size or in_features)
         codes = ceil_div(out_features * in_features * self.bits, 8)
         return codes + groups * self.group_bytes + self.constant_bytes
-
-
-@dataclass(frozen=True)
-class UnquantizedFormat:
-    """The weight as it is, two bytes a value."""
-
-    bits: int = UNQUANTIZED_BITS
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        return out_features * in_features * self.bits // 8
 
 
 def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:
