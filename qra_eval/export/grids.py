@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from qra_backends.base import largest_group
 from qra_backends.reference import bitpack
 from qra_backends.reference.packed import GROUP_DTYPE
 from torch import Tensor, nn
@@ -95,12 +96,7 @@ def integer_grid(
 
 def group_that_divides(in_features: int, largest: int) -> int:
     """The first of largest, largest/2, ... that divides `in_features`; a whole row where none of 16 or more does."""
-    size = largest
-    while size >= 16:
-        if in_features % size == 0:
-            return size
-        size //= 2
-    return in_features
+    return largest_group(in_features, largest, 16) or in_features
 
 
 def _keep(own: Affine, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype) -> IntegerGrid | None:
