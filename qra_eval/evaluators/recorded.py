@@ -16,9 +16,9 @@ import numpy as np
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.damage_model import DamageModel, Fit, fit_surrogate
 from qra_eval.landscapes.noise import generator
-from qra_eval.landscapes.reference import Reference, reference_front
+from qra_eval.landscapes.reference import Truth
 from qra_search.config import RunConfig
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
@@ -49,7 +49,7 @@ class Record:
     prior: Prior | None
 
 
-class RecordedEvaluator(Evaluator):
+class RecordedEvaluator(Truth):
     """Predicts the loss of any plan from recorded evaluations; noise between seeds is added as it was recorded.
 
     The posterior mean is the noise-free truth of this evaluator: a benchmark on it says how strategies do on a
@@ -70,26 +70,11 @@ class RecordedEvaluator(Evaluator):
         loss += self.record.seed_noise * float(generator("noise", self.seed, plan.key, seed).standard_normal())
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=time.perf_counter() - begun, seed=seed)
 
-    def true_loss(self, plan: Plan) -> float:
-        """Posterior mean of the loss."""
-        b, r = self.space.encode(plan)
-        return float(self.surrogate.losses(b[None], r[None])[0])
-
     def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Posterior means (N,) of level indices (N, G), (N, G)."""
-        return self.surrogate.losses(np.asarray(b), np.asarray(r))
+        return self.surrogate.losses(b, r)
 
     def additive_table(self) -> np.ndarray:
-        """float (G, B, R): each choice's own share of the loss, where groups are linearised."""
         return self.surrogate.additive_table()
-
-    @property
-    def is_additive(self) -> bool:
-        return False
-
-    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        """The best plans known under these budgets, by the posterior mean."""
-        return reference_front(self, budgets, cache=cache)
 
     def prior(self) -> Prior | None:
         return self.record.prior
