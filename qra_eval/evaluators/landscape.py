@@ -12,11 +12,11 @@ import numpy as np
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
 from qra_eval.landscapes.noise import generator
-from qra_eval.landscapes.reference import Reference, reference_front
+from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.config import RunConfig
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
@@ -28,10 +28,8 @@ PRIOR_COST = 1.5
 some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
 LOW_FIDELITY = 0.25
 
-__all__ = ["PRIORS", "Landscape", "Reference", "build", "make_landscape", "reference_front"]
 
-
-class Landscape(Evaluator):
+class Landscape(Truth):
     """A parametric loss over plans, with its noise-free truth at hand.
 
     Args:
@@ -58,7 +56,7 @@ class Landscape(Evaluator):
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
-        self.tables, self.space = tables, space
+        self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self.seed_shift, self.seed_share = seed_shift, seed_share
         self._prior = prior
@@ -90,27 +88,11 @@ class Landscape(Evaluator):
         best = self.tables.base - self.tables.gain.max(1).sum()
         return self.noise + self.noise_slope * max(loss - best, 0.0)
 
-    def true_loss(self, plan: Plan) -> float:
-        """Noise-free loss at full fidelity."""
-        b, r = self.space.encode(plan)
-        return float(self.tables.losses(b[None], r[None])[0])
-
     def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Noise-free losses (N,) of level indices (N, G), (N, G)."""
-        return self.tables.losses(np.asarray(b), np.asarray(r))
+        return self.tables.losses(b, r)
 
     def additive_table(self) -> np.ndarray:
-        """float (G, B, R): each choice's own share of the loss; the whole of it where `is_additive`."""
         return self.tables.additive_table()
-
-    @property
-    def is_additive(self) -> bool:
-        """Whether the true loss is exactly a sum over groups."""
-        return self.tables.is_additive
-
-    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        """The best plans known under these budgets, by their noise-free loss."""
-        return reference_front(self, budgets, cache=cache)
 
     def prior(self) -> Prior | None:
         return self._prior

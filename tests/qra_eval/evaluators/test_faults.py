@@ -6,9 +6,9 @@ import json
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
 from qra_search.config import make_config
