@@ -52,7 +52,7 @@ def convert_log(
     ] = None,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
-    """Make a log of a `trials.sqlite`, or of JSON lines, that an older qra wrote; the old file stays.
+    """Make a log of a `trials.sqlite` that an older qra wrote; the old file stays.
 
     [bold]Example[/]
 
