@@ -71,11 +71,10 @@ def main() -> None:
         start = time.perf_counter()
         evaluator.quantized.unquantize()
         with evaluator.quantized.in_float32():
+            pairs = [(g, 0) for g in chosen]
             divergence, tokens = degrade_groups(
-                evaluator.workbench.model, evaluator.quantized.wrapped, evaluator.quantized.bank, space, [lowest],
-                [(g, 0) for g in chosen],
-                batch.to(evaluator.workbench.device),
-            )  # fmt: skip
+                evaluator.workbench, [lowest], pairs, batch.to(evaluator.workbench.device)
+            )
         seconds = time.perf_counter() - start
         costs = {
             "fisher": prior.cost,

@@ -17,8 +17,7 @@ from qra_eval.costs.time import estimate
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
-from qra_eval.quantized.bank import WEIGHT_CACHE_BYTES
-from qra_eval.quantized.model import QuantizedModel
+from qra_eval.quantized.model import WEIGHT_CACHE_BYTES, QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows

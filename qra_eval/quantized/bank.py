@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 Progress = Callable[[str, int, int], None]
 log = logging.getLogger(__name__)
-
-WEIGHT_CACHE_BYTES = 4 << 30
-"""Dequantized weights kept ready, at most; the least recently used ones go first."""
 
 
 class Bank:
@@ -41,6 +37,7 @@ class Bank:
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
         hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
         progress: called with `("quantize <bits> bits", done, total)`.
+        keep_weights: whether a weight that was dequantized once is kept.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
@@ -54,7 +51,7 @@ class Bank:
         *,
         hessian: Callable[[str], Tensor] | None = None,
         progress: Progress | None = None,
-        weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        keep_weights: bool = True,
         compute: torch.dtype | None = None,
     ):
         self.linears = dict(linears)
@@ -67,8 +64,8 @@ class Bank:
         self._modules: dict[tuple[str, LevelName], nn.Module] = {}
         self._files: dict[LevelName, Any] = {}
         self._keys: dict[LevelName, dict[str, list[str]]] = {}
-        self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
-        self._room = weight_cache_bytes
+        self._weights: dict[tuple[str, LevelName], Tensor] = {}
+        self._keep_weights = keep_weights
         check_shapes(backend, self.linears, self.bits)
         for b in self.bits:
             if b != UNQUANTIZED_BITS:
@@ -84,31 +81,21 @@ class Bank:
         return self._modules[key]
 
     def weight(self, name: str, bits: LevelName) -> Tensor:
-        """The dequantized weight (out, in) of a linear at `bits`, from a cache of bounded size.
+        """The dequantized weight (out, in) of a linear at `bits`.
 
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
         """
-        dtype = self.compute or self.linears[name].weight.dtype
-        if bits == UNQUANTIZED_BITS and dtype == self.linears[name].weight.dtype:
-            return self.linears[name].weight.detach()
-        key = (name, bits)
-        if key in self._weights:
-            self._weights.move_to_end(key)
-            return self._weights[key]
-        if bits == UNQUANTIZED_BITS:
-            weight = self.linears[name].weight.detach().to(dtype)
-        else:
-            weight = self.backend.dequantize(self._load(name, bits)).detach().to(dtype)
-        self._weights[key] = weight
-        self._room -= weight.nbytes
-        while self._room < 0 and len(self._weights) > 1:
-            self._room += self._weights.popitem(last=False)[1].nbytes
+        own = self.linears[name].weight.detach()
+        dtype = self.compute or own.dtype
+        if bits == UNQUANTIZED_BITS and dtype == own.dtype:
+            return own
+        if (name, bits) in self._weights:
+            return self._weights[name, bits]
+        whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self._load(name, bits)).detach()
+        weight = whole.to(dtype)
+        if self._keep_weights:
+            self._weights[name, bits] = weight
         return weight
-
-    def release(self) -> None:
-        """Forget the dequantized weights that are kept ready."""
-        self._room += sum(weight.nbytes for weight in self._weights.values())
-        self._weights.clear()
 
     def nbytes(self, name: str, bits: LevelName) -> int:
         """Bytes of every tensor that a linear holds for its weight at `bits`, counted one by one."""

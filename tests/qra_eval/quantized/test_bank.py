@@ -122,12 +122,11 @@ def test_shapes_that_the_backend_refuses_are_named_before_anything_is_quantized(
     assert fussy.count == 0
 
 
-def test_dequantized_weights_are_kept_within_the_bound(tmp_path, backend):
-    bank = make(tmp_path, backend, weight_cache_bytes=48 * 64 * 2)
-    first = bank.weight("a", 3)
-    assert bank.weight("a", 3) is first
-    bank.weight("b", 3)
-    assert bank.weight("a", 3) is not first and torch.equal(bank.weight("a", 3), first)
+def test_dequantized_weights_are_kept_only_if_that_is_asked_for(tmp_path, backend):
+    kept, sparing = make(tmp_path, backend), make(tmp_path, backend, keep_weights=False)
+    first = kept.weight("a", 3)
+    assert kept.weight("a", 3) is first
+    assert sparing.weight("a", 3) is not sparing.weight("a", 3) and torch.equal(sparing.weight("a", 3), first)
 
 
 def test_a_shared_tensor_is_counted_once():
