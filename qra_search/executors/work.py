@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
-from qra_search.log.trial import Proposal, evaluation_to_dict, plain, printable
+from qra_search.log.trial import Proposal, plain, printable
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import Plan
 
@@ -93,7 +94,7 @@ class RemoteEvaluator(Evaluator):
 def _evaluate(evaluator: Evaluator, request: Request) -> dict[str, Any]:
     plan = Plan(tuple(request["bits"]), tuple(request["ranks"]))
     evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
-    return evaluation_to_dict(plain(check_evaluation(evaluation, evaluator.space, plan)))
+    return asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))
 
 
 def _identity(evaluator: Evaluator, request: Request) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
 from qra_search.space.space import Plan
@@ -107,16 +107,3 @@ def printable(text: str) -> str:
     """Text that can be stored: valid UTF-8, of bounded length."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
-
-
-def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The fields of an evaluation as plain data; `Evaluation(**data)` is the inverse."""
-    return {
-        "loss": evaluation.loss,
-        "memory_bytes": int(evaluation.memory_bytes),
-        "metrics": dict(evaluation.metrics),
-        "seconds": evaluation.seconds,
-        "fidelity": evaluation.fidelity,
-        "seed": evaluation.seed,
-        "cost": evaluation.cost,
-    }
