@@ -284,8 +284,6 @@ def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
     status, evaluation, reason = record["status"], None, ""
     if status == "done":
         evaluation = plain(Evaluation(**{name: record[name] for name in _RESULT}))
-        if not math.isfinite(evaluation.loss):
-            raise ValueError(f"loss is {evaluation.loss}")
     elif status == "failed":
         reason = str(record["reason"])
     else:

@@ -82,7 +82,7 @@ def plain(evaluation: Evaluation) -> Evaluation:
     """The evaluation in plain numbers, which every log and every process can hold.
 
     Raises:
-        EvaluationFailed: a field is no number, or its cost is not finite and at least 0.
+        EvaluationFailed: a field is no number, the loss is not finite, or the cost is not finite and at least 0.
     """
     try:
         made = Evaluation(
@@ -96,6 +96,8 @@ def plain(evaluation: Evaluation) -> Evaluation:
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
+    if not math.isfinite(made.loss):
+        raise EvaluationFailed(f"loss is {made.loss}")
     if not (math.isfinite(made.charged) and made.charged >= 0):
         raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
     if not abs(made.seed) < MAX_INT > made.memory_bytes:

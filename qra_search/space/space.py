@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -17,6 +16,7 @@ from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
+from qra_search.space.lists import converted, whole
 from qra_search.space.memory import MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
@@ -250,12 +250,7 @@ class SearchSpace(Displayed):
 
 
 def _ranks(ranks: Iterable[int]) -> tuple[int, ...]:
-    try:
-        if isinstance(ranks, (str, bytes)):
-            raise TypeError
-        found = tuple(sorted(map(operator.index, ranks)))
-    except TypeError:
-        raise TypeError(f"ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32), got {ranks!r}") from None
+    found = tuple(sorted(converted(ranks, whole, "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)")))
     if not found or found[0] < 0 or len(set(found)) != len(found):
         raise ValueError(f"ranks must be distinct and not negative, at least one, got {found}")
     return found
