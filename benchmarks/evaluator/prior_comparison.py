@@ -67,7 +67,7 @@ def main() -> None:
     if any(g not in done for g in chosen):
         prior = evaluator.prior()
         whole = tuned(None)
-        batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
+        batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.quantized.settings.batch_size)[0]
         start = time.perf_counter()
         evaluator.quantized.unquantize()
         with evaluator.quantized.in_float32():
