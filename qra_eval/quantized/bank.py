@@ -97,12 +97,6 @@ class Bank:
             self._weights[name, bits] = weight
         return weight
 
-    def nbytes(self, name: str, bits: LevelName) -> int:
-        """Bytes of every tensor that a linear holds for its weight at `bits`, counted one by one."""
-        if bits == UNQUANTIZED_BITS:
-            return self.linears[name].weight.nbytes
-        return sum(t.nbytes for t in self.backend.to_tensors(self._load(name, bits)).values())
-
     def path(self, bits: LevelName) -> Path:
         """The file of a level."""
         return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)

@@ -165,7 +165,10 @@ class SearchSpace(Displayed):
         """Indices (N, G), (N, G) of several plans; raises as `encode` does."""
         plans = list(plans)
         for plan in plans:
-            self._check_length(plan)
+            if not isinstance(plan, Plan):
+                raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
+            if len(plan.bits) != len(self.groups):
+                raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
             b = self._indices(self._index_of_bits, (plan.bits for plan in plans))
             r = self._indices(self._index_of_rank, (plan.ranks for plan in plans))
@@ -231,12 +234,6 @@ class SearchSpace(Displayed):
             ways = ", ".join(str(level.name) for level in same)
             raise ValueError(f"{name} bits are stored in several ways: name one of {ways}")
         return same[0] if same else None
-
-    def _check_length(self, plan: Plan) -> None:
-        if not isinstance(plan, Plan):
-            raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
-        if len(plan.bits) != len(self.groups):
-            raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
 
     def _why_not(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):

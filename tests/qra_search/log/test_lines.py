@@ -165,7 +165,7 @@ def test_a_last_line_that_lost_its_end_gets_it_back(tmp_path, content):
         ({"bits": [2]}, "one rank for each"),
         ({"bits": None}, "TypeError"),
         ({"ranks": ["4"] * 6}, "list of numbers"),
-        ({"fidelity": "much"}, "no number"),
+        ({"fidelity": "much"}, "could not convert"),
         ({"seed": 1 << 70}, "whole number"),
         ({"seed": True}, "whole number"),
         ({"origin": 3}, "must be text"),
