@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName, level_words
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-Progress = Callable[[str, int, int], None]
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class Bank:
         bits: the levels wanted; 16 stands for the linear as it is.
         folder: where the files are kept.
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
-        hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
+        hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; needed by calibrated backends.
         progress: called with `("quantize <bits> bits", done, total)`.
         keep_weights: whether a weight that was dequantized once is kept.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
@@ -60,7 +60,6 @@ class Bank:
         self.bits = tuple(bits)
         self.folder = Path(folder)
         self.fingerprint = fingerprint
-        self._hessian = hessian
         self._modules: dict[tuple[str, LevelName], nn.Module] = {}
         self._files: dict[LevelName, Any] = {}
         self._keys: dict[LevelName, dict[str, list[str]]] = {}
@@ -69,7 +68,11 @@ class Bank:
         check_shapes(backend, self.linears, self.bits)
         for b in self.bits:
             if b != UNQUANTIZED_BITS:
-                self._open(b, progress)
+                path = self.path(b)
+                if not self._read(path, b):
+                    self._build(path, b, hessian, progress)
+                    if not self._read(path, b):
+                        raise RuntimeError(f"the bank file {path} cannot be read after it was written")
 
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`: one module, shared by every call."""
@@ -102,13 +105,6 @@ class Bank:
         return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)
 
     # -- files ---------------------------------------------------------------------------------
-    def _open(self, bits: LevelName, progress: Progress | None) -> None:
-        path = self.path(bits)
-        if not self._read(path, bits):
-            self._build(path, bits, progress)
-            if not self._read(path, bits):
-                raise RuntimeError(f"the bank file {path} cannot be read after it was written")
-
     def _read(self, path: Path, bits: LevelName) -> bool:
         """Open a file and index it; False if it is missing or not whole."""
         if not path.is_file():
@@ -127,13 +123,15 @@ class Bank:
         self._files[bits], self._keys[bits] = file, keys
         return True
 
-    def _build(self, path: Path, bits: LevelName, progress: Progress | None) -> None:
+    def _build(
+        self, path: Path, bits: LevelName, hessian: Callable[[str], Tensor] | None, progress: Progress | None
+    ) -> None:
+        """Quantize all linears at a level and write them; the Hessians are as large as the model, and not kept."""
         tensors: dict[str, Tensor] = {}
         for done, (name, linear) in enumerate(self.linears.items()):
             if progress is not None:
                 progress(f"quantize {level_words(bits)}", done, len(self.linears))
-            hessian = self._hessian(name) if self.backend.calibrated and self._hessian is not None else None
-            module = self.backend.quantize(linear, bits, hessian=hessian)
+            module = self.backend.quantize(linear, bits, hessian=None if hessian is None else hessian(name))
             for key, tensor in self.backend.to_tensors(module).items():
                 tensors[f"{name}::{key}"] = tensor.cpu()
         if progress is not None:

@@ -85,7 +85,6 @@ class QuantizedModel:
         check_shapes(self.backend, self.linears, levels)  # what it refuses is said before anything is spent
         groups = group_linears(found, space.granularity)
         self.space = model_space(groups, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense)
-        self._moments: Hessians | None = None
         self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
@@ -105,18 +104,20 @@ class QuantizedModel:
     def prepare(self) -> tuple[Bank, dict[str, adapters.AdaptedLinear]]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._prepared is None:
+            hessians = None
+            if self.backend.calibrated:
+                hessians = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
             bank = Bank(
                 self.linears,
                 self.backend,
                 self.space.bits,
                 bank_folder(self.quantization.cache),
                 self.identity,
-                hessian=self._hessian if self.backend.calibrated else None,
+                hessian=hessians,
                 progress=self.progress,
                 keep_weights=self.materialised,
                 compute=self.compute,
             )
-            self._moments = None  # as large as the model, and not needed again
             self._prepared = bank, adapters.install(self.model, list(self.linears))
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
@@ -226,8 +227,3 @@ class QuantizedModel:
 
     def _calibration(self) -> list[Batch]:
         return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
-
-    def _hessian(self, name: str) -> Tensor:
-        if self._moments is None:
-            self._moments = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
-        return self._moments(name)

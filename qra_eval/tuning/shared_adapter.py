@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qra_eval.quantized.adapters import AdaptedLinear, first_factors
+from qra_eval.quantized.adapters import AdaptedLinear, first_factors, trainable
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.tasks.losses import batch_loss, labelled_head
@@ -167,8 +167,7 @@ def put(workbench: Workbench, adapter: SharedAdapter, plan: Plan) -> None:
 
 def _gather(wrapped: Mapping[str, AdaptedLinear], masters: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
     """Add the gradients of the cut factors, clipped to norm 1 together, to those of the whole ones."""
-    own = [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
-    nn.utils.clip_grad_norm_(own, 1.0)
+    nn.utils.clip_grad_norm_(trainable(wrapped), 1.0)
     for name, wrapper in wrapped.items():
         if wrapper.lora_A is None or wrapper.lora_B is None:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
@@ -24,7 +23,7 @@ from qra_search.files import sync
 from qra_search.log import lines
 from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 from qra_search.log.lines import Contents
-from qra_search.log.trial import Proposal, Status, Trial, printable
+from qra_search.log.trial import Proposal, Status, Trial, plain, printable
 
 MEMORY = ":memory:"
 PATIENCE = 0.2
@@ -142,10 +141,8 @@ class TrialLog:
         return added
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
-        """Record the result of a running trial."""
-        if not math.isfinite(evaluation.loss):
-            raise ValueError(f"trial {trial_id} cannot be done with loss {evaluation.loss}: a finite one is needed")
-        return self._end(trial_id, "done", evaluation, "")
+        """Record the result of a running trial; raises EvaluationFailed as `plain` does."""
+        return self._end(trial_id, "done", plain(evaluation), "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
         """Record that a running trial failed, and why."""
