@@ -67,15 +67,14 @@ def main() -> None:
     if any(g not in done for g in chosen):
         prior = evaluator.prior()
         whole = tuned(None)
-        batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.settings.batch_size)[0]
+        batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.quantized.settings.batch_size)[0]
         start = time.perf_counter()
         evaluator.quantized.unquantize()
         with evaluator.quantized.in_float32():
+            pairs = [(g, 0) for g in chosen]
             divergence, tokens = degrade_groups(
-                evaluator.workbench.model, evaluator.quantized.wrapped, evaluator.quantized.bank, space, [lowest],
-                [(g, 0) for g in chosen],
-                batch.to(evaluator.workbench.device),
-            )  # fmt: skip
+                evaluator.workbench, [lowest], pairs, batch.to(evaluator.workbench.device)
+            )
         seconds = time.perf_counter() - start
         costs = {
             "fisher": prior.cost,

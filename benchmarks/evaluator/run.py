@@ -183,7 +183,8 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
         model.set_submodule(found.name, evaluator.quantized.bank.module(found.name, BITS))
     names = [name for name in evaluator.quantized.wrapped]
     peft_model = get_peft_model(
-        model, LoraConfig(r=RANK, lora_alpha=evaluator.settings.alpha, target_modules=names, task_type="CAUSAL_LM")
+        model,
+        LoraConfig(r=RANK, lora_alpha=evaluator.quantized.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),
     )
     data = [
         {"input_ids": r.input_ids, "labels": r.labels, "attention_mask": torch.ones_like(r.input_ids)} for r in rows
@@ -205,7 +206,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
                     folder,
                     per_device_train_batch_size=8,
                     max_steps=steps,
-                    learning_rate=evaluator.settings.learning_rate,
+                    learning_rate=evaluator.quantized.settings.learning_rate,
                     report_to=[],
                     save_strategy="no",
                     disable_tqdm=True,

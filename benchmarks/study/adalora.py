@@ -23,7 +23,7 @@ def tune(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> 
 
     from qra_eval.models.load import load_model
 
-    settings = evaluator.settings
+    settings = evaluator.quantized.settings
     batches = evaluator.workbench.batches(settings.final_steps, seed)
     steps = len(batches)
     base = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.compute).model

@@ -56,7 +56,7 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = 
         return adalora.tune(evaluator, plan.bits[0], plan.ranks[0], seed)
     evaluator.workbench.init = init
     evaluator.workbench.apply(plan, seed)
-    return evaluator.workbench.model, evaluator.workbench.train(evaluator.settings.final_steps, seed)
+    return evaluator.workbench.model, evaluator.workbench.train(evaluator.quantized.settings.final_steps, seed)
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
             settings = settings.model_copy(update={"final_steps": options.steps})
         if uniform and plan.rate is not None:
             settings = settings.model_copy(update={"learning_rate": plan.rate})
-        evaluator.settings = settings
+        evaluator.quantized.settings = settings
         test = evaluator.rows("test", settings.test_rows)
         model, trained = tuned(evaluator, chosen, seed, plan.init if uniform else "default")
         losses, tokens = row_losses(model, test, 8, evaluator.workbench.device)

@@ -61,7 +61,9 @@ def main() -> None:
         }
         if any(case == {k: row[k] for k in KEYS if k in row} for row in rows):
             continue
-        evaluator.settings = protocol.TRAINING.model_copy(update={"alpha": float(alpha), "learning_rate": rate})
+        evaluator.quantized.settings = protocol.TRAINING.model_copy(
+            update={"alpha": float(alpha), "learning_rate": rate}
+        )
         model, _ = tuned(evaluator, evaluator.space.uniform(bits, rank), 0, *init)
         losses, tokens = row_losses(model, evaluator.rows("validation", VALIDATION_ROWS), 8, evaluator.workbench.device)
         loss = sum(losses) / sum(tokens)

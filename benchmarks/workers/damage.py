@@ -29,8 +29,8 @@ from common import record  # noqa: E402
 from qra_search import search  # noqa: E402
 from qra_search.contracts.scenarios import ToyEvaluator, toy_space  # noqa: E402
 from qra_search.log import lines  # noqa: E402
+from qra_search.log.errors import LogMismatch  # noqa: E402
 from qra_search.log.lines import Contents  # noqa: E402
-from qra_search.log.trial_log import LogMismatch  # noqa: E402
 
 
 def written(trials: int) -> bytes:

@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,10 +40,9 @@ with seen:
     from qra_search.config import ConfigError, RunConfig, dump_config, load_config
     from qra_search.contracts.scenarios import ToyEvaluator
     from qra_search.log.convert import convert
+    from qra_search.log.errors import LogMismatch
     from qra_search.log.logtools import check
     from qra_search.log.recorded import recorded_state
-    from qra_search.log.trial import evaluation_to_dict
-    from qra_search.log.trial_log import LogMismatch
     from qra_search.space.serialization import plan_from_dict, plan_to_dict
     from qra_search.space.sizes import size_in
 
@@ -135,10 +133,9 @@ def task_rows() -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def old_logs(log: TrialLog, folder: Path) -> tuple[bytes, bytes]:
-    """The same log as the two older formats had it: in SQLite, and as JSON lines."""
+def old_log(log: TrialLog, folder: Path) -> bytes:
+    """The same log as older versions had it, in SQLite."""
     header = {"space": log.meta("space"), "space_data": log.meta("space_data"), "seed": 0}
-    lines: list[dict[str, Any]] = [{"format": "qra-log/1", "header": header}]
     with closing(sqlite3.connect(folder / "seed.sqlite")) as db:
         db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT, checksum TEXT)")
         for key, value in {"schema_version": 2, **header}.items():
@@ -146,16 +143,11 @@ def old_logs(log: TrialLog, folder: Path) -> tuple[bytes, bytes]:
         columns = "id INTEGER PRIMARY KEY, plan, fidelity, seed, origin, predicted, status, result, reason, proposed_at"
         db.execute(f"CREATE TABLE trials ({columns}, finished_at, proposal_sum, result_sum)")
         for t in log:
-            evaluation = evaluation_to_dict(t.evaluation)
             row = (t.id, t.plan.key, t.fidelity, t.seed, t.proposal.origin, "[null, null]", t.status)
-            end = (json.dumps(evaluation), "", t.proposed_at, t.finished_at, "", "")
+            end = (json.dumps(vars(t.evaluation)), "", t.proposed_at, t.finished_at, "", "")
             db.execute(f"INSERT INTO trials VALUES ({', '.join('?' * 13)})", row + end)
-            line = {"bits": t.plan.bits, "ranks": t.plan.ranks, "fidelity": t.fidelity, "seed": t.seed}
-            line |= {"origin": "", "predicted_loss": None, "predicted_std": None, "status": t.status, "reason": ""}
-            times = {"proposed_at": t.proposed_at, "finished_at": t.finished_at}
-            lines.append({**line, **times, "evaluation": evaluation})
         db.commit()
-    return (folder / "seed.sqlite").read_bytes(), "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return (folder / "seed.sqlite").read_bytes()
 
 
 def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
@@ -163,7 +155,7 @@ def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
     log = folder / "seed-log"
     search(ToyEvaluator(), strategy="random", evaluations=8, log=log)
     with TrialLog(log) as opened:
-        sqlite, lines = old_logs(opened, folder)
+        sqlite = old_log(opened, folder)
         plan = opened.trials[0].plan
     key = plan.key.encode()
     return [
@@ -172,8 +164,7 @@ def seeds(folder: Path) -> list[tuple[str, Callable[[Path], None], bytes, int]]:
         ("key", read_key, key, 2),
         ("log", read_log, log.read_bytes(), 3),
         ("sealed log", read_sealed_log, log.read_bytes(), 3),
-        ("older log", read_old_log, lines, 1),
-        ("SQLite log", read_old_log, sqlite, 1),
+        ("SQLite log", read_old_log, sqlite, 2),
         ("budget", read_budget, b"108.5MiB", 1),
         ("gguf", read_weights, gguf_file(folder / "seed.gguf"), 3),
         ("task", read_task, task_rows(), 3),

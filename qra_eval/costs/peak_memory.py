@@ -18,7 +18,7 @@ exactly as one on resident bytes. What depends on the rank of the activations is
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning.shared_adapter import uniform_like
 from qra_eval.tuning.workbench import Workbench
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 
 ADAPTER_BYTES = 16
 """Of an adapter weight in training: value, gradient and two moments, float32."""
@@ -41,7 +41,7 @@ class StepMemory:
 
     Attributes:
         adapter_bits: bits that training takes for each adapter weight.
-        rows, tokens, labels: of the largest batch: rows, tokens of each, labelled positions.
+        rows, tokens: of the largest batch: rows, and tokens of each.
     """
 
     originals: int
@@ -51,7 +51,6 @@ class StepMemory:
     adapter_bits: int
     rows: int
     tokens: int
-    labels: int
 
     @property
     def fixed(self) -> int:
@@ -67,15 +66,6 @@ class StepMemory:
             fixed_bytes=resident.fixed_bytes + self.fixed,
             adapter_bits=self.adapter_bits,
         )
-
-    def parts(self, resident: SearchSpace, plan: Plan) -> dict[str, int]:
-        """The parts of a plan's peak by name, and their sum as `peak`."""
-        weights = resident.memory.bytes(*resident.encode(plan)) - _adapter_bytes(resident, plan)
-        adapters = _adapter_bytes(self.space(resident), plan)
-        shapes = ("rows", "tokens", "labels", "adapter_bits")
-        parts = {k: v for k, v in asdict(self).items() if k not in shapes}
-        parts |= {"weights": int(weights), "adapters": adapters}
-        return parts | {"peak": sum(parts.values())}
 
 
 def step_memory(workbench: Workbench) -> StepMemory:
@@ -102,7 +92,6 @@ def step_memory(workbench: Workbench) -> StepMemory:
         adapter_bits=8 * (ADAPTER_BYTES + (item if item < 4 else 0)),
         rows=rows,
         tokens=tokens,
-        labels=labels,
     )
 
 
@@ -163,8 +152,3 @@ def saved_bytes(model: Any, batch: Batch) -> dict[str, int]:
     vocabulary = model.get_output_embeddings().weight
     found[""] = max(0, found[""] - len(batch.targets) * vocabulary.shape[0] * vocabulary.element_size())
     return found
-
-
-def _adapter_bytes(space: SearchSpace, plan: Plan) -> int:
-    _, r = space.encode(plan)
-    return int(space.memory.adapter[range(len(space)), r].sum())

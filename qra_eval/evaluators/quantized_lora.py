@@ -17,8 +17,7 @@ from qra_eval.costs.time import estimate
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
-from qra_eval.quantized.bank import WEIGHT_CACHE_BYTES
-from qra_eval.quantized.model import QuantizedModel
+from qra_eval.quantized.model import WEIGHT_CACHE_BYTES, QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows
@@ -131,29 +130,20 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.prior_report: dict[str, Any] = {}
 
     @property
-    def settings(self) -> TrainingConfig:
-        """Of training; may be set later, the model in place follows them too."""
-        return self.workbench.settings
-
-    @settings.setter
-    def settings(self, training: TrainingConfig) -> None:
-        self.workbench.settings = training
-
-    @property
     def progress(self) -> Progress | None:
         """Called with all that takes long before the first evaluation; may be set later."""
-        return self.workbench.progress
+        return self.quantized.progress
 
     @progress.setter
     def progress(self, progress: Progress | None) -> None:
-        self.workbench.progress = progress
+        self.quantized.progress = progress
 
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.quantized.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
-        settings, cost = self.settings, None
+        settings, cost = self.quantized.settings, None
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
@@ -195,10 +185,11 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
         if self._highest is None:
+            settings = self.quantized.settings
             self.quantized.unquantize()
-            untuned = self.workbench.held_out("calibration", self.settings.batch_size)
+            untuned = self.workbench.held_out("calibration", settings.batch_size)
             self._highest = ceiling(
-                untuned, self.quantized.model.config.get_text_config().vocab_size, self.settings.hopeless
+                untuned, self.quantized.model.config.get_text_config().vocab_size, settings.hopeless
             )
         return self._highest
 
@@ -240,13 +231,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
-
         self.space.encode(plan)
+        return tune(self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, progress=progress)
 
-        def evaluate(plan: Plan, seed: int) -> float:
-            return self.evaluate(plan, seed=seed).loss
-
-        return tune(self.workbench, plan, evaluate, seed=seed, steps=steps, folder=folder, progress=progress)
+    def _loss(self, plan: Plan, seed: int) -> float:
+        return self.evaluate(plan, seed=seed).loss
 
     def close(self) -> None:
         self.quantized.close()

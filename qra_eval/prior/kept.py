@@ -28,11 +28,14 @@ def kept_or_measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     Its cost is what measuring took, whether or not it was measured again.
     """
     path = prior_file(workbench)
-    kept = read_prior(path)
-    if kept is None:
-        kept = measured(workbench)
-        write_prior(path, *kept)
-    return kept
+    try:
+        data = json.loads(path.read_text())
+        return Prior.from_dict(data["prior"]), data["report"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not whole
+        prior, report = measured(workbench)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"prior": prior.to_dict(), "report": report})
+    return prior, report
 
 
 def prior_file(workbench: Workbench) -> Path:
@@ -48,40 +51,14 @@ def prior_file(workbench: Workbench) -> Path:
 def measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.prior.measure`."""
     model = workbench.quantized
-    bank = model.bank  # quantizing is no part of the prior's time
+    model.prepare()  # quantizing is no part of the prior's time
     start = time.perf_counter()
     model.unquantize()
     batches = bucketed(workbench.rows("calibration", PRIOR_ROWS), workbench.settings.batch_size)
-    prior, report = measure_prior(
-        workbench.model,
-        model.wrapped,
-        bank,
-        workbench.space,
-        batches,
-        device=workbench.device,
-        precisely=model.in_float32,
-        progress=workbench.progress,
-    )
-    if not model.materialised:
-        bank.release()  # evaluations use the quantized modules, which need the room
+    prior, report = measure_prior(workbench, batches)
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
     cost = tokens / workbench.evaluation_tokens()
     seconds = time.perf_counter() - start
     return replace(prior, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}
-
-
-def read_prior(path: Path) -> tuple[Prior, dict[str, Any]] | None:
-    """The prior of a file and the report of its measuring; None if there is none, or it is not whole."""
-    try:
-        data = json.loads(path.read_text())
-        return Prior.from_dict(data["prior"]), data["report"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_prior(path: Path, prior: Prior, report: dict[str, Any]) -> None:
-    """Keep a prior and the report of its measuring."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"prior": prior.to_dict(), "report": report})

@@ -13,9 +13,7 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +24,13 @@ from torch.nn import functional as F
 
 from qra_eval.prior.layer_cache import LayerCache
 from qra_eval.quantized.adapters import AdaptedLinear
-from qra_eval.quantized.bank import Bank
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
+from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
-from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
-
-Precisely = Callable[[], AbstractContextManager[Any]]
 
 DEPTHS = 3
 """Groups of each kind that are degraded for real, spread over depth."""
@@ -68,38 +63,22 @@ class Fisher:
     tokens: int
 
 
-def measure_prior(
-    model: Any,
-    wrapped: Mapping[str, AdaptedLinear],
-    bank: Bank,
-    space: SearchSpace,
-    batches: Sequence[Batch],
-    *,
-    device: torch.device,
-    precisely: Precisely = nullcontext,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Prior, dict[str, Any]]:
-    """Damage and gain of every group, from the unquantized model without adapters.
-
-    Args:
-        wrapped: the model's linears, each with its unquantized base set and no adapter.
-        batches: calibration data.
-        precisely: for as long as it lasts the model computes in float32; needed where it does not anyway.
+def measure_prior(workbench: Workbench, batches: Sequence[Batch]) -> tuple[Prior, dict[str, Any]]:
+    """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
 
     Returns:
         The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
         units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
+    space = workbench.space
     bits = [b for b in space.bits if b != UNQUANTIZED_BITS]
-    fisher = measure_fisher(model, wrapped, bank, bits, batches, device=device, seed=seed, progress=progress)
+    fisher = measure_fisher(workbench, bits, batches)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in space.groups])
-    with precisely():
-        probes, probe_tokens = probe_groups(
-            model, wrapped, bank, space, bits, batches, device=device, progress=progress
-        )
     kinds = [g.kind or g.name for g in space.groups]
-    scaled = scale_damage(raw, kinds, [(g, k, kl) for g, k, kl in probes])
+    pairs = [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, len(bits)))]
+    with workbench.quantized.in_float32():
+        probes, probe_tokens = degrade_groups(workbench, bits, pairs, batches[0].to(workbench.device))
+    scaled = scale_damage(raw, kinds, probes)
     damage = np.zeros((len(space), len(space.bits)))
     for k, b in enumerate(bits):
         damage[:, space.bits.index(b)] = scaled[:, k]
@@ -126,21 +105,12 @@ def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return raised
 
 
-def measure_fisher(
-    model: Any,
-    wrapped: Mapping[str, AdaptedLinear],
-    bank: Bank,
-    bits: Sequence[LevelName],
-    batches: Sequence[Batch],
-    *,
-    device: torch.device,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Fisher:
+def measure_fisher(workbench: Workbench, bits: Sequence[LevelName], batches: Sequence[Batch]) -> Fisher:
     """One forward and backward pass a batch, with labels drawn from the model; see the module's docstring."""
+    model, wrapped, bank = workbench.model, workbench.quantized.wrapped, workbench.quantized.bank
     damage = {name: np.zeros(len(bits)) for name in wrapped}
     spectrum: dict[str, np.ndarray] = {}
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     labelled = sum(len(b.targets) for b in batches)
     inputs: dict[str, Tensor] = {}
     done = 0
@@ -163,8 +133,8 @@ def measure_fisher(
             values = leading_singular_values(g.float(), x.float(), generator)
             spectrum[name] = spectrum.get(name, 0.0) + values / len(batches)
             done += 1
-            if progress is not None:
-                progress("measure sensitivity", done, len(wrapped) * len(batches))
+            if workbench.progress is not None:
+                workbench.progress("measure sensitivity", done, len(wrapped) * len(batches))
 
         return hook
 
@@ -179,10 +149,10 @@ def measure_fisher(
     try:
         with labelled_head(model) as head:
             for batch in batches:
-                batch = batch.to(device)
+                batch = batch.to(workbench.device)
                 logits = labelled_logits(model, head, batch).float()
                 drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
-                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+                F.cross_entropy(logits, drawn.to(workbench.device), reduction="sum").backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -203,37 +173,8 @@ def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) ->
     return torch.linalg.svdvals(g.T @ (x @ basis)).cpu().numpy()
 
 
-def probe_groups(
-    model: Any,
-    wrapped: Mapping[str, AdaptedLinear],
-    bank: Bank,
-    space: SearchSpace,
-    bits: Sequence[LevelName],
-    batches: Sequence[Batch],
-    *,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> tuple[list[tuple[int, int, float]], int]:
-    """KL of the prediction when one group alone is degraded, for a few groups of every kind.
-
-    Returns:
-        (group, index into `bits`, nats a labelled token) of each probe, and tokens passed forward.
-    """
-    chosen = _spread([g.kind or g.name for g in space.groups])
-    pairs = [(g, k) for g in chosen for k in range(min(PROBED_BITS, len(bits)))]
-    return degrade_groups(model, wrapped, bank, space, bits, pairs, batches[0].to(device), progress=progress)
-
-
 def degrade_groups(
-    model: Any,
-    wrapped: Mapping[str, AdaptedLinear],
-    bank: Bank,
-    space: SearchSpace,
-    bits: Sequence[LevelName],
-    pairs: Sequence[tuple[int, int]],
-    batch: Batch,
-    *,
-    progress: Progress | None = None,
+    workbench: Workbench, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
 ) -> tuple[list[tuple[int, int, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
@@ -243,18 +184,19 @@ def degrade_groups(
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
     """
-    cache = LayerCache(model, batch)
+    wrapped, bank = workbench.quantized.wrapped, workbench.quantized.bank
+    cache = LayerCache(workbench.model, batch)
     tokens, found = float(batch.tokens), []
     for done, (g, k) in enumerate(pairs):
-        group = space.groups[g]
+        group = workbench.space.groups[g]
         for linear in group.linears:
             wrapped[linear.name].set_base(weight=bank.weight(linear.name, bits[k]))
         found.append((g, k, cache.divergence(group.depth)))
         for linear in group.linears:
             wrapped[linear.name].set_base(weight=bank.weight(linear.name, UNQUANTIZED_BITS))
         tokens += cache.share(group.depth) * batch.tokens
-        if progress is not None:
-            progress("probe groups", done + 1, len(pairs))
+        if workbench.progress is not None:
+            workbench.progress("probe groups", done + 1, len(pairs))
     return found, round(tokens)
 
 
@@ -302,10 +244,7 @@ def _spread(kinds: Sequence[str]) -> list[int]:
     return chosen
 
 
-def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float:
-    """Pearson correlation of the logarithms; nan with fewer than three usable pairs."""
+def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Pearson correlation of the logarithms; None with fewer than three usable pairs."""
     usable = [(a, b) for a, b in pairs if a > 0 and b > 0]
-    if len(usable) < 3:
-        return math.nan
-    logs = np.log(np.array(usable))
-    return float(np.corrcoef(logs[:, 0], logs[:, 1])[0, 1])
+    return float(np.corrcoef(np.log(usable), rowvar=False)[0, 1]) if len(usable) > 2 else None

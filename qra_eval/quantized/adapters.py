@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,23 +116,17 @@ def uninstall(model: nn.Module, wrapped: Mapping[str, AdaptedLinear]) -> None:
         setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], wrapper.linear)
 
 
-@dataclass(frozen=True)
-class AdapterInit:
-    """Initial factors of a linear's adapter, the same leading rows at every rank: A Kaiming-uniform, B zero.
+def first_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_rank: int) -> tuple[Tensor, Tensor]:
+    """A (max_rank, in), Kaiming-uniform, and B (out, max_rank), zero, both float32.
 
-    The numbers depend on the seed and the linear's name alone, so plans that differ elsewhere start alike.
+    A lower rank takes the leading rows and columns. The numbers depend on the seed and the linear's name alone, so
+    plans that differ elsewhere start alike.
     """
-
-    seed: int
-    max_rank: int
-
-    def factors(self, name: str, out_features: int, in_features: int, rank: int) -> tuple[Tensor, Tensor]:
-        """A (rank, in) and B (out, rank), float32."""
-        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        bound = in_features**-0.5  # kaiming_uniform with a = sqrt(5), which is what peft uses
-        full = torch.empty(self.max_rank, in_features).uniform_(-bound, bound, generator=generator)
-        return full[:rank], torch.zeros(out_features, rank)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    bound = linear.in_features**-0.5  # kaiming_uniform with a = sqrt(5), which is what peft uses
+    A = torch.empty(max_rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+    return A, torch.zeros(linear.out_features, max_rank)
 
 
 def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:

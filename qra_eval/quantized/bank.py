@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,11 @@ from torch import Tensor, nn
 
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName, level_words
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-Progress = Callable[[str, int, int], None]
 log = logging.getLogger(__name__)
-
-WEIGHT_CACHE_BYTES = 4 << 30
-"""Dequantized weights kept ready, at most; the least recently used ones go first."""
 
 
 class Bank:
@@ -39,8 +35,9 @@ class Bank:
         bits: the levels wanted; 16 stands for the linear as it is.
         folder: where the files are kept.
         fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
-        hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; asked only for calibrated backends.
+        hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; needed by calibrated backends.
         progress: called with `("quantize <bits> bits", done, total)`.
+        keep_weights: whether a weight that was dequantized once is kept.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
@@ -54,7 +51,7 @@ class Bank:
         *,
         hessian: Callable[[str], Tensor] | None = None,
         progress: Progress | None = None,
-        weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        keep_weights: bool = True,
         compute: torch.dtype | None = None,
     ):
         self.linears = dict(linears)
@@ -63,16 +60,19 @@ class Bank:
         self.bits = tuple(bits)
         self.folder = Path(folder)
         self.fingerprint = fingerprint
-        self._hessian = hessian
         self._modules: dict[tuple[str, LevelName], nn.Module] = {}
         self._files: dict[LevelName, Any] = {}
         self._keys: dict[LevelName, dict[str, list[str]]] = {}
-        self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
-        self._room = weight_cache_bytes
+        self._weights: dict[tuple[str, LevelName], Tensor] = {}
+        self._keep_weights = keep_weights
         check_shapes(backend, self.linears, self.bits)
         for b in self.bits:
             if b != UNQUANTIZED_BITS:
-                self._open(b, progress)
+                path = self.path(b)
+                if not self._read(path, b):
+                    self._build(path, b, hessian, progress)
+                    if not self._read(path, b):
+                        raise RuntimeError(f"the bank file {path} cannot be read after it was written")
 
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`: one module, shared by every call."""
@@ -84,50 +84,27 @@ class Bank:
         return self._modules[key]
 
     def weight(self, name: str, bits: LevelName) -> Tensor:
-        """The dequantized weight (out, in) of a linear at `bits`, from a cache of bounded size.
+        """The dequantized weight (out, in) of a linear at `bits`.
 
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
         """
-        dtype = self.compute or self.linears[name].weight.dtype
-        if bits == UNQUANTIZED_BITS and dtype == self.linears[name].weight.dtype:
-            return self.linears[name].weight.detach()
-        key = (name, bits)
-        if key in self._weights:
-            self._weights.move_to_end(key)
-            return self._weights[key]
-        if bits == UNQUANTIZED_BITS:
-            weight = self.linears[name].weight.detach().to(dtype)
-        else:
-            weight = self.backend.dequantize(self._load(name, bits)).detach().to(dtype)
-        self._weights[key] = weight
-        self._room -= weight.nbytes
-        while self._room < 0 and len(self._weights) > 1:
-            self._room += self._weights.popitem(last=False)[1].nbytes
+        own = self.linears[name].weight.detach()
+        dtype = self.compute or own.dtype
+        if bits == UNQUANTIZED_BITS and dtype == own.dtype:
+            return own
+        if (name, bits) in self._weights:
+            return self._weights[name, bits]
+        whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self._load(name, bits)).detach()
+        weight = whole.to(dtype)
+        if self._keep_weights:
+            self._weights[name, bits] = weight
         return weight
-
-    def release(self) -> None:
-        """Forget the dequantized weights that are kept ready."""
-        self._room += sum(weight.nbytes for weight in self._weights.values())
-        self._weights.clear()
-
-    def nbytes(self, name: str, bits: LevelName) -> int:
-        """Bytes of every tensor that a linear holds for its weight at `bits`, counted one by one."""
-        if bits == UNQUANTIZED_BITS:
-            return self.linears[name].weight.nbytes
-        return sum(t.nbytes for t in self.backend.to_tensors(self._load(name, bits)).values())
 
     def path(self, bits: LevelName) -> Path:
         """The file of a level."""
         return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)
 
     # -- files ---------------------------------------------------------------------------------
-    def _open(self, bits: LevelName, progress: Progress | None) -> None:
-        path = self.path(bits)
-        if not self._read(path, bits):
-            self._build(path, bits, progress)
-            if not self._read(path, bits):
-                raise RuntimeError(f"the bank file {path} cannot be read after it was written")
-
     def _read(self, path: Path, bits: LevelName) -> bool:
         """Open a file and index it; False if it is missing or not whole."""
         if not path.is_file():
@@ -146,13 +123,15 @@ class Bank:
         self._files[bits], self._keys[bits] = file, keys
         return True
 
-    def _build(self, path: Path, bits: LevelName, progress: Progress | None) -> None:
+    def _build(
+        self, path: Path, bits: LevelName, hessian: Callable[[str], Tensor] | None, progress: Progress | None
+    ) -> None:
+        """Quantize all linears at a level and write them; the Hessians are as large as the model, and not kept."""
         tensors: dict[str, Tensor] = {}
         for done, (name, linear) in enumerate(self.linears.items()):
             if progress is not None:
                 progress(f"quantize {level_words(bits)}", done, len(self.linears))
-            hessian = self._hessian(name) if self.backend.calibrated and self._hessian is not None else None
-            module = self.backend.quantize(linear, bits, hessian=hessian)
+            module = self.backend.quantize(linear, bits, hessian=None if hessian is None else hessian(name))
             for key, tensor in self.backend.to_tensors(module).items():
                 tensors[f"{name}::{key}"] = tensor.cpu()
         if progress is not None:

@@ -22,7 +22,7 @@ import torch
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
-from qra_eval.quantized.adapters import AdapterInit
+from qra_eval.quantized.adapters import first_factors
 from qra_eval.quantized.bank import Bank
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -71,9 +71,8 @@ class Initialiser:
             # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
             dtype = self.bank.linears[name].weight.dtype
             return (A[:rank] * root).to(dtype).float(), (B[:, :rank] * root).to(dtype).float()
-        linear = self.bank.linears[name]
-        A, B = AdapterInit(seed, self.max_rank).factors(name, linear.out_features, linear.in_features, rank)
-        return (self.components[name][:rank], B) if self.kind == "eva" else (A, B)
+        A, B = first_factors(seed, self.bank.linears[name], name, self.max_rank)
+        return (self.components[name] if self.kind == "eva" else A)[:rank], B[:, :rank]
 
     def weight(self, name: str, bits: LevelName, rank: int) -> Tensor:
         """The dequantized base (out, in) under an adapter of this rank."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from qra_eval.models.linears import find_linears, group_linears
 from qra_eval.models.loaded import LoadedModel, compute_dtype, computed_in
 from qra_eval.quantized import adapters
-from qra_eval.quantized.bank import WEIGHT_CACHE_BYTES, Bank, bank_folder, check_shapes, tensor_bytes
+from qra_eval.quantized.bank import Bank, bank_folder, check_shapes, tensor_bytes
 from qra_eval.quantized.calibration import Hessians, input_moments
 from qra_eval.quantized.initialisation import Initialiser, input_components
 from qra_eval.quantized.space import levels_of, model_space
@@ -23,6 +23,8 @@ from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
+WEIGHT_CACHE_BYTES = 4 << 30
+"""Dequantized weights are kept ready if all of them take no more than this."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 
@@ -83,8 +85,6 @@ class QuantizedModel:
         check_shapes(self.backend, self.linears, levels)  # what it refuses is said before anything is spent
         groups = group_linears(found, space.granularity)
         self.space = model_space(groups, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense)
-        self._weight_cache_bytes = weight_cache_bytes
-        self._moments: Hessians | None = None
         self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
@@ -104,18 +104,20 @@ class QuantizedModel:
     def prepare(self) -> tuple[Bank, dict[str, adapters.AdaptedLinear]]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._prepared is None:
+            hessians = None
+            if self.backend.calibrated:
+                hessians = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
             bank = Bank(
                 self.linears,
                 self.backend,
                 self.space.bits,
                 bank_folder(self.quantization.cache),
                 self.identity,
-                hessian=self._hessian if self.backend.calibrated else None,
+                hessian=hessians,
                 progress=self.progress,
-                weight_cache_bytes=self._weight_cache_bytes,
+                keep_weights=self.materialised,
                 compute=self.compute,
             )
-            self._moments = None  # as large as the model, and not needed again
             self._prepared = bank, adapters.install(self.model, list(self.linears))
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
@@ -225,8 +227,3 @@ class QuantizedModel:
 
     def _calibration(self) -> list[Batch]:
         return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
-
-    def _hessian(self, name: str) -> Tensor:
-        if self._moments is None:
-            self._moments = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
-        return self._moments(name)

@@ -74,12 +74,11 @@ def tune(
     start = time.perf_counter()
     settings = workbench.settings
     steps = settings.final_steps if steps is None else steps
-    usual, init_losses = workbench.init, try_inits(workbench, plan, evaluate, seed, progress)
-    init = min(init_losses, key=init_losses.__getitem__) if init_losses else usual
     each_step = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
-    saved, difference = None, None
-    workbench.init = init
+    saved, difference, usual = None, None, workbench.init
     try:
+        init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
+        workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
         trained = workbench.train(steps, seed, each_step)
         loss = workbench.held_out("test", settings.test_rows)
@@ -106,31 +105,19 @@ def tune(
     )
 
 
-def try_inits(
-    workbench: Workbench,
-    plan: Plan,
-    evaluate: Callable[[Plan, int], float],
-    seed: int,
-    progress: Progress | None = None,
+def _try_inits(
+    workbench: Workbench, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
 ) -> dict[str, float]:
-    """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed;
-    empty if there is only one."""
-    inits = workbench.settings.inits
-    if len(inits) == 1:
-        return {}
+    """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed."""
     losses: dict[str, float] = {}
-    usual = workbench.init
-    try:
-        for done, init in enumerate(inits):
-            workbench.init = init
-            try:
-                losses[init] = evaluate(plan, seed)
-            except EvaluationFailed:
-                losses[init] = math.inf
-            if progress is not None:
-                progress("try initialisations", done + 1, len(inits))
-    finally:
-        workbench.init = usual
+    for init in workbench.settings.inits:
+        workbench.init = init
+        try:
+            losses[init] = evaluate(plan, seed)
+        except EvaluationFailed:
+            losses[init] = math.inf
+        if progress is not None:
+            progress("try initialisations", len(losses), len(workbench.settings.inits))
     return losses
 
 

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qra_eval.quantized.adapters import AdaptedLinear, AdapterInit
+from qra_eval.quantized.adapters import AdaptedLinear, first_factors, trainable
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning import training
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.evaluation.protocols import Progress
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
 
@@ -44,15 +43,6 @@ class SharedAdapter:
     A: Mapping[str, Tensor]
     B: Mapping[str, Tensor]
     tokens: int
-
-    def cut(self, space: SearchSpace, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
-        """Views A (r, in) and B (out, r) for each linear to which the plan gives a rank."""
-        return {
-            linear.name: (self.A[linear.name][:rank], self.B[linear.name][:, :rank])
-            for group, rank in zip(space.groups, plan.ranks, strict=True)
-            for linear in group.linears
-            if rank > 0
-        }
 
 
 class SharedScores:
@@ -76,13 +66,20 @@ class SharedScores:
         self._due = 0.0
 
     def adapter(self) -> SharedAdapter:
-        """The adapter for all plans."""
+        """The adapter for all plans: as an earlier run of the same content kept it, or trained and kept."""
         if self._adapter is None:
-            workbench = self.workbench
-            folder, steps = bank_folder(workbench.quantized.quantization.cache), workbench.settings.shared_steps
-            self._adapter, fresh = shared_adapter(workbench, folder, steps, progress=workbench.progress)
-            if fresh:
-                self._due = (1 + training.BACKWARD) * self._adapter.tokens / workbench.evaluation_tokens()
+            workbench, steps = self.workbench, self.workbench.settings.shared_steps
+            content = [workbench.describe(), workbench.space.signature, steps, RANDOM_PLANS]
+            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+            path = bank_folder(workbench.quantized.quantization.cache) / f"shared-{digest}.safetensors"
+            try:
+                self._adapter = _read(path, workbench)
+            except (DamagedFile, OSError):
+                self._adapter = made = train_shared(workbench, steps)
+                tensors = {f"A::{name}": a for name, a in made.A.items()}
+                tensors |= {f"B::{name}": b for name, b in made.B.items()}
+                write_tensors({**tensors, "tokens": torch.tensor(made.tokens)}, path)
+                self._due = (1 + training.BACKWARD) * made.tokens / workbench.evaluation_tokens()
         return self._adapter
 
     def due(self) -> float:
@@ -105,25 +102,7 @@ class SharedScores:
         )
 
 
-def shared_adapter(
-    workbench: Workbench, folder: Path, steps: int, *, progress: Progress | None = None
-) -> tuple[SharedAdapter, bool]:
-    """The adapter that was trained before with these settings, or else a new one, which is then kept in `folder`;
-    and whether it is new."""
-    identity = json.dumps([workbench.describe(), workbench.space.signature, steps, RANDOM_PLANS], sort_keys=True)
-    path = folder / f"shared-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        try:
-            return _read(path, workbench), False
-        except DamagedFile:
-            path.unlink()
-    made = train_shared(workbench, steps, progress=progress)
-    tensors = {f"A::{name}": a for name, a in made.A.items()} | {f"B::{name}": b for name, b in made.B.items()}
-    write_tensors({**tensors, "tokens": torch.tensor(made.tokens)}, path)
-    return made, True
-
-
-def train_shared(workbench: Workbench, steps: int, *, seed: int = 0, progress: Progress | None = None) -> SharedAdapter:
+def train_shared(workbench: Workbench, steps: int) -> SharedAdapter:
     """Train the factors over the smallest, the largest and random plans; AdamW and rates as in an evaluation.
 
     Each plan's gradient is clipped by itself, so that a broken plan does not drown the others.
@@ -136,19 +115,18 @@ def train_shared(workbench: Workbench, steps: int, *, seed: int = 0, progress: P
     ranks = [r for r in space.ranks if r > 0]
     if not ranks:
         raise ValueError("a shared adapter needs a rank above 0 to choose from")
-    init = AdapterInit(seed, ranks[-1])
     masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
     for name, linear in wrapped.items():
-        A, B = init.factors(name, linear.out_features, linear.in_features, ranks[-1])
+        A, B = first_factors(0, linear, name, ranks[-1])
         masters[name] = nn.Parameter(A.to(workbench.device)), nn.Parameter(B.to(workbench.device))
     factors = [{name: pair[side].data for name, pair in masters.items()} for side in (0, 1)]
     adapter = SharedAdapter(factors[0], factors[1], 0)
     parameters = [p for pair in masters.values() for p in pair]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    batches = workbench.batches(steps, seed)
+    batches = workbench.batches(steps, 0)
     edges = [uniform_like(space, 0, ranks[0]), uniform_like(space, -1, ranks[-1])]
-    rng, tokens = np.random.default_rng([seed, 0x5A5A]), 0
-    torch.manual_seed(seed)
+    rng, tokens = np.random.default_rng([0, 0x5A5A]), 0
+    torch.manual_seed(0)
     model = workbench.model
     model.train()
     with labelled_head(model) as head:
@@ -168,29 +146,28 @@ def train_shared(workbench: Workbench, steps: int, *, seed: int = 0, progress: P
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * training.rate_at(step, len(batches), settings.warmup)
             optimizer.step()
-            if progress is not None:
-                progress("train the shared adapter", step + 1, len(batches))
+            if workbench.progress is not None:
+                workbench.progress("train the shared adapter", step + 1, len(batches))
     model.eval()
     return SharedAdapter(adapter.A, adapter.B, tokens)
 
 
 def put(workbench: Workbench, adapter: SharedAdapter, plan: Plan) -> None:
     """Put a plan in place with its adapters cut from the shared one; they share its memory."""
-    workbench.quantized.apply(plan, 0, workbench.init, keep_adapters=True)
-    cut = adapter.cut(workbench.space, plan)
-    for name, wrapper in workbench.quantized.wrapped.items():
-        if name in cut:
-            A, B = cut[name]
-            wrapper.lora_A, wrapper.lora_B = nn.Parameter(A), nn.Parameter(B)
-            wrapper.scaling, wrapper.dropout = workbench.settings.alpha / len(A), workbench.settings.dropout
-        else:
+    quantized, settings = workbench.quantized, workbench.settings
+    quantized.apply(plan, 0, workbench.init, keep_adapters=True)
+    for group, rank in zip(workbench.space.groups, plan.ranks, strict=True):
+        for name, wrapper in ((linear.name, quantized.wrapped[linear.name]) for linear in group.linears):
             wrapper.set_adapter(None, None, 0.0)
+            if rank > 0:
+                wrapper.lora_A = nn.Parameter(adapter.A[name][:rank])
+                wrapper.lora_B = nn.Parameter(adapter.B[name][:, :rank])
+                wrapper.scaling, wrapper.dropout = settings.alpha / rank, settings.dropout
 
 
 def _gather(wrapped: Mapping[str, AdaptedLinear], masters: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
     """Add the gradients of the cut factors, clipped to norm 1 together, to those of the whole ones."""
-    own = [p for w in wrapped.values() for p in (w.lora_A, w.lora_B) if p is not None]
-    nn.utils.clip_grad_norm_(own, 1.0)
+    nn.utils.clip_grad_norm_(trainable(wrapped), 1.0)
     for name, wrapper in wrapped.items():
         if wrapper.lora_A is None or wrapper.lora_B is None:
             continue

@@ -41,21 +41,13 @@ class Workbench:
 
     @property
     def settings(self) -> TrainingConfig:
-        """Of training; may be set later, the model in place follows them too."""
+        """Of training: those of the model, where they may be set later."""
         return self.quantized.settings
-
-    @settings.setter
-    def settings(self, training: TrainingConfig) -> None:
-        self.quantized.settings = training
 
     @property
     def progress(self) -> Progress | None:
-        """Called with all that takes long before the first evaluation; may be set later."""
+        """Called with all that takes long before the first evaluation; that of the model."""
         return self.quantized.progress
-
-    @progress.setter
-    def progress(self, progress: Progress | None) -> None:
-        self.quantized.progress = progress
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""

@@ -11,7 +11,6 @@ from qra_search.cli import common
 from qra_search.cli.status import FAILED, OK
 from qra_search.errors import bad_input
 from qra_search.log.convert import convert
-from qra_search.log.errors import LogMismatch
 from qra_search.log.logtools import check, merge
 from qra_search.runs.folder import OLD_LOG_NAME, RunFolder
 
@@ -52,7 +51,7 @@ def convert_log(
     ] = None,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
-    """Make a log of a `trials.sqlite`, or of JSON lines, that an older qra wrote; the old file stays.
+    """Make a log of a `trials.sqlite` that an older qra wrote; the old file stays.
 
     [bold]Example[/]
 
@@ -91,10 +90,7 @@ def merge_logs(
 
 
 def _file(path: Path) -> Path:
-    file = RunFolder(path).log_file if path.is_dir() else path
-    if not file.is_file():
-        raise LogMismatch(f"{file} does not exist: give a trial log or the folder of a run")
-    return file
+    return RunFolder(path).log_file if path.is_dir() else path
 
 
 log = typer.Typer(help="Check and merge the trials of runs.")

@@ -55,14 +55,7 @@ class Prior:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {
-            "bits_damage": self.bits_damage.tolist(),
-            "rank_gain": self.rank_gain.tolist(),
-            "cost": self.cost,
-            "seconds": self.seconds,
-            "source": self.source,
-            "repair": self.repair,
-        }
+        return {**vars(self), "bits_damage": self.bits_damage.tolist(), "rank_gain": self.rank_gain.tolist()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Prior:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.executors.base import WorkerUnusable
-from qra_search.log.trial import Proposal, evaluation_to_dict, plain, printable
+from qra_search.log.trial import Proposal, plain, printable
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import Plan
 
@@ -67,6 +68,9 @@ def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
         return None, {"unusable": f"{type(error).__name__}: {error}"}
 
 
+E = TypeVar("E", bound="RemoteExecutor")
+
+
 class RemoteExecutor(ABC):
     """An executor whose workers serve requests, evaluations among them; use it in a `with` block."""
 
@@ -89,7 +93,7 @@ class RemoteExecutor(ABC):
     def shutdown(self) -> None:
         """Free the workers; running evaluations are given up."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: E) -> E:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -124,7 +128,7 @@ class RemoteEvaluator(Evaluator):
 def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
     plan = Plan(tuple(request["bits"]), tuple(request["ranks"]))
     evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
-    return {"evaluation": evaluation_to_dict(plain(check_evaluation(evaluation, evaluator.space, plan)))}
+    return {"evaluation": asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))}
 
 
 def _identity(evaluator: Evaluator, request: Request) -> Reply:

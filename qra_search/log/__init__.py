@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from qra_search.log.errors import LogMismatch
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.log.trial_log import LogMismatch, TrialLog
+from qra_search.log.trial_log import TrialLog
 
 __all__ = ["LogMismatch", "Proposal", "StudyState", "Trial", "TrialLog"]

@@ -15,6 +15,8 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -31,14 +33,14 @@ RESERVED = frozenset(("format", "header", "writer", "trial", "crc"))
 NOT_A_LOG = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, EvaluationFailed)
 """What reading data of the wrong kind raises."""
 
+_RESULT = tuple(field.name for field in fields(Evaluation))
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _BEGIN = re.compile(rb'\{"(?:format|header|writer|trial)":')
 _SEAL = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 _SEAL_BYTES = len(b',"crc":"01234567"}')
-_GUESSES = 64
-_OLD = (b"SQLite format 3\0", b'{"format": "qra-log/1"')
+_OLD = b"SQLite format 3\0"
+_GUESSES = 8
 _MAX_ID = 1 << 53
-_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -88,21 +90,12 @@ def proposals(trials: Iterable[Trial], base: int = 0) -> list[dict[str, Any]]:
 
 def result(trial: Trial, base: int = 0) -> dict[str, Any]:
     """The record of what became of a trial."""
-    end: dict[str, Any] = {"trial": trial.id - base, "status": trial.status}
-    if trial.evaluation is not None:
-        evaluation = trial.evaluation
-        end |= {
-            "loss": evaluation.loss,
-            "memory_bytes": int(evaluation.memory_bytes),
-            "metrics": {name: _json(value) for name, value in evaluation.metrics.items()},
-            "seconds": _json(evaluation.seconds),
-            "fidelity": _json(evaluation.fidelity),
-            "seed": evaluation.seed,
-            "cost": evaluation.cost,
-        }
+    if trial.evaluation is None:
+        end: dict[str, Any] = {"reason": trial.reason}
     else:
-        end["reason"] = trial.reason
-    return {**end, "finished_at": trial.finished_at}
+        end = {name: _json(value) for name, value in vars(trial.evaluation).items()}
+        end["metrics"] = {name: _json(value) for name, value in trial.evaluation.metrics.items()}
+    return {"trial": trial.id - base, "status": trial.status, **end, "finished_at": trial.finished_at}
 
 
 def whole_log(entries: Mapping[str, Any], trials: Iterable[Trial]) -> bytes:
@@ -115,9 +108,9 @@ def whole_log(entries: Mapping[str, Any], trials: Iterable[Trial]) -> bytes:
     return b"".join(map(line, records))
 
 
-def _json(value: float | None) -> float | str | None:
+def _json(value: Any) -> Any:
     """A number as JSON has it, which knows no NaN and no infinity."""
-    return value if value is None or math.isfinite(value) else str(float(value))
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -130,16 +123,13 @@ def is_intact(raw: bytes) -> bool:
 
 def pieces(raw: bytes) -> Iterator[bytes]:
     """The intact lines in a damaged one: of two lines that lost the end between them, both."""
-    start, guesses = 0, _GUESSES
+    start = 0
     for seal in _SEAL.finditer(raw):
-        for begin in _BEGIN.finditer(raw, start, seal.start()):
-            guesses -= begin.start() > start + 1
-            if guesses < 0:
-                return
+        for begin in islice(_BEGIN.finditer(raw, start, seal.start()), _GUESSES):
             if is_intact(piece := raw[begin.start() : seal.end()]):
                 yield piece
-                start = seal.end()
                 break
+        start = seal.end()
 
 
 class Contents:
@@ -275,38 +265,30 @@ class Contents:
 
 
 def _proposed(record: Mapping[str, Any], base: int) -> Trial:
-    bits, ranks, origin, seed = record["bits"], record["ranks"], record["origin"], record["seed"]
-    if not (set(map(type, bits)) <= {int, str} and set(map(type, ranks)) == {int} and bits):
-        raise ValueError("bits or ranks are no levels")
+    origin, seed = record["origin"], record["seed"]
     if type(origin) is not str or type(seed) is not int:
         raise ValueError("origin must be text, and seed a whole number")
     proposal = Proposal(
-        Plan(tuple(bits), tuple(ranks)),
-        _real(record["fidelity"]),
+        Plan(tuple(record["bits"]), tuple(record["ranks"])),
+        float(record["fidelity"]),
         seed,
         origin,
         _optional(record["predicted_loss"]),
         _optional(record["predicted_std"]),
     )
-    return Trial(_number_of(record, base), proposal, proposed_at=_real(record["proposed_at"]))
+    return Trial(_number_of(record, base), proposal, proposed_at=float(record["proposed_at"]))
 
 
 def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
     status, evaluation, reason = record["status"], None, ""
     if status == "done":
-        fields = {
-            name: record[name] for name in ("loss", "memory_bytes", "metrics", "seconds", "fidelity", "seed", "cost")
-        }
-        evaluation = plain(Evaluation(**fields))
-        if not math.isfinite(evaluation.loss):
-            raise ValueError(f"loss is {evaluation.loss}")
+        evaluation = plain(Evaluation(**{name: record[name] for name in _RESULT}))
     elif status == "failed":
         reason = str(record["reason"])
     else:
         raise ValueError(f"status is {short(status)}")
-    return Trial(
-        trial.id, trial.proposal, status, evaluation, reason, trial.proposed_at, _optional(record["finished_at"])
-    )
+    finished_at = _optional(record["finished_at"])
+    return replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=finished_at)
 
 
 def _number_of(record: Mapping[str, Any], base: int) -> int:
@@ -316,14 +298,8 @@ def _number_of(record: Mapping[str, Any], base: int) -> int:
     return base + number
 
 
-def _real(value: Any) -> float:
-    if type(value) is float or type(value) is int or value in _NOT_FINITE:
-        return float(value)
-    raise ValueError(f"{short(value)} is no number")
-
-
 def _optional(value: Any) -> float | None:
-    return None if value is None else _real(value)
+    return None if value is None else float(value)
 
 
 def short(thing: object) -> str:

@@ -111,8 +111,8 @@ def write_log(path: str | Path, header: Mapping[str, Any], trials: Iterable[Tria
 
 
 def _must_exist(path: str | Path) -> None:
-    if not Path(path).exists():
-        raise LogMismatch(f"{path} does not exist")
+    if not Path(path).is_file():
+        raise LogMismatch(f"{path} does not exist: give a trial log or the folder of a run")
 
 
 def _is_written(path: str | Path) -> bool:

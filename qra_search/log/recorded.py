@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from qra_search.evaluation.prior import Prior
+from qra_search.log.errors import LogDamaged, LogMismatch
 from qra_search.log.lines import NOT_A_LOG, short
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import LogDamaged, LogMismatch, TrialLog
+from qra_search.log.trial_log import TrialLog
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import SearchSpace
 

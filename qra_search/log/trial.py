@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
 from qra_search.space.space import Plan
@@ -82,7 +82,7 @@ def plain(evaluation: Evaluation) -> Evaluation:
     """The evaluation in plain numbers, which every log and every process can hold.
 
     Raises:
-        EvaluationFailed: a field is no number, or its cost is not finite and at least 0.
+        EvaluationFailed: a field is no number, the loss is not finite, or the cost is not finite and at least 0.
     """
     try:
         made = Evaluation(
@@ -96,6 +96,8 @@ def plain(evaluation: Evaluation) -> Evaluation:
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EvaluationFailed(f"the evaluation holds what is no number ({error})") from None
+    if not math.isfinite(made.loss):
+        raise EvaluationFailed(f"loss is {made.loss}")
     if not (math.isfinite(made.charged) and made.charged >= 0):
         raise EvaluationFailed(f"the evaluation costs {made.charged} full evaluations, a number from 0 up is needed")
     if not abs(made.seed) < MAX_INT > made.memory_bytes:
@@ -107,16 +109,3 @@ def printable(text: str) -> str:
     """Text that can be stored: valid UTF-8, of bounded length."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
-
-
-def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The fields of an evaluation as plain data; `Evaluation(**data)` is the inverse."""
-    return {
-        "loss": evaluation.loss,
-        "memory_bytes": int(evaluation.memory_bytes),
-        "metrics": dict(evaluation.metrics),
-        "seconds": evaluation.seconds,
-        "fidelity": evaluation.fidelity,
-        "seed": evaluation.seed,
-        "cost": evaluation.cost,
-    }

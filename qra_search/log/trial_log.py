@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
@@ -20,25 +19,11 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from qra_search.errors import DamagedLines
 from qra_search.evaluation.evaluator import Evaluation
+from qra_search.files import sync
 from qra_search.log import lines
 from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 from qra_search.log.lines import Contents
-from qra_search.log.trial import Proposal, Status, Trial, printable
-
-__all__ = [
-    "MEMORY",
-    "DamagedLines",
-    "LogBusy",
-    "LogDamaged",
-    "LogMismatch",
-    "LogReadOnly",
-    "LogUnwritable",
-    "Proposal",
-    "Status",
-    "Trial",
-    "TrialLog",
-    "load",
-]
+from qra_search.log.trial import Proposal, Status, Trial, plain, printable
 
 MEMORY = ":memory:"
 PATIENCE = 0.2
@@ -156,10 +141,8 @@ class TrialLog:
         return added
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
-        """Record the result of a running trial."""
-        if not math.isfinite(evaluation.loss):
-            raise ValueError(f"trial {trial_id} cannot be done with loss {evaluation.loss}: a finite one is needed")
-        return self._end(trial_id, "done", evaluation, "")
+        """Record the result of a running trial; raises EvaluationFailed as `plain` does."""
+        return self._end(trial_id, "done", plain(evaluation), "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
         """Record that a running trial failed, and why."""
@@ -225,8 +208,8 @@ class TrialLog:
         data = b"\n" * contents.open_line + b"".join(map(lines.line, records))
         try:
             self._append(data)
-            if new:
-                _sync_folder(Path(self.path).parent)
+            if new and hasattr(os, "O_DIRECTORY"):  # else a power cut may lose the file
+                sync(Path(self.path).parent)
         except OSError as error:
             with suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, contents.end)
@@ -312,16 +295,6 @@ def this_process(pid: int) -> dict[str, Any]:
 def _stamp(file: int) -> tuple[int, ...]:
     status = os.fstat(file)
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that a new file is found again after a power cut."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _difference(known: Any, value: Any) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from qra_search.space.levels import LevelName
+from qra_search.space.lists import converted
 
 
 class Linear(BaseModel):
@@ -53,16 +56,16 @@ def check_groups(groups: Iterable[Group]) -> tuple[Group, ...]:
     Raises:
         TypeError, ValueError: there are none, two have one name, or they are something else.
     """
-    if isinstance(groups, (str, bytes, Mapping)) or not isinstance(groups, Iterable):
-        raise TypeError(f"groups are a list of Group, got {type(groups).__name__}")
-    found = tuple(groups)
-    wrong = [group for group in found if not isinstance(group, Group)]
-    if wrong:
-        raise TypeError(f"groups are a list of Group, got {type(wrong[0]).__name__} among them")
-    names = [group.name for group in found]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+    found = converted(groups, _group, "groups are a list of Group")
+    twice = sorted(name for name, count in Counter(group.name for group in found).items() if count > 1)
     if not found:
         raise ValueError("a space needs at least one group")
     if twice:
         raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
     return found
+
+
+def _group(value: Any) -> Group:
+    if not isinstance(value, Group):
+        raise TypeError(value)
+    return value

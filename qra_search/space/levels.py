@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qra_search.space.lists import converted, whole
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat, default_format
 
 LevelName = int | str
@@ -83,9 +83,8 @@ def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat
     Raises:
         TypeError, ValueError: no levels, two of one name, or a number without a format.
     """
-    if isinstance(bits, (str, bytes, Mapping)) or not isinstance(bits, Iterable):
-        raise TypeError(f"bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8), got {bits!r}")
-    levels = sorted((_level(value, formats) for value in bits), key=lambda level: level.width)
+    wanted = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
+    levels = sorted(converted(bits, lambda value: _level(value, formats), wanted), key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"bits must be distinct choices, at least one, got {tuple(names)}")
@@ -95,12 +94,7 @@ def make_levels(bits: Iterable[int | Level], formats: Mapping[int, StorageFormat
 def _level(value: Any, formats: Mapping[int, StorageFormat] | None) -> Level:
     if isinstance(value, Level):
         return value
-    try:
-        width = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        width = None
-    if width is None:
-        raise TypeError(f"bits are numbers or Levels, such as bits=(2, 3, 4, 8), got {value!r} among them")
+    width = whole(value)
     if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
         raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
     return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from qra_search.display import Displayed
 from qra_search.space.levels import LevelName, check_name, level_words, read_name
+from qra_search.space.lists import converted, whole
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,13 @@ class Plan(Displayed):
     ranks: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name, kinds in (("bits", {int, str}), ("ranks", {int})):
-            values = getattr(self, name)
+        for side, kinds, convert, wanted in (
+            ("bits", {int, str}, _level_name, "a plan's bits are a list of numbers or names of levels"),
+            ("ranks", {int}, whole, "a plan's ranks are a list of numbers"),
+        ):
+            values = getattr(self, side)
             if type(values) is not tuple or not set(map(type, values)) <= kinds:
-                object.__setattr__(self, name, _plain(name, values))
+                object.__setattr__(self, side, converted(values, convert, wanted))
         for level in {b for b in self.bits if isinstance(b, str)}:
             check_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
@@ -70,17 +72,5 @@ class Plan(Displayed):
         return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"
 
 
-def _plain(what: str, values: Any) -> tuple[Any, ...]:
-    """A list of choices in plain numbers and texts."""
-    wanted = "bits are a list of numbers or names of levels" if what == "bits" else "ranks are a list of numbers"
-    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
-        raise TypeError(f"a plan's {wanted}, got {values!r}")
-    plain = []
-    for value in values:
-        try:
-            if isinstance(value, bool):
-                raise TypeError
-            plain.append(value if what == "bits" and isinstance(value, str) else operator.index(value))
-        except TypeError:
-            raise TypeError(f"a plan's {wanted}, got {value!r} among them") from None
-    return tuple(plain)
+def _level_name(value: Any) -> LevelName:
+    return value if isinstance(value, str) else whole(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -17,6 +16,7 @@ from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
+from qra_search.space.lists import converted, whole
 from qra_search.space.memory import MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
@@ -165,7 +165,10 @@ class SearchSpace(Displayed):
         """Indices (N, G), (N, G) of several plans; raises as `encode` does."""
         plans = list(plans)
         for plan in plans:
-            self._check_length(plan)
+            if not isinstance(plan, Plan):
+                raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
+            if len(plan.bits) != len(self.groups):
+                raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
             b = self._indices(self._index_of_bits, (plan.bits for plan in plans))
             r = self._indices(self._index_of_rank, (plan.ranks for plan in plans))
@@ -232,12 +235,6 @@ class SearchSpace(Displayed):
             raise ValueError(f"{name} bits are stored in several ways: name one of {ways}")
         return same[0] if same else None
 
-    def _check_length(self, plan: Plan) -> None:
-        if not isinstance(plan, Plan):
-            raise needed("plan", plan, "a Plan is needed; that of a candidate is its `plan`")
-        if len(plan.bits) != len(self.groups):
-            raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
-
     def _why_not(self, plan: Plan) -> str:
         for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
             for what, value, allowed in (
@@ -250,12 +247,7 @@ class SearchSpace(Displayed):
 
 
 def _ranks(ranks: Iterable[int]) -> tuple[int, ...]:
-    try:
-        if isinstance(ranks, (str, bytes)):
-            raise TypeError
-        found = tuple(sorted(map(operator.index, ranks)))
-    except TypeError:
-        raise TypeError(f"ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32), got {ranks!r}") from None
+    found = tuple(sorted(converted(ranks, whole, "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)")))
     if not found or found[0] < 0 or len(set(found)) != len(found):
         raise ValueError(f"ranks must be distinct and not negative, at least one, got {found}")
     return found

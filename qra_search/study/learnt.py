@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from qra_search.evaluation.prior import Prior
+from qra_search.log.errors import LogMismatch
 from qra_search.log.recorded import recorded_state
 from qra_search.log.state import StudyState
-from qra_search.log.trial_log import LogMismatch, TrialLog
+from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Group, SearchSpace
 from qra_search.strategies.base import mean_estimates
 from qra_search.surrogates.prior_table import prior_table, usable_prior

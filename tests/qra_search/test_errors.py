@@ -8,7 +8,7 @@ from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
 from qra_search.cli.errors import status_of
 from qra_search.config import ConfigError
 from qra_search.errors import RunFailed, bad_input, needed
-from qra_search.log.trial_log import LogMismatch
+from qra_search.log.errors import LogMismatch
 from qra_search.plugins import UnknownName
 from qra_search.runs.folder import NoRun, RunExists
 from qra_search.study.study import StudyFailed

@@ -15,8 +15,9 @@ import worker_evaluators as workers  # noqa: E402
 
 from qra_search import search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
+from qra_search.log.errors import LogReadOnly, LogUnwritable  # noqa: E402
 from qra_search.log.logtools import check, merge  # noqa: E402
-from qra_search.log.trial_log import LogReadOnly, LogUnwritable, TrialLog  # noqa: E402
+from qra_search.log.trial_log import TrialLog  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 40, "batch": 2, "seed": 5}
 GROUP_BYTES = 64 << 20

@@ -68,8 +68,6 @@ def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_we
     widths = sum(m.in_features + m.out_features for g in space.groups for m in g.linears)
     resident = space.memory_bytes(high) - space.memory_bytes(low) - 4 * widths * 2
     assert peak.memory_bytes(high) - peak.memory_bytes(low) == resident + 4 * widths * ADAPTER_BYTES
-    assert step.parts(space, high)["peak"] == peak.memory_bytes(high)
-    assert sum(v for k, v in step.parts(space, high).items() if k != "peak") == peak.memory_bytes(high)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_half_precision(build):

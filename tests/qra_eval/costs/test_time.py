@@ -74,7 +74,7 @@ def test_the_pace_is_the_time_of_a_pass_over_its_tokens(tmp_path: Path, monkeypa
         return 1.0
 
     monkeypatch.setattr(module, "held_out_loss", slow)
-    tokens = sum(map(len, evaluator.rows("validation", 2 * evaluator.settings.batch_size)))
+    tokens = sum(map(len, evaluator.rows("validation", 2 * evaluator.quantized.settings.batch_size)))
     assert module.seconds_per_token(evaluator.workbench) == pytest.approx(6.0 / tokens)
 
 

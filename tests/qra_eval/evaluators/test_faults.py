@@ -14,7 +14,7 @@ from qra_search import Study, search
 from qra_search.config import make_config
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
 from qra_search.executors.choose import EvaluatorFactory
-from qra_search.log.trial_log import LogMismatch
+from qra_search.log.errors import LogMismatch
 
 OPTIONS = {"strategy": "random", "evaluations": 14, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 11}

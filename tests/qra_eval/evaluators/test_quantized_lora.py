@@ -69,8 +69,8 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
 
 def test_settings_of_a_later_training_reach_the_adapters(build):
     evaluator = build()
-    usual = evaluator.settings
-    evaluator.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
+    usual = evaluator.quantized.settings
+    evaluator.quantized.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
     evaluator.workbench.apply(evaluator.space.uniform(4, 8), 0)
     placed = evaluator.quantized.wrapped.values()
     assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
@@ -178,8 +178,10 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
-    assert config["lora_alpha"] == evaluator.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {evaluator.settings.alpha}
+    assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]
+    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {
+        evaluator.quantized.settings.alpha
+    }
     base, _ = load_base(tmp_path)
     ids = evaluator.rows("test", 1)[0].input_ids.unsqueeze(0)
     with torch.no_grad():

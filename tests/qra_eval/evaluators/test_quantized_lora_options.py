@@ -141,7 +141,7 @@ def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
         "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "cache": str(tmp_path)},
         space={"bits": [4], "ranks": [4]}, training={"steps": 7},
     )  # fmt: skip
-    assert evaluator.settings == TrainingConfig(steps=7) and evaluator.space.bits == (4,)
+    assert evaluator.quantized.settings == TrainingConfig(steps=7) and evaluator.space.bits == (4,)
     with pytest.raises(ConfigError, match="training.stepz is no known field: did you mean steps?"):
         QuantizedLoRAEvaluator("tiny", training={"stepz": 7})
     with pytest.raises(TypeError, match="training is a int: a TrainingConfig, or a dict of its fields, is needed"):

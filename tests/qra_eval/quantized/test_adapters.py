@@ -61,16 +61,15 @@ def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operatio
         assert torch.allclose(fused, composed, rtol=1e-12, atol=1e-12)
 
 
-def test_a_smaller_rank_starts_with_the_leading_rows_of_a_larger_one():
-    init = adapters.AdapterInit(seed=3, max_rank=16)
-    small, large = init.factors("a", 40, 24, 4)[0], init.factors("a", 40, 24, 16)[0]
-    assert torch.equal(small, large[:4]) and large.shape == (16, 24)
-    assert not torch.equal(init.factors("b", 40, 24, 4)[0], small)
-    assert not torch.equal(adapters.AdapterInit(4, 16).factors("a", 40, 24, 4)[0], small)
+def test_initial_factors_follow_from_the_seed_and_the_linears_name():
+    A, B = adapters.first_factors(3, linear(), "a", 16)
+    assert A.shape == (16, 24) and B.shape == (40, 16)
+    assert not torch.equal(adapters.first_factors(3, linear(), "b", 16)[0], A)
+    assert not torch.equal(adapters.first_factors(4, linear(), "a", 16)[0], A)
 
 
 def test_initial_factors_are_spread_as_pefts_are():
-    A, B = adapters.AdapterInit(0, 256).factors("a", 8, 400, 256)
+    A, B = adapters.first_factors(0, torch.nn.Linear(400, 8), "a", 256)
     # Kaiming-uniform with a = sqrt(5) on fan-in n is uniform within 1/sqrt(n): deviation 1/sqrt(3 n).
     assert float(A.std()) == pytest.approx((3 * 400) ** -0.5, rel=0.02) and float(A.abs().max()) <= 400**-0.5
     assert not B.any()

@@ -22,9 +22,9 @@ def adapted(seed=0, rank=4):
     model = tiny()
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
     wrapped = adapters.install(model, names)
-    init = adapters.AdapterInit(seed, 8)
     for name, w in wrapped.items():
-        w.set_adapter(*init.factors(name, w.out_features, w.in_features, rank), 2.0)
+        A, B = adapters.first_factors(seed, w, name, 8)
+        w.set_adapter(A[:rank], B[:, :rank], 2.0)
     return model, wrapped
 
 

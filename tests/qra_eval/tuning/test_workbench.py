@@ -37,5 +37,5 @@ def test_it_says_what_losses_follow_from(evaluator):
     told = evaluator.workbench.describe()
     assert told == evaluator.describe()
     assert (told["model"], told["task"], told["granularity"]) == ("tiny", "arithmetic", "layer")
-    evaluator.settings = evaluator.settings.model_copy(update={"validation_rows": 5})
+    evaluator.quantized.settings = evaluator.quantized.settings.model_copy(update={"validation_rows": 5})
     assert evaluator.describe()["rows"] != told["rows"]

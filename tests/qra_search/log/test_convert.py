@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from logs import write_log
 from qra_search import TrialLog
 from qra_search.cli.errors import run_safely
 from qra_search.log.convert import convert
-from qra_search.log.trial_log import LogDamaged, LogMismatch
+from qra_search.log.errors import LogDamaged
 from qra_search.runs.folder import NoRun, RunFolder
 
 TABLES = {
@@ -63,25 +62,6 @@ def test_an_sqlite_log_is_converted_with_all_it_holds(tmp_path, version):
         assert log.meta("seed") == 3 and log.meta("schema_version") is None
 
 
-def test_json_lines_of_the_old_format_are_converted_with_all_they_hold(tmp_path):
-    log = write_log(tmp_path / "log")
-    header = {key: log.meta(key) for key in ("space", "space_data", "seed", "prior")}
-    rows = [
-        {
-            "bits": t.plan.bits, "ranks": t.plan.ranks, "fidelity": t.fidelity, "seed": t.seed,
-            "origin": t.proposal.origin, "predicted_loss": None, "predicted_std": None, "status": "done", "reason": "",
-            "proposed_at": t.proposed_at, "finished_at": t.finished_at, "evaluation": vars(t.evaluation),
-        }
-        for t in log
-    ]  # fmt: skip
-    lines = [{"format": "qra-log/1", "header": header}, *rows]
-    (tmp_path / "old").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    convert(tmp_path / "old", tmp_path / "new")
-    with TrialLog(tmp_path / "new") as new:
-        assert new.trials == log.trials
-        assert {key: new.meta(key) for key in header} == header
-
-
 def test_what_is_damaged_or_no_old_log_is_refused(tmp_path):
     old = old_log(tmp_path / "old")
     content = bytearray(old.read_bytes())
@@ -89,14 +69,14 @@ def test_what_is_damaged_or_no_old_log_is_refused(tmp_path):
     old.write_bytes(content)
     with pytest.raises(LogDamaged, match="not a readable log of an older version"):
         convert(old, tmp_path / "new")
-    (tmp_path / "lines").write_text('{"format": "qra-log/1", "header": {}}\n{"bits": [2]}\n')
-    with pytest.raises(LogDamaged, match="line 2 is no trial"):
-        convert(tmp_path / "lines", tmp_path / "new")
-    (tmp_path / "lines").write_text('{"format": "qra-log/1", "header": {"seed": "\\ud800"}}\n')
+    odd = old_log(tmp_path / "odd")
+    with sqlite3.connect(odd) as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'seed'", (r'"\ud800"',))
+    db.close()
     with pytest.raises(LogDamaged, match="not valid UTF-8"):
-        convert(tmp_path / "lines", tmp_path / "new")
+        convert(odd, tmp_path / "new")
     write_log(tmp_path / "log").close()
-    with pytest.raises(LogMismatch, match="no log of an older version"):
+    with pytest.raises(LogDamaged, match="not a readable log of an older version"):
         convert(tmp_path / "log", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

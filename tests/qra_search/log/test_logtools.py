@@ -11,9 +11,9 @@ from logs import OPTIONS, write_log
 
 from qra_search import Evaluation, Proposal, TrialLog, search
 from qra_search.cli.errors import run_safely
+from qra_search.log.errors import LogMismatch, LogUnwritable
 from qra_search.log.logtools import check, merge
 from qra_search.log.logtools import write_log as write_new
-from qra_search.log.trial_log import LogMismatch, LogUnwritable
 
 
 def damage(path, trial: int) -> None:

@@ -18,8 +18,8 @@ from qra_search import (
     Study,
     TrialLog,
 )
+from qra_search.log.errors import LogDamaged, LogMismatch
 from qra_search.log.recorded import recorded_space, recorded_state
-from qra_search.log.trial_log import LogDamaged, LogMismatch
 from qra_search.space.serialization import space_from_dict, space_to_dict
 
 

@@ -9,13 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 from logs import OPTIONS, kill_a_search, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
+from qra_search.evaluation import EvaluationFailed
+from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 from qra_search.log.logtools import check
-from qra_search.log.trial_log import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 
 PLAN = Plan((2, 3), (4, 8))
 
@@ -328,3 +330,14 @@ def test_what_a_killed_writer_had_begun_is_cut_off_by_the_next(tmp_path):
     unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
     assert check(path).ok and TrialLog(path).trials == result.trials
+
+
+def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none(tmp_path):
+    with TrialLog(tmp_path / "log") as log:
+        for _ in range(2):
+            log.propose(Proposal(Plan((2,), (4,))))
+        log.finish(0, Evaluation(np.float32(1.5), np.int64(7), {"odd": np.float32("nan")}))
+        with pytest.raises(EvaluationFailed, match="loss is nan"):
+            log.finish(1, Evaluation(float("nan"), 7))
+    (trial, _) = TrialLog(tmp_path / "log").trials
+    assert (type(trial.loss), trial.loss) == (float, 1.5) and np.isnan(trial.evaluation.metrics["odd"])

@@ -9,7 +9,7 @@ from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Group, Linear, SearchSpace, Study, TrialLog, search
 from qra_search.contracts.scenarios import budgets_of
-from qra_search.log.trial_log import LogMismatch
+from qra_search.log.errors import LogMismatch
 from qra_search.strategies.additive import additive_plan
 from qra_search.study.learnt import carried_over, learnt_prior
 from qra_search.surrogates.prior_table import flat_prior, prior_table

@@ -24,7 +24,7 @@ from qra_search import (
     plugins,
     search,
 )
-from qra_search.log.trial_log import LogMismatch
+from qra_search.log.errors import LogMismatch
 from qra_search.study.study import StudyFailed, uniform_design
 
 
