@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.cli.finetune import print_tested
 from qra_search.cli.status import INTERRUPTED
 from qra_search.config import RunConfig, make_config
@@ -37,7 +38,7 @@ AGAINST: Against = "all"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")] = Path("runs/demo"),
+    out: Annotated[Path, option("--out -o RUN", "Folder of the run.", show_default=True)] = Path("runs/demo"),
     sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.common import argument
 from qra_search.cli.status import FAILED
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import is_whole
@@ -46,13 +47,12 @@ class Check:
 def doctor(
     folder: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[FOLDER]",
-            help="Check instead that the tensor files in it are whole: a run's folder, or the cache.",
-            show_default=False,
+        argument(
+            "[FOLDER]",
+            "Check instead that the tensor files in it are whole: a run's folder, or the cache.",
             exists=True,
         ),
-    ] = None,
+    ] = None,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
     """Check python, libraries, devices, memory and disk, and say what to do.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from qra_search.cli import common
+from qra_search.cli.common import argument, option
 from qra_search.config import differences
 from qra_search.errors import BadInput, bad_input
 from qra_search.report import words
@@ -22,27 +22,21 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import describe_size
 
-Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.", show_default=False)
-]
+Runs = Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")]
 
 
 def report(
     runs: Runs,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            show_default=False,
-            help="Where to write it; default: report.html in the run's folder, or compare.html for several.",
+        option(
+            "--out -o FILE", "Where to write it; default: report.html in the run's folder, or compare.html for several."
         ),
     ] = None,  # fmt: skip
     figures: Annotated[
-        bool, typer.Option("--figures", help="Write the charts as SVG and PNG as well, into a folder beside it.")
+        bool, option("--figures", "Write the charts as SVG and PNG as well, into a folder beside it.")
     ] = False,
-    dark: Annotated[bool, typer.Option("--dark", help="Figures for dark pages; the report itself has both.")] = False,
+    dark: Annotated[bool, option("--dark", "Figures for dark pages; the report itself has both.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Write the HTML report of a run, or one that compares several.
@@ -73,13 +67,8 @@ def show(
     run: common.Run,
     memory: Annotated[
         str | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            show_default=False,
-            help="Show the best plan within this budget; default: the plan that is handed over.",
-        ),
-    ] = None,  # fmt: skip
+        option("--memory SIZE", "Show the best plan within this budget; default: the plan that is handed over."),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """Show the plan of a run: bits and rank of every layer as strips.
@@ -154,7 +143,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, at any depth.")] = Path("runs"),
+    folder: Annotated[Path, argument("FOLDER", "Where to look, at any depth.", show_default=True)] = Path("runs"),
     as_json: common.Json = False,
 ) -> None:
     """List the runs in a folder: how far each is, and what it found.
