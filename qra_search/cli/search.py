@@ -11,10 +11,12 @@ from qra_search.cli import common
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.cli.status import INTERRUPTED
+from qra_search.errors import bad_input
+from qra_search.exchange.trackers import make_tracker
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.run import Workers, make_trackers, new_folder, opened, search_with
+from qra_search.workflow.run import Workers, new_folder, opened, search_with
 
 
 def search(
@@ -94,7 +96,8 @@ def search(
         )
     folder = RunFolder(out or new_folder(settings))
     pool = Workers(workers, executor, address) if workers else None
-    trackers = make_trackers(track or [], folder, view)
+    with bad_input():
+        trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
     try:
         with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
             result, complete = search_with(
