@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.display import Displayed
 from qra_search.space.levels import LevelName, check_name, level_words, read_name
 
 
 @dataclass(frozen=True)
-class Plan(Displayed):
+class Plan:
     """One choice for every group, in the order of the space's groups.
 
     Attributes:
