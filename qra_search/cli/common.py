@@ -12,11 +12,11 @@ from rich.console import Console
 
 from qra_search import plugins
 from qra_search.config import RunConfig, load_config, make_config, read_yaml
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
 from qra_search.runs.final_test import Against as AgainstName
 from qra_search.runs.folder import RunFolder
-from qra_search.space.serialization import plan_from_dict
+from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 
 PIPE_WIDTH = 120
@@ -169,27 +169,39 @@ def read_plan(space: SearchSpace, path: Path) -> Plan:
     Raises:
         BadInput: no such file, no plan, or one of another space.
     """
+    with bad_input():
+        return plan_from_dict(space, plan_data(path))
+
+
+def plan_data(path: Path) -> dict[str, Any]:
+    """What a `plan.json`, or that of the run in a folder, holds.
+
+    Raises:
+        BadInput: no such file, or no plan in it.
+    """
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():
         data = read_json(file)
-        if not isinstance(data, dict):
-            raise BadInput(f"{file} {'does not exist' if data is None else 'holds no plan'}: give a plan.json or a run")
-        return plan_from_dict(space, data)
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    if data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+    return data
 
 
-def pair(text: str) -> tuple[str, Any]:
-    """Field and value of a `--set` option.
+def pair(text: str, option: str = "--set", what: str = "field", example: str = "training.steps=20") -> tuple[str, Any]:
+    """Name (of `what`) and value of an option that takes both.
 
     Raises:
         BadInput: it is no such pair.
     """
-    field, equals, value = text.partition("=")
-    if not equals or not field.strip():
-        raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise BadInput(f"{option} is {text!r}: a {what} and a value are needed, such as {example}")
     try:
-        return field.strip(), read_yaml(value)
+        return name.strip(), read_yaml(value)
     except ValueError:
-        raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
+        raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
 
 
 def _value(name: str, value: Any) -> Any:

@@ -20,7 +20,6 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import ShowsUntuned
 from qra_search.report import words
 from qra_search.report.terminal.live import View, make_view
-from qra_search.runs.final_test import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.finetune import tune_with
 from qra_search.workflow.run import opened, search_with
@@ -34,7 +33,6 @@ DEMO: dict[str, Any] = {
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
-AGAINST: Against = "all"
 
 
 def demo(
@@ -63,7 +61,7 @@ def demo(
             view.say(f"Saved. Resume with: qra demo --out {out}")
             raise typer.Exit(INTERRUPTED)
         view.say(f"Searched. {words.headline(words.finding(result))}")
-        tested = tune_with(evaluator, config, folder, view, folder.plan(), against=AGAINST)
+        tested = tune_with(evaluator, config, folder, view, folder.plan(), against="all")
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
@@ -43,7 +41,10 @@ def export(
     if not format:
         raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
     with bad_input():
-        exporter = plugins.load("exporters", format).with_options(dict(_option(text) for text in options or []))
+        given = [common.pair(text, "--option", "name", "merge=true") for text in options or []]
+        exporter = plugins.load("exporters", format).with_options(
+            {name.replace("-", "_"): value for name, value in given}
+        )
         if check_only:
             reasons = exporter.reasons(run)
             if reasons:
@@ -57,16 +58,6 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise BadInput(f"--option is {text!r}: a name and a value are needed, such as merge=true")
-    try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise BadInput(f"--option {name}: {value!r} is not a YAML value") from None
 
 
 def _compared(done: Any) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.config import differences
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
@@ -112,15 +112,11 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     if len(folders) < 2:
         raise BadInput(f"one run, {folders[0].path}, is nothing to compare: give two or more, or use qra show")
     rows = [_row(folder) for folder in folders]
-    configs = [folder.config() if folder.config_file.is_file() else None for folder in folders]
-    first = configs[0]
+    configs = [folder.config() for folder in folders if folder.config_file.is_file()]
     changed: dict[str, list[Any]] = {}
-    if first is not None and None not in configs:
-        for other in configs[1:]:
-            for field in differences(first, other) if other is not None else ():
-                changed.setdefault(field, [])
-        for field in changed:
-            changed[field] = [_field(config.model_dump(mode="json"), field) for config in configs if config is not None]
+    if len(configs) == len(folders):
+        for field in dict.fromkeys(field for other in configs[1:] for field in differences(configs[0], other)):
+            changed[field] = [_field(config.model_dump(mode="json"), field) for config in configs]
     if as_json:
         common.emit({"runs": rows, "differences": changed})
         return
@@ -129,13 +125,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     if changed:
         console.print("\n[bold]They differ in[/]")
         for field, values in changed.items():
-            console.print(f"  {field}: {' | '.join(_short(v) for v in values)}", markup=False)
-    plans = [result.best() for result in (folder.result() for folder in folders)]
-    known = [best.plan for best in plans if best is not None]
-    if len(known) == 2 and len(known[0].bits) == len(known[1].bits):
-        pairs = list(zip(*((p.bits, p.ranks) for p in known), strict=True))
-        bits, ranks = (sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairs)
-        console.print(f"\nOf {len(known[0].bits)} groups, {bits} have other bits and {ranks} another rank.")
+            console.print(f"  {field}: {' | '.join(one_line(str(v), 60) for v in values)}", markup=False)
     best_of = [r for r in rows if r["loss"] is not None]
     if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
         low = min(best_of, key=lambda r: r["loss"])
@@ -228,8 +218,3 @@ def _field(data: Any, path: str) -> Any:
     for part in path.split("."):
         data = data.get(part) if isinstance(data, dict) else None
     return data
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

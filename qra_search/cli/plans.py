@@ -12,13 +12,13 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.plans import import_plan
-from qra_search.files import read_json, write_json
+from qra_search.files import write_json
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import PLAN_FORMAT, plan_to_dict
+from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import describe_size, size_in
 from qra_search.space.space import Plan, SearchSpace
 
@@ -36,19 +36,21 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
 
         qra plan diff runs/a runs/b/plan.json
     """
-    one, two = _groups(first), _groups(second)
+    plans = [common.plan_data(path) for path in (first, second)]
+    one, two = ({g["name"]: (g["bits"], g["rank"]) for g in data["groups"]} for data in plans)
+    one_bytes, two_bytes = (int(data["memory_bytes"]) for data in plans)
     rows: list[dict[str, Any]] = [
         {"group": name, "first": one.get(name), "second": two.get(name)}
         for name in [*one, *(n for n in two if n not in one)]
         if one.get(name) != two.get(name)
     ]
     if as_json:
-        common.emit({"differences": rows, "first_bytes": _total(first), "second_bytes": _total(second)})
+        common.emit({"differences": rows, "first_bytes": one_bytes, "second_bytes": two_bytes})
         return
     for row in rows:
         before, after = (_text(row[side]) for side in ("first", "second"))
         print(f"{row['group']}: {before} -> {after}")
-    sizes = f"{format_bytes(_total(first))} and {format_bytes(_total(second))}"
+    sizes = f"{format_bytes(one_bytes)} and {format_bytes(two_bytes)}"
     print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
 
 
@@ -177,23 +179,6 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
         raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
     with bad_input(), TrialLog(folder.check().log_file) as log:
         return recorded_space(log)
-
-
-def _data(path: Path) -> dict[str, Any]:
-    file = RunFolder(path).plan_file if path.is_dir() else path
-    with bad_input():
-        data = read_json(file)
-    if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
-    return data
-
-
-def _groups(path: Path) -> dict[str, tuple[LevelName, int]]:
-    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
-
-
-def _total(path: Path) -> int:
-    return int(_data(path)["memory_bytes"])
 
 
 def _text(choice: tuple[LevelName, int] | None) -> str:
