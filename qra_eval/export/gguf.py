@@ -90,8 +90,7 @@ class GGUFExporter(Exporter):
         if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
             notes.append(
                 f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and "
-                "these are "
-                f"{run.config.head_dim}"
+                f"these are {run.config.head_dim}"
             )
             return Exported(out, tuple(notes))
         return compared(out, notes, run, load_gguf(run, out, adapter=not self.merge))
@@ -208,8 +207,7 @@ def write_recipe(run: TunedRun, out: Path) -> list[str]:
     lengths = ", ".join(str(n) for n in sorted({linear.in_features for linear in narrow}))
     return [
         f"K-quants need rows that are multiples of 256; {len(narrow)} linears have rows of {lengths}, and get "
-        "Q4_0 to Q8_0 "
-        "in the recipe: at 2 and 3 bits the file is larger than the plan"
+        "Q4_0 to Q8_0 in the recipe: at 2 and 3 bits the file is larger than the plan"
     ]
 
 

@@ -28,15 +28,13 @@ def architecture_reasons(run: TunedRun) -> list[str]:
     if config.model_type not in ARCHITECTURES:
         reasons.append(
             f"{config.model_type} is none of the families that are written as GGUF ({', '.join(ARCHITECTURES)}): "
-            "export "
-            "as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
+            "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
         )
     kind = rope(config).get("rope_type", "default")
     if kind != "default":
         reasons.append(
             f"the rotary embedding is scaled ({kind}), which is not written here: export as merged, and convert "
-            "that with "
-            "llama.cpp's convert_hf_to_gguf.py"
+            "that with llama.cpp's convert_hf_to_gguf.py"
         )
     return reasons
 
@@ -107,8 +105,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         return [
             "the tokenizer is no byte-level BPE, and was not written: llama.cpp needs a file with a tokenizer, "
-            "so convert "
-            "an export as merged with its convert_hf_to_gguf.py instead"
+            "so convert an export as merged with its convert_hf_to_gguf.py instead"
         ]
     notes = []
     if splits is None:
@@ -117,8 +114,7 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         splits = "default"
         notes.append(
             "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
-            "(pre=...), or "
-            "numbers and spaces may be split otherwise than they were in tuning"
+            "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
         )
     tokenizer = run.tokenizer
     count = len(tokenizer)

@@ -65,8 +65,7 @@ def target_bits(
         else:
             reasons.append(
                 f"{linear.name} has {linear.bits} bits, and only {', '.join(map(str, sorted(allowed)))} can be "
-                "written: "
-                "tune a plan with other bits"
+                "written: tune a plan with other bits"
             )
             bits[linear.name] = linear.bits
     raised = [linear for linear in linears if bits[linear.name] != linear.bits]
@@ -80,9 +79,8 @@ def target_bits(
     if texts and shards == "refuse":
         reasons.append(
             f"{len(texts)} fused matrices have shards of different bits, such as {texts[0]}, which an engine that "
-            "fuses "
-            "them cannot load: search with `granularity: fused`, or export with shards=widen (the narrower ones are "
-            "stored wider) or shards=ignore (transformers only)"
+            "fuses them cannot load: search with `granularity: fused`, or export with shards=widen (the narrower ones "
+            "are stored wider) or shards=ignore (transformers only)"
         )
     elif texts and shards == "widen":
         bits = widened(linears, bits)
