@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
@@ -89,7 +89,7 @@ class RemoteExecutor(ABC):
     def shutdown(self) -> None:
         """Free the workers; running evaluations are given up."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RemoteExecutor:
         return self
 
     def __exit__(self, *exc: object) -> None:
