@@ -21,7 +21,6 @@ OPTIONAL = {
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library
-    "qra_search.strategies.evolution",  # operators that subclass pymoo's
     "qra_eval.evaluators.quantized_lora",
     "qra_eval.tuning.saved",
 )

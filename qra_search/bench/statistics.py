@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,10 @@ def pairwise(scores: np.ndarray, names: Sequence[str], tie: float = TIE) -> list
     """Every pair of strategies over the blocks of scores (N, K) that both have (nan: lacks it): wins, ties and losses
     of the first, Holm-adjusted Wilcoxon p, and the median difference (negative: the first leaves less)."""
     both: list[tuple[str, str, np.ndarray, np.ndarray]] = []
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            shared = ~np.isnan(scores[:, [i, j]]).any(1)
-            if shared.sum() > 1:
-                both.append((names[i], names[j], scores[shared, i], scores[shared, j]))
+    for i, j in combinations(range(len(names)), 2):
+        shared = ~np.isnan(scores[:, [i, j]]).any(1)
+        if shared.sum() > 1:
+            both.append((names[i], names[j], scores[shared, i], scores[shared, j]))
     adjusted = holm(np.array([wilcoxon_p(a, b) for _, _, a, b in both]))
     return [
         {

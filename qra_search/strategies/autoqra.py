@@ -117,7 +117,7 @@ class AutoQRAStrategy(Strategy):
         full = {t.plan.key for t in state.trials if t.fidelity >= 1.0}
         each = max(1, round(self.promoted * self.population))
         due = each * (len(screened) // self.population) - len(screened & full)
-        waiting = [p for p in scores.cheap_plans if p.key not in full] if due > 0 else []
+        waiting = [p for p in scores.cheap if p.key not in full] if due > 0 else []
         if not waiting:
             return None
         rows = scores.levels.encode(waiting)
@@ -143,17 +143,11 @@ class Scores:
         self._encode = coverage_encoding(self.levels, importance)
         self._table = prior_table(state.space, state.prior)
         proxy = state.fidelities[0]
-        plans, losses = mean_losses(state.full)
-        self.full = {plan.key: float(loss) for plan, loss in zip(plans, losses, strict=True)}
-        cheap = [t for t in state.done if t.fidelity == proxy and proxy < 1.0]
-        self.cheap_plans, cheap_losses = mean_losses(cheap)
-        self._cheap = {p.key: float(loss) for p, loss in zip(self.cheap_plans, cheap_losses, strict=True)}
         self._screening = proxy < 1.0
-        both = [p for p in plans if not self._screening or p.key in self._cheap]
-        self.known = plans if not self._screening else self.cheap_plans
-        rows = self.levels.encode(both)
-        target = np.array([self.full[p.key] for p in both])
-        features = self._features(rows)
+        self.full = mean_losses(state.full)
+        self.cheap = mean_losses([t for t in state.done if t.fidelity == proxy < 1.0])
+        both = [p for p in self.full if not self._screening or p in self.cheap]
+        features, target = self._features(self.levels.encode(both)), np.array([self.full[p] for p in both])
         self._gap = float((target - features[:, 0]).mean()) if len(both) else 0.0
         self._pairs = features, target
 
@@ -168,9 +162,10 @@ class Scores:
 
     def parents(self, size: int, generation: int) -> Any:
         """Survivors among the evaluated plans by full loss, known or else predicted; None where too few."""
-        predicted = self.predict(self.levels.encode(self.known))
-        losses = np.array([self.full.get(p.key, float(m)) for p, m in zip(self.known, predicted, strict=True)])
-        return survivors_of(self.state, self.known, losses, size, generation)
+        plans = list(self.cheap if self._screening else self.full)
+        predicted = self.predict(self.levels.encode(plans))
+        losses = {p: self.full.get(p, float(m)) for p, m in zip(plans, predicted, strict=True)}
+        return survivors_of(self.state, losses, size, generation)
 
     def best(self, rows: np.ndarray) -> np.ndarray:
         """The unseen row with the lowest predicted loss; the first one where nothing can be predicted."""
@@ -183,7 +178,7 @@ class Scores:
         """float (M, D): cheap score, share of the largest bytes, coverages, and histograms of bits and ranks."""
         groups, space = self.levels.groups, self.state.space
         if self._screening:
-            cheap = np.array([self._cheap[self.levels.decode(row).key] for row in rows])
+            cheap = np.array([self.cheap[self.levels.decode(row)] for row in rows])
         else:
             cheap = table_loss(self._table, rows)
         bits = [(rows[:, :groups] == k).mean(1) for k in range(len(space.bits))]
@@ -194,12 +189,9 @@ class Scores:
 
 def screening_helps(state: StudyState) -> bool:
     """False once plans seen at both fidelities show that the lowest does not rank them as the full one does."""
-    proxy = state.fidelities[0]
-    full, cheap = (
-        {plan.key: loss for plan, loss in zip(*mean_losses([t for t in state.done if keep(t.fidelity)]), strict=True)}
-        for keep in (lambda f: f >= 1.0, lambda f: f == proxy < 1.0)
-    )
-    both = [key for key in full if key in cheap]
+    full = mean_losses(state.full)
+    cheap = mean_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
+    both = [plan for plan in full if plan in cheap]
     if len(both) < FEWEST_PAIRS:
         return True
     return bool(spearmanr([full[k] for k in both], [cheap[k] for k in both]).statistic >= LEAST_AGREEMENT)

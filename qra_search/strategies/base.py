@@ -59,7 +59,7 @@ def mean_estimates(trials: Sequence[Trial]) -> Estimates:
     return Estimates(tuple(plans.values()), mean, std)
 
 
-def mean_losses(trials: Sequence[Trial]) -> tuple[list[Plan], np.ndarray]:
-    """Distinct plans of finished trials in order of first trial, and the mean loss (N,) of each."""
+def mean_losses(trials: Sequence[Trial]) -> dict[Plan, float]:
+    """Mean loss of each plan of finished trials, in order of first trial."""
     estimates = mean_estimates(trials)
-    return list(estimates.plans), estimates.mean
+    return dict(zip(estimates.plans, estimates.mean.tolist(), strict=True))

@@ -77,7 +77,7 @@ class BayesStrategy(Strategy):
         values = warped_levels(state.space)
         return believe(
             Levels(state.space),
-            *mean_losses(state.full),
+            mean_losses(state.full),
             lambda rows: level_values(values, rows),
             prior_table(state.space, state.prior),
             ard=2 * len(state.space) <= MANY_VARIABLES,

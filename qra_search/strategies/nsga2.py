@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,17 +80,17 @@ def check_population(size: int) -> int:
 
 def parents_of(state: StudyState, trials: Sequence[Trial], size: int, generation: int) -> Any:
     """At most `size` survivors among finished trials, a pymoo Population; None if there are too few to mate."""
-    return survivors_of(state, *mean_losses(trials), size, generation)
+    return survivors_of(state, mean_losses(trials), size, generation)
 
 
-def survivors_of(state: StudyState, plans: Sequence[Plan], losses: np.ndarray, size: int, generation: int) -> Any:
+def survivors_of(state: StudyState, losses: Mapping[Plan, float], size: int, generation: int) -> Any:
     """At most `size` of the plans by rank and crowding in (loss, exact bytes), a pymoo Population; None if too few."""
-    if len(plans) < 2:
+    if len(losses) < 2:
         return None
     levels = Levels(state.space)
-    rows = levels.encode(plans)
+    rows = levels.encode(list(losses))
     rng = np.random.default_rng([state.seed, generation])
-    return survivors(rows, np.column_stack([losses, levels.bytes(rows)]), size, rng)
+    return survivors(rows, np.column_stack([list(losses.values()), levels.bytes(rows)]), size, rng)
 
 
 def child_of(

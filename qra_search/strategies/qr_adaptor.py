@@ -69,14 +69,12 @@ class QRAdaptorStrategy(Strategy):
     def _promotion(self, state: StudyState) -> Plan | None:
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
         proxy, tried = state.fidelities[0], tried_in_full(state)
-        plans, losses = mean_losses([t for t in state.done if t.fidelity == proxy and proxy < 1.0])
-        sizes = np.array([state.space.memory_bytes(plan) for plan in plans], dtype=np.int64)
+        losses = mean_losses([t for t in state.done if t.fidelity == proxy < 1.0])
         for budget in state.budgets:
-            fitting = np.flatnonzero(sizes <= budget)
-            if len(fitting):
-                best = plans[int(fitting[losses[fitting].argmin()])]
-                if best.key not in tried:
-                    return best
+            fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
+            best = min(fitting, key=losses.__getitem__, default=None)
+            if best is not None and best.key not in tried:
+                return best
         return None
 
 

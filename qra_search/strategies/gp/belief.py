@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,8 +62,7 @@ class Belief:
 
 def believe(
     levels: Levels,
-    plans: list[Plan],
-    losses: np.ndarray,
+    known: Mapping[Plan, float],
     encoding: Encoding,
     table: np.ndarray,
     *,
@@ -73,10 +72,11 @@ def believe(
     pending: list[Plan] | None = None,
     seed: int = 0,
 ) -> Belief | None:
-    """A belief fitted to distinct plans and their losses (N,); None if they are too few, or all alike."""
-    if len(plans) < MIN_FIT or np.ptp(losses) == 0:
+    """A belief fitted to plans and their losses; None if they are too few, or all alike."""
+    losses = np.array(list(known.values()))
+    if len(known) < MIN_FIT or np.ptp(losses) == 0:
         return None
-    rows = levels.encode(plans)
+    rows = levels.encode(list(known))
     ceiling = float(losses.min() + CLIP * (np.median(losses) - losses.min()))
     ceiling = ceiling if ceiling > losses.min() else float(losses.max())
     gp = fit_loss_gp(
@@ -89,7 +89,7 @@ def believe(
         seed=seed,
     )
     belief = Belief(levels, gp, encoding, table, rows, ceiling)
-    waiting = [plan for plan in pending or [] if plan not in set(plans)]
+    waiting = [plan for plan in pending or [] if plan not in known]
     return belief.fantasize(levels.encode(waiting)) if waiting else belief
 
 

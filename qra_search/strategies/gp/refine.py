@@ -29,22 +29,16 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
     A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
     moved by the mean gap between the two, over the plans that have both, and not at all if none has.
     """
-    plans, losses = mean_losses(state.full)
-    known = {plan.key: loss for plan, loss in zip(plans, losses, strict=True)}
+    known = mean_losses(state.full)
     for fidelity in sorted({t.fidelity for t in state.done if t.fidelity < 1.0}, reverse=True):
-        low_plans, low_losses = mean_losses([t for t in state.done if t.fidelity == fidelity])
-        low = {plan.key: loss for plan, loss in zip(low_plans, low_losses, strict=True)}
-        gaps = [known[k] - low[k] for k in low if k in known]
-        for plan in low_plans if gaps else []:
-            if plan.key not in known:
-                known[plan.key] = low[plan.key] + float(np.mean(gaps))
-                plans = [*plans, plan]
-                losses = np.append(losses, known[plan.key])
+        low = mean_losses([t for t in state.done if t.fidelity == fidelity])
+        gaps = [known[plan] - low[plan] for plan in low if plan in known]
+        if gaps:
+            known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
     levels = Levels(state.space)
     return believe(
         levels,
-        plans,
-        losses,
+        known,
         coverage_encoding(levels, importance),
         prior_table(state.space, state.prior),
         kernel="matern52",

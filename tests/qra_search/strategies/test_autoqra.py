@@ -88,20 +88,20 @@ def test_the_promoted_plan_is_the_one_with_the_lowest_predicted_loss_that_fits()
 def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
     state = screened_state(pairs=3)
     scores = Scores(state, Importance.of(state.space, state.prior))
-    low = {t.plan.key: t.loss for t in state.trials if t.fidelity < 1.0}
+    low = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}
     gap = np.mean([scores.full[k] - low[k] for k in scores.full])
-    rows = scores.levels.encode(scores.cheap_plans)
-    assert scores.predict(rows) == pytest.approx([low[p.key] + gap for p in scores.cheap_plans])
+    rows = scores.levels.encode(list(scores.cheap))
+    assert scores.predict(rows) == pytest.approx([low[p] + gap for p in scores.cheap])
 
 
 def test_the_model_learns_the_full_loss_from_the_pairs():
     state = screened_state(pairs=MIN_PAIRS + 6)
     scores = Scores(state, Importance.of(state.space, state.prior))
     quiet = ToyEvaluator(state.space, noise=0.0)
-    truth = np.array([quiet.evaluate(p).loss for p in scores.cheap_plans])
-    predicted = scores.predict(scores.levels.encode(scores.cheap_plans))
-    cheap = np.array([quiet.evaluate(p, fidelity=0.25).loss for p in scores.cheap_plans])
-    new = np.array([p.key not in scores.full for p in scores.cheap_plans])
+    truth = np.array([quiet.evaluate(p).loss for p in scores.cheap])
+    predicted = scores.predict(scores.levels.encode(list(scores.cheap)))
+    cheap = np.array([quiet.evaluate(p, fidelity=0.25).loss for p in scores.cheap])
+    new = np.array([p not in scores.full for p in scores.cheap])
     assert np.abs(predicted - truth)[new].mean() < 0.5 * np.abs(cheap - truth)[new].mean()
 
 
