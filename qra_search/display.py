@@ -1,4 +1,4 @@
-"""How plans, spaces and results show themselves: by formatters that a module above them registers."""
+"""How spaces and results show themselves: by formatters that a module above them registers."""
 
 from __future__ import annotations
 

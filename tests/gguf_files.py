@@ -7,9 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from tiny_families import tiny_config_model
 from word_tokenizer import word_tokenizer
-
-from qra_eval.models.families import tiny_config_model
 
 WORDS = ["the cat sat on the mat", "a theory of the other", "Question: 12 + 34 = 46"]
 

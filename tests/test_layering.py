@@ -17,7 +17,7 @@ PACKAGES = {
 HEAVY = {"botorch", "gpytorch", "matplotlib", "moocore", "pandas", "peft", "pymoo", "scipy", "torch", "transformers"}
 OPTIONAL = {
     "IPython", "bitsandbytes", "datasets", "distributed", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
-    "mlflow", "optimum", "optuna", "ray", "torchao", "trackio",
+    "mlflow", "optimum", "optuna", "ray", "trackio",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library

@@ -17,7 +17,6 @@ NEEDS = {
     # library: (distribution, modules that import it at the top, backends, strategies)
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
-    "torchao": ("torchao", set(), {"torchao"}, set()),
     "gptqmodel": ("gptqmodel", {"qra_backends.libraries.gptqmodel_linear"}, {"gptqmodel"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
@@ -47,6 +46,6 @@ def test_without_a_library_all_the_rest_works(library: str):
     assert set(refused["strategies"]) == strategies
     for name in NEEDS[library][2]:
         assert distribution in refused["backends"][name]
-        if library in ("hqq", "torchao"):
-            assert f"install the extra {library}" in refused["backends"][name]
+        if library == "hqq":
+            assert "install the extra hqq" in refused["backends"][name]
     assert all(distribution in reason for reason in refused["strategies"].values())

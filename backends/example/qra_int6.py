@@ -40,19 +40,15 @@ class Int6Backend(Backend):
         self.check_bits(bits)
         return GroupFormat(6, None, group_bytes=8)
 
-    @torch.no_grad()
-    def quantize(self, linear, bits, *, hessian=None):
-        self.check(linear, bits)
-        weight = linear.weight.float()
+    def encode(self, weight, bits, hessian):
+        weight = weight.float()
         low, high = weight.aminmax(dim=1, keepdim=True)
         scale = (high - low) / LEVELS
         codes = ((weight - low) / scale.clamp_min(1e-30)).round().clamp(0, LEVELS).to(torch.int32)
         first, second, third, fourth = codes.unflatten(1, (-1, 4)).unbind(2)
         word = first | second << 6 | third << 12 | fourth << 18
         packed = torch.stack([word >> shift & 255 for shift in (0, 8, 16)], dim=2).flatten(1).to(torch.uint8)
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        tensors = {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
-        return self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=linear.weight.dtype)
+        return {"codes": packed, "grid": torch.cat([scale, low], dim=1)}
 
     def dequantize(self, module):
         return module.dequantize()

@@ -5,24 +5,20 @@ from qra_backends.calibration import SecondMoment
 from qra_backends.modules.linear import DequantizedLinear
 from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
 from qra_backends.storage import (
-    UNQUANTIZED_BITS,
     GroupFormat,
     StorageFormat,
-    UnquantizedFormat,
     bits_per_weight,
     live_bytes,
     live_tensors,
 )
 
 __all__ = [
-    "UNQUANTIZED_BITS",
     "Backend",
     "BackendInfo",
     "DequantizedLinear",
     "GroupFormat",
     "SecondMoment",
     "StorageFormat",
-    "UnquantizedFormat",
     "backend_names",
     "bits_per_weight",
     "check_tensors",

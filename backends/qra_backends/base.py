@@ -55,7 +55,7 @@ class Backend(ABC):
             ValueError: this backend does not store `bits`.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
         """A frozen module that computes what `linear` does, with its weight stored in `bits` bits.
 
@@ -70,6 +70,23 @@ class Backend(ABC):
         Raises:
             ValueError: `bits`, the shape or the values cannot be stored, or a needed Hessian is missing.
         """
+        self.check(linear, bits)
+        weight = linear.weight.detach()
+        return self.from_tensors(
+            self.encode(weight, bits, hessian),
+            bits=bits,
+            out_features=linear.out_features,
+            in_features=linear.in_features,
+            bias=linear.bias,
+            dtype=weight.dtype,
+        )
+
+    def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
+        """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
+
+        To be given by a backend that does not define `quantize` itself.
+        """
+        raise NotImplementedError(f"backend {self.name} defines neither `encode` nor `quantize`")
 
     @abstractmethod
     def dequantize(self, module: nn.Module) -> Tensor:

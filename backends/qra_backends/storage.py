@@ -9,8 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-UNQUANTIZED_BITS = 16
-
 
 @runtime_checkable
 class StorageFormat(Protocol):
@@ -41,16 +39,6 @@ class GroupFormat:
         groups = out_features * ceil_div(in_features, self.group_size or in_features)
         codes = ceil_div(out_features * in_features * self.bits, 8)
         return codes + groups * self.group_bytes + self.constant_bytes
-
-
-@dataclass(frozen=True)
-class UnquantizedFormat:
-    """The weight as it is, two bytes a value."""
-
-    bits: int = UNQUANTIZED_BITS
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        return out_features * in_features * self.bits // 8
 
 
 def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:
@@ -88,20 +76,9 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
         return
     seen.add(id(value))
     if isinstance(value, Tensor) and value.device.type != "meta":
-        yield from _own_tensors(value, seen)
+        yield value.data if isinstance(value, nn.Parameter) else value
     for _, child in _children(value):
         yield from _walk(child, seen)
-
-
-def _own_tensors(tensor: Tensor, seen: set[int]) -> Iterator[Tensor]:
-    """The tensor itself, or for a wrapper subclass without storage the tensors that it wraps."""
-    flatten = getattr(type(tensor), "__tensor_flatten__", None)
-    data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
-    if flatten is None:
-        yield data
-        return
-    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-        yield from _walk(getattr(tensor, name), seen)
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:

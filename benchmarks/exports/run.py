@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -103,7 +104,10 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
 def tune_tiny(family: str, folder: Path, model: Path) -> None:
     """The same for a random model of a few thousand weights, in float32, on the backend reference."""
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_eval.models.families import tiny_config_model
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    from tiny_families import tiny_config_model
+
     from qra_eval.models.tiny import byte_tokenizer
     from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
     from qra_search.space.space import Plan

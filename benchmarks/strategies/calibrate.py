@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from scipy.optimize import least_squares
 from qra_eval.evaluators.landscape import make_landscape
 from qra_eval.evaluators.recorded import Record, RecordedEvaluator, read_record
 from qra_eval.landscapes import FAMILIES, measured
+
+sys.path.insert(0, str(Path(__file__).parent))
+from held_out import cross_validate, fit_of, summary  # noqa: E402
 
 NAMES = ("GAIN", "GAIN_RANK", "REPAIR_POWER", "REPAIR_RANK", "FOUR_BITS", "SHRINK_3", "CAP")
 START = np.array([0.65, 2.2, 0.5, 2.0, 0.11, 0.75, 12.0])
@@ -78,8 +82,9 @@ def by_modules(record: Record) -> None:
         print(f"KINDS {bits}: " + ", ".join(f'"{kind}": {x:.4f}' for kind, x in share.items()))
         plain = np.array([of_layer[d] * share[kind] for d, kind in zip(depth, kinds, strict=True)])
         print(f"spread of modules beyond layer and kind, {bits} bits: {np.log(damage[:, k] / plain).std():.3f}")
-    print(model.summary())
-    print(f"deviation between seeds {record.seed_noise:.4f}; {len(record.loss)} plans; {evaluator.held_out()}")
+    print(summary(model))
+    error = cross_validate(space, record.prior, fit_of(record))
+    print(f"deviation between seeds {record.seed_noise:.4f}; {len(record.loss)} plans; {error}")
 
 
 def read_logs(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

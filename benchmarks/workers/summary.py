@@ -299,9 +299,9 @@ INTRO = """# Workers: what was measured
 Made by `python benchmarks/workers/summary.py` from the lines beside this file; do not edit. The machine had two cores,
 which other work kept busy at the same time (`load` in each line). Times of the search itself are therefore of its
 processor, on one thread, unless a line says otherwise; virtual time is that of `simulator.py`.
-Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found two faults, a
-header whose space lacks a field (a KeyError) and one whose fields are wrong (a message of several lines); both are
-mended.
+Scripts are in `benchmarks/workers/`. A claim without a line here has not been measured. The fuzzer found three
+faults: a header whose space lacks a field (a KeyError), one whose fields are wrong (a message of several lines), and an
+older log with values that no log can hold (a TypeError). They are mended; the lines here are from after that.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
 from qra_eval.landscapes.noise import generator
-from qra_eval.landscapes.reference import Reference, reference_front
+from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.config import RunConfig
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.evaluator import Evaluation
 from qra_search.evaluation.prior import Prior
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
@@ -27,10 +28,8 @@ PRIOR_COST = 1.5
 some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
 LOW_FIDELITY = 0.25
 
-__all__ = ["PRIORS", "Landscape", "Reference", "build", "make_landscape", "reference_front"]
 
-
-class Landscape(Evaluator):
+class Landscape(Truth):
     """A parametric loss over plans, with its noise-free truth at hand.
 
     Args:
@@ -57,7 +56,7 @@ class Landscape(Evaluator):
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
-        self.tables, self.space = tables, space
+        self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self.seed_shift, self.seed_share = seed_shift, seed_share
         self._prior = prior
@@ -89,27 +88,11 @@ class Landscape(Evaluator):
         best = self.tables.base - self.tables.gain.max(1).sum()
         return self.noise + self.noise_slope * max(loss - best, 0.0)
 
-    def true_loss(self, plan: Plan) -> float:
-        """Noise-free loss at full fidelity."""
-        b, r = self.space.encode(plan)
-        return float(self.tables.losses(b[None], r[None])[0])
-
     def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Noise-free losses (N,) of level indices (N, G), (N, G)."""
-        return self.tables.losses(np.asarray(b), np.asarray(r))
+        return self.tables.losses(b, r)
 
     def additive_table(self) -> np.ndarray:
-        """float (G, B, R): each choice's own share of the loss; the whole of it where `is_additive`."""
         return self.tables.additive_table()
-
-    @property
-    def is_additive(self) -> bool:
-        """Whether the true loss is exactly a sum over groups."""
-        return self.tables.is_additive
-
-    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        """The best plans known under these budgets, by their noise-free loss."""
-        return reference_front(self, budgets, cache=cache)
 
     def prior(self) -> Prior | None:
         return self._prior
@@ -132,6 +115,8 @@ def make_landscape(
     seed: int = 0,
     prior: str = "measured",
     *,
+    damage_scale: float = 1.0,
+    gain_scale: float = 1.0,
     noise: float | None = None,
     shape: str = "smollm2",
     bits: tuple[int, ...] = DEFAULT_BITS,
@@ -142,24 +127,32 @@ def make_landscape(
     Args:
         prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
             damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
+        damage_scale, gain_scale: factors of the prior's damage and gain; other than 1, its units are not nats.
         noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
             loss, and what seeds add to many plans alike, away as well.
 
     Raises:
-        ValueError: an unknown family, prior, granularity or shape.
+        ValueError: an unknown family, prior, granularity or shape; a scale that is not positive.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
+    for name, scale in (("damage_scale", damage_scale), ("gain_scale", gain_scale)):
+        if not scale > 0:
+            raise ValueError(f"{name} must be positive, got {scale}")
     traits = FAMILIES[family]
     noise = traits.noise if noise is None else noise
     space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
+    given = _make_prior(prior, family, tables, space, generator("prior", family, seed))
+    if given is not None:
+        damage, gain = damage_scale * given.bits_damage, gain_scale * given.rank_gain
+        given = replace(given, bits_damage=damage, rank_gain=gain)
     return Landscape(
         tables,
         space,
-        prior=_make_prior(prior, family, tables, space, generator("prior", family, seed)),
+        prior=given,
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed_shift=traits.seed_shift if noise else 0.0,
@@ -167,13 +160,13 @@ def make_landscape(
         seed=seed,
         identity={
             "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,
-            "noise": noise, "shape": shape,
+            "damage_scale": damage_scale, "gain_scale": gain_scale, "noise": noise, "shape": shape,
         },
     )  # fmt: skip
 
 
 def build(config: RunConfig) -> Landscape:
-    """The landscape that a config names: `options` are family, layers, seed, prior, noise and shape."""
+    """The landscape that a config names: `options` are those of `make_landscape`."""
     known = inspect.signature(make_landscape).parameters
     for name in config.options:
         if name not in known:

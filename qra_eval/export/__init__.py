@@ -1,17 +1,5 @@
-"""Exports of a tuned plan to the formats of other tools, and plans imported from theirs."""
+"""Exports of a tuned plan to the formats of other tools."""
 
-from qra_eval.export.base import Exported, Exporter, ExportRefused, check, export, formats, make_exporter
-from qra_search.exchange.plans import Imported, import_plan, importers
+from qra_eval.export.base import Exported, Exporter, ExportRefused, check, export, formats
 
-__all__ = [
-    "ExportRefused",
-    "Exported",
-    "Exporter",
-    "Imported",
-    "check",
-    "export",
-    "formats",
-    "import_plan",
-    "importers",
-    "make_exporter",
-]
+__all__ = ["ExportRefused", "Exported", "Exporter", "check", "export", "formats"]

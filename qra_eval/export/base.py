@@ -99,7 +99,7 @@ class Exporter(ABC):
         Raises:
             ValueError: it has no such option, or the value cannot be.
         """
-        known = [] if cls.__init__ is object.__init__ else [p for p in inspect.signature(cls).parameters]
+        known = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ValueError(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
@@ -135,24 +135,13 @@ def formats() -> dict[str, str]:
     return {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
 
 
-def make_exporter(format: str, **options: Any) -> Exporter:
-    """The exporter of a format.
-
-    Raises:
-        UnknownName: no such format is installed.
-        ValueError: it has no such option, or the value cannot be.
-    """
-    found: type[Exporter] = plugins.load("exporters", format)
-    return found.with_options(options)
-
-
 def check(run: Run, format: str, **options: Any) -> list[str]:
     """Reasons why a run cannot be exported in a format, each with its mend; empty where it can.
 
     Raises:
         ValueError: there is no tuned plan in the folder, or no such format or option.
     """
-    return make_exporter(format, **options).reasons(run)
+    return plugins.load("exporters", format).with_options(options).reasons(run)
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
@@ -168,4 +157,4 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
         ExportRefused: the format cannot hold this plan; nothing was written.
         ValueError: no tuned plan, an unknown format or option, or something in the way at `out`.
     """
-    return make_exporter(format, **options).export(run, out)
+    return plugins.load("exporters", format).with_options(options).export(run, out)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qra_eval.export.grids import IntegerGrid, group_that_divides
-from qra_eval.export.packed import DEFAULT_WIDTHS, GROUP_SIZE, PackedExporter
+from qra_eval.export.packed import PackedExporter
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -32,15 +32,6 @@ class CompressedTensorsExporter(PackedExporter):
     pad_ranks = True  # vLLM knows one rank and one scaling
     rounded = "onto symmetric grids"
     adapter = "peft or --lora-modules"
-
-    def __init__(
-        self,
-        group_size: int = GROUP_SIZE,
-        bits: Any = DEFAULT_WIDTHS,
-        merge: bool = False,
-        shards: str = "refuse",
-    ):
-        super().__init__(group_size, bits, merge, shards)
 
     def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
         return packed_tensors(linear, grid, run.dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from qra_backends.base import largest_group
 from qra_backends.reference import bitpack
 from qra_backends.reference.packed import GROUP_DTYPE
 from torch import Tensor, nn
@@ -55,15 +56,13 @@ class IntegerGrid:
 
 
 def affine_of(module: nn.Module) -> Affine | None:
-    """Codes, scale and offset of a layer of the backends reference, hqq, bitsandbytes (int8) or torchao.
+    """Codes, scale and offset of a layer of the backends reference, hqq and bitsandbytes (int8).
 
     None where the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
     """
     readers = {"PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes}
     # By name: an optional library that is not installed has made no layer, and need not be imported to say so.
     reader = readers.get(type(module).__name__)
-    if reader is None and type(module) is nn.Linear and type(module.weight.data).__name__ == "Int8Tensor":
-        reader = _torchao
     return None if reader is None else reader(module)
 
 
@@ -97,12 +96,7 @@ def integer_grid(
 
 def group_that_divides(in_features: int, largest: int) -> int:
     """The first of largest, largest/2, ... that divides `in_features`; a whole row where none of 16 or more does."""
-    size = largest
-    while size >= 16:
-        if in_features % size == 0:
-            return size
-        size //= 2
-    return in_features
+    return largest_group(in_features, largest, 16) or in_features
 
 
 def _keep(own: Affine, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype) -> IntegerGrid | None:
@@ -220,15 +214,3 @@ def _bitsandbytes(module: Any) -> Affine:
     codes = module.weight.data
     scale = (module.row_scale.float() / 127).unsqueeze(1)
     return Affine((codes.to(torch.int16) + 128).to(torch.uint8), scale, -128 * scale, codes.shape[1])
-
-
-def _torchao(module: Any) -> Affine:
-    weight = module.weight.data
-    scale = weight.scale.float().view(weight.qdata.shape[0], -1)
-    zero = weight.zero_point.float().view_as(scale) + 128
-    return Affine(
-        (weight.qdata.to(torch.int16) + 128).to(torch.uint8),
-        scale,
-        -zero * scale,
-        weight.qdata.shape[1] // scale.shape[1],
-    )

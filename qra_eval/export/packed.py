@@ -48,7 +48,9 @@ class PackedExporter(Exporter):
     adapter: ClassVar[str]
     """What puts the adapter on top, in a note."""
 
-    def __init__(self, group_size: int, bits: Any, merge: bool, shards: str):
+    def __init__(
+        self, group_size: int = GROUP_SIZE, bits: Any = DEFAULT_WIDTHS, merge: bool = False, shards: str = "refuse"
+    ):
         self.group_size, self.merge, self.shards = int(group_size), merge, shards
         self.widths = widths_of(bits)
 

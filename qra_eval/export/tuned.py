@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,8 +157,7 @@ class TunedRun:
             if not matched:
                 continue
             B = tensors[key.replace(".lora_A.", ".lora_B.")]
-            alpha = _pattern(config["alpha_pattern"], name, config["lora_alpha"])
-            found[name] = Factors(A, B, alpha / A.shape[0])
+            found[name] = Factors(A, B, config["lora_alpha"] / A.shape[0])
         return found
 
     def merged(self, linear: Chosen) -> Tensor:
@@ -261,14 +259,6 @@ class TunedRun:
             if key not in state:
                 state[key] = rest[key].detach()
         return state
-
-
-def _pattern(patterns: dict[str, float], name: str, default: float) -> float:
-    """The first pattern that matches the end of a name, as peft matches it."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:

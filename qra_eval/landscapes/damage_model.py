@@ -34,8 +34,6 @@ WEAK = 1.5
 START_WIDTHS = np.log([0.15, 0.1, 0.05, 0.5, 0.03])
 """Where the search of the widths starts: s_1, s_2, s_3, l as a share of the groups, and the error of f."""
 WIDTH_PRIOR = 1.5
-BROKEN_RISE = 1.0
-"""Plans that lie so many nats above the best are called broken: the held-out error is printed without them too."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,6 @@ class Fit:
     r: np.ndarray
     loss: np.ndarray
     noise: np.ndarray
-
-    def rows(self, keep: np.ndarray) -> Fit:
-        """These rows alone."""
-        return Fit(self.b[keep], self.r[keep], self.loss[keep], self.noise[keep])
 
 
 @dataclass(frozen=True)
@@ -90,16 +84,6 @@ class DamageModel:
         c = self.constants
         gain = c.gain * self._rank / (self._rank + c.gain_rank) / len(self.space)
         return self._table() - gain[None, None, :]
-
-    def summary(self) -> str:
-        """The constants and widths, as one line of text."""
-        c, w = self.constants, self.widths
-        level = ", ".join(f"{x:.3g}" for x in c.level)
-        return (
-            f"base {c.base:.3f}, gain {c.gain:.3f} at half by rank {c.gain_rank:.2f}, repair power {c.power:.3f} from "
-            f"rank {c.repair_rank:.2f}, cap {c.cap:.1f}, own damage {c.own:.2f}, levels {level}; widths: group "
-            f"{w[0]:.3f}, group and rank {w[1]:.3f}, residual {w[2]:.3f} over {w[3]:.2f} of groups, error {w[4]:.3f}"
-        )
 
     # -- the parts -------------------------------------------------------------------------------
     @property
@@ -177,34 +161,6 @@ def fit_surrogate(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageM
     """The surrogate of these evaluations; without a prior every weight is taken to be damaged alike."""
     model = _fit_constants(space, prior, data)
     return model.conditioned(data)
-
-
-def cross_validate(space: SearchSpace, prior: Prior | None, data: Fit, folds: int = 5) -> dict[str, float]:
-    """Errors on held-out plans, everything fitted anew in every fold.
-
-    Returns:
-        `rmse` in nats over all plans, `rmse_good` over those less than `BROKEN_RISE` above the best, `spread_good`,
-        their standard deviation (what a constant would leave), `r2_good`, and `rank_correlation_good` (Spearman).
-    """
-    from scipy.stats import spearmanr
-
-    fold = np.random.default_rng(0).permutation(len(data.loss)) % folds
-    predicted = np.empty(len(data.loss))
-    for k in range(folds):
-        model = fit_surrogate(space, prior, data.rows(fold != k))
-        predicted[fold == k] = model.losses(data.b[fold == k], data.r[fold == k])
-    error = predicted - data.loss
-    good = data.loss < data.loss.min() + BROKEN_RISE
-    spread = float(data.loss[good].std())
-    rmse = float(np.sqrt(np.mean(error[good] ** 2)))
-    return {
-        "plans": float(len(error)),
-        "rmse": float(np.sqrt(np.mean(error**2))),
-        "rmse_good": rmse,
-        "spread_good": spread,
-        "r2_good": 1.0 - (rmse / spread) ** 2 if spread > 0 else float("nan"),
-        "rank_correlation_good": float(spearmanr(predicted[good], data.loss[good]).statistic),
-    }
 
 
 def _fit_constants(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:

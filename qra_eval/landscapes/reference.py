@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.files import write_json
 from qra_search.space import knapsack
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import Plan
 
 RESTARTS = 4
 KICK = 0.15
@@ -26,17 +27,28 @@ PREFIX = 48
 CHUNK = 4_000_000
 
 
-class Truth(Protocol):
-    """A loss that is known without noise."""
+class Truth(Evaluator):
+    """An evaluator whose loss is known without noise."""
 
-    space: SearchSpace
+    is_additive: bool = False
+    """Whether the true loss is exactly a sum over groups."""
 
-    def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray: ...
+    @abstractmethod
+    def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Noise-free losses (N,) at full fidelity of level indices (N, G), (N, G)."""
 
-    def additive_table(self) -> np.ndarray: ...
+    @abstractmethod
+    def additive_table(self) -> np.ndarray:
+        """float (G, B, R): each choice's own share of the loss; the whole of it if `is_additive`."""
 
-    @property
-    def is_additive(self) -> bool: ...
+    def true_loss(self, plan: Plan) -> float:
+        """Noise-free loss at full fidelity."""
+        b, r = self.space.encode(plan)
+        return float(self.true_losses(b[None], r[None])[0])
+
+    def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
+        """The best plans known under these budgets, by their noise-free loss."""
+        return reference_front(self, budgets, cache=cache)
 
 
 @dataclass(frozen=True)

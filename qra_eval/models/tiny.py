@@ -8,31 +8,34 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from qra_eval.models.families import tiny_config
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, finish
 
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def tiny_model(
-    seed: int = 0,
-    layers: int = 4,
-    hidden: int = 64,
-    vocab: int | None = None,
-    kind: str = "llama",
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> LoadedModel:
-    """A random model with a tokenizer of single bytes; the same for the same arguments.
+def tiny_model(seed: int = 0, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+    """A random Llama of four layers with a tokenizer of single bytes; the same for the same seed."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    Args:
-        vocab: rows of the embedding, at least 258; default: 320.
-        kind: one of `qra_eval.models.families.FAMILIES`.
-    """
     tokenizer = byte_tokenizer()
-    model = _build(kind, seed, layers, hidden, vocab or 320, tokenizer).to(dtype or STORAGE_DTYPE)
-    return finish(model, tokenizer, "tiny", "tiny", device)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return finish(model.to(dtype or STORAGE_DTYPE), tokenizer, "tiny", "tiny", device)
 
 
 def byte_tokenizer() -> Any:
@@ -49,22 +52,3 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )
-
-
-def _build(kind: str, seed: int, layers: int, hidden: int, vocab: int, tokenizer: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    if vocab < len(tokenizer):
-        raise ValueError(f"a vocabulary of {vocab} is too small for the tokenizer's {len(tokenizer)} tokens")
-    config = tiny_config(
-        kind,
-        hidden=hidden,
-        layers=layers,
-        vocabulary=vocab,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -8,7 +8,6 @@ from typing import Any
 
 from qra_eval.tasks.base import Task, hash_of
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.generation import generate_answers
 from qra_eval.tasks.numbers import number_of
 
 SIZES: Mapping[str, int] = {"calibration": 4000, "validation": 500, "test": 1000}
@@ -97,9 +96,7 @@ class ArithmeticTask(Task):
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, float]:
         """exact_match: share of greedy answers whose number after `####` is right."""
-        answers = generate_answers(
-            model, tokenizer, [e.prompt for e in examples], 64, batch_size=batch_size, stop=("Question:",)
-        )
+        answers = self._answers(model, tokenizer, examples, 64, batch_size=batch_size, stop=("Question:",))
         right = [number_of(a) == str(e.meta["result"]) for a, e in zip(answers, examples, strict=True)]
         return {"exact_match": sum(right) / max(1, len(right))}
 

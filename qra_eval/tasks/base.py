@@ -7,10 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from qra_eval.tasks.encoding import Encoded, encode
+from qra_eval.tasks.encoding import Encoded, chat_prompt, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
+from qra_eval.tasks.generation import generate_answers
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=str)
+
+SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
+"""Parts of a user's own rows where all three splits are taken from them."""
+TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "calibration": 0.85}
+"""Parts of a data set's training split."""
 
 
 class Task(ABC):
@@ -66,10 +73,33 @@ class Task(ABC):
         """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
         return {}
 
+    def _answers(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
+    ) -> list[str]:
+        """Greedy answers to the examples' prompts, in the chat format if the task has it; see `generate_answers`."""
+        prompts = [chat_prompt(e, tokenizer) if self.chat else e.prompt for e in examples]
+        return generate_answers(model, tokenizer, prompts, max_new_tokens, special=not self.chat, **options)
+
+
+def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:
+    """All three splits from those given, `calibration` among them: what is missing is split off that one.
+
+    Rows that are also in a given test (or validation) split are left out of the others.
+    """
+    held: dict[SplitName, Sequence[Example]] = {}
+    taken: list[Example] = []
+    for name in SPLITS[:0:-1]:
+        if name in given:
+            held[name] = shuffled(without(given[name], taken, key_of), seed, key_of)
+            taken += held[name]
+    missing = {name: share for name, share in SHARES.items() if name not in held}
+    shares = {name: share / sum(missing.values()) for name, share in missing.items()}
+    return {**held, **partition(without(given["calibration"], taken, key_of), shares, seed, key_of)}
+
 
 def partition(
-    items: Iterable[T], shares: Mapping[str, float], seed: int, key: Callable[[T], str]
-) -> dict[str, list[T]]:
+    items: Iterable[T], shares: Mapping[Name, float], seed: int, key: Callable[[T], str]
+) -> dict[Name, list[T]]:
     """Split items by the hash of their key, so that items of equal keys fall together.
 
     Args:
@@ -90,7 +120,7 @@ def partition(
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
     total, names = sum(map(len, ordered)), list(shares)
-    parts: dict[str, list[T]] = {}
+    parts: dict[Name, list[T]] = {}
     for index, name in enumerate(names):
         later = len(names) - index - 1
         taken: list[T] = []

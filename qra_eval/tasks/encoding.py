@@ -35,7 +35,6 @@ def encode(
     max_length: int,
     *,
     chat: bool = False,
-    end: bool = True,
 ) -> list[Encoded]:
     """Tokenize prompt and answer; only the answer's tokens (and the end token) have labels.
 
@@ -45,7 +44,6 @@ def encode(
     Args:
         max_length: most tokens of a row, at least 2.
         chat: put the prompt through the tokenizer's chat template, as a user's message.
-        end: append the tokenizer's end token to the answer.
 
     Raises:
         ValueError: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
@@ -54,11 +52,11 @@ def encode(
         raise ValueError(f"max_length must be at least 2, got {max_length}")
     rows = []
     for example in examples:
-        prompt, text = chat_pair(example, tokenizer, end=end) if chat else (example.prompt, example.answer)
+        prompt, text = chat_pair(example, tokenizer) if chat else (example.prompt, example.answer)
         before, answer = _split_ids(tokenizer, prompt, text, special=not chat)
         # A chat's turn ends with a token of its own, which need not be the end token.
         ended = chat and text != example.answer.lstrip()
-        if end and not ended and tokenizer.eos_token_id is not None:
+        if not ended and tokenizer.eos_token_id is not None:
             answer = [*answer, tokenizer.eos_token_id]
         if not answer:
             raise ValueError(f"the answer to {example.prompt[:60]!r} has no tokens")
@@ -96,11 +94,9 @@ def chat_prompt(example: Example, tokenizer: Any) -> str:
     return tokenizer.apply_chat_template(_turns(example), tokenize=False, add_generation_prompt=True)
 
 
-def chat_pair(example: Example, tokenizer: Any, *, end: bool = True) -> tuple[str, str]:
+def chat_pair(example: Example, tokenizer: Any) -> tuple[str, str]:
     """Prompt and answer in the tokenizer's chat format, the answer with what the template ends a turn with."""
     prompt, answer = chat_prompt(example, tokenizer), example.answer.lstrip()
-    if not end:
-        return prompt, answer
     turns = [*_turns(example), {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt + answer) else answer

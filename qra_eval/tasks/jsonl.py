@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
-from qra_eval.tasks.encoding import chat_prompt
+from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, read_jsonl
-from qra_eval.tasks.generation import generate_answers
 
-SHARES = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
 FORMS = (
     '{"prompt", "answer"}, {"question", "answer"}, {"instruction", "input" (may be left out), "output"} '
     'or {"messages": [{"role", "content"}, ...]}'
 )
-FILES = {"calibration": ("train", "calibration"), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+FILES: Mapping[SplitName, Sequence[str]] = {
+    "calibration": ("train", "calibration"),
+    "validation": ("validation", "valid", "dev"),
+    "test": ("test",),
+}
 ROLES = ("system", "user", "assistant", "tool")
 MAX_NEW_TOKENS = 128
 
@@ -47,43 +48,24 @@ class JSONLTask(Task):
         super().__init__(data, seed, **options)
         if data is None:
             raise ValueError("the jsonl task needs data: a .jsonl file, or a folder with train.jsonl")
-        self.files: dict[str, Path | None] = dict(_files(Path(data)))
+        self.files = _files(Path(data))
         self.files["validation"] = Path(validation) if validation else self.files["validation"]
         self.files["test"] = Path(test) if test else self.files["test"]
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: read_examples(path) for name, path in self.files.items() if path is not None}
-        held: dict[str, list[Example]] = {}
-        taken: list[Example] = []
-        for name in ("test", "validation"):
-            if name in given:
-                held[name] = shuffled(without(given[name], taken, key_of), self.seed, key_of)
-                taken += held[name]
-        rest = without(given["calibration"], taken, key_of)
-        missing = {name: share for name, share in SHARES.items() if name not in held}
-        shares = {name: share / sum(missing.values()) for name, share in missing.items()}
         try:
-            parts = partition(rest, shares, self.seed, key_of)
+            return split_off(given, self.seed)
         except ValueError as error:
             raise ValueError(f"{self.files['calibration']}: {error}") from None
-        whole = {**parts, **held}
-        return {"calibration": whole["calibration"], "validation": whole["validation"], "test": whole["test"]}
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, float]:
         """exact_match: share of greedy answers that are the row's answer, white space around them aside."""
-        prompts = [chat_prompt(e, tokenizer) if self.chat else e.prompt for e in examples]
         longest = max((len(tokenizer(e.answer)["input_ids"]) for e in examples), default=1)
-        answers = generate_answers(
-            model,
-            tokenizer,
-            prompts,
-            min(MAX_NEW_TOKENS, longest + 1),
-            batch_size=batch_size,
-            max_length=max_length,
-            special=not self.chat,
-        )
+        new = min(MAX_NEW_TOKENS, longest + 1)
+        answers = self._answers(model, tokenizer, examples, new, batch_size=batch_size, max_length=max_length)
         right = [a.strip() == e.answer.strip() for a, e in zip(answers, examples, strict=True)]
         return {"exact_match": sum(right) / max(1, len(right))}
 
@@ -143,7 +125,7 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
-def _files(data: Path) -> dict[str, Path | None]:
+def _files(data: Path) -> dict[SplitName, Path | None]:
     """The file of each split, None where it is to be split off another."""
     if data.is_file():
         return {"calibration": data, "validation": None, "test": None}

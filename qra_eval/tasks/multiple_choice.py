@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, key_of, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, folder_rows, hub_rows
 from qra_eval.tasks.scoring import score_choices
-
-VALIDATION_SHARE = 0.15
 
 Row = dict[str, Any]
 Parts = tuple[str, list[str], int]
@@ -44,29 +42,16 @@ class MultipleChoiceTask(Task):
         source: which data set.
         data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, rows `{"question", "choices", "answer"}` with
             the index of the right choice as the answer; None: the hub.
-        validation_share: part of the training split that the search's loss is measured on.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        data: str | None = None,
-        seed: int = 0,
-        *,
-        validation_share: float = VALIDATION_SHARE,
-        **options: Any,
-    ):
+    def __init__(self, source: Source, data: str | None = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)
-        if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
-        self.name, self.source, self.validation_share = source.name, source, validation_share
+        self.name, self.source = source.name, source
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed, key_of)
         train = without(self._rows("train"), test, key_of)
-        shares = {"validation": self.validation_share, "calibration": 1 - self.validation_share}
-        parts = partition(train, shares, self.seed, key_of)
-        return {"calibration": parts["calibration"], "validation": parts["validation"], "test": test}
+        return {**partition(train, TRAIN_SHARES, self.seed, key_of), "test": test}
 
     def _rows(self, split: str) -> list[Example]:
         source = self.source

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from qra_eval.tasks.base import Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.files import field_of, hub_rows, read_jsonl
 from qra_eval.tasks.scoring import log_likelihoods
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-SHARES = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
-FILES = {"calibration": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
+FILES: Mapping[SplitName, Sequence[str]] = {
+    "calibration": ("train",),
+    "validation": ("validation", "valid"),
+    "test": ("test",),
+}
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 BLOCK_CHARACTERS = 4000
 
@@ -44,24 +47,13 @@ class TextTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._blocks(paragraphs)) for name, paragraphs in self._paragraphs().items()}
-        held: dict[str, list[Example]] = {}
-        taken: list[Example] = []
-        for name in ("test", "validation"):
-            if name in given:
-                held[name] = without(given[name], taken, key_of)
-                taken += held[name]
-        rest = without(given["calibration"], taken, key_of)
-        missing = {name: share for name, share in SHARES.items() if name not in held}
-        shares = {name: share / sum(missing.values()) for name, share in missing.items()}
-        parts = partition(rest, shares, self.seed, key_of)
+        splits = split_off(given, self.seed)
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
-        held = {n: blocks if n == "test" else shuffled(blocks, self.seed, key_of) for n, blocks in held.items()}
-        whole = {**parts, **held}
-        return {"calibration": whole["calibration"], "validation": whole["validation"], "test": whole["test"]}
+        return {**splits, "test": given.get("test", splits["test"])}
 
-    def _paragraphs(self) -> dict[str, list[str]]:
+    def _paragraphs(self) -> dict[SplitName, list[str]]:
         if self.data is None:
-            hub = {"calibration": "train", "validation": "validation", "test": "test"}
+            hub: dict[SplitName, str] = {"calibration": "train", "validation": "validation", "test": "test"}
             return {n: [row["text"].strip("\n") for _, row in hub_rows(*HUB, split)] for n, split in hub.items()}
         path = Path(self.data)
         if path.is_file():

@@ -7,6 +7,20 @@ from typing import Any
 
 from qra_search.bench.statistics import TIE
 
+CONDUCT = {
+    "seconds a proposal": ("seconds_per_proposal", ".3f"),
+    "of a processor": ("cpu_seconds_per_proposal", ".3f"),
+    "slowest": ("slowest_proposal", ".3f"),
+    "trials": ("trials", "d"),
+    "replicates": ("replicates", "d"),
+    "low fidelity": ("low_fidelity", "d"),
+    "failed trials": ("failed_trials", "d"),
+    "failed cells": ("failed_cells", "d"),
+    "cut short": ("incomplete_cells", "d"),
+    "90% interval covers": ("coverage_90", ".2f"),
+}
+"""Columns of the table of conduct: which figure each has, and how it is written."""
+
 
 def to_markdown(tables: dict[str, Any]) -> str:
     """The tables as Markdown."""
@@ -34,6 +48,17 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         return ["", f"## {setting['kind']}", "", f"Every cell failed: {reason}"]
     names = _in_order(setting)
     last = {n: [p["pooled"][n] for p in points if n in p["pooled"]][-1] for n in names}
+    body = [
+        [
+            name,
+            _cells(setting, name),
+            *(_interval(p["pooled"][name]) if name in p["pooled"] else "" for p in points),
+            f"{last[name]['worst']:.2f}",
+            f"{last[name]['lost_to_uniform']} of {last[name]['cells']}",
+            f"{last[name]['hypervolume_regret']:.4f}",
+        ]
+        for name in names
+    ]
     lines = [
         "",
         f"## {setting['kind']}",
@@ -41,27 +66,7 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         f"{len(setting['tasks'])} tasks, {setting['seeds']} seeds. All tasks together (a cell is a task and a seed; a "
         "strategy that was not let run so far has no figure):",
         "",
-        *_table(
-            [
-                "strategy",
-                "cells",
-                *(f"after {p['evaluations']:g}" for p in points),
-                "worst",
-                "lost to uniform",
-                "hypervolume regret",
-            ],
-            [
-                [
-                    name,
-                    _cells(setting, name),
-                    *(_interval(p["pooled"][name]) if name in p["pooled"] else "" for p in points),
-                    f"{last[name]['worst']:.2f}",
-                    f"{last[name]['lost_to_uniform']} of {last[name]['cells']}",
-                    f"{last[name]['hypervolume_regret']:.4f}",
-                ]
-                for name in names
-            ],
-        ),
+        *_table(["strategy", "cells", *_after(points), "worst", "lost to uniform", "hypervolume regret"], body),
     ]
     for point in points:
         lines += ["", f"By task, after {point['evaluations']:g} evaluations:", ""]
@@ -80,7 +85,7 @@ def _setting_markdown(setting: dict[str, Any]) -> list[str]:
         body.append(["critical difference", *(f"{p['ranks']['critical_difference']:.2f}" for p in ranked)])
         body.append(["Friedman p", *(_p(p["ranks"]["friedman_p"]) for p in ranked)])
         body.append(["blocks", *(str(p["blocks"]) for p in ranked)])
-        lines += _table(["strategy", *(f"after {p['evaluations']:g}" for p in ranked)], body)
+        lines += _table(["strategy", *_after(ranked)], body)
     for point in points:
         if point.get("pairs"):
             lines += [
@@ -131,23 +136,15 @@ def _matrix(pairs: list[dict[str, Any]], names: Sequence[str]) -> list[str]:
 
 
 def _conduct_table(setting: dict[str, Any], names: Sequence[str]) -> list[str]:
-    header = ["strategy", "seconds a proposal", "of a processor", "slowest", "trials", "replicates", "low fidelity",
-              "failed trials", "failed cells", "cut short", "90% interval covers"]  # fmt: skip
     body = []
     for name in names:
-        c = setting["conduct"][name]
-        times = [c["seconds_per_proposal"], c["cpu_seconds_per_proposal"], c["slowest_proposal"]]
-        counts = [
-            c["trials"],
-            c["replicates"],
-            c["low_fidelity"],
-            c["failed_trials"],
-            c["failed_cells"],
-            c["incomplete_cells"],
-        ]
-        cover = "" if c["coverage_90"] is None else f"{c['coverage_90']:.2f}"
-        body.append([name, *("" if t is None else f"{t:.3f}" for t in times), *map(str, counts), cover])
-    return _table(header, body)
+        values = [(setting["conduct"][name][key], form) for key, form in CONDUCT.values()]
+        body.append([name, *("" if value is None else format(value, form) for value, form in values)])
+    return _table(["strategy", *CONDUCT], body)
+
+
+def _after(points: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"after {p['evaluations']:g}" for p in points]
 
 
 def _table(header: list[str], body: list[list[str]]) -> list[str]:

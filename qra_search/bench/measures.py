@@ -63,21 +63,16 @@ def hypervolume_regret(row: Row, point: float, best: np.ndarray) -> float:
 
 
 def scores(
-    rows: Sequence[Row], point: float, best: dict[tuple[str, int], np.ndarray], measure=share_left
-) -> dict[tuple[str, int], dict[str, float]]:
-    """For every (task, seed) of `best`: strategy to its measure at a checkpoint."""
-    table: dict[tuple[str, int], dict[str, float]] = {}
+    rows: Sequence[Row], point: float, best: dict[tuple[str, int], np.ndarray], names: Sequence[str], measure=share_left
+) -> np.ndarray:
+    """float (tasks, seeds, K): the measure of every strategy at a checkpoint; nan if a cell is missing.
+
+    Tasks and seeds are those of the rows, in order.
+    """
+    tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
+    table = np.full((len(tasks), len(seeds), len(names)), np.nan)
     for row in rows:
-        key = (row["task"], row["seed"])
-        if key in best:
-            table.setdefault(key, {})[row["strategy"]] = measure(row, point, best[key])
+        if (key := (row["task"], row["seed"])) in best:
+            place = tasks.index(row["task"]), seeds.index(row["seed"]), names.index(row["strategy"])
+            table[place] = measure(row, point, best[key])
     return table
-
-
-def paired(
-    table: dict[tuple[str, int], dict[str, float]], names: Sequence[str]
-) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """Blocks of task and seed, and their scores (N, K), nan if a strategy lacks the block."""
-    keys = sorted(table)
-    scores = [[table[key].get(name, np.nan) for name in names] for key in keys]
-    return keys, np.array(scores, dtype=float).reshape(len(keys), len(names))

@@ -16,27 +16,19 @@ NAMES = 150
 """Room for the names of strategies at the right of a panel."""
 
 
-def curves(setting: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Strategy to its anytime curve: evaluations, and the median share of the possible gain that is left."""
-    points = {
-        name: [(p["evaluations"], p["pooled"][name]["median"]) for p in setting["checkpoints"] if name in p["pooled"]]
-        for name in setting["strategies"]
-    }
-    return {name: curve for name, curve in points.items() if curve}
-
-
 def anytime_figure(tables: dict[str, Any]) -> Figure:
     """Median share of the possible gain that is left against evaluations, a panel for each setting that has rows."""
     settings = [s for s in tables["settings"] if s["checkpoints"]]
     with style():
         figure, panels = new_figure("Share of the possible gain that is left", PANEL, panels=len(settings), right=NAMES)
         for axes, setting in zip(panels, settings, strict=True):
-            series = {
-                name: [(at, min(max(share, LEAST), MOST)) for at, share in curve]
-                for name, curve in curves(setting).items()
-            }
+            series: dict[str, list[tuple[float, float]]] = {}
+            for point in setting["checkpoints"]:
+                for name, pooled in point["pooled"].items():
+                    share = min(max(pooled["median"], LEAST), MOST)
+                    series.setdefault(name, []).append((point["evaluations"], share))
             known = [point for curve in series.values() for point in curve]
             fit(axes, "x", "evaluations spent", [at for at, _ in known], log=True)
             fit(axes, "y", f"{setting['kind']}: share of the gain left", [1.0, *(s for _, s in known)], log=True)
-            draw_lines(axes, series)
+            draw_lines(axes, dict(sorted(series.items())))
     return figure

@@ -12,7 +12,7 @@ from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evalua
 from qra_search.evaluation.prior import Prior
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.random import repair
+from qra_search.strategies.evolution.edits import Levels
 from qra_search.surrogates.prior_table import prior_table
 
 RESAMPLES = 2000
@@ -48,11 +48,10 @@ def plans_of_like_size(space: SearchSpace, budget: int, count: int, seed: int = 
         BudgetTooSmall: no plan fits.
         ValueError: too few plans of that size turned up.
     """
-    rng = np.random.default_rng([seed, 0xF1DE])
+    levels, rng = Levels(space), np.random.default_rng([seed, 0xF1DE])
     found: dict[str, Plan] = {}
     for _ in range(ATTEMPTS * count):
-        b, r = space.encode(leaning_plan(space, rng))
-        plan = space.decode(*repair(space.memory, b, r, budget, rng))
+        plan = levels.decode(levels.repair(levels.encode([leaning_plan(space, rng)])[0], budget, rng))
         if space.memory_bytes(plan) - space.fixed_bytes >= LEAST_SHARE * (budget - space.fixed_bytes):
             found.setdefault(plan.key, plan)
         if len(found) == count:
@@ -87,13 +86,6 @@ def score(
             losses[fidelity][n] = done.loss
             costs[fidelity].append(done.charged)
     return losses, {f: float(np.mean(c)) if c else float("nan") for f, c in costs.items()}
-
-
-def correlations(
-    full: np.ndarray, cheap: Mapping[str, tuple[np.ndarray, float]], seed: int = 0
-) -> list[RankCorrelation]:
-    """The rank correlation of each cheap score (N,), given with its cost, with the full losses (N,); nan left out."""
-    return [correlation(name, full, values, cost, seed) for name, (values, cost) in cheap.items()]
 
 
 def correlation(name: str, full: np.ndarray, cheap: np.ndarray, cost: float, seed: int = 0) -> RankCorrelation:

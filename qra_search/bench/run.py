@@ -8,10 +8,9 @@ import multiprocessing
 import os
 import platform
 import subprocess
-import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,21 @@ from typing import Any
 from qra_search.bench.cell import run_cell
 from qra_search.bench.tasks import Task, parse_strategy, task_named
 from qra_search.errors import DISTRIBUTION
+from qra_search.executors.devices import exported, threads
 from qra_search.files import write_text
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", DISTRIBUTION)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a benchmark is: cells run now, of which `failed`, cells found done, and cells left for another call."""
+    """What a benchmark did: cells run now, of which `failed`, and cells found done."""
 
     ran: int
     failed: int
     skipped: int
-    remaining: int
 
 
 def run_benchmark(
@@ -45,7 +43,6 @@ def run_benchmark(
     out: str | Path,
     workers: int = 2,
     *,
-    minutes: float | None = None,
     cell_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Progress:
@@ -57,7 +54,6 @@ def run_benchmark(
         seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
         workers: processes, each with one thread.
-        minutes: no cell is begun after so long; call again to resume.
         cell_seconds: see `run_cell`.
         progress: is given one line for every finished cell.
 
@@ -72,32 +68,29 @@ def run_benchmark(
         task.build(chosen[0])
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    done = {cell_key(row) for row in read_rows(folder)}
+    known = {cell_key(row) for row in read_rows(folder)}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
-    todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in done]
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    begun, failed = 0, 0
-    with _single_threaded(), _pool(workers) as pool, (folder / RAW).open("a") as raw:
+    todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in known]
+    failed = 0
+    # Spawned, not forked: a fork of a process that has threads (torch) may hang.
+    spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with exported(threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = environment()
-        flying: dict[Future[dict[str, Any]], None] = {}
-        while begun < len(todo) or flying:
-            while begun < len(todo) and len(flying) < workers and (deadline is None or time.monotonic() < deadline):
-                task, strategy, seed = todo[begun]
-                begun += 1
-                arguments = (task, strategy, seed, float(evaluations), str(folder / REFERENCES), cell_seconds)
-                flying[pool.submit(_cell, *arguments)] = None
-            if not flying:
-                break
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                del flying[future]
+        rest = (float(evaluations), str(folder / REFERENCES), cell_seconds)
+        flying = [pool.submit(_cell, *cell, *rest) for cell in todo]
+        try:
+            for done, future in enumerate(as_completed(flying), start=1):
                 row = future.result() | {"environment": stamp}
                 failed += "error" in row
                 raw.write(json.dumps(row, allow_nan=False) + "\n")
                 raw.flush()
                 if progress is not None:
-                    progress(_line(row, begun - len(flying), len(todo)))
-    return Progress(begun, failed, len(wanted) - len(todo), len(todo) - begun)
+                    progress(_line(row, done, len(todo)))
+        finally:
+            for future in flying:
+                future.cancel()  # after an interrupt: what was not begun is not waited for
+    return Progress(len(todo), failed, len(wanted) - len(todo))
 
 
 def read_rows(out: str | Path) -> list[dict[str, Any]]:
@@ -148,26 +141,6 @@ def _cell(
         where = f"{Path(place.filename).name}:{place.lineno}"
         return key | {"error": f"{type(error).__name__}: {error} ({where})"[:500]}
     return key | row
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork of a process that has threads (torch) may hang.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-class _single_threaded:
-    """Child processes started inside get one thread each for linear algebra."""
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-
-    def __exit__(self, *exc: object) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _commit() -> str:

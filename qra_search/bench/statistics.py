@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,9 @@ TIE = 0.005
 """Shares of the possible gain that differ by less count as a tie."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A median with its bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-
-def bootstrap_median(values: np.ndarray, level: float = 0.95, seed: int = 0) -> Interval:
-    """Median of values (N,) or of the rows of (seeds, tasks), with the percentile interval.
+def bootstrap_median(values: np.ndarray, level: float = 0.95, seed: int = 0) -> dict[str, float]:
+    """`median`, `low` and `high`: the median of values (N,) or of the rows of (seeds, tasks), and its percentile
+    interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
     out (a seed that one task lacks), and so is a seed that all tasks lack.
@@ -34,36 +26,30 @@ def bootstrap_median(values: np.ndarray, level: float = 0.95, seed: int = 0) -> 
     rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
     medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.nanmedian(values)), float(low), float(high))
+    return {"median": float(np.nanmedian(values)), "low": float(low), "high": float(high)}
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Mean ranks (K,) over N blocks, 1 is best; Friedman's p; the difference that Nemenyi's test calls critical."""
-
-    names: tuple[str, ...]
-    mean: np.ndarray
-    blocks: int
-    friedman_p: float
-    critical_difference: float
-
-
-def mean_ranks(scores: np.ndarray, names: tuple[str, ...], alpha: float = 0.05) -> Ranks:
+def mean_ranks(scores: np.ndarray, names: Sequence[str], alpha: float = 0.05) -> dict[str, Any]:
     """Ranks of scores (N, K), lower is better, ties shared (Demšar 2006).
 
-    The critical difference is q sqrt(K (K + 1) / 6 N), with q the studentized range over the square root of 2.
-    With two strategies Friedman's test is not defined: Wilcoxon's p stands in its place.
+    Returns:
+        `mean` rank by name, 1 is best; `friedman_p` (of Wilcoxon's test for two strategies, for which Friedman's is not
+        defined; None if there is nothing to test); and the `critical_difference` of Nemenyi's test,
+        q sqrt(K (K + 1) / 6 N), with q the studentized range over the square root of 2.
     """
     blocks, k = scores.shape
-    ranks = stats.rankdata(scores, axis=1)
-    if k < 2 or blocks < 2 or (scores == scores[:, :1]).all():
-        p = float("nan")
+    if (scores == scores[:, :1]).all():
+        p = None
     elif k == 2:
         p = wilcoxon_p(scores[:, 0], scores[:, 1])
     else:
         p = float(stats.friedmanchisquare(*scores.T).pvalue)
-    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2) if k >= 2 else float("nan")
-    return Ranks(names, ranks.mean(0), blocks, p, q * np.sqrt(k * (k + 1) / (6 * blocks)))
+    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2)
+    return {
+        "mean": dict(zip(names, stats.rankdata(scores, axis=1).mean(0).tolist(), strict=True)),
+        "friedman_p": p,
+        "critical_difference": q * np.sqrt(k * (k + 1) / (6 * blocks)),
+    }
 
 
 def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float:
@@ -87,7 +73,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def pairwise(scores: np.ndarray, names: tuple[str, ...], tie: float = TIE) -> list[dict[str, Any]]:
+def pairwise(scores: np.ndarray, names: Sequence[str], tie: float = TIE) -> list[dict[str, Any]]:
     """Every pair of strategies over the blocks of scores (N, K) that both have (nan: lacks it): wins, ties and losses
     of the first, Holm-adjusted Wilcoxon p, and the median difference (negative: the first leaves less)."""
     both: list[tuple[str, str, np.ndarray, np.ndarray]] = []

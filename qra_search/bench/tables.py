@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.bench.markdown import to_markdown
-from qra_search.bench.measures import Row, best_known, hypervolume_regret, paired, scores
+from qra_search.bench.measures import Row, best_known, hypervolume_regret, scores
 from qra_search.bench.plots import anytime_figure
 from qra_search.bench.run import read_rows
 from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
@@ -73,75 +73,57 @@ def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
 
 
 def _setting(rows: list[Row]) -> dict[str, Any]:
-    names = tuple(sorted({row["strategy"] for row in rows}))
+    names = sorted({row["strategy"] for row in rows})
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
     best = best_known(rows)
-    at = []
-    for point in points:
-        there = rows_at(rows, point)
-        present = tuple(name for name in names if any(row["strategy"] == name for row in there))
-        left, regret = scores(there, point, best), scores(there, point, best, hypervolume_regret)
-        _, matrix = paired(left, present)
-        often = np.isfinite(matrix).mean(0) >= RANKED
-        complete = matrix[np.isfinite(matrix[:, often]).all(1)][:, often]
-        entry: dict[str, Any] = {
-            "evaluations": point,
-            "blocks": len(complete),
-            "pooled": {name: _pooled(left, regret, name) for name in present},
-            "tasks": _by_task(left, present),
-        }
-        if len(present) > 1:
-            entry["pairs"] = pairwise(matrix, present)
-        if len(complete) > 1 and often.sum() > 1:
-            ranks = mean_ranks(complete, tuple(name for name, ranked in zip(present, often, strict=True) if ranked))
-            entry["ranks"] = {
-                "mean": dict(zip(ranks.names, ranks.mean.tolist(), strict=True)),
-                "friedman_p": _finite(ranks.friedman_p),
-                "critical_difference": ranks.critical_difference,
-            }
-        at.append(entry)
     return {
-        "strategies": list(names),
+        "strategies": names,
         "tasks": sorted({row["task"] for row in rows}),
         "seeds": len({row["seed"] for row in rows}),
-        "checkpoints": at,
+        "checkpoints": [_checkpoint(rows_at(rows, point), point, best) for point in points],
         "conduct": {name: _conduct([row for row in rows if row["strategy"] == name]) for name in names},
         "reference_beaten": _reference_beaten(rows),
         "prior_rank_correlation": _prior_quality(rows),
     }
 
 
-def _pooled(left: dict, regret: dict, name: str) -> dict[str, Any]:
-    """Median over tasks and seeds of one strategy; the seeds are what is resampled."""
-    shares, regrets = _by_seed(left, name), _by_seed(regret, name)
-    interval = bootstrap_median(shares)
+def _checkpoint(rows: list[Row], point: float, best: dict[tuple[str, int], np.ndarray]) -> dict[str, Any]:
+    names = sorted({row["strategy"] for row in rows})
+    left = scores(rows, point, best, names)
+    regret = scores(rows, point, best, names, hypervolume_regret)
+    matrix = left.reshape(-1, len(names))
+    matrix = matrix[np.isfinite(matrix).any(1)]
+    often = np.isfinite(matrix).mean(0) >= RANKED
+    complete = matrix[np.isfinite(matrix[:, often]).all(1)][:, often]
+    entry: dict[str, Any] = {
+        "evaluations": point,
+        "blocks": len(complete),
+        "pooled": {name: _pooled(left[..., k].T, regret[..., k]) for k, name in enumerate(names)},
+        "tasks": {
+            task: {
+                name: bootstrap_median(own) | {"seeds": int(np.isfinite(own).sum())}
+                for name, own in zip(names, left[i].T, strict=True)
+                if np.isfinite(own).any()
+            }
+            for i, task in enumerate(sorted({row["task"] for row in rows}))
+        },
+    }
+    if len(names) > 1:
+        entry["pairs"] = pairwise(matrix, names)
+    if len(complete) > 1 and often.sum() > 1:
+        entry["ranks"] = mean_ranks(complete, [name for name, ranked in zip(names, often, strict=True) if ranked])
+    return entry
+
+
+def _pooled(shares: np.ndarray, regrets: np.ndarray) -> dict[str, Any]:
+    """Median over tasks and seeds of one strategy; the seeds (first axis of the shares) are what is resampled."""
     return {
-        "median": interval.median,
-        "low": interval.low,
-        "high": interval.high,
+        **bootstrap_median(shares),
         "worst": float(np.nanmax(shares)),
         "cells": int(np.isfinite(shares).sum()),
         "lost_to_uniform": int((shares > 1.0 + TIE).sum()),
         "hypervolume_regret": float(np.nanmedian(regrets)),
     }
-
-
-def _by_task(left: dict, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    tables: dict[str, dict[str, Any]] = {}
-    for task in sorted({task for task, _ in left}):
-        for name in names:
-            values = np.array([v[name] for (t, _), v in sorted(left.items()) if t == task and name in v])
-            if len(values):
-                interval = bootstrap_median(values)
-                entry = {"median": interval.median, "low": interval.low, "high": interval.high, "seeds": len(values)}
-                tables.setdefault(task, {})[name] = entry
-    return tables
-
-
-def _by_seed(table: dict, name: str) -> np.ndarray:
-    """Scores (seeds, tasks) of one strategy; nan if a cell is missing."""
-    seeds, tasks = sorted({seed for _, seed in table}), sorted({task for task, _ in table})
-    return np.array([[table.get((task, seed), {}).get(name, np.nan) for task in tasks] for seed in seeds])
 
 
 def _conduct(rows: list[Row]) -> dict[str, Any]:
@@ -177,16 +159,12 @@ def _reference_beaten(rows: list[Row]) -> dict[str, Any]:
 
 
 def _prior_quality(rows: list[Row]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get("prior_rank_correlation") is not None:
-            values.setdefault(row["task"], []).append(row["prior_rank_correlation"])
-    return {task: float(np.median(v)) for task, v in sorted(values.items())}
+    known = [row for row in rows if row.get("prior_rank_correlation") is not None]
+    return {
+        task: float(np.median([row["prior_rank_correlation"] for row in known if row["task"] == task]))
+        for task in sorted({row["task"] for row in known})
+    }
 
 
 def _median(values: list[float]) -> float | None:
     return float(np.median(values)) if values else None
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

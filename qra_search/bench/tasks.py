@@ -22,6 +22,9 @@ CALIBRATED, SEEDED = "calibrated", "seeded"
 alike for like plans with the same seed."""
 
 NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
+UNITS = re.compile(r"-(damage|gain)(\d+(?:\.\d+)?)")
+MISSCALED = tuple(f"measured-{part}{scale}" for part in ("damage", "gain") for scale in ("0.01", "100"))
+"""Priors whose units are not nats: one part a hundred times too small or too large."""
 
 
 @runtime_checkable
@@ -39,13 +42,12 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options; `seed` is put into the options if `seeded`."""
+    """An evaluator by name with its options, to which the seed is added."""
 
     name: str
     evaluator: str = "landscape"
     options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "module"
-    seeded: bool = True
 
     def build(self, seed: int) -> Oracle:
         """The evaluator of one seed.
@@ -54,7 +56,7 @@ class Task:
             UnknownName, ConfigError, ValueError: the evaluator or its options do not exist.
             TypeError: the evaluator does not know its noise-free loss.
         """
-        options = dict(self.options) | ({"seed": seed} if self.seeded else {})
+        options = {**self.options, "seed": seed}
         config = make_config(
             {"evaluator": self.evaluator, "space": {"granularity": self.granularity}, "options": options},
             source=f"task {self.name}",
@@ -69,22 +71,24 @@ def task_named(text: str) -> Task:
     """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`) or `recorded:LOG`.
 
     With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise. With
-    `-noise0.1` two seeds of a plan differ by so many nats (deviation) instead of as measured.
+    `-noise0.1` two seeds of a plan differ by so many nats (deviation) instead of as measured. With `-damage0.01` or
+    `-gain100` behind the prior, that part of it is so many times too large: its units are not nats.
 
     Raises:
         ValueError: the text is neither.
     """
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
-        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest}, seeded=True)
-    parts = NOISE.sub("", text).split("-")
+        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
+    parts = UNITS.sub("", NOISE.sub("", text)).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
             f"or recorded:LOG (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
         )
     family, layers, granularity, prior = parts
-    options = {"family": family, "layers": int(layers), "prior": prior}
+    options: dict[str, Any] = {"family": family, "layers": int(layers), "prior": prior}
+    options |= {f"{part}_scale": float(scale) for part, scale in UNITS.findall(text)}
     if noise := NOISE.search(text):
         options["noise"] = 0.0 if noise[1] == "less" else float(noise[1])
     return Task(text, options=options, granularity=granularity)
@@ -172,6 +176,9 @@ PRESETS = {
     "large": Preset(_grid([64], "module", "measured"), ["additive", "nsga2", "qra"], seeds=5, evaluations=100),
     "priors": Preset(
         _grid([32], "layer", "flat", "shuffled", "none"), ["additive", "nsga2", "qra"], seeds=20, evaluations=200
+    ),
+    "misscaled": Preset(
+        _grid([32], "layer", "measured", *MISSCALED, "none"), ["additive", "qra"], seeds=5, evaluations=50
     ),
     "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
     "ablation": Preset(_grid([32], "layer", "measured", "flat"), ["qra", *ABLATED], seeds=5, evaluations=100),

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from qra_search.bench import PRESETS, make_tables, run_benchmark
 from qra_search.bench.markdown import to_markdown
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.plugins import UnknownName, unknown_message
 
@@ -20,59 +19,30 @@ DEFAULT_PRESET = "quick"
 
 def bench(
     preset: Annotated[
-        str,
-        typer.Option("--preset", metavar="P", help="A benchmark by name: its tasks, strategies, seeds, evaluations."),
+        str, option("--preset P", "A benchmark by name: its tasks, strategies, seeds, evaluations.", show_default=True)
     ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task",
-            metavar="T",
-            show_default=False,
-            help="A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times.",
-        ),
+        option("--task T", "A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times."),
     ] = None,  # fmt: skip
-    only: Annotated[
-        str | None,
-        typer.Option("--only", metavar="REGEX", show_default=False, help="Only the tasks whose name matches."),
-    ] = None,
+    only: Annotated[str | None, option("--only REGEX", "Only the tasks whose name matches.")] = None,
     names: Annotated[
         list[str] | None,
-        typer.Option(
-            "--strategy",
-            metavar="S",
-            show_default=False,
-            help="A strategy, with options after a question mark (`qra?draws=8`); may be given several times.",
+        option(
+            "--strategy S",
+            "A strategy, with options after a question mark (`qra?draws=8`); may be given several times.",
         ),
     ] = None,  # fmt: skip
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds",
-            metavar="N|FIRST-LAST",
-            show_default=False,
-            help="Paired seeds of every cell: so many, or 5-9.",
-        ),
-    ] = None,
+    seeds: Annotated[str | None, option("--seeds N|FIRST-LAST", "Paired seeds of every cell: so many, or 5-9.")] = None,
     evaluations: common.Evaluations = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Rows and tables.")] = Path("bench"),
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes at a time.")] = 2,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", metavar="N", show_default=False, help="Begin no cell after so long."),
-    ] = None,
+    out: Annotated[Path, option("--out -o FOLDER", "Rows and tables.", show_default=True)] = Path("bench"),
+    workers: Annotated[int, option("--workers N", "Processes at a time.", show_default=True, min=1)] = 2,
     cell_seconds: Annotated[
         float | None,
-        typer.Option(
-            "--cell-seconds",
-            metavar="N",
-            min=0,
-            show_default=False,
-            help="Processor seconds after which a search is cut short, noted in its row.",
-        ),
+        option("--cell-seconds N", "Processor seconds after which a search is cut short, noted in its row.", min=0),
     ] = None,
     tables_only: Annotated[
-        bool, typer.Option("--tables-only", help="Run nothing: make the tables of the rows in the folder.")
+        bool, option("--tables-only", "Run nothing: make the tables of the rows in the folder.")
     ] = False,
     as_json: common.Json = False,
 ) -> None:
@@ -88,22 +58,19 @@ def bench(
         raise UnknownName(unknown_message("preset", preset, PRESETS))
     chosen = PRESETS[preset]
     say = (lambda line: None) if as_json else (lambda line: common.stderr().print(line, markup=False, soft_wrap=True))
-    remaining = 0
     with bad_input():
         if not tables_only:
-            progress = run_benchmark(
+            run_benchmark(
                 _matching(tasks or chosen.tasks, only), names or chosen.strategies,
                 chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
-                minutes=minutes, cell_seconds=cell_seconds, progress=say,
+                cell_seconds=cell_seconds, progress=say,
             )  # fmt: skip
-            remaining = progress.remaining
         tables = make_tables(out)
     if as_json:
-        common.emit({"folder": str(out), "remaining": remaining, **tables})
+        common.emit({"folder": str(out), **tables})
         return
     print(to_markdown(tables))
-    left = f" {remaining} cells are left: run the same command again." if remaining else ""
-    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.{left}")
+    print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
 
 
 def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:

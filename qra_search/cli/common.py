@@ -12,11 +12,11 @@ from rich.console import Console
 
 from qra_search import plugins
 from qra_search.config import RunConfig, load_config, make_config, read_yaml
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
 from qra_search.runs.final_test import Against as AgainstName
 from qra_search.runs.folder import RunFolder
-from qra_search.space.serialization import plan_from_dict
+from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 
 PIPE_WIDTH = 120
@@ -33,97 +33,73 @@ def _names(kind: str) -> Any:
     return complete
 
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[CONFIG.yaml]", help="A config file; options win over it.", show_default=False),
-]  # fmt: skip
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="M", rich_help_panel=WHAT,
-                 help="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id.", show_default=False),
-]  # fmt: skip
+def option(usage: str, help: str, panel: str | None = None, *, show_default: bool = False, **more: Any) -> Any:
+    """An option by its names and what it takes, such as `--out -o FILE`."""
+    names = [word for word in usage.split() if word.startswith("-")]
+    metavar = " ".join(usage.split()[len(names) :]) or None
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=show_default, **more)
+
+
+def argument(metavar: str, help: str, *, show_default: bool = False, **more: Any) -> Any:
+    """An argument by what it takes."""
+    return typer.Argument(metavar=metavar, help=help, show_default=show_default, **more)
+
+
+ConfigFile = Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")]
+Model = Annotated[str | None, option("--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id.", WHAT)]
 Task = Annotated[
     str | None,
-    typer.Option("--task", "-t", metavar="T", rich_help_panel=WHAT, autocompletion=_names("tasks"),
-                 help="A task by name (see `qra tasks`), or a .jsonl file of prompts and answers.", show_default=False),
+    option("--task -t T", "A task by name (see `qra tasks`), or a .jsonl file of prompts and answers.", WHAT,
+           autocompletion=_names("tasks")),
 ]  # fmt: skip
-Data = Annotated[
-    str | None,
-    typer.Option("--data", metavar="PATH", rich_help_panel=WHAT, help="Folder or file with the task's data.",
-                 show_default=False),
-]  # fmt: skip
+Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
 Memory = Annotated[
     list[str] | None,
-    typer.Option("--memory", metavar="SIZE", rich_help_panel=WHAT, show_default=False,
-                 help="Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
-                      "May be given several times; without it the whole front is searched."),
+    option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
+           "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-Bits = Annotated[
-    str | None,
-    typer.Option("--bits", metavar="2,3,4,8", rich_help_panel=WHAT, help="Bit-widths to choose from.",
-                 show_default=False),
-]  # fmt: skip
-Ranks = Annotated[
-    str | None,
-    typer.Option("--ranks", metavar="4,8,16", rich_help_panel=WHAT, help="LoRA ranks to choose from.",
-                 show_default=False),
-]  # fmt: skip
+Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
+Ranks = Annotated[str | None, option("--ranks 4,8,16", "LoRA ranks to choose from.", WHAT)]
 Granularity = Annotated[
     str | None,
-    typer.Option("--granularity", metavar="module|layer|fused", rich_help_panel=WHAT,
-                 help="What shares one choice: one linear, a whole layer, or fused shards.", show_default=False),
+    option("--granularity module|layer|fused",
+           "What shares one choice: one linear, a whole layer, or fused shards.", WHAT),
 ]  # fmt: skip
 Backend = Annotated[
     str | None,
-    typer.Option("--backend", metavar="B", rich_help_panel=WHAT, show_default=False,
-                 autocompletion=_names("backends"),
-                 help="Quantization backend (see `qra backends`), or one for each bit-width: 2=hqq,4=bitsandbytes; "
-                      "several (4=hqq+bitsandbytes) are searched."),
+    option("--backend B", "Quantization backend (see `qra backends`), or one for each bit-width: "
+           "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.", WHAT,
+           autocompletion=_names("backends")),
 ]  # fmt: skip
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="D", rich_help_panel=HOW, help="auto, cpu, cuda or cuda:1.", show_default=False),
-]  # fmt: skip
+Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
 Evaluations = Annotated[
-    float | None,
-    typer.Option("--evaluations", "-n", metavar="N", rich_help_panel=HOW, show_default=False,
-                 help="Full evaluations that may be spent, the prior's cost included."),
-]  # fmt: skip
+    float | None, option("--evaluations -n N", "Full evaluations that may be spent, the prior's cost included.", HOW)
+]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", metavar="S", rich_help_panel=HOW, help="Search strategy (see `qra strategies`).",
-                 show_default=False, autocompletion=_names("strategies")),
-]  # fmt: skip
+    option("--strategy S", "Search strategy (see `qra strategies`).", HOW, autocompletion=_names("strategies")),
+]
 EvaluatorName = Annotated[
     str | None,
-    typer.Option("--evaluator", metavar="E", rich_help_panel=HOW, show_default=False,
-                 autocompletion=_names("evaluators"),
-                 help="What measures a plan: quantized-lora (real training) or landscape (a formula, for trying out)."),
+    option("--evaluator E", "What measures a plan: quantized-lora (real training) or landscape (a formula, for "
+           "trying out).", HOW, autocompletion=_names("evaluators")),
 ]  # fmt: skip
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", rich_help_panel=HOW, help="All randomness follows from it.",
-                 show_default=False),
-]  # fmt: skip
+Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
 LearnFrom = Annotated[
     str | None,
-    typer.Option("--learn-from", metavar="RUN", rich_help_panel=HOW, show_default=False,
-                 help="Take the prior from another run's trials (another budget or seed, or a sibling model) instead "
-                      "of measuring one."),
+    option("--learn-from RUN", "Take the prior from another run's trials (another budget or seed, or a sibling "
+           "model) instead of measuring one.", HOW),
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=HOW, show_default=False,
-                 help="Any field of the config (see `qra schema`), such as training.steps=20."),
-]  # fmt: skip
+    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as training.steps=20.", HOW),
+]
 Track = Annotated[
     list[str] | None,
-    typer.Option("--track", metavar="TOOL[:WHERE]", rich_help_panel=WHERE, show_default=False,
-                 autocompletion=_names("trackers"),
-                 help="Follow the search in `tensorboard`, `mlflow` or `trackio`, such as mlflow:sqlite:///runs.db. "
-                      "May be given several times."),
+    option("--track TOOL[:WHERE]", "Follow the search in `tensorboard`, `mlflow` or `trackio`, such as "
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 AGAINST = get_args(AgainstName)
 
 
@@ -135,10 +111,10 @@ def _check_against(value: str) -> str:
 
 Against = Annotated[
     str,
-    typer.Option("--against", metavar="|".join(AGAINST), callback=_check_against,
-                 help="Uniform plans to tune as well: all that fit, the best of them, or none."),
+    option(f"--against {'|'.join(AGAINST)}", "Uniform plans to tune as well: all that fit, the best of them, or none.",
+           show_default=True, callback=_check_against),
 ]  # fmt: skip
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Run = Annotated[Path, argument("RUN", "Folder of a run.")]
 
 _FLAGS = {
     "model": "model.name",
@@ -193,27 +169,39 @@ def read_plan(space: SearchSpace, path: Path) -> Plan:
     Raises:
         BadInput: no such file, no plan, or one of another space.
     """
+    with bad_input():
+        return plan_from_dict(space, plan_data(path))
+
+
+def plan_data(path: Path) -> dict[str, Any]:
+    """What a `plan.json`, or that of the run in a folder, holds.
+
+    Raises:
+        BadInput: no such file, or no plan in it.
+    """
     file = RunFolder(path).plan_file if path.is_dir() else path
     with bad_input():
         data = read_json(file)
-        if not isinstance(data, dict):
-            raise BadInput(f"{file} {'does not exist' if data is None else 'holds no plan'}: give a plan.json or a run")
-        return plan_from_dict(space, data)
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    if data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+    return data
 
 
-def pair(text: str) -> tuple[str, Any]:
-    """Field and value of a `--set` option.
+def pair(text: str, option: str = "--set", what: str = "field", example: str = "training.steps=20") -> tuple[str, Any]:
+    """Name (of `what`) and value of an option that takes both.
 
     Raises:
         BadInput: it is no such pair.
     """
-    field, equals, value = text.partition("=")
-    if not equals or not field.strip():
-        raise BadInput(f"--set is {text!r}: a field and a value are needed, such as training.steps=20")
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise BadInput(f"{option} is {text!r}: a {what} and a value are needed, such as {example}")
     try:
-        return field.strip(), read_yaml(value)
+        return name.strip(), read_yaml(value)
     except ValueError:
-        raise BadInput(f"--set {field}: {value!r} is not a YAML value") from None
+        raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
 
 
 def _value(name: str, value: Any) -> Any:

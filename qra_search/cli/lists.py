@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
 
 SHAPE = (1024, 1024)
@@ -53,7 +53,7 @@ def tasks(as_json: common.Json = False) -> None:
 
 
 def backends(
-    speed: Annotated[bool, typer.Option("--speed", help="Measure how long a training pass takes on this CPU.")] = False,
+    speed: Annotated[bool, option("--speed", "Measure how long a training pass takes on this CPU.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """List the quantization backends: bit-widths, exact bits a weight, devices, and why one cannot be used here.
@@ -92,7 +92,7 @@ def backends(
 
 
 def schema(
-    example: Annotated[bool, typer.Option("--example", help="Print a config with every default, as YAML.")] = False,
+    example: Annotated[bool, option("--example", "Print a config with every default, as YAML.")] = False,
 ) -> None:
     """Print the JSON schema of a config, or an example to start from.
 

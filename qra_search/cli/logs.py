@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.common import argument, option
 from qra_search.cli.status import FAILED, OK
 from qra_search.errors import bad_input
 from qra_search.log.convert import convert
 from qra_search.log.logtools import check, merge
 from qra_search.runs.folder import OLD_LOG_NAME, RunFolder
 
-LogPath = Annotated[
-    Path, typer.Argument(metavar="LOG", help="A trials.jsonl, or the folder of a run.", show_default=False)
-]
+LogPath = Annotated[Path, argument("LOG", "A trials.jsonl, or the folder of a run.")]
 
 
 def check_log(path: LogPath, as_json: common.Json = False) -> None:
@@ -40,15 +39,8 @@ def check_log(path: LogPath, as_json: common.Json = False) -> None:
 
 
 def convert_log(
-    path: Annotated[
-        Path, typer.Argument(metavar="OLD", help="An older log, or the folder of its run.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="LOG", show_default=False, help="The log to write; default: trials.jsonl beside it."
-        ),
-    ] = None,  # fmt: skip
+    path: Annotated[Path, argument("OLD", "An older log, or the folder of its run.")],
+    out: Annotated[Path | None, option("--out -o LOG", "The log to write; default: trials.jsonl beside it.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Make a log of a `trials.sqlite` that an older qra wrote; the old file stays.
@@ -68,10 +60,8 @@ def convert_log(
 
 
 def merge_logs(
-    paths: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Logs or run folders.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="LOG", show_default=False, help="The log to write; must not exist.")
-    ],
+    paths: Annotated[list[Path], argument("LOG...", "Logs or run folders.")],
+    out: Annotated[Path, option("--out -o LOG", "The log to write; must not exist.")],
     as_json: common.Json = False,
 ) -> None:
     """Put the trials of several runs of one space and evaluator into a new log.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from qra_search.cli import common
+from qra_search.cli.common import argument, option
 from qra_search.config import differences
-from qra_search.errors import BadInput, bad_input
+from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
@@ -22,27 +22,21 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import describe_size
 
-Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.", show_default=False)
-]
+Runs = Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")]
 
 
 def report(
     runs: Runs,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            show_default=False,
-            help="Where to write it; default: report.html in the run's folder, or compare.html for several.",
+        option(
+            "--out -o FILE", "Where to write it; default: report.html in the run's folder, or compare.html for several."
         ),
     ] = None,  # fmt: skip
     figures: Annotated[
-        bool, typer.Option("--figures", help="Write the charts as SVG and PNG as well, into a folder beside it.")
+        bool, option("--figures", "Write the charts as SVG and PNG as well, into a folder beside it.")
     ] = False,
-    dark: Annotated[bool, typer.Option("--dark", help="Figures for dark pages; the report itself has both.")] = False,
+    dark: Annotated[bool, option("--dark", "Figures for dark pages; the report itself has both.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Write the HTML report of a run, or one that compares several.
@@ -73,13 +67,8 @@ def show(
     run: common.Run,
     memory: Annotated[
         str | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            show_default=False,
-            help="Show the best plan within this budget; default: the plan that is handed over.",
-        ),
-    ] = None,  # fmt: skip
+        option("--memory SIZE", "Show the best plan within this budget; default: the plan that is handed over."),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """Show the plan of a run: bits and rank of every layer as strips.
@@ -123,15 +112,11 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     if len(folders) < 2:
         raise BadInput(f"one run, {folders[0].path}, is nothing to compare: give two or more, or use qra show")
     rows = [_row(folder) for folder in folders]
-    configs = [folder.config() if folder.config_file.is_file() else None for folder in folders]
-    first = configs[0]
+    configs = [folder.config() for folder in folders if folder.config_file.is_file()]
     changed: dict[str, list[Any]] = {}
-    if first is not None and None not in configs:
-        for other in configs[1:]:
-            for field in differences(first, other) if other is not None else ():
-                changed.setdefault(field, [])
-        for field in changed:
-            changed[field] = [_field(config.model_dump(mode="json"), field) for config in configs if config is not None]
+    if len(configs) == len(folders):
+        for field in dict.fromkeys(field for other in configs[1:] for field in differences(configs[0], other)):
+            changed[field] = [_field(config.model_dump(mode="json"), field) for config in configs]
     if as_json:
         common.emit({"runs": rows, "differences": changed})
         return
@@ -140,13 +125,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     if changed:
         console.print("\n[bold]They differ in[/]")
         for field, values in changed.items():
-            console.print(f"  {field}: {' | '.join(_short(v) for v in values)}", markup=False)
-    plans = [result.best() for result in (folder.result() for folder in folders)]
-    known = [best.plan for best in plans if best is not None]
-    if len(known) == 2 and len(known[0].bits) == len(known[1].bits):
-        pairs = list(zip(*((p.bits, p.ranks) for p in known), strict=True))
-        bits, ranks = (sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairs)
-        console.print(f"\nOf {len(known[0].bits)} groups, {bits} have other bits and {ranks} another rank.")
+            console.print(f"  {field}: {' | '.join(one_line(str(v), 60) for v in values)}", markup=False)
     best_of = [r for r in rows if r["loss"] is not None]
     if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
         low = min(best_of, key=lambda r: r["loss"])
@@ -154,7 +133,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, at any depth.")] = Path("runs"),
+    folder: Annotated[Path, argument("FOLDER", "Where to look, at any depth.", show_default=True)] = Path("runs"),
     as_json: common.Json = False,
 ) -> None:
     """List the runs in a folder: how far each is, and what it found.
@@ -239,8 +218,3 @@ def _field(data: Any, path: str) -> Any:
     for part in path.split("."):
         data = data.get(part) if isinstance(data, dict) else None
     return data
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

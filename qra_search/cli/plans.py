@@ -9,23 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.plans import import_plan
-from qra_search.files import read_json, write_json
+from qra_search.files import write_json
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import PLAN_FORMAT, plan_to_dict
+from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import describe_size, size_in
 from qra_search.space.space import Plan, SearchSpace
 
 plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
 
-PlanPath = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A plan.json, or the folder of a run.", show_default=False)
-]
+PlanPath = Annotated[Path, argument("PLAN", "A plan.json, or the folder of a run.")]
+Out = Annotated[Path, option("--out -o FILE", "Where to write it.")]
 
 
 @plans.command("diff")
@@ -36,19 +36,21 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
 
         qra plan diff runs/a runs/b/plan.json
     """
-    one, two = _groups(first), _groups(second)
+    plans = [common.plan_data(path) for path in (first, second)]
+    one, two = ({g["name"]: (g["bits"], g["rank"]) for g in data["groups"]} for data in plans)
+    one_bytes, two_bytes = (int(data["memory_bytes"]) for data in plans)
     rows: list[dict[str, Any]] = [
         {"group": name, "first": one.get(name), "second": two.get(name)}
         for name in [*one, *(n for n in two if n not in one)]
         if one.get(name) != two.get(name)
     ]
     if as_json:
-        common.emit({"differences": rows, "first_bytes": _total(first), "second_bytes": _total(second)})
+        common.emit({"differences": rows, "first_bytes": one_bytes, "second_bytes": two_bytes})
         return
     for row in rows:
         before, after = (_text(row[side]) for side in ("first", "second"))
         print(f"{row['group']}: {before} -> {after}")
-    sizes = f"{format_bytes(_total(first))} and {format_bytes(_total(second))}"
+    sizes = f"{format_bytes(one_bytes)} and {format_bytes(two_bytes)}"
     print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
 
 
@@ -57,16 +59,9 @@ def check(
     plan: PlanPath,
     run: Annotated[
         Path | None,
-        typer.Option(
-            "--run",
-            metavar="RUN",
-            show_default=False,
-            help="The run whose space the plan must be of; default: the folder that holds the plan.",
-        ),
+        option("--run RUN", "The run whose space the plan must be of; default: the folder that holds the plan."),
     ] = None,  # fmt: skip
-    memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", show_default=False, help="A budget that it must keep to.")
-    ] = None,
+    memory: Annotated[str | None, option("--memory SIZE", "A budget that it must keep to.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Check that a plan belongs to the space of a run and fits a budget.
@@ -97,18 +92,13 @@ def edit(
     plan: PlanPath,
     changes: Annotated[
         list[str],
-        typer.Option(
-            "--set",
-            metavar="GROUPS=BITS:RANK",
-            show_default=False,
-            help="A choice for the groups of a pattern, such as '*.v_proj=8:16' or 'layers.0.*=4:'.",
+        option(
+            "--set GROUPS=BITS:RANK",
+            "A choice for the groups of a pattern, such as '*.v_proj=8:16' or 'layers.0.*=4:'.",
         ),
     ],  # fmt: skip
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", show_default=False)],
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is of."),
-    ] = None,
+    out: Out,
+    run: Annotated[Path | None, option("--run RUN", "The run whose space the plan is of.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Write a plan with other bits or ranks for some groups.
@@ -132,27 +122,16 @@ def edit(
 
 @plans.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The other tool's file.", show_default=False)],
-    source: Annotated[
-        str,
-        typer.Option("--from", metavar="F", show_default=False, help="autoround, gptqmodel, or plan."),
-    ],  # fmt: skip
-    run: Annotated[
-        Path, typer.Option("--run", metavar="RUN", show_default=False, help="The run whose space the plan is for.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", show_default=False)],
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", metavar="N", show_default=False, help="Rank of every group; default: the smallest."),
-    ] = None,  # fmt: skip
-    default_bits: Annotated[
-        int | None,
-        typer.Option("--default-bits", metavar="N", show_default=False, help="Bits of what the file does not name."),
-    ] = None,  # fmt: skip
+    file: Annotated[Path, argument("FILE", "The other tool's file.")],
+    source: Annotated[str, option("--from F", "autoround, gptqmodel, or plan.")],
+    run: Annotated[Path, option("--run RUN", "The run whose space the plan is for.")],
+    out: Out,
+    rank: Annotated[int | None, option("--rank N", "Rank of every group; default: the smallest.")] = None,
+    default_bits: Annotated[int | None, option("--default-bits N", "Bits of what the file does not name.")] = None,
     rounding: Annotated[
         str,
-        typer.Option("--round", metavar="refuse|nearest|up|down", help="What to do with bits that are not allowed."),
-    ] = "refuse",  # fmt: skip
+        option("--round refuse|nearest|up|down", "What to do with bits that are not allowed.", show_default=True),
+    ] = "refuse",
     as_json: common.Json = False,
 ) -> None:
     """Read a plan of AutoRound or GPTQModel into the space of a run.
@@ -200,23 +179,6 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
         raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
     with bad_input(), TrialLog(folder.check().log_file) as log:
         return recorded_space(log)
-
-
-def _data(path: Path) -> dict[str, Any]:
-    file = RunFolder(path).plan_file if path.is_dir() else path
-    with bad_input():
-        data = read_json(file)
-    if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
-    return data
-
-
-def _groups(path: Path) -> dict[str, tuple[LevelName, int]]:
-    return {g["name"]: (g["bits"], g["rank"]) for g in _data(path)["groups"]}
-
-
-def _total(path: Path) -> int:
-    return int(_data(path)["memory_bytes"])
 
 
 def _text(choice: tuple[LevelName, int] | None) -> str:

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from qra_search.bench.rank_correlation import RankCorrelation, by_prior, correlation, plans_of_like_size, score
 from qra_search.cli import common
+from qra_search.cli.common import option
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
@@ -41,26 +41,14 @@ def profile(
     device: common.Device = None,
     evaluator: common.EvaluatorName = None,
     sets: common.Set = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=common.WHERE,
-            show_default=False,
-            help="Write the prior as JSON.",
-        ),
-    ] = None,  # fmt: skip
+    out: Annotated[Path | None, option("--out -o FILE", "Write the prior as JSON.", common.WHERE)] = None,
     plans: Annotated[
         int,
-        typer.Option(
-            "--plans",
-            metavar="N",
+        option(
+            "--plans N",
+            "Also evaluate N random plans at every fidelity, and print how well each ranks them.",
+            common.HOW,
             min=0,
-            rich_help_panel=common.HOW,
-            show_default=False,
-            help="Also evaluate N random plans at every fidelity, and print how well each ranks them.",
         ),
     ] = 0,  # fmt: skip
     as_json: common.Json = False,

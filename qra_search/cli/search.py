@@ -8,12 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.cli.status import INTERRUPTED
+from qra_search.errors import bad_input
+from qra_search.exchange.trackers import make_tracker
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.run import Workers, make_trackers, new_folder, opened, search_with
+from qra_search.workflow.run import Workers, new_folder, opened, search_with
 
 
 def search(
@@ -34,61 +37,31 @@ def search(
     learn_from: common.LearnFrom = None,
     sets: common.Set = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="RUN",
-            rich_help_panel=common.WHERE,
-            show_default=False,
-            help="Folder of the run; default: a new one below runs/.",
-        ),
-    ] = None,  # fmt: skip
-    resume: Annotated[
-        bool, typer.Option("--resume", rich_help_panel=common.WHERE, help="Go on with the run in --out.")
-    ] = False,
+        Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
+    ] = None,
+    resume: Annotated[bool, option("--resume", "Go on with the run in --out.", WHERE)] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        option(
             "--dry-run",
-            rich_help_panel=common.WHERE,
-            help="Only print the resolved config, the space, its smallest and largest plan, and the cost.",
+            "Only print the resolved config, the space, its smallest and largest plan, and the cost.",
+            WHERE,
         ),
     ] = False,  # fmt: skip
     workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            metavar="N",
-            min=1,
-            rich_help_panel=common.WHERE,
-            show_default=False,
-            help="Evaluate in so many worker processes; default: in this one.",
-        ),
-    ] = None,  # fmt: skip
+        int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
+    ] = None,
     executor: Annotated[
-        str,
-        typer.Option("--executor", metavar="process|ray|dask", rich_help_panel=common.WHERE, help="Where workers run."),
+        str, option("--executor process|ray|dask", "Where workers run.", WHERE, show_default=True)
     ] = "process",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            metavar="URL",
-            rich_help_panel=common.WHERE,
-            show_default=False,
-            help="Of a Ray or Dask cluster.",
-        ),
-    ] = None,  # fmt: skip
+    address: Annotated[str | None, option("--address URL", "Of a Ray or Dask cluster.", WHERE)] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch",
-            metavar="N",
+        option(
+            "--batch N",
+            "Propose so many at a time and await them all: the same trials with any number of workers.",
+            WHERE,
             min=1,
-            rich_help_panel=common.WHERE,
-            show_default=False,
-            help="Propose so many at a time and await them all: the same trials with any number of workers.",
         ),
     ] = None,  # fmt: skip
     track: common.Track = None,
@@ -123,7 +96,8 @@ def search(
         )
     folder = RunFolder(out or new_folder(settings))
     pool = Workers(workers, executor, address) if workers else None
-    trackers = make_trackers(track or [], folder, view)
+    with bad_input():
+        trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
     try:
         with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
             result, complete = search_with(

@@ -165,31 +165,23 @@ def budgets_of(space: SearchSpace, *shares: float) -> tuple[int, ...]:
     return tuple(int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares)
 
 
-def _usual(evaluator: Evaluator, trials: int = 12, **options: Any) -> StudyState:
-    return logged_state(evaluator, trials, budgets=budgets_of(evaluator.space, 0.3, 0.6), **options)
+def _usual(
+    evaluator: Evaluator, trials: int = 12, shares: tuple[float, ...] = (0.3, 0.6), **options: Any
+) -> StudyState:
+    return logged_state(evaluator, trials, budgets=budgets_of(evaluator.space, *shares), **options)
 
 
-def _single() -> ToyEvaluator:
-    return ToyEvaluator(toy_space(3, bits=(4,), ranks=(8,)))
-
-
-def _one_budget() -> StudyState:
-    evaluator = ToyEvaluator()
-    return logged_state(evaluator, budgets=budgets_of(evaluator.space, 0.3))
-
-
-def _smallest_only() -> StudyState:
-    evaluator = ToyEvaluator()
-    return logged_state(evaluator, 0, budgets=(evaluator.space.memory.minimum,))
+def _single(trials: int) -> StudyState:
+    return _usual(ToyEvaluator(toy_space(3, bits=(4,), ranks=(8,))), trials, ())
 
 
 SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "an empty log": lambda: _usual(ToyEvaluator(), 0),
     "one trial": lambda: _usual(ToyEvaluator(), 1),
     "a log that another strategy wrote": lambda: _usual(ToyEvaluator()),
-    "no named budget": lambda: logged_state(ToyEvaluator(), 30),
-    "one budget": _one_budget,
-    "a budget that only the smallest plan fits": _smallest_only,
+    "no named budget": lambda: _usual(ToyEvaluator(), 30, ()),
+    "one budget": lambda: _usual(ToyEvaluator(), shares=(0.3,)),
+    "a budget that only the smallest plan fits": lambda: _usual(ToyEvaluator(), 0, (0.0,)),
     "pending trials": lambda: _usual(ToyEvaluator(), pending=4),
     "nothing but pending trials": lambda: _usual(ToyEvaluator(), 0, pending=4),
     "failed trials": lambda: _usual(ToyEvaluator(failing=0.4)),
@@ -203,8 +195,8 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "ninety-six layers": lambda: _usual(ToyEvaluator(toy_space(96))),
     "one allowed bit-width": lambda: _usual(ToyEvaluator(toy_space(bits=(4,)))),
     "one allowed rank": lambda: _usual(ToyEvaluator(toy_space(ranks=(8,)))),
-    "one plan in all, not yet tried": lambda: logged_state(_single(), 0),
-    "one plan in all, tried": lambda: logged_state(_single(), 1),
+    "one plan in all, not yet tried": lambda: _single(0),
+    "one plan in all, tried": lambda: _single(1),
     "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
     "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
     "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),

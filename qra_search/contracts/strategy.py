@@ -15,7 +15,7 @@ import json
 import pickle
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from qra_search.contracts.scenarios import (
     scenario,
     toy_space,
 )
-from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.evaluation.prior import Prior
+from qra_search.executors import FuturesExecutor
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
@@ -157,12 +157,13 @@ class StrategyContract:
         evaluator = ToyEvaluator()
         runs = []
         for workers in (1, 3):
-            executor = _ThreadExecutor(evaluator, workers)
-            study = Study(
-                evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
-            )
-            runs.append([t.proposal for t in study.run().trials])
-            executor.shutdown()
+            # With threads the order in which evaluations end is not that of the proposals.
+            with ThreadPoolExecutor(workers) as pool:
+                executor = FuturesExecutor(pool, lambda: evaluator, workers)
+                study = Study(
+                    evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
+                )
+                runs.append([t.proposal for t in study.run().trials])
         assert runs[0] == runs[1]
 
     def test_it_estimates_exactly_the_plans_evaluated_in_full(self, strategy: Strategy) -> None:
@@ -192,20 +193,6 @@ class _StopAfter(Callback):
     def finished(self, study: Study, trial: Any) -> None:
         if len(study.log) >= self.trials:
             study.stop()
-
-
-class _ThreadExecutor:
-    """Threads, so that the order in which evaluations end is not that of the proposals."""
-
-    def __init__(self, evaluator: Evaluator, slots: int):
-        self.evaluator, self.slots = evaluator, slots
-        self._pool = ThreadPoolExecutor(slots)
-
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self._pool.submit(self.evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-
-    def shutdown(self) -> None:
-        self._pool.shutdown()
 
 
 def _fingerprint(state: StudyState) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from qra_search import plugins
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -35,7 +37,7 @@ class Foreign:
 
     bits_of: BitsOf
     names: tuple[str, ...] | None = None
-    ranks: Mapping[str, int] | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
     levels: Mapping[str, LevelName] = field(default_factory=dict)
 
 
@@ -144,45 +146,38 @@ def read_plan(path: Path) -> Foreign:
 def _plan(
     foreign: Foreign, space: SearchSpace, source: str, rank: int | None, default: int | None, rounding: Rounding
 ) -> Imported:
-    known = {linear.name for group in space.groups for linear in group.linears}
+    found = {linear.name: foreign.bits_of(linear.name) for group in space.groups for linear in group.linears}
     notes = []
-    if foreign.names is not None:
-        strange = sorted(set(foreign.names) - known)
-        if len(strange) == len(foreign.names):
-            example = next(iter(sorted(known)))
-            raise ValueError(
-                f"{source} is of another model: it names {strange[0]!r}, and this one has such as {example!r}"
-            )
-        if strange:
-            notes.append(f"{len(strange)} of the file's entries are not searched here, such as {strange[0]}: left out")
-    bits, ranks, missing, mixed, rounded = [], [], [], [], []
-    for group in space.groups:
-        found = []
-        for linear in group.linears:
-            value = foreign.bits_of(linear.name)
-            if value is None:
-                missing.append(linear.name)
-                value = default
-            found.append((linear.weights, value))
-        if any(value is None for _, value in found):
-            continue
-        values = {float(value) for _, value in found if value is not None}
-        wanted = min(values)
-        if len(values) > 1:
-            wanted = sum(w * v for w, v in found if v is not None) / sum(w for w, _ in found)
-            mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(values))})")
-        allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
-        same = {foreign.levels.get(linear.name) for linear in group.linears}
-        level = next((level for level in allowed if same == {level.name}), None) or _level(wanted, allowed, rounding)
-        if len(values) == 1 and level.width != wanted:
-            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}")
-        bits.append(level.name)
-        ranks.append(_rank(foreign, group, space, rank, rounding))
+    strange = sorted(set(foreign.names or ()) - set(found))
+    if strange and len(strange) == len(foreign.names or ()):
+        raise ValueError(
+            f"{source} is of another model: it names {strange[0]!r}, and this one has such as {min(found)!r}"
+        )
+    if strange:
+        notes.append(f"{len(strange)} of the file's entries are not searched here, such as {strange[0]}: left out")
+    missing = [name for name, value in found.items() if value is None]
     if missing and default is None:
         raise ValueError(
             f"{source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these are "
             "to have"
         )
+    if missing:
+        notes.append(f"{len(missing)} linears are not in the file, such as {missing[0]}: they got {default} bits")
+    wanted_of = {name: float(value if value is not None else default or 0) for name, value in found.items()}
+    bits, ranks, mixed, rounded = [], [], [], []
+    for group in space.groups:
+        each = [wanted_of[linear.name] for linear in group.linears]
+        wanted = each[0]
+        if len(set(each)) > 1:
+            wanted = float(np.average(each, weights=[linear.weights for linear in group.linears]))
+            mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(set(each)))})")
+        allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
+        same = {foreign.levels.get(linear.name) for linear in group.linears}
+        level = next((level for level in allowed if same == {level.name}), None) or _level(wanted, allowed, rounding)
+        if len(set(each)) == 1 and level.width != wanted:
+            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}")
+        bits.append(level.name)
+        ranks.append(_rank(foreign, group, space, rank, rounding))
     for problem, texts in (
         ("groups have linears of different bits, which share one choice here", mixed),
         ("groups have bits that are not allowed here", rounded),
@@ -194,8 +189,6 @@ def _plan(
             )
         if texts:
             notes.append(f"{len(texts)} {problem}: rounded {rounding}, such as {texts[0]}")
-    if missing:
-        notes.append(f"{len(missing)} linears are not in the file, such as {missing[0]}: they got {default} bits")
     plan = Plan(tuple(bits), tuple(ranks))
     space.encode(plan)
     return Imported(plan, tuple(notes))
@@ -217,8 +210,7 @@ def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
 
 def _rank(foreign: Foreign, group: Any, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
     allowed = group.ranks or space.ranks
-    known = foreign.ranks or {}
-    own = max((known[linear.name] for linear in group.linears if linear.name in known), default=None)
+    own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=None)
     wanted = rank if rank is not None else own
     if wanted is None:
         return min(allowed)

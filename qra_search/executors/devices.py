@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -42,18 +42,23 @@ def environment(device: str, workers: int) -> dict[str, str]:
     Raises:
         ValueError: another form, or a GPU that this process was not given.
     """
-    threads = max(1, len(own_cores()) // workers)
+    share = threads(max(1, len(own_cores()) // workers))
     kind, _, rest = device.partition(":")
     if device == "cpu":
-        return {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", **_threads(threads)}
+        return {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", **share}
     if kind == "cores":
         cores = _numbers(device, rest)
         values = {DEVICE: "cpu", CORES: ",".join(map(str, cores)), "CUDA_VISIBLE_DEVICES": ""}
-        return {**values, **_threads(len(cores))}
+        return {**values, **threads(len(cores))}
     if kind == "cuda":
         indices = [n for part in device.split(",") for n in _numbers(device, part.removeprefix("cuda:"))]
-        return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": _visible(device, indices), **_threads(threads)}
+        return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
     raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
+
+
+def threads(count: int) -> dict[str, str]:
+    """Variables that hold linear algebra to so many threads, in processes that are started with them."""
+    return dict.fromkeys(_THREADS, str(count))
 
 
 @contextmanager
@@ -79,19 +84,6 @@ def settle_in() -> None:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 
-def check_devices(devices: Sequence[str]) -> list[str]:
-    """The devices themselves.
-
-    Raises:
-        ValueError: none, or one of an unknown form.
-    """
-    if not devices:
-        raise ValueError(f"at least one device is needed: {FORMS}")
-    for device in devices:
-        environment(device, 1)
-    return list(devices)
-
-
 def _visible(device: str, indices: list[int]) -> str:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
@@ -100,10 +92,6 @@ def _visible(device: str, indices: list[int]) -> str:
     if any(i >= len(names) for i in indices):
         raise ValueError(f"device {device!r}: this process was given {len(names)} GPUs (CUDA_VISIBLE_DEVICES={given})")
     return ",".join(names[i] for i in indices)
-
-
-def _threads(count: int) -> dict[str, str]:
-    return dict.fromkeys(_THREADS, str(count))
 
 
 def _numbers(device: str, text: str) -> list[int]:

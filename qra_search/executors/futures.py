@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import Any
 
 from qra_search.errors import install_hint
-from qra_search.evaluation.evaluator import Evaluation
 from qra_search.executors.base import WorkerUnusable
-from qra_search.executors.work import Factory, Reply, Request, evaluation_request, handle, to_evaluation, unpack
-from qra_search.log.trial import Proposal
+from qra_search.executors.work import Factory, RemoteExecutor, Reply, Request, build, handle, unpack
 
 
-class FuturesExecutor:
+class FuturesExecutor(RemoteExecutor):
     """Evaluates in a pool of another package, which stays the caller's.
 
     Every worker of the pool (every thread, if it has threads) builds its evaluator once and keeps it. Such a pool
@@ -23,68 +20,50 @@ class FuturesExecutor:
     breaks stops the study, which leaves the trials in flight to be run when it is resumed.
 
     Args:
-        pool: has `submit`. What that returns needs `result` alone (as a job of submitit has it): it is then waited for
-            in a thread.
+        pool: has `submit`. What that returns needs `result` alone (as a job of submitit has it): a thread waits for it.
         factory: builds the evaluator; picklable if the pool's workers are processes.
         slots: evaluations at a time.
     """
 
     def __init__(self, pool: Any, factory: Factory, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one slot is needed, got {slots}")
-        self.slots = slots
+        super().__init__(slots)
         self._pool, self._factory = pool, factory
         self._token = uuid.uuid4().hex  # tells one executor's evaluator from another's: factories have no equality
-        self._running: set[Future[Reply]] = set()
-        self._closed = False
-
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self._submit(evaluation_request(proposal), to_evaluation)
+        self._jobs: dict[Future[Any], Any] = {}
 
     def ask(self, request: Request) -> Future[Any]:
-        """Have a worker serve a request."""
-        return self._submit(request, lambda value: value)
-
-    def shutdown(self) -> None:
-        """Cancel what the pool has not begun; what runs there is left to end."""
-        self._closed = True
-        for running in list(self._running):
-            running.cancel()
-
-    def __enter__(self) -> FuturesExecutor:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
-
-    def _submit(self, request: Request, decode: Callable[[Any], Any]) -> Future[Any]:
         if self._closed:
             raise WorkerUnusable("the executor was shut down")
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         try:
-            running = _as_future(self._pool.submit(_serve, self._token, self._factory, request))
+            job = self._pool.submit(_serve, self._token, self._factory, request)
         except RuntimeError as error:  # the pool is broken, or was shut down
             future.set_exception(WorkerUnusable(f"the pool takes no more work ({type(error).__name__}: {error})"))
             return future
-        self._running.add(running)
-        running.add_done_callback(lambda done: self._ended(done, future, decode))
+        self._jobs[future] = job
+        threading.Thread(target=self._watch, args=(job, future), name="qra-job", daemon=True).start()
         return future
 
-    def _ended(self, running: Future[Reply], future: Future[Any], decode: Callable[[Any], Any]) -> None:
-        self._running.discard(running)
+    def shutdown(self) -> None:
+        """Cancel what the pool has not begun; what runs there is left to end."""
+        self._closed = True
+        for job in list(self._jobs.values()):
+            if isinstance(job, Future):
+                job.cancel()
+
+    def _watch(self, job: Any, future: Future[Any]) -> None:
         try:
-            reply = running.result()
-            if "unusable" in reply:
-                raise WorkerUnusable(f"the evaluator cannot be built: {reply['unusable']}")
-            value = decode(unpack(reply))
+            value = unpack(job.result())
         except (BrokenExecutor, CancelledError) as error:
             reason = "the executor was shut down" if self._closed else f"the pool is broken ({error!r})"
             future.set_exception(WorkerUnusable(reason))
-        except Exception as error:  # the evaluation's own failure, or a dead worker that the pool reports
+        except BaseException as error:  # the evaluation's own failure, or whatever a pool of another package raises
             future.set_exception(error)
         else:
             future.set_result(value)
+        finally:
+            self._jobs.pop(future, None)
 
 
 class DaskExecutor(FuturesExecutor):
@@ -113,25 +92,6 @@ class DaskExecutor(FuturesExecutor):
         self._client.close()
 
 
-def _as_future(job: Any) -> Future[Any]:
-    """The job itself if it is a future, else one that ends when `job.result()` does."""
-    if hasattr(job, "add_done_callback"):
-        return job
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-
-    def watch() -> None:
-        try:
-            value = job.result()
-        except BaseException as error:  # whatever a pool of another package raises is the job's end
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    threading.Thread(target=watch, name="qra-job", daemon=True).start()
-    return future
-
-
 # -- in the worker ---------------------------------------------------------------------------------
 
 _own = threading.local()
@@ -141,9 +101,8 @@ def _serve(token: str, factory: Factory, request: Request) -> Reply:
     """Serve a request with the evaluator of this thread, which is built at its first request."""
     if getattr(_own, "token", None) != token:
         _own.evaluator = _own.token = None  # another study's evaluator is not kept beside the new one
-        try:
-            _own.evaluator = factory()
-        except (Exception, SystemExit) as error:
-            return {"unusable": f"{type(error).__name__}: {error}"}
+        _own.evaluator, reply = build(factory)
+        if _own.evaluator is None:
+            return reply
         _own.token = token
     return handle(_own.evaluator, request)

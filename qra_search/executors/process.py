@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from qra_search.executors import devices as lease
-from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
+from qra_search.executors.base import DeadlineExceeded, WorkerDied
 from qra_search.executors.slots import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Reply, Request, handle
+from qra_search.executors.work import Factory, Reply, Request, build, handle
 
 MAX_REPLY = 256 << 20
 
@@ -51,7 +51,9 @@ class ProcessExecutor(WorkerExecutor):
         if workers is None:
             workers = len(devices) if devices else 1
         super().__init__(workers)
-        names = lease.check_devices(devices) if devices else lease.core_sets(workers)
+        names = list(devices) if devices else lease.core_sets(workers)
+        for name in names:
+            lease.environment(name, 1)  # refuses a device of an unknown form here, not in a slot's thread
         self._free = deque(names[i % len(names)] for i in range(max(workers, len(names))))
         self._factory, self._deadline = factory, deadline
         _open.add(self)
@@ -84,18 +86,16 @@ class _ProcessWorker(Worker):
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, factory), name=name)
         self._deadline, self._ended = deadline, ended
-        self._ready = self._killed = self._group_ended = False
+        self._killed = self._group_ended = False
         self._kill_lock = threading.Lock()
         with lease.exported(variables):
             self._process.start()
         theirs.close()
 
-    def serve(self, request: Request) -> Reply:
-        if not self._ready:
-            reply = self._receive(None)
-            if "error" in reply:
-                raise WorkerUnusable(f"the evaluator cannot be built: {': '.join(reply['error'])}")
-            self._ready = True
+    def built(self) -> Reply:
+        return self._receive(None)
+
+    def reply(self, request: Request) -> Reply:
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
         except OSError:
@@ -159,13 +159,9 @@ def _work(pipe: Connection, factory: Factory) -> None:
     lease.settle_in()
     if "torch" in sys.modules:  # the main module imported it before its variables could count
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    try:
-        evaluator = factory()
-    except (Exception, SystemExit) as error:
-        _send(pipe, {"error": [type(error).__name__, str(error)]})
-        return
-    _send(pipe, {"ok": None})
-    while True:
+    evaluator, reply = build(factory)
+    _send(pipe, reply)
+    while evaluator is not None:
         try:
             request = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):

@@ -7,7 +7,7 @@ from typing import Any
 from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.slots import Worker, WorkerExecutor
-from qra_search.executors.work import Factory, Reply, Request, handle
+from qra_search.executors.work import Factory, Reply, Request, build, handle
 
 START_SECONDS = 600.0
 
@@ -67,20 +67,17 @@ class _RayWorker(Worker):
         self._ray, self._actor = ray, actor
         self._deadline, self._start_seconds = deadline, start_seconds
         self._building = actor.build.remote(factory)
-        self._ready = False
 
-    def serve(self, request: Request) -> Reply:
-        if not self._ready:
-            try:
-                reply = self._get(self._building, self._start_seconds)
-            except DeadlineExceeded:
-                raise WorkerUnusable(
-                    f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
-                    f"free as were asked for?"
-                ) from None
-            if "error" in reply:
-                raise WorkerUnusable(f"the evaluator cannot be built: {': '.join(reply['error'])}")
-            self._ready = True
+    def built(self) -> Reply:
+        try:
+            return self._get(self._building, self._start_seconds)
+        except DeadlineExceeded:
+            raise WorkerUnusable(
+                f"Ray had no worker ready within {self._start_seconds:g} seconds: are there as many CPUs and GPUs "
+                f"free as were asked for?"
+            ) from None
+
+    def reply(self, request: Request) -> Reply:
         return self._get(self._actor.serve.remote(request), self._deadline)
 
     def _get(self, reference: Any, seconds: float | None) -> Reply:
@@ -99,12 +96,11 @@ class _RayWorker(Worker):
 class _Actor:
     """Runs in Ray's worker."""
 
+    evaluator: Any = None
+
     def build(self, factory: Factory) -> Reply:
-        try:
-            self.evaluator = factory()
-        except (Exception, SystemExit) as error:
-            return {"error": [type(error).__name__, str(error)]}
-        return {"ok": None}
+        self.evaluator, reply = build(factory)
+        return reply
 
     def serve(self, request: Request) -> Reply:
         return handle(self.evaluator, request)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.prior import Prior
+from qra_search.executors.base import WorkerUnusable
 from qra_search.log.trial import Proposal, plain, printable
 from qra_search.space.serialization import space_from_dict, space_to_dict
 from qra_search.space.space import Plan
@@ -35,9 +37,9 @@ def evaluation_request(proposal: Proposal) -> Request:
 
 
 def handle(evaluator: Evaluator, request: Request) -> Reply:
-    """Serve one request: `{"ok": value}`, or `{"error": [type, message]}` whatever the evaluator did."""
+    """Serve one request: `{"ok": value}`, `{"evaluation": fields}`, or `{"error": [type, message]}` whatever it did."""
     try:
-        return {"ok": _SERVE[request["do"]](evaluator, request)}
+        return _SERVE[request["do"]](evaluator, request)
     except (Exception, SystemExit) as error:
         return {"error": [type(error).__name__, printable(str(error))]}
 
@@ -46,24 +48,56 @@ def unpack(reply: Reply) -> Any:
     """The value of a reply.
 
     Raises:
+        WorkerUnusable: the worker could not build its evaluator.
         EvaluationFailed: of the type and with the message that the worker saw, so that a log gives the same
             reason wherever the evaluation ran.
     """
+    if "unusable" in reply:
+        raise WorkerUnusable(f"the evaluator cannot be built: {reply['unusable']}")
     if "error" in reply:
         name, message = reply["error"]
         raise type(str(name), (EvaluationFailed,), {})(message)
-    return reply["ok"]
+    return Evaluation(**reply["evaluation"]) if "evaluation" in reply else reply["ok"]
 
 
-def to_evaluation(value: Any) -> Evaluation:
-    """The evaluation in a reply."""
-    return Evaluation(**value)
+def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
+    """In a worker: its evaluator, and the reply that says whether there is one."""
+    try:
+        return factory(), {"ok": None}
+    except (Exception, SystemExit) as error:
+        return None, {"unusable": f"{type(error).__name__}: {error}"}
 
 
-class Asked(Protocol):
-    """An executor that can be asked for more than evaluations."""
+E = TypeVar("E", bound="RemoteExecutor")
 
-    def ask(self, request: Request) -> Future[Any]: ...
+
+class RemoteExecutor(ABC):
+    """An executor whose workers serve requests, evaluations among them; use it in a `with` block."""
+
+    slots: int
+
+    def __init__(self, slots: int):
+        if slots < 1:
+            raise ValueError(f"at least one worker is needed, got {slots}")
+        self.slots = slots
+        self._closed = False
+
+    def submit(self, proposal: Proposal) -> Future[Evaluation]:
+        return self.ask(evaluation_request(proposal))
+
+    @abstractmethod
+    def ask(self, request: Request) -> Future[Any]:
+        """Have a worker serve a request."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Free the workers; running evaluations are given up."""
+
+    def __enter__(self: E) -> E:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
 
 
 class RemoteEvaluator(Evaluator):
@@ -73,7 +107,7 @@ class RemoteEvaluator(Evaluator):
         executor: a `ProcessExecutor`, `RayExecutor`, `DaskExecutor` or `FuturesExecutor`.
     """
 
-    def __init__(self, executor: Asked):
+    def __init__(self, executor: RemoteExecutor):
         self._executor = executor
         identity = executor.ask(IDENTITY).result()
         self.space = space_from_dict(identity["space"])
@@ -81,7 +115,7 @@ class RemoteEvaluator(Evaluator):
         self._description = identity["description"]
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        return to_evaluation(self._executor.ask(evaluation_request(Proposal(plan, fidelity, seed))).result())
+        return self._executor.submit(Proposal(plan, fidelity, seed)).result()
 
     def prior(self) -> Prior | None:
         data = self._executor.ask(PRIOR).result()
@@ -91,23 +125,20 @@ class RemoteEvaluator(Evaluator):
         return dict(self._description)
 
 
-def _evaluate(evaluator: Evaluator, request: Request) -> dict[str, Any]:
+def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
     plan = Plan(tuple(request["bits"]), tuple(request["ranks"]))
     evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
-    return asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))
+    return {"evaluation": asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))}
 
 
-def _identity(evaluator: Evaluator, request: Request) -> dict[str, Any]:
-    return {
-        "space": space_to_dict(evaluator.space),
-        "fidelities": list(evaluator.fidelities),
-        "description": evaluator.describe(),
-    }
+def _identity(evaluator: Evaluator, request: Request) -> Reply:
+    space, fidelities = space_to_dict(evaluator.space), list(evaluator.fidelities)
+    return {"ok": {"space": space, "fidelities": fidelities, "description": evaluator.describe()}}
 
 
-def _prior(evaluator: Evaluator, request: Request) -> dict[str, Any] | None:
+def _prior(evaluator: Evaluator, request: Request) -> Reply:
     prior = evaluator.prior()
-    return None if prior is None else prior.to_dict()
+    return {"ok": None if prior is None else prior.to_dict()}
 
 
 _SERVE = {"evaluate": _evaluate, "identity": _identity, "prior": _prior}

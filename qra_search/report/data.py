@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,12 +61,16 @@ class RunData:
         Raises:
             NoRun: no search has begun there.
         """
-        result = run.result()
         config = run.config() if run.config_file.is_file() else None
-        return cls(
-            str(run.path), run.name, result, run.identity(), config, tuple(read_test(run.test())),
-            run.adapter.is_dir(),
-        )  # fmt: skip
+        return cls.of(run, run.result(), run.identity(), config, read_test(run.test()))
+
+    @classmethod
+    def of(
+        cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None,
+        tested: Sequence[Tested],
+    ) -> RunData:  # fmt: skip
+        """What is at hand of a run; nothing is read again."""
+        return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir())
 
     @cached_property
     def finding(self) -> Finding | None:

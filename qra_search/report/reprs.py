@@ -1,4 +1,4 @@
-"""How plans, spaces and results are shown in a terminal, by rich, and the latter two in a notebook, as HTML."""
+"""How spaces and results are shown in a terminal, by rich, and in a notebook, as HTML."""
 
 from __future__ import annotations
 
@@ -14,35 +14,16 @@ from rich.text import Text
 
 from qra_search.display import register
 from qra_search.report import words
-from qra_search.report.colors import ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures import to_svg
 from qra_search.report.figures.runs import front_figure
 from qra_search.report.html.markup import escape, prose
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.space import SearchSpace
 from qra_search.study.result import Candidate, SearchResult
 
-STRIP_WIDTH = 66
-"""Columns of a terminal that a strip of cells takes."""
 RESULT_ROWS = 12
-
-
-def plan_rich(plan: Plan) -> Group:
-    """Bits and ranks of a plan as two coloured strips, in the order of its groups."""
-    lines: list[Text] = [Text(f"Plan of {len(plan.bits)} groups", style="bold")]
-    for name, values in (("bits", plan.bits), ("rank", plan.ranks)):
-        colours = _colours(name, values)
-        shown = {v: str(v) for v in values}
-        width = max(map(len, shown.values())) + 1
-        count = STRIP_WIDTH // width
-        for start in range(0, len(values), count):
-            line = Text(f"{name if start == 0 else '':<6}")
-            for value in values[start : start + count]:
-                line.append(shown[value].rjust(width), style=f"{text_on(colours[value])} on {colours[value]}")
-            lines.append(line)
-    return Group(*lines)
 
 
 def space_rich(space: SearchSpace) -> Table:
@@ -128,11 +109,6 @@ def _spent(result: SearchResult) -> str:
     return f"{text}; spent {words.evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
 
 
-def _colours(name: str, values: Sequence[int | str]) -> dict[int | str, str]:
-    kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    return dict(zip(kinds, ramp(name, len(kinds)), strict=True))
-
-
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     kinds = Counter(group.kind or "group" for group in space.groups)
     weights = sum(group.weights for group in space.groups)
@@ -150,6 +126,5 @@ def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     ]
 
 
-register(Plan, plan_rich)
 register(SearchSpace, space_rich, space_html)
 register(SearchResult, result_rich, result_html)

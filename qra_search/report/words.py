@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qra_search.runs.final_test import FOUND
+from qra_search.runs.final_test import FOUND, Tested
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:
-    from qra_search.runs.final_test import Tested
     from qra_search.space.space import Plan, SearchSpace
     from qra_search.study.result import Candidate, SearchResult
 
@@ -114,31 +113,28 @@ class Finding:
 
 def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | None:
     """What was found, on test data where the final comparison was made; None where nothing fits or ended."""
-    found = next((t for t in tested if t.role == FOUND), None)
+    tuned = next((t for t in tested if t.role == FOUND), None)
     comparison = result.comparison()
-    if found is not None:
-        limit = max([*(b for b in result.memory_budgets[-1:]), *(t.memory_bytes for t in tested)])
+    best: Tested | Candidate
+    rival: Tested | Candidate | None
+    if tuned is not None:
+        data, best, budget = "test", tuned, max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
         # A plan found that is uniform itself is its own rival: nothing beats uniform then.
         rivals = [t for t in tested if t.role != FOUND or t.plan.is_uniform]
         rival = min(rivals, key=lambda t: t.loss, default=None)
-        if rival is None:
-            return Finding(result.space, "test", found.plan, found.loss, found.memory_bytes, limit)
-        noise = math.hypot(found.loss_error, rival.loss_error)
-        return Finding(
-            result.space, "test", found.plan, found.loss, found.memory_bytes, limit, rival.plan, rival.loss,
-            rival.memory_bytes, noise,
-        )  # fmt: skip
-    if comparison is None:
+    elif comparison is not None:
+        data, best, rival = "validation", comparison.best, comparison.uniform
+        budget = comparison.budget if result.memory_budgets else max(c.memory_bytes for c in result.candidates)
+    else:
         return None
-    best, uniform = comparison.best, comparison.uniform
-    budget = comparison.budget if result.memory_budgets else max(c.memory_bytes for c in result.candidates)
-    if uniform is None:
-        return Finding(result.space, "validation", best.plan, best.loss, best.memory_bytes, budget)
-    noise = math.hypot(best.loss_std, uniform.loss_std)
-    return Finding(
-        result.space, "validation", best.plan, best.loss, best.memory_bytes, budget, uniform.plan, uniform.loss,
-        uniform.memory_bytes, noise,
-    )  # fmt: skip
+    known = result.space, data, best.plan, best.loss, best.memory_bytes, budget
+    if rival is None:
+        return Finding(*known)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, math.hypot(_error(best), _error(rival)))
+
+
+def _error(of: Tested | Candidate) -> float:
+    return of.loss_error if isinstance(of, Tested) else of.loss_std
 
 
 def headline(found: Finding | None) -> str:

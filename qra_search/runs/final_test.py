@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,23 +86,18 @@ def compare_on_test(
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
     data = read_json(path) or {}
     entries = data.get("tuned", []) if all(data.get(k) == v for k, v in settings.items()) else []
-    roles = {found.key: FOUND}
     order = [found, *(p for p in others if p.key != found.key)]
     entries = [e for e in entries if any(e["plan"] == _plan(p) for p in order)]
-    total = len(order) * len(seeds)
-    done = 0
-    for seed in seeds:
-        for plan in order:
-            first = plan is found and seed == seeds[0] and save is not None
-            known = any(e["plan"] == _plan(plan) and e["seed"] == seed for e in entries)
-            if not known or (first and save is not None and not (save / "adapter").is_dir()):
-                tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=save if first else None, progress=progress)
-                entries = [e for e in entries if not (e["plan"] == _plan(plan) and e["seed"] == seed)]
-                entries.append(_entry(tuned, roles.get(plan.key, UNIFORM)))
-                write_json(path, {**settings, "tuned": entries}, durable=True)
-            done += 1
-            if on_tuned is not None:
-                on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, total)
+    for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
+        folder = save if plan is found and seed == seeds[0] else None
+        known = any(e["plan"] == _plan(plan) and e["seed"] == seed for e in entries)
+        if not known or (folder is not None and not (folder / "adapter").is_dir()):
+            tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
+            entries = [e for e in entries if not (e["plan"] == _plan(plan) and e["seed"] == seed)]
+            entries.append(_entry(tuned, FOUND if plan is found else UNIFORM))
+            write_json(path, {**settings, "tuned": entries}, durable=True)
+        if on_tuned is not None:
+            on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, len(order) * len(seeds))
     return _tested(entries)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput
-from qra_search.evaluation.prior import Prior
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
@@ -110,12 +109,6 @@ class RunFolder:
         if not self.config_file.is_file():
             raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
-
-    def prior(self) -> Prior | None:
-        """The prior of the log; None before it is measured."""
-        with TrialLog(self.check().log_file) as log:
-            data = log.meta("prior")
-        return Prior.from_dict(data) if data else None
 
     def result(self) -> SearchResult:
         """The result as the log has it; beliefs are those of `result.json` while it counts the same trials.

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qra_search.display import Displayed
 from qra_search.space.levels import LevelName, check_name, level_words, read_name
 from qra_search.space.lists import converted, whole
 
 
 @dataclass(frozen=True)
-class Plan(Displayed):
+class Plan:
     """One choice for every group, in the order of the space's groups.
 
     Attributes:

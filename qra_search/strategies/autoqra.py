@@ -10,14 +10,18 @@ from scipy.stats import spearmanr
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
-from qra_search.space.space import Plan
-from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import Levels, fresh_plans, mutate, one_by_one
-from qra_search.strategies.evolution.importance import JITTER, Importance, coverage_encoding, jittered_start
-from qra_search.strategies.evolution.survival import mean_losses
+from qra_search.strategies.base import Strategy, mean_losses
+from qra_search.strategies.evolution.edits import Levels, mutate, one_by_one
+from qra_search.strategies.evolution.importance import (
+    Importance,
+    coverage_encoding,
+    mutate_by_importance,
+    repair_by_importance,
+)
+from qra_search.strategies.evolution.operators import child
 from qra_search.strategies.gp.belief import Belief, table_loss
-from qra_search.strategies.gp.refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
-from qra_search.strategies.nsga2 import check_population, child_of, survivors
+from qra_search.strategies.gp.refine import atomic_edits, budgets_in_turn, evolve, refine
+from qra_search.strategies.nsga2 import CROSSOVER, check_population, survivors_of
 from qra_search.surrogates.prior_table import prior_table
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
 
@@ -34,7 +38,7 @@ RADIUS, LEAST_RADIUS, MOST_RADIUS = 4, 1, 16
 SUCCESSES, FAILURES = 2, 3
 """Refinements in a row, under one budget, after which its trust region doubles or halves."""
 REGION_DRAWS = 256
-WARM_START, EVOLVED, PROMOTED, REFINED = "warm start", "evolved", "promoted", "trust region"
+EVOLVED, PROMOTED, REFINED = "evolved", "promoted", "trust region"
 
 
 class AutoQRAStrategy(Strategy):
@@ -77,35 +81,35 @@ class AutoQRAStrategy(Strategy):
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance = Importance.of(state.space, state.prior)
-        evolving = state.spent < self.evolution * state.evaluations and screening_helps(state)
-        proposal = self._evolve(state, importance) if evolving else None
-        return proposal or self._refine(state, importance)
+        importance, levels, rng = Importance.of(state.space, state.prior), Levels(state.space), state.rng()
+        proposal = None
+        if state.spent < self.evolution * state.evaluations and screening_helps(state):
+            scores = Scores(state, importance)
+            proposal = self._promotion(state, scores) or self._evolve(state, importance, scores)
 
-    # -- stage 1 -------------------------------------------------------------------------------
-    def _evolve(self, state: StudyState, importance: Importance) -> Proposal | None:
-        scores = Scores(state, importance)
-        plan = self._promotion(state, scores)
-        if plan is not None:
-            return Proposal(plan, seed=state.seed, origin=PROMOTED)
-        proxy, levels = state.fidelities[0], scores.levels
-        screened = [t for t in state.trials if t.fidelity == proxy]
-        warm = sum(t.proposal.origin == WARM_START for t in screened)
-        budget = budgets_in_turn(state)[0]
-        generation = len(screened) // self.population
-        parents = scores.parents(self.population, generation) if warm >= self.population else None
+        def region(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
+            center = belief.rows[fitting[belief.mean(belief.rows[fitting]).argmin()]]
+            return trust_region(levels, center, trust_radius(state, budget), budget, rng)
 
-        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            if parents is None:
-                return jittered_start(levels, importance, budget, rng, JITTER if warm else 0.0), WARM_START
-            known = (importance, self.gamma, self.coupled)
-            children = [child_of(levels, parents, budget, rng, importance=known) for _ in range(self._litter(state))]
+        return proposal or refine(state, importance, region, lambda budget: f"{REFINED} {budget}")
+
+    def _evolve(self, state: StudyState, importance: Importance, scores: Scores) -> Proposal | None:
+        levels, litter = scores.levels, SCREENED if state.fidelities[0] >= 1.0 else 1
+
+        def breed(parents: Any, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            def mutated(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+                return mutate_by_importance(levels, row, budget, importance, self.gamma, self.coupled, rng)
+
+            def repaired(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+                return repair_by_importance(levels, row, budget, importance)
+
+            children = [child(parents, CROSSOVER, mutated, repaired, rng) for _ in range(litter)]
             return scores.best(np.array(children)), EVOLVED
 
-        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+        return evolve(state, importance, self.population, lambda _, g: scores.parents(self.population, g), breed)
 
-    def _promotion(self, state: StudyState, scores: Scores) -> Plan | None:
-        """The plan to evaluate in full next, where a finished generation still has promotions due."""
+    def _promotion(self, state: StudyState, scores: Scores) -> Proposal | None:
+        """The plan to evaluate in full next, if a finished generation still has promotions due."""
         proxy = state.fidelities[0]
         if proxy >= 1.0:
             return None
@@ -121,28 +125,9 @@ class AutoQRAStrategy(Strategy):
         for budget in budgets_in_turn(state):
             fitting = np.flatnonzero(sizes <= budget)
             if len(fitting):
-                return waiting[int(fitting[predicted[fitting].argmin()])]
+                plan = waiting[int(fitting[predicted[fitting].argmin()])]
+                return Proposal(plan, seed=state.seed, origin=PROMOTED)
         return None
-
-    def _litter(self, state: StudyState) -> int:
-        return SCREENED if state.fidelities[0] >= 1.0 else 1
-
-    # -- stage 2 -------------------------------------------------------------------------------
-    def _refine(self, state: StudyState, importance: Importance) -> Proposal | None:
-        levels, rng = Levels(state.space), state.rng()
-        tried = {t.plan.key for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
-        belief = matern_belief(state, importance)
-
-        def region(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
-            center = belief.rows[fitting[belief.mean(belief.rows[fitting]).argmin()]]
-            return trust_region(levels, center, trust_radius(state, budget), budget, rng)
-
-        found = None if belief is None else best_improvement(state, belief, tried, region)
-        if found is not None:
-            return Proposal(levels.decode(found[0]), seed=state.seed, origin=f"{REFINED} {found[1]}")
-        budget = budgets_in_turn(state)[0]
-        starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
-        return next(iter(starts), None)
 
 
 class Scores:
@@ -183,12 +168,9 @@ class Scores:
 
     def parents(self, size: int, generation: int) -> Any:
         """Survivors among the evaluated plans by full loss, known or else predicted; None where too few."""
-        if len(self.known) < 2:
-            return None
-        rows = self.levels.encode(self.known)
-        predicted = self.predict(rows)
+        predicted = self.predict(self.levels.encode(self.known))
         losses = np.array([self.full.get(p.key, float(m)) for p, m in zip(self.known, predicted, strict=True)])
-        return survivors(self.levels, rows, losses, size, np.random.default_rng([self.state.seed, generation]))
+        return survivors_of(self.state, self.known, losses, size, generation)
 
     def best(self, rows: np.ndarray) -> np.ndarray:
         """The unseen row with the lowest predicted loss; the first one where nothing can be predicted."""

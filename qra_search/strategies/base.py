@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +20,6 @@ class Estimates:
     plans: tuple[Plan, ...]
     mean: np.ndarray
     std: np.ndarray
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -59,3 +57,9 @@ def mean_estimates(trials: Sequence[Trial]) -> Estimates:
     mean = np.array([float(np.mean(v)) for v in losses.values()])
     std = np.array([sd / len(v) ** 0.5 for v in losses.values()])
     return Estimates(tuple(plans.values()), mean, std)
+
+
+def mean_losses(trials: Sequence[Trial]) -> tuple[list[Plan], np.ndarray]:
+    """Distinct plans of finished trials in order of first trial, and the mean loss (N,) of each."""
+    estimates = mean_estimates(trials)
+    return list(estimates.plans), estimates.mean

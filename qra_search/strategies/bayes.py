@@ -8,9 +8,8 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.pareto import non_dominated
 from qra_search.strategies.additive import additive_plan
-from qra_search.strategies.base import Estimates, Strategy
+from qra_search.strategies.base import Estimates, Strategy, mean_losses
 from qra_search.strategies.evolution.edits import Levels, fresh_plans
-from qra_search.strategies.evolution.survival import mean_losses
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
@@ -38,14 +37,12 @@ class BayesStrategy(Strategy):
 
     Args:
         initial: distinct plans before the model takes over: additive optima, then random ones.
-        use_prior: whether the mean follows the prior; without, every weight counts alike.
-        area: whether named budgets too are served by the area, up to the largest of them.
     """
 
     name = "bayes"
 
-    def __init__(self, initial: int = INITIAL, use_prior: bool = True, area: bool = False):
-        self.initial, self.use_prior, self.area = initial, use_prior, area
+    def __init__(self, initial: int = INITIAL):
+        self.initial = initial
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         belief = self._believe(state) if len(state.seen) >= self.initial else None
@@ -82,7 +79,7 @@ class BayesStrategy(Strategy):
             Levels(state.space),
             *mean_losses(state.full),
             lambda rows: level_values(values, rows),
-            prior_table(state.space, state.prior if self.use_prior else None),
+            prior_table(state.space, state.prior),
             ard=2 * len(state.space) <= MANY_VARIABLES,
             pending=[t.plan for t in state.pending],
             seed=state.seed,
@@ -93,7 +90,7 @@ class BayesStrategy(Strategy):
         levels, mean = belief.levels, belief.mean(belief.rows)
         sizes = levels.bytes(belief.rows)
         reference = _reference(mean, sizes, state.memory_limit)
-        if state.memory_budgets and not self.area:
+        if state.memory_budgets:
             strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
         else:
             strips = Strips.of_front(mean, sizes, reference)
@@ -127,7 +124,7 @@ class BayesStrategy(Strategy):
 
     def _design(self, state: StudyState) -> list[np.ndarray]:
         """Additive optima of the prior that were not tried yet, largest budget first."""
-        table = prior_table(state.space, state.prior if self.use_prior else None)
+        table = prior_table(state.space, state.prior)
         plans = [additive_plan(state.space, table, budget) for budget in reversed(state.budgets)]
         fresh = {p.key: p for p in plans if p is not None and p.key not in state.seen}
         return list(Levels(state.space).encode(list(fresh.values()))) if fresh else []

@@ -9,11 +9,11 @@ import numpy as np
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
+from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
-from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans
-from qra_search.strategies.evolution.importance import Importance
-from qra_search.strategies.evolution.survival import mean_losses, population, survive
+from qra_search.strategies.base import Strategy, mean_losses
+from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans, mutate
+from qra_search.strategies.evolution.operators import child, survivors
 from qra_search.surrogates.prior_table import prior_table
 
 POPULATION = 20
@@ -33,22 +33,12 @@ class NSGA2Strategy(Strategy):
         population: plans in a generation.
         crossover: chance that a mating recombines its parents; a group's (bits, rank) is one gene.
         mutation: chance of each variable to go one level up or down; default: one in a row on average.
-        use_prior: whether generation 0 holds the additive optima of the prior.
     """
 
     name = "nsga2"
 
-    def __init__(
-        self,
-        population: int = POPULATION,
-        crossover: float = CROSSOVER,
-        mutation: float | None = None,
-        use_prior: bool = True,
-    ):
-        self.population = check_population(population)
-        self.crossover = crossover
-        self.mutation = mutation
-        self.use_prior = use_prior
+    def __init__(self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None):
+        self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         levels = Levels(state.space)
@@ -69,7 +59,7 @@ class NSGA2Strategy(Strategy):
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         levels, kind = Levels(state.space), rng.random()
         budget = state.budgets[(len(state.trials) + offset) % len(state.budgets)]
-        if self.use_prior and state.prior is not None and kind < PRIOR_SHARE:
+        if state.prior is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
             plan = additive_plan(state.space, prior_table(state.space, state.prior), within)
@@ -82,25 +72,25 @@ class NSGA2Strategy(Strategy):
 
 
 def check_population(size: int) -> int:
-    """The size itself, or ValueError where it is too small to mate."""
+    """The size itself, or ValueError if it is too small to mate."""
     if size < 2:
         raise ValueError(f"population must be at least 2, got {size}")
     return size
 
 
 def parents_of(state: StudyState, trials: Sequence[Trial], size: int, generation: int) -> Any:
-    """Survivors among finished trials, a pymoo Population of at most `size`; None where there are too few to mate."""
-    plans, losses = mean_losses(trials)
+    """At most `size` survivors among finished trials, a pymoo Population; None if there are too few to mate."""
+    return survivors_of(state, *mean_losses(trials), size, generation)
+
+
+def survivors_of(state: StudyState, plans: Sequence[Plan], losses: np.ndarray, size: int, generation: int) -> Any:
+    """At most `size` of the plans by rank and crowding in (loss, exact bytes), a pymoo Population; None if too few."""
     if len(plans) < 2:
         return None
     levels = Levels(state.space)
     rows = levels.encode(plans)
-    return survivors(levels, rows, losses, size, np.random.default_rng([state.seed, generation]))
-
-
-def survivors(levels: Levels, rows: np.ndarray, losses: np.ndarray, size: int, rng: np.random.Generator) -> Any:
-    """At most `size` of the rows (N, 2 G) by rank and crowding in (loss, exact bytes), as a pymoo Population."""
-    return survive(population(rows, np.column_stack([losses, levels.bytes(rows)])), size, rng)
+    rng = np.random.default_rng([state.seed, generation])
+    return survivors(rows, np.column_stack([losses, levels.bytes(rows)]), size, rng)
 
 
 def child_of(
@@ -110,21 +100,13 @@ def child_of(
     rng: np.random.Generator,
     crossover: float = CROSSOVER,
     mutation: float | None = None,
-    importance: tuple[Importance, float, float] | None = None,
 ) -> np.ndarray:
-    """int (2 G,): one child of a population by tournament, layer-atomic crossover, adjacent mutation and repair.
-
-    Args:
-        importance: importances, gamma and chance of coupling: then mutation and repair go by them.
-    """
-    from pymoo.core.mating import Mating
-
-    from qra_search.strategies.evolution import operators as op
-
-    if importance is None:
-        step, repair = op.AdjacentMutation(mutation), op.BudgetRepair(budget)
-    else:
-        known, gamma, coupled = importance
-        step, repair = op.ImportanceMutation(known, budget, gamma, coupled), op.ImportanceRepair(known, budget)
-    mating = Mating(op.tournament(), op.LayerAtomicCrossover(crossover), step, repair=repair)
-    return mating.do(op.LevelProblem(levels), parents, 1, random_state=rng)[0].X.astype(int)
+    """int (2 G,): one child of a population, by adjacent mutation and random steps down to the budget."""
+    rate = 1.0 / levels.variables if mutation is None else mutation
+    return child(
+        parents,
+        crossover,
+        lambda row, rng: mutate(levels, row, rate, rng),
+        lambda row, rng: levels.repair(row, budget, rng),
+        rng,
+    )

@@ -26,6 +26,8 @@ SAMPLERS = {
 }
 """CMA-ES is not among them: it keeps its optimizer in private attributes of the trials, which no log of ours holds."""
 
+DEFAULTS: dict[str, dict[str, Any]] = {"tpe": {"constant_liar": True}, "qmc": {"scramble": True}}
+
 
 class OptunaStrategy(Strategy):
     """An Optuna study over the levels, made anew from the log, is asked for the next plan.
@@ -66,14 +68,22 @@ class OptunaStrategy(Strategy):
         directions = ["minimize"] if alone else ["minimize", "minimize"]
         # A low-discrepancy sequence has one seed and a place in it; everything else a seed for each proposal.
         seed = state.seed if self.sampler == "qmc" else int(state.rng().integers(1 << 31))
-        sampler = getattr(optuna.samplers, SAMPLERS[self.sampler])(seed=seed, **self._defaults(), **self.options)
+        sampler = getattr(optuna.samplers, SAMPLERS[self.sampler])(
+            seed=seed, **(DEFAULTS.get(self.sampler, {}) | self.options)
+        )
         study = optuna.create_study(directions=directions, sampler=sampler)
         space = _distributions(levels)
         trials = [t for t in state.trials if t.fidelity >= 1.0]
         # Generations of the genetic samplers are attributes of running trials, set as those are sampled.
         genetic = hasattr(sampler, "get_trial_generation")
         for trial in trials if self.sampler != "qmc" else trials[:1]:
-            values = None if not trial.done else [trial.loss] if alone else [trial.loss, _size(levels, trial)]
+            values = (
+                None
+                if not trial.done
+                else [trial.loss]
+                if alone
+                else [trial.loss, float(state.space.memory_bytes(trial.plan))]
+            )
             status = {"done": "COMPLETE", "failed": "FAIL", "running": "RUNNING"}[trial.status]
             states = optuna.trial.TrialState
             study.add_trial(
@@ -94,11 +104,6 @@ class OptunaStrategy(Strategy):
                 study.ask(space)
         return study
 
-    def _defaults(self) -> dict[str, Any]:
-        if self.sampler == "tpe":
-            return {"constant_liar": True} | {k: self.options[k] for k in self.options if k == "constant_liar"}
-        return {"scramble": True} if self.sampler == "qmc" else {}
-
 
 def _distributions(levels: Levels) -> dict[str, Any]:
     """One integer a variable with more than one allowed level: its place among them."""
@@ -118,10 +123,6 @@ def _params(levels: Levels, trial: Trial) -> dict[str, int]:
     row = levels.encode([trial.plan])[0]
     places = levels.allowed.cumsum(1)[np.arange(levels.variables), row] - 1
     return {str(v): int(places[v]) for v in np.flatnonzero(levels.allowed.sum(1) > 1)}
-
-
-def _size(levels: Levels, trial: Trial) -> float:
-    return float(levels.space.memory_bytes(trial.plan))
 
 
 @contextmanager

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from qra_search.log.state import StudyState
-from qra_search.log.trial import Proposal
+from qra_search.log.trial import Proposal, Trial
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
-from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import Levels, fresh_plans, one_by_one
-from qra_search.strategies.evolution.importance import JITTER, Importance, jittered_start
-from qra_search.strategies.evolution.survival import mean_losses
+from qra_search.strategies.base import Strategy, mean_losses
+from qra_search.strategies.evolution.edits import Levels, one_by_one
+from qra_search.strategies.evolution.importance import Importance
 from qra_search.strategies.gp.belief import Belief
-from qra_search.strategies.gp.refine import atomic_edits, best_improvement, budgets_in_turn, matern_belief
-from qra_search.strategies.nsga2 import CROSSOVER, check_population, child_of, parents_of
+from qra_search.strategies.gp.refine import atomic_edits, evolve, refine, tried_in_full
+from qra_search.strategies.nsga2 import check_population, child_of, parents_of
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
-WARM_START, OFFSPRING, PROMOTED, REFINED = "warm start", "offspring", "promoted", "refined"
+OFFSPRING, PROMOTED, REFINED = "offspring", "promoted", "refined"
 
 
 class QRAdaptorStrategy(Strategy):
@@ -38,61 +40,35 @@ class QRAdaptorStrategy(Strategy):
 
     name = "qr_adaptor"
 
-    def __init__(
-        self,
-        population: int = POPULATION,
-        evolution: float = EVOLUTION_SHARE,
-        crossover: float = CROSSOVER,
-        mutation: float | None = None,
-    ):
+    def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
         if not 0.0 <= evolution <= 1.0:
             raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
-        self.population = check_population(population)
-        self.evolution, self.crossover, self.mutation = evolution, crossover, mutation
+        self.population, self.evolution = check_population(population), evolution
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance = Importance.of(state.space, state.prior)
-        evolving = state.spent < self.evolution * state.evaluations
-        proposal = self._evolve(state, importance) if evolving else None
-        return proposal or self._refine(state, importance)
+        importance, levels = Importance.of(state.space, state.prior), Levels(state.space)
 
-    def _evolve(self, state: StudyState, importance: Importance) -> Proposal | None:
-        """Phases I and II."""
-        levels, proxy, budget = Levels(state.space), state.fidelities[0], budgets_in_turn(state)[0]
-        tuned = [t for t in state.trials if t.fidelity == proxy]
-        warm = sum(t.proposal.origin == WARM_START for t in tuned)
-        generation = len(tuned) // self.population
-        before = [t for t in tuned[: generation * self.population] if t.done]
-        parents = parents_of(state, before, self.population, generation) if warm >= self.population else None
+        def parents(before: Sequence[Trial], generation: int) -> Any:
+            return parents_of(state, [t for t in before if t.done], self.population, generation)
 
-        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            if parents is None:
-                return jittered_start(levels, importance, budget, rng, JITTER if warm else 0.0), WARM_START
-            return child_of(levels, parents, budget, rng, self.crossover, self.mutation), OFFSPRING
+        def breed(parents: Any, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            return child_of(levels, parents, budget, rng), OFFSPRING
 
-        return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
-
-    def _refine(self, state: StudyState, importance: Importance) -> Proposal | None:
-        """Phase III."""
-        levels = Levels(state.space)
-        tried = {t.plan.key for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
-        promotion = self._promotion(state, levels, tried)
+        if state.spent < self.evolution * state.evaluations:
+            proposal = evolve(state, importance, self.population, parents, breed)
+            if proposal is not None:
+                return proposal
+        promotion = self._promotion(state)
         if promotion is not None:
             return Proposal(promotion, seed=state.seed, origin=PROMOTED)
-        belief = matern_belief(state, importance)
-        found = None if belief is None else best_improvement(state, belief, tried, front_edits)
-        if found is not None:
-            return Proposal(levels.decode(found[0]), seed=state.seed, origin=REFINED)
-        budget = budgets_in_turn(state)[0]
-        starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
-        return next(iter(starts), None)
+        return refine(state, importance, front_edits, lambda budget: REFINED)
 
-    def _promotion(self, state: StudyState, levels: Levels, tried: set[str]) -> Plan | None:
+    def _promotion(self, state: StudyState) -> Plan | None:
         """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
-        proxy = state.fidelities[0]
+        proxy, tried = state.fidelities[0], tried_in_full(state)
         plans, losses = mean_losses([t for t in state.done if t.fidelity == proxy and proxy < 1.0])
         sizes = np.array([state.space.memory_bytes(plan) for plan in plans], dtype=np.int64)
         for budget in state.budgets:

@@ -3,9 +3,9 @@
 Bytes are known exactly and add up over groups. The loss nearly does, as a table over (group, bits, rank), so a few
 dozen evaluations say much about it. Each proposal:
 
-1. *Belief.* Fit the table to the log (`surrogates.table`): log-normal damage around the prior, trust in the prior and
-   rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if they came out as
-   predicted.
+1. *Belief.* Fit the table to the log (`surrogates.table`): log-normal damage around the prior, the prior's units, trust
+   in it and rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if they
+   came out as predicted.
 2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
    Add the neighbours of each budget's incumbent, one change or a swap away.
 3. *Worth.* Add up over budgets the expected fall of the best mean among evaluated plans: what would be handed over. The

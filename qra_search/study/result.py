@@ -101,18 +101,6 @@ class SearchResult(Displayed):
         uniform = min(self._within(self.uniform, memory_budget), key=lambda c: c.loss, default=None)
         return Comparison(self._budget(memory_budget), best, uniform)
 
-    def hypervolume(self, *, reference: tuple[float, float] | None = None) -> float:
-        """Area of (loss, bytes) that the front dominates, up to the reference point (moocore).
-
-        Default reference: the worst loss and the most bytes among the candidates.
-        """
-        import moocore
-
-        if not self.candidates:
-            return 0.0
-        points = np.array([(c.loss, c.memory_bytes) for c in self.candidates], dtype=float)
-        return float(moocore.hypervolume(points, ref=points.max(0) if reference is None else np.array(reference)))
-
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]

@@ -20,7 +20,7 @@ from qra_search.space.levels import LevelName
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.arguments import check_evaluations, check_evaluator, check_prior, check_seed
+from qra_search.study.arguments import check_evaluator, check_options
 from qra_search.study.result import SearchResult
 
 FIRST_FAILURES = 5
@@ -47,17 +47,11 @@ class Study:
     """One search: an evaluator, a strategy, a trial log, and what may be spent.
 
     Args:
-        evaluator: says what a plan is worth.
-        strategy: name of an installed strategy, or a `Strategy`.
-        evaluations: full evaluations that may be spent, the prior's cost included.
-        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
-        seed: all randomness of the search follows from it.
-        log: path of the log, or a `TrialLog`; an existing one is resumed.
+        evaluator, strategy, evaluations, memory_budget, seed, log, callbacks: as `search` takes them.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
-        callbacks: hear of every event.
         prior: taken in place of the evaluator's own, which is then not measured (`learnt.learnt_prior`); a log that
             is resumed keeps the one it has.
 
@@ -82,11 +76,12 @@ class Study:
         prior: Prior | None = None,
     ):
         self.evaluator = check_evaluator(evaluator)
+        check_options(evaluations, seed, prior)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy)
-        self.evaluations = check_evaluations(evaluations)
-        self.seed = check_seed(seed)
+        self.evaluations = float(evaluations)
+        self.seed = int(seed)
         self.batch = batch
         self.callbacks = _checked(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
@@ -104,7 +99,7 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
-        self._given_prior = check_prior(prior)
+        self._given_prior = prior
         self._stopping = False
 
     @property

@@ -12,8 +12,9 @@ FLOOR = 0.05
 """Prior damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
 DEPTH_LENGTH = 0.15
 """Length over which groups of near depth are alike, as a share of the model's depth."""
-CELLS = (1.5, 0.2, 0.4, 0.2, 0.05)
-"""Deviations of log damage shared by all groups: overall, by bits, rank decay, rank decay by bits, by (bits, rank)."""
+CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
+"""Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
+bits, by (bits, rank)."""
 
 
 class TableBasis:

@@ -9,18 +9,24 @@ from scipy.linalg import solve_triangular
 
 from qra_search.surrogates.table import TableFit, Widths
 
-KNOWN_TO = {"noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "shift": 1.5}
+KNOWN_TO = {
+    "noise": 1.5, "misfit": 0.7, "scale": 0.7, "offset": 0.7, "decay": 0.7, "gain": 0.7, "shift": 1.5, "units": 4.0,
+}  # fmt: skip
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
 LOUDER = 30.0
 """Factor of the noise at the second start: from little noise, step by step, a table that explains every loss by damages
 far from the prior's is reached before one that takes most of it for noise."""
+ANY_UNITS = 4.0
+"""Deviation of the log of the gain's overall scale at the third start, where its units may be any: from a scale held
+near 1, step by step, a gain far too small is never found out, since so small it explains nothing."""
 LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
 
 def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
-    """The fit with better hyperparameters, climbed to from little noise and from much, whichever is likelier.
+    """The fit with better hyperparameters, climbed to from little noise, from much, and from a gain in any units:
+    whichever is likeliest.
 
     The evidence is that of the model linearised at the mode.
 
@@ -29,8 +35,11 @@ def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
     """
     if sweeps == 0:
         return fit
-    loud = replace(fit.widths, noise=LOUDER * fit.widths.noise)
-    found = [_climbed(start, fit.widths, sweeps) for start in (fit, TableFit(fit.basis, fit.rows, loud))]
+    others = [replace(fit.widths, noise=LOUDER * fit.widths.noise)]
+    if fit.widths.units:
+        others.append(replace(fit.widths, units=ANY_UNITS))
+    starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
+    found = [_climbed(start, fit.widths, sweeps) for start in starts]
     return max(found, key=lambda some: _evidence(some, some.widths, fit.widths))
 
 

@@ -24,13 +24,11 @@ class Strips:
         start: float (S,), bytes at which each strip begins, ascending.
         end: float (S,), bytes at which it ends; equal to `start` for a budget that counts as a point.
         level: float (S,), loss to improve on in each strip, not rising.
-        weight: float (S,), what a byte of each strip (or the budget itself) is worth.
     """
 
     start: np.ndarray
     end: np.ndarray
     level: np.ndarray
-    weight: np.ndarray
 
     @classmethod
     def of_front(cls, losses: np.ndarray, sizes: np.ndarray, reference: tuple[float, float]) -> Strips:
@@ -46,14 +44,14 @@ class Strips:
         level = np.minimum(np.minimum.accumulate(np.append(worst, losses[order])), worst)
         edges = np.concatenate([[-np.inf], np.asarray(sizes, dtype=float)[order], [most]])
         keep = edges[1:] > edges[:-1]
-        return cls(edges[:-1][keep], edges[1:][keep], level[keep], np.ones(int(keep.sum())))
+        return cls(edges[:-1][keep], edges[1:][keep], level[keep])
 
     @classmethod
     def of_budgets(cls, losses: np.ndarray, sizes: np.ndarray, budgets: tuple[int, ...], worst: float) -> Strips:
         """Only the named budgets count: one point each, whose level is the best loss that fits it."""
         ends = np.asarray(budgets, dtype=float)
         level = np.array([min([worst, *losses[sizes <= b]]) for b in budgets])
-        return cls(ends, ends, level, np.ones(len(ends)))
+        return cls(ends, ends, level)
 
     def log_improvement(self, mean: np.ndarray, std: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Log of the expected hypervolume improvement, float (M,); -inf where a plan is too large to count.
@@ -66,7 +64,7 @@ class Strips:
         points = self.start == self.end
         width = np.where(points, sizes <= self.end, np.maximum(self.end - np.maximum(self.start, sizes), 0.0))
         with np.errstate(divide="ignore"):
-            log_width = np.log(width * self.weight)
+            log_width = np.log(width)
         gains = log_expected_improvement(mean[:, None], std[:, None], self.level)
         return logsumexp(gains + log_width, axis=1)
 

@@ -25,24 +25,26 @@ class PromotionModel:
     Attributes:
         center, scale: float (D + 1,), standardization of the descriptors and of the loss.
         slope: of the loss in the cheap score, both standardized.
-        layers: weights and biases of the two layers.
+        network: the perceptron, a torch module of double precision.
     """
 
     center: np.ndarray
     scale: np.ndarray
     slope: float
-    layers: tuple[np.ndarray, ...]
+    network: Any
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Loss (M,) at full fidelity of plans with these descriptors (M, D)."""
+        import torch
+
         x = (features - self.center[:-1]) / self.scale[:-1]
-        first, first_bias, second, second_bias = self.layers
-        unit = self.slope * x[:, 0] + _gelu(x @ first.T + first_bias) @ second[0] + second_bias[0]
-        return self.center[-1] + self.scale[-1] * unit
+        with torch.no_grad():
+            correction = self.network(torch.as_tensor(x))[:, 0].numpy()
+        return self.center[-1] + self.scale[-1] * (self.slope * x[:, 0] + correction)
 
 
 def fit_promotion(features: np.ndarray, losses: np.ndarray, *, seed: int = 0) -> PromotionModel | None:
-    """Fit to plans evaluated in full by Adam on the Huber loss with weight decay; None where they are too few.
+    """Fit to plans evaluated in full by Adam on the Huber loss with weight decay; None if they are too few.
 
     The output layer begins at zero, so that the fit begins at the straight line in the cheap score and departs
     from it as far as the data ask for.
@@ -70,8 +72,7 @@ def fit_promotion(features: np.ndarray, losses: np.ndarray, *, seed: int = 0) ->
             optimizer.zero_grad()
             huber(net(x)[:, 0], y).backward()
             optimizer.step()
-        layers = tuple(parameter.detach().numpy().copy() for parameter in net.parameters())
-    return PromotionModel(center, scale, slope, layers)
+    return PromotionModel(center, scale, slope, net)
 
 
 def _network(torch: Any, inputs: int) -> Any:
@@ -79,9 +80,3 @@ def _network(torch: Any, inputs: int) -> Any:
     torch.nn.init.zeros_(net[2].weight)
     torch.nn.init.zeros_(net[2].bias)
     return net
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtr
-
-    return x * ndtr(x)

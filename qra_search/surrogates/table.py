@@ -3,12 +3,13 @@
     loss(plan, seed) = c + sum_g T[g, b_g, r_g] + s[seed] + error
     T[g, b, r] = damage[g, b] exp(eta) - gain[g, r] exp(xi)
     eta        = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
-    xi         = u[r] + v[g]
+    xi         = m + u[r] + v[g]
 
-Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s) has the
-distribution N(0, S). A holds what all groups share (how damage scales with bits and decays with rank), t how far the
-prior is trusted, z and k a group's scale and rank decay (alike for groups of one kind and of near depth), o a group's
-own deviation at a bit-width, s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds
+Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s, m) has
+the distribution N(0, S). A holds what all groups share (the units of damage, how it scales with bits and decays with
+rank), m the units of gain (near nats, or any: `surrogates.evidence` decides), t how far the prior is trusted, z and k a
+group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a bit-width,
+s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds
 the mode; every step is a Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
@@ -29,8 +30,14 @@ from qra_search.surrogates.basis import TableBasis
 
 STEPS = 8
 MAX_STEP = 1.5
-"""Gauss-Newton changes no log damage by more than this in one step: exp() overshoots."""
+"""Gauss-Newton changes no log damage, nor the log scale of gain, by more than this in one step: exp() overshoots."""
 CLOSE = 0.03
+MAX_LOG = 16.0
+"""Of the scales of damage and gain: units may be off by e to this."""
+MAX_DEVIATIONS = 3.0
+"""The scale of gain starts at most so many of its deviations from 1."""
+ROUNDING = 1e-9
+"""Sums that differ by less than this share of their size do so by rounding."""
 UNFORESEEN = 2.0
 """A loss so many times as far above the best as predicted counts as what was observed: a plan that broke against all
 expectation must not bend the table."""
@@ -40,8 +47,9 @@ CONSTANT_SD = 1.0
 """Deviation of c around the best loss, in spreads; wide enough for any truth, and no wider: a c far below every loss
 would let equal damages everywhere explain anything."""
 SHARED, ALIKE = 0, (2, 4)
-"""Blocks of theta, 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, 8 s, whose covariance is that of cells, or of groups."""
+"""Blocks whose covariance is that of cells, or of groups; all are 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, 8 s, 9 m."""
 SHIFT = 8
+UNITS = 9
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Widths:
         shift: deviation of what a seed adds for all plans alike, as such a share.
         misfit: deviation from the table, as a share of a loss above the best.
         own: share of the misfit's variance that is the plan's own and not luck.
+        units: of m, the overall scale of the prior's gain; 0 takes it to be in nats.
     """
 
     trust: float = 0.3
@@ -65,6 +74,7 @@ class Widths:
     shift: float = 0.1
     misfit: float = 0.05
     own: float = 0.5
+    units: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class TableFit:
         """Factor of each block's covariance."""
         c = (CONSTANT_SD * self.spread) ** 2
         s = (w.shift * self.spread) ** 2
-        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c, s]
+        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c, s, w.units**2]
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
@@ -163,14 +173,19 @@ class TableFit:
 
     # -- the mode -----------------------------------------------------------------------------------------------
     def _start(self) -> list[np.ndarray]:
-        """Zero, but for the overall scale of damage, by weighted least squares on the prior's own sum."""
+        """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
+        that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
-        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1])]
-        x = (np.exp(self.basis.log_damage) * self.basis.live)[np.arange(G), self.rows.b].sum(1)
-        y, w = self.rows.loss, 1.0 / self.V
-        x, y = x - (w @ x) / w.sum(), y - (w @ y) / w.sum()
+        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1], 1)]
+        g, w = np.arange(G), 1.0 / self.V
+        damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.b].sum(1)
+        gain = self.basis.gain[g, self.rows.r].sum(1)
+        y, x, z = (some - (w @ some) / w.sum() for some in (self.rows.loss, damage, gain))
         if (w * x * y).sum() > 0:
-            theta[0] += float(np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -4.0, 4.0))
+            theta[SHARED] += np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -MAX_LOG, MAX_LOG)
+        if np.ptp(z) > ROUNDING * np.abs(gain).max() and y.any():
+            far = MAX_DEVIATIONS * self.widths.units
+            theta[UNITS] += np.clip(0.5 * np.log((w * y * y).sum() / (w * z * z).sum()), -far, far)
         return theta
 
     def _solve(self) -> None:
@@ -188,7 +203,7 @@ class TableFit:
             L = np.linalg.cholesky(np.tensordot(self.variances, grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
             step = [s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)]
-            size = float(np.abs(self._eta(step)).max())
+            size = max(float(np.abs(self._eta(step)).max()), abs(float(step[UNITS][0])))
             rate = min(1.0, MAX_STEP / max(size, 1e-12))
             self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
             if size < CLOSE:
@@ -209,7 +224,8 @@ class TableFit:
         return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30.0, 12.0)), 0.0)
 
     def _gain(self, theta: list[np.ndarray]) -> np.ndarray:
-        return self.basis.gain * np.exp(np.clip(theta[5][..., None, :] + theta[6][..., :, None], -8.0, 8.0))
+        xi = theta[UNITS][..., None] + theta[5][..., None, :] + theta[6][..., :, None]
+        return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
     def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
@@ -222,7 +238,8 @@ class TableFit:
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
-        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds]
+        units = w.sum(1, keepdims=True)
+        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds, units]
         return d.sum(1) + w.sum(1) + self.theta[7] + self.shift(seeds), J
 
     # -- what it says -------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any
 from qra_search.config import RunConfig, load_config, make_config
 from qra_search.errors import bad_input, needed
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.exchange.trackers import make_tracker
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog
@@ -212,34 +211,11 @@ def make_study(
         )
 
 
-def make_trackers(specs: Sequence[str], folder: RunFolder, view: View) -> list[Callback]:
-    """The trackers that were asked for, which tell the view when their tool fails.
-
-    Raises:
-        BadInput: no such tracker, its package is missing, or it cannot write to its place.
-    """
-    with bad_input():
-        return [make_tracker(spec, folder.path, say=view.say) for spec in specs]
-
-
 def write_report(
-    folder: RunFolder,
-    config: RunConfig,
-    result: SearchResult,
-    identity: dict[str, Any],
-    tested: Sequence[Tested],
+    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[Tested]
 ) -> None:
     """Write `report.html` of a run from what is at hand; nothing is read again."""
-    data = RunData(
-        folder=str(folder.path),
-        name=folder.name,
-        result=result,
-        identity=identity,
-        config=config,
-        tested=tuple(tested),
-        tuned=folder.adapter.is_dir(),
-    )
-    write_text(folder.report_file, page([data]))
+    write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
 
 
 def new_folder(config: RunConfig) -> Path:

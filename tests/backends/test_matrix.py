@@ -23,7 +23,6 @@ REFUSED = [(name, bits) for name in backend_names() for bits in WIDTHS if (name,
 NO_MERGE = {
     "reference": "the stored weight is quantized and takes no merge",
     "reference-gptq": "the stored weight is quantized and takes no merge",
-    "torchao": "takes no merge|instantiated without `get_apply_tensor_subclass`",
     "gptqmodel": "",  # PEFT's GPTQ layer has none, and says so by NotImplementedError alone
 }
 """What is said where an adapter cannot be merged into the stored weight; every other backend merges."""

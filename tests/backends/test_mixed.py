@@ -97,8 +97,8 @@ def test_several_backends_at_one_width_are_levels_of_their_own():
 
 
 def test_levels_are_called_as_their_backends_call_them():
-    ways = {4: ["bitsandbytes-fp4", "torchao", "reference-gptq", "reference"], 8: ["bitsandbytes", "torchao"]}
-    assert make_backend(ways).bits == ("fp4", "torchao-4", "gptq-4", "reference-4", "int8", "torchao-8")
+    ways = {4: ["bitsandbytes-fp4", "hqq", "reference-gptq", "reference"], 8: ["bitsandbytes", "hqq"]}
+    assert make_backend(ways).bits == ("fp4", "hqq-4", "gptq-4", "reference-4", "int8", "hqq-8")
 
 
 def test_a_name_that_is_taken_gets_a_number():
@@ -122,7 +122,7 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"), [({4: []}, "is empty"), ({4: ["hqq", "hqq"]}, "twice"), ({3: ["hqq", "torchao"]}, "3")]
+    ("choice", "message"), [({4: []}, "is empty"), ({4: ["hqq", "hqq"]}, "twice"), ({3: ["hqq", "bitsandbytes"]}, "3")]
 )
 def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
     with pytest.raises(ValueError, match=message):

@@ -68,7 +68,7 @@ def test_a_backend_without_its_library_says_so_when_used_and_not_before(name: st
 def test_without_the_optional_libraries_the_rest_works():
     code = """
 import sys
-for name in ("bitsandbytes", "hqq", "torchao", "transformers", "peft"):
+for name in ("bitsandbytes", "hqq", "transformers", "peft"):
     sys.modules[name] = None
 import torch
 from torch import nn

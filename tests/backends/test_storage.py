@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qra_backends import GroupFormat, UnquantizedFormat, bits_per_weight, live_bytes
+from qra_backends import GroupFormat, bits_per_weight, live_bytes
 from torch import nn
 
 
@@ -23,9 +23,7 @@ def test_group_format_is_never_below_its_codes(rows: int, columns: int, bits: in
     assert size < GroupFormat(bits, group).bytes(rows + 1, columns)
 
 
-def test_bits_per_weight_of_sixteen_bit_weights_is_sixteen():
-    assert UnquantizedFormat().bytes(3, 5) == 30
-    assert bits_per_weight(UnquantizedFormat(), 1536, 576) == 16
+def test_bits_per_weight_count_the_metadata():
     assert bits_per_weight(GroupFormat(3, 64), 1536, 576) == 3.5
 
 

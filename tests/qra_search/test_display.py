@@ -33,12 +33,12 @@ def test_a_formatter_is_that_of_the_nearest_type() -> None:
 def test_the_formatters_are_loaded_when_something_is_first_shown_and_not_before() -> None:
     code = (
         "import sys\n"
-        "from qra_search import Plan\n"
-        "plan = Plan((2, 4), (8, 8))\n"
+        "from qra_search import Group, Linear, SearchSpace\n"
+        "space = SearchSpace(groups=[Group(name='a', linears=[Linear(name='a', out_features=64, in_features=64)])])\n"
         "assert not {'rich', 'qra_search.report', 'matplotlib'} & set(sys.modules)\n"
         "from rich import print\n"
-        "print(plan)\n"
+        "print(space)\n"
         "assert 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.startswith("Plan of 2 groups: mixed")
+    assert done.stdout.startswith("groups")

@@ -68,25 +68,19 @@ class BitsAndBytesBackend(Backend):
             return GroupFormat(8, None, group_bytes=4)
         return _FourBitFormat(self.blocksize, self.double_quant)
 
-    @torch.no_grad()
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> nn.Module:
-        self.check(linear, bits)
-        weight = linear.weight.detach()
-        if bits == 8:
-            from bitsandbytes.functional import int8_vectorwise_quant
+    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
+        from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
 
+        if bits == 8:
             codes, row_scale, _ = int8_vectorwise_quant(weight.to(torch.float16))
-            tensors = {"weight": codes, "SCB": row_scale}
-        else:
-            tensors = self._quantize_4bit(weight)
-        return self.from_tensors(
-            tensors,
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=linear.bias,
-            dtype=weight.dtype,
+            return {"weight": codes, "SCB": row_scale}
+        packed, state = quantize_4bit(
+            weight.contiguous(),
+            blocksize=largest_group(weight.shape[1], self.blocksize, BLOCK_SIZES[0]),
+            compress_statistics=self.double_quant,
+            quant_type=self.four_bit_type,
         )
+        return {name: tensor.clone() for name, tensor in _state_tensors(packed, state).items()}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
@@ -127,18 +121,6 @@ class BitsAndBytesBackend(Backend):
         check_tensors(tensors, expected, "bitsandbytes at 8 bits")
         frozen = copy_bias(bias, dtype, tensors["weight"].device)
         return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], frozen, dtype)
-
-    def _quantize_4bit(self, weight: Tensor) -> dict[str, Tensor]:
-        from bitsandbytes.functional import quantize_4bit
-
-        block = largest_group(weight.shape[1], self.blocksize, BLOCK_SIZES[0])
-        packed, state = quantize_4bit(
-            weight.contiguous(),
-            blocksize=block,
-            compress_statistics=self.double_quant,
-            quant_type=self.four_bit_type,
-        )
-        return {name: tensor.clone() for name, tensor in _state_tensors(packed, state).items()}
 
     def _from_4bit(
         self, tensors: dict[str, Tensor], out_features: int, in_features: int, bias: Tensor | None, dtype: torch.dtype

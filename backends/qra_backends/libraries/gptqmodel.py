@@ -67,16 +67,15 @@ class GPTQModelBackend(Backend):
         self.check_bits(bits)
         return _GPTQFormat(bits, self.group_size)
 
-    @torch.no_grad()
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> nn.Module:
-        self.check(linear, bits)
-        hessian = check_hessian(self.name, hessian, linear.weight)
+    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
+        hessian = check_hessian(self.name, hessian, weight)
         from gptqmodel.quantization import QuantizeConfig
         from gptqmodel.quantization.gptq import GPTQ
 
         # A copy: the library writes to the layer that it quantizes.
-        source = nn.Linear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
-        source.weight.data.copy_(linear.weight)
+        out_features, in_features = weight.shape
+        source = nn.Linear(in_features, out_features, bias=False, device=weight.device)
+        source.weight.data.copy_(weight)
         config = QuantizeConfig(
             bits=bits,
             group_size=self.group_size,
@@ -90,11 +89,10 @@ class GPTQModelBackend(Backend):
         # What `add_batch` gathers from inputs, twice their mean of x xᵀ; the count only scales a loss that is logged.
         task.H, task.nsamples = 2 * hessian.float(), 1
         source.weight.data, scale, zero, groups, *_ = task.quantize()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        packed = self._module({}, bits, shape, None, linear.weight.dtype)
+        shape = {"out_features": out_features, "in_features": in_features}
+        packed = self._module({}, bits, shape, None, weight.dtype)
         packed.pack_original(source.cpu(), scale.cpu(), zero.cpu(), groups.cpu())
-        tensors = {name: getattr(packed, name).to(linear.weight.device) for name in _GPTQFormat.NAMES}
-        return self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=linear.weight.dtype)
+        return {name: getattr(packed, name).to(weight.device) for name in _GPTQFormat.NAMES}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _own(module).dequantize()

@@ -63,19 +63,10 @@ class HQQBackend(Backend):
         self.check_bits(bits)
         return _HQQFormat(bits, self.group_size)
 
-    @torch.no_grad()
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> HQQLinear:
-        self.check(linear, bits)
-        codes, scale, zero = self._solve(linear.weight.detach().to(torch.float32), bits)
-        dtype = _group_dtype(linear.weight.dtype)
-        return self.from_tensors(
-            {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)},
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=linear.bias,
-            dtype=linear.weight.dtype,
-        )
+    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
+        codes, scale, zero = self._solve(weight.to(torch.float32), bits)
+        dtype = _group_dtype(weight.dtype)
+        return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _hqq(module).dequantize()

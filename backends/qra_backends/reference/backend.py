@@ -39,12 +39,11 @@ class ReferenceBackend(Backend):
         self.check_bits(bits)
         return GroupFormat(bits, self.group_size, GROUP_BYTES)
 
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> PackedLinear:
-        self.check(linear, bits)
-        weight = linear.weight.detach().to(torch.float32)
+    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
+        weight = weight.to(torch.float32)
         scale, offset = groupwise.fit_groups(weight, bits, self.group_size, ranges=self.ranges)
         codes = groupwise.encode(weight, scale, offset, bits, self.group_size)
-        return self._module(linear, bits, codes, scale, offset)
+        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _packed(module).dequantize()
@@ -87,16 +86,6 @@ class ReferenceBackend(Backend):
         largest, limit = linear.get_parameter("weight").abs().max().item(), torch.finfo(GROUP_DTYPE).max
         if largest > limit:
             raise ValueError(f"the weight's largest value {largest:g} is above {limit:g}, the most a group can hold")
-
-    def _module(self, linear: nn.Linear, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> PackedLinear:
-        return self.from_tensors(
-            {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset},
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=linear.bias,
-            dtype=linear.weight.dtype,
-        )
 
 
 def _packed(module: nn.Module) -> PackedLinear:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qra_backends.base import check_hessian
-from qra_backends.reference import groupwise
+from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend
-from qra_backends.reference.packed import PackedLinear
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 
@@ -45,16 +44,14 @@ class ReferenceGPTQBackend(ReferenceBackend):
     def level_name(self, bits: int) -> str:
         return f"gptq-{bits}"
 
-    @torch.no_grad()
-    def quantize(self, linear: nn.Linear, bits: int, *, hessian: Tensor | None = None) -> PackedLinear:
-        self.check(linear, bits)
-        weight = linear.weight.detach().to(torch.float32)
+    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
+        weight = weight.to(torch.float32)
         hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
         importance = hessian.diagonal().to(weight)
         scale, offset = groupwise.fit_groups(weight, bits, self.group_size, ranges="mse", importance=importance)
         codes = feedback_codes(weight, scale, offset, bits, self.group_size, factor)
-        return self._module(linear, bits, codes, scale, offset)
+        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
 
     def _factor(self, hessian: Tensor) -> Factor:
         if hessian.is_inference():  # keeps no version, so a change in place would go unseen

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qra_search import plugins
+from qra_search.errors import install_hint
 from qra_search.exchange.trackers.base import Tracker
 
 __all__ = ["Tracker", "make_tracker"]
@@ -26,6 +27,9 @@ def make_tracker(spec: str, folder: str | Path, *, say: Callable[[str], None] | 
     """
     name, _, where = spec.partition(":")
     kind: type[Tracker] = plugins.load("trackers", name.strip())
-    tracker = kind.of_run(Path(folder), where.strip() or None)
+    try:
+        tracker = kind(Path(folder), where.strip() or None)
+    except ImportError as error:
+        raise ImportError(f"tracker {kind.name!r} needs {error.name}: {install_hint(kind.extra)}") from None
     tracker.say = say or tracker.say
     return tracker

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qra_search.errors import install_hint
 from qra_search.log.trial import Trial
 from qra_search.report.standing import Standing
 from qra_search.space.memory import format_bytes
@@ -35,18 +34,18 @@ class Tracker(Callback):
     extra: ClassVar[str]
     """The extra of this package that brings the tool."""
 
-    def __init__(self, run: str | None = None):
-        self.run = run
+    def __init__(self, folder: Path, where: str | None):
+        """
+        Args:
+            folder: of the run, whose name names it in the tool.
+            where: what the user wrote after the tool's name.
+        """
+        self.run = folder.resolve().name
         self.say: Callable[[str], None] = warnings.warn
         self.standing = Standing()
         self.failed = False
 
     # -- what a tool has to do ---------------------------------------------------------------------
-    @classmethod
-    @abstractmethod
-    def of_run(cls, folder: Path, where: str | None) -> Tracker:
-        """The tracker of a run's folder; `where` is what the user wrote after the tool's name."""
-
     @abstractmethod
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
         """Begin a run, or resume the known one, and return its identity.
@@ -145,11 +144,6 @@ def figures_of(trial: Trial, standing: Standing) -> dict[str, float]:
 def size_name(size: int) -> str:
     """A size as part of a name: `108.0MiB`."""
     return re.sub(r"[^0-9A-Za-z.]", "", format_bytes(size))
-
-
-def missing(tracker: type[Tracker], error: ImportError) -> ImportError:
-    """The error of a tool that is not installed, with the command that installs it."""
-    return ImportError(f"tracker {tracker.name!r} needs {error.name}: {install_hint(tracker.extra)}")
 
 
 def flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:

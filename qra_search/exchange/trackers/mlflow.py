@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.exchange.trackers.base import PROJECT, Tracker, missing
+from qra_search.exchange.trackers.base import PROJECT, Tracker
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
 
@@ -16,41 +16,25 @@ LONGEST = 500
 
 
 class MLflowTracker(Tracker):
-    """Args:
-    uri: a tracking server or store, such as `sqlite:///mlflow.db`; None: what MLflow itself takes
-        (`MLFLOW_TRACKING_URI`, else a database in the working folder).
-    run: name of the run.
-    experiment: made if it does not exist.
-    """
+    """`where` is a tracking server or store, such as `sqlite:///mlflow.db`; None: what MLflow itself takes
+    (`MLFLOW_TRACKING_URI`, else a database in the working folder)."""
 
     name = "mlflow"
     extra = "mlflow"
 
-    def __init__(
-        self,
-        uri: str | None = None,
-        run: str | None = None,
-        *,
-        experiment: str = PROJECT,
-    ):
-        super().__init__(run)
-        try:
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-        except ImportError as error:
-            raise missing(type(self), error) from None
+    def __init__(self, folder: Path, where: str | None):
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        super().__init__(folder, where)
         # Asked here, before a search has cost anything, not when its first figure is written.
         try:
-            self.client = MlflowClient(uri)
-            found = self.client.get_experiment_by_name(experiment)
-            self.experiment = found.experiment_id if found else self.client.create_experiment(experiment)
+            self.client = MlflowClient(where)
+            found = self.client.get_experiment_by_name(PROJECT)
+            self.experiment = found.experiment_id if found else self.client.create_experiment(PROJECT)
         except MlflowException as error:
-            raise ValueError(f"tracker 'mlflow' cannot use {uri or 'its default store'!r}: {error}") from None
+            raise ValueError(f"tracker 'mlflow' cannot use {where or 'its default store'!r}: {error}") from None
         self.run_id = ""
-
-    @classmethod
-    def of_run(cls, folder: Path, where: str | None) -> MLflowTracker:
-        return cls(where, folder.resolve().name)
 
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
         if known is not None:

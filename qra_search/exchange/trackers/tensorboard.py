@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.exchange.trackers.base import Tracker, missing
+from qra_search.exchange.trackers.base import Tracker
 from qra_search.report import words
 from qra_search.study.result import SearchResult
 
@@ -14,30 +14,19 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardTracker(Tracker):
-    """Args:
-    folder: where event files go; `tensorboard --logdir` shows it, or several below a common folder.
-    """
+    """`where` is a common folder of several runs' event files; None: the run's own folder has them."""
 
     name = "tensorboard"
     extra = "tensorboard"
 
-    def __init__(self, folder: str | Path):
-        super().__init__()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise missing(type(self), error) from None
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, where: str | None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        super().__init__(folder, where)
+        self.folder = folder / FOLDER if where is None else Path(where) / self.run
+        self.folder.mkdir(parents=True, exist_ok=True)  # fails here, before a search has cost anything
         self._make_writer: Any = SummaryWriter
         self.writer: Any = None
-
-    @classmethod
-    def of_run(cls, folder: Path, where: str | None) -> TensorBoardTracker:
-        if where is None:
-            return cls(folder / FOLDER)
-        target = Path(where) / folder.resolve().name
-        target.mkdir(parents=True, exist_ok=True)  # fails here, before a search has cost anything
-        return cls(target)
 
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
         self.writer = self._make_writer(str(self.folder))

@@ -6,33 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.exchange.trackers.base import PROJECT, Tracker, missing
+from qra_search.exchange.trackers.base import PROJECT, Tracker
 from qra_search.report import words
 from qra_search.study.result import SearchResult
 
 
 class TrackioTracker(Tracker):
-    """Args:
-    project: made if it does not exist; it lies where trackio keeps its projects (`TRACKIO_DIR`).
-    run: name of the run, unique in the project.
-    """
+    """`where` is a project, made if it does not exist; it lies where trackio keeps its projects (`TRACKIO_DIR`)."""
 
     name = "trackio"
     extra = "trackio"
 
-    def __init__(self, project: str = PROJECT, run: str | None = None):
-        super().__init__(run)
-        try:
-            import trackio
-        except ImportError as error:
-            raise missing(type(self), error) from None
-        self.trackio: Any = trackio
-        self.project = project
-        self._run: Any = None
+    def __init__(self, folder: Path, where: str | None):
+        import trackio
 
-    @classmethod
-    def of_run(cls, folder: Path, where: str | None) -> TrackioTracker:
-        return cls(where or PROJECT, folder.resolve().name)
+        super().__init__(folder, where)
+        self.trackio: Any = trackio
+        self.project = where or PROJECT
+        self._run: Any = None
 
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
         self._run = self.trackio.init(

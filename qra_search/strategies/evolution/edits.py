@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,6 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.random import random_plan, repair
 
 ATTEMPTS = 60
 """Draws for one proposal before a strategy falls back on random plans, and as many of those before it ends."""
@@ -47,24 +46,13 @@ class Levels:
 
     @cached_property
     def below(self) -> np.ndarray:
-        """int (2 G, K): the next smaller allowed level, or the level itself where there is none."""
-        steps = np.tile(np.arange(self.allowed.shape[1]), (self.variables, 1))
-        last = np.full(self.variables, -1)
-        for k in range(self.allowed.shape[1]):
-            steps[:, k] = np.where(last >= 0, last, k)
-            last = np.where(self.allowed[:, k], k, last)
-        return steps
+        """int (2 G, K): the next smaller allowed level, or the level itself if there is none."""
+        return self._next_in(range(self.allowed.shape[1]))
 
     @cached_property
     def above(self) -> np.ndarray:
-        """int (2 G, K): the next larger allowed level, or the level itself where there is none."""
-        width = self.allowed.shape[1]
-        steps = np.tile(np.arange(width), (self.variables, 1))
-        last = np.full(self.variables, -1)
-        for k in reversed(range(width)):
-            steps[:, k] = np.where(last >= 0, last, k)
-            last = np.where(self.allowed[:, k], k, last)
-        return steps
+        """int (2 G, K): the next larger allowed level, or the level itself if there is none."""
+        return self._next_in(reversed(range(self.allowed.shape[1])))
 
     # -- codec ---------------------------------------------------------------------------------
     def encode(self, plans: Sequence[Plan]) -> np.ndarray:
@@ -85,9 +73,25 @@ class Levels:
         return np.array([rng.choice(np.flatnonzero(row)) for row in self.allowed])
 
     def repair(self, row: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
-        """int (2 G,): the row brought under `budget` bytes by random steps down."""
-        b, r = repair(self.space.memory, row[: self.groups], row[self.groups :], budget, rng)
-        return np.concatenate([b, r])
+        """int (2 G,): the row brought under `budget` bytes by one random variable at a time going to the next smaller.
+
+        Raises:
+            BudgetTooSmall: no plan fits.
+        """
+        self.space.memory.check_budget(budget)
+        row, total = row.copy(), int(self.bytes(row))
+        order: Iterator[int] = iter(())
+        while total > budget:
+            v = next(order, None)
+            if v is None:
+                order = iter(rng.permutation(self.variables))
+                continue
+            sizes, now = self.bytes_of[v], self.bytes_of[v, row[v]]
+            smaller = np.flatnonzero(self.allowed[v] & (sizes < now))
+            if len(smaller):
+                row[v] = smaller[sizes[smaller].argmax()]
+                total += int(sizes[row[v]] - now)
+        return row
 
     def neighbours(self, row: np.ndarray) -> np.ndarray:
         """int (M, 2 G): all rows that differ from this one by one adjacent step of one variable."""
@@ -113,30 +117,34 @@ class Levels:
         rows[np.arange(len(rows)), lowered] = self.below[lowered, row[lowered]]
         return rows
 
+    def _next_in(self, order: Iterable[int]) -> np.ndarray:
+        """int (2 G, K): the allowed level that comes before each one in this order."""
+        steps = np.tile(np.arange(self.allowed.shape[1]), (self.variables, 1))
+        last = np.full(self.variables, -1)
+        for k in order:
+            steps[:, k] = np.where(last >= 0, last, k)
+            last = np.where(self.allowed[:, k], k, last)
+        return steps
+
     def _stack(self, bits: np.ndarray, ranks: np.ndarray, fill: bool | int) -> np.ndarray:
         width = max(bits.shape[1], ranks.shape[1])
         padded = [np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)]
         return np.concatenate(padded)
 
 
-def mutate(
-    levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator, weights: np.ndarray | None = None
-) -> np.ndarray:
+def mutate(levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """int (2 G,): the row with some variables one adjacent level up or down.
 
     Args:
         rate: chance of each variable; the first one is drawn outright, so that something changes.
-        weights: float (2 G,), how likely each variable is to be the first; default: all alike.
     """
     v = np.arange(levels.variables)
     up, down = levels.above[v, row], levels.below[v, row]
     movable = (up != row) | (down != row)
     if not movable.any():
         return row.copy()
-    chance = movable * (1.0 if weights is None else weights)
-    chance = chance if chance.sum() > 0 else movable.astype(float)
     chosen = rng.random(levels.variables) < rate
-    chosen[rng.choice(levels.variables, p=chance / chance.sum())] = True
+    chosen[rng.choice(levels.variables, p=movable / movable.sum())] = True
     upward = rng.random(levels.variables) < 0.5
     target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
     return np.where(chosen, target, row)
@@ -167,17 +175,15 @@ def fresh_plans(
     draw: Callable[[int, np.random.Generator], tuple[np.ndarray, str] | None],
     *,
     fidelity: float = 1.0,
-    seen: set[str] | None = None,
 ) -> list[Proposal]:
     """At most `n` proposals of plans that the log does not hold.
 
     Args:
         draw: from the offset of the proposal and its generator, a row (2 G,) and its origin; drawn again while
             the plan is known, then random plans within the budget take its place; None ends the list.
-        seen: keys of plans not to propose; default: all of the log.
     """
     levels = Levels(state.space)
-    seen = set(state.seen) if seen is None else seen
+    seen = set(state.seen)
     proposals: list[Proposal] = []
     for offset in range(n):
         rng = state.rng(offset)
@@ -186,9 +192,10 @@ def fresh_plans(
                 drawn = draw(offset, rng)
                 if drawn is None:
                     return proposals
-                plan, origin = levels.decode(drawn[0]), drawn[1]
+                row, origin = drawn
             else:
-                plan, origin = random_plan(state, rng, budget_in_turn(state, offset)), "random"
+                row, origin = levels.repair(levels.random(rng), budget_in_turn(state, offset), rng), "random"
+            plan = levels.decode(row)
             if plan.key not in seen:
                 seen.add(plan.key)
                 proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))

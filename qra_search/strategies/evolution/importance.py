@@ -103,6 +103,35 @@ def repair_by_importance(
     return row
 
 
+def mutate_by_importance(
+    levels: Levels,
+    row: np.ndarray,
+    budget: int,
+    importance: Importance,
+    gamma: float,
+    coupled: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """int (2 G,): the row with one step of a variable drawn in proportion to importance^gamma.
+
+    The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
+    and the row is brought back under the budget by the steps down that matter least elsewhere.
+    """
+    v = np.arange(levels.variables)
+    up, down = levels.above[v, row], levels.below[v, row]
+    raising = rng.random() < coupled and (up != row).any()
+    preference = np.maximum(importance.variables, EPSILON) ** gamma
+    chance = ((up != row) if raising else (up != row) | (down != row)) * preference
+    if not chance.any():
+        return row.copy()
+    at = int(rng.choice(levels.variables, p=chance / chance.sum()))
+    upward = raising or rng.random() < importance.variables[at]
+    first, other = (up[at], down[at]) if upward else (down[at], up[at])
+    mutated = row.copy()
+    mutated[at] = first if first != row[at] else other
+    return repair_by_importance(levels, mutated, budget, importance, keep=at) if raising else mutated
+
+
 def coverage_encoding(levels: Levels, importance: Importance):
     """Ordinal places of all variables, and how well bits and ranks cover what is important (eq. 9).
 

@@ -1,36 +1,46 @@
-"""pymoo operators on integer levels: layer-atomic crossover, adjacent-level mutation, repair to a memory budget.
+"""pymoo's survival and mating over rows of integer levels: what is ours is a crossover and a step for each row.
 
 All randomness comes from the `random_state` that pymoo hands on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pymoo.core.crossover import Crossover
+from pymoo.core.mating import Mating
 from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
-from qra_search.strategies.evolution.edits import Levels, mutate
-from qra_search.strategies.evolution.importance import EPSILON, Importance, repair_by_importance
+Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""A row (2 G,) to another."""
 
 
-class LevelProblem(Problem):
-    """The search over rows of levels, for pymoo's operators; evaluation happens outside."""
+def survivors(rows: np.ndarray, objectives: np.ndarray, size: int, rng: np.random.Generator) -> Population:
+    """At most `size` of the rows (N, 2 G) by rank and crowding in objectives (N, 2) (Deb et al. 2002); each then knows
+    its rank and crowding."""
+    pop = Population.new("X", rows, "F", np.asarray(objectives, dtype=float), "CV", np.zeros((len(rows), 1)))
+    return RankAndCrowding().do(Problem(n_var=rows.shape[1], n_obj=2), pop, n_survive=size, random_state=rng)
 
-    def __init__(self, levels: Levels):
-        highest = levels.allowed.shape[1] - 1 - levels.allowed[:, ::-1].argmax(1)
-        super().__init__(n_var=levels.variables, n_obj=2, xl=levels.allowed.argmax(1), xu=highest, vtype=int)
-        self.levels = levels
+
+def child(parents: Population, crossover: float, mutate: Step, repair: Step, rng: np.random.Generator) -> np.ndarray:
+    """int (2 G,): one child by tournament, layer-atomic crossover (with this chance), mutation and repair."""
+    tournament = TournamentSelection(pressure=2, func_comp=_fitter)
+    mating = Mating(tournament, LayerAtomicCrossover(crossover), _RowMutation(mutate), repair=_RowRepair(repair))
+    problem = Problem(n_var=parents.get("X").shape[1], n_obj=2, vtype=int)
+    return mating.do(problem, parents, 1, random_state=rng)[0].X.astype(int)
 
 
 class LayerAtomicCrossover(Crossover):
     """Uniform crossover in which a group's (bits, rank) is one gene: a child has both from the same parent."""
 
-    def __init__(self, prob: float = 0.9):
+    def __init__(self, prob: float):
         super().__init__(n_parents=2, n_offsprings=2, prob=prob, vtype=int)
 
     def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **kwargs: Any) -> np.ndarray:
@@ -40,83 +50,26 @@ class LayerAtomicCrossover(Crossover):
         return np.stack([np.where(swap, X[1], X[0]), np.where(swap, X[0], X[1])])
 
 
-class AdjacentMutation(Mutation):
-    """Each variable goes, with probability `prob_var`, one level up or down; at least one of every row does.
-
-    Where only one direction is open, that one is taken.
-    """
-
-    def __init__(self, prob_var: float | None = None):
+class _RowMutation(Mutation):
+    def __init__(self, step: Step):
         super().__init__(prob=1.0, vtype=int)
-        self.rate = prob_var
+        self.step = step
 
     def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **kwargs: Any) -> np.ndarray:
-        levels: Levels = problem.levels
-        rate = 1.0 / problem.n_var if self.rate is None else self.rate
-        return np.stack([mutate(levels, row, rate, random_state) for row in X])
+        return np.stack([self.step(row, random_state) for row in X])
 
 
-class BudgetRepair(Repair):
-    """Random steps down until a row fits its budget; `budget` is bytes."""
-
-    def __init__(self, budget: int):
+class _RowRepair(Repair):
+    def __init__(self, step: Step):
         super().__init__(vtype=int)
-        self.budget = budget
+        self.step = step
 
     def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
-        return np.stack([problem.levels.repair(row, self.budget, random_state) for row in X])
-
-
-class ImportanceMutation(Mutation):
-    """One step of a variable drawn in proportion to importance^gamma, or a raise that other choices pay for.
-
-    A single step goes up with a chance equal to the variable's importance, else down. A coupled mutation raises
-    one choice, and brings the row back under the budget by the steps down that matter least elsewhere.
-    """
-
-    def __init__(self, importance: Importance, budget: int, gamma: float, coupled: float):
-        super().__init__(prob=1.0, vtype=int)
-        self.importance, self.budget, self.gamma, self.coupled = importance, budget, gamma, coupled
-
-    def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **kwargs: Any) -> np.ndarray:
-        return np.stack([self._one(problem.levels, row, random_state) for row in X])
-
-    def _one(self, levels: Levels, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        v = np.arange(levels.variables)
-        up, down = levels.above[v, row], levels.below[v, row]
-        raising = rng.random() < self.coupled and (up != row).any()
-        chance = ((up != row) if raising else (up != row) | (down != row)) * self._preference
-        if not chance.any():
-            return row.copy()
-        at = int(rng.choice(levels.variables, p=chance / chance.sum()))
-        upward = raising or rng.random() < self.importance.variables[at]
-        first, other = (up[at], down[at]) if upward else (down[at], up[at])
-        mutated = row.copy()
-        mutated[at] = first if first != row[at] else other
-        return repair_by_importance(levels, mutated, self.budget, self.importance, keep=at) if raising else mutated
-
-    @property
-    def _preference(self) -> np.ndarray:
-        return np.maximum(self.importance.variables, EPSILON) ** self.gamma
-
-
-class ImportanceRepair(Repair):
-    """The steps down that matter least for the bytes they save, until a row fits `budget` bytes."""
-
-    def __init__(self, importance: Importance, budget: int):
-        super().__init__(vtype=int)
-        self.importance, self.budget = importance, budget
-
-    def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
-        return np.stack([repair_by_importance(problem.levels, row, self.budget, self.importance) for row in X])
-
-
-def tournament() -> TournamentSelection:
-    """Binary tournament by rank, then crowding, then chance (Deb et al. 2002)."""
-    return TournamentSelection(pressure=2, func_comp=_fitter)
+        return np.stack([self.step(row, random_state) for row in X])
 
 
 def _fitter(pop: Any, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+    """The winners of pairs P (M, 2), by rank, then crowding, then chance (Deb et al. 2002)."""
     rank, crowding = pop.get("rank").astype(float), pop.get("crowding").astype(float)
     a, b = P[:, 0], P[:, 1]
     coin = random_state.random(len(P)) < 0.5

@@ -1,19 +1,23 @@
-"""Refinement around the front by a Gaussian process and expected improvement: the last phase of both papers."""
+"""The two stages of both papers: generations on the lowest fidelity, then a Gaussian process around the front."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from qra_search.log.state import StudyState
-from qra_search.strategies.evolution.edits import Levels
-from qra_search.strategies.evolution.importance import Importance, coverage_encoding
-from qra_search.strategies.evolution.survival import mean_losses
+from qra_search.log.trial import Proposal, Trial
+from qra_search.strategies.base import mean_losses
+from qra_search.strategies.evolution.edits import Levels, fresh_plans
+from qra_search.strategies.evolution.importance import JITTER, Importance, coverage_encoding, jittered_start
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch
 from qra_search.surrogates.memory_strips import log_expected_improvement
 from qra_search.surrogates.prior_table import prior_table
+
+WARM_START = "warm start"
 
 Neighbourhood = Callable[[Belief, np.ndarray, int], np.ndarray]
 """From a belief, the indices of its rows that fit a budget, and that budget: rows (M, 2 G) to choose from."""
@@ -30,8 +34,7 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
     for fidelity in sorted({t.fidelity for t in state.done if t.fidelity < 1.0}, reverse=True):
         low_plans, low_losses = mean_losses([t for t in state.done if t.fidelity == fidelity])
         low = {plan.key: loss for plan, loss in zip(low_plans, low_losses, strict=True)}
-        full = {plan.key: loss for plan, loss in zip(plans, losses, strict=True)}
-        gaps = [full[k] - low[k] for k in low if k in full]
+        gaps = [known[k] - low[k] for k in low if k in known]
         for plan in low_plans if gaps else []:
             if plan.key not in known:
                 known[plan.key] = low[plan.key] + float(np.mean(gaps))
@@ -50,6 +53,56 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
         pending=[t.plan for t in state.pending],
         seed=state.seed,
     )
+
+
+def evolve(
+    state: StudyState,
+    importance: Importance,
+    population: int,
+    parents_of: Callable[[Sequence[Trial], int], Any],
+    breed: Callable[[Any, int, np.random.Generator], tuple[np.ndarray, str]],
+) -> Proposal | None:
+    """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring.
+
+    Args:
+        parents_of: from the trials of the generations before, and their number, what is bred from; None if too few.
+        breed: from these, the budget in turn and a generator, a row (2 G,) and its origin.
+    """
+    levels, proxy, budget = Levels(state.space), state.fidelities[0], budgets_in_turn(state)[0]
+    tried = [t for t in state.trials if t.fidelity == proxy]
+    warm = sum(t.proposal.origin == WARM_START for t in tried)
+    generation = len(tried) // population
+    before = tried[: generation * population]
+    parents = parents_of(before, generation) if warm >= population else None
+
+    def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        if parents is None:
+            return jittered_start(levels, importance, budget, rng, JITTER if warm else 0.0), WARM_START
+        return breed(parents, budget, rng)
+
+    return next(iter(fresh_plans(state, 1, draw, fidelity=proxy)), None)
+
+
+def refine(
+    state: StudyState, importance: Importance, neighbourhood: Neighbourhood, origin: Callable[[int], str]
+) -> Proposal | None:
+    """The plan near the front with the largest expected improvement, at full fidelity; a warm start if there is none.
+
+    Args:
+        origin: from the budget that it is for, the origin of the proposal.
+    """
+    belief = matern_belief(state, importance)
+    found = None if belief is None else best_improvement(state, belief, tried_in_full(state), neighbourhood)
+    levels, budget = Levels(state.space), budgets_in_turn(state)[0]
+    if found is not None:
+        return Proposal(levels.decode(found[0]), seed=state.seed, origin=origin(found[1]))
+    starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
+    return next(iter(starts), None)
+
+
+def tried_in_full(state: StudyState) -> set[str]:
+    """Keys of the plans that were evaluated in full, are being so, or failed."""
+    return {t.plan.key for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
 
 
 def best_improvement(

@@ -6,9 +6,9 @@ import json
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
 from qra_search.config import make_config
@@ -44,7 +44,7 @@ def config(files):
 
 
 def build(files) -> QuantizedLoRAEvaluator:
-    return EvaluatorFactory.of(config(files))()
+    return EvaluatorFactory(config(files))()
 
 
 def facts(trials) -> list:
@@ -92,7 +92,7 @@ def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_un
 
 
 def test_two_workers_that_begin_at_once_share_one_bank(files):
-    with ProcessExecutor(EvaluatorFactory.of(config(files)), 2, devices=["cpu"]) as executor:
+    with ProcessExecutor(EvaluatorFactory(config(files)), 2, devices=["cpu"]) as executor:
         remote = RemoteEvaluator(executor)
         result = search(remote, **OPTIONS, batch=2, executor=executor)
     kept = sorted(p.name.partition("-")[2] for p in (files / "bank").iterdir() if p.suffix == ".safetensors")

@@ -186,6 +186,22 @@ def test_priors_have_the_stated_quality() -> None:
     assert measured_prior.cost >= 1.0 and shuffled.cost == measured_prior.cost and flat.cost == 0.0
 
 
+@pytest.mark.parametrize("damage, gain", [(0.01, 1.0), (100.0, 1.0), (1.0, 0.01), (1.0, 100.0)])
+def test_a_priors_parts_may_be_in_other_units_than_nats_while_the_losses_stay(damage: float, gain: float) -> None:
+    right = make_landscape("interaction", 6, seed=4)
+    other = make_landscape("interaction", 6, seed=4, damage_scale=damage, gain_scale=gain)
+    np.testing.assert_allclose(other.prior().bits_damage, damage * right.prior().bits_damage)
+    np.testing.assert_allclose(other.prior().rank_gain, gain * right.prior().rank_gain)
+    plan = right.space.uniform(3, 8)
+    assert other.evaluate(plan).loss == right.evaluate(plan).loss
+    assert other.describe() != right.describe()
+
+
+def test_a_scale_of_units_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="gain_scale must be positive, got 0"):
+        make_landscape("interaction", 6, gain_scale=0)
+
+
 def test_a_misleading_prior_errs_systematically_over_depth() -> None:
     landscapes = [make_landscape("misleading", 32, seed=s) for s in range(5)]
     error = np.mean([np.log(ls.prior().bits_damage[:, 0] / ls.tables.damage[:, 0]) for ls in landscapes], axis=0)

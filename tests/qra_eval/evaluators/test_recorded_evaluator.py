@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_eval.evaluators.recorded import Record, RecordedEvaluator, build, read_record
-from qra_eval.landscapes.damage_model import BROKEN_RISE, Fit, cross_validate, fit_surrogate
+from qra_eval.landscapes.damage_model import Fit, fit_surrogate
 from qra_eval.landscapes.measured import SEED_NOISE
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
 from qra_search.contracts import EvaluatorContract
 from qra_search.space.space import Plan
 from qra_search.study.study import Study
+
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "strategies"))
+from held_out import BROKEN_RISE, cross_validate, fit_of, read_plain  # noqa: E402
 
 DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "measured"
 TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"
@@ -62,7 +66,7 @@ def test_a_log_gives_back_its_space_its_plans_and_its_prior(landscape: Landscape
 
 
 def test_it_predicts_plans_that_it_was_not_shown(landscape: Landscape, recorded: RecordedEvaluator) -> None:
-    error = recorded.held_out()
+    error = cross_validate(recorded.space, recorded.record.prior, fit_of(recorded.record))
     assert error["r2_good"] > 0.9 and error["rank_correlation_good"] > 0.9
     assert error["rmse_good"] < 0.3 * error["spread_good"]
     # What it says of its own error holds against the noise-free truth on fresh plans as well.
@@ -126,7 +130,7 @@ def test_replicates_give_the_noise_between_seeds(tmp_path: Path) -> None:
         rows += [{"bits": bits, "ranks": ranks, "loss": 2.0 + 0.1 * i + 0.02 * float(rng.normal())} for _ in range(20)]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    record = read_record([path])
+    record = read_plain([path])
     assert record.seed_noise == pytest.approx(0.02, rel=0.2)
     assert record.replicates.sum() == 300
 
@@ -143,15 +147,15 @@ def test_plain_jsonl_of_modules_has_seven_groups_a_layer(tmp_path: Path) -> None
     rows = [{"bits": t.plan.bits, "ranks": t.plan.ranks, "loss": t.loss} for t in study.run().trials]
     path = tmp_path / "plans.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    record = read_record([path], granularity="module")
+    record = read_plain([path], granularity="module")
     assert [g.name for g in record.space.groups] == [g.name for g in landscape.space.groups]
     assert record.space.memory_bytes(record.space.decode(record.b[0], record.r[0])) == landscape.space.memory_bytes(
         Plan(tuple(rows[0]["bits"]), tuple(rows[0]["ranks"]))
     )
     with pytest.raises(ValueError, match="21 groups are not 4 to a layer"):
-        read_record([path], granularity="fused")
+        read_plain([path], granularity="fused")
     with pytest.raises(ValueError, match="granularity must be one of module, fused, layer, got 'modul'"):
-        read_record([path], granularity="modul")
+        read_plain([path], granularity="modul")
 
 
 def test_a_config_names_a_log(logs: list[Path]) -> None:
@@ -167,18 +171,14 @@ def test_too_few_or_missing_evaluations_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text(json.dumps({"bits": [2, 3], "ranks": [4, 4], "loss": 1.0}) + "\n")
     with pytest.raises(ValueError, match="1 distinct evaluated plans are too few"):
-        read_record([path])
+        read_plain([path])
     with pytest.raises(ValueError, match="no trial log 'none.jsonl'"):
         read_record([tmp_path / "none.jsonl"])
 
 
 @pytest.mark.skipif(not TUNED.is_file(), reason="the measured evaluations are not there: set QRA_TEST_DATA")
 def test_it_predicts_real_evaluations_of_a_small_model() -> None:
-    record: Record = read_record([TUNED, SEARCHED], damage=DAMAGE)
+    record: Record = read_plain([TUNED, SEARCHED], DAMAGE)
     assert len(record.loss) == 41
     error = cross_validate(record.space, record.prior, fit_of(record), folds=41)
     assert error["rmse_good"] < 0.05 and error["r2_good"] > 0.95
-
-
-def fit_of(record: Record) -> Fit:
-    return Fit(record.b, record.r, record.loss, record.seed_noise / np.sqrt(record.replicates))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import ExportRefused, export
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.space import Plan

@@ -20,11 +20,11 @@ def test_an_export_is_written_and_its_difference_told(qra, runs, tmp_path):
 
 
 def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
-    command = ("export", str(runs["llama"].folder), "--format", "autoround", "--out", str(tmp_path / "layers.json"))
-    shown = qra(*command, "--option", "group_size=32", "--json")
-    assert json.loads(shown.out)["path"] == str(tmp_path / "layers.json")
-    layers = json.loads((tmp_path / "layers.json").read_text())
-    assert {layer.get("group_size", 32) for layer in layers.values()} == {32}
+    command = ("export", str(runs["llama"].folder), "--format", "peft", "--out", str(tmp_path / "out"))
+    shown = qra(*command, "--option", "pad_ranks=true", "--json")
+    assert json.loads(shown.out)["path"] == str(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 8 and not config["rank_pattern"]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
     [
         (("--format", "compressed-tensors", "--check"), "granularity: fused"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
-        ((), "--format is missing: one of autoround, compressed-tensors"),
+        ((), "--format is missing: one of compressed-tensors"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
         (("--format", "gguf", "--option", "weights=q4"), "weights must be one of plan, f16"),
     ],

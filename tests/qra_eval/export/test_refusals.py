@@ -13,9 +13,7 @@ from qra_eval.export.tuned import TunedRun
 
 
 def test_every_format_says_in_a_line_what_it_is():
-    assert set(formats()) >= {
-        "peft", "merged", "compressed-tensors", "gptqmodel", "gguf", "torchao", "autoround", "plan"
-    }  # fmt: skip
+    assert set(formats()) >= {"peft", "merged", "compressed-tensors", "gptqmodel", "gguf", "plan"}
     assert all(text and "\n" not in text for text in formats().values())
 
 
@@ -51,8 +49,8 @@ def test_models_without_plain_linears_are_refused_with_another_format(family, fo
 def test_an_unknown_format_option_or_place_is_one_clear_line(runs, tmp_path):
     with pytest.raises(ValueError, match="did you mean gguf"):
         check(runs["llama"], "ggfu")
-    with pytest.raises(ValueError, match="no option 'group': it has group_size"):
-        check(runs["llama"], "autoround", group=3)
+    with pytest.raises(ValueError, match="no option 'ranks': it has pad_ranks"):
+        check(runs["llama"], "peft", ranks=3)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(ValueError, match="exists already"):
@@ -90,16 +88,10 @@ def test_bfloat16_rounds_the_merged_weights_and_the_difference_is_told(runs, tmp
     assert done.same_next_token > 0.8
 
 
-def test_tool_configs_name_every_linear_with_its_bits(runs, tmp_path):
+def test_the_recipe_names_every_linear_with_its_type(runs, tmp_path):
     run: TunedRun = runs["llama"]
-    bits = {linear.name: linear.bits for linear in run.linears}
-    layers = json.loads(export(run, "autoround", tmp_path / "layers.json").path.read_text())
-    assert {name: layer["bits"] for name, layer in layers.items()} == bits
-    config = json.loads((export(run, "torchao", tmp_path / "ao").path / "fqn_to_config.json").read_text())
-    found = config["_data"]["fqn_to_config"]
-    assert {n: 16 if c is None else int(c["_data"]["weight_dtype"]["_data"][3:]) for n, c in found.items()} == bits
     lines = (export(run, "gguf", tmp_path / "gguf").path / "tensor-types.txt").read_text().splitlines()
-    assert len(lines) == len(bits) and r"blk\.0\.attn_q\.weight=q4_0" in lines
+    assert len(lines) == len(run.linears) and r"blk\.0\.attn_q\.weight=q4_0" in lines
 
 
 def test_exports_leave_the_global_generator_alone(runs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_families import tiny_config_model
 from torch import nn
 
 from qra_eval import load
@@ -11,7 +12,6 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import ROWS, QuantizedEmbedding, QuantizedHead, RowTable, dequantize_embeddings
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized.bank import tensor_bytes

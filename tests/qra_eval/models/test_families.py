@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig

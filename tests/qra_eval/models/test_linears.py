@@ -6,9 +6,9 @@ import functools
 
 import pytest
 import torch
+from tiny_families import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
 from torch import nn
 
-from qra_eval.models.families import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
 from qra_eval.models.linears import find_linears, group_linears, normalise
 
 EXPERTS = 4

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
+from tiny_families import tiny_config_model
 from word_tokenizer import word_tokenizer
 
 from qra_eval.models import load as models
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import ModelNotFound, load_model
 from qra_eval.models.loaded import cached_folder, compute_dtype, fingerprint
@@ -195,18 +195,6 @@ def test_tiny_is_random_and_the_same_each_time():
     one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
     assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint
     assert len(find_linears(one.model)) == 4 * 7
-
-
-@pytest.mark.parametrize("kind", ["gemma3", "gpt2", "opt", "gpt_neox", "mixtral"])
-def test_tiny_comes_in_other_families(kind):
-    loaded = tiny_model(kind=kind, layers=2, dtype=torch.float32)
-    ids = torch.tensor([loaded.tokenizer("2 + 3 = 5")["input_ids"]])
-    assert loaded.model(input_ids=ids).logits.shape == (1, 9, 320)
-
-
-def test_a_vocabulary_too_small_for_the_bytes_is_refused():
-    with pytest.raises(ValueError, match="100 is too small for the tokenizer's 258"):
-        tiny_model(vocab=100)
 
 
 TEXTS = ["", "Hello  world\n\n", "12 + 345 = 357", "Größe, 日本語, \t🙂", "<|end|>"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_families import tiny_config_model
 
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.linears import decoder_layers
 from qra_eval.prior.layer_cache import LayerCache
 from qra_eval.tasks.batches import collate

@@ -64,15 +64,6 @@ def test_the_splits_are_the_same_with_and_without_shots(folder):
         assert [e.answer for e in plain.split(split)] == [e.answer for e in shown.split(split)]
 
 
-def test_solved_problems_can_be_given_as_a_file(folder, tmp_path):
-    path = tmp_path / "shots.jsonl"
-    path.write_text(json.dumps({"question": "Mine?", "answer": "Yes.\n#### 1"}))
-    task = make_task("gsm8k", data=folder, shots=1, shots_file=str(path))
-    assert task.split("test")[0].prompt.startswith("Question: Mine?\nAnswer: Yes.\n#### 1\n\nQuestion: ")
-    with pytest.raises(ValueError, match="2 solved problems are wanted, there are 1"):
-        make_task("gsm8k", data=folder, shots=2, shots_file=str(path)).split("test")
-
-
 def test_scores_take_the_strict_and_the_flexible_number():
     examples = [Example("", f" x\n#### {n}") for n in ("72", "1,000", "5", "9")]
     answers = [" so 72\n#### 72", "it is $1,000.", "#### 6\nno, 5", ""]
@@ -97,13 +88,9 @@ def test_a_bad_row_is_named_by_file_and_line(folder, line, why):
     assert f"{path}, line 3" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [({"shots": 9}, "shots must be from 0 to 8, got 9"), ({"validation_share": 1}, "between 0 and 1, got 1")],
-)
-def test_bad_options_are_refused(options, why):
-    with pytest.raises(ValueError, match=why):
-        make_task("gsm8k", **options)
+def test_more_shots_than_are_kept_apart_are_refused():
+    with pytest.raises(ValueError, match="shots must be from 0 to 8, got 9"):
+        make_task("gsm8k", shots=9)
 
 
 def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):

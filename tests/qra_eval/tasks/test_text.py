@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from tiny_families import tiny_config_model
 
-from qra_eval.models.families import tiny_config_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 

@@ -170,7 +170,7 @@ def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.Mo
     report = qra("doctor")
     assert report.status == 1
     assert "pip install 'peft" in report.out
-    assert "1.13 or later is needed" in report.out
+    assert ">=1.13 is needed: pip install 'scipy>=1.13'" in report.out
 
 
 def test_doctor_of_a_folder_names_the_file_that_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:

@@ -258,11 +258,6 @@ def test_what_a_pool_has_not_begun_is_cancelled_at_shutdown_and_called_no_failur
         executor.submit(Proposal(GOOD))
 
 
-def test_workers_of_dask_that_are_to_keep_a_deadline_are_refused_in_one_line():
-    with pytest.raises(ValueError, match="Dask cannot stop an evaluation after 60 seconds: use process or ray workers"):
-        make_executor(make_config({}), 1, kind="dask", address="tcp://nowhere:1", deadline=60.0)
-
-
 SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}

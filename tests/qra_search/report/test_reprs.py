@@ -1,4 +1,4 @@
-"""How plans, spaces and results show themselves, in a terminal and in a notebook."""
+"""How spaces and results show themselves, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_reprs_are_one_line_that_says_what_it_is(result: SearchResult) -> None:
     )
     assert repr(result.space).startswith("SearchSpace(6 groups, bits 2, 3, 4, 8, ranks 0, 4, 8, ")
     assert "\n" not in repr(result.space) and str(result.space) == repr(result.space)
-    assert eval(repr(best.plan)) == best.plan  # noqa: S307 - our own repr
+    assert eval(repr(best.plan), {"Plan": Plan}) == best.plan  # noqa: S307 - our own repr
 
 
 def test_a_result_shows_the_finding_and_the_plans_beside_uniform(result: SearchResult) -> None:
@@ -74,18 +74,6 @@ def test_a_result_without_a_plan_says_so(tmp_path: Path) -> None:
     assert empty.candidates == ()
     assert "No plan has been evaluated" in shown(empty) and "No plan has been evaluated" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
-
-
-def test_a_plan_shows_every_choice_in_order_and_keeps_to_the_width() -> None:
-    plan = Plan(tuple([2, 3, 4, 8] * 50), tuple([4, 16] * 100))
-    lines = shown(plan, width=80).splitlines()
-    assert max(map(len, lines)) <= 80
-    start = next(i for i, line in enumerate(lines) if line.startswith("rank"))
-    first = next(i for i, line in enumerate(lines) if line.startswith("bits"))
-    bits = " ".join(lines[first:start]).replace("bits", "").split()
-    ranks = " ".join(lines[start:]).replace("rank", "").split()
-    assert tuple(map(int, bits)) == plan.bits and tuple(map(int, ranks)) == plan.ranks
-    assert plan._repr_html_() is None, "a notebook shows the repr of a plan"
 
 
 def test_a_space_shows_its_groups_choices_and_sizes(result: SearchResult) -> None:

@@ -17,7 +17,6 @@ from qra_search.strategies.autoqra import (
     PROMOTED,
     RADIUS,
     REFINED,
-    WARM_START,
     AutoQRAStrategy,
     Scores,
     trust_radius,
@@ -25,6 +24,7 @@ from qra_search.strategies.autoqra import (
 )
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.importance import Importance
+from qra_search.strategies.gp.refine import WARM_START
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.workflow.searching import search
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from qra_search import Prior
 from qra_search.contracts.scenarios import budgets_of, toy_space
 from qra_search.space.memory import BudgetTooSmall
-from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.importance import (
     EPSILON,
     Importance,
     coverage_encoding,
     jittered_start,
+    mutate_by_importance,
     repair_by_importance,
     warm_start,
 )
@@ -106,9 +106,8 @@ def test_coverage_is_the_importance_weighted_mean_place():
 def mutations(coupled: float, budget: int, count: int = 400):
     rng = np.random.default_rng(2)
     row = np.array([1] * 6 + [1] * 6)
-    operator = op.ImportanceMutation(IMPORTANCE, budget, gamma=1.5, coupled=coupled)
-    problem = op.LevelProblem(LEVELS)
-    return row, np.concatenate([operator._do(problem, row[None], random_state=rng) for _ in range(count)])
+    changed = [mutate_by_importance(LEVELS, row, budget, IMPORTANCE, 1.5, coupled, rng) for _ in range(count)]
+    return row, np.stack(changed)
 
 
 def test_single_mutations_choose_variables_by_importance_to_the_gamma():

@@ -5,27 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import moocore
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
-from pymoo.core.evaluator import Evaluator as PymooEvaluator
-from pymoo.core.population import Population
-from pymoo.core.problem import Problem
-from pymoo.problems.static import StaticProblem
+from pymoo.algorithms.moo.nsga2 import binary_tournament
 
 from qra_search import SearchSpace
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.strategies.evolution import operators as op
-from qra_search.strategies.evolution.edits import Levels
-from qra_search.strategies.evolution.survival import population, survive
-from qra_search.strategies.nsga2 import NSGA2Strategy, parents_of
+from qra_search.strategies.evolution.edits import Levels, mutate
+from qra_search.strategies.nsga2 import NSGA2Strategy, child_of, parents_of
 from qra_search.workflow.searching import search
 
 SPACE = toy_space(6, restricted=True)
 LEVELS = Levels(SPACE)
-PROBLEM = op.LevelProblem(LEVELS)
 
 
 def random_rows(seed: int, count: int) -> np.ndarray:
@@ -33,25 +28,10 @@ def random_rows(seed: int, count: int) -> np.ndarray:
     return np.stack([LEVELS.random(rng) for _ in range(count)])
 
 
-@given(st.integers(0, 10_000), st.integers(2, 30), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
-def test_survival_is_pymoos_own(seed, count, size):
-    rng = np.random.default_rng(seed)
-    objectives = rng.integers(0, 12, (count, 2)).astype(float)
-    rows = np.arange(count)[:, None]
-    ours = survive(population(rows, objectives), size, np.random.default_rng(1))
-    problem = Problem(n_var=1, n_obj=2, xl=0, xu=count, vtype=int)
-    evaluated = PymooEvaluator().eval(StaticProblem(problem, F=objectives), Population.new("X", rows))
-    survival = NSGA2().survival
-    theirs = survival.do(problem, evaluated, n_survive=min(size, count), random_state=np.random.default_rng(1))
-    for attribute in ("X", "rank", "crowding"):
-        assert ours.get(attribute).ravel().tolist() == theirs.get(attribute).ravel().tolist()
-
-
 @given(st.integers(0, 1000))
 def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
     X = random_rows(seed, 8).reshape(2, 4, -1)
-    children = op.LayerAtomicCrossover()._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    children = op.LayerAtomicCrossover(0.9)._do(None, X, random_state=np.random.default_rng(seed))
     G = LEVELS.groups
     for m in range(4):
         for g in range(G):
@@ -63,7 +43,8 @@ def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
     X = random_rows(seed, 5)
-    mutated = op.AdjacentMutation(rate)._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    mutated = [mutate(LEVELS, row, rate, rng) for row in X]
     v = np.arange(LEVELS.variables)
     for before, after in zip(X, mutated, strict=True):
         assert LEVELS.allowed[v, after].all()
@@ -88,20 +69,19 @@ def test_adjacent_levels_skip_those_a_group_may_not_take():
 def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
     budget = budgets_of(SPACE, share)[0]
     X = random_rows(seed, 4)
-    repaired = op.BudgetRepair(budget)._do(PROBLEM, X, random_state=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    repaired = np.stack([LEVELS.repair(row, budget, rng) for row in X])
     assert (LEVELS.bytes(repaired) <= budget).all()
     fitting = LEVELS.bytes(X) <= budget
     assert np.array_equal(repaired[fitting], X[fitting])
     assert (repaired <= X).all()
 
 
-def test_operators_draw_from_the_given_generator_alone():
-    X = random_rows(0, 8)
+def test_a_child_draws_from_the_given_generator_alone():
+    parents = op.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
 
     def run():
-        rng = np.random.default_rng(3)
-        crossed = op.LayerAtomicCrossover()._do(PROBLEM, X.reshape(2, 4, -1), random_state=rng)
-        return op.AdjacentMutation()._do(PROBLEM, crossed.reshape(8, -1), random_state=rng)
+        return child_of(LEVELS, parents, SPACE.memory.maximum, np.random.default_rng(3))
 
     first = run()
     np.random.seed(0)
@@ -111,7 +91,7 @@ def test_operators_draw_from_the_given_generator_alone():
 
 def test_the_tournament_prefers_what_pymoos_prefers():
     objectives = np.random.default_rng(2).random((12, 2))
-    pop = survive(population(np.arange(12)[:, None], objectives), 12, np.random.default_rng(0))
+    pop = op.survivors(np.arange(12)[:, None], objectives, 12, np.random.default_rng(0))
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
     algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
     theirs = binary_tournament(pop, pairs, algorithm).ravel()
@@ -160,8 +140,10 @@ def test_children_descend_from_survivors():
 def test_it_gets_closer_to_the_front_than_random_search():
     evaluator = ToyEvaluator(toy_space(4))
     reference = (4.0, float(evaluator.space.memory.maximum))
+    fronts = [search(evaluator, s, evaluations=150, seed=5).front for s in ("nsga2", "random")]
     volumes = [
-        search(evaluator, s, evaluations=150, seed=5).hypervolume(reference=reference) for s in ("nsga2", "random")
+        moocore.hypervolume(np.array([(c.loss, c.memory_bytes) for c in front], dtype=float), ref=np.array(reference))
+        for front in fronts
     ]
     assert volumes[0] > volumes[1]
 

@@ -97,5 +97,5 @@ def test_a_missing_package_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_optuna)
-    with pytest.raises(ImportError, match=r"pip install 'qra\[optuna\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'qra-toolkit\[optuna\]'"):
         OptunaStrategy("tpe")

@@ -11,8 +11,8 @@ import pytest
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.importance import Importance, warm_start
-from qra_search.strategies.gp.refine import atomic_edits, best_improvement, matern_belief
-from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, WARM_START, QRAdaptorStrategy, front_edits
+from qra_search.strategies.gp.refine import WARM_START, atomic_edits, best_improvement, matern_belief
+from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
 from qra_search.workflow.searching import search
 
 

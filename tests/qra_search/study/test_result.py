@@ -89,15 +89,5 @@ def test_a_plan_of_another_space_is_refused(evaluator):
         plan_from_dict(evaluator.space, {"format": "x"})
 
 
-def test_hypervolume_is_the_area_that_the_front_dominates(result):
-    front = [(c.loss, c.memory_bytes) for c in result.front]
-    reference = (max(c.loss for c in result.candidates), max(c.memory_bytes for c in result.candidates))
-    # Cheapest first, the loss falls along the front: a staircase of strips between consecutive sizes.
-    area, sizes = 0.0, [m for _, m in front] + [reference[1]]
-    for (loss, size), following in zip(front, sizes[1:], strict=True):
-        area += (reference[0] - loss) * (following - size)
-    assert result.hypervolume(reference=reference) == pytest.approx(area)
-
-
 def test_plan_prints_what_it_is():
     assert str(Plan((2, 4), (4, 8))) == "Plan(2 groups: 1 at 2 bits, 1 at 4 bits; mean rank 6.0)"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from table_world import World
 
+from qra_search.evaluation.prior import Prior
+from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
@@ -15,7 +17,7 @@ def test_the_mode_is_stationary():
     world = World()
     rows = world.rows(30)
     fit = TableFit(world.basis, rows, Widths())
-    for _ in range(3):  # Gauss-Newton stops when close; go on from there
+    for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
     f, J = fit._linearised(rows.b, rows.r, rows.seeds)
     misfit = (rows.loss - fit.best - f) / fit.V
@@ -81,6 +83,19 @@ def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
         trust[shuffled] = 1.0 + refined(TableFit(world.basis, world.rows(80), Widths())).theta[1][0]
     assert trust[False] > 0.6
     assert trust[True] < 0.4
+
+
+@pytest.mark.parametrize("damage, gain", [(1e-5, 1.0), (1e5, 1.0), (1.0, 1e-5), (1.0, 1e5)])
+def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
+    error = {}
+    for scales in ((1.0, 1.0), (damage, gain)):
+        world = World()
+        prior = Prior(scales[0] * world.prior.bits_damage, scales[1] * world.prior.rank_gain)
+        fit = refined(TableFit(TableBasis(world.space, prior), world.rows(40), Widths()))
+        b, r = world.plans(200)
+        mean, _ = fit.joint(b, r)
+        error[scales] = np.std(mean - world.loss(b, r)) / np.std(world.loss(b, r))
+    assert error[damage, gain] < 1.2 * error[1.0, 1.0] < 0.2
 
 
 def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,11 @@ class Kept(Tracker):
     extra = "kept"
 
     def __init__(self) -> None:
-        super().__init__("run")
+        super().__init__(Path("run"), None)
         self.settings: dict[str, Any] = {}
         self.known: list[str | None] = []
         self.rows: dict[int, dict[str, float]] = {}
         self.ends: list[bool] = []
-
-    @classmethod
-    def of_run(cls, folder: Path, where: str | None) -> Tracker:
-        return cls()
 
     def open(self, settings: Mapping[str, Any], known: str | None) -> str:
         self.settings = dict(settings)
@@ -137,8 +132,7 @@ def test_trackers_are_installed_and_may_be_told_where_they_write(
 ) -> None:
     assert plugins.names("trackers") == ["mlflow", "tensorboard", "trackio"]
     asked = []
-    fake = types.SimpleNamespace(of_run=lambda folder, where: asked.append((folder, where)) or Kept())
-    monkeypatch.setattr(plugins, "load", lambda kind, name: fake)
+    monkeypatch.setattr(plugins, "load", lambda kind, name: lambda *given: asked.append(given) or Kept())
     tracker = make_tracker("mlflow:sqlite:///x.db", tmp_path / "run", say=print)
     assert asked == [(tmp_path / "run", "sqlite:///x.db")] and tracker.say is print
 

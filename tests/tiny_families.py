@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, for tests and for trying things out without a download."""
+"""Tiny random models of many architectures, for tests."""
 
 from __future__ import annotations
 
