@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from qra_search.errors import one_line, shortened
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed
 from qra_search.log.errors import LogDamaged, LogMismatch
 from qra_search.log.trial import Proposal, Trial, plain
@@ -286,7 +287,7 @@ def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
     elif status == "failed":
         reason = str(record["reason"])
     else:
-        raise ValueError(f"status is {short(status)}")
+        raise ValueError(f"status is {shortened(status)}")
     finished_at = _optional(record["finished_at"])
     return replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=finished_at)
 
@@ -294,7 +295,7 @@ def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
 def _number_of(record: Mapping[str, Any], base: int) -> int:
     number = record["trial"]
     if type(number) is not int or not 0 <= number < _MAX_ID:
-        raise ValueError(f"trial is {short(number)}, a number from 0 up is needed")
+        raise ValueError(f"trial is {shortened(number)}, a number from 0 up is needed")
     return base + number
 
 
@@ -302,7 +303,6 @@ def _optional(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def short(thing: object) -> str:
-    """Any object in one short line; an exception with its type."""
-    text = f"{type(thing).__name__}: {thing}" if isinstance(thing, BaseException) else repr(thing)
-    return " ".join(text.split())[:200]
+def short(error: BaseException) -> str:
+    """An exception with its type in one short line."""
+    return one_line(f"{type(error).__name__}: {error}", 200)

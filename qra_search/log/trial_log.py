@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -123,21 +123,13 @@ class TrialLog:
 
     def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
         """Record several proposals before they are run: after a kill the log has all of them, or none."""
-        now = time.time()
-        return self.append(Trial(0, proposal, proposed_at=now) for proposal in proposals)
-
-    def append(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Add trials of another log as they are, numbered on from the last one: after a kill all of them, or none.
-
-        Of trials that have ended, those at the end of what was being written may then count as running.
-        """
         self._begin_writing()
-        added = [replace(trial, id=self._contents.next + i) for i, trial in enumerate(trials)]
+        now, contents = time.time(), self._contents
+        added = [Trial(contents.next + i, proposal, proposed_at=now) for i, proposal in enumerate(proposals)]
         if added:
-            ended = [lines.result(trial, self._contents.base) for trial in added if trial.status != "running"]
-            self._write([*lines.proposals(added, self._contents.base), *ended])
-            self._contents.trials.update((trial.id, trial) for trial in added)
-            self._contents.next += len(added)
+            self._write(lines.proposals(added, contents.base))
+            contents.trials.update((trial.id, trial) for trial in added)
+            contents.next += len(added)
         return added
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:

@@ -108,17 +108,6 @@ def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
     assert len(TrialLog(tmp_path / "log")) == 3
 
 
-def test_trials_of_another_log_are_added_as_they_are(tmp_path):
-    known = write_log(tmp_path / "a").trials
-    with TrialLog(tmp_path / "b") as log:
-        log.propose(Proposal(known[0].plan, seed=9))
-        log.append(known)
-    trials = TrialLog(tmp_path / "b").trials
-    assert [(t.id - 1, t.proposal, t.evaluation) for t in trials[1:]] == [
-        (t.id, t.proposal, t.evaluation) for t in known
-    ]
-
-
 # -- one writer ------------------------------------------------------------------------------------
 
 
