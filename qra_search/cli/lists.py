@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
+from qra_search.report.terminal.columns import columns
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -138,22 +138,12 @@ def _summary(thing: Any) -> str:
 
 
 def _options(factory: Any) -> dict[str, Any]:
-    parameters = inspect.signature(factory).parameters.values()
-    return {
-        p.name: None if p.default is p.empty else _plain(p.default)
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+    given = {p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty}
+    return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    for name in header:
-        table.add_column(name)
+    table = columns(*header, left=header, gap=3)
     for row in rows:
         table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
     common.stdout().print(table)

@@ -15,6 +15,7 @@ from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
 from qra_search.report.html.page import write_page
+from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.strips import strip
 from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder, find_runs
@@ -195,10 +196,9 @@ def _row(folder: RunFolder) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run", style="bold", overflow="fold")
-    for name in ("strategy", "spent", "budget", "loss", "uniform", "gain", "data"):
-        table.add_column(name, justify="left" if name in ("strategy", "data") else "right")
+    heads = ("run", "strategy", "spent", "budget", "loss", "uniform", "gain", "data")
+    table = columns(*heads, left=("run", "strategy", "data"))
+    table.columns[0].style, table.columns[0].overflow = "bold", "fold"
     for r in rows:
         planned = "" if r["evaluations"] is None else f"/{words.evaluations_text(r['evaluations'])}"
         table.add_row(
