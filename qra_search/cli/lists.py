@@ -70,23 +70,16 @@ def backends(
     if as_json:
         common.emit(rows)
         return
-    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is"]
+    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices"]
+    header += ["time of a training pass here, in that of the unquantized layer"] if speed else []
     cells = []
     for row in rows:
         reason = row.get("unavailable")
-        cells.append(
-            [
-                row["name"],
-                ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items()),
-                ", ".join(row.get("devices", [])),
-                f"not available: {reason}" if reason else row["summary"],
-            ]
-        )
-        if speed:
-            cells[-1].insert(3, ", ".join(f"{b}: {times:.1f}" for b, times in row.get("slowdown", {}).items()))
-    if speed:
-        header.insert(3, "time of a training pass here, in that of the unquantized layer")
-    _table(tuple(header), [tuple(row) for row in cells])
+        widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
+        times = [", ".join(f"{b}: {time:.1f}" for b, time in row.get("slowdown", {}).items())] if speed else []
+        what = f"not available: {reason}" if reason else row["summary"]
+        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), *times, what))
+    _table((*header, "what it is"), cells)
     if not speed:
         print("\nHow fast each is here: qra backends --speed.")
 
