@@ -189,15 +189,18 @@ def plan_data(path: Path) -> dict[str, Any]:
     return data
 
 
-def pair(text: str, option: str = "--set", what: str = "field", example: str = "training.steps=20") -> tuple[str, Any]:
-    """Name (of `what`) and value of an option that takes both.
+PAIR = "a field and a value are needed, such as training.steps=20"
+
+
+def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any]:
+    """Name and value of an option that takes both.
 
     Raises:
-        BadInput: it is no such pair.
+        BadInput: it is no such pair; the message says what is `wanted`.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise BadInput(f"{option} is {text!r}: a {what} and a value are needed, such as {example}")
+        raise BadInput(f"{option} is {text!r}: {wanted}")
     try:
         return name.strip(), read_yaml(value)
     except ValueError:

@@ -42,7 +42,8 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     first = "; ".join(f"{p['bits']} bits, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"])
     grid = Table.grid(padding=(0, 2))
     grid.add_row("groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears")
-    grid.add_row("choices", f"bits {_list(config.space.bits)}; ranks {_list(config.space.ranks)}")
+    bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
+    grid.add_row("choices", f"bits {bits}; ranks {ranks}")
     hint = embeddings_hint(config, facts["fixed_bytes"], facts["budgets"] or [facts["smallest_bytes"]])
     grid.add_row("not searched", format_bytes(facts["fixed_bytes"]) + (f"; {hint}" if hint else ""))
     grid.add_row("smallest plan", size(facts["smallest_bytes"]))
@@ -65,7 +66,3 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     console.print("[bold]Space and cost[/]")
     console.print(grid)
     console.print("\nNothing was run. Leave out --dry-run to search.")
-
-
-def _list(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from rich.table import Table
-
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import read_json, write_json
+from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.live import make_view
 from qra_search.report.words import plan_name
 from qra_search.runs.final_test import Against
@@ -85,12 +84,8 @@ def evaluate(
 
 
 def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("model")
-    table.add_column("size", justify="right")
-    columns = [(s["task"], s["metric"]) for s in rows[0]["scores"]]
-    for task, metric in columns:
-        table.add_column(f"{task}\n{metric}", justify="right")
+    heads = [(s["task"], s["metric"]) for s in rows[0]["scores"]]
+    table = columns("model", "size", *map("\n".join, heads), left=("model",), gap=3)
     for row in rows:
         name = "the model as it was"
         if row["plan"] is not None:
@@ -98,7 +93,7 @@ def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
             name = ("found: " if row["role"] == "found" else "") + plan_name(plan, space)
         found = {(s["task"], s["metric"]): s for s in row["scores"]}
         cells = []
-        for column in columns:
+        for column in heads:
             score = found[column]
             error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
             cells.append(f"{score['value']:.3f}{error}")

@@ -10,6 +10,8 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 
+PAIR = "a name and a value are needed, such as merge=true"
+
 
 def export(
     run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
@@ -41,7 +43,7 @@ def export(
     if not format:
         raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
     with bad_input():
-        given = [common.pair(text, "--option", "name", "merge=true") for text in options or []]
+        given = [common.pair(text, "--option", PAIR) for text in options or []]
         exporter = plugins.load("exporters", format).with_options(
             {name.replace("-", "_"): value for name, value in given}
         )

@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
+from qra_search.report.terminal.columns import columns
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -70,23 +70,16 @@ def backends(
     if as_json:
         common.emit(rows)
         return
-    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is"]
+    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices"]
+    header += ["time of a training pass here, in that of the unquantized layer"] if speed else []
     cells = []
     for row in rows:
         reason = row.get("unavailable")
-        cells.append(
-            [
-                row["name"],
-                ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items()),
-                ", ".join(row.get("devices", [])),
-                f"not available: {reason}" if reason else row["summary"],
-            ]
-        )
-        if speed:
-            cells[-1].insert(3, ", ".join(f"{b}: {times:.1f}" for b, times in row.get("slowdown", {}).items()))
-    if speed:
-        header.insert(3, "time of a training pass here, in that of the unquantized layer")
-    _table(tuple(header), [tuple(row) for row in cells])
+        widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
+        times = [", ".join(f"{b}: {time:.1f}" for b, time in row.get("slowdown", {}).items())] if speed else []
+        what = f"not available: {reason}" if reason else row["summary"]
+        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), *times, what))
+    _table((*header, "what it is"), cells)
     if not speed:
         print("\nHow fast each is here: qra backends --speed.")
 
@@ -138,22 +131,12 @@ def _summary(thing: Any) -> str:
 
 
 def _options(factory: Any) -> dict[str, Any]:
-    parameters = inspect.signature(factory).parameters.values()
-    return {
-        p.name: None if p.default is p.empty else _plain(p.default)
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+    given = {p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty}
+    return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    for name in header:
-        table.add_column(name)
+    table = columns(*header, left=header, gap=3)
     for row in rows:
         table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
     common.stdout().print(table)

@@ -15,6 +15,7 @@ from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
 from qra_search.report.html.page import write_page
+from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.strips import strip
 from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder, find_runs
@@ -53,7 +54,10 @@ def report(
         raise BadInput("--dark is of the figures: add --figures")
     with bad_input():
         path = write_page(folders, target)
-        written = _figures(folders, path, dark) if figures else []
+        # Beside a report of another name they get one of their own.
+        own = len(folders) == 1 and path == folders[0].report_file
+        place = path.parent / ("figures" if own else f"{path.stem}-figures")
+        written = write_figures(list(map(RunData.read, folders)), place, dark=dark) if figures else []
     if as_json:
         common.emit({"report": str(path), "figures": [str(file) for file in written]})
         return
@@ -161,22 +165,15 @@ def runs(
                 common.stdout().print(f"{row['run']}: {row['unreadable']}", markup=False)
 
 
-def _figures(folders: list[RunFolder], report: Path, dark: bool) -> list[Path]:
-    """Write the figures into `figures`, or `NAME-figures` beside a report that has another name."""
-    own = len(folders) == 1 and report == folders[0].report_file
-    target = report.parent / ("figures" if own else f"{report.stem}-figures")
-    return write_figures([RunData.read(folder) for folder in folders], target, dark=dark)
-
-
 def _checked(paths: list[Path]) -> list[RunFolder]:
     with bad_input():
         return [RunFolder(path).check() for path in paths]
 
 
 def _row(folder: RunFolder) -> dict[str, Any]:
-    result = folder.result()
-    found = words.finding(result, read_test(folder.test()))
-    planned = (folder.identity() or {}).get("evaluations")
+    run = RunData.read(folder)
+    result, found, planned = run.result, run.finding, run.identity.get("evaluations")
+    rival = found if found and found.rival is not None else None
     return {
         "run": str(folder.path),
         "strategy": result.strategy,
@@ -189,16 +186,15 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "budget": found.budget if found else None,
         "loss": found.loss if found else None,
         "memory_bytes": found.memory_bytes if found else None,
-        "uniform_loss": found.rival_loss if found and found.rival is not None else None,
-        "gain": found.gain if found and found.rival is not None else None,
+        "uniform_loss": rival.rival_loss if rival else None,
+        "gain": rival.gain if rival else None,
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run", style="bold", overflow="fold")
-    for name in ("strategy", "spent", "budget", "loss", "uniform", "gain", "data"):
-        table.add_column(name, justify="left" if name in ("strategy", "data") else "right")
+    heads = ("run", "strategy", "spent", "budget", "loss", "uniform", "gain", "data")
+    table = columns(*heads, left=("run", "strategy", "data"))
+    table.columns[0].style, table.columns[0].overflow = "bold", "fold"
     for r in rows:
         planned = "" if r["evaluations"] is None else f"/{words.evaluations_text(r['evaluations'])}"
         table.add_row(

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.table import Table
-
 from qra_search.bench.rank_correlation import RankCorrelation, by_prior, correlation, plans_of_like_size, score
 from qra_search.cli import common
 from qra_search.cli.common import option
@@ -19,6 +17,7 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
 from qra_search.report import words
+from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.live import View, make_view
 from qra_search.space.sizes import budget_in
 from qra_search.space.space import SearchSpace
@@ -114,9 +113,7 @@ def _rank(evaluator: Evaluator, prior: Prior, settings: RunConfig, count: int, v
 
 def _print_ranked(rows: Sequence[RankCorrelation]) -> None:
     console = common.stdout()
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("score", "cost", "rank correlation", "95% interval", "plans"):
-        table.add_column(name, justify="left" if name == "score" else "right")
+    table = columns("score", "cost", "rank correlation", "95% interval", "plans", left=("score",))
     for r in rows:
         table.add_row(r.name, f"{r.cost:.3g}", f"{r.rho:.2f}", f"{r.low:.2f} to {r.high:.2f}", str(r.plans))
     console.print()
@@ -133,11 +130,8 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     )
     console.print(f"a search is charged {charge} evaluations for it.\n")
     rank = space.ranks[-1]
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("most sensitive", no_wrap=True)
-    for level in space.levels:
-        table.add_column(str(level), justify="right")
-    table.add_column(f"rank {rank}", justify="right")
+    table = columns("most sensitive", *map(str, space.levels), f"rank {rank}", left=("most sensitive",))
+    table.columns[0].no_wrap = True
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
         damages: list[Any] = [f"+{value:.4f}" for value in prior.bits_damage[g]]
         table.add_row(space.names[g], *damages, f"-{prior.rank_gain[g, -1]:.4f}")

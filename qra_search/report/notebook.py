@@ -37,9 +37,6 @@ class NotebookView(RichView):
         self._said.append(text)
         self.draw()
 
-    def stage_began(self, stage: Stage) -> None:
-        self._draw_in_time()
-
     def stage_moved(self, stage: Stage) -> None:
         self._draw_in_time()
 

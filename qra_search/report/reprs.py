@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -18,12 +16,11 @@ from qra_search.report.data import RunData
 from qra_search.report.figures import to_svg
 from qra_search.report.figures.runs import front_figure
 from qra_search.report.html.markup import escape, prose
+from qra_search.report.terminal.tables import comparison_table
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.result import Candidate, SearchResult
-
-RESULT_ROWS = 12
+from qra_search.study.result import SearchResult
 
 
 def space_rich(space: SearchSpace) -> Table:
@@ -46,46 +43,16 @@ def space_html(space: SearchSpace) -> str:
 def result_rich(result: SearchResult) -> Group:
     """The finding in a sentence, and for every budget the best plan beside the best uniform one."""
     parts: list[Any] = [Text(_finding(result), style="bold"), Text()]
-    rows = words.comparison_rows(result)
-    if rows:
-        parts += [comparison_table(rows, result.space, named=bool(result.memory_budgets)), Text()]
+    if result.comparisons:
+        parts += [comparison_table(result), Text()]
     return Group(*parts, Text(_spent(result), style="dim"))
-
-
-def comparison_table(
-    rows: Sequence[tuple[int, Candidate, Candidate | None]], space: SearchSpace, *, named: bool
-) -> Table:
-    """For every budget the best plan and the best uniform plan; a few rows stand for many."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("budget" if named else "size", justify="right")
-    table.add_column("plan found")
-    table.add_column("loss", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("best uniform")
-    table.add_column("loss", justify="right")
-    table.add_column("gain", justify="right")
-    if len(rows) > RESULT_ROWS:
-        rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
-    for budget, best, uniform in rows:
-        gain = math.nan if uniform is None else 1 - best.loss / uniform.loss
-        table.add_row(
-            format_bytes(budget),
-            words.plan_name(best.plan, space),
-            Text(words.loss_text(best.loss, best.loss_std), style="bold"),
-            format_bytes(best.memory_bytes),
-            "none fits" if uniform is None else words.plan_name(uniform.plan, space),
-            "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
-            words.percent(gain) if gain > 0 else ("none" if uniform is not None else ""),
-        )
-    return table
 
 
 def result_html(result: SearchResult) -> str:
     """The same as HTML, with the chart of losses against memory."""
-    found = words.comparison_rows(result)
     table = ""
-    if found:
-        drawn = comparison_table(found, result.space, named=bool(result.memory_budgets))
+    if result.comparisons:
+        drawn = comparison_table(result)
         cells = [[str(cell) for cell in column.cells] for column in drawn.columns]
         head = "".join(f"<th>{escape(column.header)}</th>" for column in drawn.columns)
         rows = "".join(f"<tr>{''.join(f'<td>{prose(c)}</td>' for c in row)}</tr>" for row in zip(*cells, strict=True))

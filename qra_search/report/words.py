@@ -152,12 +152,6 @@ def headline(found: Finding | None) -> str:
     return f"{found.data.capitalize()} loss {low} instead of {high} ({rival}) at the same {size}{doubt}."
 
 
-def comparison_rows(result: SearchResult) -> list[tuple[int, Candidate, Candidate | None]]:
-    """For every budget (every plan of the front where none was named): budget, best plan, best uniform plan."""
-    budgets = result.memory_budgets or tuple(c.memory_bytes for c in result.front)
-    return [(c.budget, c.best, c.uniform) for b in budgets if (c := result.comparison(b)) is not None]
-
-
 def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:
     """Names of the model and of the task, from what a log says of its evaluator; empty where it says nothing."""
 

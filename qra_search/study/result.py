@@ -101,6 +101,12 @@ class SearchResult(Displayed):
         uniform = min(self._within(self.uniform, memory_budget), key=lambda c: c.loss, default=None)
         return Comparison(self._budget(memory_budget), best, uniform)
 
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The comparison at every budget, at the size of every plan of the front if the search had none."""
+        budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
+        return [c for b in budgets if (c := self.comparison(b)) is not None]
+
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
@@ -131,8 +137,6 @@ class SearchResult(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
-        budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
-        comparisons = [c for b in budgets if (c := self.comparison(b)) is not None]
         return {
             "strategy": self.strategy,
             "seed": self.seed,
@@ -148,7 +152,7 @@ class SearchResult(Displayed):
                     "beats_uniform": c.beats_uniform,
                     "gain": _finite(c.gain),
                 }
-                for c in comparisons
+                for c in self.comparisons
             ],
             "front": [_plain(c) for c in self.front],
             "uniform": [_plain(c) for c in self.uniform],

@@ -39,7 +39,7 @@ def page(runs: Sequence[RunData]) -> str:
     if not runs:
         raise ValueError("a report needs at least one run")
     title = headline(runs[0].finding) if len(runs) == 1 else f"{len(runs)} runs compared"
-    body = _single(runs[0]) if len(runs) == 1 else _several(runs)
+    body = _article(runs[0], 0) if len(runs) == 1 else _several(runs)
     data = json.dumps([embedded(run) for run in runs], allow_nan=False, separators=(",", ":"))
     # Inside a script element only these could end it or begin a comment.
     data = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -90,39 +90,22 @@ def embedded(run: RunData) -> dict[str, Any]:
     }
 
 
-def _single(run: RunData) -> str:
-    return (
-        f'<article data-run="0"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
-        f"<h1>{sections.headline(run.finding)}</h1>"
-        f'<p class="lead">{sections.lead(run.finding)}</p>{sections.facts(run)}</header>{_body(run, "r0")}</article>'
-    )
-
-
 def _several(runs: Sequence[RunData]) -> str:
-    parts = [
-        f'<header><p class="eyebrow">qra report</p><h1>{len(runs)} runs compared</h1></header>{sections.overview(runs)}'
-    ]
-    for i, run in enumerate(runs):
-        parts.append(
-            f'<article class="run" id="run-{i}" data-run="{i}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
-            f'<h2 class="big">{sections.headline(run.finding)}</h2><p class="lead">{sections.lead(run.finding)}</p>'
-            f"{sections.facts(run)}</header>{_body(run, f'r{i}')}</article>"
-        )
-    return "".join(parts)
+    head = f'<header><p class="eyebrow">qra report</p><h1>{len(runs)} runs compared</h1></header>'
+    articles = (_article(run, i, f'class="run" id="run-{i}" ', 'h2 class="big"') for i, run in enumerate(runs))
+    return head + sections.overview(runs) + "".join(articles)
 
 
-def _body(run: RunData, key: str) -> str:
-    return "".join(
-        (
-            sections.comparison(run),
-            sections.front(run, key),
-            sections.plan(run),
-            sections.learnt(run, key),
-            sections.costs(run),
-            sections.failures(run),
-            sections.commands(run),
-            sections.settings(run),
-        )
+def _article(run: RunData, number: int, attributes: str = "", heading: str = "h1") -> str:
+    key = f"r{number}"
+    body = (
+        sections.comparison(run), sections.front(run, key), sections.plan(run), sections.learnt(run, key),
+        sections.costs(run), sections.failures(run), sections.commands(run), sections.settings(run),
+    )  # fmt: skip
+    return (
+        f'<article {attributes}data-run="{number}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
+        f"<{heading}>{sections.headline(run.finding)}</{heading.split()[0]}>"
+        f'<p class="lead">{sections.lead(run.finding)}</p>{sections.facts(run)}</header>{"".join(body)}</article>'
     )
 
 

@@ -16,22 +16,12 @@ from qra_search.report.figures.canvas import SHAPES
 from qra_search.report.html import charts, heatmap, tables
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.layout import damage_steps
-from qra_search.report.words import (
-    Finding,
-    bits_counts,
-    duration,
-    evaluations_text,
-    loss_text,
-    model_and_task,
-    pair_text,
-    percent,
-    plan_name,
-)
+from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 
 
-def headline(found: Finding | None) -> str:
+def headline(found: words.Finding | None) -> str:
     """The finding, its figures marked; the plain words are those of `words.headline`."""
     if found is None:
         return "No plan has been evaluated with success yet"
@@ -40,11 +30,11 @@ def headline(found: Finding | None) -> str:
         return f'<span class="found">{prose(loss_text(found.loss))}</span> at {size}'
     if not found.beats:
         return f"No plan found beats {prose(plan_name(found.rival, found.space))} within {size}"
-    low, high = pair_text(found.loss, found.rival_loss)
+    low, high = words.pair_text(found.loss, found.rival_loss)
     return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> at the same {size}'
 
 
-def lead(found: Finding | None) -> str:
+def lead(found: words.Finding | None) -> str:
     """What the headline's figures are."""
     if found is None:
         return "The report fills as evaluations end."
@@ -99,12 +89,11 @@ def facts(run: RunData) -> str:
 
 def eyebrow(run: RunData) -> str:
     """Which run it is."""
-    model, task = model_and_task(run.identity)
-    if run.config is not None:
-        model = model or (run.config.model.name if not _is_formula(run) else "")
-        task = task or (run.config.task.name if not _is_formula(run) else "")
-    if not model and "landscape" in run.identity:
-        model = f"landscape {run.identity['landscape']}"
+    model, task = words.model_and_task(run.identity)
+    if "landscape" in run.identity:
+        model = model or f"landscape {run.identity['landscape']}"
+    elif run.config is not None:
+        model, task = model or run.config.model.name, task or run.config.task.name
     parts = [f"<b>{escape(run.name)}</b>", *(escape(p) for p in (model, task) if p)]
     return " · ".join(parts)
 
@@ -286,10 +275,6 @@ def overview(runs: Sequence[RunData]) -> str:
 def _more(run: RunData) -> str:
     planned = run.config.search.evaluations if run.config is not None else run.result.spent
     return f"{2 * max(1, math.ceil(planned))}"
-
-
-def _is_formula(run: RunData) -> bool:
-    return "landscape" in run.identity
 
 
 def _section(title: str, say: str, body: str, *, kind: str = "") -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from qra_search.log.trial import Trial
 from qra_search.report.standing import Standing, size_of
+from qra_search.report.terminal.columns import columns
 from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -215,9 +216,7 @@ class RichView(View):
         return grid
 
     def _best(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for name in ("budget", "best so far", "size", "best uniform", "gain"):
-            table.add_column(name, justify="right" if name in ("budget", "size", "gain") else "left")
+        table = columns("budget", "best so far", "size", "best uniform", "gain", left=("best so far", "best uniform"))
         for budget in _spread(self.standing.budgets, BUDGETS_SHOWN):
             best = self.standing.best(budget)
             if best is None:
@@ -240,9 +239,7 @@ class RichView(View):
         return text.append(shown, style="not dim") if front else Text()
 
     def _last(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for name in ("last", "loss", "predicted", "size", "from", "time"):
-            table.add_column(name, justify="left" if name == "from" else "right")
+        table = columns("last", "loss", "predicted", "size", "from", "time", left=("from",))
         for trial in reversed(self.standing.last):
             expected = trial.proposal.predicted_loss
             if trial.evaluation is None:

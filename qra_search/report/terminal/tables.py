@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.report import words
-from qra_search.report.reprs import comparison_table
+from qra_search.report.terminal.columns import columns
 from qra_search.runs.final_test import FOUND, Tested, read_test
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from qra_search.runs.folder import RunFolder
     from qra_search.study.result import SearchResult
 
+RESULT_ROWS = 12
+
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
     console.print(f"\n[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
-    rows = words.comparison_rows(result)
-    if rows:
-        console.print(comparison_table(rows, result.space, named=bool(result.memory_budgets)))
+    if result.comparisons:
+        console.print(comparison_table(result))
     failed = len(result.failures())
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
@@ -56,13 +57,8 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
     """The final comparison, cheapest first, the plan found marked."""
     names = [n for n in (tested[0].metrics if tested else {}) if all(n in t.metrics for t in tested)]
     best = min((t.loss for t in tested), default=math.nan)
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("plan")
-    table.add_column("size", justify="right")
-    table.add_column("test loss", justify="right")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("time", justify="right")
+    heads = (name.replace("_", " ") for name in names)
+    table = columns("plan", "size", "test loss", *heads, "time", left=("plan",), gap=3)
     for t in tested:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
@@ -72,5 +68,28 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
             Text(words.loss_text(t.loss, t.loss_error), style=style),
             *(f"{t.metrics[name]:.4g}" for name in names),
             words.duration(t.seconds),
+        )
+    return table
+
+
+def comparison_table(result: SearchResult) -> Table:
+    """For every budget the best plan and the best uniform plan; a few rows stand for many."""
+    rows, space = result.comparisons, result.space
+    table = columns(
+        "budget" if result.memory_budgets else "size", "plan found", "loss", "size", "best uniform", "loss", "gain",
+        left=("plan found", "best uniform"), gap=3,
+    )  # fmt: skip
+    if len(rows) > RESULT_ROWS:
+        rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
+    for row in rows:
+        best, uniform = row.best, row.uniform
+        table.add_row(
+            format_bytes(row.budget),
+            words.plan_name(best.plan, space),
+            Text(words.loss_text(best.loss, best.loss_std), style="bold"),
+            format_bytes(best.memory_bytes),
+            "none fits" if uniform is None else words.plan_name(uniform.plan, space),
+            "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
+            words.percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
         )
     return table
