@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qra_search.strategies import Strategy
     from qra_search.study import Callback, Candidate, SearchResult, Study
     from qra_search.workflow.run import run
-    from qra_search.workflow.searching import search
+    from qra_search.workflow.search_function import search
 
 __all__ = [
     "BadInput",
@@ -67,7 +67,7 @@ _HOMES = {
     "strategies": ("Strategy",),
     "study": ("Callback", "Candidate", "SearchResult", "Study"),
     "workflow.run": ("run",),
-    "workflow.searching": ("search",),
+    "workflow.search_function": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 display.register_from("qra_search.report.reprs")

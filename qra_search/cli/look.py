@@ -16,7 +16,7 @@ from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
 from qra_search.report.html.page import write_page
 from qra_search.report.terminal.columns import columns
-from qra_search.report.terminal.strips import strip
+from qra_search.report.terminal.plan_grid import strip
 from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.memory import format_bytes

@@ -14,7 +14,7 @@ from qra_search.display import register
 from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import to_svg
-from qra_search.report.figures.runs import front_figure
+from qra_search.report.figures.charts import front_figure
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.terminal.tables import comparison_table
 from qra_search.space.levels import level_words

@@ -13,7 +13,7 @@ from qra_search.strategies.evolution.edits import Levels, fresh_plans
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
-from qra_search.surrogates.memory_strips import Strips
+from qra_search.surrogates.hypervolume_improvement import Strips
 from qra_search.surrogates.prior_table import prior_table
 
 ORIGIN = "closed_form"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qra_search.log.trial import Trial
-from qra_search.report.standing import Standing
+from qra_search.report.progress import Standing
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study

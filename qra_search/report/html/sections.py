@@ -13,7 +13,8 @@ from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import runs as figures
 from qra_search.report.figures.canvas import SHAPES
-from qra_search.report.html import charts, heatmap, tables
+from qra_search.report.html import embedded as charts
+from qra_search.report.html import heatmap, tables
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.layout import damage_steps
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name

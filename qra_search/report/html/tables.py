@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from qra_search.report.data import PRIOR, RunData
-from qra_search.report.figures.runs import origin_mark
+from qra_search.report.figures.charts import origin_mark
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.runs.final_test import FOUND

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.log.trial import Trial
-from qra_search.report.standing import Standing, size_of
+from qra_search.report.progress import Standing, size_of
 from qra_search.report.terminal.columns import columns
 from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.space.memory import format_bytes

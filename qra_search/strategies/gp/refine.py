@@ -14,7 +14,7 @@ from qra_search.strategies.evolution.edits import Levels, fresh_plans
 from qra_search.strategies.evolution.importance import JITTER, Importance, coverage_encoding, jittered_start
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch
-from qra_search.surrogates.memory_strips import log_expected_improvement
+from qra_search.surrogates.hypervolume_improvement import log_expected_improvement
 from qra_search.surrogates.prior_table import prior_table
 
 WARM_START = "warm start"

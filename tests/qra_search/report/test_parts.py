@@ -12,7 +12,7 @@ from qra_search.contracts.scenarios import toy_space
 from qra_search.report import colors, words
 from qra_search.report.html.markup import prose
 from qra_search.report.layout import damage_steps, layout
-from qra_search.report.terminal.strips import strip
+from qra_search.report.terminal.plan_grid import strip
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:

@@ -26,7 +26,7 @@ from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.evolution.importance import Importance
 from qra_search.strategies.gp.refine import WARM_START
 from qra_search.surrogates.promotion import MIN_PAIRS
-from qra_search.workflow.searching import search
+from qra_search.workflow.search_function import search
 
 
 def run(evaluations, fidelities, **options):

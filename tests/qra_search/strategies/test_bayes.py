@@ -12,8 +12,8 @@ from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_stat
 from qra_search.strategies.bayes import BayesStrategy
 from qra_search.strategies.evolution.edits import Levels
 from qra_search.strategies.gp.local_search import LocalSearch, linearized_row
-from qra_search.surrogates.memory_strips import Strips
-from qra_search.workflow.searching import search
+from qra_search.surrogates.hypervolume_improvement import Strips
+from qra_search.workflow.search_function import search
 
 
 def all_rows(space):

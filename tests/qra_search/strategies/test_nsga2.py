@@ -17,7 +17,7 @@ from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_stat
 from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import Levels, mutate
 from qra_search.strategies.nsga2 import NSGA2Strategy, child_of, parents_of
-from qra_search.workflow.searching import search
+from qra_search.workflow.search_function import search
 
 SPACE = toy_space(6, restricted=True)
 LEVELS = Levels(SPACE)

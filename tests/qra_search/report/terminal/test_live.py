@@ -10,7 +10,7 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
-from qra_search.report.standing import Standing
+from qra_search.report.progress import Standing
 from qra_search.report.terminal import live
 from qra_search.report.terminal.live import PlainView, RichView, View, make_view
 

@@ -17,8 +17,7 @@ from qra_search.report.colors import palette
 from qra_search.report.data import RunData
 from qra_search.report.figures import figures, to_png, to_svg, write_figures
 from qra_search.report.figures.canvas import PNG_ZOOM, draw_lines, fit, new_figure, page_rules, put_label, style
-from qra_search.report.figures.heat import plan_figure
-from qra_search.report.figures.runs import (
+from qra_search.report.figures.charts import (
     MIB,
     clipped,
     front_figure,
@@ -26,6 +25,7 @@ from qra_search.report.figures.runs import (
     fronts_figure,
     trace_figure,
 )
+from qra_search.report.figures.heat import plan_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from qra_search.surrogates.gp import fit_loss_gp
-from qra_search.surrogates.memory_strips import Strips, log_expected_improvement
+from qra_search.surrogates.hypervolume_improvement import Strips, log_expected_improvement
 
 REFERENCE = (3.0, 100.0)
 SAMPLES = 1 << 12
