@@ -11,7 +11,7 @@ import yaml
 from qra_search.config import dump_config
 from qra_search.report import words
 from qra_search.report.data import RunData
-from qra_search.report.figures import runs as figures
+from qra_search.report.figures import charts as figures
 from qra_search.report.figures.canvas import SHAPES
 from qra_search.report.html import embedded as charts
 from qra_search.report.html import heatmap, tables
