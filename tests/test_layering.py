@@ -16,7 +16,7 @@ PACKAGES = {
 }
 HEAVY = {"botorch", "gpytorch", "matplotlib", "moocore", "pandas", "peft", "pymoo", "scipy", "torch", "transformers"}
 OPTIONAL = {
-    "IPython", "bitsandbytes", "datasets", "distributed", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
+    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
     "mlflow", "optimum", "optuna", "ray", "trackio",
 }  # fmt: skip
 BUILT_ON_THESE = (

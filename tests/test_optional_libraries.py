@@ -21,7 +21,6 @@ NEEDS = {
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "ray": ("ray", set(), set(), set()),
-    "distributed": ("distributed", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
 }
 

@@ -52,9 +52,9 @@ def search(
         int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
     ] = None,
     executor: Annotated[
-        str, option("--executor process|ray|dask", "Where workers run.", WHERE, show_default=True)
+        str, option("--executor process|ray", "Where workers run.", WHERE, show_default=True)
     ] = "process",
-    address: Annotated[str | None, option("--address URL", "Of a Ray or Dask cluster.", WHERE)] = None,
+    address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
     batch: Annotated[
         int | None,
         option(

@@ -15,7 +15,7 @@ import json
 import pickle
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from qra_search.contracts.scenarios import (
     scenario,
     toy_space,
 )
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.executors import FuturesExecutor
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.log.trial_log import TrialLog
@@ -159,7 +159,7 @@ class StrategyContract:
         for workers in (1, 3):
             # With threads the order in which evaluations end is not that of the proposals.
             with ThreadPoolExecutor(workers) as pool:
-                executor = FuturesExecutor(pool, lambda: evaluator, workers)
+                executor = _Threads(pool, evaluator, workers)
                 study = Study(
                     evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
                 )
@@ -182,6 +182,19 @@ class StrategyContract:
                 if trial.plan.key == proposal.plan.key:
                     assert trial.status != "failed"
                     assert trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
+
+
+class _Threads:
+    """Evaluates in a pool of threads, which stays the caller's."""
+
+    def __init__(self, pool: ThreadPoolExecutor, evaluator: Evaluator, slots: int):
+        self.pool, self.evaluator, self.slots = pool, evaluator, slots
+
+    def submit(self, proposal: Proposal) -> Future[Evaluation]:
+        return self.pool.submit(self.evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+
+    def shutdown(self) -> None:
+        return None
 
 
 class _StopAfter(Callback):

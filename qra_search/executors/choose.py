@@ -9,12 +9,11 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors.devices import DEVICE
-from qra_search.executors.futures import DaskExecutor
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
-from qra_search.executors.work import RemoteExecutor
+from qra_search.executors.slots import WorkerExecutor
 
-KINDS = ("process", "ray", "dask")
+KINDS = ("process", "ray")
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,17 @@ class EvaluatorFactory:
 
 def make_executor(
     config: RunConfig, workers: int, *, kind: str = "process", address: str | None = None
-) -> RemoteExecutor:
+) -> WorkerExecutor:
     """An executor of `workers` workers for a run; use it in a `with` block.
 
     Worker processes get one GPU each if there are GPUs and the run's device allows it, else the cores, dealt out.
 
     Args:
-        kind: `process`, `ray` or `dask`.
-        address: of a Ray or Dask cluster.
+        kind: `process` or `ray`.
+        address: of a Ray cluster.
 
     Raises:
-        ValueError: an unknown kind, or one that lacks its address.
+        ValueError: an unknown kind.
         ImportError: the package of the kind is not installed.
     """
     factory = EvaluatorFactory(config)
@@ -55,10 +54,6 @@ def make_executor(
         )
     if kind == "ray":
         return RayExecutor(factory, workers, address=address)
-    if kind == "dask":
-        if address is None:
-            raise ValueError("a Dask executor needs the address of a scheduler, such as tcp://host:8786")
-        return DaskExecutor(address, factory, workers)
     raise ValueError(plugins.unknown_message("executor", kind, KINDS))
 
 

@@ -6,10 +6,15 @@ import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, wait
 from queue import LifoQueue
-from typing import Any
+from typing import Any, TypeVar
 
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.prior import Prior
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.work import RemoteExecutor, Reply, Request, unpack
+from qra_search.executors.work import IDENTITY, PRIOR, Reply, Request, evaluation_request, unpack
+from qra_search.log.trial import Proposal
+from qra_search.space.serialization import space_from_dict
+from qra_search.space.space import Plan
 
 ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
@@ -46,7 +51,10 @@ class Worker(ABC):
         """End the worker at once, with all that it started; may be called from another thread, and twice."""
 
 
-class WorkerExecutor(RemoteExecutor):
+E = TypeVar("E", bound="WorkerExecutor")
+
+
+class WorkerExecutor(ABC):
     """An executor with `slots` workers, each made when it is first needed and kept.
 
     A worker that dies is replaced, and its evaluation is run again once. `shutdown`, or leaving a `with` block,
@@ -54,7 +62,10 @@ class WorkerExecutor(RemoteExecutor):
     """
 
     def __init__(self, slots: int):
-        super().__init__(slots)
+        if slots < 1:
+            raise ValueError(f"at least one worker is needed, got {slots}")
+        self.slots = slots
+        self._closed = False
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._unfinished: set[Future[Any]] = set()
@@ -67,7 +78,11 @@ class WorkerExecutor(RemoteExecutor):
     def start_worker(self) -> Worker:
         """A new worker."""
 
+    def submit(self, proposal: Proposal) -> Future[Evaluation]:
+        return self.ask(evaluation_request(proposal))
+
     def ask(self, request: Request) -> Future[Any]:
+        """Have a worker serve a request."""
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
@@ -86,6 +101,12 @@ class WorkerExecutor(RemoteExecutor):
         for worker in workers:
             worker.kill()
         wait(list(self._unfinished), END_SECONDS)
+
+    def __enter__(self: E) -> E:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
 
     def _run(self, request: Request, future: Future[Any]) -> None:
         worker = self._idle.get()
@@ -137,6 +158,31 @@ class WorkerExecutor(RemoteExecutor):
             worker.kill()
             with self._lock:
                 self._workers.discard(worker)
+
+
+class RemoteEvaluator(Evaluator):
+    """An evaluator that lives in the workers of an executor: the study's own process never loads the model.
+
+    Args:
+        executor: a `ProcessExecutor` or `RayExecutor`.
+    """
+
+    def __init__(self, executor: WorkerExecutor):
+        self._executor = executor
+        identity = executor.ask(IDENTITY).result()
+        self.space = space_from_dict(identity["space"])
+        self.fidelities = tuple(identity["fidelities"])
+        self._description = identity["description"]
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return self._executor.submit(Proposal(plan, fidelity, seed)).result()
+
+    def prior(self) -> Prior | None:
+        data = self._executor.ask(PRIOR).result()
+        return None if data is None else Prior.from_dict(data)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._description)
 
 
 def _shut_down() -> WorkerUnusable:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.evaluation.prior import Prior
 from qra_search.executors.base import WorkerUnusable
 from qra_search.log.trial import Proposal, plain, printable
-from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.serialization import space_to_dict
 from qra_search.space.space import Plan
 
 Factory = Callable[[], Evaluator]
@@ -66,63 +63,6 @@ def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
         return factory(), {"ok": None}
     except (Exception, SystemExit) as error:
         return None, {"unusable": f"{type(error).__name__}: {error}"}
-
-
-E = TypeVar("E", bound="RemoteExecutor")
-
-
-class RemoteExecutor(ABC):
-    """An executor whose workers serve requests, evaluations among them; use it in a `with` block."""
-
-    slots: int
-
-    def __init__(self, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one worker is needed, got {slots}")
-        self.slots = slots
-        self._closed = False
-
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self.ask(evaluation_request(proposal))
-
-    @abstractmethod
-    def ask(self, request: Request) -> Future[Any]:
-        """Have a worker serve a request."""
-
-    @abstractmethod
-    def shutdown(self) -> None:
-        """Free the workers; running evaluations are given up."""
-
-    def __enter__(self: E) -> E:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
-
-
-class RemoteEvaluator(Evaluator):
-    """An evaluator that lives in the workers of an executor: the study's own process never loads the model.
-
-    Args:
-        executor: a `ProcessExecutor`, `RayExecutor`, `DaskExecutor` or `FuturesExecutor`.
-    """
-
-    def __init__(self, executor: RemoteExecutor):
-        self._executor = executor
-        identity = executor.ask(IDENTITY).result()
-        self.space = space_from_dict(identity["space"])
-        self.fidelities = tuple(identity["fidelities"])
-        self._description = identity["description"]
-
-    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        return self._executor.submit(Proposal(plan, fidelity, seed)).result()
-
-    def prior(self) -> Prior | None:
-        data = self._executor.ask(PRIOR).result()
-        return None if data is None else Prior.from_dict(data)
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
 
 
 def _evaluate(evaluator: Evaluator, request: Request) -> Reply:

@@ -39,8 +39,8 @@ class Workers:
 
     Attributes:
         count: how many workers.
-        kind: `process`, `ray` or `dask`.
-        address: of a Ray or Dask cluster.
+        kind: `process` or `ray`.
+        address: of a Ray cluster.
     """
 
     count: int

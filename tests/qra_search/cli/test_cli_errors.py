@@ -98,7 +98,7 @@ CASES = [
     ((*SEARCH, "--set", "model.name.first=x"), "model.name"),
     ((*SEARCH, "--workers", "0"), "--workers"),
     ((*SEARCH, "--workers", "2", "--executor", "prozess"), "unknown executor 'prozess': did you mean process?"),
-    ((*SEARCH, "--workers", "2", "--executor", "dask"), "needs the address of a scheduler"),
+    ((*SEARCH, "--workers", "2", "--executor", "dask"), "unknown executor 'dask': known are process, ray"),
     # configs and folders
     (("search", "none.yaml"), "no config file 'none.yaml'"),
     (("search", "unyaml.yaml"), "unyaml.yaml is not YAML that can be used: line 1, column 6: expected ',' or ']'"),

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from qra_search import Proposal, Study, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     DeadlineExceeded,
-    FuturesExecutor,
     InProcessExecutor,
     ProcessExecutor,
     RemoteEvaluator,
@@ -122,19 +120,13 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
 @pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
 def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process(deed):
     reasons = []
-    for pooled in (True, False):
-        options = {"strategy": "random", "evaluations": 6, "batch": 2, "seed": 3}
-        with ThreadPoolExecutor(2) as pool:
-            in_pool, here = (
-                FuturesExecutor(pool, workers.factory(deed), 2),
-                InProcessExecutor(workers.Misbehaving(deed)),
-            )
-            executor = in_pool if pooled else here
-            result = search(workers.Misbehaving(), executor=executor, **options)
-        reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
-        failed = [t for t in result.trials if t.plan.bits[0] == 4]
-        assert failed and all(t.status == "failed" for t in failed)
-        assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
+    with ProcessExecutor(workers.factory(deed), 2) as processes:
+        for executor in (processes, InProcessExecutor(workers.Misbehaving(deed))):
+            result = search(workers.Misbehaving(), strategy="random", evaluations=6, batch=2, seed=3, executor=executor)
+            reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
+            failed = [t for t in result.trials if t.plan.bits[0] == 4]
+            assert failed and all(t.status == "failed" for t in failed)
+            assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
     assert reasons[0] == reasons[1]
 
 
@@ -205,57 +197,6 @@ def test_an_evaluator_in_a_worker_stands_for_one_here():
         assert remote.prior() is None
         result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)
     assert [t.loss for t in result.trials] == [local.evaluate(t.plan).loss for t in result.trials]
-
-
-@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
-def test_any_pool_of_the_standard_library_evaluates(pool, notes):
-    with pool(2) as running, FuturesExecutor(running, workers.factory(notes=notes), 2) as executor:
-        result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
-        assert all(t.done for t in result.trials)
-        assert running.submit(len, "open").result() == 4  # the pool stays the caller's
-    assert 1 <= workers.noted(notes, "built") <= 2
-
-
-class Jobs:
-    """A pool as job schedulers have it: what `submit` returns can be waited for, and no more."""
-
-    def __init__(self, pool):
-        self._pool = pool
-
-    def submit(self, function, *arguments):
-        future = self._pool.submit(function, *arguments)
-        return type("Job", (), {"result": staticmethod(future.result)})()
-
-
-def test_jobs_that_can_only_be_waited_for_evaluate_and_fail_like_futures():
-    with ThreadPoolExecutor(2) as pool, FuturesExecutor(Jobs(pool), workers.factory("nan"), 2) as executor:
-        assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
-        assert "loss is nan" in str(executor.submit(Proposal(BAD)).exception(WAIT))
-
-    class Lost:
-        def submit(self, function, *arguments):
-            return type("Job", (), {"result": staticmethod(lambda: 1 / 0)})()
-
-    with FuturesExecutor(Lost(), workers.factory(), 1) as executor:
-        assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), ZeroDivisionError)
-
-
-def test_a_pool_that_breaks_stops_the_study_and_fails_no_trial(notes):
-    with ProcessPoolExecutor(1) as pool, FuturesExecutor(pool, workers.factory("die", notes), 1) as executor:
-        assert isinstance(executor.submit(Proposal(BAD)).exception(WAIT), WorkerUnusable)
-        assert isinstance(executor.submit(Proposal(GOOD)).exception(WAIT), WorkerUnusable)
-
-
-def test_what_a_pool_has_not_begun_is_cancelled_at_shutdown_and_called_no_failure(notes):
-    with ThreadPoolExecutor(1) as pool:
-        executor = FuturesExecutor(pool, workers.factory(notes=notes, seconds=1.0), 1)
-        first, queued = (executor.submit(Proposal(GOOD, seed=s)) for s in range(2))
-        executor.shutdown()
-        assert isinstance(queued.exception(WAIT), WorkerUnusable)
-        assert first.result(WAIT).loss > 0
-    assert workers.noted(notes, "begun") == 1
-    with pytest.raises(WorkerUnusable, match="shut down"):
-        executor.submit(Proposal(GOOD))
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""Executors on clusters and pools of other packages: Ray, Dask, submitit, loky."""
+"""The executor on Ray, with Ray itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, SLOW_START  # noqa: E402
 
 from qra_search import Proposal, search  # noqa: E402
-from qra_search.executors import DeadlineExceeded, FuturesExecutor, WorkerUnusable  # noqa: E402
+from qra_search.executors import DeadlineExceeded, RayExecutor, WorkerUnusable  # noqa: E402
 
 
 @pytest.fixture
 def importable(monkeypatch):
-    """Processes of other packages find the modules of the tests."""
+    """Ray's processes find the modules of the tests."""
     paths = [str(Path(__file__).parents[2])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
@@ -26,8 +26,6 @@ def importable(monkeypatch):
 
 def test_actors_of_ray_evaluate_are_replaced_and_keep_to_deadlines(notes, importable):
     pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-    from qra_search.executors import RayExecutor
-
     with RayExecutor(workers.factory("die", notes, victims=1), 2, cpus=0.5, deadline=20) as executor:
         result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
         assert all(t.done for t in result.trials)
@@ -40,8 +38,6 @@ def test_actors_of_ray_evaluate_are_replaced_and_keep_to_deadlines(notes, import
 def test_a_cluster_of_ray_that_runs_already_is_used_by_its_address_and_left_running(notes, importable):
     ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
     from ray.cluster_utils import Cluster
-
-    from qra_search.executors import RayExecutor
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
@@ -56,39 +52,3 @@ def test_a_cluster_of_ray_that_runs_already_is_used_by_its_address_and_left_runn
         assert isinstance(error, WorkerUnusable) and "had no worker ready within 2 seconds" in str(error)
     finally:
         cluster.shutdown()
-
-
-@pytest.mark.parametrize("processes", [False, True])
-def test_a_dask_cluster_evaluates_through_its_own_executor(notes, importable, processes):
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed (pip install distributed)")
-    from qra_search.executors import DaskExecutor
-
-    deed = "die" if processes else ""
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None
-        ) as cluster,
-        DaskExecutor(cluster.scheduler_address, workers.factory(deed, notes, victims=1), 2) as executor,
-    ):
-        result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
-    assert all(t.done for t in result.trials), "Dask runs again what a dead worker had"
-    assert workers.noted(notes, "deed") == (1 if processes else 0)
-    assert 1 <= workers.noted(notes, "built") <= 4
-
-
-def test_jobs_of_submitit_evaluate(notes, importable, tmp_path):
-    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
-    pool = submitit.LocalExecutor(folder=tmp_path / "jobs")
-    pool.update_parameters(timeout_min=2)
-    with FuturesExecutor(pool, workers.factory("nan", notes), 2) as executor:
-        result = search(workers.Misbehaving(), strategy="random", evaluations=4, batch=2, seed=1, executor=executor)
-    assert {(t.plan.bits[0], t.status) for t in result.trials} <= {(2, "done"), (4, "failed")}
-    assert sum(t.done for t in result.trials) and workers.noted(notes, "built") == len(result.trials)
-
-
-def test_the_pool_of_loky_evaluates(notes, importable):
-    loky = pytest.importorskip("loky", reason="loky is not installed")
-    pool = loky.get_reusable_executor(max_workers=2, kill_workers=True)
-    with FuturesExecutor(pool, workers.factory(notes=notes), 2) as executor:
-        result = search(workers.Misbehaving(), strategy="random", evaluations=6, batch=2, executor=executor)
-    assert all(t.done for t in result.trials) and 1 <= workers.noted(notes, "built") <= 2
