@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rank_correlation import correlation
 
 from qra_eval.evaluators.quantized_lora import build
 from qra_eval.prior.kept import PRIOR_ROWS
 from qra_eval.prior.measure import degrade_groups
 from qra_eval.tasks.batches import bucketed
-from qra_search.bench.rank_correlation import correlation
 from qra_search.cli.common import pair
 from qra_search.config import make_config
 from qra_search.space.memory import UNQUANTIZED_BITS

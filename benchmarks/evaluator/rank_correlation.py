@@ -14,19 +14,43 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
-from qra_search.bench.rank_correlation import RankCorrelation, by_prior, correlation, plans_of_like_size
 from qra_search.cli.common import pair
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.space.sampling import leaning_plan
 from qra_search.space.sizes import size_in
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.evolution.edits import Levels
+from qra_search.surrogates.prior_table import prior_losses
 
 REPLICATE = 1
 """Seed of the second full evaluation; all others have seed 0."""
+RESAMPLES = 2000
+LEAST_SHARE = 0.85
+"""Plans are drawn to take at least this share of the budget: over all sizes any score would rank well."""
+ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation of a cheap score with the full loss over `plans` plans, and its 95% interval.
+
+    Attributes:
+        cost: full evaluations that one score costs.
+    """
+
+    name: str
+    rho: float
+    low: float
+    high: float
+    plans: int
+    cost: float
 
 
 def main() -> None:
@@ -79,7 +103,7 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
     plans = plans_of_like_size(space, size_in(space, options.memory), options.plans)
     if not any(r["what"] == "prior" for r in records):
         prior = evaluator.prior()
-        scores = by_prior(space, prior, plans)
+        scores = prior_losses(space, prior, plans)
         shared = 3 * evaluator.shared.adapter().tokens / evaluator.workbench.evaluation_tokens()
         cost = evaluator.prior_report["cost"]
         keep({"what": "prior", "cost": cost, "seconds": prior.seconds, "prior": prior.to_dict()})
@@ -105,6 +129,26 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
         print(f"{n + 1} of {len(plans)} plans", file=sys.stderr, flush=True)
 
 
+def plans_of_like_size(space: SearchSpace, budget: int, count: int, seed: int = 0) -> list[Plan]:
+    """`count` distinct random plans of 85 to 100% of a budget.
+
+    They lean to bits or to rank, so they differ in how they spend the bytes.
+
+    Raises:
+        BudgetTooSmall: no plan fits.
+        ValueError: too few plans of that size turned up.
+    """
+    levels, rng = Levels(space), np.random.default_rng([seed, 0xF1DE])
+    found: dict[str, Plan] = {}
+    for _ in range(ATTEMPTS * count):
+        plan = levels.decode(levels.repair(levels.encode([leaning_plan(space, rng)])[0], budget, rng))
+        if space.memory_bytes(plan) - space.fixed_bytes >= LEAST_SHARE * (budget - space.fixed_bytes):
+            found.setdefault(plan.key, plan)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"only {len(found)} of {count} distinct plans of about {budget} bytes turned up: ask for fewer")
+
+
 def table(records: list[dict]) -> list[RankCorrelation]:
     """The correlation of every score with the full loss of seed 0, over the plans that have both."""
     scores = [r for r in records if r["what"] == "score" and r["loss"] is not None]
@@ -128,6 +172,28 @@ def table(records: list[dict]) -> list[RankCorrelation]:
         values = np.array([[full[p], found[p]] for p in both]).reshape(-1, 2)
         rows.append(correlation(name, values[:, 0], values[:, 1], cost))
     return rows
+
+
+def correlation(name: str, full: np.ndarray, cheap: np.ndarray, cost: float, seed: int = 0) -> RankCorrelation:
+    """Spearman's correlation of two (N,) with its bootstrap interval over plans; nan if fewer than three count."""
+    usable = np.isfinite(full) & np.isfinite(cheap)
+    full, cheap = full[usable], cheap[usable]
+    n = len(full)
+    if n < 3:
+        return RankCorrelation(name, float("nan"), float("nan"), float("nan"), n, cost)
+    rows = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    resampled = _pearson(stats.rankdata(full[rows], axis=1), stats.rankdata(cheap[rows], axis=1))
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    rho = float(_pearson(stats.rankdata(full)[None], stats.rankdata(cheap)[None])[0])
+    return RankCorrelation(name, rho, float(low), float(high), n, cost)
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation (K,) of the rows of two (K, N); nan if one is constant."""
+    a = a - a.mean(1, keepdims=True)
+    b = b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
 
 
 def markdown(rows: list[RankCorrelation]) -> str:

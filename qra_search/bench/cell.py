@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.bench.rank_correlation import by_prior
 from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
@@ -18,6 +17,7 @@ from qra_search.strategies.random import random_plan
 from qra_search.study.arguments import check_evaluator
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
+from qra_search.surrogates.prior_table import prior_losses
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
@@ -214,6 +214,6 @@ def _prior_quality(state: StudyState, evaluator: Oracle, budget: int) -> float |
     plans = {p.key: p for p in (random_plan(state, rng, budget) for _ in range(RANK_PLANS))}
     if len(plans) < 3:
         return None
-    predicted = by_prior(state.space, state.prior, list(plans.values()))
+    predicted = prior_losses(state.space, state.prior, list(plans.values()))
     truth = evaluator.true_losses(*state.space.encode_many(plans.values()))
     return round(float(spearmanr(predicted, truth).statistic), 4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qra_search.evaluation.prior import Prior
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 
 
 def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
@@ -19,6 +21,12 @@ def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
     ranks = np.asarray(space.ranks, dtype=float)
     left = (1.0 + ranks) ** -prior.repair
     return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
+
+
+def prior_losses(space: SearchSpace, prior: Prior, plans: Sequence[Plan]) -> np.ndarray:
+    """Loss (N,) of plans by the prior alone, up to a constant: its table, added up over groups."""
+    bits, ranks = space.encode_many(plans)
+    return prior_table(space, prior)[np.arange(len(space)), bits, ranks].sum(1)
 
 
 def usable_prior(space: SearchSpace, prior: Prior | None) -> Prior:

@@ -148,17 +148,3 @@ def test_profile_shows_the_most_sensitive_groups_first(qra: Qra, tmp_path: Path)
     first = next(i for i, line in enumerate(lines) if line.startswith("most sensitive"))
     assert [line.split()[0] for line in lines[first + 1 : first + 5]] == [prior["groups"][g] for g in order]
     assert qra("profile", *LANDSCAPE, "--json").json["groups"] == prior["groups"]
-
-
-def test_profile_prints_how_well_the_prior_and_low_fidelity_rank_plans(qra: Qra) -> None:
-    shown = qra("profile", *LANDSCAPE, "--plans", 6)
-    rows = [line.split() for line in shown.out.splitlines() if line.startswith(("the prior alone", "fidelity 0"))]
-    assert shown.status == 0 and len(rows) == 2 and all(row[-1] == "6" for row in rows)
-    found = qra("profile", *LANDSCAPE, "--plans", 6, "--json").json["rank_correlations"]
-    assert [f"{r['rho']:.2f}" for r in found] == [rows[0][4], rows[1][3]]
-    assert all(r["low"] <= r["rho"] <= r["high"] for r in found)
-
-
-def test_too_few_plans_to_rank_are_refused(qra: Qra) -> None:
-    refused = qra("profile", *LANDSCAPE, "--plans", 2)
-    assert refused.status == 2 and "--plans is 2: a rank correlation needs at least 3" in refused.err

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 from scipy import stats
 
-from qra_search import Evaluation
-from qra_search.bench.rank_correlation import LEAST_SHARE, by_prior, correlation, plans_of_like_size, score
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.space.sampling import leaning_plan
+from qra_search.surrogates.prior_table import prior_losses
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "evaluator"))
+from rank_correlation import LEAST_SHARE, correlation, plans_of_like_size, table  # noqa: E402
 
 
 def test_the_correlation_is_spearmans_with_ties_and_failures_left_out():
@@ -54,36 +56,20 @@ def test_more_plans_than_there_are_is_refused():
         plans_of_like_size(space, space.memory.maximum, 5)
 
 
-def test_random_plans_keep_to_what_each_group_allows_and_differ_in_size():
-    space = make_space(groups=30)
-    rng = np.random.default_rng(0)
-    sizes = [space.memory_bytes(leaning_plan(space, rng)) for _ in range(40)]
-    assert np.ptp(sizes) > 0.3 * (space.memory.maximum - space.memory.minimum)
-
-
-class Half(AdditiveEvaluator):
-    """Fails on plans that have 2 bits in the first group; the low fidelity ranks in reverse."""
-
-    def evaluate(self, plan, *, fidelity=1.0, seed=0):
-        if plan.bits[0] == 2:
-            raise EvaluationFailed("no memory")
-        done = super().evaluate(plan, fidelity=fidelity, seed=seed)
-        return done if fidelity == 1 else Evaluation(-done.loss, done.memory_bytes, fidelity=fidelity, seed=seed)
-
-
-def test_scores_are_those_of_the_evaluator_and_failures_are_left_out():
-    evaluator = Half()
-    space, told = evaluator.space, []
-    plans = plans_of_like_size(space, space.memory.maximum // 2, 12)
-    losses, costs = score(evaluator, plans, progress=lambda done, total: told.append((done, total)))
-    failed = np.array([p.bits[0] == 2 for p in plans])
-    assert failed.any() and np.isnan(losses[1.0][failed]).all() and np.isfinite(losses[1.0][~failed]).all()
-    assert told[-1] == (24, 24) and costs == {0.5: 0.5, 1.0: 1.0}
-    assert correlation("", losses[1.0], losses[0.5], 0.5).rho == pytest.approx(-1)
+def test_the_table_leaves_out_plans_that_failed_at_either_fidelity():
+    full, cheap = [3.0, 1.0, 2.0, None, 4.0], [-3.0, -1.0, -2.0, 5.0, None]
+    records = [
+        {"what": "score", "plan": f"plan {n}", "fidelity": fidelity, "seed": 0, "loss": loss, "cost": fidelity}
+        for fidelity, losses in ((0.25, cheap), (1.0, full))
+        for n, loss in enumerate(losses)
+    ]
+    prior, low = table(records)
+    assert (prior.name, prior.plans) == ("the prior alone", 0)
+    assert (low.name, low.plans, low.cost) == ("fidelity 0.25", 3, 0.25) and low.rho == pytest.approx(-1)
 
 
 def test_an_exact_prior_without_interaction_ranks_plans_of_one_rank_as_their_losses_do():
     evaluator = AdditiveEvaluator(make_space(ranks=(8,)))
     plans = plans_of_like_size(evaluator.space, evaluator.space.memory.maximum // 2, 12)
     full = np.array([evaluator.true_loss(p) for p in plans])
-    assert correlation("", full, by_prior(evaluator.space, evaluator.prior(), plans), 0.0).rho == pytest.approx(1)
+    assert correlation("", full, prior_losses(evaluator.space, evaluator.prior(), plans), 0.0).rho == pytest.approx(1)
