@@ -17,6 +17,9 @@ from qra_search.config import TrainingConfig
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
 
+LATER = {"hopeless": 0.5, "shared_steps": 0}
+"""Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
+
 
 class Workbench:
     """What tuning and measuring share; the evaluator, the prior and the estimates of cost stand on it.
@@ -48,6 +51,7 @@ class Workbench:
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
+        unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}
         return {
             "model": self.quantized.loaded.name,
             "weights": self.quantized.loaded.fingerprint,
@@ -57,7 +61,7 @@ class Workbench:
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
             "training": {
-                **self.settings.model_dump(exclude={"final_steps", "test_rows"}),
+                **self.settings.model_dump(exclude={"final_steps", "test_rows", *unnamed}),
                 "init": self.settings.inits[0],
             },
         }
