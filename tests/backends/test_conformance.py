@@ -25,7 +25,8 @@ class TestBitsAndBytes(BackendConformance):
             {},
             {"quant_type": "fp4"},
             {"quant_type": "nf4", "blocksize": 32},
-            {"quant_type": "nf4", "blocksize": 256},
+            {"quant_type": "nf4", "double_quant": True},
+            {"quant_type": "nf4", "blocksize": 256, "double_quant": True},
         ],
         ids=str,
     )

@@ -114,6 +114,8 @@ def test_rows_that_no_block_divides_are_refused_with_the_ways_on():
 def test_bytes_are_the_formula_of_blocks_and_tables():
     count, blocks = 576 * 192, 576 * 3
     assert make_backend("bitsandbytes").storage(4).bytes(576, 192) == count // 2 + 4 * blocks + 64
+    double = make_backend({"name": "bitsandbytes", "double_quant": True}).storage(4)
+    assert double.bytes(576, 192) == count // 2 + blocks + 4 * 7 + 64 + 1024 + 4
     assert make_backend("bitsandbytes-int8").storage(8).bytes(576, 192) == count + 4 * 576
 
 
