@@ -20,6 +20,7 @@ from qra_search.report.layout import damage_steps
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
+from qra_search.space.sizes import bits_per_weight
 
 
 def headline(found: words.Finding | None) -> str:
@@ -65,8 +66,7 @@ def facts(run: RunData) -> str:
     found, result = run.finding, run.result
     items = []
     if found is not None:
-        weights = sum(group.weights for group in result.space.groups)
-        bits = (found.memory_bytes - result.space.fixed_bytes) * 8 / weights
+        bits = bits_per_weight(result.space, found.memory_bytes)
         limit = f"of {format_bytes(found.budget)}; " if result.memory_budgets else ""
         items.append(
             ("Memory of the plan", format_bytes(found.memory_bytes), f"{limit}{bits:.2f} bits a searched weight")
