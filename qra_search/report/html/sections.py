@@ -16,9 +16,8 @@ from qra_search.report.figures.canvas import SHAPES
 from qra_search.report.html import embedded as charts
 from qra_search.report.html import heatmap, tables
 from qra_search.report.html.markup import escape, prose
-from qra_search.report.layout import damage_steps
+from qra_search.report.layout import heat_maps
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
-from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.sizes import bits_per_weight
 
@@ -142,28 +141,8 @@ def plan(run: RunData) -> str:
     if found is None:
         return ""
     space, grid = run.result.space, run.layout
-    bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
-    maps = [
-        heatmap.heat_table(
-            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(str, found.bits)]
-        )
-        + heatmap.ramp_legend("bits", [*map(str, space.levels)]),
-        heatmap.heat_table(
-            grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
-        )
-        + heatmap.ramp_legend("rank", [f"rank {r}" for r in space.ranks]),
-    ]
-    prior = run.result.prior
-    if prior is not None:
-        damage = prior.bits_damage[:, 0]
-        levels, legend = damage_steps(damage)
-        unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
-        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
-        labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
-        maps.append(
-            heatmap.heat_table(grid, "prior", "Sensitivity", remark, levels.tolist(), labels)
-            + heatmap.ramp_legend("prior", legend)
-        )
+    heats = heat_maps(space, found, run.result.prior)
+    maps = "".join(f"<div>{heatmap.heat_table(grid, heat)}</div>" for heat in heats)
     which = (
         f'<p class="which"><span>Shown: <strong>{prose(plan_name(found, space))}: '
         f"{prose(bits_counts(found, space))}</strong></span>"
@@ -172,7 +151,7 @@ def plan(run: RunData) -> str:
     say = "Kinds of linears down, layers across. Darker (lighter on a dark screen) is more."
     if len(grid.rows) == 1:
         say = "Layers across. Darker (lighter on a dark screen) is more."
-    body = f'{which}<div class="heats">{"".join(f"<div>{m}</div>" for m in maps)}</div>'
+    body = f'{which}<div class="heats">{maps}</div>'
     return _section("The plan, layer by layer", say, body, kind="plan-of")
 
 
