@@ -129,9 +129,7 @@ def front(run: RunData, key: str) -> str:
     table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
     say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
     summary = f"{len(run.result.candidates)} plans, {count} of them on the front. {words.headline(run.finding)}"
-    chart = charts.chart(
-        f"{key}-front", lambda size: figures.front_figure(run, size, legend=False), summary, numbers=groups
-    )
+    chart = charts.chart(f"{key}-front", figures.front_figure, run, summary, numbers=groups)
     return _section("Loss against memory", say, chart + legend + table)
 
 
@@ -165,17 +163,14 @@ def learnt(run: RunData, key: str) -> str:
         "Best loss so far",
         "The line is the best mean loss within the budget; marks are single evaluations, by why they were proposed.",
         charts.chart(
-            f"{key}-trace", lambda size: figures.trace_figure(run, size, legend=False), f"The search ended at {ends}.",
+            f"{key}-trace", figures.trace_figure, run, f"The search ended at {ends}.",
             sizes=charts.HALF if run.predictions else charts.SIZES,
         ),
     )  # fmt: skip
     predicted = ""
     if run.predictions:
         text = charts.prediction_text(run)
-        chart = charts.chart(
-            f"{key}-predicted", lambda size: figures.predictions_figure(run, size, legend=False), text,
-            sizes=charts.HALF,
-        )  # fmt: skip
+        chart = charts.chart(f"{key}-predicted", figures.predictions_figure, run, text, sizes=charts.HALF)
         predicted = _half("Predicted and seen", f"{text} Marks on the line were foreseen exactly.", chart)
     say = "" if predicted else f"Strategy {run.result.strategy} makes no predictions, so there are none to check."
     body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{charts.legend(names)}'
@@ -243,12 +238,10 @@ def overview(runs: Sequence[RunData]) -> str:
     table = _section("All runs", "", tables.overview_table(runs))
     say = "Only plans that no other of the same run beats in both loss and bytes."
     counts = ", ".join(f"{run.name}: {len(run.result.front)} plans" for run in runs)
-    chart = charts.chart("all-fronts", lambda size: figures.fronts_figure(runs, size, legend=False), counts)
+    chart = charts.chart("all-fronts", figures.fronts_figure, runs, counts)
     fronts = _section("Fronts", say, chart + names)
     say = "Best mean loss within each run's largest budget."
-    chart = charts.chart(
-        "all-traces", lambda size: figures.traces_figure(runs, size, legend=False), ", ".join(r.name for r in runs)
-    )
+    chart = charts.chart("all-traces", figures.traces_figure, runs, ", ".join(r.name for r in runs))
     return table + fronts + _section("Best loss so far", say, chart + names)
 
 
