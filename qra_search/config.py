@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.plugins import did_you_mean
@@ -101,6 +101,11 @@ class QuantizationConfig(_Section):
         return several
 
 
+def _check_distinct(values: tuple[Any, ...], what: str) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"distinct {what} are needed, at least one")
+
+
 class SpaceConfig(_Section):
     """What may be chosen, and for what."""
 
@@ -110,24 +115,12 @@ class SpaceConfig(_Section):
 
     @field_validator("bits", "ranks")
     @classmethod
-    def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if not values or len(set(values)) != len(values):
-            raise ValueError("distinct choices are needed, at least one")
+    def _known(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        _check_distinct(values, "choices")
+        least, most, end = (1, 16, "16: left unquantized") if info.field_name == "bits" else (0, 4096, "0: no adapter")
+        if not all(least <= value <= most for value in values):
+            raise ValueError(f"{info.field_name} must be from {least} to {most} ({end})")
         return tuple(sorted(values))
-
-    @field_validator("bits")
-    @classmethod
-    def _bits_known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 1 <= b <= 16 for b in values):
-            raise ValueError("bits must be from 1 to 16 (16: left unquantized)")
-        return values
-
-    @field_validator("ranks")
-    @classmethod
-    def _ranks_known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 <= r <= 4096 for r in values):
-            raise ValueError("ranks must be from 0 to 4096 (0: no adapter)")
-        return values
 
 
 Init = Literal["default", "loftq", "pissa", "eva"]
@@ -174,8 +167,8 @@ class TrainingConfig(_Section):
     @field_validator("init")
     @classmethod
     def _inits(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
-            raise ValueError("distinct initialisations are needed, at least one")
+        if isinstance(value, tuple):
+            _check_distinct(value, "initialisations")
         return value
 
     @property
@@ -192,7 +185,7 @@ class SearchConfig(_Section):
     evaluations: float = Field(
         DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
     )
-    memory: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (str, int)) else v)] = Field(
+    memory: tuple[str, ...] = Field(
         (),
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
         "uniform plan (uniform3r8); none: the whole front",
@@ -208,7 +201,8 @@ class SearchConfig(_Section):
     @field_validator("memory", mode="before")
     @classmethod
     def _texts(cls, values: Any) -> Any:
-        return tuple(str(v) for v in values) if isinstance(values, (list, tuple)) else values
+        several = (values,) if isinstance(values, (str, int)) else values
+        return tuple(map(str, several)) if isinstance(several, (list, tuple)) else several
 
     @field_validator("memory")
     @classmethod

@@ -98,7 +98,7 @@ def make_run(
 def add_test(folder: RunFolder, *, seeds: int = 2) -> None:
     """A `test.json` with the plan found and two uniform plans."""
     space, plan = folder.result().space, folder.plan()
-    found = {"bits": list(plan.bits), "ranks": list(plan.ranks)}
+    found = plan.to_dict()
     plans = [("found", found)] + [("uniform", {"bits": [b] * len(space), "ranks": [4] * len(space)}) for b in (2, 3)]
     tuned = [
         {

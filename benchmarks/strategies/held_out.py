@@ -108,7 +108,7 @@ def read_plain(
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            seen.setdefault(Plan(tuple(row["bits"]), tuple(row["ranks"])), []).append(float(row["loss"]))
+            seen.setdefault(Plan.from_dict(row), []).append(float(row["loss"]))
     sizes = {len(plan.bits) for plan in seen}
     if len(sizes) != 1:
         raise ValueError(f"plans of one space have one length, got {sorted(sizes)}")

@@ -99,8 +99,8 @@ def prior_tokens(workbench: Workbench) -> float:
 def peak_bytes(workbench: Workbench) -> int:
     """Bytes at the height of a search: the model, all its quantized forms, what is kept dequantized, and a step."""
     space, settings = workbench.space, workbench.settings
-    weights = sum(group.weights for group in space.groups)
-    wide = len(space.bits) * weights * workbench.quantized.compute.itemsize if workbench.quantized.materialised else 0
+    quantized = workbench.quantized
+    wide = len(space.bits) * space.weights * quantized.compute.itemsize if quantized.materialised else 0
     stored = int(space.memory.weight.sum())
     size = 2 * settings.batch_size
     longest = max(map(len, workbench.rows("validation", settings.validation_rows)))

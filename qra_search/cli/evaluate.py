@@ -59,7 +59,7 @@ def evaluate(
         rows.append(
             {
                 "role": role,
-                "plan": None if plan is None else {"bits": list(plan.bits), "ranks": list(plan.ranks)},
+                "plan": None if plan is None else plan.to_dict(),
                 "memory_bytes": size,
                 "scores": [vars(score) for score in scores],
             }
@@ -89,7 +89,7 @@ def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
     for row in rows:
         name = "the model as it was"
         if row["plan"] is not None:
-            plan = Plan(tuple(row["plan"]["bits"]), tuple(row["plan"]["ranks"]))
+            plan = Plan.from_dict(row["plan"])
             name = ("found: " if row["role"] == "found" else "") + plan_name(plan, space)
         found = {(s["task"], s["metric"]): s for s in row["scores"]}
         cells = []

@@ -15,6 +15,7 @@ from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
 from qra_search.report.html.page import write_page
+from qra_search.report.layout import heat_maps
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.plan_grid import strip
 from qra_search.runs.final_test import read_test
@@ -98,9 +99,9 @@ def show(
     size = describe_size(result.space, result.space.memory_bytes(plan))
     console.print(f"{words.plan_name(plan, result.space)}, {size}")
     console.print(f"{words.bits_counts(plan, result.space)}\n")
-    for what, values, choices in (("bits", plan.bits, result.space.bits), ("rank", plan.ranks, result.space.ranks)):
-        console.print(f"[bold]{what}[/]")
-        console.print(strip(result.space, values, choices), soft_wrap=True)
+    for heat in heat_maps(result.space, plan):
+        console.print(f"[bold]{heat.ramp}[/]")
+        console.print(strip(result.space, heat), soft_wrap=True)
     if any(isinstance(name, str) for name in result.space.bits):
         console.print("; ".join(map(str, result.space.levels)))
 

@@ -23,14 +23,7 @@ PRIOR: Request = {"do": "prior"}
 
 def evaluation_request(proposal: Proposal) -> Request:
     """Asks for one evaluation."""
-    plan = proposal.plan
-    return {
-        "do": "evaluate",
-        "bits": list(plan.bits),
-        "ranks": list(plan.ranks),
-        "fidelity": proposal.fidelity,
-        "seed": proposal.seed,
-    }
+    return {"do": "evaluate", **proposal.plan.to_dict(), "fidelity": proposal.fidelity, "seed": proposal.seed}
 
 
 def handle(evaluator: Evaluator, request: Request) -> Reply:
@@ -66,7 +59,7 @@ def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
 
 
 def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
-    plan = Plan(tuple(request["bits"]), tuple(request["ranks"]))
+    plan = Plan.from_dict(request)
     evaluation = evaluator.evaluate(plan, fidelity=request["fidelity"], seed=request["seed"])
     return {"evaluation": asdict(plain(check_evaluation(evaluation, evaluator.space, plan)))}
 

@@ -270,7 +270,7 @@ def _proposed(record: Mapping[str, Any], base: int) -> Trial:
     if type(origin) is not str or type(seed) is not int:
         raise ValueError("origin must be text, and seed a whole number")
     proposal = Proposal(
-        Plan(tuple(record["bits"]), tuple(record["ranks"])),
+        Plan.from_dict(record),
         float(record["fidelity"]),
         seed,
         origin,

@@ -1,14 +1,17 @@
-"""How the groups of a space lie on a grid, kinds down and layers across, and which steps of a ramp values take."""
+"""How the groups of a space lie on a grid, kinds down and layers across, and what heat maps of a plan show there."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from qra_search.evaluation.prior import Prior
 from qra_search.report.colors import PRIOR_STEPS
-from qra_search.space.space import SearchSpace
+from qra_search.space.levels import level_words
+from qra_search.space.space import Plan, SearchSpace
 
 WRAP = 32
 """Groups in a row where a space says nothing of kinds and layers."""
@@ -43,6 +46,45 @@ def layout(space: SearchSpace) -> Layout:
     cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
     rows = tuple(f"groups {s} to {min(s + width, count) - 1}" if count > 1 else space.names[0] for s in starts)
     return Layout(rows, tuple(map(str, range(width))), cells)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """What the groups of a space are coloured by.
+
+    Attributes:
+        ramp: name of its colours, `bits`, `rank` or `prior`.
+        steps: how many colours it has.
+        levels: the step of each group.
+        labels: what each group's cell says.
+        legend: what each step stands for.
+    """
+
+    ramp: str
+    title: str
+    remark: str
+    steps: int
+    levels: Sequence[int]
+    labels: Sequence[str]
+    legend: Sequence[str]
+
+
+def heat_maps(space: SearchSpace, plan: Plan, prior: Prior | None = None) -> list[HeatMap]:
+    """Bits and ranks of a plan, and the damage by the prior if there is one."""
+    bits, ranks = (levels.tolist() for levels in space.encode(plan))
+    shown, ranked = [*map(str, plan.bits)], [*map(str, plan.ranks)]
+    maps = [
+        HeatMap("bits", "Bits", "of the frozen weights", len(space.bits), bits, shown, [*map(str, space.levels)]),
+        HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, [f"rank {r}" for r in space.ranks]),
+    ]
+    if prior is not None:
+        damage = prior.bits_damage[:, 0]
+        levels, legend = damage_steps(damage)
+        unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
+        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
+        labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
+        maps.append(HeatMap("prior", "Sensitivity", remark, PRIOR_STEPS, levels.tolist(), labels, legend))
+    return maps
 
 
 def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

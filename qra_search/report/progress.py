@@ -68,6 +68,11 @@ class Standing:
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
 
+    def gain(self, budget: int) -> float:
+        """How much lower the best loss within a budget is than that of the best uniform plan; nan without one."""
+        best, rival = self.best(budget), self.best(budget, uniform=True)
+        return 1 - best[1] / rival[1] if best and rival and rival[1] else math.nan
+
     def front(self) -> list[tuple[int, float]]:
         """Bytes and mean loss of the plans that no other beats in both, cheapest first."""
         means = [(size_of(self._known[key]), sum(v) / len(v)) for key, v in self._losses.items()]

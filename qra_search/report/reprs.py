@@ -78,12 +78,11 @@ def _spent(result: SearchResult) -> str:
 
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     kinds = Counter(group.kind or "group" for group in space.groups)
-    weights = sum(group.weights for group in space.groups)
     uniform = [f"{level_words(p.bits[0])}, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
                for p in space.uniform_plans() if p.ranks[0] == space.ranks[-1]]  # fmt: skip
     return [
         ("groups", f"{len(space)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"),
-        ("weights", f"{weights:,} in {sum(len(g.linears) for g in space.groups)} linears"),
+        ("weights", f"{space.weights:,} in {sum(len(g.linears) for g in space.groups)} linears"),
         ("bits", ", ".join(map(str, space.bits))),
         ("ranks", ", ".join(map(str, space.ranks))),
         ("not searched", format_bytes(space.fixed_bytes)),

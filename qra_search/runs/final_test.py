@@ -87,13 +87,13 @@ def compare_on_test(
     data = read_json(path) or {}
     entries = data.get("tuned", []) if all(data.get(k) == v for k, v in settings.items()) else []
     order = [found, *(p for p in others if p.key != found.key)]
-    entries = [e for e in entries if any(e["plan"] == _plan(p) for p in order)]
+    entries = [e for e in entries if any(e["plan"] == p.to_dict() for p in order)]
     for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
         folder = save if plan is found and seed == seeds[0] else None
-        known = any(e["plan"] == _plan(plan) and e["seed"] == seed for e in entries)
+        known = any(e["plan"] == plan.to_dict() and e["seed"] == seed for e in entries)
         if not known or (folder is not None and not (folder / "adapter").is_dir()):
             tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
-            entries = [e for e in entries if not (e["plan"] == _plan(plan) and e["seed"] == seed)]
+            entries = [e for e in entries if not (e["plan"] == plan.to_dict() and e["seed"] == seed)]
             entries.append(_entry(tuned, FOUND if plan is found else UNIFORM))
             write_json(path, {**settings, "tuned": entries}, durable=True)
         if on_tuned is not None:
@@ -115,18 +115,17 @@ def read_test(data: dict[str, Any] | None) -> list[Tested]:
 
 
 def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[Plan, list[dict[str, Any]]] = {}
     for entry in entries:
-        plan = Plan(tuple(entry["plan"]["bits"]), tuple(entry["plan"]["ranks"]))
-        grouped.setdefault(plan.key, []).append(entry)
+        grouped.setdefault(Plan.from_dict(entry["plan"]), []).append(entry)
     tested = []
-    for key, same in grouped.items():
+    for plan, same in grouped.items():
         names = [n for n in same[0]["metrics"] if all(n in e["metrics"] for e in same)]
         metrics = {n: sum(e["metrics"][n] for e in same) / len(same) for n in names}
         tested.append(
             Tested(
                 same[0]["role"],
-                Plan.from_key(key),
+                plan,
                 same[0]["memory_bytes"],
                 tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
                 metrics,
@@ -139,7 +138,7 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
 def _entry(tuned: Tuned, role: str) -> dict[str, Any]:
     return {
         "role": role,
-        "plan": _plan(tuned.plan),
+        "plan": tuned.plan.to_dict(),
         "seed": tuned.seed,
         "steps": tuned.steps,
         "test_loss": tuned.test_loss if math.isfinite(tuned.test_loss) else None,
@@ -147,7 +146,3 @@ def _entry(tuned: Tuned, role: str) -> dict[str, Any]:
         "memory_bytes": tuned.memory_bytes,
         "seconds": tuned.seconds,
     }
-
-
-def _plan(plan: Plan) -> dict[str, list[Any]]:
-    return {"bits": list(plan.bits), "ranks": list(plan.ranks)}

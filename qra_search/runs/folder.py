@@ -198,6 +198,6 @@ def _strategy(name: str) -> Strategy:
 
 
 def _candidate(data: Mapping[str, Any]) -> Candidate:
-    plan = Plan(tuple(data["plan"]["bits"]), tuple(data["plan"]["ranks"]))
     std = float("nan") if data["loss_std"] is None else data["loss_std"]
+    plan = Plan.from_dict(data["plan"])
     return Candidate(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,6 +59,15 @@ class Plan:
         """
         bits, _, ranks = key.partition("|")
         return cls(tuple(map(read_name, bits.split(","))), tuple(map(int, ranks.split(","))))
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain data, for JSON: `bits` and `ranks`."""
+        return {"bits": list(self.bits), "ranks": list(self.ranks)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan of what `to_dict` gave; other keys do not count."""
+        return cls(tuple(data["bits"]), tuple(data["ranks"]))
 
     @property
     def is_uniform(self) -> bool:

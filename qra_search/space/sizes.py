@@ -52,8 +52,7 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
         return parse_bytes(text)
     text = check_size(text)
     if match := _PER_WEIGHT.fullmatch(text):
-        weights = sum(group.weights for group in space.groups)
-        return space.fixed_bytes + math.floor(float(match.group(1)) * weights / 8)
+        return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
         level = next((level.name for level in space.levels if level.width == REFERENCE_BITS), REFERENCE_BITS)
         reference = _uniform_bytes(space, level, space.ranks[len(space.ranks) // 2], text)
@@ -87,8 +86,12 @@ def resolve_budgets(space: SearchSpace, budget: int | str | Sequence[int | str] 
 
 def describe_size(space: SearchSpace, count: int) -> str:
     """Bytes with what they come to for each searched weight: `108.0 MiB (4.21 bits a weight)`."""
-    weights = sum(group.weights for group in space.groups)
-    return f"{format_bytes(count)} ({(count - space.fixed_bytes) * 8 / weights:.2f} bits a weight)"
+    return f"{format_bytes(count)} ({bits_per_weight(space, count):.2f} bits a weight)"
+
+
+def bits_per_weight(space: SearchSpace, count: int) -> float:
+    """Bits that so many bytes of a plan come to for each searched weight."""
+    return (count - space.fixed_bytes) * 8 / space.weights
 
 
 def _uniform_bytes(space: SearchSpace, bits: LevelName, rank: int, text: str) -> int:

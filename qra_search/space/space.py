@@ -89,6 +89,11 @@ class SearchSpace(Displayed):
         """Names of the groups, in order."""
         return tuple(group.name for group in self.groups)
 
+    @property
+    def weights(self) -> int:
+        """How many weights are searched."""
+        return sum(group.weights for group in self.groups)
+
     @cached_property
     def widths(self) -> np.ndarray:
         """int (B,): nominal bits of each level."""

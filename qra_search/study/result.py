@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -51,17 +51,10 @@ class SearchResult(Displayed):
         seen: dict[str, list[float]] = {}
         for trial in state.full:
             seen.setdefault(trial.plan.key, []).append(trial.loss)
-        candidates = [
-            Candidate(
-                plan,
-                float(mean),
-                float(std),
-                state.space.memory_bytes(plan),
-                float(np.mean(seen[plan.key])),
-                len(seen[plan.key]),
-            )
-            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
-        ]
+        candidates = []
+        for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True):
+            losses, size = seen[plan.key], state.space.memory_bytes(plan)
+            candidates.append(Candidate(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         return cls(
             state.space, state.trials, tuple(candidates), state.memory_budgets, state.prior, strategy.name,
@@ -181,10 +174,7 @@ class SearchResult(Displayed):
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:
-    data = asdict(candidate)
-    data["plan"] = {"bits": list(candidate.plan.bits), "ranks": list(candidate.plan.ranks)}
-    data["loss_std"] = _finite(candidate.loss_std)
-    return data
+    return {**vars(candidate), "plan": candidate.plan.to_dict(), "loss_std": _finite(candidate.loss_std)}
 
 
 def _finite(value: float) -> float | None:

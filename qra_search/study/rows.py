@@ -28,8 +28,7 @@ def candidate_rows(space: SearchSpace, candidates: Iterable[Candidate], front: I
             "mean_rank": sum(c.plan.ranks) / len(c.plan.ranks),
             "observed": c.observed,
             "evaluations": c.evaluations,
-            "bits": list(c.plan.bits),
-            "ranks": list(c.plan.ranks),
+            **c.plan.to_dict(),
         }
         for c in candidates
     ]
@@ -41,8 +40,7 @@ def trial_row(trial: Trial) -> Row:
     return {
         "id": trial.id,
         "status": trial.status,
-        "bits": list(trial.plan.bits),
-        "ranks": list(trial.plan.ranks),
+        **trial.plan.to_dict(),
         "fidelity": trial.fidelity,
         "seed": trial.seed,
         "origin": proposal.origin,

@@ -40,7 +40,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
         "groups": len(space),
         "kinds": dict(Counter(group.kind or "group" for group in space.groups)),
         "linears": sum(len(group.linears) for group in space.groups),
-        "weights": sum(group.weights for group in space.groups),
+        "weights": space.weights,
         "fixed_bytes": space.fixed_bytes,
         "smallest_bytes": space.memory.minimum,
         "largest_bytes": space.memory.maximum,

@@ -146,3 +146,8 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
 def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model is 'smollm2': a mapping is needed to set model.name"):
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
+
+
+@pytest.mark.parametrize("given", [113246208, "113246208", [113246208]])
+def test_a_budget_may_be_a_plain_number_of_bytes(given: Any) -> None:
+    assert make_config({"search": {"memory": given}}).search.memory == ("113246208",)

@@ -132,12 +132,9 @@ def figures_of(trial: Trial, standing: Standing) -> dict[str, float]:
         if trial.proposal.predicted_loss is not None:
             figures["predicted_loss"] = trial.proposal.predicted_loss
     for budget in standing.budgets:
-        best, uniform = standing.best(budget), standing.best(budget, uniform=True)
-        size = size_name(budget)
+        best, size = standing.best(budget), size_name(budget)
         if best is not None:
-            figures[f"best/{size}"] = best[1]
-        if best is not None and uniform is not None:
-            figures[f"gain/{size}"] = 1 - best[1] / uniform[1] if uniform[1] else math.nan
+            figures |= {f"best/{size}": best[1], f"gain/{size}": standing.gain(budget)}
     return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qra_search.report.colors import PRIOR_STEPS, ramp, text_on
+from qra_search.report.colors import ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import new_figure, style
-from qra_search.report.layout import damage_steps
+from qra_search.report.layout import heat_maps
 from qra_search.report.words import plan_name
 
 if TYPE_CHECKING:
@@ -25,32 +25,26 @@ def plan_figure(run: RunData, *, dark: bool = False) -> Figure:
     """Bits and rank of the plan found, and the prior if there is one; kinds down, layers across."""
     plan, space, grid, prior = run.plan, run.result.space, run.layout, run.result.prior
     assert plan is not None
-    maps: list[tuple[str, Sequence[int], Sequence[str], Sequence[str]]] = [
-        ("Bits of the frozen weights", [space.bits.index(b) for b in plan.bits], list(map(str, plan.bits)),
-         ramp("bits", len(space.bits), dark=dark)),
-        ("Rank of the adapter", [space.ranks.index(r) for r in plan.ranks], [str(r) for r in plan.ranks],
-         ramp("rank", len(space.ranks), dark=dark)),
-    ]  # fmt: skip
-    if prior is not None:
-        more = "lighter" if dark else "darker"
-        title = f"Sensitivity by the prior: one group alone at {space.bits[0]} bits; {more} suffers more"
-        steps, _ = damage_steps(prior.bits_damage[:, 0])
-        maps.append((title, steps.tolist(), [""] * len(space), ramp("prior", PRIOR_STEPS, dark=dark)))
+    maps = heat_maps(space, plan, prior)
     left, across, high = 28 + 8 * max(map(len, grid.rows)), CELL * len(grid.columns), CELL * len(grid.rows)
     width, height = max(left + across + 18, 520), 40 + (high + 56) * len(maps)
     with style(dark):
         figure, _ = new_figure(f"{run.name}: {plan_name(plan, space)}", (width, height), panels=0)
         figure.text(16 / width, 1 - 24 / height, str(figure.get_label()), fontsize=13, fontweight="bold")
-        for i, (title, levels, labels, colors) in enumerate(maps):
+        for i, heat in enumerate(maps):
+            title, colors = f"{heat.title} {heat.remark}", ramp(heat.ramp, heat.steps, dark=dark)
+            if heat.ramp == "prior":
+                more = "lighter" if dark else "darker"
+                title = f"Sensitivity by the prior: one group alone at {space.bits[0]} bits; {more} suffers more"
             bottom = height - 68 - i * (high + 56) - high
             axes = figure.add_axes((left / width, bottom / height, across / width, high / height))
-            places = [[math.nan if g is None else levels[g] for g in row] for row in grid.cells]
+            places = [[math.nan if g is None else heat.levels[g] for g in row] for row in grid.cells]
             draw_heat(axes, grid.rows, grid.columns, places, colors)
             figure.text(16 / width, (bottom + high + 10) / height, title, fontsize=13)
             for g, (x, y) in ((g, (x, y)) for y, row in enumerate(grid.cells) for x, g in enumerate(row)):
-                if g is not None and labels[g]:
-                    axes.text(x + 0.5, y + 0.5, labels[g], ha="center", va="center", fontsize=11,
-                              color=text_on(colors[levels[g]]))  # fmt: skip
+                if g is not None and heat.ramp != "prior":
+                    axes.text(x + 0.5, y + 0.5, heat.labels[g], ha="center", va="center", fontsize=11,
+                              color=text_on(colors[heat.levels[g]]))  # fmt: skip
     return figure
 
 

@@ -23,7 +23,8 @@ KEY_SIZE = 9
 
 def chart(
     key: str,
-    draw: Callable[[Size], Figure],
+    draw: Callable[..., Figure],
+    of: RunData | Sequence[RunData],
     summary: str,
     *,
     sizes: Sequence[tuple[str, Size]] = SIZES,
@@ -32,11 +33,12 @@ def chart(
     """A chart at every size, of which the style sheet shows the one that suits its container.
 
     Args:
+        draw: one of the charts that takes `of`, a size and `legend`.
         numbers: for each group of points, which plans they are; see `to_svg`.
     """
     drawings = ""
     for name, size in sizes:
-        text = to_svg(draw(size), summary=summary, theme="page", key=f"{key}-{name}", hover=numbers)
+        text = to_svg(draw(of, size, legend=False), summary=summary, theme="page", key=f"{key}-{name}", hover=numbers)
         drawings += text.replace("<svg ", f'<svg class="at-{name}" ', 1)
     return f'<div class="chart of-{len(sizes)}">{drawings}</div>'
 

@@ -16,10 +16,10 @@ from qra_search.report.figures.canvas import SHAPES
 from qra_search.report.html import embedded as charts
 from qra_search.report.html import heatmap, tables
 from qra_search.report.html.markup import escape, prose
-from qra_search.report.layout import damage_steps
+from qra_search.report.layout import heat_maps
 from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
-from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
+from qra_search.space.sizes import bits_per_weight
 
 
 def headline(found: words.Finding | None) -> str:
@@ -65,8 +65,7 @@ def facts(run: RunData) -> str:
     found, result = run.finding, run.result
     items = []
     if found is not None:
-        weights = sum(group.weights for group in result.space.groups)
-        bits = (found.memory_bytes - result.space.fixed_bytes) * 8 / weights
+        bits = bits_per_weight(result.space, found.memory_bytes)
         limit = f"of {format_bytes(found.budget)}; " if result.memory_budgets else ""
         items.append(
             ("Memory of the plan", format_bytes(found.memory_bytes), f"{limit}{bits:.2f} bits a searched weight")
@@ -130,9 +129,7 @@ def front(run: RunData, key: str) -> str:
     table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
     say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
     summary = f"{len(run.result.candidates)} plans, {count} of them on the front. {words.headline(run.finding)}"
-    chart = charts.chart(
-        f"{key}-front", lambda size: figures.front_figure(run, size, legend=False), summary, numbers=groups
-    )
+    chart = charts.chart(f"{key}-front", figures.front_figure, run, summary, numbers=groups)
     return _section("Loss against memory", say, chart + legend + table)
 
 
@@ -142,28 +139,8 @@ def plan(run: RunData) -> str:
     if found is None:
         return ""
     space, grid = run.result.space, run.layout
-    bit, rank = {b: i for i, b in enumerate(space.bits)}, {r: i for i, r in enumerate(space.ranks)}
-    maps = [
-        heatmap.heat_table(
-            grid, "bits", "Bits", "of the frozen weights", [bit[b] for b in found.bits], [*map(str, found.bits)]
-        )
-        + heatmap.ramp_legend("bits", [*map(str, space.levels)]),
-        heatmap.heat_table(
-            grid, "rank", "Rank", "of the adapter", [rank[r] for r in found.ranks], list(map(str, found.ranks))
-        )
-        + heatmap.ramp_legend("rank", [f"rank {r}" for r in space.ranks]),
-    ]
-    prior = run.result.prior
-    if prior is not None:
-        damage = prior.bits_damage[:, 0]
-        levels, legend = damage_steps(damage)
-        unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
-        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
-        labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
-        maps.append(
-            heatmap.heat_table(grid, "prior", "Sensitivity", remark, levels.tolist(), labels)
-            + heatmap.ramp_legend("prior", legend)
-        )
+    heats = heat_maps(space, found, run.result.prior)
+    maps = "".join(f"<div>{heatmap.heat_table(grid, heat)}</div>" for heat in heats)
     which = (
         f'<p class="which"><span>Shown: <strong>{prose(plan_name(found, space))}: '
         f"{prose(bits_counts(found, space))}</strong></span>"
@@ -172,7 +149,7 @@ def plan(run: RunData) -> str:
     say = "Kinds of linears down, layers across. Darker (lighter on a dark screen) is more."
     if len(grid.rows) == 1:
         say = "Layers across. Darker (lighter on a dark screen) is more."
-    body = f'{which}<div class="heats">{"".join(f"<div>{m}</div>" for m in maps)}</div>'
+    body = f'{which}<div class="heats">{maps}</div>'
     return _section("The plan, layer by layer", say, body, kind="plan-of")
 
 
@@ -186,17 +163,14 @@ def learnt(run: RunData, key: str) -> str:
         "Best loss so far",
         "The line is the best mean loss within the budget; marks are single evaluations, by why they were proposed.",
         charts.chart(
-            f"{key}-trace", lambda size: figures.trace_figure(run, size, legend=False), f"The search ended at {ends}.",
+            f"{key}-trace", figures.trace_figure, run, f"The search ended at {ends}.",
             sizes=charts.HALF if run.predictions else charts.SIZES,
         ),
     )  # fmt: skip
     predicted = ""
     if run.predictions:
         text = charts.prediction_text(run)
-        chart = charts.chart(
-            f"{key}-predicted", lambda size: figures.predictions_figure(run, size, legend=False), text,
-            sizes=charts.HALF,
-        )  # fmt: skip
+        chart = charts.chart(f"{key}-predicted", figures.predictions_figure, run, text, sizes=charts.HALF)
         predicted = _half("Predicted and seen", f"{text} Marks on the line were foreseen exactly.", chart)
     say = "" if predicted else f"Strategy {run.result.strategy} makes no predictions, so there are none to check."
     body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{charts.legend(names)}'
@@ -264,12 +238,10 @@ def overview(runs: Sequence[RunData]) -> str:
     table = _section("All runs", "", tables.overview_table(runs))
     say = "Only plans that no other of the same run beats in both loss and bytes."
     counts = ", ".join(f"{run.name}: {len(run.result.front)} plans" for run in runs)
-    chart = charts.chart("all-fronts", lambda size: figures.fronts_figure(runs, size, legend=False), counts)
+    chart = charts.chart("all-fronts", figures.fronts_figure, runs, counts)
     fronts = _section("Fronts", say, chart + names)
     say = "Best mean loss within each run's largest budget."
-    chart = charts.chart(
-        "all-traces", lambda size: figures.traces_figure(runs, size, legend=False), ", ".join(r.name for r in runs)
-    )
+    chart = charts.chart("all-traces", figures.traces_figure, runs, ", ".join(r.name for r in runs))
     return table + fronts + _section("Best loss so far", say, chart + names)
 
 

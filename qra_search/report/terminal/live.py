@@ -222,7 +222,7 @@ class RichView(View):
             if best is None:
                 continue
             rival = self.standing.best(budget, uniform=True)
-            gain = 1 - best[1] / rival[1] if rival else math.nan
+            gain = self.standing.gain(budget)
             table.add_row(
                 format_bytes(budget),
                 Text(f"{best[1]:.4f}", style="bold green" if gain > 0 else "bold"),
@@ -283,7 +283,7 @@ def best_text(standing: Standing, budget: int) -> str:
     text = f"within {format_bytes(budget)}: best {best[1]:.4f}"
     if rival is None:
         return f"{text}, no uniform plan fits"
-    gain = 1 - best[1] / rival[1]
+    gain = standing.gain(budget)
     return f"{text}, uniform {rival[1]:.4f}" + (f", {percent(gain)} lower" if gain > 0 else ", not beaten yet")
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.text import Text
 
 from qra_search.report.colors import ramp, text_on
-from qra_search.report.layout import layout
+from qra_search.report.layout import HeatMap, layout
 from qra_search.space.space import SearchSpace
 
 LABEL_EVERY = 5
 
 
-def strip(space: SearchSpace, values: Sequence[int | str], choices: Sequence[int | str]) -> Text:
+def strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
-    grid = layout(space)
-    name = "bits" if tuple(choices) == tuple(space.bits) else "rank"
-    colors = dict(zip(choices, ramp(name, len(choices), dark=True), strict=True))
-    shown = {c: str(c) for c in choices}
-    width = max(map(len, shown.values())) + 1
+    grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
+    width = max(len(str(c)) for c in (space.bits if heat.ramp == "bits" else space.ranks)) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()
     if len(grid.columns) > 1:
@@ -33,7 +28,7 @@ def strip(space: SearchSpace, values: Sequence[int | str], choices: Sequence[int
             if g is None:
                 text.append(" " * width)
             else:
-                color = colors[values[g]]
-                text.append(shown[values[g]].rjust(width), style=f"{text_on(color)} on {color}")
+                color = colors[heat.levels[g]]
+                text.append(heat.labels[g].rjust(width), style=f"{text_on(color)} on {color}")
         text.append("\n")
     return text

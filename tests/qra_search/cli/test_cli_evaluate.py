@@ -93,7 +93,7 @@ def test_baselines_are_tuned_once_and_scored_beside_the_model_as_it_was(qra, tmp
     assert roles == ["found", *["uniform"] * len(tuned), "untuned"] and len(tuned) > 1
     space = RunFolder(tmp_path / "a").result().space
     for plan, row in zip(tuned, done.json["rows"][1:-1], strict=True):
-        assert row["plan"] == {"bits": list(plan.bits), "ranks": list(plan.ranks)}
+        assert row["plan"] == plan.to_dict()
         assert row["memory_bytes"] == space.memory_bytes(plan) and row["scores"][0]["value"] == 0.25
     count = len(tuned)
     again = qra("evaluate", tmp_path / "a", "--tasks", "gsm8k", "--against", "all")

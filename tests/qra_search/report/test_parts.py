@@ -11,7 +11,7 @@ from qra_search import Group, Linear, Plan, SearchSpace
 from qra_search.contracts.scenarios import toy_space
 from qra_search.report import colors, words
 from qra_search.report.html.markup import prose
-from qra_search.report.layout import damage_steps, layout
+from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.terminal.plan_grid import strip
 
 
@@ -144,5 +144,6 @@ def test_figures_stay_with_their_units() -> None:
 
 
 def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
-    text = strip(space([("q", 0), ("v", 0), ("q", 1)]), [2, 4, 8], (2, 3, 4, 8)).plain
+    three = space([("q", 0), ("v", 0), ("q", 1)])
+    text = strip(three, heat_maps(three, Plan((2, 4, 8), (4, 4, 4)))[0]).plain
     assert [line.split() for line in text.splitlines()] == [["0"], ["q", "2", "8"], ["v", "4"]]

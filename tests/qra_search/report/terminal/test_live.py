@@ -168,6 +168,7 @@ def test_the_standing_agrees_with_the_result() -> None:
     assert comparison is not None and comparison.uniform is not None and best is not None and rival is not None
     assert best[1] == pytest.approx(comparison.best.observed)
     assert rival[1] == pytest.approx(comparison.uniform.observed)
+    assert view.standing.gain(comparison.budget) == pytest.approx(1 - comparison.best.observed / rival[1])
     assert view.standing.spent == pytest.approx(result.spent)
     assert view.standing.failed == len(result.failures())
     # The guessing strategy's beliefs are plain means, so that its front is that of the means.
