@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import statistics
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.storage import StorageFormat
-
-_TIMED_ROWS, _TIMED_PASSES = 256, 7
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -125,27 +121,6 @@ class Backend(ABC):
             wanted = bits if isinstance(bits, str) else f"{bits} bits"
             return f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
         return None
-
-    def slowdown(self, bits: Level, shape: tuple[int, int] = (1024, 1024), *, device: str = "cpu") -> float:
-        """Time of a training pass (forward, and gradient to the input) in that of the unquantized layer, measured.
-
-        Args:
-            shape: (out, in) of the weight; 256 rows are passed, in bfloat16.
-        """
-        linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16, device=device).requires_grad_(False)
-        hessian = torch.eye(shape[1], device=device) if self.calibrated else None
-        layers = (linear, self.quantize(linear, bits, hessian=hessian).train())
-        x = torch.randn(_TIMED_ROWS, shape[1], dtype=torch.bfloat16, device=device, requires_grad=True)
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(_TIMED_PASSES + 1):  # in turn, so that both meet the same load
-            for layer, seen in zip(layers, times, strict=True):
-                start = time.perf_counter()
-                layer(x).sum().backward()
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                seen.append(time.perf_counter() - start)
-        plain, own = (statistics.median(seen[1:]) for seen in times)
-        return own / plain
 
     def check_bits(self, bits: Level) -> None:
         """Raises:

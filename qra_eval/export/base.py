@@ -73,13 +73,11 @@ class ExportRefused(ValueError):
 class Exporter(ABC):
     """One format, registered in the entry-point group `qra.exporters`.
 
-    The options of a format are the keyword arguments of its constructor, plain data. `file` says that a single file is
-    written, not a folder.
+    The options of a format are the keyword arguments of its constructor, plain data.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    file: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, run: TunedRun) -> list[str]:
@@ -87,7 +85,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def write(self, run: TunedRun, out: Path) -> Exported:
-        """Write to `out`, an empty folder (or a file that does not exist yet) in a temporary place.
+        """Write to `out`, an empty folder in a temporary place.
 
         Called only when `check` gave no reason; the path of the result is replaced by the final one.
         """
@@ -112,7 +110,7 @@ class Exporter(ABC):
     def export(self, run: Run, out: str | Path) -> Exported:
         """Check a run and write it; see `qra_eval.export.export`."""
         tuned, out = TunedRun.of(run), Path(out)
-        if out.exists() and not (out.is_dir() and not self.file and not any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise ValueError(f"{out} exists already: give another place, or remove it first")
         reasons = self.check(tuned)
         if reasons:
@@ -120,8 +118,7 @@ class Exporter(ABC):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
             partial = Path(holder) / out.name
-            if not self.file:
-                partial.mkdir()
+            partial.mkdir()
             done = self.write(tuned, partial)
             if out.exists():
                 out.rmdir()

@@ -52,36 +52,25 @@ def tasks(as_json: common.Json = False) -> None:
     print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
 
 
-def backends(
-    speed: Annotated[bool, option("--speed", "Measure how long a training pass takes on this CPU.")] = False,
-    as_json: common.Json = False,
-) -> None:
+def backends(as_json: common.Json = False) -> None:
     """List the quantization backends: bit-widths, exact bits a weight, devices, and why one cannot be used here.
 
     [bold]Example[/]
 
-        qra backends --speed
+        qra backends
     """
     rows = _installed("backends", _backend)
-    usable = [row for row in rows if "bits" in row and row["unavailable"] is None]
-    for row in usable if speed else ():
-        backend = plugins.load("backends", row["name"])()
-        row["slowdown"] = {b: round(backend.slowdown(b, SHAPE), 2) for b in backend.bits}
     if as_json:
         common.emit(rows)
         return
     header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices"]
-    header += ["time of a training pass here, in that of the unquantized layer"] if speed else []
     cells = []
     for row in rows:
         reason = row.get("unavailable")
         widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
-        times = [", ".join(f"{b}: {time:.1f}" for b, time in row.get("slowdown", {}).items())] if speed else []
         what = f"not available: {reason}" if reason else row["summary"]
-        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), *times, what))
+        cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what))
     _table((*header, "what it is"), cells)
-    if not speed:
-        print("\nHow fast each is here: qra backends --speed.")
 
 
 def schema(

@@ -13,7 +13,7 @@ from qra_eval.export.tuned import TunedRun
 
 
 def test_every_format_says_in_a_line_what_it_is():
-    assert set(formats()) >= {"peft", "merged", "compressed-tensors", "gptqmodel", "gguf", "plan"}
+    assert set(formats()) >= {"peft", "merged", "compressed-tensors", "gptqmodel", "gguf"}
     assert all(text and "\n" not in text for text in formats().values())
 
 
@@ -97,5 +97,5 @@ def test_the_recipe_names_every_linear_with_its_type(runs, tmp_path):
 def test_exports_leave_the_global_generator_alone(runs, tmp_path):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    export(runs["llama"], "plan", tmp_path / "plan.json")
+    export(runs["llama"], "peft", tmp_path / "peft")
     assert torch.equal(before, torch.random.get_rng_state())

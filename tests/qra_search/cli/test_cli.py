@@ -117,13 +117,6 @@ def test_backends_show_devices_and_why_one_cannot_be_used(qra: Qra, monkeypatch:
     assert "not available: the sun is down" in " ".join(qra("backends").out.split())
 
 
-def test_backends_measure_their_speed_when_asked(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "names", lambda kind: ["reference"])
-    (row,) = qra("backends", "--speed", "--json").json
-    assert row["slowdown"].keys() == row["bits"].keys() and all(times > 0 for times in row["slowdown"].values())
-    assert "time of a training pass" in " ".join(qra("backends", "--speed").out.split())
-
-
 def test_a_plugin_that_lacks_a_library_is_listed_with_the_reason(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
     load = plugins.load
 
