@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from rich.text import Text
@@ -124,7 +124,7 @@ def _options(factory: Any) -> dict[str, Any]:
     return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = columns(*header, left=header, gap=3)
     for row in rows:
         table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
