@@ -30,7 +30,7 @@ LOCAL: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of the harness: its value, its standard error (None where there is none), and rows it is over."""
+    """One figure of the harness: its value, its standard error (None if there is none), and rows it is over."""
 
     task: str
     metric: str

@@ -31,7 +31,7 @@ class Backend(ABC):
         name: as registered in the entry-point group `qra.backends`.
         bits: the levels that it stores, by width.
         devices: device types that its modules run on.
-        calibrated: True where `quantize` needs a Hessian of the layer's inputs.
+        calibrated: True if `quantize` needs a Hessian of the layer's inputs.
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
         options: the keyword arguments that make an equal backend, plain data.
     """
@@ -112,11 +112,11 @@ class Backend(ABC):
         """
 
     def unavailable(self) -> str | None:
-        """Why this backend cannot be used here (a missing library or device), or None where it can."""
+        """Why this backend cannot be used here (a missing library or device), or None if it can."""
         return None
 
     def supports(self, bits: Level, out_features: int, in_features: int) -> str | None:
-        """Why a weight of this shape cannot be stored at `bits`, or None where it can."""
+        """Why a weight of this shape cannot be stored at `bits`, or None if it can."""
         if bits not in self.bits:
             wanted = bits if isinstance(bits, str) else f"{bits} bits"
             return f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
@@ -221,7 +221,7 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def largest_group(in_features: int, largest: int, smallest: int) -> int | None:
-    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None where none does."""
+    """The first of largest, largest/2, ... down to `smallest` that divides `in_features`; None if none does."""
     size = largest
     while size >= smallest:
         if in_features % size == 0:

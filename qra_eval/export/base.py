@@ -27,7 +27,7 @@ class Exported:
         path: the file or folder.
         notes: what a user should know of it, one sentence each: how to load it, and where it is not exact.
         largest_logit_difference: between the tuned model and what was written, loaded by the other tool (or by its own
-            arithmetic) on a few sentences; None where nothing was compared, and the notes say why.
+            arithmetic) on a few sentences; None if nothing was compared, and the notes say why.
         largest_logit: largest absolute logit of the tuned model on the same sentences, to see the difference against.
         mean_logit_difference: mean absolute difference.
         same_next_token: share of the positions where both find the same token the likeliest.
@@ -81,7 +81,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def check(self, run: TunedRun) -> list[str]:
-        """Reasons why this run cannot be written, each with its mend; empty where it can. Writes nothing."""
+        """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
 
     @abstractmethod
     def write(self, run: TunedRun, out: Path) -> Exported:
@@ -133,7 +133,7 @@ def formats() -> dict[str, str]:
 
 
 def check(run: Run, format: str, **options: Any) -> list[str]:
-    """Reasons why a run cannot be exported in a format, each with its mend; empty where it can.
+    """Reasons why a run cannot be exported in a format, each with its mend; empty if it can.
 
     Raises:
         ValueError: there is no tuned plan in the folder, or no such format or option.

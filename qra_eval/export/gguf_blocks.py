@@ -17,7 +17,7 @@ def own_blocks(own: Affine) -> tuple[np.ndarray, str] | None:
     """The bytes of a layer's own grid, and their type: Q4_1 for codes of up to 4 bits, Q8_0 for symmetric 8 bits.
 
     Q4_1 is d·q + m with float16 d and m for 32 weights, so it holds an evenly spaced grid with an offset as it is; only
-    a scale that is not exact in float16 is rounded. None where neither type takes the grid.
+    a scale that is not exact in float16 is rounded. None if neither type takes the grid.
 
     Returns:
         uint8 (out, bytes of a row).

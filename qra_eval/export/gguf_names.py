@@ -66,7 +66,7 @@ def tensor_namer(config: Any) -> Callable[[str], str]:
 
 
 def row_order(config: Any, name: str, rows: int) -> Tensor | None:
-    """Order in which llama.cpp keeps the rows of q and k for its rotary embedding; None where it is as it was.
+    """Order in which llama.cpp keeps the rows of q and k for its rotary embedding; None if it is as it was.
 
     A head's rows are the first halves of its pairs and then the second halves; llama.cpp wants pair after pair.
     """

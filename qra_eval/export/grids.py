@@ -58,7 +58,7 @@ class IntegerGrid:
 def affine_of(module: nn.Module) -> Affine | None:
     """Codes, scale and offset of a layer of the backends reference, hqq and bitsandbytes (int8).
 
-    None where the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
+    None if the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
     """
     readers = {"PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes}
     # By name: an optional library that is not installed has made no layer, and need not be imported to say so.

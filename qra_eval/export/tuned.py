@@ -143,7 +143,7 @@ class TunedRun:
         return self.backend.dequantize(module).detach()
 
     def affine(self, linear: Chosen) -> Affine | None:
-        """Codes, scales and offsets of a quantized linear; None where it is stored in another way."""
+        """Codes, scales and offsets of a quantized linear; None if it is stored in another way."""
         return None if linear.bits == UNQUANTIZED_BITS else affine_of(self.module(linear.name))
 
     @cached_property

@@ -214,7 +214,7 @@ def _pairs(change: np.ndarray, extra: np.ndarray, left: int, items: int) -> np.n
 
 
 def _single_changes(loss, table: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Loss (G, C) with one group at another choice; inf where that is not allowed."""
+    """Loss (G, C) with one group at another choice; inf if that is not allowed."""
     groups, items = table.shape
     plans = np.repeat(choice[None], groups * items, axis=0)
     index = np.arange(groups * items)

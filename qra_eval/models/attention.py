@@ -22,7 +22,7 @@ at which the two count as the same. Half precision alone makes 0.01 of SmolLM2; 
 
 
 def use_fast_attention(model: Any) -> bool:
-    """Switch a CPU model to `matmul_attention` where that computes the same; True where it was switched.
+    """Switch a CPU model to `matmul_attention` if that computes the same; True if it was switched.
 
     Models whose attention is more than scaled dot products (soft-capping, sinks, biases) show a difference on a probe
     and keep their own.

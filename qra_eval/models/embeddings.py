@@ -134,7 +134,7 @@ def quantize_embeddings(model: Any) -> None:
 
 
 def dequantize_embeddings(model: Any) -> None:
-    """Undo `quantize_embeddings` but for the rounding, so that any tool knows the layers; nothing where none is."""
+    """Undo `quantize_embeddings` but for the rounding, so that any tool knows the layers; nothing if none is."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, QuantizedEmbedding):
         return

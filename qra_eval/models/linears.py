@@ -144,7 +144,7 @@ def named_as_it_is(model: Any) -> Iterator[None]:
 
 
 def decoder_layers(model: nn.Module) -> str | None:
-    """Path of the outermost ModuleList with the most weights in linears, None where no list has any."""
+    """Path of the outermost ModuleList with the most weights in linears, None if no list has any."""
     best, most = None, 0
     outer: list[str] = []
     for name, module in model.named_modules():

@@ -17,7 +17,7 @@ class Example:
     Attributes:
         prompt: what the model is given.
         answer: what it is to go on with, white space before it included. The text is prompt + answer.
-        choices: continuations to choose from, of which `answer` is one; empty where the answer is free.
+        choices: continuations to choose from, of which `answer` is one; empty if the answer is free.
         label: index of the right choice.
         contexts: one prompt for each choice where the choice changes the prompt (WinoGrande); else empty.
         messages: the prompt as chat messages, for models with a chat template; else empty.

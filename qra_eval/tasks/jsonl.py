@@ -126,7 +126,7 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _files(data: Path) -> dict[SplitName, Path | None]:
-    """The file of each split, None where it is to be split off another."""
+    """The file of each split, None if it is to be split off another."""
     if data.is_file():
         return {"calibration": data, "validation": None, "test": None}
     if not data.is_dir():

@@ -10,7 +10,7 @@ FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:
-    """The answer's number without commas, dollar signs and a final point; None where there is none.
+    """The answer's number without commas, dollar signs and a final point; None if there is none.
 
     strict: the first number after `####`. flexible: the last thing that looks like a number.
     """

@@ -20,7 +20,7 @@ class ChoiceScores:
     """Scores of N questions with at most C choices each.
 
     Attributes:
-        log_likelihoods: float (N, C) in nats, -inf where a question has fewer choices.
+        log_likelihoods: float (N, C) in nats, -inf if a question has fewer choices.
         characters: int (N, C), length of each choice, 1 where there is none.
         utf8_bytes: int (N, C), its length in bytes, 1 where there is none.
         labels: int (N,), the right choices.

@@ -64,7 +64,7 @@ class Evaluator(ABC):
         """
 
     def prior(self) -> Prior | None:
-        """Sensitivity of the groups, measured once and cached; None where there is none."""
+        """Sensitivity of the groups, measured once and cached; None if there is none."""
         return None
 
     def describe(self) -> dict[str, Any]:

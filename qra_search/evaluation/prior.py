@@ -47,7 +47,7 @@ class Prior:
             )
 
     def check(self, space: SearchSpace) -> None:
-        """Raises ValueError where the shapes are not those of the space."""
+        """Raises ValueError if the shapes are not those of the space."""
         want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
         got = (self.bits_damage.shape, self.rank_gain.shape)
         if got != want:

@@ -23,7 +23,7 @@ class Layout:
 
     Attributes:
         rows, columns: names of the rows (kinds) and of the columns (layers).
-        cells: for each row, the index of the group at each column; None where there is none.
+        cells: for each row, the index of the group at each column; None if there is none.
     """
 
     rows: tuple[str, ...]

@@ -60,7 +60,7 @@ class Standing:
         return pace * max(0.0, self.evaluations - self.spent)
 
     def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
-        """The best plan within a budget and its mean loss; None where none fits."""
+        """The best plan within a budget and its mean loss; None if none fits."""
         fitting = [
             (trial, sum(losses) / len(losses))
             for key, losses in self._losses.items()

@@ -80,8 +80,8 @@ class Finding:
         space: of both plans.
         data: `test` where the final comparison was made, else `validation`.
         budget: bytes that both keep to.
-        rival: None where no uniform plan fits.
-        noise: standard error of the difference of the two losses; nan where nothing tells it.
+        rival: None if no uniform plan fits.
+        noise: standard error of the difference of the two losses; nan if nothing tells it.
     """
 
     space: SearchSpace
@@ -112,7 +112,7 @@ class Finding:
 
 
 def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | None:
-    """What was found, on test data where the final comparison was made; None where nothing fits or ended."""
+    """What was found, on test data where the final comparison was made; None if nothing fits or ended."""
     tuned = next((t for t in tested if t.role == FOUND), None)
     comparison = result.comparison()
     best: Tested | Candidate
@@ -153,7 +153,7 @@ def headline(found: Finding | None) -> str:
 
 
 def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:
-    """Names of the model and of the task, from what a log says of its evaluator; empty where it says nothing."""
+    """Names of the model and of the task, from what a log says of its evaluator; empty if it says nothing."""
 
     def name(key: str) -> str:
         value = identity.get(key)

@@ -17,13 +17,13 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     solution known (Nemhauser and Ullmann 1969; Pisinger 1995). Exact for any sizes.
 
     Args:
-        cost: float (G, C); inf where an item is not allowed.
+        cost: float (G, C); inf if an item is not allowed.
         size: int (G, C), not negative.
         budget: what the sizes may sum to.
         exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few items.
 
     Returns:
-        int (G,), the chosen items; None where nothing fits.
+        int (G,), the chosen items; None if nothing fits.
     """
     cost, size = np.asarray(cost, dtype=float), np.asarray(size, dtype=np.int64)
     rows = np.arange(len(cost))

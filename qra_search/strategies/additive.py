@@ -52,7 +52,7 @@ class AdditiveStrategy(Strategy):
 
 
 def additive_plan(space: SearchSpace, table: np.ndarray, budget: int) -> Plan | None:
-    """Best plan under a budget if groups did not interact; None where nothing fits.
+    """Best plan under a budget if groups did not interact; None if nothing fits.
 
     Args:
         table: float (G, B, R), loss that each choice of each group adds, in nats.

@@ -161,7 +161,7 @@ class Scores:
         return features[:, 0] + self._gap if self._model is None else self._model.predict(features)
 
     def parents(self, size: int, generation: int) -> Any:
-        """Survivors among the evaluated plans by full loss, known or else predicted; None where too few."""
+        """Survivors among the evaluated plans by full loss, known or else predicted; None if too few."""
         plans = list(self.cheap if self._screening else self.full)
         predicted = self.predict(self.levels.encode(plans))
         losses = {p: self.full.get(p, float(m)) for p, m in zip(plans, predicted, strict=True)}

@@ -122,7 +122,7 @@ class QRAStrategy(Strategy):
         return Estimates(tuple(plans), mean, std)
 
     def _fit(self, state: StudyState, rows: Rows) -> TableFit | None:
-        """The table given the log; None where nothing was evaluated in full."""
+        """The table given the log; None if nothing was evaluated in full."""
         if not len(rows):
             return None
         basis = TableBasis(state.space, state.prior, alike=self.alike)
@@ -163,7 +163,7 @@ class QRAStrategy(Strategy):
         return state.seed + (len(state.trials) + k) % self.seeds
 
     def _without_model(self, state: StudyState, asked: set[str], k: int) -> Proposal | None:
-        """The prior's own optimum for the budget in turn; where it is taken, a random plan; None where none is left."""
+        """The prior's own optimum for the budget in turn; where it is taken, a random plan; None if none is left."""
         budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
         plan = additive_plan(state.space, prior_table(state.space, state.prior), budget)
         if plan is not None and plan.key not in asked:

@@ -68,7 +68,7 @@ def _climbed(fit: TableFit, prior: Widths, sweeps: int) -> TableFit:
 
 
 def _evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
-    """Log evidence of hyperparameters, plus their log prior; -inf where the covariance is not positive."""
+    """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
     total = np.tensordot(fit.block_variances(w), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.error(w, fit.rows.weight, fit.excess)
     try:

@@ -54,7 +54,7 @@ class Strips:
         return cls(ends, ends, level)
 
     def log_improvement(self, mean: np.ndarray, std: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Log of the expected hypervolume improvement, float (M,); -inf where a plan is too large to count.
+        """Log of the expected hypervolume improvement, float (M,); -inf if a plan is too large to count.
 
         Args:
             mean, std: float (M,), posterior of the loss of the plans.

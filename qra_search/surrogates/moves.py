@@ -46,7 +46,7 @@ def neighbours(plan: np.ndarray, mean: np.ndarray, size: np.ndarray, budget: int
 
     Args:
         plan: int (G,), item of each group.
-        mean: (G, C), the mean table; inf where not allowed.
+        mean: (G, C), the mean table; inf if not allowed.
     """
     G, C = mean.shape
     rows = np.arange(G)

@@ -1,4 +1,4 @@
-"""The sections of a report, each a function from gathered data to HTML; empty where a run has nothing to say."""
+"""The sections of a report, each a function from gathered data to HTML; empty if a run has nothing to say."""
 
 from __future__ import annotations
 

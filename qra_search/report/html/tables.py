@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: str, caption: str) -> str:
 
 
 def tested_table(run: RunData) -> str:
-    """The final comparison, best first; empty where it was not made."""
+    """The final comparison, best first; empty if it was not made."""
     tested = run.tested
     if not tested:
         return ""
@@ -53,7 +53,7 @@ def tested_table(run: RunData) -> str:
 
 
 def validation_table(run: RunData) -> str:
-    """For every budget the best plan and uniform plans, as the search saw them; empty where nothing fits."""
+    """For every budget the best plan and uniform plans, as the search saw them; empty if nothing fits."""
     result = run.result
     budgets = result.memory_budgets or ((run.finding.budget,) if run.finding else ())
     rows = ""
@@ -83,7 +83,7 @@ def front_table(run: RunData) -> str:
 
 
 def cost_table(run: RunData) -> str:
-    """What each part of the search took; empty where nothing was spent."""
+    """What each part of the search took; empty if nothing was spent."""
     total = sum(c.evaluations for c in run.costs)
     if total <= 0:
         return ""

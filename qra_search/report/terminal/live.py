@@ -275,7 +275,7 @@ def trial_text(trial: Trial, space: SearchSpace) -> str:
 
 
 def best_text(standing: Standing, budget: int) -> str:
-    """The best plan within a budget in one line; empty where none fits."""
+    """The best plan within a budget in one line; empty if none fits."""
     best = standing.best(budget)
     if best is None:
         return ""
