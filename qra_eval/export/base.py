@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
 
@@ -119,7 +121,8 @@ class Exporter(ABC):
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
             partial = Path(holder) / out.name
             partial.mkdir()
-            done = self.write(tuned, partial)
+            with torch.random.fork_rng():  # loading with peft draws the factors' first values
+                done = self.write(tuned, partial)
             if out.exists():
                 out.rmdir()
             shutil.move(partial, out)
