@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.plugins import did_you_mean
+from qra_search.space.memory import parse_bytes
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -41,7 +42,19 @@ class ModelConfig(_Section):
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="in which evaluations compute; auto: the faster one on this machine"
     )
+    weight_cache: str = Field(
+        "auto",
+        description="memory for dequantized weights that are kept ready (2GiB, 0): auto: a share of what is free; those "
+        "of a model that do not fit are dequantized one linear at a time",
+    )
     trust_remote_code: bool = False
+
+    @field_validator("weight_cache", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if str(value) not in ("auto", "0"):
+            parse_bytes(value)
+        return str(value)
 
 
 class TaskConfig(_Section):

@@ -77,6 +77,15 @@ class Backend(ABC):
             dtype=weight.dtype,
         )
 
+    def quantize_levels(self, linear, levels, *, hessian=None):
+        return {level: self.quantize(linear, level, hessian=hessian) for level in levels}
+
+    def calibrates(self, bits: Level) -> bool:
+        return self.calibrated
+
+    def identity(self, bits: Level):
+        return [self.spec, bits]
+
     def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
         """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
 

@@ -123,7 +123,7 @@ def build(
         quantization=QuantizationConfig(backend=options.backend, cache=cache),
         training=TrainingConfig(steps=STEPS, batch_size=rows, gradient_checkpointing=options.checkpointing),
         dtype=options.dtype,
-        weight_cache_bytes=0,
+        weight_cache=0,
     )
 
 

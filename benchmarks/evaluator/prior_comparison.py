@@ -69,12 +69,9 @@ def main() -> None:
         whole = tuned(None)
         batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.quantized.settings.batch_size)[0]
         start = time.perf_counter()
-        evaluator.quantized.unquantize()
-        with evaluator.quantized.in_float32():
+        with evaluator.quantized.in_float32() as blocks:
             pairs = [(g, 0) for g in chosen]
-            divergence, tokens = degrade_groups(
-                evaluator.workbench, [lowest], pairs, batch.to(evaluator.workbench.device)
-            )
+            divergence, tokens = degrade_groups(evaluator.workbench, blocks, [lowest], pairs, batch)
         seconds = time.perf_counter() - start
         costs = {
             "fisher": prior.cost,

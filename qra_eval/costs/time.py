@@ -7,10 +7,9 @@ from collections import Counter
 
 import torch
 
-from qra_eval.models.loaded import computed_in
 from qra_eval.prior.kept import PRIOR_ROWS
 from qra_eval.prior.measure import DEPTHS, PROBED_BITS
-from qra_eval.quantized.bank import bank_file, bank_folder, tensor_bytes
+from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tasks.losses import held_out_loss
@@ -34,7 +33,7 @@ def estimate(workbench: Workbench) -> dict[str, float]:
     """
     pace = seconds_per_token(workbench)
     calibration = sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
-    cached = quantized(workbench)
+    cached = workbench.quantized.quantized()
     setup = 0.0 if cached else quantization_seconds(workbench)
     if workbench.quantized.backend.calibrated and not cached:
         setup += pace * calibration
@@ -52,20 +51,12 @@ def seconds_per_token(workbench: Workbench) -> float:
     batches = bucketed(workbench.rows("validation", size), size)
     tokens = sum(map(len, workbench.rows("validation", size)))
     model, best = workbench.model, float("inf")
-    with computed_in(model, workbench.quantized.compute):
+    with workbench.quantized.unquantized():
         for _ in range(1 + PASSES):
             start = time.perf_counter()
             held_out_loss(model, batches, workbench.device)
             best = min(best, time.perf_counter() - start)
     return best / tokens
-
-
-def quantized(workbench: Workbench) -> bool:
-    """Whether the cache has every linear at every bit-width."""
-    model = workbench.quantized
-    folder, linears = bank_folder(model.quantization.cache), model.linears
-    widths = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
-    return all(bank_file(folder, model.identity, model.backend, b, linears).is_file() for b in widths)
 
 
 def quantization_seconds(workbench: Workbench) -> float:

@@ -17,7 +17,7 @@ from qra_eval.costs.time import estimate
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
-from qra_eval.quantized.model import WEIGHT_CACHE_BYTES, QuantizedModel
+from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows
@@ -48,6 +48,7 @@ def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLo
         device=config.model.device,
         dtype=config.model.dtype,
         compute=config.model.compute,
+        weight_cache=config.model.weight_cache,
         trust_remote_code=config.model.trust_remote_code,
         memory_kind=config.search.memory_kind,
         seed=config.search.seed,
@@ -66,6 +67,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         training: of one evaluation, and of the final tuning; like the others a config, or a dict of its fields.
         dtype: in which what is not quantized is stored; bytes are counted in it.
         compute: in which evaluations compute; if weights do not fit in the cache, as stored.
+        weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`: by
+            what is free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
         seed: of the task's splits.
@@ -87,11 +90,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         trust_remote_code: bool = False,
         memory_kind: str = "resident",
         seed: int = 0,
-        weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        weight_cache: int | str = "auto",
         progress: Progress | None = None,
     ):
         if memory_kind == "peak":
-            weight_cache_bytes = 0
+            weight_cache = 0
         task = TaskConfig(name=task) if isinstance(task, str) else section(TaskConfig, "task", task)
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
@@ -108,6 +111,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             device=str(place),
             trust_remote_code=trust_remote_code,
             embeddings=quantization.embeddings,
+            stream=True,
         )
         if progress is not None:
             progress("load model", 1, 1)
@@ -115,7 +119,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.rows = Rows(self.task, task.name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
-            weight_cache_bytes=weight_cache_bytes, progress=progress,
+            weight_cache=weight_cache, progress=progress,
         )  # fmt: skip
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -162,6 +166,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         except torch.cuda.OutOfMemoryError as error:
+            self.quantized.unquantize()  # the next plan starts clean
             torch.cuda.empty_cache()
             raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
@@ -186,8 +191,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
         if self._highest is None:
             settings = self.quantized.settings
-            self.quantized.unquantize()
-            untuned = self.workbench.held_out("calibration", settings.batch_size)
+            with self.quantized.unquantized():
+                untuned = self.workbench.held_out("calibration", settings.batch_size)
             self._highest = ceiling(
                 untuned, self.quantized.model.config.get_text_config().vocab_size, settings.hopeless
             )

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,7 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     embeddings: int = 16,
+    stream: bool = False,
 ) -> LoadedModel:
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
@@ -44,40 +45,45 @@ def load_model(
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
         embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
+        stream: leave the linears of the decoder layers on the host, whatever the device: of those that the checkpoint
+            has in `dtype` no copy is made, they are read from its files when they are used.
 
     Raises:
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    loaded = _load(spec, dtype or STORAGE_DTYPE, device, trust_remote_code)
+    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream))
     if embeddings == 16:
         return loaded
     quantize_embeddings(loaded.model)
     return replace(loaded, fingerprint=f"{loaded.fingerprint}-e{embeddings}")
 
 
-def _load(
-    spec: str,
-    dtype: torch.dtype,
-    device: str | torch.device,
-    trust_remote_code: bool,
-) -> LoadedModel:
+class _Placing(NamedTuple):
+    """What all ways of loading need to know."""
+
+    device: str | torch.device
+    trust_remote_code: bool = False
+    stream: bool = False
+
+
+def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     if not spec.strip():
         raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     path = Path(spec).expanduser()
     if spec == "smollm2":
-        return _from_gguf(_smollm2_file(), spec, spec, dtype, device)
+        return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
     if spec == "tiny":
-        return tiny_model(dtype=dtype, device=device)
+        return tiny_model(dtype=dtype, device=placing.device)
     if path.is_dir():
-        return _from_folder(path, spec, str(path.resolve()), dtype, device, trust_remote_code)
+        return _from_folder(path, spec, str(path.resolve()), dtype, placing)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ValueError(f"{spec} is a file but no .gguf: models are folders with safetensors, or GGUF files")
-        return _from_gguf(path, spec, str(path.resolve()), dtype, device)
+        return _from_gguf(path, spec, str(path.resolve()), dtype, placing)
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(spec):
         raise ModelNotFound(f"no file or folder {spec!r}{_nearest(spec)}")
-    return _from_hub(spec, dtype, device, trust_remote_code)
+    return _from_hub(spec, dtype, placing)
 
 
 def gguf_source(spec: str) -> Path | None:
@@ -99,16 +105,14 @@ def _smollm2_file() -> Path:
     )
 
 
-def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, device: str | torch.device) -> LoadedModel:
+def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     kind = str(dtype).removeprefix("torch.")
     key = f"gguf-{file_digest(path)}-{kind}-{CONVERSION}"
     folder = cached_folder(key, lambda empty: convert_gguf(path, empty, dtype))
-    return _from_folder(folder, name, spec, dtype, device, False)
+    return _from_folder(folder, name, spec, dtype, placing._replace(trust_remote_code=False))
 
 
-def _from_folder(
-    folder: Path, name: str, spec: str, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool
-) -> LoadedModel:
+def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -118,12 +122,12 @@ def _from_folder(
             + (f", and {pickled[0]} is pickled, which is not read: save it again as safetensors" if pickled else "")
         )
     try:
-        return _pretrained(str(folder), name, spec, dtype, device, trust_remote_code, local=True)
+        return _pretrained(str(folder), name, spec, dtype, placing, local=True)
     except OSError as error:
         raise ValueError(f"{folder} cannot be loaded ({_first_line(error)})") from error
 
 
-def _from_hub(spec: str, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool) -> LoadedModel:
+def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     from huggingface_hub import HfApi
 
     reason = None
@@ -133,7 +137,7 @@ def _from_hub(spec: str, dtype: torch.dtype, device: str | torch.device, trust_r
     except Exception as error:  # whatever the network, the hub or its client raises; said below unless cached
         reason = _first_line(error)
     try:
-        return _pretrained(spec, spec, spec, dtype, device, trust_remote_code, local=reason is not None)
+        return _pretrained(spec, spec, spec, dtype, placing, local=reason is not None)
     except OSError as error:
         raise ModelNotFound(
             f"unknown model {spec!r}{_nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub "
@@ -146,15 +150,14 @@ def _pretrained(
     name: str,
     spec: str,
     dtype: torch.dtype,
-    device: str | torch.device,
-    trust_remote_code: bool,
+    placing: _Placing,
     *,
     local: bool,
 ) -> LoadedModel:
     """Load with transformers; OSError if there are no files, ValueError of one line if they are of no use."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    shared = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    shared = {"trust_remote_code": placing.trust_remote_code, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(source, **shared)
     except ValueError as error:
@@ -174,7 +177,7 @@ def _pretrained(
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{spec} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
-    return finish(model, tokenizer, name, spec, device)
+    return finish(model, tokenizer, name, spec, placing.device, placing.stream)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,8 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.models.linears import normalise
+from qra_eval.models.linears import find_linears, normalise
 
 SLICES, SLICE_BYTES = 16, 4096
 
@@ -41,15 +40,25 @@ class LoadedModel:
     spec: str
 
 
-def finish(model: nn.Module, tokenizer: Any, name: str, spec: str, device: str | torch.device) -> LoadedModel:
-    """Normalise, freeze and place a model; give the tokenizer a padding token where it has none."""
+def finish(
+    model: nn.Module, tokenizer: Any, name: str, spec: str, device: str | torch.device, stream: bool = False
+) -> LoadedModel:
+    """Normalise, freeze and place a model; give the tokenizer a padding token where it has none.
+
+    Args:
+        stream: leave the linears of the decoder layers on the host, where they are mapped from the checkpoint.
+    """
     model.requires_grad_(False)
     model.eval()
     digest = fingerprint(model)
     normalise(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(model.to(device), tokenizer, name, digest, spec)
+    left = {id(p) for found in find_linears(model) for p in found.module.parameters()} if stream else set()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if id(tensor) not in left:
+            tensor.data = tensor.data.to(device)
+    return LoadedModel(model, tokenizer, name, digest, spec)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -95,23 +104,6 @@ def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
             torch.nn.functional.linear(y, v)
             best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
     return torch.bfloat16 if best[torch.bfloat16] < CLEARLY * best[torch.float32] else torch.float32
-
-
-@contextmanager
-def computed_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """The model's parameters in another dtype, for as long as the context lasts; then the very same tensors again.
-
-    Where bfloat16 is emulated, a pass in it takes up to 40 times as long. Buffers stay as they are: rotary frequencies
-    have more digits than the model.
-    """
-    kept = [(p, p.data) for p in model.parameters() if p.dtype == model.dtype != dtype]
-    try:
-        for parameter, data in kept:
-            parameter.data = data.to(dtype)
-        yield
-    finally:
-        for parameter, data in kept:
-            parameter.data = data
 
 
 def cache_root() -> Path:

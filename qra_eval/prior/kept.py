@@ -9,16 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qra_eval.prior.measure import measure_prior
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.tasks.batches import bucketed
+from qra_eval.tasks.batches import bucketed, collate
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 PRIOR_ROWS = 16
-PRIOR_VERSION = 3
+PROBE_ROWS = 8
+"""Of these, drawn at random, on which groups are degraded for real."""
+PRIOR_VERSION = 4
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
 
@@ -41,7 +46,9 @@ def kept_or_measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
 def prior_file(workbench: Workbench) -> Path:
     """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
     model = workbench.quantized
-    identity = [PRIOR_VERSION, model.identity, model.backend.spec, model.space.signature]
+    levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
+    identity = [PRIOR_VERSION, model.identity, levels, model.space.signature]
+    identity += [workbench.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
     identity += [workbench.rows.hash(calibration=PRIOR_ROWS), workbench.evaluation_tokens(), str(model.compute)]
     identity += [workbench.settings.batch_size]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -54,8 +61,9 @@ def measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     model.prepare()  # quantizing is no part of the prior's time
     start = time.perf_counter()
     model.unquantize()
-    batches = bucketed(workbench.rows("calibration", PRIOR_ROWS), workbench.settings.batch_size)
-    prior, report = measure_prior(workbench, batches)
+    rows, size = workbench.rows("calibration", PRIOR_ROWS), workbench.settings.batch_size
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: min(size, PROBE_ROWS)]
+    prior, report = measure_prior(workbench, bucketed(rows, size), collate([rows[i] for i in drawn]))
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))

@@ -1,8 +1,8 @@
 """The prior: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
 
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
-prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
-the gradient at the linear's output for labels drawn from the model itself (Fisher information). One backward pass
+prediction is half the expected square of the change of the log-likelihood, g' D x summed over a row's positions, where
+g is the gradient at the linear's output for labels drawn from the model itself (Fisher information). One backward pass
 gives x and g of every linear; each bit-width then costs one product D x. That ranks groups well but the scale of
 large damage is off, so a few groups are degraded for real, and a straight line in logarithms maps the one onto the
 other, with an intercept for each kind of linear.
@@ -13,8 +13,9 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.prior.layer_cache import LayerCache
+from qra_eval.models.blocks import Blocks, Flow
 from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import labelled_head, labelled_logits
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
 from qra_search.space.levels import LevelName
@@ -44,6 +44,8 @@ much in 12 steps."""
 RANK_POWER = 0.01
 """A rank gains the share of the spectrum within it to this power: nearly all of it at any rank. With one alpha for all
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
+LABELS = 256
+"""Labelled positions whose logits are made at a time."""
 SKETCH = 48
 """Width of the random sketch from which a gradient's leading singular values are read."""
 
@@ -63,8 +65,11 @@ class Fisher:
     tokens: int
 
 
-def measure_prior(workbench: Workbench, batches: Sequence[Batch]) -> tuple[Prior, dict[str, Any]]:
+def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) -> tuple[Prior, dict[str, Any]]:
     """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
+
+    Args:
+        probe: the batch on which groups are degraded for real.
 
     Returns:
         The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
@@ -76,8 +81,8 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch]) -> tuple[Prior
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in space.groups])
     kinds = [g.kind or g.name for g in space.groups]
     pairs = [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, len(bits)))]
-    with workbench.quantized.in_float32():
-        probes, probe_tokens = degrade_groups(workbench, bits, pairs, batches[0].to(workbench.device))
+    with workbench.quantized.in_float32() as blocks:
+        probes, probe_tokens = degrade_groups(workbench, blocks, bits, pairs, probe)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.zeros((len(space), len(space.bits)))
     for k, b in enumerate(bits):
@@ -106,57 +111,107 @@ def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def measure_fisher(workbench: Workbench, bits: Sequence[LevelName], batches: Sequence[Batch]) -> Fisher:
-    """One forward and backward pass a batch, with labels drawn from the model; see the module's docstring."""
-    model, wrapped, bank = workbench.model, workbench.quantized.wrapped, workbench.quantized.bank
-    damage = {name: np.zeros(len(bits)) for name in wrapped}
-    spectrum: dict[str, np.ndarray] = {}
+    """One forward and backward pass a batch, layer by layer, with labels drawn from the model; see the docstring above.
+
+    Each layer's input waits on the host. Backward, a layer is run again from it with gradients, which are taken at its
+    linears, and passed on at its input: in memory is one layer, and a batch's activations in it.
+    """
+    model, blocks = workbench.quantized, workbench.quantized.blocks
+    found = _Figures(workbench, bits, sum(len(b.targets) for b in batches), len(batches))
     generator = torch.Generator(device="cpu").manual_seed(0)
-    labelled = sum(len(b.targets) for b in batches)
-    inputs: dict[str, Tensor] = {}
-    done = 0
+    inputs: list[list[Tensor]] = []
+    with blocks.running():
+        flows = [blocks.enter(batch) for batch in batches]
+        for layer in range(len(blocks)):
+            inputs.append([flow.hidden for flow in flows])
+            with blocks.placed(layer):
+                blocks.advance(layer, flows)
+        gradients = [_head_gradient(blocks, flow, generator) for flow in flows]
+        for layer in reversed(range(len(blocks))):
+            names = model.bank.names(layer)
+            with blocks.placed(layer):
+                for n, flow in enumerate(flows):
+                    start = inputs[layer][n].to(workbench.device).requires_grad_(True)
+                    with found.taken_at({name: model.wrapped[name] for name in names}, start.shape[:2], generator):
+                        output = blocks.step(layer, flow, start)
+                    (gradient,) = torch.autograd.grad(output, start, gradients[n].to(workbench.device))
+                    gradients[n] = gradient.cpu()
+            inputs.pop()
+    return Fisher(found.damage, found.spectrum, sum(b.tokens for b in batches))
 
-    def keep_input(name: str):
-        def hook(module: AdaptedLinear, args: tuple[Tensor, ...]) -> None:
-            inputs[name] = args[0].detach()
 
-        return hook
+def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Tensor:
+    """Gradient at the last layer's output (N, T, H) of the log-likelihood of labels that the model draws."""
+    hidden = flow.hidden.to(blocks.device).requires_grad_(True)
+    total = torch.zeros_like(hidden)
+    for part in flow.batch.positions.split(LABELS):
+        some = replace(flow, batch=replace(flow.batch, positions=part))
+        logits = blocks.logits(some, hidden).float()
+        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
+        loss = F.cross_entropy(logits, drawn.to(blocks.device), reduction="sum")
+        total += torch.autograd.grad(loss, hidden)[0]
+    return total.cpu()
 
-    def on_gradient(name: str):
-        def hook(module: AdaptedLinear, grad_input: Any, grad_output: tuple[Tensor, ...]) -> None:
-            nonlocal done
-            x = inputs.pop(name).reshape(-1, module.in_features)
-            g = grad_output[0].reshape(-1, module.out_features)
-            whole = bank.weight(name, UNQUANTIZED_BITS).float()
-            for k, b in enumerate(bits):
-                change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
-                damage[name][k] += 0.5 * float(((g.float() * change).sum(1) ** 2).sum()) / labelled
-            values = leading_singular_values(g.float(), x.float(), generator)
-            spectrum[name] = spectrum.get(name, 0.0) + values / len(batches)
-            done += 1
-            if workbench.progress is not None:
-                workbench.progress("measure sensitivity", done, len(wrapped) * len(batches))
 
-        return hook
+class _Figures:
+    """Gathers `Fisher`'s figures at the linears of one layer after another."""
 
-    handles = []
-    for name, module in wrapped.items():
-        handles.append(module.register_forward_pre_hook(keep_input(name)))
-        handles.append(module.register_full_backward_hook(on_gradient(name)))
-    model.eval()
-    embedding = model.get_input_embeddings()
-    # Without a trainable parameter no gradient would flow: let it start at the embeddings' output.
-    handles.append(embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
-    try:
-        with labelled_head(model) as head:
-            for batch in batches:
-                batch = batch.to(workbench.device)
-                logits = labelled_logits(model, head, batch).float()
-                drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
-                F.cross_entropy(logits, drawn.to(workbench.device), reduction="sum").backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Fisher(damage, spectrum, sum(b.tokens for b in batches))
+    def __init__(self, workbench: Workbench, bits: Sequence[LevelName], labelled: int, batches: int):
+        self.workbench, self.bits, self.labelled, self.batches = workbench, bits, labelled, batches
+        names = workbench.quantized.wrapped
+        self.damage = {name: np.zeros(len(bits)) for name in names}
+        self.spectrum: dict[str, np.ndarray] = {}
+        self.done, self.total = 0, len(names) * batches
+
+    @contextmanager
+    def taken_at(
+        self, linears: Mapping[str, AdaptedLinear], shape: tuple[int, ...], generator: torch.Generator
+    ) -> Iterator[None]:
+        """What passes forward through linears within the context is measured when its gradient comes back."""
+
+        def watch(name: str) -> Any:
+            def hook(module: AdaptedLinear, args: tuple[Tensor, ...], output: Tensor) -> None:
+                x = args[0].detach()
+                rows = rows_of(module, x, shape)
+                output.register_hook(lambda g: self._take(name, x, g, rows, shape[0], generator))
+
+            return hook
+
+        handles = [module.register_forward_hook(watch(name)) for name, module in linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _take(
+        self, name: str, x: Tensor, gradient: Tensor, rows: Tensor, count: int, generator: torch.Generator
+    ) -> None:
+        bank = self.workbench.quantized.bank
+        x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
+        whole = bank.linears[name].weight.detach().to(x.device).float()
+        for k, b in enumerate(self.bits):
+            change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
+            each = torch.zeros(count, device=x.device).index_add_(0, rows, (g * change).sum(1))
+            self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled
+        values = leading_singular_values(g, x.float(), generator)
+        self.spectrum[name] = self.spectrum.get(name, 0.0) + values / self.batches
+        self.done += 1
+        if self.workbench.progress is not None:
+            self.workbench.progress("measure sensitivity", min(self.done, self.total), self.total)
+
+
+def rows_of(module: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The row of the batch that each token of a linear's input comes from, int (tokens,).
+
+    Args:
+        x: (N, T, in) or (N T, in); of an expert, which sees some of the tokens, `module.tokens` says which.
+        shape: of the batch, (N, T).
+    """
+    tokens = getattr(module, "tokens", None)
+    if tokens is None:
+        tokens = torch.arange(x.numel() // x.shape[-1], device=x.device)
+    return tokens // shape[1]
 
 
 def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) -> np.ndarray:
@@ -174,29 +229,43 @@ def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) ->
 
 
 def degrade_groups(
-    workbench: Workbench, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
+    workbench: Workbench, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
 ) -> tuple[list[tuple[int, int, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
-    The model must compute in float32. Each pass begins at the group's layer, with the hidden states that the layers
-    before it gave without it. One batch is enough: the same positions are compared throughout.
+    A probe leaves the unquantized pass at its group's layer, and goes on beside the others, layer by layer: a layer's
+    weights are put in place once for all. One batch is enough: the same positions are compared throughout.
+
+    Args:
+        blocks: computing in float32.
 
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
     """
-    wrapped, bank = workbench.quantized.wrapped, workbench.quantized.bank
-    cache = LayerCache(workbench.model, batch)
+    groups, model = workbench.space.groups, workbench.quantized
     tokens, found = float(batch.tokens), []
-    for done, (g, k) in enumerate(pairs):
-        group = workbench.space.groups[g]
-        for linear in group.linears:
-            wrapped[linear.name].set_base(weight=bank.weight(linear.name, bits[k]))
-        found.append((g, k, cache.divergence(group.depth)))
-        for linear in group.linears:
-            wrapped[linear.name].set_base(weight=bank.weight(linear.name, UNQUANTIZED_BITS))
-        tokens += cache.share(group.depth) * batch.tokens
-        if workbench.progress is not None:
-            workbench.progress("probe groups", done + 1, len(pairs))
+    with blocks.running(), torch.no_grad():
+        flow = blocks.enter(batch)
+        probes: dict[tuple[int, int], Tensor] = {}
+        for layer in range(len(blocks)):
+            with blocks.placed(layer):
+                for pair, hidden in probes.items():
+                    probes[pair] = blocks.step(layer, flow, hidden.to(blocks.device)).cpu()
+                for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
+                    names = [linear.name for linear in groups[g].linears]
+                    for name in names:
+                        model.wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
+                    probes[g, k] = blocks.step(layer, flow).cpu()
+                    for name in names:
+                        model.wrapped[name].set_base()
+                    tokens += (1 - layer / len(blocks)) * batch.tokens
+                blocks.advance(layer, [flow])
+            if workbench.progress is not None:
+                workbench.progress("probe groups", layer + 1, len(blocks))
+        reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float().log_softmax(-1)
+        for g, k in pairs:
+            changed = blocks.logits(flow, probes[g, k].to(blocks.device)).float().log_softmax(-1)
+            found.append((g, k, max(float((reference.exp() * (reference - changed)).sum(-1).mean()), 0.0)))
     return found, round(tokens)
 
 

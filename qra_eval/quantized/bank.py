@@ -1,11 +1,12 @@
-"""The bank: every linear at every level, quantized once, kept on disk, and swapped in by reference."""
+"""The bank: every linear at every level, quantized once, kept on disk, and read memory-mapped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,32 @@ from torch import Tensor, nn
 
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
-from qra_search.evaluation.protocols import Progress
-from qra_search.space.levels import LevelName, level_words
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 log = logging.getLogger(__name__)
 
+BANK_VERSION = 4
+"""Of the way in which Hessians are gathered and files laid out: files of another version are not read."""
+
 
 class Bank:
-    """Quantized versions of a model's linears.
+    """Quantized versions of a model's linears, one safetensors file for each level of a decoder layer.
 
-    Each level is one safetensors file, named by a hash of the model, the backend and the calibration; files are
-    read memory-mapped, so that workers share them. A missing file is made, and one that is cut off or foreign is made
-    again with a warning.
+    Files are named by all that their content follows from: the weights, the backend with its revision and library at
+    that level, and the calibration data if the level is calibrated. Those that are missing, cut off or foreign are
+    made by `qra_eval.quantized.build`.
 
     Args:
         linears: by name; left untouched.
         backend: quantizes them.
         bits: the levels wanted; 16 stands for the linear as it is.
         folder: where the files are kept.
-        fingerprint: identifies the weights (and the calibration data, where the backend is calibrated).
-        hessian: gives the (in, in) mean of x xᵀ of a linear's inputs; needed by calibrated backends.
-        progress: called with `("quantize <bits> bits", done, total)`.
-        keep_weights: whether a weight that was dequantized once is kept.
+        fingerprint: identifies the weights.
+        calibration: identifies the calibration data.
+        layers: decoder layer of each linear; default: all in one.
+        device: where modules and weights are given; default: where the linears are.
+        room: bytes of dequantized weights that are kept, the last used ones.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
 
@@ -49,39 +53,39 @@ class Bank:
         folder: str | Path,
         fingerprint: str,
         *,
-        hessian: Callable[[str], Tensor] | None = None,
-        progress: Progress | None = None,
-        keep_weights: bool = True,
+        calibration: str = "",
+        layers: Mapping[str, int] | None = None,
+        device: torch.device | None = None,
+        room: int = 0,
         compute: torch.dtype | None = None,
     ):
-        self.linears = dict(linears)
-        self.compute = compute
-        self.backend = backend
-        self.bits = tuple(bits)
-        self.folder = Path(folder)
-        self.fingerprint = fingerprint
-        self._modules: dict[tuple[str, LevelName], nn.Module] = {}
-        self._files: dict[LevelName, Any] = {}
-        self._keys: dict[LevelName, dict[str, list[str]]] = {}
-        self._weights: dict[tuple[str, LevelName], Tensor] = {}
-        self._keep_weights = keep_weights
+        self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
+        self.levels = tuple(b for b in self.bits if b != UNQUANTIZED_BITS)
+        self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
+        self.compute, self.device, self.room = compute, device, room
+        self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
+        self._files: dict[tuple[int, LevelName], Any] = {}
+        self._keys: dict[tuple[int, LevelName], dict[str, list[str]]] = {}
+        self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
+        self._kept = 0
+        self._damaged: set[Path] = set()
         check_shapes(backend, self.linears, self.bits)
-        for b in self.bits:
-            if b != UNQUANTIZED_BITS:
-                path = self.path(b)
-                if not self._read(path, b):
-                    self._build(path, b, hessian, progress)
-                    if not self._read(path, b):
-                        raise RuntimeError(f"the bank file {path} cannot be read after it was written")
 
+    # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
-        """The linear `name` at `bits`: one module, shared by every call."""
+        """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
+        linear = self.linears[name]
+        device = self._device(linear)
         if bits == UNQUANTIZED_BITS:
-            return self.linears[name]
-        key = (name, bits)
-        if key not in self._modules:
-            self._modules[key] = self._load(name, bits)
-        return self._modules[key]
+            return linear if device == linear.weight.device else _moved(linear, device)
+        return self.backend.from_tensors(
+            {key: tensor.to(device) for key, tensor in self.tensors(name, bits).items()},
+            bits=bits,
+            out_features=linear.out_features,
+            in_features=linear.in_features,
+            bias=None if linear.bias is None else linear.bias.to(device),
+            dtype=linear.weight.dtype,
+        )
 
     def weight(self, name: str, bits: LevelName) -> Tensor:
         """The dequantized weight (out, in) of a linear at `bits`.
@@ -89,69 +93,91 @@ class Bank:
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
         """
         own = self.linears[name].weight.detach()
-        dtype = self.compute or own.dtype
-        if bits == UNQUANTIZED_BITS and dtype == own.dtype:
+        dtype, device = self.compute or own.dtype, self._device(self.linears[name])
+        if bits == UNQUANTIZED_BITS and dtype == own.dtype and device == own.device:
             return own
-        if (name, bits) in self._weights:
-            return self._weights[name, bits]
-        whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self._load(name, bits)).detach()
-        weight = whole.to(dtype)
-        if self._keep_weights:
-            self._weights[name, bits] = weight
-        return weight
-
-    def path(self, bits: LevelName) -> Path:
-        """The file of a level."""
-        return bank_file(self.folder, self.fingerprint, self.backend, bits, self.linears)
+        key = (name, bits)
+        if key not in self._weights:
+            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
+            weight = whole.to(device=device, dtype=dtype)
+            if self.room < weight.nbytes:
+                return weight
+            self._weights[key] = weight
+            self._kept += weight.nbytes
+            while self._kept > self.room:
+                self._kept -= self._weights.popitem(last=False)[1].nbytes
+        self._weights.move_to_end(key)
+        return self._weights[key]
 
     # -- files ---------------------------------------------------------------------------------
-    def _read(self, path: Path, bits: LevelName) -> bool:
+    def path(self, layer: int, bits: LevelName) -> Path:
+        """The file of a layer's linears at a level."""
+        calibration = self.calibration if self.backend.calibrates(bits) else ""
+        identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.names(layer)]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        level = bits if isinstance(bits, str) else f"{bits}bit"
+        return self.folder / f"{digest}-{level}-{layer}.safetensors"
+
+    def names(self, layer: int) -> list[str]:
+        """The linears of a layer, in the model's order."""
+        return [name for name, at in self.layer_of.items() if at == layer]
+
+    def missing(self) -> dict[int, list[LevelName]]:
+        """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
+        layers = dict.fromkeys(self.layer_of.values())
+        lacking = {layer: [b for b in self.levels if not self._opened(layer, b)] for layer in layers}
+        return {layer: levels for layer, levels in lacking.items() if levels}
+
+    def write(self, layer: int, bits: LevelName, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep a layer's linears at a level: what `Backend.to_tensors` gives of each, by name."""
+        flat = {f"{name}::{key}": tensor for name, parts in tensors.items() for key, tensor in parts.items()}
+        write_tensors(flat, self.path(layer, bits))
+
+    def _opened(self, layer: int, bits: LevelName) -> bool:
         """Open a file and index it; False if it is missing or not whole."""
+        path = self.path(layer, bits)
+        if (layer, bits) in self._files:
+            return True
         if not path.is_file():
             return False
         try:
             file = open_tensors(path)
         except (DamagedFile, OSError) as error:
-            log.warning("%s: quantizing again", error)
+            self._complain(path, str(error))
             return False
         keys: dict[str, list[str]] = {}
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             keys.setdefault(key.rpartition("::")[0], []).append(key)
-        if set(keys) != set(self.linears):
-            log.warning("%s holds other linears: quantizing again", path)
+        if set(keys) != set(self.names(layer)):
+            self._complain(path, f"{path} holds other linears")
             return False
-        self._files[bits], self._keys[bits] = file, keys
+        self._files[layer, bits], self._keys[layer, bits] = file, keys
         return True
 
-    def _build(
-        self, path: Path, bits: LevelName, hessian: Callable[[str], Tensor] | None, progress: Progress | None
-    ) -> None:
-        """Quantize all linears at a level and write them; the Hessians are as large as the model, and not kept."""
-        tensors: dict[str, Tensor] = {}
-        for done, (name, linear) in enumerate(self.linears.items()):
-            if progress is not None:
-                progress(f"quantize {level_words(bits)}", done, len(self.linears))
-            module = self.backend.quantize(linear, bits, hessian=None if hessian is None else hessian(name))
-            for key, tensor in self.backend.to_tensors(module).items():
-                tensors[f"{name}::{key}"] = tensor.cpu()
-        if progress is not None:
-            progress(f"quantize {level_words(bits)}", len(self.linears), len(self.linears))
-        write_tensors(tensors, path)
+    def _complain(self, path: Path, fault: str) -> None:
+        if path not in self._damaged:
+            log.warning("%s: quantizing again", fault)
+            self._damaged.add(path)
 
-    def _load(self, name: str, bits: LevelName) -> nn.Module:
-        linear = self.linears[name]
-        file = self._files[bits]
-        tensors = {
-            key.rpartition("::")[2]: file.get_tensor(key).to(linear.weight.device) for key in self._keys[bits][name]
-        }
-        return self.backend.from_tensors(
-            tensors,
-            bits=bits,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            bias=linear.bias,
-            dtype=linear.weight.dtype,
-        )
+    def tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:
+        """What `Backend.to_tensors` gave of a linear at a level, mapped from the file."""
+        layer = self.layer_of[name]
+        if not self._opened(layer, bits):
+            raise RuntimeError(f"the bank has no whole file {self.path(layer, bits)}")
+        file = self._files[layer, bits]
+        return {key.rpartition("::")[2]: file.get_tensor(key) for key in self._keys[layer, bits][name]}
+
+    def _device(self, linear: nn.Linear) -> torch.device:
+        return self.device or linear.weight.device
+
+
+def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:
+    """A copy of a linear on a device."""
+    made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    made.weight = nn.Parameter(linear.weight.detach().to(device), requires_grad=False)
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
+    return made
 
 
 def bank_folder(given: str | None) -> Path:
@@ -159,19 +185,14 @@ def bank_folder(given: str | None) -> Path:
     return Path(given) if given is not None else cache_root() / "bank"
 
 
-def bank_file(folder: Path, fingerprint: str, backend: Backend, bits: LevelName, names: Iterable[str]) -> Path:
-    """Where the linears of these names are kept at a level."""
-    # Only the options that matter at this level would be ideal; a mixed backend differs as a whole.
-    identity = json.dumps([fingerprint, backend.spec, bits, sorted(names)], sort_keys=True)
-    level = bits if isinstance(bits, str) else f"{bits}bit"
-    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{level}.safetensors"
-
-
 def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[LevelName]) -> None:
     """Raises ValueError if the backend cannot store a linear at one of the levels."""
+    shapes: dict[tuple[int, int], str] = {}
+    for name, linear in linears.items():
+        shapes.setdefault((linear.out_features, linear.in_features), name)
     for b in bits:
-        for name, linear in linears.items() if b != UNQUANTIZED_BITS else ():
-            reason = backend.supports(b, linear.out_features, linear.in_features)
+        for (out_features, in_features), name in shapes.items() if b != UNQUANTIZED_BITS else ():
+            reason = backend.supports(b, out_features, in_features)
             if reason is not None:
                 raise ValueError(f"{name}: {reason}")
 
@@ -182,3 +203,8 @@ def tensor_bytes(model: nn.Module) -> int:
     for tensor in [*model.parameters(), *model.buffers()]:
         seen[tensor.data_ptr() or id(tensor)] = tensor.nbytes
     return sum(seen.values())
+
+
+def weight_bytes(linears: Iterable[nn.Linear]) -> int:
+    """Bytes of the weights of linears."""
+    return sum(linear.weight.nbytes for linear in linears)

@@ -1,109 +1,139 @@
-"""Moments of the inputs of a model's linears, for backends that calibrate and adapters that start from the data."""
+"""Moments of the inputs of a layer's linears, for backends that calibrate and adapters that start from the data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from qra_backends import SecondMoment
 from torch import Tensor, nn
 
-from qra_eval.models.loaded import computed_in
+from qra_eval.models.blocks import Blocks, Flow
 from qra_eval.tasks.batches import Batch
 
-HESSIAN_BYTES = 2 << 30
-"""Hessians held at once, at most; those of a model that needs more are gathered in several passes over the data."""
+SHRINK_TOKENS = 256
+"""An expert's moments are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
+the router rarely chose, and little beside the thousands that others see."""
 
 
-class Hessians:
-    """Mean of x xᵀ over the calibration tokens for the input x of each linear, (in, in) float32, when it is asked for.
-
-    They are gathered in the order of the linears, for as many at once as `room` bytes hold, and the earlier ones are
-    let go; so to ask in that order costs the fewest passes through the model. A linear that no token reaches (an
-    expert that the router never chose) gets the identity: it is rounded to nearest.
-
-    Args:
-        compute: dtype of the passes; default: the model's own.
-        room: bytes; one linear's Hessian is always held.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        linears: Mapping[str, nn.Linear],
-        batches: Sequence[Batch],
-        device: torch.device,
-        *,
-        compute: torch.dtype | None = None,
-        room: int = HESSIAN_BYTES,
-    ):
-        self.model, self.linears, self.batches, self.device, self.room = model, linears, batches, device, room
-        self.compute = compute or model.dtype
-        self.passes = 0
-        self._kept: dict[str, Tensor] = {}
-
-    def __call__(self, name: str) -> Tensor:
-        if name not in self._kept:
-            self._kept = {}
-            with computed_in(self.model, self.compute):
-                self._kept = input_moments(self.model, self._chunk(name), self.batches, self.device)[0]
-            self.passes += 1
-        return self._kept[name]
-
-    def _chunk(self, first: str) -> dict[str, nn.Linear]:
-        """The linears from `first` on whose Hessians fit together, as if none were shared."""
-        names = list(self.linears)
-        chunk: dict[str, nn.Linear] = {}
-        left = self.room
-        for name in names[names.index(first) :]:
-            left -= 4 * self.linears[name].in_features ** 2
-            if left < 0 and chunk:
-                break
-            chunk[name] = self.linears[name]
-        return chunk
-
-
-@torch.no_grad()
-def input_moments(
-    model: Any, linears: Mapping[str, nn.Module], batches: Sequence[Batch], device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Means of x xᵀ (in, in) and of x (in,) over all tokens for the input x of each linear, float32, by name.
+class LayerMoments:
+    """Means of x xᵀ (in, in) and of x (in,), float32, over the tokens that each linear of a layer reads.
 
     Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding is counted as well: it is little,
-    since batches hold rows of similar length. Where no token came by: the identity, and zeros.
+    since batches hold rows of similar length. An expert's matrix is drawn towards that of all experts of its layer,
+    by `SHRINK_TOKENS`; a linear that no token reached and that has no likes gets the identity: it is rounded to nearest.
     """
-    moments: dict[str, SecondMoment] = {}
-    shared: dict[str, str] = {}
-    last: list[tuple[Tensor, str]] = []
 
-    def hook(name: str):
+    def __init__(self, linears: Mapping[str, nn.Module]):
+        self._linears = linears
+        self._moments: dict[str, SecondMoment] = {}
+        self._shared: dict[str, str] = {}
+        self._last: list[tuple[Tensor, str]] = []
+        self._hessians: dict[str, Tensor] = {}
+        self._kinds: dict[str, Tensor | None] = {}
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """While the context lasts, all that the linears read is counted."""
+        handles = [linear.register_forward_pre_hook(self._hook(name)) for name, linear in self._linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last.clear()
+
+    def _hook(self, name: str) -> Any:
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            for tensor, owner in last:
+            for tensor, owner in self._last:
                 if tensor is args[0]:
-                    shared[name] = owner
+                    self._shared[name] = owner
                     return
-            last.append((args[0], name))
-            if len(last) > 4:
-                del last[0]
-            moments.setdefault(name, SecondMoment()).update(args[0])
+            self._last.append((args[0], name))
+            if len(self._last) > 4:
+                del self._last[0]
+            self._moments.setdefault(name, SecondMoment()).update(args[0])
 
         return read
 
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
-    try:
-        model.eval()
-        for batch in batches:
-            last.clear()
-            model(input_ids=batch.input_ids.to(device), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    squares = {name: moment.hessian() for name, moment in moments.items()}
-    means = {name: moment.mean() for name, moment in moments.items()}
-    owner = {name: shared.get(name, name) for name in linears}
-    for name, linear in linears.items():
-        if owner[name] not in squares:
-            size = int(linear.in_features)  # type: ignore[arg-type]
-            squares[name], means[name] = torch.eye(size, device=device), torch.zeros(size, device=device)
-    return {name: squares[owner[name]] for name in linears}, {name: means[owner[name]] for name in linears}
+    def owner(self, name: str) -> str:
+        """The linear whose matrix this one shares; itself if it shares none."""
+        return self._shared.get(name, name)
+
+    def tokens(self, name: str) -> int:
+        """Tokens that a linear read."""
+        moment = self._moments.get(self.owner(name))
+        return 0 if moment is None else moment.count
+
+    def hessian(self, name: str) -> Tensor:
+        """Mean of x xᵀ, (in, in); the same tensor for linears that read the same, until `release`."""
+        owner = self.owner(name)
+        if owner not in self._hessians:
+            self._hessians[owner] = self._drawn(owner)
+        return self._hessians[owner]
+
+    def mean(self, name: str) -> Tensor:
+        """Mean of x, (in,); zeros if no token came by."""
+        moment = self._moments.get(self.owner(name))
+        return torch.zeros(_inputs(self._linears[name])) if moment is None else moment.mean()
+
+    def release(self, name: str) -> None:
+        """Let the matrix go that `hessian` gave for a linear; it is made again if it is asked for again."""
+        self._hessians.pop(self.owner(name), None)
+
+    def _drawn(self, owner: str) -> Tensor:
+        moment, kind = self._moments.get(owner), likeness(owner)
+        if kind != owner:
+            common = self._common(kind)
+            if moment is not None:
+                drawn = moment.hessian().mul_(moment.count).add_(common, alpha=SHRINK_TOKENS)
+                return drawn.div_(moment.count + SHRINK_TOKENS)
+            if common is not None:
+                return common
+        return torch.eye(_inputs(self._linears[owner])) if moment is None else moment.hessian()
+
+    def _common(self, kind: str) -> Tensor | None:
+        """Mean over the tokens of all experts of the layer; None if none saw any."""
+        if kind not in self._kinds:
+            likes = [moment for name, moment in self._moments.items() if likeness(name) == kind]
+            total: Tensor | None = None
+            for moment in likes:
+                part = moment.hessian().mul_(moment.count)
+                total = part if total is None else total.add_(part)
+            self._kinds[kind] = None if total is None else total.div_(sum(m.count for m in likes))
+        return self._kinds[kind]
+
+
+def likeness(name: str) -> str:
+    """What an expert's linear shares with those of the other experts of its layer: its name without the number."""
+    head, found, tail = name.partition(".experts.")
+    return f"{head}{found}{tail.partition('.')[2]}" if found else name
+
+
+def _inputs(linear: nn.Module) -> int:
+    return int(linear.in_features)  # type: ignore[arg-type]
+
+
+def pass_through(
+    blocks: Blocks, index: int, flows: Sequence[Flow], linears: Mapping[str, nn.Module]
+) -> LayerMoments:
+    """Take flows through a layer, which has to be placed, and gather the moments of its linears on the way."""
+    moments = LayerMoments(linears)
+    with moments.gathered():
+        blocks.advance(index, flows)
+    return moments
+
+
+def input_moments(
+    blocks: Blocks, linears: Mapping[str, nn.Module], layer_of: Mapping[str, int], batches: Sequence[Batch]
+) -> Iterator[tuple[list[str], LayerMoments]]:
+    """The names and moments of each layer's linears, layer by layer: in memory are those of one."""
+    with blocks.running():
+        flows = [blocks.enter(batch) for batch in batches]
+        for layer in sorted(set(layer_of.values())):
+            names = [name for name, at in layer_of.items() if at == layer]
+            with blocks.placed(layer):
+                moments = pass_through(blocks, layer, flows, {name: linears[name] for name in names})
+            yield names, moments

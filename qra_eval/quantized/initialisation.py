@@ -15,15 +15,20 @@ Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq` start
 
 from __future__ import annotations
 
+import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from qra_backends.base import Backend
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qra_eval.quantized.adapters import first_factors
 from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.calibration import LayerMoments
+from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -42,8 +47,8 @@ class Initialiser:
         kind: `default`, `loftq`, `pissa` or `eva`.
         alpha: B A is multiplied by alpha over the rank.
         max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
-        components: principal components (max_rank, in) of each linear's inputs; needed by `eva` alone.
-        hessians: mean of x xᵀ, (in, in), of each; needed where `pissa` meets a calibrated backend.
+        inputs: gives names and moments of the linears, layer by layer; needed by `eva`, which takes its principal
+            components from them, and by `pissa` on a calibrated backend, for which Hessians are kept in mapped files.
     """
 
     def __init__(
@@ -54,14 +59,24 @@ class Initialiser:
         *,
         alpha: float,
         max_rank: int,
-        components: Mapping[str, Tensor] | None = None,
-        hessians: Mapping[str, Tensor] | None = None,
+        inputs: Callable[[], Iterable[tuple[Sequence[str], LayerMoments]]] | None = None,
     ):
         self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
-        self.components, self.hessians = components or {}, hessians or {}
+        self.components: dict[str, Tensor] = {}
+        self.hessians: dict[str, Tensor] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if inputs is not None and kind == "eva":
+            for names, moments in inputs():
+                self.components |= input_components(names, moments, max_rank)
+        elif inputs is not None:
+            self._keep_hessians(inputs())
         self._factors: dict[tuple[str, LevelName], Factors] = {}
         self._residuals: OrderedDict[tuple[str, LevelName, int], nn.Module] = OrderedDict()
         self._room = RESIDUAL_CACHE_BYTES
+
+    def base(self, name: str, bits: LevelName, rank: int) -> tuple[int, ...]:
+        """What the base depends on beside the level: the rank, if the adapter's first product is taken out of it."""
+        return (rank,) if self.kind == "pissa" and rank > 0 else ()
 
     def factors(self, name: str, bits: LevelName, rank: int, seed: int) -> Factors:
         """A (rank, in) and B (out, rank), float32."""
@@ -100,26 +115,41 @@ class Initialiser:
         self._residuals.move_to_end(key)
         return self._residuals[key]
 
+    def _keep_hessians(self, layers: Iterable[tuple[Sequence[str], LayerMoments]]) -> None:
+        """On disk for as long as this lives: of a large model they take more than the model."""
+        self._folder = tempfile.TemporaryDirectory(prefix="qra-hessians-")
+        for number, (names, moments) in enumerate(layers):
+            path = Path(self._folder.name) / f"{number}.safetensors"
+            owners = {name: moments.owner(name) for name in names}
+            save_file({owner: moments.hessian(owner).cpu().contiguous() for owner in set(owners.values())}, path)
+            file = open_tensors(path)
+            kept = {owner: file.get_tensor(owner) for owner in set(owners.values())}
+            self.hessians |= {name: kept[owner] for name, owner in owners.items()}
+
     def _bytes(self, module: nn.Module) -> int:
         return sum(t.nbytes for t in self.backend.to_tensors(module).values())
 
     def _residual(self, name: str, rank: int) -> nn.Linear:
         """W - s B A as a linear of its own."""
         linear = self.bank.linears[name]
-        dtype = linear.weight.dtype
         A, B = self.factors(name, UNQUANTIZED_BITS, rank, 0)
-        weight = (linear.weight.detach().float() - self.alpha / rank * B @ A).to(dtype)
+        weight = (self._whole(name) - self.alpha / rank * B @ A).to(linear.weight.dtype)
         made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)
         if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+            made.bias = nn.Parameter(linear.bias.detach().to(weight.device), requires_grad=False)
         return made
+
+    def _whole(self, name: str) -> Tensor:
+        """The unquantized weight in float32, where plans are put in place."""
+        weight = self.bank.linears[name].weight.detach()
+        return weight.to(self.bank.device or weight.device).float()
 
     def _decomposed(self, name: str, bits: LevelName) -> Factors:
         """Factors of the largest rank with B A the best fit to W (16 bits), or to what `bits` lose of it."""
         key = (name, bits)
         if key not in self._factors:
-            target = self.bank.linears[name].weight.detach().float()
+            target = self._whole(name)
             if bits != UNQUANTIZED_BITS:
                 target = target - self.bank.weight(name, bits).float()
             self._factors[key] = low_rank_factors(target, self.max_rank)
@@ -161,13 +191,16 @@ def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
     return torch.cat([factor, factor.new_zeros(shape)], dim)
 
 
-def input_components(moments: Mapping[str, Tensor], means: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """Principal components (rank, in) of each linear's inputs from mean x xᵀ and mean x, about the mean as in peft.
+def input_components(names: Sequence[str], moments: LayerMoments, rank: int) -> dict[str, Tensor]:
+    """Principal components (rank, in) of the inputs of a layer's linears, about their mean as in peft.
 
-    Linears that share a moment, since they read the same tensor, share the components.
+    Linears that read the same tensor share the components.
     """
-    made: dict[int, Tensor] = {}
-    for name, moment in moments.items():
-        if id(moment) not in made:
-            made[id(moment)] = principal_components(moment - torch.outer(means[name], means[name]), rank)
-    return {name: made[id(moment)] for name, moment in moments.items()}
+    made: dict[str, Tensor] = {}
+    for name in names:
+        owner = moments.owner(name)
+        if owner not in made:
+            mean = moments.mean(name)
+            made[owner] = principal_components(moments.hessian(name) - torch.outer(mean, mean), rank).cpu()
+            moments.release(name)
+    return {name: made[moments.owner(name)] for name in names}

@@ -8,46 +8,53 @@ from typing import Any, cast
 
 import torch
 from qra_backends import Backend
-from torch import Tensor
+from torch import Tensor, nn
 
+from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears, group_linears
-from qra_eval.models.loaded import LoadedModel, compute_dtype, computed_in
+from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
-from qra_eval.quantized.bank import Bank, bank_folder, check_shapes, tensor_bytes
-from qra_eval.quantized.calibration import Hessians, input_moments
-from qra_eval.quantized.initialisation import Initialiser, input_components
+from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
+from qra_eval.quantized.build import build
+from qra_eval.quantized.calibration import LayerMoments, input_moments
+from qra_eval.quantized.initialisation import Initialiser
+from qra_eval.quantized.room import weight_cache_bytes
 from qra_eval.quantized.space import levels_of, model_space
 from qra_eval.tasks.batches import Batch, bucketed
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
-WEIGHT_CACHE_BYTES = 4 << 30
-"""Dequantized weights are kept ready if all of them take no more than this."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 
 
 class QuantizedModel:
-    """Every linear is quantized once at every bit-width (`Bank`); a plan is put in place by setting references.
+    """Every linear is quantized once at every bit-width (`Bank`); a plan is put in place by swapping what changed.
 
-    While all dequantized weights fit in `weight_cache_bytes`, linears multiply by these, which gives the numbers of
+    On the device are the embeddings, norms and head, the plan in its packed form, and adapters. The unquantized weights
+    stay where the checkpoint is mapped, on the host, and visit the device a layer at a time (`blocks`).
+
+    If `weight_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
     the model is stored in: the weights are the same numbers, only sums are rounded otherwise.
 
     Quantizing waits for the first call that needs it: hours may lie between a look at the space and that.
 
     Args:
-        loaded: the model, frozen.
+        loaded: the model, frozen; the linears of its layers may be on the host.
         backend: that of `quantization`.
         rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
         settings: of training: alpha, dropout and batches.
-        compute: `auto` or a dtype's name; where weights do not fit in the cache, the dtype is as stored.
+        compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
+        weight_cache: bytes for dequantized weights; see `qra_eval.quantized.room`.
 
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
         linears: the searched ones, by name.
+        blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
     """
 
@@ -62,7 +69,7 @@ class QuantizedModel:
         *,
         device: torch.device,
         compute: str = "auto",
-        weight_cache_bytes: int = WEIGHT_CACHE_BYTES,
+        weight_cache: int | str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
     ):
         self.loaded, self.device, self.progress = loaded, device, progress
@@ -70,22 +77,27 @@ class QuantizedModel:
         self.rows, self.settings, self.quantization = rows, settings, quantization
         self.granularity = space.granularity
         self.backend = backend
-        levels = levels_of(space.bits, self.backend)
         found = find_linears(self.model)
         self.linears = {f.name: f.module for f in found}
-        dense = sum(m.weight.nbytes for m in self.linears.values())
+        dense = weight_bytes(self.linears.values())
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(device) if compute == "auto" else getattr(torch, compute)
         if compute == "auto" and self.compute.itemsize < self.dtype.itemsize:
             self.compute = self.dtype  # who keeps a model in float32 wants its digits
-        expanded = dense * len(levels) * self.compute.itemsize // self.dtype.itemsize
-        self.materialised = expanded <= weight_cache_bytes
+        room = weight_cache_bytes(weight_cache, device)
+        self.materialised = dense * self.compute.itemsize // self.dtype.itemsize <= room
+        self.blocks = Blocks(self.model, device, self.compute)
         if not self.materialised:
             self.compute = self.dtype
-        check_shapes(self.backend, self.linears, levels)  # what it refuses is said before anything is spent
         groups = group_linears(found, space.granularity)
         self.space = model_space(groups, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense)
-        self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
+        self._bank = Bank(
+            self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
+            calibration=self._calibration_hash(), layers={f.name: f.layer or 0 for f in found},
+            device=device, room=room if self.materialised else 0, compute=self.compute,
+        )  # fmt: skip
+        self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
+        self._in_place: dict[str, tuple[Any, ...]] = {}
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
         self._initialisers: dict[str, Initialiser] = {}
@@ -94,31 +106,23 @@ class QuantizedModel:
     @property
     def bank(self) -> Bank:
         """Every linear at every bit-width; quantized, or read from the cache, at the first call."""
-        return self.prepare()[0]
+        self.prepare()
+        return self._bank
 
     @property
     def wrapped(self) -> dict[str, adapters.AdaptedLinear]:
         """The model's linears with room for adapters, by name."""
-        return self.prepare()[1]
+        return self.prepare()
 
-    def prepare(self) -> tuple[Bank, dict[str, adapters.AdaptedLinear]]:
+    def quantized(self) -> bool:
+        """Whether the cache has every linear at every bit-width."""
+        return not self._bank.missing()
+
+    def prepare(self) -> dict[str, adapters.AdaptedLinear]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
-        if self._prepared is None:
-            hessians = None
-            if self.backend.calibrated:
-                hessians = Hessians(self.model, self.linears, self._calibration(), self.device, compute=self.compute)
-            bank = Bank(
-                self.linears,
-                self.backend,
-                self.space.bits,
-                bank_folder(self.quantization.cache),
-                self.identity,
-                hessian=hessians,
-                progress=self.progress,
-                keep_weights=self.materialised,
-                compute=self.compute,
-            )
-            self._prepared = bank, adapters.install(self.model, list(self.linears))
+        if self._wrapped is None:
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress)
+            self._wrapped = adapters.install(self.model, list(self.linears))
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
             narrower = self.compute.itemsize < self.dtype.itemsize
@@ -126,7 +130,7 @@ class QuantizedModel:
             self._rest = [t for t in tensors if t.dtype == self.dtype and id(t) not in searched]
             self._stored = [t.data for t in self._rest] if narrower else None
             self._put_rest_in(self.compute)
-        return self._prepared
+        return self._wrapped
 
     def initialiser(self, kind: str) -> Initialiser:
         """What gives bases and factors by one kind of initialisation; made at the first call.
@@ -134,25 +138,16 @@ class QuantizedModel:
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
         if kind not in self._initialisers:
-            components, hessians, max_rank = None, None, max(self.space.ranks)
-            if kind == "eva" or (kind == "pissa" and self.backend.calibrated):
-                self.unquantize()
-                moments, means = input_moments(self.model, self.wrapped, self._calibration(), self.device)
-                if kind == "eva":
-                    components = input_components(moments, means, max_rank)
-                else:
-                    hessians = moments
             self._initialisers[kind] = Initialiser(
-                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max_rank,
-                components=components, hessians=hessians,
+                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max(self.space.ranks),
+                inputs=self._inputs if kind == "eva" or (kind == "pissa" and self.backend.calibrated) else None,
             )  # fmt: skip
         return self._initialisers[kind]
 
     @property
     def identity(self) -> str:
-        """What the bank is made from: the weights, and for a calibrated backend the rows that it is calibrated on."""
-        base = f"{self.loaded.fingerprint}-{self.dtype}"
-        return f"{base}-{self.rows.hash(calibration=CALIBRATION_ROWS)}" if self.backend.calibrated else base
+        """Of the weights, and of the dtype that they are stored in."""
+        return f"{self.loaded.fingerprint}-{self.dtype}"
 
     # -- plans in place ------------------------------------------------------------------------
     def apply(
@@ -164,10 +159,7 @@ class QuantizedModel:
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
-                if fast:
-                    wrapper.set_base(weight=start.weight(linear.name, bits, rank))
-                else:
-                    wrapper.set_base(module=start.module(linear.name, bits, rank))
+                self._put_base(start, linear.name, bits, rank, fast)
                 if keep_adapters:
                     continue
                 if rank == 0:
@@ -177,20 +169,33 @@ class QuantizedModel:
                 scaling = self.settings.alpha / rank
                 wrapper.set_adapter(A.to(self.device), B.to(self.device), scaling, self.settings.dropout)
 
+    def _put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
+        """Only what is not in place already: a plan's neighbour differs in a few linears."""
+        wanted = (bits, fast, *start.base(name, bits, rank))
+        if self._in_place.get(name) == wanted:
+            return
+        self._in_place.pop(name, None)
+        wrapper = self.wrapped[name]
+        wrapper.set_base()  # what was there goes before the next comes
+        if fast:
+            wrapper.set_base(weight=start.weight(name, bits, rank))
+        else:
+            wrapper.set_base(module=start.module(name, bits, rank))
+        self._in_place[name] = wanted
+
     def unquantize(self) -> None:
-        """The model as it was loaded: no quantization, no adapters."""
-        for name, wrapper in self.wrapped.items():
-            wrapper.set_base(weight=self.bank.weight(name, UNQUANTIZED_BITS))
+        """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""
+        for wrapper in self.wrapped.values():
+            wrapper.set_base()
             wrapper.set_adapter(None, None, 0.0)
+        self._in_place = {}
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:
         """The model as it was loaded, computing as evaluations do; nothing is quantized for it."""
-        if self._prepared is not None:
+        if self._wrapped is not None:
             self.unquantize()
-            yield
-            return
-        with computed_in(self.model, self.compute):
+        with self.blocks.streamed():
             yield
 
     @contextmanager
@@ -205,25 +210,35 @@ class QuantizedModel:
             self.apply(plan, 0, init, keep_adapters=True)
 
     @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Passes in float32, each quantized weight widened as it is used; for as long as the context lasts."""
-        self.prepare()
+    def in_float32(self) -> Iterator[Blocks]:
+        """The layers of the unquantized model, computing in float32; for as long as the context lasts."""
+        self.unquantize()
         self._put_rest_in(torch.float32)
         try:
-            yield
+            yield Blocks(self.model, self.device, torch.float32)
         finally:
             self._put_rest_in(self.compute)
 
     def close(self) -> None:
         """Give the model its own linears again."""
-        if self._prepared is not None:
-            adapters.uninstall(self.model, self.wrapped)
+        if self._wrapped is not None:
+            adapters.uninstall(self.model, self._wrapped)
+
+    def calibration_batches(self) -> list[Batch]:
+        """The rows that calibrate."""
+        return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
+
+    # -- helpers -------------------------------------------------------------------------------
+    def _calibration_hash(self) -> str:
+        return self.rows.hash(calibration=CALIBRATION_ROWS) if self.backend.calibrated else ""
+
+    def _inputs(self) -> Iterator[tuple[list[str], LayerMoments]]:
+        self.unquantize()
+        wrapped: dict[str, nn.Module] = dict(self.wrapped)
+        return input_moments(self.blocks, wrapped, self._bank.layer_of, self.calibration_batches())
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""
         kept = self._stored if dtype == self.dtype else None
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]
-
-    def _calibration(self) -> list[Batch]:
-        return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)

@@ -13,6 +13,7 @@ from qra_backends import make_backend
 from qra_eval.models.linears import find_linears, named_as_it_is
 from qra_eval.models.load import load_model
 from qra_eval.quantized import adapters
+from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.workbench import Workbench
@@ -40,10 +41,10 @@ def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
     start = quantized.initialiser(workbench.init)
     write_adapter(workbench, plan, folder / ADAPTER_FOLDER)
     tensors = {
-        f"{linear.name}::{key}": tensor.cpu()
+        f"{linear.name}::{key}": tensor
         for group, bits, rank in zip(workbench.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
-        for key, tensor in _base_tensors(workbench, start.module(linear.name, bits, rank), linear.name, bits).items()
+        for key, tensor in _base_tensors(start, linear.name, bits, rank).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
     data = plan_to_dict(workbench.space, plan)
@@ -120,7 +121,9 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = json.loads((folder / PLAN_FILE).read_text())
     dtype = getattr(torch, data["dtype"])
-    loaded = load_model(data["model"], dtype=dtype, device=device, embeddings=data.get("embeddings", 16))
+    loaded = load_model(
+        data["model"], dtype=dtype, device=device, embeddings=data.get("embeddings", 16), stream=True
+    )
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
@@ -168,11 +171,12 @@ def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
     return difference
 
 
-def _base_tensors(workbench: Workbench, module: torch.nn.Module, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
+def _base_tensors(start: Initialiser, name: str, bits: LevelName, rank: int) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
+    if not start.base(name, bits, rank):
+        return {} if bits == UNQUANTIZED_BITS else start.bank.tensors(name, bits)
+    module = start.module(name, bits, rank)
     if bits != UNQUANTIZED_BITS:
-        return workbench.quantized.backend.to_tensors(module)
-    if module is workbench.quantized.bank.linears[name]:
-        return {}
+        return start.backend.to_tensors(module)
     assert isinstance(module, torch.nn.Linear)
     return {"weight": module.weight.detach()}

@@ -40,13 +40,13 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
 
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
     first = make(tmp_path / "bank")
-    assert not module.quantized(first)
+    assert not first.quantized.quantized()
     n = len(first.space)
     first.evaluate(Plan((2,) * n, (4,) * n))
     again = make(tmp_path / "bank")
-    assert module.quantized(again) and again.estimate()["setup_seconds"] == 0.0
+    assert again.quantized.quantized() and again.estimate()["setup_seconds"] == 0.0
     other = make(tmp_path / "bank", "reference-gptq")
-    assert not module.quantized(other)
+    assert not other.quantized.quantized()
 
 
 def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(

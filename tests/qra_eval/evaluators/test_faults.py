@@ -87,7 +87,7 @@ def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_un
         path.unlink()  # the old file may still be mapped into memory
         path.write_bytes(content[:-50])
     resumed = search(build(files), **OPTIONS, log=files / "log")
-    assert caplog.text.count("quantizing again") == 2
+    assert caplog.text.count("quantizing again") == 2 * 2
     assert facts(resumed.trials) == facts(search(build(files), **OPTIONS).trials)
 
 
@@ -96,6 +96,6 @@ def test_two_workers_that_begin_at_once_share_one_bank(files):
         remote = RemoteEvaluator(executor)
         result = search(remote, **OPTIONS, batch=2, executor=executor)
     kept = sorted(p.name.partition("-")[2] for p in (files / "bank").iterdir() if p.suffix == ".safetensors")
-    assert kept == ["2bit.safetensors", "4bit.safetensors"]
+    assert kept == [f"{bits}bit-{layer}.safetensors" for bits in (2, 4) for layer in range(2)]
     here = search(build(files), **OPTIONS, batch=2)
     assert facts(result.trials) == facts(here.trials), "a loss depends on where it was measured"

@@ -1,4 +1,4 @@
-"""Hessians are those of the inputs, however many are held at once."""
+"""Hessians are those of the inputs, layer by layer, and experts that saw little lean on their layer's mean."""
 
 from __future__ import annotations
 
@@ -6,51 +6,42 @@ import pytest
 import torch
 from torch import nn
 
+from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized.calibration import Hessians, input_moments
+from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, input_moments, likeness
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model(dtype=torch.float32).model
-
-
-@pytest.fixture(scope="module")
-def linears(model):
-    return {found.name: found.module for found in find_linears(model)}
-
-
-@pytest.fixture(scope="module")
 def batches():
-    torch.manual_seed(0)
     none = torch.zeros(0, dtype=torch.long)
-    return [Batch(torch.randint(3, 90, (2, n)), none, none, 2 * n) for n in (9, 14)]
+    generator = torch.Generator().manual_seed(0)
+    return [Batch(torch.randint(3, 90, (2, n), generator=generator), none, none, 2 * n) for n in (9, 14)]
 
 
-def test_they_are_the_mean_squares_of_what_each_linear_reads(model, linears, batches):
-    name, seen = list(linears)[-1], []
-    read = linears[name].register_forward_pre_hook
-    handle = read(lambda module, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
-    moments, means = input_moments(model, linears, batches, CPU)
-    handle.remove()
-    rows = torch.cat(seen)
-    torch.testing.assert_close(moments[name], rows.T @ rows / len(rows))
-    torch.testing.assert_close(means[name], rows.mean(0))
+def gathered(model, batches, compute=torch.float32):
+    found = find_linears(model)
+    blocks = Blocks(model, CPU, compute)
+    linears = {f.name: f.module for f in found}
+    layers = input_moments(blocks, linears, {f.name: f.layer for f in found}, batches)
+    return {name: (moments.hessian(name), moments.mean(name)) for names, moments in layers for name in names}
 
 
-def test_gathered_a_few_at_a_time_they_are_the_same(model, linears, batches):
-    whole = Hessians(model, linears, batches, CPU)
-    wanted = {name: whole(name) for name in linears}
-    assert whole.passes == 1
-    largest = max(4 * linear.in_features**2 for linear in linears.values())
-    for room, passes in ((1, len(linears)), (2 * largest, 2)):
-        parts = Hessians(model, linears, batches, CPU, room=room)
-        assert all(torch.equal(parts(name), wanted[name]) for name in linears)
-        assert parts.passes >= passes
+def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(batches):
+    model = tiny_model(dtype=torch.float32).model
+    found = {f.name: f.module for f in find_linears(model)}
+    seen = {name: [] for name in found}
+    for name, linear in found.items():
+        linear.register_forward_pre_hook(lambda module, args, n=name: seen[n].append(args[0].flatten(0, -2)))
+    for batch in batches:
+        model(input_ids=batch.input_ids)
+    rows = {name: torch.cat(parts) for name, parts in seen.items()}
+    for name, (hessian, mean) in gathered(model, batches).items():
+        torch.testing.assert_close(hessian, rows[name].T @ rows[name] / len(rows[name]))
+        torch.testing.assert_close(mean, rows[name].mean(0))
 
 
 def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_as_it_was(batches):
@@ -58,17 +49,38 @@ def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_
     narrow, wide = (tiny_model(dtype=torch.bfloat16).model for _ in range(2))
     kept = {name: (p.data_ptr(), p.dtype) for name, p in narrow.named_parameters()}
     buffers = {name: b.clone() for name, b in narrow.named_buffers()}
-    found = {f.name: f.module for f in find_linears(narrow)}
-    hessians = Hessians(narrow, found, batches, CPU, compute=torch.float32)
     for parameter in wide.parameters():
         parameter.data = parameter.data.float()
-    expected, _ = input_moments(wide, {f.name: f.module for f in find_linears(wide)}, batches, CPU)
-    assert all(torch.equal(hessians(name), expected[name]) for name in found)
+    found, expected = gathered(narrow, batches), gathered(wide, batches)
+    assert all(torch.equal(found[name][0], expected[name][0]) for name in expected)
     assert {name: (p.data_ptr(), p.dtype) for name, p in narrow.named_parameters()} == kept
     assert all(torch.equal(b, buffers[name]) for name, b in narrow.named_buffers())
 
 
-def test_a_linear_that_no_token_reaches_is_taken_as_uncorrelated(model, linears, batches):
-    unused = nn.Linear(8, 4)
-    moments, means = input_moments(model, {**linears, "expert": unused}, batches, CPU)
-    assert torch.equal(moments["expert"], torch.eye(8)) and torch.equal(means["expert"], torch.zeros(8))
+def test_a_linear_that_no_token_reaches_is_taken_as_uncorrelated():
+    moments = LayerMoments({"unused": nn.Linear(8, 4)})
+    assert torch.equal(moments.hessian("unused"), torch.eye(8)) and torch.equal(moments.mean("unused"), torch.zeros(8))
+
+
+def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_layer():
+    names = [f"mlp.experts.{n}.up_proj" for n in range(3)]
+    experts = {name: nn.Linear(4, 4) for name in names}
+    torch.manual_seed(0)
+    often, rarely = torch.randn(3000, 4), 5 * torch.randn(10, 4)
+    moments = LayerMoments(experts)
+    with moments.gathered():
+        experts[names[0]](often)
+        experts[names[1]](rarely)
+    whole = torch.cat([often, rarely])
+    common = whole.T @ whole / len(whole)
+    for name, rows in zip(names[:2], (often, rarely), strict=True):
+        expected = (rows.T @ rows + SHRINK_TOKENS * common) / (len(rows) + SHRINK_TOKENS)
+        torch.testing.assert_close(moments.hessian(name), expected)
+        assert moments.tokens(name) == len(rows)
+    torch.testing.assert_close(moments.hessian(names[2]), common)
+    assert moments.tokens(names[2]) == 0
+
+
+def test_likes_are_the_same_linear_of_other_experts():
+    assert likeness("layers.3.mlp.experts.17.up_proj") == "layers.3.mlp.experts.up_proj"
+    assert likeness("layers.3.mlp.up_proj") == "layers.3.mlp.up_proj"

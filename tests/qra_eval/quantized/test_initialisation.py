@@ -10,6 +10,7 @@ from peft.utils.loftq_utils import _low_rank_decomposition
 from qra_backends import make_backend
 from torch import nn
 
+from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
@@ -31,7 +32,11 @@ def linears(dtype=torch.float32):
 
 @pytest.fixture
 def bank(tmp_path):
-    return Bank(linears(), make_backend("reference"), (2, 4, 16), tmp_path, "test")
+    bank = Bank(linears(), make_backend("reference"), (2, 4, 16), tmp_path, "test")
+    for bits in (2, 4):
+        made = {name: bank.backend.quantize(linear, bits) for name, linear in bank.linears.items()}
+        bank.write(0, bits, {name: bank.backend.to_tensors(module) for name, module in made.items()})
+    return bank
 
 
 def initialiser(kind, bank, **given):
@@ -93,7 +98,7 @@ def test_nothing_lost_gives_zero_factors():
 
 def test_without_a_rank_the_base_is_the_banks_own(bank):
     assert torch.equal(initialiser("pissa", bank).weight("wide", 4, 0), bank.weight("wide", 4))
-    assert initialiser("pissa", bank).module("wide", 4, 0) is bank.module("wide", 4)
+    assert initialiser("pissa", bank).base("wide", 4, 0) == () != initialiser("pissa", bank).base("wide", 4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +106,50 @@ def model():
     return tiny_model(dtype=torch.float32).model
 
 
+def layers_of(model, batches):
+    found = find_linears(model)
+    blocks = Blocks(model, torch.device("cpu"), torch.float32)
+    return input_moments(blocks, {f.name: f.module for f in found}, {f.name: f.layer for f in found}, batches)
+
+
+def some_batches():
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 300, (4, 24), generator=generator) for _ in range(3)]
+    return [collate([Encoded(row, row) for row in rows]) for rows in ids]
+
+
 def test_eva_is_pefts_incremental_pca_of_the_inputs(model):
     found = {f.name: f.module for f in find_linears(model)}
-    batches = [collate([Encoded(ids, ids) for ids in torch.randint(0, 300, (4, 24))]) for _ in range(3)]
-    moments, means = input_moments(model, found, batches, torch.device("cpu"))
     name = next(n for n in found if n.endswith("down_proj"))
+    names, moments = next(layers_of(model, some_batches()))
     seen, pca = [], IncrementalPCA(n_components=4)
     handle = found[name].register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
-    for batch in batches:
+    for batch in some_batches():
         model(input_ids=batch.input_ids)
     handle.remove()
     pca.fit(torch.cat(seen))
-    ours = input_components({name: moments[name]}, {name: means[name]}, 4)[name]
+    ours = input_components(names, moments, 4)[name]
     alike = (ours * pca.components_).sum(1).abs()
     torch.testing.assert_close(alike, torch.ones(4), atol=2e-3, rtol=0)
-    torch.testing.assert_close(means[name], torch.cat(seen).mean(0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(moments.mean(name), torch.cat(seen).mean(0), atol=1e-4, rtol=1e-3)
 
 
-def test_eva_takes_its_components_as_rows_of_a_and_starts_at_zero(bank):
-    components = {"wide": torch.linalg.qr(torch.randn(96, 8))[0].T}
-    A, B = initialiser("eva", bank, components=components).factors("wide", 2, 2, 0)
-    assert torch.equal(A, components["wide"][:2]) and not B.any() and B.shape == (64, 2)
+def test_eva_takes_its_components_as_rows_of_a_and_starts_at_zero(model, tmp_path):
+    linears = {f.name: f.module for f in find_linears(model)}
+    bank = Bank(linears, make_backend("reference"), (2,), tmp_path, "test")
+    made = initialiser("eva", bank, inputs=lambda: layers_of(model, some_batches()))
+    name = next(iter(linears))
+    A, B = made.factors(name, 2, 2, 0)
+    torch.testing.assert_close(A @ A.T, torch.eye(2), atol=1e-4, rtol=1e-4)
+    assert not B.any() and B.shape == (64, 2) and set(made.components) == set(linears)
+
+
+def test_the_hessians_that_pissa_needs_on_a_calibrated_backend_are_read_from_files(model, tmp_path):
+    linears = {f.name: f.module for f in find_linears(model)}
+    bank = Bank(linears, make_backend("reference-gptq"), (2,), tmp_path, "test")
+    made = initialiser("pissa", bank, inputs=lambda: layers_of(model, some_batches()))
+    for names, moments in layers_of(model, some_batches()):
+        assert all(torch.equal(made.hessians[name], moments.hessian(name)) for name in names)
+    name = next(iter(linears))
+    direct = bank.backend.quantize(made._residual(name, 2), 2, hessian=made.hessians[name])
+    assert torch.equal(made.weight(name, 2, 2), bank.backend.dequantize(direct))

@@ -1,0 +1,173 @@
+"""A model run one decoder layer at a time, so that no more than a layer's weights are on the device at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_eval.models.linears import decoder_layers
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import labelled_head, labelled_logits
+
+Forward = Callable[..., Any]
+
+
+@dataclass
+class Flow:
+    """A batch on its way through the layers.
+
+    Attributes:
+        batch: on the model's device.
+        hidden: (N, T, H), the input of the layer that comes next; waits on the host.
+        calls: what the model gives each layer beside the hidden states: positional and named arguments.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+class Blocks:
+    """The decoder layers of a causal language model, in their order.
+
+    The model's own forward makes what each layer is called with (masks, positions), and what comes after the last
+    one: in both, stubs stand in the layers' places. A layer whose weights are on the host, or in another dtype than
+    the arithmetic, is put in place for the length of its turn (`placed`), and is the very same afterwards.
+
+    Args:
+        model: frozen; all but what lies in the layers is on `device`.
+        compute: dtype of the arithmetic.
+
+    Raises:
+        ValueError: the model has no list of decoder layers.
+    """
+
+    def __init__(self, model: Any, device: torch.device, compute: torch.dtype):
+        path = decoder_layers(model)
+        if path is None:
+            raise ValueError(f"{type(model).__name__} has no list of decoder layers: a causal language model has one")
+        self.model, self.device, self.compute = model, device, compute
+        self.layers: list[nn.Module] = list(model.get_submodule(path))
+        self._tuple: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    # -- weights in place ----------------------------------------------------------------------
+    @contextmanager
+    def placed(self, index: int) -> Iterator[None]:
+        """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
+        with put(self.layers[index], self.device, self.compute):
+            yield
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All that lies outside the layers in the dtype of the arithmetic, and the model in evaluation mode."""
+        inside = {id(p) for layer in self.layers for p in layer.parameters()}
+        rest = [p for p in self.model.parameters() if id(p) not in inside and p.dtype == self.model.dtype]
+        self.model.eval()
+        kept = [p.data for p in rest]
+        try:
+            for parameter in rest:
+                parameter.data = parameter.data.to(self.compute)
+            yield
+        finally:
+            for parameter, data in zip(rest, kept, strict=True):
+                parameter.data = data
+
+    @contextmanager
+    def streamed(self) -> Iterator[None]:
+        """Passes of the model itself, each layer put in place when its turn comes; for passes without gradients."""
+
+        def turn(index: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self.placed(index):
+                    return forward(*args, **kwargs)
+
+            return run
+
+        with self.running(), self._replaced(turn):
+            yield
+
+    # -- a batch through the layers ------------------------------------------------------------
+    @torch.no_grad()
+    def enter(self, batch: Batch) -> Flow:
+        """A batch before the first layer."""
+        batch = batch.to(self.device)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[Tensor] = []
+
+        def record(index: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                if self._tuple is None:  # in what form layers return their output is seen on the first
+                    with self.placed(index):
+                        self._tuple = isinstance(forward(hidden, *args[1:], **kwargs), tuple)
+                first.append(hidden)
+                calls.append((args[1:], kwargs))
+                return self._form(hidden)
+
+            return run
+
+        with self._replaced(record):
+            self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
+        return Flow(batch, first[0].cpu(), calls)
+
+    def step(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
+        """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
+        args, kwargs = flow.calls[index]
+        output = self.layers[index](flow.hidden.to(self.device) if hidden is None else hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def advance(self, index: int, flows: Sequence[Flow]) -> None:
+        """Take flows through a layer, which has to be placed."""
+        for flow in flows:
+            flow.hidden = self.step(index, flow).cpu()
+
+    def logits(self, flow: Flow, hidden: Tensor) -> Tensor:
+        """Logits (M, vocabulary) at the labelled positions, of what the last layer put out."""
+        last = len(self) - 1
+
+        def stub(index: int, forward: Forward) -> Forward:
+            return lambda *args, **kwargs: self._form(
+                hidden if index == last else args[0] if args else kwargs["hidden_states"]
+            )
+
+        with self._replaced(stub), labelled_head(self.model) as head:
+            return labelled_logits(self.model, head, flow.batch)
+
+    def _form(self, hidden: Tensor) -> Any:
+        return (hidden,) if self._tuple else hidden
+
+    @contextmanager
+    def _replaced(self, make: Callable[[int, Forward], Forward]) -> Iterator[None]:
+        """Every layer's forward replaced, for as long as the context lasts."""
+        kept = [vars(layer).get("forward") for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.forward = make(index, layer.forward)
+        try:
+            yield
+        finally:
+            for layer, own in zip(self.layers, kept, strict=True):
+                del layer.forward
+                if own is not None:
+                    layer.forward = own
+
+
+@contextmanager
+def put(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again."""
+    with ExitStack() as stack:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            wide = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
+            data = tensor.data.to(device=device, dtype=dtype if wide else tensor.dtype)
+            if data is not tensor.data and data.data_ptr() != tensor.data_ptr():
+                stack.callback(setattr, tensor, "data", tensor.data)
+                tensor.data = data
+        yield

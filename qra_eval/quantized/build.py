@@ -1,0 +1,124 @@
+"""Makes a bank, decoder layer by decoder layer: what is in memory is one layer, its Hessians and the hidden states.
+
+The calibration rows pass through the model once. Their hidden states wait on the host while a layer's Hessians are
+gathered and its linears quantized at all levels; files are written before the next layer begins, so a run that was
+killed goes on at the layer where it was. Inputs are those of the unquantized model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from filelock import FileLock, Timeout
+from qra_backends.base import Level
+from torch import nn
+
+from qra_eval.models.blocks import Blocks, Flow, put
+from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.calibration import LayerMoments, likeness, pass_through
+from qra_eval.tasks.batches import Batch
+from qra_search.evaluation.protocols import Progress
+from qra_search.space.levels import LevelName
+
+log = logging.getLogger(__name__)
+
+FEW_TOKENS = 256
+"""An expert that fewer calibration tokens reached is reported."""
+WAIT_SECONDS = 1.0
+
+
+def build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None = None) -> None:
+    """Quantize what a bank lacks, once a host: a second process waits for the first, and reads what it made.
+
+    Args:
+        bank: its linears are those of the layers of `blocks`.
+        batches: of calibration rows; used if a missing level is calibrated.
+        progress: called with `("quantize", linears done, of how many)`, and while another process is at it with
+            `("wait for another process that quantizes", 0, 1)`.
+
+    Raises:
+        RuntimeError: a file cannot be read after it was written.
+    """
+    if not bank.missing():
+        return
+    bank.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(bank.folder / "build.lock")
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            break
+        except Timeout:
+            if progress is not None:
+                progress("wait for another process that quantizes", 0, 1)
+    try:
+        if bank.missing():
+            _build(bank, blocks, batches, progress)
+    finally:
+        lock.release()
+    left = bank.missing()
+    if left:
+        raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
+
+
+def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None) -> None:
+    missing = bank.missing()
+    total, done = sum(len(bank.names(layer)) for layer in missing), 0
+    calibrated = [layer for layer, levels in missing.items() if any(map(bank.backend.calibrates, levels))]
+    flows: list[Flow] = []
+    rare: dict[str, int] = {}
+    with ExitStack() as stack:
+        if calibrated:
+            stack.enter_context(blocks.running())
+            flows = [blocks.enter(batch) for batch in batches]
+        for layer in range(max(missing) + 1):
+            moments: LayerMoments | None = None
+            names = bank.names(layer)
+            if flows and layer <= max(calibrated):
+                with blocks.placed(layer):
+                    if layer in calibrated:
+                        moments = pass_through(blocks, layer, flows, {name: bank.linears[name] for name in names})
+                        rare |= {n: moments.tokens(n) for n in names if likeness(n) != n}
+                    else:
+                        blocks.advance(layer, flows)
+            if layer in missing:
+                _quantize(bank, blocks, layer, missing[layer], moments, progress, done, total)
+                done += len(names)
+    few = [name for name, tokens in rare.items() if tokens < FEW_TOKENS]
+    if few:
+        log.warning(
+            "%d of %d linears of experts saw fewer than %d calibration tokens, %s %d: their Hessians lean on their "
+            "layer's mean",
+            len(few), len(rare), FEW_TOKENS, few[0], rare[few[0]],
+        )  # fmt: skip
+
+
+def _quantize(
+    bank: Bank,
+    blocks: Blocks,
+    layer: int,
+    levels: Sequence[LevelName],
+    moments: LayerMoments | None,
+    progress: Progress | None,
+    done: int,
+    total: int,
+) -> None:
+    """A layer's linears at the levels that it lacks, on the device, each written to its file."""
+    made: dict[Level, dict[str, dict[str, object]]] = {level: {} for level in levels}
+    names = bank.names(layer)
+    owners = [moments.owner(name) if moments is not None else name for name in names]
+    for n, name in enumerate(names):
+        if progress is not None:
+            progress("quantize", done + n, total)
+        linear: nn.Linear = bank.linears[name]
+        with put(linear, blocks.device, linear.weight.dtype):
+            hessian = None if moments is None else moments.hessian(name)
+            for level, module in bank.backend.quantize_levels(linear, levels, hessian=hessian).items():
+                made[level][name] = {k: t.cpu() for k, t in bank.backend.to_tensors(module).items()}
+        if moments is not None and owners[n] not in owners[n + 1 :]:
+            moments.release(name)
+    for level, tensors in made.items():
+        bank.write(layer, level, tensors)  # type: ignore[arg-type]
+    if progress is not None:
+        progress("quantize", done + len(names), total)

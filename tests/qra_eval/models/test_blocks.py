@@ -1,0 +1,109 @@
+"""A model run layer by layer computes what it computes as a whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_families import tiny_config_model
+
+from qra_eval.models.blocks import Blocks
+from qra_eval.models.linears import decoder_layers
+from qra_eval.tasks.batches import collate
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.losses import labelled_head, labelled_logits
+
+CPU = torch.device("cpu")
+FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(2, 300, (length,), generator=generator) for length in (9, 14)]
+    return collate([Encoded(ids, ids) for ids in rows])
+
+
+def whole(model):
+    with torch.no_grad(), labelled_head(model.eval()) as head:
+        return labelled_logits(model, head, batch())
+
+
+def layer_by_layer(blocks, start=0, changed=None):
+    with torch.no_grad(), blocks.running():
+        flow = blocks.enter(batch())
+        for layer in range(len(blocks)):
+            with blocks.placed(layer):
+                blocks.advance(layer, [flow])
+        return blocks.logits(flow, flow.hidden)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_by_layer_is_the_whole_pass(family):
+    model = tiny_config_model(family)
+    blocks = Blocks(model, CPU, model.dtype)
+    expected = whole(model)
+    assert torch.equal(layer_by_layer(blocks), expected)
+    with blocks.streamed():
+        assert torch.equal(whole(model), expected)
+    assert not any("forward" in vars(layer) for layer in blocks.layers)
+
+
+def test_the_arithmetic_may_be_wider_than_what_is_stored_and_the_weights_are_the_very_same_afterwards():
+    model = tiny_config_model("llama").bfloat16()
+    kept = {name: (t.data_ptr(), t.dtype) for name, t in model.named_parameters()}
+    blocks = Blocks(model, CPU, torch.float32)
+    found = layer_by_layer(blocks)
+    with blocks.streamed():
+        assert torch.equal(whole(model), found)
+    assert found.dtype == torch.float32
+    assert {name: (t.data_ptr(), t.dtype) for name, t in model.named_parameters()} == kept
+    torch.testing.assert_close(found, whole(model.float()))
+
+
+def test_one_layer_at_a_time_is_in_place():
+    model = tiny_config_model("llama")
+    blocks = Blocks(model, CPU, torch.bfloat16)
+
+    def there():
+        return [all(p.dtype == torch.bfloat16 for p in layer.parameters()) for layer in blocks.layers]
+
+    assert not any(there())
+    with blocks.placed(1):
+        assert there() == [n == 1 for n in range(len(blocks))]
+    assert not any(there())
+
+
+def test_a_layer_left_by_an_error_is_as_it_was():
+    model = tiny_config_model("llama")
+    blocks = Blocks(model, CPU, torch.bfloat16)
+    expected = whole(model)
+    with pytest.raises(KeyError), blocks.running(), blocks.placed(0):
+        raise KeyError
+    assert torch.equal(whole(model), expected)
+
+
+def test_a_model_without_decoder_layers_is_refused():
+    with pytest.raises(ValueError, match="Linear has no list of decoder layers"):
+        Blocks(torch.nn.Linear(2, 2), CPU, torch.float32)
+
+
+def test_the_gradient_at_a_layers_input_is_that_of_the_whole_model():
+    model = tiny_config_model("llama").requires_grad_(False)
+    layers = model.get_submodule(decoder_layers(model))
+    seen = []
+
+    def watch(module, args):
+        seen.append(args[0].requires_grad_(True))
+        return (seen[-1], *args[1:])
+
+    handle = layers[0].register_forward_pre_hook(watch)
+    with labelled_head(model) as head:
+        labelled_logits(model, head, batch()).square().sum().backward()
+    handle.remove()
+    blocks = Blocks(model, CPU, model.dtype)
+    flow = blocks.enter(batch())
+    start = flow.hidden.clone().requires_grad_(True)
+    hidden = start
+    for layer in range(len(blocks)):
+        hidden = blocks.step(layer, flow, hidden)
+    blocks.logits(flow, hidden).square().sum().backward()
+    torch.testing.assert_close(start.grad, seen[0].grad)
