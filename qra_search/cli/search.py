@@ -55,6 +55,14 @@ def search(
         str, option("--executor process|ray", "Where workers run.", WHERE, show_default=True)
     ] = "process",
     address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        option(
+            "--gpus-per-worker N",
+            "GPUs of each worker, 0.5 for two that share one; default: 1 where GPUs are used, 0 on the CPU.",
+            WHERE,
+        ),
+    ] = None,  # fmt: skip
     batch: Annotated[
         int | None,
         option(
@@ -95,7 +103,9 @@ def search(
             f"there is no run in {out} to resume: leave --resume out to begin one", param_hint="--resume"
         )
     folder = RunFolder(out or new_folder(settings))
-    pool = Workers(workers, executor, address) if workers else None
+    if gpus_per_worker is not None and not workers:
+        raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
+    pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
     with bad_input():
         trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
     try:

@@ -41,11 +41,13 @@ class Workers:
         count: how many workers.
         kind: `process` or `ray`.
         address: of a Ray cluster.
+        gpus: of each worker; None: one each, if there are GPUs and the run's device allows it.
     """
 
     count: int
     kind: str = "process"
     address: str | None = None
+    gpus: float | None = None
 
 
 def run(
@@ -124,7 +126,10 @@ def opened(
                 yield stack.enter_context(closing(build_evaluator(config, view.progress))), None
             else:
                 with bad_input():
-                    pool = make_executor(config, workers.count, kind=workers.kind, address=workers.address)
+                    pool = make_executor(
+                        config, workers.count, kind=workers.kind, address=workers.address,
+                        gpus_per_worker=workers.gpus,
+                    )  # fmt: skip
                 stack.enter_context(pool)
                 view.progress(f"start {workers.count} workers", 0, 1)
                 with bad_input():
