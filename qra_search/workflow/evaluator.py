@@ -28,6 +28,13 @@ def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
         return evaluator
 
 
+def on_device(config: RunConfig, device: str | None) -> RunConfig:
+    """The config with another device, if one is given: a run may be tuned on another machine than it was searched."""
+    if device is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
+
+
 def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
     """The evaluator itself.
 
