@@ -94,7 +94,8 @@ def search(
     settings = common.settings(config, sets=sets, **flags)
     view = make_view(common.stderr(), quiet=as_json)
     if dry_run:
-        print_dry_run(settings, view, as_json=as_json)
+        begun = resume and out is not None and RunFolder(out).exists
+        print_dry_run(settings, view, track=track or (), begun=begun, as_json=as_json)
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to resume", param_hint="--resume")
