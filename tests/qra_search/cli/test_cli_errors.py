@@ -141,6 +141,8 @@ CASES = [
     # tuning and the rest
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
+    (("export", "a", "--format", "peft"), "a holds no tuned plan, it lacks adapter: run `qra finetune` on it first"),
+    (("export", "none", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),
     (("report", "a", "--dark"), "--dark is of the figures: add --figures"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
