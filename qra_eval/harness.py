@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from qra_eval.models.device import resolve_device
 from qra_eval.models.load import load_model
 from qra_eval.tuning.saved import load
 from qra_search.plugins import did_you_mean
@@ -48,9 +49,10 @@ class Harness:
         limit: only the first so many rows of each task.
         batch_size: rows at once.
         shots: examples in the prompt; default: the task's own number.
+        device: where models are loaded.
 
     Raises:
-        ValueError: the harness is not installed, a task is unknown, or its files are not there.
+        ValueError: the harness is not installed, the device is not there, or a task is unknown or lacks its files.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Harness:
         limit: int | None = None,
         batch_size: int = 8,
         shots: int | None = None,
+        device: str = "auto",
     ):
+        self.device = resolve_device(device)
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError('lm-evaluation-harness is not installed: pip install "lm_eval[hf]"')
         from lm_eval.tasks import TaskManager
@@ -118,7 +122,7 @@ class Harness:
         Raises:
             ValueError: there is no tuned plan, or as `score` does.
         """
-        return self._scored(*load(folder))
+        return self._scored(*load(folder, device=str(self.device)))
 
     def untuned(self, model: str) -> list[Score]:
         """The scores of a model as it is: neither quantized nor tuned.
@@ -126,7 +130,7 @@ class Harness:
         Args:
             model: as `qra_eval.models.load_model` takes it.
         """
-        loaded = load_model(model)
+        loaded = load_model(model, device=self.device)
         return self._scored(loaded.model, loaded.tokenizer)
 
     def _scored(self, model: Any, tokenizer: Any) -> list[Score]:

@@ -112,6 +112,10 @@ def unbuildable() -> Misbehaving:
     raise RuntimeError("the model folder is empty")
 
 
+def refusing() -> Misbehaving:
+    raise ValueError("no model of the name 'x'")
+
+
 def cores_and_threads() -> Misbehaving:
     """An evaluator whose losses tell of its worker: cores, threads, device."""
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from qra_eval.tuning.saved import check_reload, save
+from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.workbench import Workbench
+from qra_search.errors import describe, one_line
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.protocols import Progress, ReloadFailed
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
 """Test rows that the task's own figures are of, at most."""
 SHORT_ANSWER = 64
 """Tokens of the longest answer that is scored."""
+REASON = 500
+"""Characters of why a saved plan could not be loaded back."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ def tune(
         progress: called with `("tune", done, total)`.
 
     Raises:
-        ReloadMismatch: what was saved does not load back to the same logits.
+        EvaluationFailed: the loss is not finite, or memory does not suffice.
+        ReloadFailed: what was saved does not load back to the same logits.
     """
     start = time.perf_counter()
     settings = workbench.settings
     steps = settings.final_steps if steps is None else steps
     each_step = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
-    saved, difference, usual = None, None, workbench.init
+    usual = workbench.init
     try:
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
         workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
@@ -83,26 +90,37 @@ def tune(
         trained = workbench.train(steps, seed, each_step)
         loss = workbench.held_out("test", settings.test_rows)
         metrics = score(workbench, min(settings.test_rows, SCORED_ROWS))
-        if folder is not None:
-            saved = str(folder)
-            save(workbench, plan, folder)
-            difference = check_reload(workbench, plan, folder)
+        tuned = Tuned(
+            plan=plan,
+            seed=seed,
+            steps=steps,
+            test_loss=loss,
+            memory_bytes=workbench.space.memory_bytes(plan),
+            seconds=time.perf_counter() - start,
+            train_loss=trained.loss,
+            metrics=metrics,
+            init=init,
+            init_losses=init_losses,
+        )
+        return tuned if folder is None else _saved(workbench, tuned, folder, start)
+    except Diverged as error:
+        raise EvaluationFailed(f"diverged: {error}") from None
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
     finally:
         workbench.init = usual
-    return Tuned(
-        plan=plan,
-        seed=seed,
-        steps=steps,
-        test_loss=loss,
-        memory_bytes=workbench.space.memory_bytes(plan),
-        seconds=time.perf_counter() - start,
-        train_loss=trained.loss,
-        metrics=metrics,
-        folder=saved,
-        reload_difference=difference,
-        init=init,
-        init_losses=init_losses,
-    )
+
+
+def _saved(workbench: Workbench, tuned: Tuned, folder: str | Path, start: float) -> Tuned:
+    """Save what was tuned, and check that it loads back the same."""
+    save(workbench, tuned.plan, folder)
+    tuned = replace(tuned, folder=str(folder))
+    try:
+        difference = check_reload(workbench, tuned.plan, folder)
+    except Exception as error:  # whatever it is, hours of tuning are measured and saved: they go with the error
+        raise ReloadFailed(one_line(describe(error), REASON), tuned) from error
+    return replace(tuned, reload_difference=difference, seconds=time.perf_counter() - start)
 
 
 def _try_inits(

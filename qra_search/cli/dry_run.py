@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -9,19 +10,33 @@ from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
+from qra_search.errors import bad_input
+from qra_search.exchange.trackers import check_tracker
 from qra_search.report.terminal.live import View
 from qra_search.report.words import duration, evaluations_text
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.dry_run import dry_run, embeddings_hint
-from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.evaluator import build_evaluator, learnt_log
 
 
-def print_dry_run(config: RunConfig, view: View, *, as_json: bool = False) -> None:
-    """Build the evaluator, spend nothing, and print what a search would do."""
+def print_dry_run(
+    config: RunConfig, view: View, *, track: Sequence[str] = (), begun: bool = False, as_json: bool = False
+) -> None:
+    """Build the evaluator, spend nothing, and print what a search would do.
+
+    Args:
+        track: trackers, which have to be installed; none of them is begun.
+        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+    """
+    with bad_input():
+        for spec in track:
+            check_tracker(spec)
+        if not begun:
+            learnt_log(config)
     with view:
         built = build_evaluator(config, view.progress)
     with closing(built) as evaluator:
-        facts = dry_run(evaluator, config)
+        facts = dry_run(evaluator, config, begun=begun)
     if as_json:
         common.emit(facts)
     else:

@@ -30,6 +30,7 @@ def evaluate(
     against: common.Against = "none",
     limit: Annotated[int | None, option("--limit N", "Only the first N rows.", min=1)] = None,
     shots: Annotated[int | None, option("--shots N", "Examples in the prompt; default: the task's.", min=0)] = None,
+    device: Annotated[str | None, option("--device D", "auto (the default), cpu, cuda or cuda:1.")] = None,
     batch_size: Annotated[int, option("--batch N", "Rows at once.", show_default=True, min=1)] = 8,
     as_json: common.Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def evaluate(
             raise BadInput(f"{run} holds no tuned plan: run `qra finetune {run}` first")
         settings = {"data": None if data is None else str(data), "limit": limit, "shots": shots}
         harness = plugins.load("harnesses", "lm_eval")(
-            names, data=data, limit=limit, batch_size=batch_size, shots=shots
+            names, data=data, limit=limit, batch_size=batch_size, shots=shots, device=device or "auto"
         )
     view = make_view(common.stderr(), quiet=as_json)
     rows: list[dict[str, Any]] = []
@@ -70,7 +71,7 @@ def evaluate(
         view.say(f"scoring the tuned plan on {', '.join(names)}")
         space = folder.result().space
         keep("found", plan, space.memory_bytes(plan), harness.tuned(folder.path))
-        for other, place in tuned_baselines(folder, plan, cast(Against, against), view):
+        for other, place in tuned_baselines(folder, plan, cast(Against, against), view, device=device):
             view.say(f"scoring {place.name}")
             keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
         if against != "none":

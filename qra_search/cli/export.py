@@ -9,6 +9,7 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
+from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"
 
@@ -44,6 +45,7 @@ def export(
         raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
     with bad_input():
         given = [common.pair(text, "--option", PAIR) for text in options or []]
+        _check_tuned(format, run)
         exporter = plugins.load("exporters", format).with_options(
             {name.replace("-", "_"): value for name, value in given}
         )
@@ -60,6 +62,14 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
+
+
+def _check_tuned(format: str, run: Path) -> None:
+    """Raises BadInput for an unknown format, or a folder with nothing tuned, before seconds of loading libraries."""
+    if format in plugins.names("exporters"):
+        tuned = RunFolder(run)
+        if missing := [file.name for file in (tuned.plan_file, tuned.adapter) if not file.exists()]:
+            raise BadInput(f"{run} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
 
 
 def _compared(done: Any) -> str:

@@ -15,8 +15,8 @@ from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import next_steps, tested_table
 from qra_search.runs.final_test import Against, Tested
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.evaluator import build_evaluator
-from qra_search.workflow.finetune import chosen_plan, tune_with
+from qra_search.workflow.evaluator import build_evaluator, on_device
+from qra_search.workflow.finetune import check_reloads, chosen_plan, tune_with
 
 
 def finetune(
@@ -32,6 +32,7 @@ def finetune(
         int, option("--seeds N", "Tune every plan with so many seeds, for intervals.", show_default=True, min=1)
     ] = 1,
     against: common.Against = "best",
+    device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
@@ -46,7 +47,7 @@ def finetune(
         raise BadInput("--plan and --memory both choose a plan: give one of them")
     with bad_input():
         folder = RunFolder(run).check()
-        config = folder.config()
+        config = on_device(folder.config(), device)
         chosen = chosen_plan(folder, memory) if plan is None else common.read_plan(folder.result().space, plan)
     view = make_view(common.stderr(), quiet=as_json)
     with view, closing(build_evaluator(config, view.progress)) as evaluator:
@@ -55,8 +56,9 @@ def finetune(
         )  # fmt: skip
     if as_json:
         common.emit(json.loads(folder.test_file.read_text()))
-        return
-    print_tested(folder, tested)
+    else:
+        print_tested(folder, tested)
+    check_reloads(folder, tested)
 
 
 def print_tested(folder: RunFolder, tested: list[Tested]) -> None:

@@ -55,6 +55,14 @@ def search(
         str, option("--executor process|ray", "Where workers run.", WHERE, show_default=True)
     ] = "process",
     address: Annotated[str | None, option("--address URL", "Of a Ray cluster.", WHERE)] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        option(
+            "--gpus-per-worker N",
+            "GPUs of each worker, 0.5 for two that share one; default: 1 where GPUs are used, 0 on the CPU.",
+            WHERE,
+        ),
+    ] = None,  # fmt: skip
     batch: Annotated[
         int | None,
         option(
@@ -86,7 +94,8 @@ def search(
     settings = common.settings(config, sets=sets, **flags)
     view = make_view(common.stderr(), quiet=as_json)
     if dry_run:
-        print_dry_run(settings, view, as_json=as_json)
+        begun = resume and out is not None and RunFolder(out).exists
+        print_dry_run(settings, view, track=track or (), begun=begun, as_json=as_json)
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to resume", param_hint="--resume")
@@ -95,7 +104,9 @@ def search(
             f"there is no run in {out} to resume: leave --resume out to begin one", param_hint="--resume"
         )
     folder = RunFolder(out or new_folder(settings))
-    pool = Workers(workers, executor, address) if workers else None
+    if gpus_per_worker is not None and not workers:
+        raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
+    pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
     with bad_input():
         trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
     try:

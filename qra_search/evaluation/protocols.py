@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from qra_search.errors import RunFailed
 from qra_search.space.space import Plan
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +41,14 @@ class Tuned(Protocol):
     def seconds(self) -> float: ...
 
 
+class ReloadFailed(RunFailed):
+    """What full tuning saved does not load back as it was tuned; `tuned` is what had been measured by then."""
+
+    def __init__(self, reason: str, tuned: Tuned):
+        super().__init__(reason)
+        self.tuned = tuned
+
+
 @runtime_checkable
 class Tunes(Protocol):
     """Tunes a plan in full and measures it on test data; `qra finetune` and `qra evaluate` need it."""
@@ -53,7 +62,12 @@ class Tunes(Protocol):
         folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
-        """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given."""
+        """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given.
+
+        Raises:
+            EvaluationFailed: the plan cannot be tuned; `diverged: ...` and `out of memory: ...` are shown as such.
+            ReloadFailed: the result was saved, and what was saved is not what was tuned.
+        """
         ...
 
 

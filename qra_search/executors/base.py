@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.log.trial import Proposal
 
@@ -20,6 +21,10 @@ class DeadlineExceeded(RuntimeError):
 
 class WorkerUnusable(RuntimeError):
     """No worker can evaluate anything: the study stops, and the trial is left to be run when it is resumed."""
+
+
+class InputUnusable(WorkerUnusable, BadInput):
+    """No worker can build the evaluator, because of what the user gave."""
 
 
 class Executor(Protocol):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from qra_search import plugins
 from qra_search.config import RunConfig
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors.devices import DEVICE
+from qra_search.executors.gpus import check_room, check_share, leases, named_gpus, uses_gpus, visible_gpus
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 from qra_search.executors.slots import WorkerExecutor
@@ -20,45 +22,67 @@ KINDS = ("process", "ray")
 class EvaluatorFactory:
     """Builds a run's evaluator in a worker.
 
-    In a worker with a leased device (`QRA_DEVICE`), a config that leaves the device open gets that one.
+    In a worker with a leased device (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
+    one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
     """
 
     config: RunConfig
 
     def __call__(self) -> Evaluator:
         config, device = self.config, os.environ.get(DEVICE)
-        if device and config.model.device == "auto":
+        if device and (config.model.device == "auto" or uses_gpus(config.model.device)):
             config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         return plugins.load("evaluators", config.evaluator)(config)
 
 
 def make_executor(
-    config: RunConfig, workers: int, *, kind: str = "process", address: str | None = None
+    config: RunConfig,
+    workers: int,
+    *,
+    kind: str = "process",
+    address: str | None = None,
+    gpus_per_worker: float | None = None,
 ) -> WorkerExecutor:
     """An executor of `workers` workers for a run; use it in a `with` block.
-
-    Worker processes get one GPU each if there are GPUs and the run's device allows it, else the cores, dealt out.
 
     Args:
         kind: `process` or `ray`.
         address: of a Ray cluster.
+        gpus_per_worker: below 1 several workers share one; default: one each if there are GPUs and the run's device
+            allows it (as many as the device names, if it names several), else none. Worker processes without GPUs
+            get the cores, dealt out.
 
     Raises:
+        BadInput: more GPUs than there are.
         ValueError: an unknown kind.
         ImportError: the package of the kind is not installed.
     """
+    if kind not in KINDS:
+        raise ValueError(plugins.unknown_message("executor", kind, KINDS))
+    device = config.model.device
+    check_share(gpus_per_worker, device)
     factory = EvaluatorFactory(config)
     if kind == "process":
-        return ProcessExecutor(
-            factory, workers, devices=visible_gpus() if config.model.device in ("auto", "cuda") else None
-        )
-    if kind == "ray":
-        return RayExecutor(factory, workers, address=address)
-    raise ValueError(plugins.unknown_message("executor", kind, KINDS))
+        return ProcessExecutor(factory, workers, devices=_leased(device, workers, gpus_per_worker))
+    if named_gpus(device):
+        raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")
+    share = gpus_per_worker
+    if share is None and device != "auto":
+        share = 1 if uses_gpus(device) else 0
+    return RayExecutor(factory, workers, address=address, gpus=share)
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs of this process as device names."""
-    import torch
-
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+def _leased(device: str, workers: int, share: float | None) -> list[str] | None:
+    """The devices that worker processes get; None: cores."""
+    if share == 0 or not (device == "auto" or uses_gpus(device)):
+        return None
+    visible, named = visible_gpus(), named_gpus(device)
+    if missing := [name for name in named if name not in visible]:
+        raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
+    if share is None:
+        if device == "auto" and not visible:
+            return None
+        share = max(1, len(named))
+    gpus = named or visible
+    check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
+    return leases(gpus, share)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
+from qra_search.executors.devices import DEVICE
+from qra_search.executors.gpus import check_room
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, build, handle
 
@@ -20,12 +23,15 @@ class RayExecutor(WorkerExecutor):
         workers: actors.
         address: of an existing cluster (`auto`, `ray://host:10001`); None: Ray is started on this machine, unless it
             runs already, and ended at shutdown.
-        cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`.
+        cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`, two that share
+            one have `gpus=0.5`. An actor of none sees none. None: one, if the cluster has any. `QRA_DEVICE` tells an
+            actor whether it has GPUs (`cuda`) or not (`cpu`).
         deadline: seconds that one evaluation may take; then its actor is killed.
         start_seconds: how long an actor may take to be placed and to build its evaluator.
 
     Raises:
         ImportError: Ray is not installed; the extra `ray` brings it.
+        BadInput: the cluster, as it is now, has too few GPUs for so many workers.
     """
 
     def __init__(
@@ -35,7 +41,7 @@ class RayExecutor(WorkerExecutor):
         *,
         address: str | None = None,
         cpus: float = 1,
-        gpus: float = 0,
+        gpus: float | None = 0,
         deadline: float | None = None,
         start_seconds: float = START_SECONDS,
     ):
@@ -49,17 +55,33 @@ class RayExecutor(WorkerExecutor):
         if self._started_ray:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
         self._factory, self._deadline, self._start_seconds = factory, deadline, start_seconds
+        try:
+            gpus = self._with_room(workers, gpus)
+        except BaseException:
+            self.shutdown()
+            raise
+        self._device = "cuda" if gpus else "cpu"
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
     def start_worker(self) -> Worker:
-        return _RayWorker(self._ray, self._actor_class.remote(), self._factory, self._deadline, self._start_seconds)
+        actor = self._actor_class.remote(self._device)
+        return _RayWorker(self._ray, actor, self._factory, self._deadline, self._start_seconds)
 
     def shutdown(self) -> None:
         super().shutdown()
         if self._started_ray:
             self._started_ray = False
             self._ray.shutdown()
+
+    def _with_room(self, workers: int, gpus: float | None) -> float:
+        """GPUs of each actor; refused here, as an actor that fits nowhere would wait until `start_seconds`."""
+        if gpus is None:
+            gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
+        if gpus:
+            nodes = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+            check_room(nodes, workers, gpus, "the Ray cluster")
+        return gpus
 
 
 class _RayWorker(Worker):
@@ -97,6 +119,11 @@ class _Actor:
     """Runs in Ray's worker."""
 
     evaluator: Any = None
+
+    def __init__(self, device: str):
+        os.environ[DEVICE] = device
+        if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def build(self, factory: Factory) -> Reply:
         self.evaluator, reply = build(factory)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from qra_search.errors import BadInput, bad_input, describe
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.executors.base import WorkerUnusable
+from qra_search.executors.base import InputUnusable, WorkerUnusable
 from qra_search.log.trial import Proposal, plain, printable
 from qra_search.space.serialization import space_to_dict
 from qra_search.space.space import Plan
@@ -38,12 +39,13 @@ def unpack(reply: Reply) -> Any:
     """The value of a reply.
 
     Raises:
-        WorkerUnusable: the worker could not build its evaluator.
+        WorkerUnusable: the worker could not build its evaluator; InputUnusable if the user can mend that.
         EvaluationFailed: of the type and with the message that the worker saw, so that a log gives the same
             reason wherever the evaluation ran.
     """
     if "unusable" in reply:
-        raise WorkerUnusable(f"the evaluator cannot be built: {reply['unusable']}")
+        kind = InputUnusable if reply["mendable"] else WorkerUnusable
+        raise kind(f"the evaluator cannot be built: {reply['unusable']}")
     if "error" in reply:
         name, message = reply["error"]
         raise type(str(name), (EvaluationFailed,), {})(message)
@@ -53,9 +55,12 @@ def unpack(reply: Reply) -> Any:
 def build(factory: Factory) -> tuple[Evaluator | None, Reply]:
     """In a worker: its evaluator, and the reply that says whether there is one."""
     try:
-        return factory(), {"ok": None}
+        with bad_input():
+            return factory(), {"ok": None}
+    except BadInput as error:
+        return None, {"unusable": printable(describe(error)), "mendable": True}
     except (Exception, SystemExit) as error:
-        return None, {"unusable": f"{type(error).__name__}: {error}"}
+        return None, {"unusable": f"{type(error).__name__}: {error}", "mendable": False}
 
 
 def _evaluate(evaluator: Evaluator, request: Request) -> Reply:

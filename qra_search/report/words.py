@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from qra_search.study.result import Candidate, SearchResult
 
 
+FAILURES = ("diverged", "out of memory")
+"""What a failed tuning's reason begins with if there is a word for it."""
+
+
 def plan_name(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
     if plan.is_uniform:
@@ -36,6 +40,14 @@ def loss_text(value: float, std: float = math.nan) -> str:
         return "diverged"
     text = f"{value:#.4g}".rstrip(".")
     return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
+
+
+def test_loss_text(tested: Tested) -> str:
+    """The test loss of a tuned plan; or `diverged`, `out of memory` or `failed`."""
+    if not tested.failed:
+        return loss_text(tested.loss, tested.loss_error)
+    what, colon, _ = tested.failed.partition(":")
+    return what if colon and what in FAILURES else "failed"
 
 
 def pair_text(low: float, high: float) -> tuple[str, str]:
@@ -120,7 +132,7 @@ def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | No
     if tuned is not None:
         data, best, budget = "test", tuned, max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
         # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-        rivals = [t for t in tested if t.role != FOUND or t.plan.is_uniform]
+        rivals = [t for t in tested if (t.role != FOUND or t.plan.is_uniform) and math.isfinite(t.loss)]
         rival = min(rivals, key=lambda t: t.loss, default=None)
     elif comparison is not None:
         data, best, rival = "validation", comparison.best, comparison.uniform

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qra_search.evaluation.protocols import Progress, Tuned, Tunes
+from qra_search.errors import RunFailed
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import Progress, ReloadFailed, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -20,9 +23,18 @@ UNIFORM = "uniform"
 Against = Literal["all", "best", "none"]
 
 
+class TuningFailed(RunFailed):
+    """The plan found could not be tuned: there is nothing to compare others with."""
+
+
 @dataclass(frozen=True)
 class Tested:
-    """One plan of the comparison, over the seeds it was tuned with."""
+    """One plan of the comparison, over the seeds it was tuned with.
+
+    Attributes:
+        failed: why it could not be tuned with a seed; empty if it could.
+        reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
+    """
 
     role: str
     plan: Plan
@@ -30,10 +42,12 @@ class Tested:
     losses: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    failed: str = ""
+    reload_error: str = ""
 
     @property
     def loss(self) -> float:
-        """Mean test loss over the seeds; inf if a tuning diverged."""
+        """Mean test loss over the seeds; inf if a tuning failed or diverged."""
         return sum(self.losses) / len(self.losses)
 
     @property
@@ -65,6 +79,7 @@ def compare_on_test(
     others: Sequence[Plan],
     path: Path,
     *,
+    space: SearchSpace,
     limit: int,
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
@@ -76,12 +91,17 @@ def compare_on_test(
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
     A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps and rows
-    is not tuned again. The found plan's first tuning is saved into the folder `save`.
+    is not tuned again, one that failed is. The found plan's first tuning is saved into the folder `save`; if that does
+    not load back as it was tuned, this is recorded with what was measured.
 
     Args:
+        space: of the plans.
         limit: bytes that every plan keeps to.
         progress: of each tuning.
         on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
+
+    Raises:
+        TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
     """
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
     data = read_json(path) or {}
@@ -90,14 +110,27 @@ def compare_on_test(
     entries = [e for e in entries if any(e["plan"] == p.to_dict() for p in order)]
     for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
         folder = save if plan is found and seed == seeds[0] else None
-        known = any(e["plan"] == plan.to_dict() and e["seed"] == seed for e in entries)
-        if not known or (folder is not None and not (folder / "adapter").is_dir()):
-            tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
-            entries = [e for e in entries if not (e["plan"] == plan.to_dict() and e["seed"] == seed)]
-            entries.append(_entry(tuned, FOUND if plan is found else UNIFORM))
+        entry = next((e for e in entries if e["plan"] == plan.to_dict() and e["seed"] == seed), None)
+        if entry is None or "failed" in entry or (folder is not None and not (folder / "adapter").is_dir()):
+            entries = [e for e in entries if e is not entry]
+            start = time.perf_counter()
+            try:
+                tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
+                entry = _entry(tuned)
+            except ReloadFailed as error:
+                entry = {**_entry(error.tuned), "reload_error": str(error)}
+            except EvaluationFailed as error:
+                entry = {
+                    "plan": plan.to_dict(), "seed": seed, "steps": steps, "test_loss": None, "metrics": {},
+                    "memory_bytes": space.memory_bytes(plan), "seconds": time.perf_counter() - start,
+                    "failed": str(error),
+                }  # fmt: skip
+            entries.append({"role": FOUND if plan is found else UNIFORM, **entry})
             write_json(path, {**settings, "tuned": entries}, durable=True)
         if on_tuned is not None:
             on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, len(order) * len(seeds))
+        if plan is found and "failed" in entry:
+            raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
     return _tested(entries)
 
 
@@ -112,6 +145,12 @@ def read_test(data: dict[str, Any] | None) -> list[Tested]:
     if data.get("format") != TEST_FORMAT:
         raise ValueError(f"test.json has format {data.get('format')!r}, {TEST_FORMAT!r} is needed: run qra finetune")
     return _tested(data["tuned"])
+
+
+def metrics_of(tested: Sequence[Tested]) -> list[str]:
+    """Names of the figures that all plans have which could be tuned."""
+    whole = [t for t in tested if not t.failed]
+    return [name for name in (whole[0].metrics if whole else {}) if all(name in t.metrics for t in whole)]
 
 
 def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
@@ -130,14 +169,15 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
                 tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
                 metrics,
                 sum(e["seconds"] for e in same),
+                failed=next((e["failed"] for e in same if "failed" in e), ""),
+                reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
             )
         )
     return sorted(tested, key=lambda t: (t.memory_bytes, t.loss))
 
 
-def _entry(tuned: Tuned, role: str) -> dict[str, Any]:
+def _entry(tuned: Tuned) -> dict[str, Any]:
     return {
-        "role": role,
         "plan": tuned.plan.to_dict(),
         "seed": tuned.seed,
         "steps": tuned.steps,

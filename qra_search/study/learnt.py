@@ -35,8 +35,7 @@ def learnt_prior(path: str | Path, space: SearchSpace) -> Prior:
     Raises:
         LogMismatch: no such log, no search in it, too few trials, other bits or ranks, or groups of other kinds.
     """
-    if not Path(path).is_file():
-        raise LogMismatch(f"{path} does not exist: give a trial log or the folder of a run to learn from")
+    check_exists(path)
     with TrialLog(path) as log:
         state = recorded_state(log)
     for what, own, known in (("bits", space.bits, state.space.bits), ("ranks", space.ranks, state.space.ranks)):
@@ -55,6 +54,12 @@ def learnt_prior(path: str | Path, space: SearchSpace) -> Prior:
         raise LogMismatch(f"{path}: {error}") from None
     source = f"learnt from {plans} plans of {Path(path).name}"
     return Prior(both[:, : len(bits)], both[:, len(bits) :], source=source, repair=found.repair)
+
+
+def check_exists(path: str | Path) -> None:
+    """Raises LogMismatch if there is no such log to learn from."""
+    if not Path(path).is_file():
+        raise LogMismatch(f"{path} does not exist: give a trial log or the folder of a run to learn from")
 
 
 def scaled_prior(state: StudyState) -> Prior:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 SPREADS = (0.1, 0.2, 0.4, 0.8)
 """How far the groups' scales may lie from their common one, relative to it; evidence chooses."""
@@ -35,6 +34,8 @@ def fit_scales(damage: np.ndarray, gain: np.ndarray, losses: np.ndarray) -> tupl
     Returns:
         Scales not below a twentieth of the common one, and so positive.
     """
+    from scipy.linalg import cho_factor, cho_solve  # a third of what `qra search --help` took
+
     total = damage.sum(1)
     slope, slope_gain = _positive_slopes(total, gain, losses)
     spread_y = float(losses.std()) or 1.0

@@ -11,25 +11,35 @@ from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Estimates
 from qra_search.space.sizes import resolve_budgets
+from qra_search.study.learnt import learnt_prior
 from qra_search.study.study import uniform_design
+from qra_search.workflow.evaluator import learnt_log
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
 
 
-def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
+def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> dict[str, Any]:
     """Facts of a search that is yet to begin, as plain data.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
+    Args:
+        begun: the search has a log with a prior of its own, so that it learns from no other run.
+
     Raises:
-        BadInput: a budget that no plan fits.
+        BadInput: a budget that no plan fits, or a run from which nothing can be learnt for this space.
     """
     space = evaluator.space
     with bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
+        source = None if begun else learnt_log(config)
+        if source is not None:
+            learnt_prior(source, space)
     estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
     if "evaluation_seconds" in estimate:
+        if source is not None:
+            estimate["prior_seconds"] = 0.0  # learnt, not measured
         prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.
         charged = prior / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0

@@ -1,8 +1,9 @@
-"""The evaluator that a config names."""
+"""What a config names and has to be there: its evaluator, and the run that it learns from."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
@@ -10,7 +11,9 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Progress, Tunes
+from qra_search.runs.folder import RunFolder
 from qra_search.strategies import make_strategy
+from qra_search.study.learnt import check_exists
 
 
 def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
@@ -26,6 +29,27 @@ def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
         progress("load libraries", 1, 1)
         evaluator: Evaluator = factory(config, progress=progress) if _takes_progress(factory) else factory(config)
         return evaluator
+
+
+def learnt_log(config: RunConfig) -> Path | None:
+    """The trial log of the run that a config learns from; None if it learns from none.
+
+    Raises:
+        BadInput: there is no such log.
+    """
+    source = config.search.learn_from
+    if source is None:
+        return None
+    path = RunFolder(source).check().log_file if Path(source).is_dir() else Path(source)
+    check_exists(path)
+    return path
+
+
+def on_device(config: RunConfig, device: str | None) -> RunConfig:
+    """The config with another device, if one is given: a run may be tuned on another machine than it was searched."""
+    if device is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
 
 
 def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from qra_search.config import RunConfig
-from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluator
+from qra_search.errors import BadInput, RunFailed
+from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
+from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.report import words
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import Against, Tested, compare_on_test, opponents
+from qra_search.runs.final_test import Against, Tested, TuningFailed, compare_on_test, opponents, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
-from qra_search.workflow.evaluator import build_evaluator, check_tunes
+from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
 from qra_search.workflow.run import write_report
 
+PLAN_FILE = "plan.json"
 BASELINES = "baselines"
 """Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 
@@ -53,6 +56,7 @@ def tune_with(
 
     Raises:
         BadInput: the evaluator cannot tune.
+        TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
     tuner = check_tunes(evaluator, config)
     result = folder.result()
@@ -64,18 +68,38 @@ def tune_with(
 
     try:
         tested = compare_on_test(
-            tuner, plan, others, folder.test_file, limit=limit, seeds=range(seeds), steps=steps,
+            tuner, plan, others, folder.test_file, space=result.space, limit=limit, seeds=range(seeds), steps=steps,
             rows=config.training.test_rows, save=folder.path, progress=view.progress, on_tuned=say_tuned,
         )  # fmt: skip
     except KeyboardInterrupt:
         view.say("What was tuned so far is kept: give the same command again to go on.")
         raise
+    except TuningFailed:
+        write_report(folder, config, result, folder.identity(), read_test(folder.test()))
+        raise
     write_report(folder, config, result, folder.identity(), tested)
     return tested
 
 
-def tuned_baselines(folder: RunFolder, plan: Plan, against: Against, view: View) -> list[tuple[Plan, Path]]:
+def check_reloads(folder: RunFolder, tested: Sequence[Tested]) -> None:
+    """Raises RunFailed if what was saved of the plan found is not what was tuned; all else is recorded by then."""
+    for found in tested:
+        if found.reload_error:
+            raise RunFailed(
+                f"the adapter in {folder.adapter} does not load back as it was tuned: {found.reload_error}; what was "
+                f"measured is kept, but do not use the adapter: delete its folder, and the same command tunes it again"
+            )
+
+
+def tuned_baselines(
+    folder: RunFolder, plan: Plan, against: Against, view: View, *, device: str | None = None
+) -> list[tuple[Plan, Path]]:
     """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned here.
+
+    One that cannot be tuned, or not be loaded back as it was tuned, is left out, and `view` says so.
+
+    Args:
+        device: to tune on; default: the run's.
 
     Raises:
         BadInput: the run's evaluator cannot tune.
@@ -86,24 +110,28 @@ def tuned_baselines(folder: RunFolder, plan: Plan, against: Against, view: View)
         for other in others
         if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
     ]
-    missing = [(other, place) for other, place in places if not (place / "plan.json").is_file()]
+    missing = [(other, place) for other, place in places if not (place / PLAN_FILE).is_file()]
     if missing:
-        config = folder.config()
+        config = on_device(folder.config(), device)
         steps = (folder.test() or {}).get("steps")
         with closing(build_evaluator(config, view.progress)) as evaluator:
             tuner = check_tunes(evaluator, config)
             for other, place in missing:
                 view.say(f"tuning {place.name}")
                 place.mkdir(parents=True, exist_ok=True)
-                tuner.tune(other, steps=steps, folder=place, progress=view.progress)
-    return places
+                try:
+                    tuner.tune(other, steps=steps, folder=place, progress=view.progress)
+                except (EvaluationFailed, ReloadFailed) as error:
+                    (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
+                    view.say(f"{place.name} is left out: {error}")
+    return [(other, place) for other, place in places if (place / PLAN_FILE).is_file()]
 
 
 def tested_text(tested: Tested, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
     return (
-        f"{words.plan_name(tested.plan, space)}: test loss {words.loss_text(tested.loss, tested.loss_error)}{metrics}, "
+        f"{words.plan_name(tested.plan, space)}: test loss {words.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
     )
 

@@ -28,7 +28,7 @@ from qra_search.study.learnt import learnt_prior
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
 from qra_search.workflow.dry_run import embeddings_hint
-from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.evaluator import build_evaluator, learnt_log
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -41,11 +41,13 @@ class Workers:
         count: how many workers.
         kind: `process` or `ray`.
         address: of a Ray cluster.
+        gpus: of each worker; None: one each, if there are GPUs and the run's device allows it.
     """
 
     count: int
     kind: str = "process"
     address: str | None = None
+    gpus: float | None = None
 
 
 def run(
@@ -117,6 +119,8 @@ def opened(
         RunExists, BadInput: what was given cannot be used; nothing was spent.
     """
     fresh = not folder.exists
+    if fresh:
+        learnt_log(config)  # before a model is loaded for nothing
     folder.begin(config, resume=resume)
     try:
         with view, ExitStack() as stack:
@@ -124,7 +128,10 @@ def opened(
                 yield stack.enter_context(closing(build_evaluator(config, view.progress))), None
             else:
                 with bad_input():
-                    pool = make_executor(config, workers.count, kind=workers.kind, address=workers.address)
+                    pool = make_executor(
+                        config, workers.count, kind=workers.kind, address=workers.address,
+                        gpus_per_worker=workers.gpus,
+                    )  # fmt: skip
                 stack.enter_context(pool)
                 view.progress(f"start {workers.count} workers", 0, 1)
                 with bad_input():
@@ -190,13 +197,10 @@ def make_study(
     Raises:
         BadInput: a budget that no plan fits, a log of another search.
     """
-    source = config.search.learn_from
     with bad_input():
-        prior = None
         # A log with trials keeps the prior that it has: the other run may be gone by now.
-        if source is not None and len(log) == 0:
-            path = RunFolder(source).check().log_file if Path(source).is_dir() else Path(source)
-            prior = learnt_prior(path, evaluator.space)
+        source = learnt_log(config) if len(log) == 0 else None
+        prior = None if source is None else learnt_prior(source, evaluator.space)
         return Study(
             evaluator,
             prior=prior,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from qra_search import plugins
 from qra_search.errors import install_hint
 from qra_search.exchange.trackers.base import Tracker
 
-__all__ = ["Tracker", "make_tracker"]
+__all__ = ["Tracker", "check_tracker", "make_tracker"]
 
 
 def make_tracker(spec: str, folder: str | Path, *, say: Callable[[str], None] | None = None) -> Tracker:
@@ -25,11 +26,26 @@ def make_tracker(spec: str, folder: str | Path, *, say: Callable[[str], None] | 
         ImportError: the tool's package is missing; the message names the extra that brings it.
         ValueError, OSError: it cannot write there.
     """
-    name, _, where = spec.partition(":")
-    kind: type[Tracker] = plugins.load("trackers", name.strip())
+    kind, where = check_tracker(spec), spec.partition(":")[2]
     try:
         tracker = kind(Path(folder), where.strip() or None)
     except ImportError as error:
-        raise ImportError(f"tracker {kind.name!r} needs {error.name}: {install_hint(kind.extra)}") from None
+        raise _missing(kind, error.name) from None
     tracker.say = say or tracker.say
     return tracker
+
+
+def check_tracker(spec: str) -> type[Tracker]:
+    """The class of a tracker, whose tool is installed; nothing is begun in the tool.
+
+    Raises:
+        UnknownName, ImportError: as `make_tracker` does.
+    """
+    kind: type[Tracker] = plugins.load("trackers", spec.partition(":")[0].strip())
+    if kind.package and importlib.util.find_spec(kind.package) is None:
+        raise _missing(kind, kind.package)
+    return kind
+
+
+def _missing(kind: type[Tracker], package: str | None) -> ImportError:
+    return ImportError(f"tracker {kind.name!r} needs {package}: {install_hint(kind.extra)}")

@@ -33,6 +33,8 @@ class Tracker(Callback):
     name: ClassVar[str]
     extra: ClassVar[str]
     """The extra of this package that brings the tool."""
+    package: ClassVar[str] = ""
+    """What it imports of the tool, so that a dry run can say that it is missing."""
 
     def __init__(self, folder: Path, where: str | None):
         """

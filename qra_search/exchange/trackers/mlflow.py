@@ -21,6 +21,7 @@ class MLflowTracker(Tracker):
 
     name = "mlflow"
     extra = "mlflow"
+    package = "mlflow"
 
     def __init__(self, folder: Path, where: str | None):
         from mlflow import MlflowClient

@@ -18,6 +18,7 @@ class TensorBoardTracker(Tracker):
 
     name = "tensorboard"
     extra = "tensorboard"
+    package = "tensorboard"
 
     def __init__(self, folder: Path, where: str | None):
         from torch.utils.tensorboard import SummaryWriter

@@ -16,6 +16,7 @@ class TrackioTracker(Tracker):
 
     name = "trackio"
     extra = "trackio"
+    package = "trackio"
 
     def __init__(self, folder: Path, where: str | None):
         import trackio

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from qra_search.report.data import PRIOR, RunData
 from qra_search.report.figures.charts import origin_mark
 from qra_search.report.html.markup import escape, prose
-from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
-from qra_search.runs.final_test import FOUND
+from qra_search.report.words import (
+    bits_counts,
+    duration,
+    evaluations_text,
+    loss_text,
+    percent,
+    plan_name,
+    test_loss_text,
+)
+from qra_search.runs.final_test import FOUND, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
 from qra_search.study.result import Candidate
@@ -35,17 +43,18 @@ def tested_table(run: RunData) -> str:
     tested = run.tested
     if not tested:
         return ""
-    names = [n for n in tested[0].metrics if all(n in t.metrics for t in tested)]
+    names = metrics_of(tested)
     found = next((t.loss for t in tested if t.role == FOUND), math.nan)
     # A phone has room for the metrics or for the difference, which the losses say as well.
     wide, star = (' class="wide"', "*") if names else ("", "")
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
         name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
-        metrics = "".join(f"<td>{prose(_metric(n, t.metrics[n]))}</td>" for n in names)
+        metrics = "".join(f"<td>{'–' if t.failed else prose(_metric(n, t.metrics[n]))}</td>" for n in names)
+        loss = escape(test_loss_text(t)) if t.failed else _loss(t.loss, t.loss_error)
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
-            f"<td>{_loss(t.loss, t.loss_error)}</td>{metrics}<td{wide}>{_difference(found, t.loss)}</td></tr>"
+            f"<td>{loss}</td>{metrics}<td{wide}>{_difference(found, t.loss)}</td></tr>"
         )
     head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), f"{star}Difference"]
     seeds = max(len(t.losses) for t in tested)

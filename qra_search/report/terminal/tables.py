@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qra_search.report import words
 from qra_search.report.terminal.columns import columns
-from qra_search.runs.final_test import FOUND, Tested, read_test
+from qra_search.runs.final_test import FOUND, Tested, metrics_of, read_test
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 
@@ -55,7 +55,7 @@ def next_steps(console: Console, folder: RunFolder) -> None:
 
 def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
     """The final comparison, cheapest first, the plan found marked."""
-    names = [n for n in (tested[0].metrics if tested else {}) if all(n in t.metrics for t in tested)]
+    names = metrics_of(tested)
     best = min((t.loss for t in tested), default=math.nan)
     heads = (name.replace("_", " ") for name in names)
     table = columns("plan", "size", "test loss", *heads, "time", left=("plan",), gap=3)
@@ -65,8 +65,8 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
         table.add_row(
             Text(mark + words.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
             format_bytes(t.memory_bytes),
-            Text(words.loss_text(t.loss, t.loss_error), style=style),
-            *(f"{t.metrics[name]:.4g}" for name in names),
+            Text(words.test_loss_text(t), style=style),
+            *("" if t.failed else f"{t.metrics[name]:.4g}" for name in names),
             words.duration(t.seconds),
         )
     return table

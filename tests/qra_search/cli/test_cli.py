@@ -40,6 +40,24 @@ def test_the_commands_import_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+REFUSED = (
+    "search --learn-from none", "search --dry-run --learn-from none", "search --dry-run --track none",
+    "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none", "evaluate none",
+    "profile --evaluator none", "export none --format peft",
+)  # fmt: skip
+
+
+def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from qra_search.cli.errors import run_safely\n"
+        f"print([run_safely(command.split()) for command in {REFUSED!r}])\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [str([2] * len(REFUSED)), "[]"], done.stderr
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Entry) -> None:
     first = (entry.load().help or "").partition("\n\n")[0]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from cli_runner import LANDSCAPE, Outcome, Qra
+
+from qra_search.executors import choose
 
 SEARCH = ("search", *LANDSCAPE, "--out", "new")
 
@@ -138,6 +141,8 @@ CASES = [
     # tuning and the rest
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
+    (("export", "a", "--format", "peft"), "a holds no tuned plan, it lacks adapter: run `qra finetune` on it first"),
+    (("export", "none", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),
     (("report", "a", "--dark"), "--dark is of the figures: add --figures"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
@@ -169,6 +174,54 @@ def test_wrong_input_is_one_line_with_status_2(
     qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(folder)
+    outcome = qra(*command)
+    assert_one_line(outcome)
+    assert message in outcome.err
+    assert not (folder / "new").exists()
+
+
+UNSEEN = [
+    (("--learn-from", "none"), "none does not exist: give a trial log or the folder of a run to learn from"),
+    (("--learn-from", "empty"), "empty is no run: it holds no trials.jsonl"),
+    (("--learn-from", "a", "--bits", "2,5"), "was searched with bits [2, 3, 4, 8]: nothing can be learnt of [5]"),
+    (("--learn-from", "a", "--granularity", "module"), "plans evaluated in full, 8 are needed to learn from"),
+    (("--track", "tensorbord"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
+    (("--track", "mlflow"), "tracker 'mlflow' needs mlflow: pip install 'qra-toolkit[mlflow]'"),
+    (("--track", "trackio:x"), "tracker 'trackio' needs trackio: pip install 'qra-toolkit[trackio]'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), UNSEEN, ids=[" ".join(c) for c, _ in UNSEEN])
+def test_a_dry_run_refuses_what_the_search_would_in_the_same_line(
+    qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    for tool in ("mlflow", "trackio"):
+        monkeypatch.setitem(sys.modules, tool, None)  # as if it were not installed
+    before = sorted(folder.rglob("*"))
+    dry, real = qra(*SEARCH, *options, "--dry-run"), qra(*SEARCH, *options)
+    for outcome in (dry, real):
+        assert_one_line(outcome)
+        assert message in outcome.err
+    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
+    assert sorted(folder.rglob("*")) == before
+
+
+DEVICE_CASES = [
+    (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "say with --workers how many there are"),
+    ((*SEARCH, "--workers", "1", "--device", "cpu", "--gpus-per-worker", "1"), "the device is 'cpu'"),
+    ((*SEARCH, "--workers", "1", "--gpus-per-worker", "1.5"), "--gpus-per-worker is 1.5: 0, a share of one GPU"),
+    ((*SEARCH, "--workers", "2", "--device", "cuda"), "2 workers with a GPU each: this machine has no GPUs"),
+    ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown option of the"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), DEVICE_CASES, ids=[" ".join(c)[-50:] for c, _ in DEVICE_CASES])
+def test_what_workers_cannot_have_is_one_line_with_status_2(
+    qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(choose, "visible_gpus", list)
     outcome = qra(*command)
     assert_one_line(outcome)
     assert message in outcome.err

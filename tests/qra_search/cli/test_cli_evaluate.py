@@ -12,6 +12,8 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.files import write_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_to_dict
@@ -44,20 +46,34 @@ class Harness:
         return [Score(task, "acc", 0.125, None, 100) for task in self.tasks]
 
 
+class Plans(list):  # type: ignore[type-arg]
+    """The plans that were tuned, the devices of the evaluators, and what is to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+        self.fault = ""
+
+
 @pytest.fixture
-def tuned(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+def tuned(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plans:
     """A tuned run in `tmp_path / "a"`; gives the plans that are tuned from then on."""
     from qra_eval.evaluators.landscape import build
 
-    load, seen = plugins.load, []
+    load, seen = plugins.load, Plans()
 
     def tuning(config: Any, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
+        seen.devices.append(config.model.device)
 
         def tune(plan: Plan, *, folder: Path, **_: Any) -> None:
             seen.append(plan)
-            (folder / "adapter").mkdir()
+            if seen.fault == "cannot be tuned":
+                raise EvaluationFailed(seen.fault)
+            (folder / "adapter").mkdir(exist_ok=True)
             write_json(folder / "plan.json", {**plan_to_dict(evaluator.space, plan), "model": "a-model"})
+            if seen.fault:
+                raise ReloadFailed(seen.fault, Score("", "", 0.0, None, 0))  # type: ignore[arg-type]
 
         evaluator.tune = tune
         return evaluator
@@ -84,6 +100,34 @@ def test_the_tuned_plan_is_scored_and_the_scores_written(qra, tmp_path, tuned):
     assert data["tasks"] == ["arc_easy", "gsm8k"] and data["limit"] == 7
     assert [row["role"] for row in data["rows"]] == ["found"]
     assert not tuned
+
+
+def test_models_are_loaded_and_baselines_tuned_on_the_device_that_is_given(qra, tmp_path, tuned, monkeypatch):
+    seen = []
+    made = Harness.__init__
+
+    def noted(self, tasks, **options):
+        seen.append(options["device"])
+        made(self, tasks, **options)
+
+    monkeypatch.setattr(Harness, "__init__", noted)
+    assert qra("evaluate", tmp_path / "a", "--tasks", "gsm8k").status == 0
+    assert qra("evaluate", tmp_path / "a", "--tasks", "gsm8k", "--device", "cuda:1", "--against", "all").status == 0
+    assert seen == ["auto", "cuda:1"] and tuned.devices == ["auto", "cuda:1"]
+
+
+@pytest.mark.parametrize("fault", ["cannot be tuned", "does not load back"])
+def test_a_baseline_that_fails_is_left_out_and_said(qra, tmp_path, tuned, fault):
+    tuned.fault = fault
+    done = qra("evaluate", tmp_path / "a", "--tasks", "gsm8k", "--against", "all")
+    assert done.status == 0, done.err
+    assert f"is left out: {fault}" in done.err
+    assert [row["role"] for row in json.loads((tmp_path / "a" / "evaluate.json").read_text())["rows"]] == [
+        "found",
+        "untuned",
+    ]
+    tuned.fault = ""
+    assert "uniform" in qra("evaluate", tmp_path / "a", "--tasks", "gsm8k", "--against", "all").out
 
 
 def test_baselines_are_tuned_once_and_scored_beside_the_model_as_it_was(qra, tmp_path, tuned):

@@ -13,6 +13,8 @@ from cli_runner import Qra
 from qra_search import Plan, plugins
 from qra_search.cli import demo
 from qra_search.config import RunConfig, make_config
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.runs.folder import RunFolder
 from qra_search.space.sizes import size_in
 
@@ -32,21 +34,28 @@ class Tuned:
 
 @pytest.fixture(autouse=True)
 def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Every evaluator is a landscape that can tune; says how often one was built and what was tuned."""
+    """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
+    uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`)."""
     from qra_eval.evaluators.landscape import build
 
-    load, seen = plugins.load, {"built": 0, "tuned": []}
+    load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False}
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
         seen["built"] += 1
+        seen["devices"].append(config.model.device)
 
         def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any) -> Tuned:
             seen["tuned"].append((plan, seed, steps))
             progress("tune", 1, 1)
+            if plan.is_uniform == seen["failing"]:
+                raise EvaluationFailed("out of memory: 3 GiB more are needed")
+            done = Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
             if folder is not None:
                 (folder / "adapter").mkdir(exist_ok=True)
-            return Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
+                if seen["forgetful"]:
+                    raise ReloadFailed("logits differ by up to 0.5", done)
+            return done
 
         evaluator.tune = tune
         return evaluator
@@ -73,6 +82,70 @@ def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(qra:
     assert run.adapter.is_dir()
     assert "test loss is" in done.out and "exact match" in done.out and "25" in done.out
     assert "On test data" in run.report_file.read_text()
+
+
+@pytest.fixture
+def mixed(qra: Qra, tmp_path: Path) -> tuple[str | Path, ...]:
+    """The command that tunes a mixed plan of a run in `tmp_path / "a"`."""
+    qra.search(tmp_path / "a")
+    file = tmp_path / "mixed.json"
+    assert qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
+    return ("finetune", tmp_path / "a", "--plan", file)
+
+
+def test_a_uniform_plan_that_cannot_be_tuned_counts_as_lost(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    tuner["failing"] = True
+    done = qra(*mixed, "--against", "all")
+    assert done.status == 0, done.err
+    assert len(tuner["tuned"]) > 2
+    assert (
+        "no uniform plan to compare it with" in done.out and done.out.count("out of memory") == len(tuner["tuned"]) - 1
+    )
+    assert "exact match" in done.out
+    run = RunFolder(tmp_path / "a")
+    reasons = {e.get("failed") for e in json.loads(run.test_file.read_text())["tuned"] if e["role"] == "uniform"}
+    assert reasons == {"out of memory: 3 GiB more are needed"}
+    report = run.report_file.read_text()
+    assert "out of memory" in report and "Exact match" in report
+
+
+def test_the_chosen_plan_failing_is_an_error_and_recorded(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    tuner["failing"] = False
+    done = qra(*mixed)
+    assert done.status == 1
+    assert "the plan could not be tuned with seed 0: out of memory: 3 GiB more are needed" in done.err
+    run = RunFolder(tmp_path / "a")
+    (entry,) = json.loads(run.test_file.read_text())["tuned"]
+    assert (entry["role"], entry["failed"]) == ("found", "out of memory: 3 GiB more are needed")
+    assert "out of memory" in run.report_file.read_text()
+    assert qra("show", tmp_path / "a").status == 0 and qra("report", tmp_path / "a").status == 0
+
+
+def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_and_shown(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    tuner["forgetful"] = True
+    done = qra(*mixed)
+    assert done.status == 1 and "test loss" in done.out
+    assert "does not load back as it was tuned: logits differ by up to 0.5" in done.err
+    assert [e["role"] for e in json.loads(RunFolder(tmp_path / "a").test_file.read_text())["tuned"]] == [
+        "found",
+        "uniform",
+    ]
+    count = len(tuner["tuned"])
+    again = qra(*mixed)
+    assert again.status == 1 and "does not load back" in again.err and len(tuner["tuned"]) == count
+
+
+def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, tmp_path: Path, tuner: dict[str, Any]) -> None:
+    qra.search(tmp_path / "a")
+    assert qra("finetune", tmp_path / "a", "--device", "cuda:1", "--against", "none").status == 0
+    assert tuner["devices"] == ["auto", "cuda:1"]
+    assert RunFolder(tmp_path / "a").config().model.device == "auto"
 
 
 def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path) -> None:

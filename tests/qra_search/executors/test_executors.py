@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module 
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
-from qra_search import Proposal, Study, search  # noqa: E402
+from qra_search import BadInput, Proposal, Study, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     DeadlineExceeded,
@@ -91,6 +91,14 @@ def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason(tmp_p
         with pytest.raises(StudyFailed, match="cannot be built: RuntimeError: the model folder is empty"):
             study.run()
     assert {t.status for t in study.log} == {"running"}
+
+
+def test_an_evaluator_that_refuses_what_the_user_gave_says_so_as_it_would_here():
+    with (
+        ProcessExecutor(workers.refusing, 1) as executor,
+        pytest.raises(BadInput, match="the evaluator cannot be built: no model of the name 'x'"),
+    ):
+        RemoteEvaluator(executor)
 
 
 def test_a_factory_that_cannot_be_sent_to_a_worker_is_named():

@@ -12,7 +12,9 @@ import pytest
 
 from qra_search import Plan, search
 from qra_search.contracts.scenarios import ToyEvaluator, toy_space
-from qra_search.runs.final_test import compare_on_test, opponents, read_test
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.runs.final_test import TuningFailed, compare_on_test, metrics_of, opponents, read_test
 
 SPACE = toy_space()
 FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
@@ -66,7 +68,9 @@ def test_the_best_opponent_is_the_one_that_the_search_saw_as_best() -> None:
 def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_saved(tmp_path: Path) -> None:
     tuner = Tuner()
     uniform = [Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)]
-    tested = compare_on_test(tuner, FOUND, uniform, tmp_path / "t.json", limit=9, seeds=(0, 1), save=tmp_path)
+    tested = compare_on_test(
+        tuner, FOUND, uniform, tmp_path / "t.json", space=SPACE, limit=9, seeds=(0, 1), save=tmp_path
+    )
     assert sorted(tuner.calls) == sorted((p.key, s) for p in (FOUND, *uniform) for s in (0, 1))
     assert tuner.saved == [FOUND]
     found = next(t for t in tested if t.role == "found")
@@ -80,7 +84,7 @@ def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_sav
 
 def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     uniform = [Plan((b,) * 5, (4,) * 5) for b in (2, 3, 4)]
-    options: dict[str, Any] = {"limit": 9, "save": tmp_path}
+    options: dict[str, Any] = {"space": SPACE, "limit": 9, "save": tmp_path}
     broken = Tuner(fail_after=2)
     with pytest.raises(KeyboardInterrupt):
         compare_on_test(broken, FOUND, uniform, tmp_path / "t.json", **options)
@@ -92,16 +96,16 @@ def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
 
 
 def test_other_settings_start_the_comparison_anew(tmp_path: Path) -> None:
-    compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", limit=9, steps=5)
+    compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9, steps=5)
     again = Tuner()
-    compare_on_test(again, FOUND, [], tmp_path / "t.json", limit=9, steps=6)
+    compare_on_test(again, FOUND, [], tmp_path / "t.json", space=SPACE, limit=9, steps=6)
     assert again.calls == [(FOUND.key, 0)]
 
 
 def test_a_plan_found_earlier_leaves_the_comparison(tmp_path: Path) -> None:
     earlier = Plan((8,) * 4 + (2,), (4,) * 5)
-    compare_on_test(Tuner(), earlier, [], tmp_path / "t.json", limit=9)
-    tested = compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", limit=9)
+    compare_on_test(Tuner(), earlier, [], tmp_path / "t.json", space=SPACE, limit=9)
+    tested = compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9)
     assert [t.plan for t in tested] == [FOUND]
 
 
@@ -110,9 +114,76 @@ def test_a_tuning_that_diverged_is_kept_as_such(tmp_path: Path) -> None:
         def tune(self, plan: Plan, **options: Any) -> Result:
             return Result(plan, 0, 5, math.nan, SPACE.memory_bytes(plan), metrics={"exact_match": math.nan})
 
-    (tested,) = compare_on_test(Diverging(), FOUND, [], tmp_path / "t.json", limit=9)
+    (tested,) = compare_on_test(Diverging(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9)
     assert tested.loss == math.inf
     assert tested.metrics == {}
+
+
+class Failing(Tuner):
+    """Cannot tune some plans."""
+
+    def __init__(self, reasons: dict[Plan, str]):
+        super().__init__()
+        self.reasons = reasons
+
+    def tune(self, plan: Plan, **options: Any) -> Result:
+        done = super().tune(plan, **options)
+        if plan in self.reasons:
+            raise EvaluationFailed(self.reasons[plan])
+        return done
+
+
+LOW, HIGH = Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)
+
+
+def test_a_rival_that_cannot_be_tuned_is_recorded_with_its_reason_and_the_rest_go_on(tmp_path: Path) -> None:
+    path, options = tmp_path / "t.json", {"space": SPACE, "limit": 9}
+    failing = Failing({LOW: "diverged: training loss is nan at step 3 of 5"})
+    tested = compare_on_test(failing, FOUND, [LOW, HIGH], path, **options)
+    lost = next(t for t in tested if t.plan == LOW)
+    assert (lost.loss, lost.failed) == (math.inf, "diverged: training loss is nan at step 3 of 5")
+    assert lost.memory_bytes == SPACE.memory_bytes(LOW)
+    assert [t.plan for t in tested if not t.failed] == sorted((FOUND, HIGH), key=SPACE.memory_bytes)
+    assert metrics_of(tested) == ["exact_match"]
+    assert read_test(json.loads(path.read_text())) == tested
+
+
+def test_only_what_failed_is_tuned_again_if_the_comparison_is_asked_for_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"space": SPACE, "limit": 9}
+    compare_on_test(Failing({LOW: "out of memory: 3 GiB"}), FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
+    again = Tuner()
+    tested = compare_on_test(again, FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
+    assert again.calls == [(LOW.key, 0)] and not any(t.failed for t in tested)
+
+
+def test_the_plan_found_failing_ends_the_comparison_and_is_recorded(tmp_path: Path) -> None:
+    failing = Failing({FOUND: "out of memory: 3 GiB"})
+    with pytest.raises(TuningFailed, match="the plan could not be tuned with seed 0: out of memory: 3 GiB"):
+        compare_on_test(failing, FOUND, [LOW], tmp_path / "t.json", space=SPACE, limit=9)
+    (kept,) = read_test(json.loads((tmp_path / "t.json").read_text()))
+    assert (kept.role, kept.failed) == ("found", "out of memory: 3 GiB")
+    assert failing.calls == [(FOUND.key, 0)]
+
+
+def test_what_was_measured_is_recorded_though_what_was_saved_does_not_load_back(tmp_path: Path) -> None:
+    class Forgetful(Tuner):
+        def tune(self, plan: Plan, **options: Any) -> Result:
+            tuned = super().tune(plan, **options)
+            if options["folder"] is not None:
+                raise ReloadFailed("logits differ by up to 0.5", tuned)
+            return tuned
+
+    options: dict[str, Any] = {"space": SPACE, "limit": 9, "save": tmp_path}
+    tested = compare_on_test(Forgetful(), FOUND, [LOW], tmp_path / "t.json", **options)
+    found = next(t for t in tested if t.role == "found")
+    assert found.loss == pytest.approx(4.0) and found.reload_error == "logits differ by up to 0.5"
+    assert [t.reload_error for t in tested if t.plan == LOW] == [""]
+    assert read_test(json.loads((tmp_path / "t.json").read_text())) == tested
+    again = Tuner()
+    assert compare_on_test(again, FOUND, [LOW], tmp_path / "t.json", **options) == tested and not again.calls
+    (tmp_path / "adapter").rmdir()
+    tested = compare_on_test(again, FOUND, [LOW], tmp_path / "t.json", **options)
+    assert again.calls == [(FOUND.key, 0)] and not any(t.reload_error for t in tested)
 
 
 def test_another_format_is_refused() -> None:

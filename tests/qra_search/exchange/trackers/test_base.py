@@ -12,7 +12,7 @@ from fakes import AdditiveEvaluator
 from report_runs import Bits, Guessing, evil_space
 
 from qra_search import Study, plugins
-from qra_search.exchange.trackers import Tracker, make_tracker
+from qra_search.exchange.trackers import Tracker, check_tracker, make_tracker
 from qra_search.exchange.trackers.base import size_name
 from qra_search.study.result import SearchResult
 
@@ -132,7 +132,13 @@ def test_trackers_are_installed_and_may_be_told_where_they_write(
 ) -> None:
     assert plugins.names("trackers") == ["mlflow", "tensorboard", "trackio"]
     asked = []
-    monkeypatch.setattr(plugins, "load", lambda kind, name: lambda *given: asked.append(given) or Kept())
+
+    class Asked(Kept):
+        def __init__(self, *given: Any) -> None:
+            super().__init__()
+            asked.append(given)
+
+    monkeypatch.setattr(plugins, "load", lambda kind, name: Asked)
     tracker = make_tracker("mlflow:sqlite:///x.db", tmp_path / "run", say=print)
     assert asked == [(tmp_path / "run", "sqlite:///x.db")] and tracker.say is print
 
@@ -146,3 +152,6 @@ def test_a_tool_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
     with pytest.raises(ImportError, match=rf"tracker '{name}' needs .*: pip install 'qra-toolkit\[{name}\]'"):
         make_tracker(name, tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"tracker '{name}' needs {name}: pip install 'qra-toolkit\[{name}\]'"):
+        check_tracker(name)

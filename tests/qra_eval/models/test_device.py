@@ -1,0 +1,57 @@
+"""A device by its text, and what is said of one that is not there; GPUs are pretended."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qra_eval.models.device import resolve_device
+from qra_search import BadInput
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets how many CUDA devices torch is said to see."""
+
+    def see(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return see
+
+
+def test_auto_is_a_gpu_if_there_is_one(gpus):
+    gpus(2)
+    assert resolve_device("auto") == torch.device("cuda")
+    gpus(0)
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_device_that_is_there_is_itself(gpus):
+    gpus(2)
+    assert [str(resolve_device(text)) for text in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+
+
+@pytest.mark.parametrize("text", ["cuda", "cuda:0", "cuda:7"])
+def test_cuda_without_a_gpu_is_refused_with_the_torch_that_sees_none(gpus, text):
+    gpus(0)
+    with pytest.raises(BadInput) as refused:
+        resolve_device(text)
+    assert f"device '{text}': no CUDA device is visible to torch here (torch {torch.__version__}" in str(refused.value)
+    assert str(refused.value).endswith("use --device cpu")
+
+
+def test_a_gpu_beyond_the_last_is_refused_with_how_many_there_are(gpus):
+    gpus(2)
+    with pytest.raises(BadInput, match="device 'cuda:7': torch sees 2 CUDA devices here, cuda:0 to cuda:1$"):
+        resolve_device("cuda:7")
+    gpus(1)
+    with pytest.raises(BadInput, match="device 'cuda:1': torch sees 1 CUDA device here, cuda:0$"):
+        resolve_device("cuda:1")
+
+
+@pytest.mark.parametrize("text", ["gpu", "tpu:x", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cpu:0\n", "cuda:0\n"])
+def test_what_is_no_device_is_refused_with_what_is(gpus, text):
+    gpus(2)
+    with pytest.raises(BadInput, match="device is .*: auto, cpu, cuda or cuda:1 is needed"):
+        resolve_device(text)
