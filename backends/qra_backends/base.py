@@ -80,6 +80,9 @@ class Backend(ABC):
     def quantize_levels(self, linear, levels, *, hessian=None):
         return {level: self.quantize(linear, level, hessian=hessian) for level in levels}
 
+    def work_bytes(self, bits, out_features, in_features):
+        return 16*out_features*in_features+(16*in_features**2 if self.calibrated else 0)
+
     def calibrates(self, bits: Level) -> bool:
         return self.calibrated
 

@@ -108,7 +108,7 @@ def parts(step: StepMemory, resident: SearchSpace, plan: Plan) -> dict[str, int]
     groups = range(len(resident))
     adapters = step.space(resident).memory.adapter[groups, rank].sum()
     weights = resident.memory_bytes(plan) - resident.memory.adapter[groups, rank].sum()
-    found = {name: getattr(step, name) for name in ("originals", "dequantized", "activations", "logits")}
+    found = {name: getattr(step, name) for name in ("dequantized", "activations", "logits")}
     found |= {"weights": int(weights), "adapters": int(adapters)}
     return found | {"peak": sum(found.values())}
 

@@ -3,7 +3,6 @@
 The peak is the moment at which the backward pass begins: every activation that it needs is there, and so are the
 logits of the labelled positions and their gradient. It holds, in bytes:
 
-- `originals`: the unquantized weights, which a search keeps beside the bank;
 - the plan's quantized weights and all that is not searched (its resident bytes without adapters);
 - `dequantized`: the largest linear's weight, made for the length of one product, in float32 and in the model's dtype;
 - 16 bytes for every adapter weight: float32 value, gradient and two moments of AdamW; 2 more for the rounded copy that
@@ -12,7 +11,9 @@ logits of the labelled positions and their gradient. It holds, in bytes:
   checkpointing the inputs of the decoder layers stay, and one layer's activations at a time;
 - `logits`: twice, for the gradient is made beside them.
 
-Only the second and the fourth depend on the plan, and both are sums over its groups: a budget on the peak is kept as
+The unquantized weights stay in the checkpoint's files, mapped.
+
+Only the first and the third depend on the plan, and both are sums over its groups: a budget on the peak is kept as
 exactly as one on resident bytes. What depends on the rank of the activations is taken at the largest rank.
 """
 
@@ -44,7 +45,6 @@ class StepMemory:
         rows, tokens: of the largest batch: rows, and tokens of each.
     """
 
-    originals: int
     dequantized: int
     activations: int
     logits: int
@@ -55,7 +55,7 @@ class StepMemory:
     @property
     def fixed(self) -> int:
         """All of them together."""
-        return self.originals + self.dequantized + self.activations + self.logits
+        return self.dequantized + self.activations + self.logits
 
     def space(self, resident: SearchSpace) -> SearchSpace:
         """The same space with the bytes of plans counted at the peak of their training."""
@@ -85,7 +85,6 @@ def step_memory(workbench: Workbench) -> StepMemory:
     else:
         activations = outside + sum(layers) + wider
     return StepMemory(
-        originals=sum(m.out_features * m.in_features for m in linears) * item,
         dequantized=max(m.out_features * m.in_features for m in linears) * (4 + item),
         activations=activations,
         logits=head,

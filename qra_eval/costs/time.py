@@ -1,77 +1,139 @@
-"""What a search will take in time and memory, from a few batches and quantizations timed before anything is spent."""
+"""What a search will take in time, from a layer and a few quantizations that are timed before anything is spent."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
+from torch import nn
 
-from qra_eval.prior.kept import PRIOR_ROWS
-from qra_eval.prior.measure import DEPTHS, PROBED_BITS
-from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.costs.phases import foretell
+from qra_eval.models.blocks import Blocks
+from qra_eval.models.linears import normalise
+from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
+from qra_eval.prior.measure import probed
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.tasks.batches import bucketed
-from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 PASSES = 2
-"""Batches that are timed after one that warms up; the quickest counts."""
-LIBRARIES = 600 << 20
-"""Bytes of python, torch and transformers before any weight."""
-COPIES = 3
-"""Arrays of the size of a batch's logits that a training step holds: the logits, their log-softmax, its gradient."""
+"""Times that a layer is timed after once to warm up; the quickest counts."""
+TIMED_TOKENS = 16384
+"""Of the vocabulary of a made-up model that is timed."""
+TIMED_OUT, TIMED_IN = 512, 2048
+"""Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are drawn out from it."""
 
 
-def estimate(workbench: Workbench) -> dict[str, float]:
-    """Seconds and bytes of a search that is yet to begin.
+def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
+    """Seconds and bytes of a search that is yet to begin; no weight of the model is needed.
+
+    Args:
+        budget: bytes of the largest plan that the search may put in place.
 
     Returns:
-        `setup_seconds` (quantizing, nearly 0 where the cache has it), `prior_seconds`, `evaluation_seconds` (one at
-        full fidelity), `peak_bytes` of this process (on a GPU: of its memory). Rough: within a half or so of the truth.
+        `setup_seconds` (quantizing, nearly 0 if the cache has it), `prior_seconds`, `evaluation_seconds` (one at full
+        fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of `device` and
+        `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory), and
+        `disk_bytes` of the bank.
     """
     pace = seconds_per_token(workbench)
-    calibration = sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
-    cached = workbench.quantized.quantized()
+    model = workbench.quantized
+    cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(workbench)
-    if workbench.quantized.backend.calibrated and not cached:
-        setup += pace * calibration
+    if model.backend.calibrated and not cached:
+        setup += pace * sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    phases = foretell(workbench, budget)
     return {
         "setup_seconds": setup,
         "prior_seconds": pace * prior_tokens(workbench),
         "evaluation_seconds": pace * workbench.evaluation_tokens(),
-        "peak_bytes": float(peak_bytes(workbench)),
+        "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
+        "phases": {name: asdict(peak) for name, peak in phases.items()},
+        "disk_bytes": bank_bytes(workbench),
     }
 
 
+def bank_bytes(workbench: Workbench) -> int:
+    """Bytes of every linear at every level."""
+    model = workbench.quantized
+    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
+    shapes = Counter((m.out_features, m.in_features) for m in model.linears.values())
+    return sum(n * model.backend.storage(b).bytes(*shape) for shape, n in shapes.items() for b in levels)
+
+
 def seconds_per_token(workbench: Workbench) -> float:
-    """Seconds of a forward pass for each token, of the model in the dtype that evaluations compute in."""
+    """Seconds of a forward pass for each token: of one layer times their number, and of the head.
+
+    If the model has no weights here, the layer is one of made-up weights.
+    """
+    model = workbench.quantized
+    blocks, share = (model.blocks, 1.0) if model.loaded.weights else _stand_in(workbench)
     size = 2 * workbench.settings.batch_size
-    batches = bucketed(workbench.rows("validation", size), size)
-    tokens = sum(map(len, workbench.rows("validation", size)))
-    model, best = workbench.model, float("inf")
-    with workbench.quantized.unquantized():
-        for _ in range(1 + PASSES):
-            start = time.perf_counter()
-            held_out_loss(model, batches, workbench.device)
-            best = min(best, time.perf_counter() - start)
-    return best / tokens
+    batch = bucketed(workbench.rows("validation", size), size)[0]
+    batch = replace(batch, input_ids=batch.input_ids.clamp(max=int(share * _vocabulary(workbench)) - 1))
+    with blocks.running(), torch.no_grad():
+        flow = blocks.enter(batch)
+        with blocks.placed(0):
+            layer = _quickest(lambda: blocks.step(0, flow), model.device)
+        head = _quickest(lambda: blocks.logits(flow, flow.hidden.to(model.device)), model.device)
+    return (layer * len(model.blocks) + head / share) / batch.tokens
+
+
+def _quickest(work: Callable[[], Any], device: torch.device) -> float:
+    best = float("inf")
+    for _ in range(1 + PASSES):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _stand_in(workbench: Workbench) -> tuple[Blocks, float]:
+    """A model of one layer, of made-up weights; and the share of the vocabulary that it has."""
+    from transformers import AutoModelForCausalLM
+
+    model = workbench.quantized
+    config = copy.deepcopy(workbench.model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    whole, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
+    for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, special, None)
+    made: Any = AutoModelForCausalLM.from_config(config, dtype=model.compute).requires_grad_(False)
+    return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size / whole
+
+
+def _vocabulary(workbench: Workbench) -> int:
+    return int(workbench.model.config.get_text_config().vocab_size)
 
 
 def quantization_seconds(workbench: Workbench) -> float:
-    """Seconds to quantize everything: one linear of each shape is timed at every bit-width."""
-    linears = list(workbench.quantized.linears.values())
-    counts = Counter((m.out_features, m.in_features) for m in linears)
-    examples = {(m.out_features, m.in_features): m for m in linears}
+    """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
+    model = workbench.quantized
+    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
+    counts = Counter((m.out_features, m.in_features) for m in model.linears.values())
     total = 0.0
-    for shape, count in counts.items():
-        linear = examples[shape]
-        hessian = torch.eye(shape[1], device=linear.weight.device) if workbench.quantized.backend.calibrated else None
-        for bits in (b for b in workbench.space.bits if b != UNQUANTIZED_BITS):
-            start = time.perf_counter()
-            workbench.quantized.backend.quantize(linear, bits, hessian=hessian)
-            total += count * (time.perf_counter() - start)
+    for (out_features, in_features), count in counts.items():
+        rows, columns = min(out_features, TIMED_OUT), in_features
+        while columns > TIMED_IN and columns % 2 == 0:
+            columns //= 2
+        linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
+        hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
+        start = time.perf_counter()
+        model.backend.quantize_levels(linear, levels, hessian=hessian)
+        # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
+        power = 2 if model.backend.calibrated else 1
+        total += count * (time.perf_counter() - start) * (out_features / rows) * (in_features / columns) ** power
     return total
 
 
@@ -79,27 +141,7 @@ def prior_tokens(workbench: Workbench) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
     rows = workbench.rows("calibration", PRIOR_ROWS)
-    tokens = sum(map(len, rows))
-    space = workbench.space
-    kinds = Counter(group.kind for group in space.groups)
-    widths = [b for b in space.bits if b != UNQUANTIZED_BITS]
-    probes = sum(min(DEPTHS, n) for n in kinds.values()) * min(PROBED_BITS, len(widths))
-    return (3 + len(widths)) * tokens + 0.5 * probes * tokens * min(1.0, workbench.settings.batch_size / len(rows))
-
-
-def peak_bytes(workbench: Workbench) -> int:
-    """Bytes at the height of a search: the model, all its quantized forms, what is kept dequantized, and a step."""
-    space, settings = workbench.space, workbench.settings
-    quantized = workbench.quantized
-    wide = len(space.bits) * space.weights * quantized.compute.itemsize if quantized.materialised else 0
-    stored = int(space.memory.weight.sum())
-    size = 2 * settings.batch_size
-    longest = max(map(len, workbench.rows("validation", settings.validation_rows)))
-    config = workbench.model.config.get_text_config()
-    logits = COPIES * size * longest * config.vocab_size * 4
-    # Of every linear's input one is kept for the backward pass, unless layers are computed anew.
-    inputs = sum(linear.in_features for group in space.groups for linear in group.linears)
-    kept = settings.batch_size * longest * inputs * workbench.quantized.compute.itemsize
-    activations = 0 if settings.gradient_checkpointing else 2 * kept
-    libraries = LIBRARIES if workbench.device.type == "cpu" else 0
-    return libraries + tensor_bytes(workbench.model) + stored + wide + logits + activations
+    tokens, space = sum(map(len, rows)), workbench.space
+    levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
+    share = min(1.0, min(PROBE_ROWS, workbench.settings.batch_size) / len(rows))
+    return (3 + levels) * tokens + 0.5 * len(probed(space)) * tokens * share

@@ -15,12 +15,13 @@ from qra_backends import make_backend
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate
 from qra_eval.models.attention import use_fast_attention
+from qra_eval.models.device import resolve_device
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.tasks import make_task
-from qra_eval.tasks.rows import Rows
+from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import ceiling, is_hopeless
 from qra_eval.tuning.final import Tuned, tune
 from qra_eval.tuning.shared_adapter import SharedScores
@@ -37,8 +38,12 @@ Section = TypeVar("Section")
 FIDELITIES = (0.25, 0.5, 1.0)
 
 
-def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLoRAEvaluator:
-    """The evaluator of a run's config; the plug-in `quantized-lora`."""
+def build(config: RunConfig, *, progress: Progress | None = None, weights: bool = True) -> QuantizedLoRAEvaluator:
+    """The evaluator of a run's config; the plug-in `quantized-lora`.
+
+    Args:
+        weights: False: for `space`, `estimate` and `example` alone; the model's weights are neither read nor needed.
+    """
     return QuantizedLoRAEvaluator(
         model=config.model.name,
         task=config.task,
@@ -53,6 +58,7 @@ def build(config: RunConfig, *, progress: Progress | None = None) -> QuantizedLo
         memory_kind=config.search.memory_kind,
         seed=config.search.seed,
         progress=progress,
+        weights=weights,
     )
 
 
@@ -72,6 +78,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
         seed: of the task's splits.
+        weights: False: for `space`, `estimate` and `example` alone.
+
+    Raises:
+        BadInput: a device, model, task or setting that cannot be; one line says which, and what is allowed.
     """
 
     fidelities: tuple[float, ...] = FIDELITIES
@@ -92,6 +102,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         seed: int = 0,
         weight_cache: int | str = "auto",
         progress: Progress | None = None,
+        weights: bool = True,
     ):
         if memory_kind == "peak":
             weight_cache = 0
@@ -99,7 +110,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = resolve_device(device)
         self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
@@ -112,11 +123,14 @@ class QuantizedLoRAEvaluator(Evaluator):
             trust_remote_code=trust_remote_code,
             embeddings=quantization.embeddings,
             stream=True,
+            weights=weights,
         )
         if progress is not None:
             progress("load model", 1, 1)
-        use_fast_attention(loaded.model)
-        self.rows = Rows(self.task, task.name, loaded.tokenizer, training.max_length)
+        if weights:
+            use_fast_attention(loaded.model)
+        kind = Rows if loaded.tokenizer is not None else LongestRows
+        self.rows = kind(self.task, task.name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
             weight_cache=weight_cache, progress=progress,
@@ -213,9 +227,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self.workbench.describe()
 
     # -- what else it offers: see `qra_search.evaluation.protocols` --------------------------------
-    def estimate(self) -> dict[str, float]:
+    def estimate(self, budget: int | None = None) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
-        return estimate(self.workbench)
+        return estimate(self.workbench, budget)
 
     def example(self) -> str:
         """The first problem of the validation split, with its answer."""

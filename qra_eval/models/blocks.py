@@ -166,8 +166,8 @@ def put(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator
     with ExitStack() as stack:
         for tensor in [*module.parameters(), *module.buffers()]:
             wide = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
-            data = tensor.data.to(device=device, dtype=dtype if wide else tensor.dtype)
-            if data is not tensor.data and data.data_ptr() != tensor.data_ptr():
+            wanted = dtype if wide else tensor.dtype
+            if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = data
+                tensor.data = tensor.data.to(device=device, dtype=wanted)
         yield

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish
+from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
 from qra_eval.models.tiny import tiny_model
 from qra_search.plugins import did_you_mean
 
@@ -36,6 +36,7 @@ def load_model(
     trust_remote_code: bool = False,
     embeddings: int = 16,
     stream: bool = False,
+    weights: bool = True,
 ) -> LoadedModel:
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
@@ -47,15 +48,17 @@ def load_model(
         embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
         stream: leave the linears of the decoder layers on the host, whatever the device: of those that the checkpoint
             has in `dtype` no copy is made, they are read from its files when they are used.
+        weights: False: the model's shapes alone, on the meta device, for which `config.json` suffices; the tokenizer is
+            None if there is none.
 
     Raises:
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream))
+    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
     if embeddings == 16:
         return loaded
-    quantize_embeddings(loaded.model)
+    quantize_embeddings(loaded.model)  # in 8 bits
     return replace(loaded, fingerprint=f"{loaded.fingerprint}-e{embeddings}")
 
 
@@ -65,6 +68,7 @@ class _Placing(NamedTuple):
     device: str | torch.device
     trust_remote_code: bool = False
     stream: bool = False
+    weights: bool = True
 
 
 def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
@@ -115,7 +119,7 @@ def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _P
 def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
-    if not any(folder.glob("*.safetensors")):
+    if placing.weights and not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         raise ValueError(
             f"{folder} has no safetensors file"
@@ -166,6 +170,14 @@ def _pretrained(
         raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{spec} is quantized already: the search needs the unquantized weights")
+    if not placing.weights:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        except (OSError, ValueError):  # sizes need none
+            tokenizer = None
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=placing.trust_remote_code)
+        return finish_shape(shape, tokenizer, name, spec)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared

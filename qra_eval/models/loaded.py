@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ class LoadedModel:
         name: how it was asked for; loads the same model again.
         fingerprint: hash of the weights, equal wherever they came from.
         spec: as `name`, with paths made absolute.
+        weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     spec: str
+    weights: bool = True
 
 
 def finish(
@@ -59,6 +62,17 @@ def finish(
         if id(tensor) not in left:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, name, digest, spec)
+
+
+def finish_shape(model: nn.Module, tokenizer: Any, name: str, spec: str) -> LoadedModel:
+    """As `finish`, for a model on the meta device: its shapes alone are known."""
+    model.requires_grad_(False)
+    model.eval()
+    digest = hashlib.sha256(json.dumps([type(model).__name__, model.config.to_dict()], default=str).encode())  # type: ignore[operator, union-attr]
+    normalise(model)
+    if tokenizer is not None and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(model, tokenizer, name, f"shape-{digest.hexdigest()[:16]}", spec, weights=False)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -80,7 +80,7 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
     fisher = measure_fisher(workbench, bits, batches)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in space.groups])
     kinds = [g.kind or g.name for g in space.groups]
-    pairs = [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, len(bits)))]
+    pairs = probed(space)
     with workbench.quantized.in_float32() as blocks:
         probes, probe_tokens = degrade_groups(workbench, blocks, bits, pairs, probe)
     scaled = scale_damage(raw, kinds, probes)
@@ -98,6 +98,13 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
         "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
     }
     return prior, report
+
+
+def probed(space: SearchSpace) -> list[tuple[int, int]]:
+    """The groups that are degraded for real, and at which of the space's levels below 16 bits."""
+    levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
+    kinds = [g.kind or g.name for g in space.groups]
+    return [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, levels))]
 
 
 def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ class QuantizedModel:
         linears: the searched ones, by name.
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
+        room: bytes that they may take together.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class QuantizedModel:
             self.compute = self.dtype  # who keeps a model in float32 wants its digits
         room = weight_cache_bytes(weight_cache, device)
         self.materialised = dense * self.compute.itemsize // self.dtype.itemsize <= room
+        self.room = room if self.materialised else 0
         self.blocks = Blocks(self.model, device, self.compute)
         if not self.materialised:
             self.compute = self.dtype
@@ -94,7 +96,7 @@ class QuantizedModel:
         self._bank = Bank(
             self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers={f.name: f.layer or 0 for f in found},
-            device=device, room=room if self.materialised else 0, compute=self.compute,
+            device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._in_place: dict[str, tuple[Any, ...]] = {}

@@ -45,3 +45,17 @@ class Rows:
             for row in self(split, count):  # type: ignore[arg-type]
                 digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class LongestRows(Rows):
+    """Rows of which nothing is known but their greatest length: all have that, and labels everywhere.
+
+    What memory they take is an upper bound; for a model without a tokenizer.
+    """
+
+    def __call__(self, split: SplitName, count: int) -> list[Encoded]:
+        key = (split, count)
+        if key not in self._kept:
+            ids = torch.zeros(self.max_length, dtype=torch.long)
+            self._kept[key] = [Encoded(ids, ids)] * count
+        return self._kept[key]

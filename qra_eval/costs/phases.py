@@ -1,0 +1,172 @@
+"""What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
+
+Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of what
+was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the rest
+are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
+counted: the system lets their pages go. On a GPU the host holds the hidden states that wait, and libraries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Sketch
+from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
+from qra_eval.prior.measure import LABELS, probed
+from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.tasks.batches import Batch, bucketed
+from qra_eval.tuning.workbench import Workbench
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+LIBRARIES = 350 << 20
+"""Bytes of python, torch, transformers and the rest before any weight, in private memory."""
+CUDA_LIBRARIES = 2 << 30
+"""The same on the host of a GPU."""
+CUDA_CONTEXT = 600 << 20
+"""Bytes of a GPU that its driver and its libraries take."""
+MOMENTS = 8
+"""Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
+DAMAGE_BYTES = 12
+"""Of a weight, beside its dequantized form, while a level's damage is measured: it, and the unquantized one, in float32,
+and their difference."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes at the height of a phase."""
+
+    device: int
+    host: int
+
+
+def foretell(workbench: Workbench, budget: int | None = None) -> dict[str, Peak]:
+    """The peak of every phase.
+
+    Args:
+        budget: bytes of the largest plan that will be put in place, if not the largest of the space.
+    """
+    return _Phases(workbench, budget).all()
+
+
+class _Phases:
+    def __init__(self, workbench: Workbench, budget: int | None):
+        self.bench, model = workbench, workbench.quantized
+        self.model, self.settings, self.space = model, workbench.settings, model.space
+        self.gpu = model.device.type == "cuda"
+        self.wide = model.compute.itemsize
+        self.stored = model.dtype.itemsize
+        linears = list(model.linears.values())
+        self.largest = max(m.out_features * m.in_features for m in linears)
+        dense = sum(m.out_features * m.in_features for m in linears)
+        self.rest = tensor_bytes(workbench.model) - dense * self.stored
+        self.rank = max(self.space.ranks)
+        self.adapters = self.rank * sum(m.out_features + m.in_features for m in linears)
+        self.plan = max(0, min(budget or self.space.memory.maximum, self.space.memory.maximum) - self.space.fixed_bytes)
+        self.packed = self.plan - self.adapters * self.space.adapter_bits // 8
+        self.cache = min(model.room, dense * self.wide * len(self.space.bits))
+        self.layer, self.layer_bytes = self._heaviest()
+        self.sketch = Sketch(
+            workbench.model.config, model.compute, embeddings=model.quantization.embeddings, rank=self.rank,
+            checkpointing=self.settings.gradient_checkpointing,
+        )  # fmt: skip
+
+    def all(self) -> dict[str, Peak]:
+        settings, bench = self.settings, self.bench
+        step = self._step(settings.steps, "validation", settings.validation_rows)
+        final = self._step(settings.final_steps, "test", settings.test_rows)
+        quantize, prior = self._quantize(), self._prior(torch.float32)
+        vocabulary = bench.model.config.get_text_config().vocab_size
+        reload = self._resident(adapters=4) + 3 * 32 * vocabulary * 4
+        phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
+        phases |= {"tune": (final, self.packed), "reload": (reload, 0)}
+        return {name: self._peak(*parts) for name, parts in phases.items()}
+
+    def _peak(self, device: int, host: int) -> Peak:
+        """Of a phase that holds so much on the device beside what always is there, and on the host."""
+        if self.gpu:
+            return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
+        copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
+        return Peak(0, LIBRARIES + copied + device + host)
+
+    # -- phases --------------------------------------------------------------------------------
+    def _quantize(self) -> tuple[int, int]:
+        """A layer, its Hessians and the rows' hidden states; then the largest linear's work."""
+        backend, model = self.model.backend, self.model
+        levels = [b for b in self.space.bits if b != UNQUANTIZED_BITS]
+        linears = {name: m for name, m in model.linears.items() if self.sketch.layer_of[name] == self.layer}
+        work = max(
+            backend.work_bytes(b, m.out_features, m.in_features) for b in levels for m in linears.values()
+        )
+        made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
+        placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
+        if not any(map(backend.calibrates, levels)):
+            return work + placed, made
+        batches = model.calibration_batches()
+        rows, tokens = _largest(batches)
+        inputs = {m.in_features for m in linears.values()}
+        forward = self.sketch.calibration(self.layer, rows, tokens) + (self.layer_bytes if self.gpu else 0)
+        moments = 4 * sum(i * i for i in inputs)  # an input's width stands for the input: shared ones share a matrix
+        return max(forward, moments + 4 * max(inputs) ** 2 + work + placed), made + self._hidden(batches, self.wide)
+
+    def _prior(self, probing: torch.dtype) -> tuple[int, int]:
+        """Of both halves the higher: gradients layer by layer; probes in float32."""
+        rows = self.bench.rows("calibration", PRIOR_ROWS)
+        batches, layers = bucketed(rows, self.settings.batch_size), len(self.model.blocks)
+        n, tokens = _largest(batches)
+        _, both = self.sketch.sensitivity(self.layer, n, tokens)
+        level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        vocabulary = self.bench.model.config.get_text_config().vocab_size
+        labels = min(LABELS, max(len(b.targets) for b in batches))
+        head = labels * vocabulary * (2 * self.wide + 3 * 4)
+        placed = self.layer_bytes if self.gpu or self.wide != self.stored else 0
+        gradients = max(placed + both + level, head), (layers + 1) * self._hidden(batches, self.wide)
+        count = min(len(rows), PROBE_ROWS, self.settings.batch_size)
+        longest = max(map(len, rows))
+        sketch = Sketch(
+            self.bench.model.config, probing, embeddings=self.model.quantization.embeddings, rank=0, checkpointing=False
+        )
+        forward, _ = sketch.sensitivity(self.layer, count, longest)
+        hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
+        share = probing.itemsize / self.wide
+        labels = max(len(b.targets) for b in batches) * count // n
+        logits = labels * vocabulary * 4 * 5
+        wider = int(self.rest * probing.itemsize / self.stored) if probing.itemsize != self.stored else 0
+        probes = wider + max(int(self.layer_bytes * share) + forward + self.largest * 8, logits)
+        waiting = hidden * (len(probed(self.space)) + 1)
+        first, second = sum(gradients), probes + waiting
+        return gradients if first > second else (probes, waiting)
+
+    def _step(self, steps: int, split: str, held_out: int) -> int:
+        """Training a plan, or measuring it."""
+        trained = 0
+        if steps:
+            batches = self.bench.batches(steps, 0)
+            rows, tokens = _largest(batches)
+            trained = self.sketch.training_step(rows, tokens, max(len(b.targets) for b in batches))
+        batches = bucketed(self.bench.rows(split, held_out), 2 * self.settings.batch_size)  # type: ignore[arg-type]
+        rows, tokens = _largest(batches)
+        measured = self.sketch.held_out(rows, tokens, max(len(b.targets) for b in batches))
+        return self._resident(adapters=4 + MOMENTS) + max(trained, measured)
+
+    def _resident(self, *, adapters: int) -> int:
+        """The plan in place, and what is kept dequantized."""
+        return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
+
+    # -- helpers -------------------------------------------------------------------------------
+    def _heaviest(self) -> tuple[int, int]:
+        """The layer with the most weights, and its bytes in the dtype of the arithmetic."""
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.model.blocks.layers]
+        heaviest = max(range(len(sizes)), key=sizes.__getitem__)
+        return heaviest, sizes[heaviest] * self.wide
+
+    def _hidden(self, batches: list[Batch], item: int) -> int:
+        width = self.bench.model.config.get_text_config().hidden_size
+        return sum(b.input_ids.numel() for b in batches) * width * item
+
+
+def _largest(batches: list[Batch]) -> tuple[int, int]:
+    """Rows and tokens of the largest batch."""
+    rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
+    return rows, tokens

@@ -1,0 +1,137 @@
+"""A model made of nothing but shapes: its own code runs on it, and what that would hold in memory is counted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from qra_backends.modules.functional import dequantized_linear
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qra_eval.costs.meter import Meter
+from qra_eval.models.blocks import Blocks
+from qra_eval.models.embeddings import quantize_embeddings
+from qra_eval.models.linears import find_linears, normalise
+from qra_eval.quantized import adapters
+from qra_eval.quantized.calibration import pass_through
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import batch_loss, labelled_head
+
+DEQUANTIZE_BYTES = 5
+"""Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
+CPU = torch.device("cpu")
+
+
+class Sketch:
+    """A causal language model of fake tensors with a quantized base and an adapter of one rank at every linear.
+
+    Args:
+        config: of transformers.
+        dtype: in which the model is stored, and computes.
+        embeddings: bits of embeddings and head, 8 or 16.
+        rank: of the adapters, 0 for none.
+        checkpointing: whether layers compute their activations again in the backward pass.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype, *, embeddings: int, rank: int, checkpointing: bool):
+        from transformers import AutoModelForCausalLM
+
+        self._mode = FakeTensorMode()
+        with self._mode:
+            config = copy.deepcopy(config)
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=config._attn_implementation
+            )
+            model.requires_grad_(False)
+            normalise(model)
+            if embeddings != 16:
+                quantize_embeddings(model)
+            found = find_linears(model)
+            self.layer_of = {f.name: f.layer or 0 for f in found}
+            self.model, self.dtype = model, dtype
+            self.wrapped = adapters.install(model, list(self.layer_of))
+            for wrapper in self.wrapped.values():
+                wrapper.set_base(module=_Packed(wrapper))
+                if rank:
+                    A = torch.zeros(rank, wrapper.in_features)
+                    wrapper.set_adapter(A, torch.zeros(wrapper.out_features, rank), 1.0)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def training_step(self, rows: int, tokens: int, labels: int) -> int:
+        """Peak bytes of a forward and a backward pass, gradients of the adapters among them."""
+        with self._metered() as meter:
+            self.model.train()
+            with labelled_head(self.model) as head:
+                batch_loss(self.model, head, self._batch(rows, tokens, labels)).backward()
+        return meter.peak
+
+    def held_out(self, rows: int, tokens: int, labels: int) -> int:
+        """Peak bytes of a forward pass and its loss."""
+        with self._metered() as meter, torch.no_grad():
+            self.model.eval()
+            with labelled_head(self.model) as head:
+                batch_loss(self.model, head, self._batch(rows, tokens, labels))
+        return meter.peak
+
+    def calibration(self, layer: int, rows: int, tokens: int) -> int:
+        """Peak bytes of a layer's forward pass while its Hessians are gathered, these among them."""
+        blocks, linears = self._whole(layer)
+        with self._metered() as meter:
+            flow = blocks.enter(self._batch(rows, tokens, 1))
+            pass_through(blocks, layer, [flow], linears)
+        return meter.peak
+
+    def sensitivity(self, layer: int, rows: int, tokens: int) -> tuple[int, int]:
+        """Peak bytes of a layer's forward pass alone, and of one with the backward pass to its input."""
+        blocks, _ = self._whole(layer)
+        with self._mode:
+            flow = blocks.enter(self._batch(rows, tokens, 1))
+        with self._metered() as forward, torch.no_grad():
+            blocks.step(layer, flow)
+        with self._metered() as both:
+            start = flow.hidden.clone().requires_grad_(True)
+            torch.autograd.grad(blocks.step(layer, flow, start).sum(), start)
+        return forward.peak, both.peak
+
+    def _whole(self, layer: int) -> tuple[Blocks, dict[str, nn.Module]]:
+        """The layers without quantization and adapters."""
+        linears = {name: wrapper for name, wrapper in self.wrapped.items() if self.layer_of[name] == layer}
+        for wrapper in linears.values():
+            wrapper.set_base()
+            wrapper.set_adapter(None, None, 0.0)
+        return Blocks(self.model, CPU, self.dtype), dict(linears)
+
+    @contextmanager
+    def _metered(self) -> Iterator[Meter]:
+        with self._mode, Meter() as meter:
+            meter.ignore(*self.model.parameters(), *self.model.buffers())
+            yield meter
+
+    def _batch(self, rows: int, tokens: int, labels: int) -> Batch:
+        with self._mode:
+            ids = torch.zeros(rows, tokens, dtype=torch.long)
+            at = torch.zeros(labels, dtype=torch.long)
+            return Batch(ids, at, at.clone(), rows * tokens)
+
+
+class _Packed(nn.Module):
+    """Stands for a quantized linear: holds nothing, and takes what dequantizing takes."""
+
+    def __init__(self, like: adapters.AdaptedLinear):
+        super().__init__()
+        self.shape = (like.out_features, like.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dequantized_linear(x, self._dequantize)
+
+    def _dequantize(self, dtype: torch.dtype) -> Tensor:
+        count = self.shape[0] * self.shape[1]
+        work = torch.empty(count * DEQUANTIZE_BYTES, dtype=torch.uint8)
+        made = torch.empty(self.shape, dtype=dtype)
+        del work
+        return made
