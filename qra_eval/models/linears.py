@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from qra_eval.models.experts import Experts, is_stacked, linear_of
 
 Granularity = Literal["module", "layer", "fused"]
 
@@ -86,61 +86,12 @@ def normalise(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         replacement: nn.Module | None = None
         if is_conv1d(module):
-            replacement = _linear_of(module.weight.data.t().contiguous(), module.bias)
+            replacement = linear_of(module.weight.data.t().contiguous(), module.bias)
         elif is_stacked(module):
             replacement = Experts(module)
         if replacement is not None:
             model.set_submodule(name, replacement.train(module.training))
     return model
-
-
-class Expert(nn.Module):
-    """One gated feed-forward network of a mixture."""
-
-    def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
-        super().__init__()
-        gate, up = gate_up.chunk(2)
-        self.gate_proj, self.up_proj = _linear_of(gate.clone()), _linear_of(up.clone())
-        self.down_proj = _linear_of(down.clone())
-        self.act_fn = activation
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
-
-
-class Experts(nn.ModuleList):
-    """The experts of a layer, one module each; called as transformers' stacked ones are."""
-
-    def __init__(self, stacked: Any):
-        pairs = zip(stacked.gate_up_proj.data, stacked.down_proj.data, strict=True)
-        super().__init__(Expert(gate_up, down, stacked.act_fn) for gate_up, down in pairs)
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts: hidden (N, H), chosen int (N, K), weights (N, K)."""
-        out = torch.zeros_like(hidden)
-        for index in chosen.unique().tolist():
-            if index < len(self):
-                token, position = torch.where(chosen == index)
-                part = self[index](hidden[token]) * weights[token, position, None]
-                out = out.index_add(0, token, part.to(out.dtype))
-        return out
-
-
-@contextmanager
-def named_as_it_is(model: Any) -> Iterator[None]:
-    """Keeps peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
-
-    peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
-    whether or not the model at hand has such a parameter, and the adapter is then lost.
-    """
-    if not any(isinstance(module, Experts) for module in model.modules()):
-        yield
-        return
-    model.config.model_type = f"{type(model.config).model_type}_unstacked"
-    try:
-        yield
-    finally:
-        del model.config.model_type
 
 
 def decoder_layers(model: nn.Module) -> str | None:
@@ -169,29 +120,5 @@ def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
     return f"{parent}.{fused}" if parent else fused
 
 
-def _linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear with this weight (out, in) and bias, neither copied."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.data, requires_grad=False)
-    return linear
-
-
 def is_conv1d(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def is_stacked(module: Any) -> bool:
-    """Whether this is a plain gated mixture stacked as (E, 2I, H) and (E, H, I), as transformers 5 has it."""
-    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter) and gate_up.ndim == down.ndim == 3):
-        return False
-    plain = {"has_gate": True, "has_bias": False, "is_transposed": False, "is_concatenated": True}
-    plain["has_post_expert_norm"] = False
-    own_gate = getattr(type(module), "_apply_gate", None)
-    return (
-        all(getattr(module, name, value) is value for name, value in plain.items())
-        and hasattr(module, "act_fn")
-        and getattr(own_gate, "__name__", "") == "_default_apply_gate"
-    )

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qra_eval.models.expert_products import AdaptableLinear, LinearParts
 
-class AdaptedLinear(nn.Module):
+
+class AdaptedLinear(AdaptableLinear):
     """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
     The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
@@ -48,6 +50,13 @@ class AdaptedLinear(nn.Module):
     def rank(self) -> int:
         """Rank of the adapter; 0 without one."""
         return 0 if self.lora_A is None else self.lora_A.shape[0]
+
+    def parts(self) -> LinearParts | None:
+        """What is computed, for who computes many at once; None with a bias or dropout."""
+        if self.linear.bias is not None or (self.dropout and self.training and self.lora_A is not None):
+            return None
+        base = self.frozen if self.frozen is not None else self.base or self.linear
+        return LinearParts(base, self.lora_A, self.lora_B, self.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
