@@ -103,7 +103,7 @@ class Sliced:
         """x (M, in) through the linears into `out` (M, out)."""
         wide = self._wide(x)
         for part, rows, wide_rows, y in zip(self.parts, *map(self._split, (x, wide, out)), strict=True):
-            weight = _weight(part, x)
+            weight = dense(part.base, x.dtype)
             if weight is None:
                 y.copy_(part.base(rows))  # type: ignore[operator]
             else:
@@ -122,7 +122,7 @@ class Sliced:
         splits = map(self._split, (grad, x, wide_grad, wide))
         for part, dx, g, rows, wide_g, wide_rows in zip(self.parts, targets, *splits, strict=True):
             if dx is not None:
-                weight = _weight(part, x)
+                weight = dense(part.base, x.dtype)
                 if weight is None:
                     pulled = _through(part.base, rows, g)
                     dx.add_(pulled) if add else dx.copy_(pulled)
@@ -146,11 +146,6 @@ class Sliced:
         """Rows in the dtype in which adapters are multiplied."""
         small = rows.device.type == "cpu" and rows.element_size() < 4
         return rows.float() if small and any(part.A is not None for part in self.parts) else rows
-
-
-def _weight(part: LinearParts, x: Tensor) -> Tensor | None:
-    """The dense weight in x's dtype, if there is one; what has no values needs no dequantizing."""
-    return x.new_empty(part.shape) if x.is_meta else dense(part.base, x.dtype)
 
 
 def _rounded(factor: Tensor, x: Tensor, wide: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Experts(nn.ModuleList):
         batches = make_batches(experts, hidden)  # type: ignore[arg-type]
         if batches is None:
             return self.one_by_one(hidden, chosen, weights)
-        factors = [t for batch in batches for part in batch.parts for t in (part.A, part.B) if t is not None]
+        factors = [factor for batch in batches for factor in batch.factors]
         return GatedExperts.apply(hidden, weights, slots, batches, self[0].act_fn, *factors)
 
     def one_by_one(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -119,9 +119,10 @@ class Batch:
     down: Sliced | Stacked
 
     @property
-    def parts(self) -> list[LinearParts]:
-        """Of all linears, in the order in which gradients of factors are given."""
-        return [*self.gate.parts, *self.up.parts, *self.down.parts]
+    def factors(self) -> list[Tensor]:
+        """Those of the adapters, in the order in which their gradients are given."""
+        parts = [*self.gate.parts, *self.up.parts, *self.down.parts]
+        return [factor for part in parts for factor in (part.A, part.B) if factor is not None]
 
 
 def make_batches(experts: Sequence[tuple[Expert, int]], hidden: Tensor) -> list[Batch] | None:
@@ -160,7 +161,8 @@ class GatedExperts(torch.autograd.Function):
     """sum over k of weight_k down(act(gate x) * up x), the experts of a batch together.
 
     Kept for the backward pass are the outputs of gate and up, and what was given; dense weights are made anew. The
-    weight is multiplied in before `down`, which has no bias, so that its gradient needs no output of `down`.
+    weight is multiplied in before `down`, which has no bias, so that its gradient needs no output of `down`. Meta
+    tensors are only saved and made: products without values would take a minute for a model of 6,000 experts.
     """
 
     @staticmethod
@@ -172,7 +174,7 @@ class GatedExperts(torch.autograd.Function):
         inner = batches[0].gate.parts[0].shape[0] if batches else 0
         gate, up = hidden.new_empty(len(slots), inner), hidden.new_empty(len(slots), inner)
         by_slot = hidden.new_zeros(len(share), hidden.shape[1])
-        for batch in batches:
+        for batch in () if hidden.is_meta else batches:
             rows = batch.rows
             x = rows_in[token[rows]]
             batch.gate.product(x, gate[rows])
@@ -187,6 +189,9 @@ class GatedExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weights, slots, gate, up = ctx.saved_tensors
+        if hidden.is_meta:
+            made = [torch.empty_like(factor) for batch in ctx.batches for factor in batch.factors]
+            return torch.empty_like(hidden), torch.empty_like(weights), None, None, None, *made
         token, share, rows_in = slots // weights.shape[1], _and_empty(weights.reshape(-1, 1)), _and_empty(hidden)
         rows_out, share_grad = _and_empty(grad), torch.zeros_like(share)
         by_slot = grad.new_zeros(len(share), grad.shape[1]) if ctx.needs_input_grad[0] else None
@@ -271,8 +276,9 @@ def is_stacked(module: Any) -> bool:
 
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear with this weight (out, in) and bias, neither copied."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)  # its own draws initial values, which takes seconds for the linears of 6,000 experts
+    linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.data, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.data, requires_grad=False))
     return linear

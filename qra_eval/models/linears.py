@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from qra_eval.models.experts import Experts, is_stacked, linear_of
 
-Granularity = Literal["module", "layer", "fused"]
+Granularity = Literal["module", "expert", "layer", "fused"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+EXPERT = re.compile(r"(.*\bexperts\.\d+)\..*")
+"""Name of what lies in an expert of a mixture; the first group is the expert's."""
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Kinds that choose experts: a few rows whose error sends whole tokens astray, so they are left alone."""
@@ -65,15 +69,41 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
 def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> list[tuple[str, list[FoundLinear]]]:
     """Groups of linears that share one choice, as (name, members), in the order of their first member.
 
-    `module`: every linear alone. `layer`: all linears of a decoder layer. `fused`: q, k and v of one attention
-    together, gate and up of one feed-forward together, the others alone; the experts of a layer share theirs.
+    `module`: every linear alone. `expert`: all linears of an expert together, the others alone. `layer`: all linears
+    of a decoder layer. `fused`: q, k and v of one attention together, gate and up of one feed-forward together, the
+    others alone; the experts of a layer share theirs.
     """
-    if granularity not in ("module", "layer", "fused"):
-        raise ValueError(f"unknown granularity {granularity!r}: known are module, layer, fused")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"unknown granularity {granularity!r}: known are {', '.join(GRANULARITIES)}")
     groups: dict[str, list[FoundLinear]] = {}
     for linear in found:
         groups.setdefault(_group_name(linear, granularity), []).append(linear)
     return list(groups.items())
+
+
+def resolve_granularity(found: Sequence[FoundLinear], wanted: str) -> Granularity:
+    """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise.
+
+    Raises:
+        ValueError: `expert` is wanted of a model that has none, or the granularity is not known.
+    """
+    experts = any(EXPERT.fullmatch(linear.name) for linear in found)
+    if wanted == "auto":
+        return "expert" if experts else "module"
+    for known in GRANULARITIES:
+        if wanted == known:
+            if known == "expert" and not experts:
+                raise ValueError("granularity 'expert' needs a mixture of experts, and the model is none: use 'module'")
+            return known
+    raise ValueError(f"unknown granularity {wanted!r}: known are auto, {', '.join(GRANULARITIES)}")
+
+
+def group_kind(name: str, granularity: Granularity) -> str:
+    """What a group has in common with its like in other layers: `layer`, `expert`, or the last part of its name."""
+    if granularity == "layer":
+        return "layer"
+    expert = granularity == "expert" and EXPERT.fullmatch(f"{name}.")
+    return "expert" if expert else name.rpartition(".")[2]
 
 
 def normalise(model: nn.Module) -> nn.Module:
@@ -112,6 +142,9 @@ def decoder_layers(model: nn.Module) -> str | None:
 def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
     if granularity == "module" or (granularity == "layer" and linear.layer is None):
         return linear.name
+    if granularity == "expert":
+        expert = EXPERT.fullmatch(linear.name)
+        return expert[1] if expert else linear.name
     if granularity == "layer":
         prefix = re.match(rf"(.*?\.{linear.layer})\.", linear.name)
         return prefix[1] if prefix else linear.name

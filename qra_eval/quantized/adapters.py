@@ -107,10 +107,12 @@ def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
     """Wrap the named linears of a model in place; every parameter that was there is frozen."""
     model.requires_grad_(False)
     wrapped: dict[str, AdaptedLinear] = {}
+    parent, last = model, ""
     for name in names:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        child = name.rpartition(".")[2]
-        linear = parent.get_submodule(child)
+        path, _, child = name.rpartition(".")
+        if path != last:
+            parent, last = model.get_submodule(path), path
+        linear = getattr(parent, child)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"{name} is a {type(linear).__name__}, an nn.Linear is needed")
         wrapper = AdaptedLinear(linear)

@@ -10,7 +10,7 @@ import torch
 from qra_backends import Backend
 from torch import Tensor
 
-from qra_eval.models.linears import find_linears, group_linears
+from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype, computed_in
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank, bank_folder, check_shapes, tensor_bytes
@@ -68,10 +68,10 @@ class QuantizedModel:
         self.loaded, self.device, self.progress = loaded, device, progress
         self.model = cast(Any, loaded.model)
         self.rows, self.settings, self.quantization = rows, settings, quantization
-        self.granularity = space.granularity
         self.backend = backend
         levels = levels_of(space.bits, self.backend)
         found = find_linears(self.model)
+        self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         dense = sum(m.weight.nbytes for m in self.linears.values())
         self.dtype: torch.dtype = self.model.dtype
@@ -83,8 +83,10 @@ class QuantizedModel:
         if not self.materialised:
             self.compute = self.dtype
         check_shapes(self.backend, self.linears, levels)  # what it refuses is said before anything is spent
-        groups = group_linears(found, space.granularity)
-        self.space = model_space(groups, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense)
+        groups = group_linears(found, self.granularity)
+        self.space = model_space(
+            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
+        )
         self._prepared: tuple[Bank, dict[str, adapters.AdaptedLinear]] | None = None
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
