@@ -223,7 +223,11 @@ class Stacked:
 
 
 class Rows:
-    """Rows (M, ...) sorted by expert, multiplied by group: as they lie, or padded to groups of one length."""
+    """Rows (M, ...) sorted by expert, multiplied by group: as they lie, or padded to groups of one length.
+
+    Attributes:
+        padding: how many times as many rows the padded ones are.
+    """
 
     def __init__(self, counts: Sequence[int], like: Tensor):
         sizes = torch.tensor(counts, device=like.device)
@@ -232,6 +236,7 @@ class Rows:
         self.place = torch.arange(sum(counts), device=like.device) - (self.ends - sizes)[self.expert]
         self.shape = len(counts), max(counts)
         self.grouped = grouped_products(like.device, like.dtype)
+        self.padding = len(counts) * max(counts) / sum(counts)
 
     def spread(self, values: Tensor) -> Tensor:
         """Values (E,), one for each row (M, 1)."""
@@ -245,6 +250,8 @@ class Rows:
 
     def outer(self, a: Tensor, b: Tensor) -> Tensor:
         """a' b of the rows of each expert, (E, p, q), of a (M, p) and b (M, q)."""
+        if self.grouped:
+            return torch._grouped_mm(a.t(), b, offs=self.ends.to(torch.int32))
         return torch.bmm(self._padded(a).mT, self._padded(b))
 
     def _padded(self, x: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ BATCH_EXPERTS = 16
 """Experts of a batch, at most, where they are multiplied one after another: their rows then stay in caches."""
 
 
+MOST_PADDING = 4.0
+"""Padded rows for each real one, at most, where experts are stacked but torch has no grouped products for them."""
 HALF_ROWS = 16
 """On a CPU an expert's rows in half precision are filled up to a multiple of it: oneDNN compiles a product anew for
 each number of rows, which takes ten times as long as most of them, and multiplies 16 rows at once."""
@@ -148,8 +150,8 @@ def make_batches(experts: Sequence[tuple[Expert, int]], hidden: Tensor) -> list[
         counts = [count for _, count in experts[first : first + size]]
         rows = slice(start, start + sum(counts))
         members = [kind[first : first + size] for kind in kinds]
-        if stack:
-            places = Rows(counts, hidden)
+        places = Rows(counts, hidden) if stack else None
+        if places is not None and (places.grouped or places.padding <= MOST_PADDING):
             batches.append(Batch(rows, *(Stacked(parts, places) for parts in members)))
         else:
             batches.append(Batch(rows, *(Sliced(parts, counts) for parts in members)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from qra_backends import make_backend
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qra_eval.models import experts as module
 from qra_eval.models.expert_products import Rows, Stacked
@@ -100,26 +101,22 @@ def test_a_batch_gives_outputs_and_gradients_of_the_loop(base, ranks, calls):
     assert len(calls) == EXPERTS
 
 
+@pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("ranks", [RANKS, (0,)], ids=["mixed", "none"])
 @pytest.mark.parametrize("base", ["plain", "frozen", "packed"])
-def test_stacked_weights_give_outputs_and_gradients_of_the_loop(base, ranks, monkeypatch):
+def test_stacked_weights_give_outputs_and_gradients_of_the_loop(base, ranks, grouped, monkeypatch):
+    if grouped and not hasattr(torch, "_grouped_mm"):
+        pytest.skip("this torch has no grouped products")
     made, given = layer(base, ranks=ranks, unused=1)
     expected = gradients(made, given, batched=False)
-    monkeypatch.setattr(
-        module, "Sliced", lambda parts, counts: Stacked(parts, Rows(counts, given["hidden"]))
-    )  # as on a GPU, where it is chosen
+
+    def stacked(parts, counts):
+        rows = Rows(counts, given["hidden"])
+        rows.grouped = grouped
+        return Stacked(parts, rows)
+
+    monkeypatch.setattr(module, "Sliced", stacked)  # as on a GPU, where it is chosen
     assert_alike(gradients(made, given), expected)
-
-
-def test_grouped_products_of_torch_multiply_as_padded_ones_do():
-    if not hasattr(torch, "_grouped_mm"):
-        pytest.skip("this torch has no grouped products")
-    rows = Rows([3, 1, 4], torch.empty(0))
-    x, matrices = torch.randn(8, 16).bfloat16(), torch.randn(3, 16, 24).bfloat16()
-    padded = rows.times(x, matrices)
-    rows.grouped = True
-    torch.testing.assert_close(rows.times(x, matrices), padded)
-    torch.testing.assert_close(rows.times(x, matrices.mT.contiguous().mT), padded)
 
 
 def test_experts_that_get_no_token_are_not_touched():
@@ -154,6 +151,18 @@ def test_small_batches_give_what_one_gives(monkeypatch):
 def test_half_precision_whose_rows_are_filled_up_is_near_the_loop(base):
     made, given = layer(base, dtype=torch.bfloat16, unused=1)
     assert_alike(gradients(made, given), gradients(made, given, batched=False), tolerance=4e-2)
+
+
+def test_gradients_are_the_same_when_the_pass_is_made_again_for_them():
+    made, given = layer("packed")
+    expected = gradients(made, given)
+    made.zero_grad()
+    hidden, weights = (given[k].clone().requires_grad_() for k in ("hidden", "weights"))
+    out = checkpoint(made, hidden, given["chosen"], weights, use_reentrant=False)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert torch.equal(hidden.grad, expected["hidden"]) and torch.equal(weights.grad, expected["weights"])
+    factors = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+    assert factors and all(torch.equal(grad, expected[name]) for name, grad in factors.items())
 
 
 @pytest.mark.parametrize(
