@@ -27,8 +27,6 @@ BATCH_BYTES = 64 << 20
 """Dense weights of one linear of a batch of experts, at most; one expert's are always held."""
 BATCH_EXPERTS = 16
 """Experts of a batch, at most, where they are multiplied one after another: their rows then stay in caches."""
-
-
 MOST_PADDING = 4.0
 """Padded rows for each real one, at most, where experts are stacked but torch has no grouped products for them."""
 HALF_ROWS = 16
