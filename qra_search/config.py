@@ -124,7 +124,11 @@ class SpaceConfig(_Section):
 
     bits: tuple[int, ...] = DEFAULT_BITS
     ranks: tuple[int, ...] = DEFAULT_RANKS
-    granularity: Literal["module", "layer", "fused"] = "module"
+    granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
+        "auto",
+        description="what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what "
+        "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
+    )
 
     @field_validator("bits", "ranks")
     @classmethod
@@ -324,8 +328,14 @@ def dump_config(config: RunConfig) -> str:
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configs differ, by dotted path: the old value and the new."""
-    return dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    """Fields in which two configs differ, by dotted path: the old value and the new.
+
+    A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
+    """
+    found = dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    if "auto" in found.get("space.granularity", ()):
+        del found["space.granularity"]
+    return found
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -171,10 +171,10 @@ def build(config: RunConfig) -> Landscape:
     for name in config.options:
         if name not in known:
             raise ValueError(plugins.unknown_message("option of the landscape evaluator", name, known))
+    granularity = "module" if config.space.granularity == "auto" else config.space.granularity
     try:
         return make_landscape(
-            **{"granularity": config.space.granularity, "bits": config.space.bits, "ranks": config.space.ranks}
-            | config.options
+            **{"granularity": granularity, "bits": config.space.bits, "ranks": config.space.ranks} | config.options
         )
     except TypeError as error:
         raise ValueError(f"options of the landscape evaluator: {error}") from None

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from qra_eval.export.grids import Affine, affine_of
 from qra_eval.models.embeddings import dequantize_embeddings
-from qra_eval.models.linears import find_linears, is_conv1d, is_stacked
+from qra_eval.models.experts import is_stacked
+from qra_eval.models.linears import find_linears, is_conv1d
 from qra_eval.models.load import load_model
 from qra_eval.tuning import saved
 from qra_search.space.memory import UNQUANTIZED_BITS

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-Granularity = Literal["module", "layer", "fused"]
+from qra_eval.models.experts import Experts, is_stacked, linear_of
+
+Granularity = Literal["module", "expert", "layer", "fused"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+EXPERT = re.compile(r"(.*\bexperts\.\d+)\..*")
+"""Name of what lies in an expert of a mixture; the first group is the expert's."""
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Kinds that choose experts: a few rows whose error sends whole tokens astray, so they are left alone."""
@@ -65,15 +69,41 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
 def group_linears(found: Sequence[FoundLinear], granularity: Granularity) -> list[tuple[str, list[FoundLinear]]]:
     """Groups of linears that share one choice, as (name, members), in the order of their first member.
 
-    `module`: every linear alone. `layer`: all linears of a decoder layer. `fused`: q, k and v of one attention
-    together, gate and up of one feed-forward together, the others alone; the experts of a layer share theirs.
+    `module`: every linear alone. `expert`: all linears of an expert together, the others alone. `layer`: all linears
+    of a decoder layer. `fused`: q, k and v of one attention together, gate and up of one feed-forward together, the
+    others alone; the experts of a layer share theirs.
     """
-    if granularity not in ("module", "layer", "fused"):
-        raise ValueError(f"unknown granularity {granularity!r}: known are module, layer, fused")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"unknown granularity {granularity!r}: known are {', '.join(GRANULARITIES)}")
     groups: dict[str, list[FoundLinear]] = {}
     for linear in found:
         groups.setdefault(_group_name(linear, granularity), []).append(linear)
     return list(groups.items())
+
+
+def resolve_granularity(found: Sequence[FoundLinear], wanted: str) -> Granularity:
+    """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise.
+
+    Raises:
+        ValueError: `expert` is wanted of a model that has none, or the granularity is not known.
+    """
+    experts = any(EXPERT.fullmatch(linear.name) for linear in found)
+    if wanted == "auto":
+        return "expert" if experts else "module"
+    for known in GRANULARITIES:
+        if wanted == known:
+            if known == "expert" and not experts:
+                raise ValueError("granularity 'expert' needs a mixture of experts, and the model is none: use 'module'")
+            return known
+    raise ValueError(f"unknown granularity {wanted!r}: known are auto, {', '.join(GRANULARITIES)}")
+
+
+def group_kind(name: str, granularity: Granularity) -> str:
+    """What a group has in common with its like in other layers: `layer`, `expert`, or the last part of its name."""
+    if granularity == "layer":
+        return "layer"
+    expert = granularity == "expert" and EXPERT.fullmatch(f"{name}.")
+    return "expert" if expert else name.rpartition(".")[2]
 
 
 def normalise(model: nn.Module) -> nn.Module:
@@ -86,61 +116,12 @@ def normalise(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         replacement: nn.Module | None = None
         if is_conv1d(module):
-            replacement = _linear_of(module.weight.data.t().contiguous(), module.bias)
+            replacement = linear_of(module.weight.data.t().contiguous(), module.bias)
         elif is_stacked(module):
             replacement = Experts(module)
         if replacement is not None:
             model.set_submodule(name, replacement.train(module.training))
     return model
-
-
-class Expert(nn.Module):
-    """One gated feed-forward network of a mixture."""
-
-    def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
-        super().__init__()
-        gate, up = gate_up.chunk(2)
-        self.gate_proj, self.up_proj = _linear_of(gate.clone()), _linear_of(up.clone())
-        self.down_proj = _linear_of(down.clone())
-        self.act_fn = activation
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
-
-
-class Experts(nn.ModuleList):
-    """The experts of a layer, one module each; called as transformers' stacked ones are."""
-
-    def __init__(self, stacked: Any):
-        pairs = zip(stacked.gate_up_proj.data, stacked.down_proj.data, strict=True)
-        super().__init__(Expert(gate_up, down, stacked.act_fn) for gate_up, down in pairs)
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts: hidden (N, H), chosen int (N, K), weights (N, K)."""
-        out = torch.zeros_like(hidden)
-        for index in chosen.unique().tolist():
-            if index < len(self):
-                token, position = torch.where(chosen == index)
-                part = self[index](hidden[token]) * weights[token, position, None]
-                out = out.index_add(0, token, part.to(out.dtype))
-        return out
-
-
-@contextmanager
-def named_as_it_is(model: Any) -> Iterator[None]:
-    """Keeps peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
-
-    peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
-    whether or not the model at hand has such a parameter, and the adapter is then lost.
-    """
-    if not any(isinstance(module, Experts) for module in model.modules()):
-        yield
-        return
-    model.config.model_type = f"{type(model.config).model_type}_unstacked"
-    try:
-        yield
-    finally:
-        del model.config.model_type
 
 
 def decoder_layers(model: nn.Module) -> str | None:
@@ -161,6 +142,9 @@ def decoder_layers(model: nn.Module) -> str | None:
 def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
     if granularity == "module" or (granularity == "layer" and linear.layer is None):
         return linear.name
+    if granularity == "expert":
+        expert = EXPERT.fullmatch(linear.name)
+        return expert[1] if expert else linear.name
     if granularity == "layer":
         prefix = re.match(rf"(.*?\.{linear.layer})\.", linear.name)
         return prefix[1] if prefix else linear.name
@@ -169,29 +153,5 @@ def _group_name(linear: FoundLinear, granularity: Granularity) -> str:
     return f"{parent}.{fused}" if parent else fused
 
 
-def _linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear with this weight (out, in) and bias, neither copied."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.data, requires_grad=False)
-    return linear
-
-
 def is_conv1d(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def is_stacked(module: Any) -> bool:
-    """Whether this is a plain gated mixture stacked as (E, 2I, H) and (E, H, I), as transformers 5 has it."""
-    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter) and gate_up.ndim == down.ndim == 3):
-        return False
-    plain = {"has_gate": True, "has_bias": False, "is_transposed": False, "is_concatenated": True}
-    plain["has_post_expert_norm"] = False
-    own_gate = getattr(type(module), "_apply_gate", None)
-    return (
-        all(getattr(module, name, value) is value for name, value in plain.items())
-        and hasattr(module, "act_fn")
-        and getattr(own_gate, "__name__", "") == "_default_apply_gate"
-    )

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qra_eval.models.expert_products import AdaptableLinear, LinearParts
 
-class AdaptedLinear(nn.Module):
+
+class AdaptedLinear(AdaptableLinear):
     """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
     The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight that is shared
@@ -48,6 +50,13 @@ class AdaptedLinear(nn.Module):
     def rank(self) -> int:
         """Rank of the adapter; 0 without one."""
         return 0 if self.lora_A is None else self.lora_A.shape[0]
+
+    def parts(self) -> LinearParts | None:
+        """What is computed, for who computes many at once; None with a bias or dropout."""
+        if self.linear.bias is not None or (self.dropout and self.training and self.lora_A is not None):
+            return None
+        base = self.frozen if self.frozen is not None else self.base or self.linear
+        return LinearParts(base, self.lora_A, self.lora_B, self.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
@@ -98,10 +107,12 @@ def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:
     """Wrap the named linears of a model in place; every parameter that was there is frozen."""
     model.requires_grad_(False)
     wrapped: dict[str, AdaptedLinear] = {}
+    parent, last = model, ""
     for name in names:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        child = name.rpartition(".")[2]
-        linear = parent.get_submodule(child)
+        path, _, child = name.rpartition(".")
+        if path != last:
+            parent, last = model.get_submodule(path), path
+        linear = getattr(parent, child)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"{name} is a {type(linear).__name__}, an nn.Linear is needed")
         wrapper = AdaptedLinear(linear)

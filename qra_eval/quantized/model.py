@@ -11,7 +11,7 @@ from qra_backends import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.blocks import Blocks
-from qra_eval.models.linears import find_linears, group_linears
+from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
@@ -76,9 +76,9 @@ class QuantizedModel:
         self.loaded, self.device, self.progress = loaded, device, progress
         self.model = cast(Any, loaded.model)
         self.rows, self.settings, self.quantization = rows, settings, quantization
-        self.granularity = space.granularity
         self.backend = backend
         found = find_linears(self.model)
+        self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         dense = weight_bytes(self.linears.values())
         self.dtype: torch.dtype = self.model.dtype
@@ -91,8 +91,10 @@ class QuantizedModel:
         self.blocks = Blocks(self.model, device, self.compute)
         if not self.materialised:
             self.compute = self.dtype
-        groups = group_linears(found, space.granularity)
-        self.space = model_space(groups, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense)
+        groups = group_linears(found, self.granularity)
+        self.space = model_space(
+            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
+        )
         self._bank = Bank(
             self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers={f.name: f.layer or 0 for f in found},

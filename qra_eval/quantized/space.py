@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from qra_backends.base import Backend
 
-from qra_eval.models.linears import FoundLinear
+from qra_eval.models.linears import FoundLinear, Granularity, group_kind
 from qra_search.config import SpaceConfig
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName
@@ -18,11 +18,17 @@ ADAPTER_DTYPE = torch.bfloat16
 
 
 def model_space(
-    groups: Sequence[tuple[str, Sequence[FoundLinear]]], config: SpaceConfig, backend: Backend, *, fixed_bytes: int
+    groups: Sequence[tuple[str, Sequence[FoundLinear]]],
+    granularity: Granularity,
+    config: SpaceConfig,
+    backend: Backend,
+    *,
+    fixed_bytes: int,
 ) -> SearchSpace:
     """The space over named groups of linears.
 
     Args:
+        granularity: that of the groups; the config's may be `auto`.
         fixed_bytes: bytes of everything that is not searched.
     """
     return SearchSpace(
@@ -32,7 +38,7 @@ def model_space(
                 linears=tuple(
                     Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
                 ),
-                kind="layer" if config.granularity == "layer" else name.rpartition(".")[2],
+                kind=group_kind(name, granularity),
                 depth=members[0].layer,
             )
             for name, members in groups

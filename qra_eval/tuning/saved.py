@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
-from qra_eval.models.linears import find_linears, named_as_it_is
+from qra_eval.models.experts import named_as_it_is, one_by_one
+from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.quantized import adapters
 from qra_eval.quantized.initialisation import Initialiser
@@ -158,13 +159,15 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
 def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives."""
     row = workbench.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
-    with workbench.quantized.as_stored(plan, workbench.init) as model:
+    # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
+    with workbench.quantized.as_stored(plan, workbench.init) as model, one_by_one(model):
         model.eval()
         mine = model(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
     reloaded, _ = load(folder, device=str(workbench.device))
     # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
     reloaded.get_base_model().set_attn_implementation(workbench.model.config._attn_implementation)
-    theirs = reloaded(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
+    with one_by_one(reloaded):
+        theirs = reloaded(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
     difference = float((mine - theirs).abs().max())
     if difference > 0:
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")

@@ -62,8 +62,8 @@ Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from
 Ranks = Annotated[str | None, option("--ranks 4,8,16", "LoRA ranks to choose from.", WHAT)]
 Granularity = Annotated[
     str | None,
-    option("--granularity module|layer|fused",
-           "What shares one choice: one linear, a whole layer, or fused shards.", WHAT),
+    option("--granularity module|expert|layer|fused",
+           "What shares one choice: one linear, an expert, a whole layer, or fused shards.", WHAT),
 ]  # fmt: skip
 Backend = Annotated[
     str | None,

@@ -85,7 +85,7 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
         (
             {"space": {"granularity": "head"}},
-            "space.granularity is 'head': input should be 'module', 'layer'",
+            "space.granularity is 'head': input should be 'auto', 'module', 'expert', 'layer'",
         ),
         (
             {"quantization": {"backend": 3}},

@@ -9,7 +9,15 @@ import torch
 from tiny_families import FAMILIES, HEADS, HIDDEN, INTERMEDIATE, LAYERS, tiny_config_model
 from torch import nn
 
-from qra_eval.models.linears import find_linears, group_linears, normalise
+from qra_eval.models.linears import (
+    GRANULARITIES,
+    find_linears,
+    group_kind,
+    group_linears,
+    normalise,
+    resolve_granularity,
+)
+from qra_eval.quantized import adapters
 
 EXPERTS = 4
 model_of = functools.cache(tiny_config_model)
@@ -118,7 +126,7 @@ def test_a_model_without_linears_is_refused():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("granularity", ["module", "layer", "fused"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_groups_hold_every_linear_once_and_never_cross_a_layer(family, granularity):
     found = find_linears(model_of(family))
     groups = group_linears(found, granularity)
@@ -149,8 +157,50 @@ def test_all_experts_of_a_layer_share_their_fused_groups():
 
 
 def test_an_unknown_granularity_names_the_known_ones():
-    with pytest.raises(ValueError, match="module, layer, fused"):
+    with pytest.raises(ValueError, match="module, expert, layer, fused"):
         group_linears([], "block")
+    with pytest.raises(ValueError, match="auto, module, expert, layer, fused"):
+        resolve_granularity([], "block")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_an_expert_is_a_group_and_the_linears_around_it_are_groups_of_their_own(family):
+    found = find_linears(model_of(family))
+    assert resolve_granularity(found, "auto") == "expert"
+    groups = dict(group_linears(found, "expert"))
+    kinds = {name: group_kind(name, "expert") for name in groups}
+    experts = [name for name, kind in kinds.items() if kind == "expert"]
+    assert experts == [f"model.layers.{i}.mlp.experts.{e}" for i in range(LAYERS) for e in range(EXPERTS)]
+    for name in experts:
+        assert [member.kind for member in groups[name]] == ["gate_proj", "up_proj", "down_proj"]
+    assert all(len(groups[name]) == 1 and name.endswith(kinds[name]) for name in groups if name not in experts)
+
+
+def test_a_dense_model_is_grouped_by_module_unless_told_otherwise():
+    found = find_linears(model_of("llama"))
+    assert resolve_granularity(found, "auto") == "module"
+    assert [resolve_granularity(found, wanted) for wanted in ("module", "layer", "fused")] == [
+        "module", "layer", "fused"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="mixture of experts"):
+        resolve_granularity(found, "expert")
+
+
+def test_a_mixture_is_taken_apart_grouped_wrapped_and_passed_without_memory():
+    with torch.device("meta"):
+        model = tiny_config_model("qwen3_moe", normalised=False, num_experts=16, num_experts_per_tok=4)
+    found = find_linears(normalise(model))
+    groups = group_linears(found, "expert")
+    assert len(found) == LAYERS * (4 + 3 * 16) and len(groups) == LAYERS * (4 + 16)
+    for wrapper in adapters.install(model, [linear.name for linear in found]).values():
+        wrapper.set_adapter(torch.empty(4, wrapper.in_features), torch.empty(wrapper.out_features, 4), 1.0)
+    model.to("meta").train()
+    seen = torch.ones(len(IDS), 1, IDS.shape[1], IDS.shape[1], dtype=torch.bool)  # else transformers looks at values
+    logits = model(input_ids=IDS.to("meta"), attention_mask=seen.to("meta"), use_cache=False).logits
+    logits.sum().backward()
+    assert logits.shape[:2] == IDS.shape and all(p.is_meta for p in model.parameters())
+    expert = model.model.layers[0].mlp.experts[15].down_proj
+    assert expert.lora_A.grad.shape == expert.lora_A.shape
 
 
 def test_tiny_models_are_the_same_for_the_same_seed_and_leave_the_generator_alone():

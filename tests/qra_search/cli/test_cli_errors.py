@@ -90,7 +90,7 @@ CASES = [
     ((*SEARCH, "--bits", ","), "space.bits is []"),
     ((*SEARCH, "--ranks", "4;8"), "--ranks is '4;8': whole numbers"),
     ((*SEARCH, "--ranks", "-4"), "ranks must be from 0 to 4096"),
-    ((*SEARCH, "--granularity", "heads"), "space.granularity is 'heads': input should be 'module', 'layer'"),
+    ((*SEARCH, "--granularity", "heads"), "space.granularity is 'heads': input should be 'auto', 'module', 'expert'"),
     ((*SEARCH, "--evaluations", "0"), "search.evaluations is 0.0: input should be greater than 0"),
     ((*SEARCH, "--evaluations", "nan"), "search.evaluations is nan"),
     ((*SEARCH, "--seed", "-1"), "search.seed is -1"),

@@ -69,6 +69,20 @@ def test_more_evaluations_are_no_other_run_when_resumed(tmp_path: Path) -> None:
     assert folder.config().search.evaluations == 12
 
 
+def test_a_granularity_left_open_is_no_other_run_but_another_one_is(tmp_path: Path) -> None:
+    fields = config().model_dump()
+    fields["space"]["granularity"] = "module"
+    folder = RunFolder(tmp_path / "a")
+    folder.begin(make_config(fields))
+    folder.log_file.touch()
+    folder.begin(config(), resume=True)
+    assert folder.config().space.granularity == "auto"
+    folder.begin(make_config(fields), resume=True)
+    fields["space"]["granularity"] = "layer"
+    with pytest.raises(RunExists, match="space.granularity is 'module' there and 'layer' here"):
+        folder.begin(make_config(fields), resume=True)
+
+
 def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     folder.begin(config())

@@ -1,0 +1,42 @@
+"""The space of a model: what its groups are called, and that a granularity left open changes no run."""
+
+from __future__ import annotations
+
+import pytest
+from qra_backends import make_backend
+from tiny_families import LAYERS, tiny_config_model
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.linears import find_linears, group_linears
+from qra_eval.quantized.space import model_space
+from qra_search.config import QuantizationConfig, SpaceConfig
+
+KINDS = {
+    "module": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    "expert": {"q_proj", "k_proj", "v_proj", "o_proj", "expert"},
+    "layer": {"layer"},
+    "fused": {"qkv", "o_proj", "gate_up", "down_proj"},
+}
+
+
+@pytest.mark.parametrize("granularity", KINDS)
+def test_groups_of_a_mixture_have_kinds_in_common_across_layers(granularity):
+    found = find_linears(tiny_config_model("mixtral"))
+    groups = group_linears(found, granularity)
+    space = model_space(groups, granularity, SpaceConfig(), make_backend("reference"), fixed_bytes=0)
+    assert {group.kind for group in space.groups} == KINDS[granularity]
+    assert {group.depth for group in space.groups} == set(range(LAYERS))
+    assert sum(len(group.linears) for group in space.groups) == len(found)
+
+
+def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_module(tmp_path):
+    described = []
+    for chosen in ({}, {"granularity": "auto"}, {"granularity": "module"}):
+        evaluator = QuantizedLoRAEvaluator(
+            "tiny",
+            quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+            space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **chosen),
+        )
+        described.append((evaluator.space.signature, evaluator.describe()))
+    assert described[0] == described[1] == described[2]
+    assert described[0][1]["granularity"] == "module"
