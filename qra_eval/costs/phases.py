@@ -16,6 +16,7 @@ from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Sketch
 from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
 from qra_eval.prior.measure import LABELS, probed
 from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch, bucketed
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -105,10 +106,13 @@ class _Phases:
             return work + placed, made
         batches = model.calibration_batches()
         rows, tokens = _largest(batches)
-        inputs = {m.in_features for m in linears.values()}
-        forward = self.sketch.calibration(self.layer, rows, tokens) + (self.layer_bytes if self.gpu else 0)
-        moments = 4 * sum(i * i for i in inputs)  # an input's width stands for the input: shared ones share a matrix
-        return max(forward, moments + 4 * max(inputs) ** 2 + work + placed), made + self._hidden(batches, self.wide)
+        # An input's width stands for the input: linears that share one share a matrix.
+        inputs = {(name.rpartition(".")[0], m.in_features) for name, m in linears.items()}
+        moments = 4 * sum(width**2 for _, width in inputs)
+        experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
+        forward = self.sketch.calibration(self.layer, rows, tokens) + experts + (self.layer_bytes if self.gpu else 0)
+        largest = 4 * max(width for _, width in inputs) ** 2
+        return max(forward, moments + largest + work + placed), made + self._hidden(batches, self.wide)
 
     def _prior(self, probing: torch.dtype) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""

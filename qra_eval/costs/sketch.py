@@ -17,7 +17,7 @@ from qra_eval.models.blocks import Blocks
 from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
-from qra_eval.quantized.calibration import pass_through
+from qra_eval.quantized.calibration import likeness, pass_through
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
@@ -79,8 +79,12 @@ class Sketch:
         return meter.peak
 
     def calibration(self, layer: int, rows: int, tokens: int) -> int:
-        """Peak bytes of a layer's forward pass while its Hessians are gathered, these among them."""
+        """Peak bytes of a layer's forward pass while its Hessians are gathered, these among them.
+
+        Those of experts are left out: which tokens an expert sees is not known.
+        """
         blocks, linears = self._whole(layer)
+        linears = {name: linear for name, linear in linears.items() if likeness(name) == name}
         with self._metered() as meter:
             flow = blocks.enter(self._batch(rows, tokens, 1))
             pass_through(blocks, layer, [flow], linears)
@@ -124,14 +128,13 @@ class _Packed(nn.Module):
 
     def __init__(self, like: adapters.AdaptedLinear):
         super().__init__()
-        self.shape = (like.out_features, like.in_features)
+        self.out_features, self.in_features = like.out_features, like.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return dequantized_linear(x, self._dequantize)
+        return dequantized_linear(x, self.dequantize)
 
-    def _dequantize(self, dtype: torch.dtype) -> Tensor:
-        count = self.shape[0] * self.shape[1]
-        work = torch.empty(count * DEQUANTIZE_BYTES, dtype=torch.uint8)
-        made = torch.empty(self.shape, dtype=dtype)
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        work = torch.empty(self.out_features * self.in_features * DEQUANTIZE_BYTES, dtype=torch.uint8)
+        made = torch.empty(self.out_features, self.in_features, dtype=dtype)
         del work
         return made

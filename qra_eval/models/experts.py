@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -35,7 +36,13 @@ each number of rows, which takes ten times as long as most of them, and multipli
 
 
 class Expert(nn.Module):
-    """One gated feed-forward network of a mixture."""
+    """One gated feed-forward network of a mixture.
+
+    Attributes:
+        tokens: int (M,), which of the layer's tokens it was last called on, if it was called.
+    """
+
+    tokens: Tensor | None = None
 
     def __init__(self, gate_up: Tensor, down: Tensor, activation: Any):
         super().__init__()
@@ -82,6 +89,7 @@ class Experts(nn.ModuleList):
         for index in chosen.unique().tolist():
             if index < len(self):
                 token, position = torch.where(chosen == index)
+                self[index].tokens = token
                 part = self[index](hidden[token]) * weights[token, position, None]
                 out = out.index_add(0, token, part.to(out.dtype))
         return out
@@ -91,10 +99,10 @@ def sorted_slots(chosen: Tensor, experts: int, multiple: int = 1) -> tuple[Tenso
     """The slots of `chosen` (N, K), read row by row, sorted by expert, (M,); and how many each expert has.
 
     Those that choose no expert (a number from `experts` on) are left out; the empty slot N K fills each expert's up to
-    a multiple. On the meta device, where nothing is known of the choice, every slot is dealt out, evenly.
+    a multiple. Without values, where nothing is known of the choice, every slot is dealt out, evenly.
     """
     flat = chosen.reshape(-1)
-    if flat.is_meta:
+    if valueless(flat):
         whole, rest = divmod(len(flat), experts)
         return torch.empty_like(flat), [whole + (i < rest) for i in range(experts)]
     sizes = torch.bincount(flat, minlength=experts)[:experts]
@@ -107,6 +115,11 @@ def sorted_slots(chosen: Tensor, experts: int, multiple: int = 1) -> tuple[Tenso
     places = torch.arange(len(order), device=flat.device) + moved.repeat_interleave(sizes)
     counts = filled.tolist()
     return flat.new_full((sum(counts),), len(flat)).index_copy_(0, places, order), counts
+
+
+def valueless(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but a shape: on the meta device, or a fake one of an estimate."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,7 @@ class GatedExperts(torch.autograd.Function):
         inner = batches[0].gate.parts[0].shape[0] if batches else 0
         gate, up = hidden.new_empty(len(slots), inner), hidden.new_empty(len(slots), inner)
         by_slot = hidden.new_zeros(len(share), hidden.shape[1])
-        for batch in () if hidden.is_meta else batches:
+        for batch in () if valueless(hidden) else batches:
             rows = batch.rows
             x = rows_in[token[rows]]
             batch.gate.product(x, gate[rows])
@@ -189,7 +202,7 @@ class GatedExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weights, slots, gate, up = ctx.saved_tensors
-        if hidden.is_meta:
+        if valueless(hidden):
             made = [torch.empty_like(factor) for batch in ctx.batches for factor in batch.factors]
             return torch.empty_like(hidden), torch.empty_like(weights), None, None, None, *made
         token, share, rows_in = slots // weights.shape[1], _and_empty(weights.reshape(-1, 1)), _and_empty(hidden)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
+from qra_eval.models.mapped import mixture_from_files
 from qra_eval.models.tiny import tiny_model
 from qra_search.plugins import did_you_mean
 
@@ -179,7 +180,8 @@ def _pretrained(
             shape = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=placing.trust_remote_code)
         return finish_shape(shape, tokenizer, name, spec)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        mixture = mixture_from_files(_folder_of(source, local), config, dtype) if _has_experts(config) else None
+        loaded: Any = (mixture, {"missing_keys": []}) if mixture is not None else AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
@@ -190,6 +192,20 @@ def _pretrained(
     if missing:
         raise ValueError(f"{spec} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}")
     return finish(model, tokenizer, name, spec, placing.device, placing.stream)
+
+
+def _has_experts(config: Any) -> bool:
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _folder_of(source: str, local: bool) -> Path:
+    """Where the files of a folder or hub model lie."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"], local_files_only=local))
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_eval.models.linears import find_linears, normalise
+from qra_eval.models.linears import find_linears, normalise, unstack
 
 SLICES, SLICE_BYTES = 16, 4096
 
@@ -53,7 +53,7 @@ def finish(
     """
     model.requires_grad_(False)
     model.eval()
-    digest = fingerprint(model)
+    digest = fingerprint(unstack(model))
     normalise(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qra_eval.models.blocks import Blocks, Flow
+from qra_eval.models.experts import Expert
 from qra_eval.quantized.adapters import AdaptedLinear
+from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
@@ -44,6 +46,8 @@ much in 12 steps."""
 RANK_POWER = 0.01
 """A rank gains the share of the spectrum within it to this power: nearly all of it at any rank. With one alpha for all
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
+UNSEEN = 0.1
+"""Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
 SKETCH = 48
@@ -144,7 +148,19 @@ def measure_fisher(workbench: Workbench, bits: Sequence[LevelName], batches: Seq
                     (gradient,) = torch.autograd.grad(output, start, gradients[n].to(workbench.device))
                     gradients[n] = gradient.cpu()
             inputs.pop()
-    return Fisher(found.damage, found.spectrum, sum(b.tokens for b in batches))
+    return Fisher(no_less_than_likes(found.damage), found.spectrum, sum(b.tokens for b in batches))
+
+
+def no_less_than_likes(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Damage of experts, at least `UNSEEN` of the mean over their layer: few rows say little of those rarely chosen."""
+    likes: dict[str, list[np.ndarray]] = {}
+    for name, figures in damage.items():
+        likes.setdefault(likeness(name), []).append(figures)
+    floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in likes.items()}
+    return {
+        name: figures if likeness(name) == name else np.maximum(figures, floors[likeness(name)])
+        for name, figures in damage.items()
+    }
 
 
 def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Tensor:
@@ -177,9 +193,11 @@ class _Figures:
         """What passes forward through linears within the context is measured when its gradient comes back."""
 
         def watch(name: str) -> Any:
+            parent = self.workbench.model.get_submodule(name.rpartition(".")[0])
+
             def hook(module: AdaptedLinear, args: tuple[Tensor, ...], output: Tensor) -> None:
                 x = args[0].detach()
-                rows = rows_of(module, x, shape)
+                rows = rows_of(parent, x, shape)
                 output.register_hook(lambda g: self._take(name, x, g, rows, shape[0], generator))
 
             return hook
@@ -208,14 +226,15 @@ class _Figures:
             self.workbench.progress("measure sensitivity", min(self.done, self.total), self.total)
 
 
-def rows_of(module: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def rows_of(parent: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The row of the batch that each token of a linear's input comes from, int (tokens,).
 
     Args:
-        x: (N, T, in) or (N T, in); of an expert, which sees some of the tokens, `module.tokens` says which.
+        parent: that the linear is part of; an expert sees some of the tokens, and says which.
+        x: (N, T, in), or flattened.
         shape: of the batch, (N, T).
     """
-    tokens = getattr(module, "tokens", None)
+    tokens = parent.tokens if isinstance(parent, Expert) else None
     if tokens is None:
         tokens = torch.arange(x.numel() // x.shape[-1], device=x.device)
     return tokens // shape[1]
@@ -301,10 +320,10 @@ def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[i
 
 def _rank_gain(space: SearchSpace, spectrum: Mapping[str, np.ndarray]) -> np.ndarray:
     """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
-    gain = np.zeros((len(space), len(space.ranks)))
+    gain, nothing = np.zeros((len(space), len(space.ranks))), np.zeros(1)
     for i, group in enumerate(space.groups):
         for j, rank in enumerate(space.ranks):
-            gain[i, j] = sum(float(spectrum[m.name][:rank].sum()) for m in group.linears)
+            gain[i, j] = sum(float(spectrum.get(m.name, nothing)[:rank].sum()) for m in group.linears)
     most = gain[:, -1:]
     share = np.divide(gain, most, out=np.zeros_like(gain), where=most > 0)
     return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))
