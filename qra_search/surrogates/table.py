@@ -27,6 +27,7 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
 from qra_search.surrogates.basis import TableBasis
+from qra_search.surrogates.likeness import Covariance
 
 STEPS = 8
 MAX_STEP = 1.5
@@ -149,7 +150,7 @@ class TableFit:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
-    def _covariance(self, block: int) -> np.ndarray | None:
+    def _covariance(self, block: int) -> Covariance | None:
         if block == SHARED:
             return self.basis.cell
         return self.basis.alike if block in ALIKE else None
@@ -159,7 +160,7 @@ class TableFit:
         out = []
         for k, (v, J) in enumerate(zip(self.variances, blocks, strict=True)):
             cov = self._covariance(k)
-            out.append(v * (J if cov is None else J @ cov))
+            out.append(v * (J if cov is None else cov.times(J)))
         return out
 
     def _grams(self, blocks: list[np.ndarray]) -> np.ndarray:
@@ -167,7 +168,7 @@ class TableFit:
         out = np.empty((len(blocks), len(blocks[0]), len(blocks[0])))
         for k, J in enumerate(blocks):
             cov = self._covariance(k)
-            X = J if cov is None else J @ self.basis.root(cov)
+            X = J if cov is None else cov.rooted(J)
             np.matmul(X, X.T, out=out[k])
         return out
 
@@ -267,9 +268,9 @@ class TableFit:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
         prior = []
         for k, (v, J) in enumerate(zip(self.variances, self.J, strict=True)):
-            w = rng.standard_normal((len(width), J.shape[1])) * v**0.5
             cov = self._covariance(k)
-            prior.append(w if cov is None else w @ self.basis.root(cov).T)
+            w = rng.standard_normal((len(width), J.shape[1] if cov is None else cov.columns)) * v**0.5
+            prior.append(w if cov is None else cov.mixed(w))
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
         seen = sum(w @ J.T for w, J in zip(prior, self.J, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
