@@ -22,6 +22,7 @@ predicted one: weighed by what was observed, a lucky draw would count for more t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
@@ -192,7 +193,8 @@ class TableFit:
     def _solve(self) -> None:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
-            f, J = self._linearised(rows.b, rows.r, rows.seeds)
+            at = self.theta
+            f, J = self._linearised(rows.b, rows.r, rows.seeds, at)
             if number:
                 shift = self.shift(rows.seeds)
                 predicted = f - shift - (f - shift).min()
@@ -209,7 +211,14 @@ class TableFit:
             self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
             if size < CLOSE:
                 break
-        self.J, self.SJ, self.grams, self.L, self.alpha, self.target = J, SJ, grams, L, alpha, target
+        self._at, self.grams, self.L, self.alpha, self.target = at, grams, L, alpha, target
+
+    @cached_property
+    def _of_rows(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
+        since with thousands of groups they are nearly all of its memory."""
+        _, J = self._linearised(self.rows.b, self.rows.r, self.rows.seeds, self._at)
+        return J, self._spread_out(J)
 
     def _eta(self, theta: list[np.ndarray]) -> np.ndarray:
         """(..., G, B, R) from blocks (..., P_k)."""
@@ -228,12 +237,14 @@ class TableFit:
         xi = theta[UNITS][..., None] + theta[5][..., None, :] + theta[6][..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _linearised(
+        self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray, theta: list[np.ndarray]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
-        d = self._damage(self.theta)[g, b, r]
-        w = -self._gain(self.theta)[g, r]
+        d = self._damage(theta)[g, b, r]
+        w = -self._gain(theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
@@ -241,13 +252,13 @@ class TableFit:
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
         units = w.sum(1, keepdims=True)
         J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds, units]
-        return d.sum(1) + w.sum(1) + self.theta[7] + self.shift(seeds), J
+        return d.sum(1) + w.sum(1) + theta[7] + seeds @ theta[SHIFT], J
 
     # -- what it says -------------------------------------------------------------------------------------------
     def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
-        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])))
-        cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ, strict=True))
+        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])), self.theta)
+        cross = sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True))
         mean = self.best + f - sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True)) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half
@@ -266,16 +277,17 @@ class TableFit:
 
     def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
+        of_rows, spread_out = self._of_rows
         prior = []
-        for k, (v, J) in enumerate(zip(self.variances, self.J, strict=True)):
+        for k, (v, J) in enumerate(zip(self.variances, of_rows, strict=True)):
             cov = self._covariance(k)
             w = rng.standard_normal((len(width), J.shape[1] if cov is None else cov.columns)) * v**0.5
             prior.append(w if cov is None else cov.mixed(w))
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
-        seen = sum(w @ J.T for w, J in zip(prior, self.J, strict=True)) + noise
+        seen = sum(w @ J.T for w, J in zip(prior, of_rows, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
         theta = [
-            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, self.SJ, strict=True)
+            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, spread_out, strict=True)
         ]
         return self._damage(theta) - self._gain(theta)[:, :, None, :]
 

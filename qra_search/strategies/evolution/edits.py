@@ -47,8 +47,8 @@ class Levels:
     @cached_property
     def values(self) -> np.ndarray:
         """float (2 G, K): the width or rank of each level of each variable; nan if it is not allowed."""
-        each = (np.tile(np.asarray(kind, float), (self.groups, 1)) for kind in (self.space.widths, self.space.ranks))
-        return np.where(self.allowed, self._stack(*each, np.nan), np.nan)
+        widths, ranks = (np.tile(np.asarray(x, float), (self.groups, 1)) for x in (self.space.widths, self.space.ranks))
+        return np.where(self.allowed, self._stack(widths, ranks, np.nan), np.nan)
 
     @cached_property
     def below(self) -> np.ndarray:

@@ -20,7 +20,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearised(rows.b, rows.r, rows.seeds)
+    f, J = fit._linearised(rows.b, rows.r, rows.seeds, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
