@@ -2,23 +2,28 @@
 
     python benchmarks/strategies/proposal_time.py --strategy qra --out benchmarks/results/strategies/proposals.jsonl
 
+    python benchmarks/strategies/proposal_time.py --spaces 48-layer-128-experts --budgets 1 --trials 0 10 50 --out OUT
+
 Every figure comes from a process of its own. The log is made, not searched: the additive optimum of the prior at each
 of the three budgets with a tenth of its groups changed at random, brought back under the budget. Times are by the
-clock, so they want an idle machine; `cpu_seconds` counts all threads.
+clock, so they want an idle machine; `cpu_seconds` counts all threads. `grown_mib` is by how much the process's private
+memory rose above what it had before the first proposal, at its peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from experts import expert_landscape
 
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.bench.run import environment
@@ -26,11 +31,19 @@ from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.additive import additive_plan
-from qra_search.strategies.random import repair
+from qra_search.strategies.evolution.edits import Levels
 from qra_search.surrogates.prior_table import prior_table
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
+EXPERTS = "48-layer-128-experts"
 REPEATS = 3
+LONG = 30.0
+"""Seconds of a proposal that is not repeated."""
+
+
+def make(space: str) -> Landscape:
+    """The landscape of a space by name."""
+    return expert_landscape() if space == EXPERTS else make_landscape("interaction", *SPACES[space], seed=0)
 
 
 def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
@@ -38,19 +51,20 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     space, prior = landscape.space, landscape.prior()
     budgets = task_budgets(space)
     table = prior_table(space, prior)
-    starts = [space.encode(additive_plan(space, table, budget)) for budget in budgets]
+    starts = [np.concatenate(space.encode(additive_plan(space, table, budget))) for budget in budgets]
+    levels, groups = Levels(space), len(space)
     rng = np.random.default_rng(seed)
     done: dict[str, Trial] = {}
     for plan in space.uniform_plans()[:trials]:
         done[plan.key] = finished(landscape, len(done), plan)
     while len(done) < trials:
         k = len(done) % len(budgets)
-        b, r = (levels.copy() for levels in starts[k])
-        changed = rng.random(len(b)) < 0.1
-        changed[rng.integers(len(b))] = True
-        b[changed] = rng.integers(0, len(space.bits), changed.sum())
-        r[changed] = rng.integers(0, len(space.ranks), changed.sum())
-        plan = space.decode(*repair(space.memory, b, r, budgets[k], rng))
+        row = starts[k].copy()
+        changed = rng.random(groups) < 0.1
+        changed[rng.integers(groups)] = True
+        row[:groups][changed] = rng.integers(0, len(space.bits), changed.sum())
+        row[groups:][changed] = rng.integers(0, len(space.ranks), changed.sum())
+        plan = levels.decode(levels.repair(row, budgets[k], rng))
         if plan.key not in done:
             done[plan.key] = finished(landscape, len(done), plan)
     return StudyState(space, tuple(done.values()), prior, budgets, seed, 10.0 * trials, landscape.fidelities)
@@ -60,48 +74,57 @@ def finished(landscape: Landscape, number: int, plan) -> Trial:
     return Trial(number, Proposal(plan), "done", landscape.evaluate(plan))
 
 
-def measure(strategy: str, space: str, trials: int) -> dict:
+def measure(strategy: str, space: str, trials: int, budgets: int) -> dict:
     """One row; run in a fresh process, so that the peak of its memory is this measurement's own."""
-    layers, granularity = SPACES[space]
-    state = logged(make_landscape("interaction", layers, granularity, seed=0), trials)
-    before = peak_mib()
+    state = logged(make(space), trials)
+    state = replace(state, memory_budgets=state.memory_budgets if budgets == 3 else state.memory_budgets[1:2])
     chosen = parse_strategy(strategy)
+    ctypes.CDLL(None).malloc_trim(0)  # what making the log freed must not be counted as there
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, own = memory_mib("VmRSS"), memory_mib("RssAnon")
     wall, cpu = [], []
     for _ in range(REPEATS):
         clock, processor = time.perf_counter(), time.process_time()
-        proposals = chosen.propose(state, 1)
+        proposals = chosen.propose(replace(state), 1)
         wall.append(time.perf_counter() - clock)
         cpu.append(time.process_time() - processor)
+        if wall[0] > LONG:
+            break
     assert len(proposals) == 1
+    peak = memory_mib("VmHWM")
     return {
-        "strategy": strategy, "space": space, "variables": 2 * len(state.space), "trials": trials,
+        "strategy": strategy, "space": space, "variables": 2 * len(state.space), "trials": trials, "budgets": budgets,
         "seconds": round(median(wall), 4), "slowest": round(max(wall), 4), "cpu_seconds": round(median(cpu), 4),
-        "peak_mib": round(peak_mib(), 1), "peak_mib_before": round(before, 1),
+        "peak_mib": round(peak, 1), "peak_mib_before": round(before, 1),
+        "grown_mib": round(peak - memory_mib("RssFile") - own, 1),
     }  # fmt: skip
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mib(name: str) -> float:
+    """A figure of this process's memory by its name in Linux's `status`."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--strategy", nargs="+", default=["qra"])
-    parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=list(SPACES))
+    parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=[*SPACES, EXPERTS])
     parser.add_argument("--trials", nargs="+", type=int, default=[100, 300, 1000, 10_000])
+    parser.add_argument("--budgets", type=int, default=3, choices=[1, 3], help="one: the middle one")
     parser.add_argument("--out", type=Path, help="JSONL to add the rows to")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.strategy[0], options.spaces[0], options.trials[0])))
+        print(json.dumps(measure(options.strategy[0], options.spaces[0], options.trials[0], options.budgets)))
         return
     stamp = environment()
     for strategy in options.strategy:
         for space in options.spaces:
             for trials in options.trials:
                 command = [sys.executable, __file__, "--one", "--strategy", strategy, "--spaces", space]
-                done = subprocess.run([*command, "--trials", str(trials)], capture_output=True, text=True, check=True)
-                row = json.loads(done.stdout)
+                command += ["--trials", str(trials), "--budgets", str(options.budgets)]
+                row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 print(row, flush=True)
                 if options.out:
                     with options.out.open("a") as file:

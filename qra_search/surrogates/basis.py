@@ -6,12 +6,11 @@ import numpy as np
 
 from qra_search.evaluation.prior import Prior
 from qra_search.space.space import SearchSpace
+from qra_search.surrogates.likeness import Dense, covariance
 from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR = 0.05
 """Prior damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
-DEPTH_LENGTH = 0.15
-"""Length over which groups of near depth are alike, as a share of the model's depth."""
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
@@ -26,8 +25,8 @@ class TableBasis:
         log_damage: (G, B); `deviation` (G, B) is its distance from the mean over groups.
         h: (R,), log(1 + rank / median rank), centred: damage falls as exp(-k h).
         gain: (G, R), prior fall of the loss by rank, half of it the mean over groups.
-        alike: (G, G), correlation of groups.
-        cell: (B R, B R), covariance of log damage shared by all groups.
+        alike: correlation of groups (G, G); None: they have nothing in common.
+        cell: covariance (B R, B R) of log damage shared by all groups.
     """
 
     def __init__(self, space: SearchSpace, prior: Prior | None, *, alike: bool = True):
@@ -47,15 +46,8 @@ class TableBasis:
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
-        self.alike = likeness(space) if alike else np.eye(len(space))
-        self.cell = self._cells(CELLS)
-        self._roots: dict[int, np.ndarray] = {}
-
-    def root(self, cov: np.ndarray) -> np.ndarray:
-        """Cholesky factor of one of the covariances."""
-        if id(cov) not in self._roots:
-            self._roots[id(cov)] = np.linalg.cholesky(cov + 1e-9 * np.eye(len(cov)))
-        return self._roots[id(cov)]
+        self.alike = covariance(space, alike=alike)
+        self.cell = Dense(self._cells(CELLS))
 
     def _cells(self, deviations: tuple[float, ...]) -> np.ndarray:
         _, B, R = self.shape
@@ -68,18 +60,3 @@ class TableBasis:
             np.eye(B * R),
         )
         return np.asarray(sum(d * d * part for d, part in zip(deviations, parts, strict=True)))
-
-
-def likeness(space: SearchSpace) -> np.ndarray:
-    """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
-    groups = space.groups
-    total = 0.6 * np.eye(len(groups))
-    kinds = np.array([g.kind for g in groups])
-    same = (kinds[:, None] == kinds[None, :]).astype(float)
-    if all(g.depth is not None for g in groups):
-        depth = np.array([float(g.depth or 0) for g in groups])
-        near = np.exp(-0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2)
-        total += 0.2 * near + 0.2 * near * same
-    if len(set(kinds.tolist())) > 1:
-        total += 0.5 * same
-    return total

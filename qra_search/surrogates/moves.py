@@ -32,9 +32,12 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         # Prices span many decades: bisect on the logarithm.
         high = np.log((span / width).max(1) * G + 1e-300) + 5.0
         low = high - 40.0
+        weight, priced = size.astype(float), np.empty_like(c)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
-            choice = (c + np.exp(middle)[:, None, None] * size).argmin(2)
+            np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
+            priced += c
+            choice = priced.argmin(2)
             ok = size[rows, choice].sum(1) <= budget
             best[todo[ok]] = choice[ok]
             high, low = np.where(ok, middle, high), np.where(ok, low, middle)

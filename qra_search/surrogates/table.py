@@ -22,11 +22,13 @@ predicted one: weighed by what was observed, a lucky draw would count for more t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
 from qra_search.surrogates.basis import TableBasis
+from qra_search.surrogates.likeness import Covariance
 
 STEPS = 8
 MAX_STEP = 1.5
@@ -149,7 +151,7 @@ class TableFit:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
-    def _covariance(self, block: int) -> np.ndarray | None:
+    def _covariance(self, block: int) -> Covariance | None:
         if block == SHARED:
             return self.basis.cell
         return self.basis.alike if block in ALIKE else None
@@ -159,7 +161,7 @@ class TableFit:
         out = []
         for k, (v, J) in enumerate(zip(self.variances, blocks, strict=True)):
             cov = self._covariance(k)
-            out.append(v * (J if cov is None else J @ cov))
+            out.append(v * (J if cov is None else cov.times(J)))
         return out
 
     def _grams(self, blocks: list[np.ndarray]) -> np.ndarray:
@@ -167,7 +169,7 @@ class TableFit:
         out = np.empty((len(blocks), len(blocks[0]), len(blocks[0])))
         for k, J in enumerate(blocks):
             cov = self._covariance(k)
-            X = J if cov is None else J @ self.basis.root(cov)
+            X = J if cov is None else cov.rooted(J)
             np.matmul(X, X.T, out=out[k])
         return out
 
@@ -191,7 +193,8 @@ class TableFit:
     def _solve(self) -> None:
         rows, seen = self.rows, self.excess
         for number in range(STEPS):
-            f, J = self._linearised(rows.b, rows.r, rows.seeds)
+            at = self.theta
+            f, J = self._linearised(rows.b, rows.r, rows.seeds, at)
             if number:
                 shift = self.shift(rows.seeds)
                 predicted = f - shift - (f - shift).min()
@@ -208,7 +211,14 @@ class TableFit:
             self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
             if size < CLOSE:
                 break
-        self.J, self.SJ, self.grams, self.L, self.alpha, self.target = J, SJ, grams, L, alpha, target
+        self._at, self.grams, self.L, self.alpha, self.target = at, grams, L, alpha, target
+
+    @cached_property
+    def _of_rows(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
+        since with thousands of groups they are nearly all of its memory."""
+        _, J = self._linearised(self.rows.b, self.rows.r, self.rows.seeds, self._at)
+        return J, self._spread_out(J)
 
     def _eta(self, theta: list[np.ndarray]) -> np.ndarray:
         """(..., G, B, R) from blocks (..., P_k)."""
@@ -227,12 +237,14 @@ class TableFit:
         xi = theta[UNITS][..., None] + theta[5][..., None, :] + theta[6][..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _linearised(
+        self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray, theta: list[np.ndarray]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
-        d = self._damage(self.theta)[g, b, r]
-        w = -self._gain(self.theta)[g, r]
+        d = self._damage(theta)[g, b, r]
+        w = -self._gain(theta)[g, r]
         cell = np.bincount((row * (B * R) + b * R + r).ravel(), d.ravel(), n * B * R).reshape(n, B * R)
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
@@ -240,13 +252,13 @@ class TableFit:
         trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
         units = w.sum(1, keepdims=True)
         J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds, units]
-        return d.sum(1) + w.sum(1) + self.theta[7] + self.shift(seeds), J
+        return d.sum(1) + w.sum(1) + theta[7] + seeds @ theta[SHIFT], J
 
     # -- what it says -------------------------------------------------------------------------------------------
     def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
-        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])))
-        cross = sum(Jk @ s.T for Jk, s in zip(J, self.SJ, strict=True))
+        f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])), self.theta)
+        cross = sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True))
         mean = self.best + f - sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True)) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half
@@ -265,16 +277,17 @@ class TableFit:
 
     def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
+        of_rows, spread_out = self._of_rows
         prior = []
-        for k, (v, J) in enumerate(zip(self.variances, self.J, strict=True)):
-            w = rng.standard_normal((len(width), J.shape[1])) * v**0.5
+        for k, (v, J) in enumerate(zip(self.variances, of_rows, strict=True)):
             cov = self._covariance(k)
-            prior.append(w if cov is None else w @ self.basis.root(cov).T)
+            w = rng.standard_normal((len(width), J.shape[1] if cov is None else cov.columns)) * v**0.5
+            prior.append(w if cov is None else cov.mixed(w))
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
-        seen = sum(w @ J.T for w, J in zip(prior, self.J, strict=True)) + noise
+        seen = sum(w @ J.T for w, J in zip(prior, of_rows, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
         theta = [
-            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, self.SJ, strict=True)
+            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, spread_out, strict=True)
         ]
         return self._damage(theta) - self._gain(theta)[:, :, None, :]
 

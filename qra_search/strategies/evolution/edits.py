@@ -45,6 +45,12 @@ class Levels:
         return self._stack(self.space.memory.weight, self.space.memory.adapter, 0)
 
     @cached_property
+    def values(self) -> np.ndarray:
+        """float (2 G, K): the width or rank of each level of each variable; nan if it is not allowed."""
+        widths, ranks = (np.tile(np.asarray(x, float), (self.groups, 1)) for x in (self.space.widths, self.space.ranks))
+        return np.where(self.allowed, self._stack(widths, ranks, np.nan), np.nan)
+
+    @cached_property
     def below(self) -> np.ndarray:
         """int (2 G, K): the next smaller allowed level, or the level itself if there is none."""
         return self._next_in(range(self.allowed.shape[1]))
@@ -126,7 +132,7 @@ class Levels:
             last = np.where(self.allowed[:, k], k, last)
         return steps
 
-    def _stack(self, bits: np.ndarray, ranks: np.ndarray, fill: bool | int) -> np.ndarray:
+    def _stack(self, bits: np.ndarray, ranks: np.ndarray, fill: bool | float) -> np.ndarray:
         width = max(bits.shape[1], ranks.shape[1])
         padded = [np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=fill) for t in (bits, ranks)]
         return np.concatenate(padded)

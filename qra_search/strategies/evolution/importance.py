@@ -50,9 +50,12 @@ def warm_start(levels: Levels, importance: Importance, budget: int) -> np.ndarra
     the scale is the largest that fits.
     """
 
+    values = levels.values
+    least, most = np.nanmin(values, 1), np.nanmax(values, 1)
+
     def at(scale: float) -> np.ndarray:
-        wanted = np.minimum(1.0, scale * importance.variables)
-        return np.array([_nearest(levels, v, w) for v, w in enumerate(wanted)])
+        wanted = least + np.minimum(1.0, scale * importance.variables) * (most - least)
+        return np.nanargmin(np.abs(values - wanted[:, None]), 1)
 
     low, high = 0.0, 1.0 / max(float(importance.variables[importance.variables > 0].min(initial=1.0)), EPSILON)
     if levels.bytes(at(high)) <= budget:
@@ -152,11 +155,3 @@ def coverage_encoding(levels: Levels, importance: Importance):
 def _share_of_largest(values: np.ndarray) -> np.ndarray:
     values = np.maximum(values, 0.0)
     return values / values.max() if values.max() > 0 else np.ones_like(values)
-
-
-def _nearest(levels: Levels, variable: int, wanted: float) -> int:
-    """The allowed level whose value lies nearest to a share of the way from the smallest to the largest."""
-    allowed = np.flatnonzero(levels.allowed[variable])
-    choices = levels.space.widths if variable < levels.groups else levels.space.ranks
-    values = np.array([choices[k] for k in allowed], dtype=float)
-    return int(allowed[np.abs(values - (values[0] + wanted * (values[-1] - values[0]))).argmin()])

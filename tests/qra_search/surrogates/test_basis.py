@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from qra_search.contracts.scenarios import toy_space
 from qra_search.evaluation.prior import Prior
-from qra_search.surrogates.basis import FLOOR, TableBasis, likeness
+from qra_search.surrogates.basis import FLOOR, TableBasis
 
 
 def test_damage_near_zero_by_luck_is_not_zero():
@@ -38,21 +37,3 @@ def test_gain_is_drawn_half_way_to_the_mean_and_rises_from_zero():
     gain = np.array([[0.1, 0.2, 0.3], [0.1, 0.4, 0.7]])
     basis = TableBasis(space, Prior(np.ones((2, 4)), gain))
     np.testing.assert_allclose(basis.gain, [[0.0, 0.15, 0.3], [0.0, 0.25, 0.5]])
-
-
-@pytest.mark.parametrize("granularity", ["layer", "module", "fused"])
-def test_groups_of_a_kind_and_of_near_depth_are_alike(granularity):
-    space = toy_space(6, granularity)
-    alike = likeness(space)
-    kinds = [g.kind for g in space.groups]
-    per_layer = len(set(kinds))
-    assert np.linalg.eigvalsh(alike).min() > 0
-    first, near, far = alike[0, 0], alike[0, per_layer], alike[0, 5 * per_layer]
-    assert first > near > far
-    if per_layer > 1:
-        assert alike[0, per_layer] > alike[0, per_layer + 1]
-
-
-def test_without_likeness_every_group_stands_alone():
-    space = toy_space(4)
-    np.testing.assert_array_equal(TableBasis(space, None, alike=False).alike, np.eye(4))

@@ -9,6 +9,7 @@ from table_world import World
 from qra_search.evaluation.prior import Prior
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
+from qra_search.surrogates.likeness import ByKindAndDepth
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
 
@@ -19,7 +20,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearised(rows.b, rows.r, rows.seeds)
+    f, J = fit._linearised(rows.b, rows.r, rows.seeds, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._spread_out(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -46,8 +47,19 @@ def test_its_deviations_are_honest():
     assert 0.5 < np.sqrt(np.mean(scores**2)) < 1.6
 
 
-def test_draws_have_the_posteriors_mean_and_deviation():
+def test_likeness_by_parts_gives_the_same_posterior():
     world = World()
+    rows, (b, r) = world.rows(20), world.plans(10)
+    expected = refined(TableFit(world.basis, rows, Widths())).joint(b, r)
+    world.basis.alike = ByKindAndDepth(world.space)
+    for found, known in zip(refined(TableFit(world.basis, rows, Widths())).joint(b, r), expected, strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-5 * float(np.abs(known).max()))
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_draws_have_the_posteriors_mean_and_deviation(by_parts):
+    world = World()
+    world.basis.alike = ByKindAndDepth(world.space) if by_parts else world.basis.alike
     fit = refined(TableFit(world.basis, world.rows(80), Widths()))
     b, r = world.plans(20)
     tables = fit.draws(np.random.default_rng(0), np.ones(4000))

@@ -1,0 +1,42 @@
+"""A mixture of experts with a choice for each of them: thousands of groups, and no matrix of groups by groups."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.strategies.qra import QRAStrategy
+
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "strategies"))
+from experts import expert_landscape  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Qwen3-30B-A3B's 6,336 groups, one budget, and ten uniform plans evaluated."""
+    landscape = expert_landscape()
+    space = landscape.space
+    plans = space.uniform_plans()
+    trials = tuple(Trial(i, Proposal(p), "done", landscape.evaluate(p)) for i, p in enumerate(plans[:10]))
+    return StudyState(space, trials, landscape.prior(), (space.memory_bytes(plans[7]) + 10**8,))
+
+
+@pytest.mark.parametrize("trials", [0, 10])
+def test_a_proposal_for_every_expert_fits_and_takes_no_matrix_of_groups_by_groups(state, trials):
+    groups = len(state.space)
+    assert groups == 48 * (128 + 4)
+    tracemalloc.start()
+    try:
+        (proposal,) = QRAStrategy().propose(replace(state, trials=state.trials[:trials]), 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * groups**2 / 2
+    assert 0.99 * state.memory_limit < state.space.memory_bytes(proposal.plan) <= state.memory_limit
+    assert proposal.origin == ("table" if trials else "prior")
