@@ -44,8 +44,8 @@ class ModelConfig(_Section):
     )
     weight_cache: str = Field(
         "auto",
-        description="memory for dequantized weights that are kept ready (2GiB, 0): auto: a share of what is free; those "
-        "of a model that do not fit are dequantized one linear at a time",
+        description="memory for dequantized weights that are kept ready (2GiB, 0); auto: by what is free; if those of "
+        "all linears do not fit, each is dequantized when it is used",
     )
     trust_remote_code: bool = False
 

@@ -77,18 +77,6 @@ class Backend(ABC):
             dtype=weight.dtype,
         )
 
-    def quantize_levels(self, linear, levels, *, hessian=None):
-        return {level: self.quantize(linear, level, hessian=hessian) for level in levels}
-
-    def work_bytes(self, bits, out_features, in_features):
-        return 16*out_features*in_features+(16*in_features**2 if self.calibrated else 0)
-
-    def calibrates(self, bits: Level) -> bool:
-        return self.calibrated
-
-    def identity(self, bits: Level):
-        return [self.spec, bits]
-
     def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
         """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
 

@@ -106,13 +106,6 @@ class MixedBackend(Backend):
         part = self._part(bits)
         return _marked(part.backend.quantize(linear, part.level, hessian=hessian), bits)
 
-    def calibrates(self, bits: Level) -> bool:
-        return self._part(bits).backend.calibrated
-
-    def identity(self, bits: Level):
-        part = self._part(bits)
-        return [part.backend.identity(part.level), bits]
-
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
 

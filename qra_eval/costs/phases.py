@@ -1,8 +1,8 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of what
-was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the rest
-are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
+Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of
+what was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the
+rest are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
 counted: the system lets their pages go. On a GPU the host holds the hidden states that wait, and libraries.
 """
 
@@ -30,7 +30,7 @@ CUDA_CONTEXT = 600 << 20
 MOMENTS = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
 DAMAGE_BYTES = 12
-"""Of a weight, beside its dequantized form, while a level's damage is measured: it, and the unquantized one, in float32,
+"""Of a weight, beside its dequantized form, while a level's damage is measured: it and the unquantized one in float32,
 and their difference."""
 
 
@@ -42,21 +42,23 @@ class Peak:
     host: int
 
 
-def foretell(workbench: Workbench, budget: int | None = None) -> dict[str, Peak]:
+def foretell(workbench: Workbench, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
     """The peak of every phase.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
+        gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
-    return _Phases(workbench, budget).all()
+    return _Phases(workbench, budget, gpu).all()
 
 
 class _Phases:
-    def __init__(self, workbench: Workbench, budget: int | None):
+    def __init__(self, workbench: Workbench, budget: int | None, gpu: bool | None):
         self.bench, model = workbench, workbench.quantized
         self.model, self.settings, self.space = model, workbench.settings, model.space
-        self.gpu = model.device.type == "cuda"
-        self.wide = model.compute.itemsize
+        self.gpu = model.device.type == "cuda" if gpu is None else gpu
+        compute = model.compute if gpu is None else model.dtype
+        self.wide = compute.itemsize
         self.stored = model.dtype.itemsize
         linears = list(model.linears.values())
         self.largest = max(m.out_features * m.in_features for m in linears)
@@ -66,12 +68,9 @@ class _Phases:
         self.adapters = self.rank * sum(m.out_features + m.in_features for m in linears)
         self.plan = max(0, min(budget or self.space.memory.maximum, self.space.memory.maximum) - self.space.fixed_bytes)
         self.packed = self.plan - self.adapters * self.space.adapter_bits // 8
-        self.cache = min(model.room, dense * self.wide * len(self.space.bits))
+        self.cache = min(model.room if gpu is None else 0, dense * self.wide * len(self.space.bits))
         self.layer, self.layer_bytes = self._heaviest()
-        self.sketch = Sketch(
-            workbench.model.config, model.compute, embeddings=model.quantization.embeddings, rank=self.rank,
-            checkpointing=self.settings.gradient_checkpointing,
-        )  # fmt: skip
+        self.short, self.long = (self._sketch(compute, layers=n, rank=self.rank) for n in self._depths())
 
     def all(self) -> dict[str, Peak]:
         settings, bench = self.settings, self.bench
@@ -96,10 +95,8 @@ class _Phases:
         """A layer, its Hessians and the rows' hidden states; then the largest linear's work."""
         backend, model = self.model.backend, self.model
         levels = [b for b in self.space.bits if b != UNQUANTIZED_BITS]
-        linears = {name: m for name, m in model.linears.items() if self.sketch.layer_of[name] == self.layer}
-        work = max(
-            backend.work_bytes(b, m.out_features, m.in_features) for b in levels for m in linears.values()
-        )
+        linears = {name: m for name, m in model.linears.items() if self._bank_layer(name) == self.layer}
+        work = max(backend.work_bytes(b, m.out_features, m.in_features) for b in levels for m in linears.values())
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         if not any(map(backend.calibrates, levels)):
@@ -110,7 +107,7 @@ class _Phases:
         inputs = {(name.rpartition(".")[0], m.in_features) for name, m in linears.items()}
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
-        forward = self.sketch.calibration(self.layer, rows, tokens) + experts + (self.layer_bytes if self.gpu else 0)
+        forward = self.long.calibration(self._at, rows, tokens) + experts + (self.layer_bytes if self.gpu else 0)
         largest = 4 * max(width for _, width in inputs) ** 2
         return max(forward, moments + largest + work + placed), made + self._hidden(batches, self.wide)
 
@@ -119,7 +116,7 @@ class _Phases:
         rows = self.bench.rows("calibration", PRIOR_ROWS)
         batches, layers = bucketed(rows, self.settings.batch_size), len(self.model.blocks)
         n, tokens = _largest(batches)
-        _, both = self.sketch.sensitivity(self.layer, n, tokens)
+        _, both = self.long.sensitivity(self._at, n, tokens)
         level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
         vocabulary = self.bench.model.config.get_text_config().vocab_size
         labels = min(LABELS, max(len(b.targets) for b in batches))
@@ -128,10 +125,7 @@ class _Phases:
         gradients = max(placed + both + level, head), (layers + 1) * self._hidden(batches, self.wide)
         count = min(len(rows), PROBE_ROWS, self.settings.batch_size)
         longest = max(map(len, rows))
-        sketch = Sketch(
-            self.bench.model.config, probing, embeddings=self.model.quantization.embeddings, rank=0, checkpointing=False
-        )
-        forward, _ = sketch.sensitivity(self.layer, count, longest)
+        forward, _ = self._sketch(probing, layers=self._depths()[1], rank=0).sensitivity(self._at, count, longest)
         hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
         share = probing.itemsize / self.wide
         labels = max(len(b.targets) for b in batches) * count // n
@@ -148,10 +142,12 @@ class _Phases:
         if steps:
             batches = self.bench.batches(steps, 0)
             rows, tokens = _largest(batches)
-            trained = self.sketch.training_step(rows, tokens, max(len(b.targets) for b in batches))
+            labels = max(len(b.targets) for b in batches)
+            trained = self._stretched(*(s.training_step(rows, tokens, labels) for s in (self.short, self.long)))
         batches = bucketed(self.bench.rows(split, held_out), 2 * self.settings.batch_size)  # type: ignore[arg-type]
         rows, tokens = _largest(batches)
-        measured = self.sketch.held_out(rows, tokens, max(len(b.targets) for b in batches))
+        labels = max(len(b.targets) for b in batches)
+        measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured)
 
     def _resident(self, *, adapters: int) -> int:
@@ -159,9 +155,33 @@ class _Phases:
         return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
 
     # -- helpers -------------------------------------------------------------------------------
+    def _depths(self) -> tuple[int, int]:
+        """Layers of the two sketches that are measured: activations grow by the same for each layer that is added."""
+        whole = len(self.model.blocks)
+        return (2, 3) if whole > 3 and self.alike else (whole, whole)
+
+    def _stretched(self, short: int, long: int) -> int:
+        """What the whole model takes, from what the sketches of two depths take."""
+        return long + (long - short) * (len(self.model.blocks) - self._depths()[1])
+
+    @property
+    def _at(self) -> int:
+        """The heaviest layer, or in a shorter sketch one like it."""
+        return min(self.layer, self._depths()[1] - 1)
+
+    def _bank_layer(self, name: str) -> int:
+        return self.model.layer_of[name]
+
+    def _sketch(self, dtype: torch.dtype, *, layers: int, rank: int) -> Sketch:
+        return Sketch(
+            self.bench.model.config, dtype, embeddings=self.model.quantization.embeddings, rank=rank,
+            checkpointing=self.settings.gradient_checkpointing, layers=layers,
+        )  # fmt: skip
+
     def _heaviest(self) -> tuple[int, int]:
         """The layer with the most weights, and its bytes in the dtype of the arithmetic."""
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.model.blocks.layers]
+        self.alike = len(set(sizes)) == 1
         heaviest = max(range(len(sizes)), key=sizes.__getitem__)
         return heaviest, sizes[heaviest] * self.wide
 

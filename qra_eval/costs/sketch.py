@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qra_eval.costs.meter import Meter
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import likeness, pass_through
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
@@ -35,14 +35,24 @@ class Sketch:
         embeddings: bits of embeddings and head, 8 or 16.
         rank: of the adapters, 0 for none.
         checkpointing: whether layers compute their activations again in the backward pass.
+        layers: how many it has; default: as the config says.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, *, embeddings: int, rank: int, checkpointing: bool):
+    def __init__(
+        self,
+        config: Any,
+        dtype: torch.dtype,
+        *,
+        embeddings: int,
+        rank: int,
+        checkpointing: bool,
+        layers: int | None = None,
+    ):
         from transformers import AutoModelForCausalLM
 
         self._mode = FakeTensorMode()
         with self._mode:
-            config = copy.deepcopy(config)
+            config = copy.deepcopy(config) if layers is None else shortened(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=config._attn_implementation
             )
@@ -121,6 +131,16 @@ class Sketch:
             ids = torch.zeros(rows, tokens, dtype=torch.long)
             at = torch.zeros(labels, dtype=torch.long)
             return Batch(ids, at, at.clone(), rows * tokens)
+
+
+def shortened(config: Any, layers: int) -> Any:
+    """A copy of a model's config with so many layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return config
 
 
 class _Packed(nn.Module):

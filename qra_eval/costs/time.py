@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +12,11 @@ import torch
 from torch import nn
 
 from qra_eval.costs.phases import foretell
-from qra_eval.models.blocks import Blocks
+from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
 from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
 from qra_eval.prior.measure import probed
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.workbench import Workbench
@@ -101,11 +101,8 @@ def _stand_in(workbench: Workbench) -> tuple[Blocks, float]:
     from transformers import AutoModelForCausalLM
 
     model = workbench.quantized
-    config = copy.deepcopy(workbench.model.config)
+    config = shortened(workbench.model.config, 1)
     text = config.get_text_config()
-    text.num_hidden_layers = 1
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
     whole, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)

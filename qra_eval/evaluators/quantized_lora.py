@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from qra_backends import make_backend
 
+from qra_eval.costs.cards import cards
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate
 from qra_eval.models.attention import use_fast_attention
@@ -31,6 +32,7 @@ from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskCo
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import Progress
+from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")
@@ -44,7 +46,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
     Args:
         weights: False: for `space`, `estimate` and `example` alone; the model's weights are neither read nor needed.
     """
-    return QuantizedLoRAEvaluator(
+    evaluator = QuantizedLoRAEvaluator(
         model=config.model.name,
         task=config.task,
         quantization=config.quantization,
@@ -60,6 +62,9 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         progress=progress,
         weights=weights,
     )
+    if config.search.memory:
+        evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
+    return evaluator
 
 
 class QuantizedLoRAEvaluator(Evaluator):
@@ -73,18 +78,22 @@ class QuantizedLoRAEvaluator(Evaluator):
         training: of one evaluation, and of the final tuning; like the others a config, or a dict of its fields.
         dtype: in which what is not quantized is stored; bytes are counted in it.
         compute: in which evaluations compute; if weights do not fit in the cache, as stored.
-        weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`: by
-            what is free. They are kept if all linears of a plan fit.
+        weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`:
+            by what is free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
         seed: of the task's splits.
-        weights: False: for `space`, `estimate` and `example` alone.
+        weights: False: for `space`, `estimate`, `cards` and `example` alone.
+
+    Attributes:
+        budget: bytes of the largest plan that a search may put in place, for estimates; None: the largest there is.
 
     Raises:
         BadInput: a device, model, task or setting that cannot be; one line says which, and what is allowed.
     """
 
     fidelities: tuple[float, ...] = FIDELITIES
+    budget: int | None = None
 
     def __init__(
         self,
@@ -227,9 +236,13 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self.workbench.describe()
 
     # -- what else it offers: see `qra_search.evaluation.protocols` --------------------------------
-    def estimate(self, budget: int | None = None) -> dict[str, Any]:
+    def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
-        return estimate(self.workbench, budget)
+        return estimate(self.workbench, self.budget)
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
+        return cards(self.workbench, self.budget)
 
     def example(self) -> str:
         """The first problem of the validation split, with its answer."""

@@ -181,8 +181,12 @@ def _pretrained(
         return finish_shape(shape, tokenizer, name, spec)
     try:
         mixture = mixture_from_files(_folder_of(source, local), config, dtype) if _has_experts(config) else None
-        loaded: Any = (mixture, {"missing_keys": []}) if mixture is not None else AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
+        loaded: Any = (
+            (mixture, {"missing_keys": []})
+            if mixture is not None
+            else AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
+            )
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:

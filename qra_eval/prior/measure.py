@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.models.blocks import Blocks, Flow
 from qra_eval.models.experts import Expert
 from qra_eval.quantized.adapters import AdaptedLinear
+from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.workbench import Workbench

@@ -109,6 +109,11 @@ class Bank:
         self._weights.move_to_end(key)
         return self._weights[key]
 
+    def forget(self) -> None:
+        """Let the dequantized weights go that are kept."""
+        self._weights.clear()
+        self._kept = 0
+
     # -- files ---------------------------------------------------------------------------------
     def path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""

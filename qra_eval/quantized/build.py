@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from qra_backends.base import Level
 from torch import nn
 
-from qra_eval.models.blocks import Blocks, Flow, put
 from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, likeness, pass_through
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress

@@ -10,7 +10,7 @@ import torch
 from qra_backends import SecondMoment
 from torch import Tensor, nn
 
-from qra_eval.models.blocks import Blocks, Flow
+from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.tasks.batches import Batch
 
 SHRINK_TOKENS = 256
@@ -23,7 +23,7 @@ class LayerMoments:
 
     Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding is counted as well: it is little,
     since batches hold rows of similar length. An expert's matrix is drawn towards that of all experts of its layer,
-    by `SHRINK_TOKENS`; a linear that no token reached and that has no likes gets the identity: it is rounded to nearest.
+    by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the identity: rounding to nearest.
     """
 
     def __init__(self, linears: Mapping[str, nn.Module]):
@@ -87,7 +87,7 @@ class LayerMoments:
         moment, kind = self._moments.get(owner), likeness(owner)
         if kind != owner:
             common = self._common(kind)
-            if moment is not None:
+            if moment is not None and common is not None:
                 drawn = moment.hessian().mul_(moment.count).add_(common, alpha=SHRINK_TOKENS)
                 return drawn.div_(moment.count + SHRINK_TOKENS)
             if common is not None:
@@ -116,9 +116,7 @@ def _inputs(linear: nn.Module) -> int:
     return int(linear.in_features)  # type: ignore[arg-type]
 
 
-def pass_through(
-    blocks: Blocks, index: int, flows: Sequence[Flow], linears: Mapping[str, nn.Module]
-) -> LayerMoments:
+def pass_through(blocks: Blocks, index: int, flows: Sequence[Flow], linears: Mapping[str, nn.Module]) -> LayerMoments:
     """Take flows through a layer, which has to be placed, and gather the moments of its linears on the way."""
     moments = LayerMoments(linears)
     with moments.gathered():

@@ -10,11 +10,11 @@ import torch
 from qra_backends import Backend
 from torch import Tensor, nn
 
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
@@ -24,7 +24,6 @@ from qra_eval.tasks.batches import Batch, bucketed
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
 CALIBRATION_ROWS = 128
@@ -54,6 +53,7 @@ class QuantizedModel:
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
         linears: the searched ones, by name.
+        layer_of: the decoder layer of each.
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
         room: bytes that they may take together.
@@ -80,6 +80,7 @@ class QuantizedModel:
         found = find_linears(self.model)
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
+        self.layer_of = {f.name: f.layer or 0 for f in found}
         dense = weight_bytes(self.linears.values())
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(device) if compute == "auto" else getattr(torch, compute)
@@ -97,7 +98,7 @@ class QuantizedModel:
         )
         self._bank = Bank(
             self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
-            calibration=self._calibration_hash(), layers={f.name: f.layer or 0 for f in found},
+            calibration=self._calibration_hash(), layers=self.layer_of,
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
@@ -223,6 +224,23 @@ class QuantizedModel:
         finally:
             self._put_rest_in(self.compute)
 
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Nothing of the model on the device, nor anything kept dequantized; no plan is in place afterwards."""
+        self.unquantize()
+        self._bank.forget()
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        moved = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+        for tensor in moved:
+            tensor.data = tensor.data.cpu()
+        if moved:
+            torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            for tensor in moved:
+                tensor.data = tensor.data.to(self.device)
+
     def close(self) -> None:
         """Give the model its own linears again."""
         if self._wrapped is not None:
@@ -239,7 +257,7 @@ class QuantizedModel:
     def _inputs(self) -> Iterator[tuple[list[str], LayerMoments]]:
         self.unquantize()
         wrapped: dict[str, nn.Module] = dict(self.wrapped)
-        return input_moments(self.blocks, wrapped, self._bank.layer_of, self.calibration_batches())
+        return input_moments(self.blocks, wrapped, self.layer_of, self.calibration_batches())
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
         """All that is not quantized, in a dtype; in its own again it has every digit that it had."""

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from qra_search import plugins
 from qra_search.cli import common
+from qra_search.cli.cards import print_cards
 from qra_search.cli.common import argument
 from qra_search.cli.status import FAILED
 from qra_search.errors import DISTRIBUTION
@@ -52,11 +53,18 @@ def doctor(
             exists=True,
         ),
     ] = None,  # fmt: skip
+    model: common.Model = None,
+    task: common.Task = None,
+    data: common.Data = None,
+    memory: common.Memory = None,
+    sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
     """Check python, libraries, devices, memory and disk, and say what to do.
 
-    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it.
+    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it. With a model, which
+    graphics cards a search and its final tuning fit, from the model's config.json alone, and what to change on those
+    that they do not.
 
     Exit status 1 if something keeps runs from working, or a file is damaged.
 
@@ -65,7 +73,12 @@ def doctor(
         qra doctor
 
         qra doctor ~/.cache/qra
+
+        qra doctor --model path/to/model --task train.jsonl
     """
+    if model is not None:
+        print_cards(common.settings(None, sets=sets, model=model, task=task, data=data, memory=memory), as_json=as_json)
+        return
     findings = list(examine() if folder is None else tensor_files(folder))
     if as_json:
         common.emit([asdict(f) for f in findings])

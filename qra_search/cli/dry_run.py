@@ -34,7 +34,7 @@ def print_dry_run(
         if not begun:
             learnt_log(config)
     with view:
-        built = build_evaluator(config, view.progress)
+        built = build_evaluator(config, view.progress, weights=False)
     with closing(built) as evaluator:
         facts = dry_run(evaluator, config, begun=begun)
     if as_json:
@@ -76,8 +76,15 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
         grid.add_row("time", f"about {duration(estimate['total_seconds'])} ({parts})")
     else:
         grid.add_row("time", "known after the first evaluation")
-    if "peak_bytes" in estimate:
+    for name, peak in estimate.get("phases", {}).items():
+        there = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
+        grid.add_row(f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory")
+    if "phases" not in estimate and "peak_bytes" in estimate:
         grid.add_row("peak memory", f"about {format_bytes(estimate['peak_bytes'])}")
+    if "disk_bytes" in estimate:
+        grid.add_row(
+            "disk", f"{format_bytes(estimate['disk_bytes'])} for every linear at every bit-width, kept for later runs"
+        )
     console.print("[bold]Space and cost[/]")
     console.print(grid)
     console.print("\nNothing was run. Leave out --dry-run to search.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from qra_search.errors import RunFailed
 from qra_search.space.space import Plan
@@ -17,8 +17,19 @@ Progress = Callable[[str, int, int], None]
 class Estimates(Protocol):
     """Says what a search will take before anything is spent; `--dry-run` prints it."""
 
-    def estimate(self) -> Mapping[str, float]:
-        """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds` and `peak_bytes`."""
+    def estimate(self) -> Mapping[str, Any]:
+        """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`, and `phases`: of
+        each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak."""
+        ...
+
+
+@runtime_checkable
+class FitsCards(Protocol):
+    """Says which graphics cards a run fits; `qra doctor --model` prints it."""
+
+    def cards(self) -> Sequence[Mapping[str, Any]]:
+        """For each card: its `name` and `bytes`, the `settings` with which a run fits it, as words, the `phase` that
+        then takes most and its `peak_bytes`; `settings` is None if nothing fits."""
         ...
 
 

@@ -16,8 +16,11 @@ from qra_search.strategies import make_strategy
 from qra_search.study.learnt import check_exists
 
 
-def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
+def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = True) -> Evaluator:
     """The evaluator that a config names.
+
+    Args:
+        weights: False: it will only be asked for its space and estimates; one that can then does without weights.
 
     Raises:
         BadInput: an unknown name, or settings that the evaluator refuses.
@@ -27,7 +30,8 @@ def build_evaluator(config: RunConfig, progress: Progress) -> Evaluator:
         progress("load libraries", 0, 1)
         factory = plugins.load("evaluators", config.evaluator)
         progress("load libraries", 1, 1)
-        evaluator: Evaluator = factory(config, progress=progress) if _takes_progress(factory) else factory(config)
+        options = {"progress": progress, **({} if weights else {"weights": False})}
+        evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
         return evaluator
 
 
@@ -66,6 +70,6 @@ def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
     return evaluator
 
 
-def _takes_progress(factory: Any) -> bool:
+def _takes(factory: Any, option: str) -> bool:
     parameters = inspect.signature(factory).parameters
-    return "progress" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

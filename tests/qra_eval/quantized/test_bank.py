@@ -11,10 +11,10 @@ from qra_backends import make_backend
 from safetensors.torch import save
 from torch import nn
 
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank, tensor_bytes
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.tasks.batches import Batch
 

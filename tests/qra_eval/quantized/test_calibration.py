@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, input_moments, likeness
 from qra_eval.tasks.batches import Batch
 

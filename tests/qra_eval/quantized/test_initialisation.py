@@ -10,10 +10,10 @@ from peft.utils.loftq_utils import _low_rank_decomposition
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import input_moments
 from qra_eval.quantized.initialisation import Initialiser, input_components, low_rank_factors
 from qra_eval.tasks.batches import collate

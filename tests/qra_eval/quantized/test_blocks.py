@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_families import tiny_config_model
 
-from qra_eval.models.blocks import Blocks
 from qra_eval.models.linears import decoder_layers
+from qra_eval.quantized.blocks import Blocks
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.losses import labelled_head, labelled_logits
