@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,9 +35,14 @@ class Backend(ABC):
         calibrated: True if `quantize` needs a Hessian of the layer's inputs.
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
         options: the keyword arguments that make an equal backend, plain data.
+        revision: raised whenever the same input gives other tensors, so that stored ones are made anew.
+        library: name on the package index of what does the rounding, whose version may change the tensors too; None
+            if this package does it.
     """
 
     name: ClassVar[str]
+    revision: ClassVar[int] = 1
+    library: ClassVar[str | None] = None
     bits: tuple[Level, ...]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
@@ -77,6 +83,39 @@ class Backend(ABC):
             dtype=weight.dtype,
         )
 
+    def quantize_levels(
+        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
+    ) -> dict[Level, nn.Module]:
+        """What `quantize` gives at each of several levels, to be overridden if they can share work.
+
+        Raises:
+            ValueError: as `quantize`, for any of the levels.
+        """
+        return {bits: self.quantize(linear, bits, hessian=hessian) for bits in levels}
+
+    def work_bytes(
+        self,
+        levels: Sequence[Level],
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+    ) -> int:
+        """Bytes that `quantize_levels` takes at its peak, beyond the linear, its Hessian and the modules it gives.
+
+        As the backend says, measured if it is one of this package; else four float32 copies of the weight, and four
+        matrices (in, in) if it is calibrated. What a library takes when it is first imported is not counted.
+
+        Args:
+            dtype: of the linear's weight.
+            device: type of the device that it is on.
+        """
+        for bits in levels:
+            self.check_bits(bits)
+        matrices = 4 * in_features * in_features if self.calibrated else 0
+        return 4 * (4 * out_features * in_features + matrices)
+
     def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
         """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
 
@@ -105,7 +144,8 @@ class Backend(ABC):
     ) -> nn.Module:
         """The module that `to_tensors` was called on, exactly, on the device of `tensors`.
 
-        The tensors are used, not copied. `bias` (out,) is copied; `dtype` is what the module computes in.
+        The tensors are used, not copied, and never written to: they may be a file mapped into memory, read-only.
+        `bias` (out,) is copied; `dtype` is what the module computes in.
 
         Raises:
             ValueError: the tensors are not those of this backend at `bits` for this shape.
@@ -157,6 +197,19 @@ class Backend(ABC):
         """Plain data that `make_backend` builds an equal backend from."""
         return {"name": self.name, **self.options}
 
+    def identity(self, bits: Level) -> dict[str, Any]:
+        """What the tensors of a level depend on but the weight and the Hessian; plain data, alike in every process.
+
+        The spec, the revision, and the library with its installed version (None if it is missing), which is read
+        without an import. Tensors that were stored under another identity are to be made anew.
+
+        Raises:
+            ValueError: this backend does not store `bits`.
+        """
+        self.check_bits(bits)
+        library = {self.library: installed_version(self.library)} if self.library else {}
+        return {"level": bits, "spec": self.spec, "revision": self.revision, "library": library}
+
     def check(self, linear: nn.Module, bits: Level) -> None:
         """Refuse what cannot be quantized.
 
@@ -175,7 +228,7 @@ class Backend(ABC):
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        if not torch.isfinite(weight).all():
+        if not is_finite(weight):
             raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
 
     def __repr__(self) -> str:
@@ -215,9 +268,22 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
         )
     if tuple(hessian.shape) != (inputs, inputs):
         raise ValueError(f"hessian must be ({inputs}, {inputs}) like the input features, got {tuple(hessian.shape)}")
-    if not torch.isfinite(hessian).all():
+    if not is_finite(hessian):
         raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
     return hessian.to(weight.device)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all values are finite, found without a copy of them."""
+    return values.numel() == 0 or bool(torch.isfinite(torch.stack(values.aminmax())).all())
+
+
+def installed_version(library: str) -> str | None:
+    """Version of an installed package, without importing it; None if it is not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def largest_group(in_features: int, largest: int, smallest: int) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -193,6 +195,29 @@ class BackendConformance:
                 assert same_tensors(backend.to_tensors(loaded), backend.to_tensors(module))
                 assert weight_bytes(loaded) == weight_bytes(module)
 
+    def test_tensors_of_a_mapped_file_are_used_as_they_are(self, backend: Backend, tmp_path: Path) -> None:
+        """A bank is a file mapped into memory, shared by processes: it is not to be copied, and never written to."""
+        for number, bits in enumerate(backend.bits):
+            source, path = linear((192, 576), torch.bfloat16), tmp_path / f"{number}.safetensors"
+            save_file(backend.to_tensors(quantized(backend, bits, source)), path)
+            content = path.read_bytes()
+            with safe_open(path, framework="pt") as file:
+                given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            kept = {name: tensor.clone() for name, tensor in given.items()}
+            module = backend.from_tensors(given, bits=bits, out_features=192, in_features=576)
+            held = {tensor.data_ptr() for tensor in live_tensors(module)}
+            assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
+            for mode in (module.train, module.eval):
+                mode()
+                output_and_grad(module, inputs(4, (192, 576), torch.bfloat16).requires_grad_())
+                with torch.no_grad():
+                    module(inputs(1, (192, 576), torch.bfloat16))
+            backend.dequantize(module).zero_()
+            for tensor in backend.to_tensors(module).values():
+                tensor.zero_()
+            assert same_tensors(given, kept), f"{bits} bits: written to"
+            assert path.read_bytes() == content
+
     def test_tensors_of_another_shape_are_refused(self, backend: Backend) -> None:
         for bits in backend.bits:
             tensors = backend.to_tensors(quantized(backend, bits, linear((64, 64))))
@@ -240,6 +265,42 @@ class BackendConformance:
             source = linear((192, 576))
             first, second = (backend.to_tensors(quantized(backend, bits, source)) for _ in range(2))
             assert same_tensors(first, second), f"{bits} bits"
+
+    def test_levels_quantized_together_are_those_quantized_alone(self, backend: Backend) -> None:
+        source = linear((192, 576), torch.bfloat16, bias=True)
+        x = torch.randn(700, 576, generator=generator(4))
+        hessian = x.T @ x / 700 if backend.calibrated else None
+        together = backend.quantize_levels(source, backend.bits, hessian=hessian)
+        assert tuple(together) == tuple(backend.bits)
+        for bits, module in together.items():
+            alone = backend.quantize(source, bits, hessian=hessian)
+            assert same_tensors(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
+            assert torch.equal(
+                module(inputs(2, (192, 576), torch.bfloat16)), alone(inputs(2, (192, 576), torch.bfloat16))
+            )
+        with pytest.raises(ValueError):
+            backend.quantize_levels(source, [backend.bits[0], "unknown"], hessian=hessian)
+
+    def test_identities_are_plain_and_tell_what_tensors_depend_on(self, backend: Backend) -> None:
+        twin = make_backend(backend.spec)
+        texts = [json.dumps(backend.identity(bits), sort_keys=True) for bits in backend.bits]
+        assert len(set(texts)) == len(texts), "a level's tensors are its own"
+        assert texts == [json.dumps(twin.identity(bits), sort_keys=True) for bits in twin.bits]
+        for bits in backend.bits:
+            identity = backend.identity(bits)
+            assert json.loads(json.dumps(identity)) == identity, "the same when read from a file"
+            assert isinstance(identity["revision"], int) and make_backend(identity["spec"]).spec == identity["spec"]
+        with pytest.raises(ValueError):
+            backend.identity("unknown")
+
+    def test_work_grows_with_the_shape(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            sizes = [backend.work_bytes([bits], 64 * n, 64 * n) for n in (1, 10, 100)]
+            assert all(isinstance(size, int) for size in sizes) and 0 <= sizes[0] <= sizes[1] <= sizes[2], (
+                f"{bits} bits"
+            )
+        with pytest.raises(ValueError):
+            backend.work_bytes(["unknown"], 64, 64)
 
     def test_a_backend_is_rebuilt_from_its_spec(self, backend: Backend) -> None:
         twin = make_backend(backend.spec)

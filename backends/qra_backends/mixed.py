@@ -54,7 +54,7 @@ class MixedBackend(Backend):
             specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if not specs:
                 raise ValueError(f"the choice for {bits} bits is empty: name a backend")
-            backends = [make_backend(spec) for spec in specs]
+            backends = [self._shared(make_backend(spec)) for spec in specs]
             parts = [
                 part for spec, backend in zip(specs, backends, strict=True) for part in _parts(spec, backend, bits)
             ]
@@ -106,6 +106,35 @@ class MixedBackend(Backend):
         part = self._part(bits)
         return _marked(part.backend.quantize(linear, part.level, hessian=hessian), bits)
 
+    def quantize_levels(
+        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
+    ) -> dict[Level, nn.Module]:
+        modules: dict[Level, nn.Module] = {}
+        for backend, own in self._by_backend(levels):
+            made = backend.quantize_levels(linear, list(own.values()), hessian=hessian)
+            modules |= {bits: _marked(made[level], bits) for bits, level in own.items()}
+        return {bits: modules[bits] for bits in levels}
+
+    def work_bytes(
+        self,
+        levels: Sequence[Level],
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+    ) -> int:
+        shape = {"out_features": out_features, "in_features": in_features}
+        parts = self._by_backend(levels)
+        return max(
+            (p.work_bytes(list(own.values()), **shape, dtype=dtype, device=device) for p, own in parts), default=0
+        )
+
+    def identity(self, bits: Level) -> dict[str, Any]:
+        """That of the part: what is chosen for one level does not touch the tensors of another."""
+        part = self._part(bits)
+        return part.backend.identity(part.level)
+
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
 
@@ -126,6 +155,19 @@ class MixedBackend(Backend):
         part = self._part(bits)
         module = part.backend.from_tensors(tensors, bits=part.level, **shape, bias=bias, dtype=dtype)
         return _marked(module, bits)
+
+    def _shared(self, backend: Backend) -> Backend:
+        """An equal backend that a part has already, so that its levels share their work; else the one given."""
+        parts = (part.backend for part in self._parts.values())
+        return next((b for b in parts if type(b) is type(backend) and b.spec == backend.spec), backend)
+
+    def _by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
+        """The backends of some levels, each with what its own levels are called there."""
+        found: dict[int, tuple[Backend, dict[Level, Level]]] = {}
+        for bits in levels:
+            part = self._part(bits)
+            found.setdefault(id(part.backend), (part.backend, {}))[1][bits] = part.level
+        return list(found.values())
 
     def _part(self, bits: Level) -> _Part:
         self.check_bits(bits)

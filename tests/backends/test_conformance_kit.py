@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,7 +108,41 @@ class AcceptsAnyTensors(ReferenceBackend):
         return super().from_tensors(tensors, out_features=64, in_features=64, **shape)
 
 
+class CopiesTensors(ReferenceBackend):
+    def from_tensors(self, tensors, **shape):
+        return super().from_tensors({name: tensor.clone() for name, tensor in tensors.items()}, **shape)
+
+
+class WritesToTensors(Layered):
+    class layer(PackedLinear):
+        def forward(self, x):
+            output = super().forward(x)
+            if not self.training:
+                self.codes.zero_()
+            return output
+
+
+class LevelsOfTheirOwn(ReferenceBackend):
+    def quantize_levels(self, linear, levels, *, hessian=None):
+        coarse = copy.deepcopy(linear)
+        coarse.weight.data = coarse.weight.data * 1.1
+        return super().quantize_levels(coarse, levels)
+
+
+class IdentityOfTheProcess(ReferenceBackend):
+    def identity(self, bits):
+        return {**super().identity(bits), "object": id(self)}
+
+
+class WorkOfOneSize(ReferenceBackend):
+    def work_bytes(self, levels, out_features, in_features, **where):
+        return 1000.0
+
+
 CASES = [
+    (LevelsOfTheirOwn, "test_levels_quantized_together_are_those_quantized_alone"),
+    (IdentityOfTheProcess, "test_identities_are_plain_and_tell_what_tensors_depend_on"),
+    (WorkOfOneSize, "test_work_grows_with_the_shape"),
     (KeepsTheOriginal, "test_every_live_tensor_is_counted_to_the_byte"),
     (KeepsTheOriginal, "test_the_source_linear_is_untouched_and_not_shared"),
     (ForgetsMetadata, "test_every_live_tensor_is_counted_to_the_byte"),
@@ -132,3 +167,9 @@ def test_a_broken_promise_is_caught(backend: type[ReferenceBackend], test: str):
 def test_tensors_taken_without_a_look_are_caught():
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         BackendConformance().test_tensors_of_another_shape_are_refused(AcceptsAnyTensors())
+
+
+@pytest.mark.parametrize("backend", [CopiesTensors, WritesToTensors])
+def test_a_mapped_file_that_is_copied_or_written_to_is_caught(backend: type[ReferenceBackend], tmp_path: Path):
+    with pytest.raises(AssertionError, match="copied|written to"):
+        BackendConformance().test_tensors_of_a_mapped_file_are_used_as_they_are(backend(), tmp_path)

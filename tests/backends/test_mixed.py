@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from qra_backends import make_backend
@@ -127,3 +129,28 @@ def test_a_backend_with_names_of_its_own_offers_them_all():
 def test_a_choice_that_cannot_be_is_refused(choice: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make_backend(choice)
+
+
+def test_an_identity_is_that_of_the_part_alone():
+    one, other = make_backend({2: "hqq", 4: "reference"}), make_backend({2: "reference-gptq", 4: ["reference", "hqq"]})
+    assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)
+    assert one.identity(2) != other.identity(2)
+    assert one.identity(2)["library"] == {"hqq": version("hqq")}
+
+
+def test_equal_parts_are_one_backend():
+    backend = make_backend({2: "reference-gptq", 3: {"name": "reference-gptq", "group_size": 32}, 4: "reference-gptq"})
+    assert backend.part(2) is backend.part(4) and backend.part(2) is not backend.part(3)
+
+
+def test_levels_go_to_their_backends_together(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    kept = ReferenceBackend.quantize_levels
+    monkeypatch.setattr(
+        ReferenceBackend,
+        "quantize_levels",
+        lambda self, linear, levels, **k: calls.append(levels) or kept(self, linear, levels, **k),
+    )
+    backend = make_backend({2: "reference", 3: "hqq", 4: "reference"})
+    modules = backend.quantize_levels(nn.Linear(64, 64), (4, 3, 2))
+    assert calls == [[4, 2]] and list(modules) == [4, 3, 2]

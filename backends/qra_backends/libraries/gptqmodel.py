@@ -30,6 +30,7 @@ class GPTQModelBackend(Backend):
     """
 
     name: ClassVar[str] = "gptqmodel"
+    library: ClassVar[str | None] = "gptqmodel"
     bits = (2, 3, 4, 8)
     calibrated = True
 

@@ -1,7 +1,12 @@
-"""Backend `reference`: group-wise asymmetric round-to-nearest in pure PyTorch, really packed."""
+"""Backend `reference`: group-wise asymmetric round-to-nearest in pure PyTorch, really packed.
+
+Memory to quantize: no copy of the whole weight in floats, as rows are worked on in blocks (see `blocks`); a weight of
+2048 x 8192 at 4 bits takes 24 MB beside the 9.4 MB of its module, and 0.35 float32 copies of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,6 +14,7 @@ from torch import Tensor, nn
 
 from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.reference import bitpack, groupwise
+from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_BYTES, GROUP_DTYPE, PackedLinear
 from qra_backends.storage import GroupFormat, ceil_div
 
@@ -39,11 +45,26 @@ class ReferenceBackend(Backend):
         self.check_bits(bits)
         return GroupFormat(bits, self.group_size, GROUP_BYTES)
 
+    def work_bytes(
+        self,
+        levels: Sequence[int],
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+    ) -> int:
+        stored = max((self.storage(bits).bytes(out_features, in_features) for bits in levels), default=0)
+        return stored + block_bytes(out_features * in_features, device)  # in pieces, before they are joined
+
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        weight = weight.to(torch.float32)
-        scale, offset = groupwise.fit_groups(weight, bits, self.group_size, ranges=self.ranges)
-        codes = groupwise.encode(weight, scale, offset, bits, self.group_size)
-        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
+        blocks = []
+        for rows in weight.split(rows_at_once(weight.shape[1], weight.device)):
+            rows = rows.to(torch.float32)
+            scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges=self.ranges)
+            codes = groupwise.encode(rows, scale, offset, bits, self.group_size)
+            blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
+        return joined(blocks)
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _packed(module).dequantize()
@@ -86,6 +107,11 @@ class ReferenceBackend(Backend):
         largest, limit = linear.get_parameter("weight").abs().max().item(), torch.finfo(GROUP_DTYPE).max
         if largest > limit:
             raise ValueError(f"the weight's largest value {largest:g} is above {limit:g}, the most a group can hold")
+
+
+def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a weight from those of its blocks of rows, all but the last of a multiple of 8 rows."""
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _packed(module: nn.Module) -> PackedLinear:

@@ -1,21 +1,31 @@
 """Backend `reference-gptq`: the reference's storage, with codes chosen by GPTQ's error feedback on the layer's inputs.
 
 Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, arXiv 2210.17323.
+
+Memory to quantize (out, in) at L levels together, in float32 arrays: two of (in, in) while the Hessian is factorized;
+then one, the factor, with 1 + 1.5 L of a block of rows, which is the whole weight up to 4608 / L rows. The factor of
+the last Hessian is kept as long as that Hessian lives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qra_backends.base import check_hessian
 from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.backend import ReferenceBackend
+from qra_backends.reference.backend import ReferenceBackend, joined
+from qra_backends.reference.blocks import block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
+_ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
+_ROWS_ELSEWHERE = 1 << 16
+Grid = tuple[Tensor, Tensor]
+"""Scale and offset of every group of a row."""
 
 
 class ReferenceGPTQBackend(ReferenceBackend):
@@ -45,13 +55,54 @@ class ReferenceGPTQBackend(ReferenceBackend):
         return f"gptq-{bits}"
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        weight = weight.to(torch.float32)
+        return self._encode(weight, (bits,), hessian)[bits]
+
+    @torch.no_grad()
+    def quantize_levels(
+        self, linear: nn.Linear, levels: Sequence[int], *, hessian: Tensor | None = None
+    ) -> dict[int, nn.Module]:
+        for bits in levels:
+            self.check(linear, bits)
+        weight = linear.weight.detach()
+        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        return {
+            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
+            for bits, tensors in self._encode(weight, tuple(dict.fromkeys(levels)), hessian).items()
+        }
+
+    def work_bytes(
+        self,
+        levels: Sequence[int],
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+    ) -> int:
+        for bits in levels:
+            self.check_bits(bits)
+        matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
+        rows = min(out_features, _rows_at_once(len(levels), device))
+        # The block in floats, its columns in order and two times its codes for each level; done blocks are in pieces.
+        block = 4 * rows * in_features * (1 + 1.5 * len(levels)) + stored * (1 - rows / out_features)
+        return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)
+
+    def _encode(self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None) -> dict[int, dict[str, Tensor]]:
+        """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
-        importance = hessian.diagonal().to(weight)
-        scale, offset = groupwise.fit_groups(weight, bits, self.group_size, ranges="mse", importance=importance)
-        codes = feedback_codes(weight, scale, offset, bits, self.group_size, factor)
-        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
+        importance = hessian.diagonal().to(torch.float32)
+        blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
+        for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
+            rows = rows.to(torch.float32)
+            grids = {
+                bits: groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
+                for bits in levels
+            }
+            for bits, codes in feedback_codes(rows, grids, self.group_size, factor).items():
+                scale, offset = grids[bits]
+                blocks[bits].append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
+        return {bits: joined(parts) for bits, parts in blocks.items()}
 
     def _factor(self, hessian: Tensor) -> Factor:
         if hessian.is_inference():  # keeps no version, so a change in place would go unseen
@@ -62,6 +113,11 @@ class ReferenceGPTQBackend(ReferenceBackend):
             factor = factorize(hessian, self.damping)
             self._last[hessian] = (hessian._version, factor)
         return factor
+
+
+def _rows_at_once(levels: int, device: str) -> int:
+    """Rows of a weight that are worked on together, at so many levels: a multiple of 8 (see `blocks`)."""
+    return max(8, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE) // levels // 8 * 8)
 
 
 class Factor(NamedTuple):
@@ -79,39 +135,49 @@ def factorize(hessian: Tensor, damping: float) -> Factor:
     """
     diagonal = hessian.diagonal().float()
     order = diagonal.argsort(descending=True)
-    matrix = hessian.float()[order][:, order]
+    matrix = hessian[order][:, order].float()
     matrix.diagonal().add_(damping * diagonal.mean())
-    lower, failed = torch.linalg.cholesky_ex(matrix)
+    matrix, failed = torch.linalg.cholesky_ex(matrix)
     if failed.item():
         raise ValueError(
             "the Hessian must be positive definite, a mean of x xᵀ over the layer's inputs: "
             f"its diagonal's mean is {diagonal.mean().item():g}; gather more inputs or raise damping ({damping})"
         )
-    return Factor(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True))
+    matrix = torch.cholesky_inverse(matrix)
+    return Factor(order, torch.linalg.cholesky(matrix, upper=True))
 
 
-def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size: int, factor: Factor) -> Tensor:
-    """Codes uint8 (out, in) of weight (out, in) under fixed scale and offset (out, groups).
+def feedback_codes(weight: Tensor, grids: Mapping[int, Grid], group_size: int, factor: Factor) -> dict[int, Tensor]:
+    """Codes uint8 (out, in) of a float32 weight (out, in) at several bit-widths, under fixed scales and offsets.
 
-    Rounds one column at a time and spreads its error over the columns to come; O(out · in²).
+    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. The widths
+    are worked on as rows of one matrix, since the calls for each column cost about as much as the arithmetic.
+
+    Args:
+        grids: bits to scale and offset, (out, groups) each.
     """
     order, upper = factor
-    columns = weight[:, order]
-    group = order // group_size
-    column_scale, column_offset = scale.float()[:, group].T.contiguous(), offset.float()[:, group].T.contiguous()
-    codes = torch.empty_like(columns.T)  # a row a column, so that each is contiguous
-    for start in range(0, columns.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, columns.shape[1])
-        block, inverse = columns[:, start:stop].T.contiguous(), upper[start:stop, start:stop]
-        pivots = inverse.diagonal().tolist()
-        errors = torch.empty_like(block)
-        for i, pivot in enumerate(pivots):
-            s, o = column_scale[start + i], column_offset[start + i]
-            code = groupwise.nearest(block[i], s, o, bits)
-            codes[start + i] = code
-            errors[i] = (block[i] - (code * s + o)) / pivot
-            block[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
-        columns[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
-    result = torch.empty_like(weight, dtype=torch.uint8)
-    result[:, order] = codes.T.to(torch.uint8)
-    return result
+    out_features, in_features = weight.shape
+    groups = (order // group_size).tolist()
+    scale, offset = (torch.cat([grid[i] for grid in grids.values()]).float().T.contiguous() for i in (0, 1))
+    divisor = torch.where(scale == 0, 1.0, scale)
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(out_features)
+    lowest = torch.zeros_like(highest)
+    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)  # a contiguous row a column
+    codes = torch.empty_like(columns, dtype=torch.uint8)
+    for start in range(0, in_features, _BLOCK):
+        stop = min(start + _BLOCK, in_features)
+        block, inverse = columns[start:stop], upper[start:stop, start:stop]
+        rounded, errors = torch.empty_like(block), torch.empty_like(block)
+        for i, pivot in enumerate(inverse.diagonal().tolist()):
+            group, column, code, error = groups[start + i], block[i], rounded[i], errors[i]
+            torch.sub(column, offset[group], out=code).div_(divisor[group]).round_()
+            torch.clamp(code, lowest, highest, out=code)
+            torch.mul(code, scale[group], out=error).add_(offset[group])
+            torch.sub(column, error, out=error).div_(pivot)
+            block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)
+        codes[start:stop] = rounded
+        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    result = torch.empty(len(grids), out_features, in_features, dtype=torch.uint8, device=weight.device)
+    result[:, :, order] = codes.view(in_features, len(grids), out_features).permute(1, 2, 0)
+    return dict(zip(grids, result, strict=True))

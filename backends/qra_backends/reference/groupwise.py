@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.packed import GROUP_DTYPE
 
 RANGES = ("minmax", "mse")
@@ -32,12 +33,15 @@ def fit_groups(
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
     fit: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = {"minmax": _minmax, "mse": _least_error}[ranges]
-    parts = [
-        fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
-        for columns, weights, size in _split(weight, importance, group_size)
-    ]
-    scale, offset = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-    return scale.to(GROUP_DTYPE), offset.to(GROUP_DTYPE)
+    blocks = []
+    for rows in weight.split(rows_at_once(weight.shape[1], weight.device)):
+        parts = [
+            fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+            for columns, weights, size in _split(rows, importance, group_size)
+        ]
+        blocks.append([torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True)])
+    scale, offset = (torch.cat(tensors) for tensors in zip(*blocks, strict=True))
+    return scale, offset
 
 
 def encode(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size: int) -> Tensor:
@@ -46,9 +50,9 @@ def encode(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size:
     return nearest(weight, scale.float()[:, columns], offset.float()[:, columns], bits).to(torch.uint8)
 
 
-def nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
+def nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
     """Nearest codes as floats; 0 where the scale is 0, as in a group of equal weights. All arguments broadcast."""
-    codes = (weight - offset) / torch.where(scale == 0, 1.0, scale)
+    codes = torch.sub(weight, offset, out=out).div_(torch.where(scale == 0, 1.0, scale))
     return codes.round_().clamp_(0, 2**bits - 1)
 
 
@@ -79,20 +83,23 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
     center, half = (high + low) / 2, (high - low) / 2
     best_error = torch.full_like(low, torch.inf)
     best_scale, best_offset = torch.zeros_like(low), low
+    centered = weight - mean_weight
+    codes, work = torch.empty_like(centered), torch.empty_like(centered)
     for share in _SHRINK:
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
             scale, offset = _stored(scale), _stored(offset)
-            codes = nearest(weight, scale, offset, bits)
-            error = ((codes * scale + offset - weight).square_() * importance).sum(-1, keepdim=True)
+            nearest(weight, scale, offset, bits, out=codes)
+            torch.mul(codes, scale, out=work).add_(offset).sub_(weight)
+            error = work.square_().mul_(importance).sum(-1, keepdim=True)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_scale, best_offset = torch.where(better, scale, best_scale), torch.where(better, offset, best_offset)
             if refit < _REFITS:
-                mean_code = (importance * codes).sum(-1, keepdim=True) / total
-                weighted = (codes - mean_code) * importance
-                variance = (weighted * (codes - mean_code)).sum(-1, keepdim=True)
-                covariance = (weighted * (weight - mean_weight)).sum(-1, keepdim=True)
+                mean_code = torch.mul(importance, codes, out=work).sum(-1, keepdim=True) / total
+                weighted = torch.mul(codes.sub_(mean_code), importance, out=work)
+                variance = codes.mul_(weighted).sum(-1, keepdim=True)
+                covariance = weighted.mul_(centered).sum(-1, keepdim=True)
                 scale = torch.where(variance > 0, covariance / variance.clamp_min(1e-20), scale)
                 offset = mean_weight - scale * mean_code
     return best_scale.squeeze(-1), best_offset.squeeze(-1)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from qra_backends.modules.linear import DequantizedLinear
 from qra_backends.reference import bitpack
+from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.fused import decode_fused
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
@@ -45,16 +47,40 @@ class PackedLinear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        codes = bitpack.unpack(self.codes, self.bits, self.out_features * self.in_features)
-        return decode(
-            codes.view(self.out_features, self.in_features),
-            self.scale.view(GROUP_DTYPE),
-            self.offset.view(GROUP_DTYPE),
-            self.group_size,
-        ).to(dtype or self.dtype)
+        dtype, shape = dtype or self.dtype, (self.out_features, self.in_features)
+        scale, offset = self.scale.view(GROUP_DTYPE), self.offset.view(GROUP_DTYPE)
+        if self.codes.is_cuda and self.in_features % self.group_size == 0:
+            weight = decode_fused(self.codes, scale, offset, self.bits, self.group_size, dtype)
+            if weight is not None:
+                return weight.view(shape)
+        return decode_packed(self.codes, scale, offset, self.bits, self.group_size, shape, dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
+
+
+def decode_packed(
+    packed: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bits: int,
+    group_size: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
+    columns, at_once = shape[1], rows_at_once(shape[1], packed.device)
+    if shape[0] <= at_once:
+        codes = bitpack.unpack(packed, bits, shape[0] * columns).view(shape)
+        return decode(codes, scale, offset, group_size).to(dtype)
+    weight = torch.empty(shape, dtype=dtype, device=packed.device)
+    for start in range(0, shape[0], at_once):
+        block = slice(start, start + at_once)
+        rows = weight[block]
+        first = start * columns * bits // 8  # a whole byte, as blocks are of a multiple of 8 rows
+        codes = bitpack.unpack(packed[first : first + ceil_div(rows.numel() * bits, 8)], bits, rows.numel())
+        rows.copy_(decode(codes.view(rows.shape), scale[block], offset[block], group_size))
+    return weight
 
 
 def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Tensor:

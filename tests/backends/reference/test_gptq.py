@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import SecondMoment, make_backend
-from qra_backends.reference.gptq import factorize, feedback_codes
+from qra_backends.reference.blocks import _ELEMENTS
+from qra_backends.reference.gptq import _ROWS_AT_ONCE, factorize, feedback_codes
 from torch import Tensor, nn
 
 
@@ -59,17 +60,17 @@ def test_codes_are_those_of_the_optimal_brain_step():
         error = weight[:, column] - (code * s + o)
         weight[:, left] -= torch.outer(error / inverse[i, i], inverse[i])
         left.remove(column)
-    found = feedback_codes(linear.weight.detach(), scale.half(), offset.half(), 2, 4, factorize(hessian, 0.1))
-    assert torch.equal(found.float(), codes)
+    found = feedback_codes(linear.weight.detach(), {2: (scale.half(), offset.half())}, 4, factorize(hessian, 0.1))
+    assert torch.equal(found[2].float(), codes)
 
 
 def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     linear, _, hessian = setup(8, 150)
     scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
-    arguments = (linear.weight.detach(), scale.half(), offset.half(), 2, 64, factor)
-    blocked = feedback_codes(*arguments)
+    arguments = (linear.weight.detach(), {2: (scale.half(), offset.half())}, 64, factor)
+    blocked = feedback_codes(*arguments)[2]
     monkeypatch.setattr("qra_backends.reference.gptq._BLOCK", 150)
-    whole = feedback_codes(*arguments)
+    whole = feedback_codes(*arguments)[2]
     assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
 
 
@@ -112,6 +113,30 @@ def test_a_hessian_is_factorized_once_for_all_widths_and_again_when_it_changes(m
     changed = backend.to_tensors(backend.quantize(linear, 2, hessian=hessian))
     assert len(calls) == 2
     assert not torch.equal(changed["codes"], first[0]["codes"])
+
+
+def test_linears_and_levels_of_one_hessian_share_its_factor(monkeypatch: pytest.MonkeyPatch):
+    query, _, hessian = setup()
+    calls = []
+    monkeypatch.setattr("qra_backends.reference.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
+    backend = make_backend({2: "reference-gptq", 3: "reference-gptq", 4: ["reference-gptq", "reference"]})
+    for linear in (query, nn.Linear(128, 16), nn.Linear(128, 16)):
+        modules = backend.quantize_levels(linear, backend.bits, hessian=hessian)
+        assert [type(backend.part(bits)).name for bits in modules] == ["reference-gptq"] * 3 + ["reference"]
+    assert len(calls) == 1
+
+
+def test_blocks_of_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
+    linear, _, hessian = setup(101, 72)
+    backend, levels = make_backend({"name": "reference-gptq", "group_size": 16}), (2, 3, 4, 8)
+    whole = backend.quantize_levels(linear, levels, hessian=hessian)
+    monkeypatch.setitem(_ROWS_AT_ONCE, "cpu", 100)
+    monkeypatch.setitem(_ELEMENTS, "cpu", 600)
+    blocked = backend.quantize_levels(linear, levels, hessian=hessian)
+    for bits in levels:
+        assert torch.equal(blocked[bits].scale, whole[bits].scale)
+        same = blocked[bits].dequantize() == whole[bits].dequantize()
+        assert same.float().mean() > 0.99  # sums in another order may turn a tie
 
 
 def test_a_hessian_made_in_inference_mode_is_taken():

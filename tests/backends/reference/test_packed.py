@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import make_backend
+from qra_backends.reference.blocks import _ELEMENTS
 from qra_backends.reference.packed import decode
 from torch import nn
 
@@ -27,3 +28,15 @@ def test_the_weight_can_be_looked_at_but_not_changed():
 def test_it_says_its_bits_and_shape():
     text = repr(make_backend("reference").quantize(nn.Linear(64, 8), 3))
     assert "in_features=64" in text and "out_features=8" in text and "bits=3" in text
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_blocks_of_rows_do_not_change_the_weight(bits: int, monkeypatch: pytest.MonkeyPatch):
+    linear, backend = nn.Linear(100, 37, bias=False), make_backend({"name": "reference", "group_size": 32})
+    layer = backend.quantize(linear, bits)
+    whole = {dtype: layer.dequantize(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    monkeypatch.setitem(_ELEMENTS, "cpu", 800)
+    for dtype, weight in whole.items():
+        assert torch.equal(layer.dequantize(dtype), weight)
+    blocked = backend.quantize(linear, bits)
+    assert torch.equal(blocked.codes, layer.codes) and torch.equal(blocked.scale, layer.scale)

@@ -1,0 +1,20 @@
+"""How many rows of a weight are worked on together, and what memory that takes."""
+
+from __future__ import annotations
+
+import torch
+
+_ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
+_ARRAYS = 13  # float32 arrays of a block alive at once, fragments of the heap included
+_ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
+
+
+def rows_at_once(columns: int, device: torch.device) -> int:
+    """Rows of so many columns to take at once: a multiple of 8, so that their packed codes fill whole bytes."""
+    elements = _ELEMENTS.get(device.type, _ELEMENTS_ELSEWHERE)
+    return max(8, elements // columns // 8 * 8)
+
+
+def block_bytes(elements: int, device: str) -> int:
+    """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements; measured."""
+    return _ARRAYS * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE))
