@@ -197,6 +197,11 @@ class Backend(ABC):
         """Plain data that `make_backend` builds an equal backend from."""
         return {"name": self.name, **self.options}
 
+    def calibrates(self, bits: Level) -> bool:
+        """Whether `quantize` needs a Hessian at a level."""
+        self.check_bits(bits)
+        return self.calibrated
+
     def identity(self, bits: Level) -> dict[str, Any]:
         """What the tensors of a level depend on but the weight and the Hessian; plain data, alike in every process.
 

@@ -130,6 +130,10 @@ class MixedBackend(Backend):
             (p.work_bytes(list(own.values()), **shape, dtype=dtype, device=device) for p, own in parts), default=0
         )
 
+    def calibrates(self, bits: Level) -> bool:
+        part = self._part(bits)
+        return part.backend.calibrates(part.level)
+
     def identity(self, bits: Level) -> dict[str, Any]:
         """That of the part: what is chosen for one level does not touch the tensors of another."""
         part = self._part(bits)

@@ -96,7 +96,8 @@ class _Phases:
         backend, model = self.model.backend, self.model
         levels = [b for b in self.space.bits if b != UNQUANTIZED_BITS]
         linears = {name: m for name, m in model.linears.items() if self._bank_layer(name) == self.layer}
-        work = max(backend.work_bytes(b, m.out_features, m.in_features) for b in levels for m in linears.values())
+        shapes, place = {(m.out_features, m.in_features) for m in linears.values()}, "cuda" if self.gpu else "cpu"
+        work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         if not any(map(backend.calibrates, levels)):
