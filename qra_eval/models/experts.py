@@ -202,14 +202,13 @@ class GatedExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weights, slots, gate, up = ctx.saved_tensors
-        if valueless(hidden):
-            made = [torch.empty_like(factor) for batch in ctx.batches for factor in batch.factors]
-            return torch.empty_like(hidden), torch.empty_like(weights), None, None, None, *made
         token, share, rows_in = slots // weights.shape[1], _and_empty(weights.reshape(-1, 1)), _and_empty(hidden)
         rows_out, share_grad = _and_empty(grad), torch.zeros_like(share)
         by_slot = grad.new_zeros(len(share), grad.shape[1]) if ctx.needs_input_grad[0] else None
         factors: list[Tensor] = []
-        for batch in ctx.batches:
+        if valueless(hidden):
+            factors = [torch.empty_like(factor) for batch in ctx.batches for factor in batch.factors]
+        for batch in () if valueless(hidden) else ctx.batches:
             rows = batch.rows
             x = rows_in[token[rows]]
             with torch.enable_grad():

@@ -121,14 +121,20 @@ def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return raised
 
 
-def measure_fisher(workbench: Workbench, bits: Sequence[LevelName], batches: Sequence[Batch]) -> Fisher:
+def measure_fisher(
+    workbench: Workbench, bits: Sequence[LevelName], batches: Sequence[Batch], *, by_row: bool = True
+) -> Fisher:
     """One forward and backward pass a batch, layer by layer, with labels drawn from the model; see the docstring above.
 
     Each layer's input waits on the host. Backward, a layer is run again from it with gradients, which are taken at its
     linears, and passed on at its input: in memory is one layer, and a batch's activations in it.
+
+    Args:
+        by_row: sum over a row's positions before squaring; False leaves out how errors at different positions add up,
+            and was measured to follow the divergence less well (benchmarks/results/fisher.jsonl).
     """
     model, blocks = workbench.quantized, workbench.quantized.blocks
-    found = _Figures(workbench, bits, sum(len(b.targets) for b in batches), len(batches))
+    found = _Figures(workbench, bits, sum(len(b.targets) for b in batches), len(batches), by_row)
     generator = torch.Generator(device="cpu").manual_seed(0)
     inputs: list[list[Tensor]] = []
     with blocks.running():
@@ -179,8 +185,9 @@ def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Te
 class _Figures:
     """Gathers `Fisher`'s figures at the linears of one layer after another."""
 
-    def __init__(self, workbench: Workbench, bits: Sequence[LevelName], labelled: int, batches: int):
+    def __init__(self, workbench: Workbench, bits: Sequence[LevelName], labelled: int, batches: int, by_row: bool):
         self.workbench, self.bits, self.labelled, self.batches = workbench, bits, labelled, batches
+        self.by_row = by_row
         names = workbench.quantized.wrapped
         self.damage = {name: np.zeros(len(bits)) for name in names}
         self.spectrum: dict[str, np.ndarray] = {}
@@ -217,7 +224,9 @@ class _Figures:
         whole = bank.linears[name].weight.detach().to(x.device).float()
         for k, b in enumerate(self.bits):
             change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
-            each = torch.zeros(count, device=x.device).index_add_(0, rows, (g * change).sum(1))
+            each = (g * change).sum(1)
+            if self.by_row:
+                each = torch.zeros(count, device=x.device).index_add_(0, rows, each)
             self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled
         values = leading_singular_values(g, x.float(), generator)
         self.spectrum[name] = self.spectrum.get(name, 0.0) + values / self.batches

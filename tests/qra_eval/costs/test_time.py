@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cli_runner import Qra
+from tiny_families import tiny_config_model
 
 from qra_eval.costs import time as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning import final
 from qra_search import Plan
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -30,8 +31,9 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
     evaluator = make(tmp_path / "bank", backend)
     before = {name: p.detach().clone() for name, p in evaluator.workbench.model.named_parameters()}
     facts = evaluator.estimate()
-    assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", "peak_bytes"}
-    assert all(value > 0 for value in facts.values())
+    sizes = {"peak_bytes", "disk_bytes", "phases"}
+    assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", *sizes}
+    assert all(facts[name] > 0 for name in set(facts) - {"phases"})
     assert not (tmp_path / "bank").exists()
     after = dict(evaluator.workbench.model.named_parameters())
     assert set(after) == set(before)
@@ -64,18 +66,22 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
     assert long["prior_seconds"] == pytest.approx(short["prior_seconds"])
 
 
-def test_the_pace_is_the_time_of_a_pass_over_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = make(tmp_path)
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def slow(*_: Any) -> float:
-        now[0] += 6.0
-        return 1.0
-
-    monkeypatch.setattr(module, "held_out_loss", slow)
-    tokens = sum(map(len, evaluator.rows("validation", 2 * evaluator.quantized.settings.batch_size)))
-    assert module.seconds_per_token(evaluator.workbench) == pytest.approx(6.0 / tokens)
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+) -> None:
+    if weights:
+        evaluator = make(tmp_path)
+    else:
+        tiny_config_model("llama", layers=4, vocabulary=320).config.save_pretrained(tmp_path)
+        evaluator = QuantizedLoRAEvaluator(
+            str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
+        )
+    seconds = iter([5.0, 0.25])  # of the layer, of the head
+    monkeypatch.setattr(module, "_quickest", lambda work, device: (work(), next(seconds))[1])
+    size = 2 * evaluator.quantized.settings.batch_size
+    tokens = bucketed(evaluator.rows("validation", size), size)[0].tokens
+    assert module.seconds_per_token(evaluator.workbench) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     command = ("search", "--model", "tiny", "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
-    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak memory"):
+    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak of tune"):
         assert words in text.out
     facts = qra(*command, "--json").json["estimate"]
     overhead = facts["setup_seconds"] + facts["prior_seconds"]

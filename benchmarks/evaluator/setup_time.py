@@ -1,0 +1,135 @@
+"""Bank and prior of SmolLM2 from an empty cache, by this checkout and by an older one, in turn on one machine.
+
+python benchmarks/evaluator/setup_time.py --before OLDER_CHECKOUT --task gsm8k --data DIR
+
+Each run is a process of its own. Compared are seconds, the codes of the reference backend, and the order in which the
+priors put the groups. The prior of this checkout is measured with figures summed as the older one sums them, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "setup_time.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="an older checkout, to be run from its folder")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="arithmetic")
+    parser.add_argument("--data")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options)
+        return
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            found = {name: run(options, Path(folder) / name, root) for name, root in sides(options)}
+            row: dict[str, Any] = {"model": options.model, "task": options.task, "cpu": platform.processor()}
+            row |= {name: {k: v for k, v in facts.items() if k.endswith("seconds")} for name, facts in found.items()}
+            if "before" in found:
+                row["ratio"] = total(found["now"]) / total(found["before"])
+                row["equal_codes"] = equal_codes(Path(folder) / "before", Path(folder) / "now")
+                row["spearman"] = {
+                    way: {
+                        b: spearman(found["before"]["damage"], found["now"][way], k) for k, b in enumerate((2, 3, 4, 8))
+                    }
+                    for way in ("damage", "damage_by_token")
+                }
+            print(json.dumps(row), flush=True)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps({**row, "commit": commit()}) + "\n")
+
+
+def sides(options: argparse.Namespace) -> list[tuple[str, Path]]:
+    return [*([("before", options.before.resolve())] if options.before else []), ("now", ROOT)]
+
+
+def run(options: argparse.Namespace, folder: Path, root: Path) -> dict[str, Any]:
+    """One side, in a process of its own on that side's packages."""
+    folder.mkdir()
+    command = [sys.executable, __file__, "--child", str(folder), "--model", options.model, "--task", options.task]
+    command += ["--data", str(Path(options.data).resolve())] if options.data else []
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'backends'}"}
+    subprocess.run(command, check=True, env=environment, cwd=folder)
+    return json.loads((folder / "facts.json").read_text())
+
+
+def child(options: argparse.Namespace) -> None:
+    """Quantize and measure from an empty cache, and write down what came of it."""
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from qra_eval.prior import kept, measure
+
+    evaluator = QuantizedLoRAEvaluator(
+        options.model, {"name": options.task, "data": options.data}, quantization={"cache": str(options.child / "bank")}
+    )
+    start = time.perf_counter()
+    evaluator.quantized.prepare()
+    quantized = time.perf_counter()
+    prior = evaluator.prior()
+    done = time.perf_counter()
+    facts = {"quantize_seconds": quantized - start, "prior_seconds": done - quantized}
+    facts["damage"] = prior.bits_damage.tolist()
+    if "by_row" in measure.measure_fisher.__code__.co_varnames:
+        whole = measure.measure_fisher
+        measure.measure_fisher = lambda *args: whole(*args, by_row=False)
+        facts["damage_by_token"] = kept.measured(evaluator.workbench)[0].bits_damage.tolist()
+    (options.child / "facts.json").write_text(json.dumps(facts))
+
+
+def total(facts: dict[str, Any]) -> float:
+    return facts["quantize_seconds"] + facts["prior_seconds"]
+
+
+def equal_codes(before: Path, now: Path) -> float:
+    """Share of bytes of codes that are equal, over the levels of the reference backend."""
+    old, new = tensors(before), tensors(now)
+    assert set(old) == set(new) and old, "the two banks hold other tensors"
+    same = sum(int((old[key] == new[key]).sum()) for key in old)
+    return same / sum(array.size for array in old.values())
+
+
+def tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Codes by level and linear."""
+    from qra_backends.reference.bitpack import unpack
+
+    found = {}
+    for path in (folder / "bank").glob("*bit*.safetensors"):
+        level = path.stem.split("-")[1]
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                if key.endswith("::codes") and level != "8bit":
+                    packed = file.get_tensor(key)
+                    bits = int(level.removesuffix("bit"))
+                    found[level, key] = unpack(packed, bits, len(packed) * 8 // bits).numpy()
+    return found
+
+
+def spearman(old: list[list[float]], new: list[list[float]], level: int) -> float:
+    return float(spearmanr(np.array(old)[:, level], np.array(new)[:, level]).statistic)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

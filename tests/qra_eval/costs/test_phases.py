@@ -1,0 +1,133 @@
+"""Peaks are foretold from shapes alone: what is counted on fake tensors is what real ones take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runner import Qra
+from tiny_families import tiny_config_model
+
+from qra_eval.costs.cards import CARDS, cards
+from qra_eval.costs.meter import Meter
+from qra_eval.costs.phases import LIBRARIES, foretell
+from qra_eval.costs.sketch import Sketch
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.linears import find_linears
+from qra_eval.quantized import adapters
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import batch_loss, labelled_head
+
+PHASES = ["load", "quantize", "prior", "search", "tune", "reload"]
+
+
+def shape_only(folder: Path, backend: str = "reference-gptq", layers: int = 4, **training: Any) -> Any:
+    """An evaluator of a model of which there is a config.json alone."""
+    model = folder / f"model-{layers}"
+    if not model.exists():
+        tiny_config_model("llama", layers=layers, vocabulary=320).config.save_pretrained(model)
+    return QuantizedLoRAEvaluator(
+        str(model), "arithmetic", quantization={"backend": backend, "cache": str(folder / "bank")},
+        space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
+        training={"steps": 2, "batch_size": 4, "validation_rows": 4, "max_length": 64, **training},
+        weights=False, weight_cache=0,
+    )  # fmt: skip
+
+
+def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
+    before = torch.zeros(1000)
+    with Meter() as meter:
+        first = torch.ones(100) + 1.0
+        view = first[:10]
+        assert meter.bytes == 400 and view is not None
+        del first, view
+        assert meter.bytes == 0 and meter.peak >= 400
+        before.add_(1.0)
+        assert meter.bytes == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe"])
+def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str) -> None:
+    model = tiny_config_model(family).requires_grad_(False)
+    rank, rows, tokens, labels = 4, 3, 24, 40
+    sketch = Sketch(model.config, model.dtype, embeddings=16, rank=rank, checkpointing=False)
+    wrapped = adapters.install(model, [f.name for f in find_linears(model)])
+    for wrapper in wrapped.values():
+        A = torch.ones(rank, wrapper.in_features)
+        wrapper.set_adapter(A, torch.ones(wrapper.out_features, rank), 1.0)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 50, (rows, tokens), generator=generator)
+    batch = Batch(ids, torch.arange(labels), torch.zeros(labels, dtype=torch.long), rows * tokens)
+    with Meter() as meter, labelled_head(model) as head:
+        meter.ignore(*model.parameters(), *model.buffers())
+        batch_loss(model.train(), head, batch).backward()
+    # Dequantizing, which the sketch adds, takes some; a mixture's experts are dealt out evenly.
+    found = sketch.training_step(rows, tokens, labels)
+    assert found == pytest.approx(meter.peak, rel=0.25 if family == "qwen3_moe" else 0.1)
+
+
+def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
+    evaluator = shape_only(tmp_path)
+    peaks = foretell(evaluator.workbench)
+    assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
+    assert all(peak.device == 0 and peak.host >= LIBRARIES for peak in peaks.values())
+    facts = evaluator.estimate()
+    assert facts["peak_bytes"] == max(peak.host for peak in peaks.values())
+    linears = [m for group in evaluator.space.groups for m in group.linears]
+    storage = evaluator.quantized.backend.storage
+    expected = sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in (2, 3, 4, 8))
+    assert facts["disk_bytes"] == expected and facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
+
+
+def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_training(tmp_path: Path) -> None:
+    four, eight, twelve = (foretell(shape_only(tmp_path, layers=n).workbench) for n in (4, 8, 12))
+    assert four["quantize"] == eight["quantize"] == twelve["quantize"]
+    first, second = eight["search"].host - four["search"].host, twelve["search"].host - eight["search"].host
+    assert first > 0 and second == pytest.approx(first, rel=1e-6)
+    assert eight["prior"].host - four["prior"].host > 0  # each layer's input waits
+
+
+def test_a_sketch_of_few_layers_stands_for_a_deep_model(tmp_path: Path) -> None:
+    evaluator = shape_only(tmp_path, layers=6)
+    config, model = evaluator.workbench.model.config, evaluator.quantized
+    options = {"embeddings": 16, "rank": 8, "checkpointing": False}
+    whole, short, long = (Sketch(config, model.compute, **options, layers=n) for n in (6, 2, 3))
+    taken = [sketch.training_step(2, 30, 20) for sketch in (whole, short, long)]
+    assert taken[0] == pytest.approx(taken[2] + 3 * (taken[2] - taken[1]), rel=0.01)
+
+
+def test_smaller_batches_checkpointing_and_budgets_take_less(tmp_path: Path) -> None:
+    usual = foretell(shape_only(tmp_path).workbench)["search"].host
+    assert foretell(shape_only(tmp_path, batch_size=1).workbench)["search"].host < usual
+    assert foretell(shape_only(tmp_path, gradient_checkpointing=True).workbench)["search"].host < usual
+    bench = shape_only(tmp_path).workbench
+    small = bench.space.memory.minimum
+    assert foretell(bench, small, gpu=True)["search"].device < foretell(bench, gpu=True)["search"].device
+
+
+def test_every_card_is_told_the_first_settings_that_fit_it(tmp_path: Path) -> None:
+    found = cards(shape_only(tmp_path).workbench, None)
+    assert [card["name"] for card in found] == list(CARDS)
+    assert all(card["settings"] == "as it is configured" and card["peak_bytes"] < card["bytes"] for card in found)
+
+
+def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape_only(tmp_path)
+    qra = Qra(capsys)
+    shown = qra("doctor", "--model", tmp_path / "model-4")
+    assert shown.status == 0 and "24 GB" in shown.out and "as it is configured" in shown.out
+    rows = qra("doctor", "--model", tmp_path / "model-4", "--json").json
+    assert len(rows) == len(CARDS) and rows[0]["phase"] in PHASES
+    refused = qra("doctor", "--model", tmp_path / "nothing")
+    assert refused.status == 2 and "no file or folder" in refused.err
+
+
+def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape_only(tmp_path)
+    shown = Qra(capsys)("search", "--model", tmp_path / "model-4", "--memory", "uniform3r8", "--dry-run")
+    assert shown.status == 0
+    assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "for all linears at all bits"))

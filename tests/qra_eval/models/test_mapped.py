@@ -1,0 +1,68 @@
+"""A mixture of experts is read expert by expert, and computes what transformers' stacked one does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import tiny_config_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qra_eval.models.experts import Experts
+from qra_eval.models.load import load_model
+from qra_eval.models.mapped import mixture_from_files
+from qra_eval.models.tiny import byte_tokenizer
+
+IDS = torch.arange(4, 40).view(2, 18)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = tiny_config_model("qwen3_moe", normalised=False, vocabulary=320, pad_token_id=1).bfloat16()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_logits_are_those_of_transformers(saved):
+    apart = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16).eval()
+    whole = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16).eval()
+    experts = [module for module in apart.modules() if isinstance(module, Experts)]
+    for module in experts:
+        module.batched = False
+    with torch.no_grad():
+        assert experts
+        torch.testing.assert_close(apart(IDS).logits.float(), whole(IDS).logits.float(), atol=0.02, rtol=0.02)
+    assert not any(t.is_meta for t in [*apart.parameters(), *apart.buffers()])
+
+
+def test_weights_in_several_files_are_found_by_the_index(saved):
+    tensors = load_file(saved / "model.safetensors")
+    names, index = sorted(tensors), {}
+    for part, some in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in some}, saved / f"part-{part}.safetensors", metadata={"format": "pt"})
+        index |= dict.fromkeys(some, f"part-{part}.safetensors")
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    apart = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
+    for name, parameter in apart.named_parameters():
+        assert torch.equal(parameter, tensors[name])
+
+
+def test_of_files_with_other_names_the_stacked_model_is_taken_apart_and_has_the_same_fingerprint(saved):
+    usual = load_model(str(saved))
+    tensors = load_file(saved / "model.safetensors")
+    expert = next(name for name in tensors if ".experts.0.up_proj" in name)
+    weight = tensors.pop(expert)
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    assert mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16) is None
+    save_file({**tensors, expert: weight}, saved / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(str(saved)).fingerprint == usual.fingerprint
+
+
+def test_a_dense_model_is_left_to_transformers(tmp_path):
+    config = tiny_config_model("llama").config
+    config.save_pretrained(tmp_path)
+    assert mixture_from_files(tmp_path, config, torch.bfloat16) is None
