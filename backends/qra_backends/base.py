@@ -233,7 +233,7 @@ class Backend(ABC):
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        if not is_finite(weight):
+        if weight.numel() and not torch.isfinite(torch.stack(weight.aminmax())).all():  # without a copy of it
             raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
 
     def __repr__(self) -> str:
@@ -257,30 +257,6 @@ def check_tensors(
                 f"{owner}: tensor {name} must be {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}; "
                 "was it stored with other options?"
             )
-
-
-def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
-    """The Hessian that a calibrated backend was given for a weight (out, in), on the weight's device.
-
-    Raises:
-        ValueError: there is none, it is not (in, in), or it is not finite.
-    """
-    inputs = weight.shape[1]
-    if hessian is None:
-        raise ValueError(
-            f"backend {name} needs `hessian`, the mean of x xᵀ over the layer's inputs: gather it with "
-            f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to go without calibration"
-        )
-    if tuple(hessian.shape) != (inputs, inputs):
-        raise ValueError(f"hessian must be ({inputs}, {inputs}) like the input features, got {tuple(hessian.shape)}")
-    if not is_finite(hessian):
-        raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
-    return hessian.to(weight.device)
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all values are finite, found without a copy of them."""
-    return values.numel() == 0 or bool(torch.isfinite(torch.stack(values.aminmax())).all())
 
 
 def installed_version(library: str) -> str | None:

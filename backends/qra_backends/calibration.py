@@ -45,3 +45,22 @@ class SecondMoment:
         if self._total is None:
             raise ValueError("no input was seen: run the model on calibration data first")
         return self._total / self.count
+
+
+def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
+    """The Hessian that a calibrated backend was given for a weight (out, in), on the weight's device.
+
+    Raises:
+        ValueError: there is none, it is not (in, in), or it is not finite.
+    """
+    inputs = weight.shape[1]
+    if hessian is None:
+        raise ValueError(
+            f"backend {name} needs `hessian`, the mean of x xᵀ over the layer's inputs: gather it with "
+            f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to go without calibration"
+        )
+    if tuple(hessian.shape) != (inputs, inputs):
+        raise ValueError(f"hessian must be ({inputs}, {inputs}) like the input features, got {tuple(hessian.shape)}")
+    if not torch.isfinite(torch.stack(hessian.aminmax())).all():
+        raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
+    return hessian.to(weight.device)

@@ -278,6 +278,7 @@ class BackendConformance:
             assert torch.equal(
                 module(inputs(2, (192, 576), torch.bfloat16)), alone(inputs(2, (192, 576), torch.bfloat16))
             )
+        assert backend.quantize_levels(source, [], hessian=hessian) == {}
         with pytest.raises(ValueError):
             backend.quantize_levels(source, [backend.bits[0], "unknown"], hessian=hessian)
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, check_hessian, check_tensors, copy_bias
+from qra_backends.base import Backend, check_tensors, copy_bias
+from qra_backends.calibration import check_hessian
 from qra_backends.storage import StorageFormat
 
 MULTIPLE = 32  # codes are packed in words of 32 bits, along rows and (zero points) along columns

@@ -1,7 +1,7 @@
 """Backend `reference`: group-wise asymmetric round-to-nearest in pure PyTorch, really packed.
 
 Memory to quantize: no copy of the whole weight in floats, as rows are worked on in blocks (see `blocks`); a weight of
-2048 x 8192 at 4 bits takes 24 MB beside the 9.4 MB of its module, and 0.35 float32 copies of it.
+2048 x 8192 at 4 bits takes 15 MB, 0.22 float32 copies, beside the 9.4 MB of its module, and 8192 x 8192 takes 53 MB.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class ReferenceBackend(Backend):
 
     def check(self, linear: nn.Module, bits: int) -> None:
         super().check(linear, bits)
-        largest, limit = linear.get_parameter("weight").abs().max().item(), torch.finfo(GROUP_DTYPE).max
+        low, high = (value.item() for value in linear.get_parameter("weight").aminmax())  # without a copy of it
+        largest, limit = max(-low, high), torch.finfo(GROUP_DTYPE).max
         if largest > limit:
             raise ValueError(f"the weight's largest value {largest:g} is above {limit:g}, the most a group can hold")
 

@@ -3,8 +3,8 @@
 Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, arXiv 2210.17323.
 
 Memory to quantize (out, in) at L levels together, in float32 arrays: two of (in, in) while the Hessian is factorized;
-then one, the factor, with 1 + 1.5 L of a block of rows, which is the whole weight up to 4608 / L rows. The factor of
-the last Hessian is kept as long as that Hessian lives.
+then one, the factor, with 1 + 1.5 L (1.5 L if the weight is float32) of a block of rows, which is the whole weight up
+to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian lives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qra_backends.base import check_hessian
+from qra_backends.calibration import check_hessian
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
@@ -61,6 +61,8 @@ class ReferenceGPTQBackend(ReferenceBackend):
     def quantize_levels(
         self, linear: nn.Linear, levels: Sequence[int], *, hessian: Tensor | None = None
     ) -> dict[int, nn.Module]:
+        if not levels:
+            return {}
         for bits in levels:
             self.check(linear, bits)
         weight = linear.weight.detach()
@@ -84,7 +86,8 @@ class ReferenceGPTQBackend(ReferenceBackend):
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
         rows = min(out_features, _rows_at_once(len(levels), device))
         # The block in floats, its columns in order and two times its codes for each level; done blocks are in pieces.
-        block = 4 * rows * in_features * (1 + 1.5 * len(levels)) + stored * (1 - rows / out_features)
+        arrays = (dtype != torch.float32) + 1.5 * len(levels)
+        block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
         return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)
 
     def _encode(self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None) -> dict[int, dict[str, Tensor]]:
@@ -117,7 +120,7 @@ class ReferenceGPTQBackend(ReferenceBackend):
 
 def _rows_at_once(levels: int, device: str) -> int:
     """Rows of a weight that are worked on together, at so many levels: a multiple of 8 (see `blocks`)."""
-    return max(8, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE) // levels // 8 * 8)
+    return max(8, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE) // max(1, levels) // 8 * 8)
 
 
 class Factor(NamedTuple):

@@ -69,23 +69,27 @@ def decode_packed(
     dtype: torch.dtype,
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns, at_once = shape[1], rows_at_once(shape[1], packed.device)
+    columns, at_once = shape[1], 2 * rows_at_once(shape[1], packed.device)  # with fewer arrays than fitting has
     if shape[0] <= at_once:
         codes = bitpack.unpack(packed, bits, shape[0] * columns).view(shape)
         return decode(codes, scale, offset, group_size).to(dtype)
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
+    floats = weight if dtype == torch.float32 else torch.empty(at_once, columns, device=packed.device)
     for start in range(0, shape[0], at_once):
         block = slice(start, start + at_once)
         rows = weight[block]
+        work = rows if floats is weight else floats[: len(rows)]
         first = start * columns * bits // 8  # a whole byte, as blocks are of a multiple of 8 rows
         codes = bitpack.unpack(packed[first : first + ceil_div(rows.numel() * bits, 8)], bits, rows.numel())
-        rows.copy_(decode(codes.view(rows.shape), scale[block], offset[block], group_size))
+        decode(codes.view(rows.shape), scale[block], offset[block], group_size, out=work)
+        if work is not rows:
+            rows.copy_(work)
     return weight
 
 
-def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Tensor:
+def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int, *, out: Tensor | None = None) -> Tensor:
     """Weights float32 (out, in) from integer codes (out, in) and 16-bit scale and offset (out, groups)."""
-    weight = codes.to(torch.float32)
+    weight = codes.to(torch.float32) if out is None else out.copy_(codes)
     rows, columns = weight.shape
     whole = columns // group_size * group_size
     parts = [(weight[:, :whole], group_size)] if whole else []
