@@ -48,9 +48,7 @@ def main() -> None:
                 row["ratio"] = total(found["now"]) / total(found["before"])
                 row["equal_codes"] = equal_codes(Path(folder) / "before", Path(folder) / "now")
                 row["spearman"] = {
-                    way: {
-                        b: spearman(found["before"]["damage"], found["now"][way], k) for k, b in enumerate((2, 3, 4, 8))
-                    }
+                    way: [spearman(found["before"]["damage"], found["now"][way], k) for k in range(4)]
                     for way in ("damage", "damage_by_token")
                 }
             print(json.dumps(row), flush=True)

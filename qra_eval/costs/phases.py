@@ -159,7 +159,7 @@ class _Phases:
     def _depths(self) -> tuple[int, int]:
         """Layers of the two sketches that are measured: activations grow by the same for each layer that is added."""
         whole = len(self.model.blocks)
-        return (2, 3) if whole > 3 and self.alike else (whole, whole)
+        return (1, 2) if whole > 2 and self.alike else (whole, whole)
 
     def _stretched(self, short: int, long: int) -> int:
         """What the whole model takes, from what the sketches of two depths take."""
