@@ -41,27 +41,33 @@ def shapes() -> dict[str, PretrainedConfig]:
     }  # fmt: skip
 
 
-CASES: list[tuple[str, str | None, bool, float]] = [
-    ("Llama-3.1-8B", None, False, 12), ("Llama-3.1-8B", None, True, 12), ("Llama-3.1-8B", "uniform4r16", False, 12),
-    ("Llama-3.1-70B", "uniform3r16", False, 44), ("Llama-3.1-70B", "uniform3r16", True, 44),
-    ("Qwen3-30B-A3B", "uniform3r4", False, 24), ("Qwen3-30B-A3B", "uniform3r4", True, 24),
+RANKS = (4, 8, 16, 32)
+CASES: list[tuple[str, str | None, tuple[int, ...], bool, float]] = [
+    ("Llama-3.1-8B", None, RANKS, False, 12), ("Llama-3.1-8B", None, RANKS, True, 12),
+    ("Llama-3.1-8B", "uniform4r16", RANKS, False, 12),
+    ("Llama-3.1-70B", "uniform3r16", RANKS, False, 44), ("Llama-3.1-70B", "uniform3r16", RANKS, True, 44),
+    ("Qwen3-30B-A3B", "uniform3r4", RANKS, True, 24), ("Qwen3-30B-A3B", "uniform3r4", (4,), False, 24),
+    ("Qwen3-30B-A3B", "uniform3r4", (4,), True, 24),
 ]  # fmt: skip
-"""Model, largest plan (None: 8 bits and rank 32 everywhere), gradient checkpointing, and GiB asked for."""
+"""Model, budget (None: 8 bits and rank 32 everywhere), ranks to choose from (the estimate takes the highest, whose
+adapters take most in training), gradient checkpointing, and GiB asked for."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512, help="of a row; a batch is one row")
     options = parser.parse_args()
-    print(f"| model | largest plan | checkpointing | GiB of the GPU: {', '.join(PHASES)} | host, at most | asked |")
-    print("|---|---|---|---|---|---|")
+    print(
+        f"| model | budget | ranks to | checkpointing | GiB of the GPU: {', '.join(PHASES)} | host, at most | asked |"
+    )
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, RESULTS.open("a") as file:
-        for name, budget, checkpointing, asked in CASES:
-            row = foretold(Path(folder) / name, shapes()[name], budget, checkpointing, options.tokens)
+        for name, budget, ranks, checkpointing, asked in CASES:
+            row = foretold(Path(folder) / name, shapes()[name], budget, ranks, checkpointing, options.tokens)
             device, host = ", ".join(f"{row['device'][phase]:.1f}" for phase in PHASES), max(row["host"].values())
-            words = f"{budget or '8 bits, rank 32'} | {'yes' if checkpointing else 'no'}"
+            words = f"{budget or '8 bits, rank 32'} | {ranks[-1]} | {'yes' if checkpointing else 'no'}"
             print(f"| {name} | {words} | {device} | {host:.1f} | {asked:g} |", flush=True)
-            facts = {"model": name, "budget": budget, "checkpointing": checkpointing, **row}
+            facts = {"model": name, "budget": budget, "ranks": ranks, "checkpointing": checkpointing, **row}
             facts |= {"asked": asked, "tokens": options.tokens, "commit": commit()}
             file.write(json.dumps(facts) + "\n")
 
@@ -70,12 +76,12 @@ PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
 
 
 def foretold(
-    folder: Path, config: PretrainedConfig, budget: str | None, checkpointing: bool, tokens: int
+    folder: Path, config: PretrainedConfig, budget: str | None, ranks: tuple[int, ...], checkpointing: bool, tokens: int
 ) -> dict[str, Any]:
     """Peaks in GiB by phase, of the device and of the host."""
     config.save_pretrained(folder)
     evaluator = QuantizedLoRAEvaluator(
-        str(folder), "arithmetic",
+        str(folder), "arithmetic", space={"ranks": ranks},
         training={"batch_size": 1, "max_length": tokens, "gradient_checkpointing": checkpointing}, weights=False,
     )  # fmt: skip
     size = None if budget is None else size_in(evaluator.space, budget)

@@ -80,7 +80,7 @@ class _Phases:
         vocabulary = bench.model.config.get_text_config().vocab_size
         reload = self._resident(adapters=4) + 3 * 32 * vocabulary * 4
         phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
-        phases |= {"tune": (final, self.packed), "reload": (reload, 0)}
+        phases |= {"tune": (final, 0), "reload": (reload, 0)}
         return {name: self._peak(*parts) for name, parts in phases.items()}
 
     def _peak(self, device: int, host: int) -> Peak:
@@ -134,8 +134,9 @@ class _Phases:
         wider = int(self.rest * probing.itemsize / self.stored) if probing.itemsize != self.stored else 0
         probes = wider + max(int(self.layer_bytes * share) + forward + self.largest * 8, logits)
         waiting = hidden * (len(probed(self.space)) + 1)
-        first, second = sum(gradients), probes + waiting
-        return gradients if first > second else (probes, waiting)
+        if self.gpu:
+            return max(gradients[0], probes), max(gradients[1], waiting)
+        return max(gradients, (probes, waiting), key=sum)
 
     def _step(self, steps: int, split: str, held_out: int) -> int:
         """Training a plan, or measuring it."""
