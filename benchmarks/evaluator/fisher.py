@@ -14,13 +14,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
+from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import degrade_groups, measure_fisher
-from qra_eval.tasks.batches import bucketed, collate
+from qra_eval.tasks.batches import passed_together
 
 RESULTS = Path(__file__).parents[1] / "results" / "fisher.jsonl"
 RESAMPLED = 2000
@@ -42,13 +41,12 @@ def main() -> None:
     model.prepare()
     model.unquantize()
     rows = bench.rows("calibration", PRIOR_ROWS)
-    batches = bucketed(rows, bench.settings.batch_size)
+    batches = passed_together(rows)
     figures = {way: measure_fisher(bench, bits, batches, by_row=way == "row").damage for way in ("row", "token")}
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PROBE_ROWS]
     chosen = np.random.default_rng(0).permutation(len(bench.space))[: options.groups].tolist()
     pairs = [(g, k) for g in chosen for k in range(len(bits))]
     with model.in_float32() as blocks:
-        found, _ = degrade_groups(bench, blocks, bits, pairs, collate([rows[i] for i in drawn]))
+        found, _ = degrade_groups(bench, blocks, bits, pairs, probe_batch(rows))
     kept = []
     for g, k, kl in found:
         names = [linear.name for linear in bench.space.groups[g].linears]

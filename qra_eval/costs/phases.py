@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Sketch
-from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
+from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import LABELS, probed
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.calibration import likeness
-from qra_eval.tasks.batches import Batch, bucketed
+from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -115,7 +115,7 @@ class _Phases:
     def _prior(self, probing: torch.dtype) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
         rows = self.bench.rows("calibration", PRIOR_ROWS)
-        batches, layers = bucketed(rows, self.settings.batch_size), len(self.model.blocks)
+        batches, layers = passed_together(rows), len(self.model.blocks)
         n, tokens = _largest(batches)
         _, both = self.long.sensitivity(self._at, n, tokens)
         level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
@@ -124,8 +124,7 @@ class _Phases:
         head = labels * vocabulary * (2 * self.wide + 3 * 4)
         placed = self.layer_bytes if self.gpu or self.wide != self.stored else 0
         gradients = max(placed + both + level, head), (layers + 1) * self._hidden(batches, self.wide)
-        count = min(len(rows), PROBE_ROWS, self.settings.batch_size)
-        longest = max(map(len, rows))
+        count, longest = probe_batch(rows).input_ids.shape
         forward, _ = self._sketch(probing, layers=self._depths()[1], rank=0).sensitivity(self._at, count, longest)
         hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
         share = probing.itemsize / self.wide

@@ -14,7 +14,7 @@ from torch import nn
 from qra_eval.costs.phases import foretell
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
-from qra_eval.prior.kept import PRIOR_ROWS, PROBE_ROWS
+from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
@@ -140,5 +140,4 @@ def prior_tokens(workbench: Workbench) -> float:
     rows = workbench.rows("calibration", PRIOR_ROWS)
     tokens, space = sum(map(len, rows)), workbench.space
     levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
-    share = min(1.0, min(PROBE_ROWS, workbench.settings.batch_size) / len(rows))
-    return (3 + levels) * tokens + 0.5 * len(probed(space)) * tokens * share
+    return (3 + levels) * tokens + 0.5 * len(probed(space)) * probe_batch(rows).tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from qra_eval.prior.measure import measure_prior
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.tasks.batches import bucketed, collate
+from qra_eval.tasks.batches import PASS_TOKENS, Batch, collate, passed_together
+from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
 from qra_search.files import write_json
@@ -22,7 +24,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 PRIOR_ROWS = 16
 PROBE_ROWS = 8
-"""Of these, drawn at random, on which groups are degraded for real."""
+"""Of these, on which groups are degraded for real, at most."""
 PRIOR_VERSION = 4
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
@@ -43,6 +45,13 @@ def kept_or_measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     return prior, report
 
 
+def probe_batch(rows: Sequence[Encoded]) -> Batch:
+    """The rows on which groups are degraded for real: drawn at random, for the shortest are not like the others."""
+    count = max(1, min(PROBE_ROWS, PASS_TOKENS // max(map(len, rows))))
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return collate([rows[i] for i in drawn])
+
+
 def prior_file(workbench: Workbench) -> Path:
     """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
     model = workbench.quantized
@@ -50,7 +59,6 @@ def prior_file(workbench: Workbench) -> Path:
     identity = [PRIOR_VERSION, model.identity, levels, model.space.signature]
     identity += [workbench.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
     identity += [workbench.rows.hash(calibration=PRIOR_ROWS), workbench.evaluation_tokens(), str(model.compute)]
-    identity += [workbench.settings.batch_size]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
@@ -61,9 +69,8 @@ def measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
     model.prepare()  # quantizing is no part of the prior's time
     start = time.perf_counter()
     model.unquantize()
-    rows, size = workbench.rows("calibration", PRIOR_ROWS), workbench.settings.batch_size
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: min(size, PROBE_ROWS)]
-    prior, report = measure_prior(workbench, bucketed(rows, size), collate([rows[i] for i in drawn]))
+    rows = workbench.rows("calibration", PRIOR_ROWS)
+    prior, report = measure_prior(workbench, passed_together(rows), probe_batch(rows))
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))

@@ -20,7 +20,7 @@ from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import weight_cache_bytes
 from qra_eval.quantized.space import levels_of, model_space
-from qra_eval.tasks.batches import Batch, bucketed
+from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
@@ -248,7 +248,7 @@ class QuantizedModel:
 
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
-        return bucketed(self.rows("calibration", CALIBRATION_ROWS), self.settings.batch_size)
+        return passed_together(self.rows("calibration", CALIBRATION_ROWS))
 
     # -- helpers -------------------------------------------------------------------------------
     def _calibration_hash(self) -> str:

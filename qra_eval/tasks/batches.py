@@ -10,6 +10,9 @@ from torch import Tensor
 
 from qra_eval.tasks.encoding import IGNORED, Encoded
 
+PASS_ROWS, PASS_TOKENS = 8, 4096
+"""Rows, and about as many tokens, that pass through a layer together, at most."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,6 +57,14 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def bucketed(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
     """Batches of rows of similar length, in order of length."""
     return [collate([rows[i] for i in batch]) for batch in by_length(list(map(len, rows)), batch_size)]
+
+
+def passed_together(rows: Sequence[Encoded]) -> list[Batch]:
+    """Batches for passes that go layer by layer, in order of length: as large as they are quick, whatever a training's.
+
+    In memory is one layer's share of them.
+    """
+    return bucketed(rows, max(1, min(PASS_ROWS, PASS_TOKENS // max(map(len, rows)))))
 
 
 def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int) -> list[Batch]:
