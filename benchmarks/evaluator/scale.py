@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from peak_memory import Watch, commit, own_pages
-from qra_eval.models.blocks import Blocks
 from random_models import SHAPES, Shape, write_model, write_rows
 
 import qra_eval
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
 
 PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
