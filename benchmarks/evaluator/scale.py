@@ -180,14 +180,19 @@ def search(make: Make, folder: Path) -> dict[str, Any]:
     """Of the largest plan, then of the smallest."""
     evaluator = quantized(make)
     space = evaluator.space
-    plans = [space.uniform(pick(space.bits), pick(space.ranks)) for pick in (max, min)]
-    return {"losses": [evaluator.evaluate(plan).loss for plan in plans]}
+    losses = []
+    for n, pick in enumerate((max, min)):
+        stage(evaluator, "evaluate", n, 2)
+        losses.append(evaluator.evaluate(space.uniform(pick(space.bits), pick(space.ranks))).loss)
+    return {"losses": losses}
 
 
 def tune(make: Make, folder: Path) -> dict[str, Any]:
     evaluator = quantized(make)
     space = evaluator.space
-    tuned = evaluator.tune(space.uniform(max(space.bits), max(space.ranks)), folder=folder)
+    stage(evaluator, "tune", 0, TRAINING.final_steps)
+    plan = space.uniform(max(space.bits), max(space.ranks))
+    tuned = evaluator.tune(plan, folder=folder, progress=evaluator.progress)
     return {"reload_difference": tuned.reload_difference}
 
 
@@ -207,6 +212,11 @@ def quantized(make: Make) -> QuantizedLoRAEvaluator:
         sys.exit("the bank is not whole: run this with --again --phases quantize first")
     evaluator.quantized.prepare()
     return evaluator
+
+
+def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -> None:
+    assert evaluator.progress is not None
+    evaluator.progress(name, done, total)
 
 
 class StageWatch(Watch):
