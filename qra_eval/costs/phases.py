@@ -57,8 +57,8 @@ class _Phases:
         self.bench, model = workbench, workbench.quantized
         self.model, self.settings, self.space = model, workbench.settings, model.space
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
-        compute = model.compute if gpu is None else model.dtype
-        self.wide = compute.itemsize
+        compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
+        self.wide, self.passed = compute.itemsize, passing.itemsize
         self.stored = model.dtype.itemsize
         linears = list(model.linears.values())
         self.largest = max(m.out_features * m.in_features for m in linears)
@@ -69,8 +69,9 @@ class _Phases:
         self.plan = max(0, min(budget or self.space.memory.maximum, self.space.memory.maximum) - self.space.fixed_bytes)
         self.packed = self.plan - self.adapters * self.space.adapter_bits // 8
         self.cache = min(model.room if gpu is None else 0, dense * self.wide * len(self.space.bits))
-        self.layer, self.layer_bytes = self._heaviest()
+        self.layer, self.layer_weights = self._heaviest()
         self.short, self.long = (self._sketch(compute, layers=n, rank=self.rank) for n in self._depths())
+        self.layerwise = self._sketch(passing, layers=self._depths()[1], rank=0)
 
     def all(self) -> dict[str, Peak]:
         settings, bench = self.settings, self.bench
@@ -108,30 +109,30 @@ class _Phases:
         inputs = {(name.rpartition(".")[0], m.in_features) for name, m in linears.items()}
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
-        forward = self.long.calibration(self._at, rows, tokens) + experts + (self.layer_bytes if self.gpu else 0)
+        forward = self.layerwise.calibration(self._at, rows, tokens) + experts + self._placed()
         largest = 4 * max(width for _, width in inputs) ** 2
-        return max(forward, moments + largest + work + placed), made + self._hidden(batches, self.wide)
+        casts = 0 if self.gpu else self._cast(self.passed)
+        return casts + max(forward, moments + largest + work + placed), made + self._hidden(batches, self.passed)
 
     def _prior(self, probing: torch.dtype) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
         rows = self.bench.rows("calibration", PRIOR_ROWS)
         batches, layers = passed_together(rows), len(self.model.blocks)
         n, tokens = _largest(batches)
-        _, both = self.long.sensitivity(self._at, n, tokens)
+        _, both = self.layerwise.sensitivity(self._at, n, tokens)
         level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
         vocabulary = self.bench.model.config.get_text_config().vocab_size
         labels = min(LABELS, max(len(b.targets) for b in batches))
         head = labels * vocabulary * (2 * self.wide + 3 * 4)
-        placed = self.layer_bytes if self.gpu or self.wide != self.stored else 0
-        gradients = max(placed + both + level, head), (layers + 1) * self._hidden(batches, self.wide)
+        casts = 0 if self.gpu else self._cast(self.passed)
+        gradients = casts + max(self._placed() + both + level, head), (layers + 1) * self._hidden(batches, self.passed)
         count, longest = probe_batch(rows).input_ids.shape
         forward, _ = self._sketch(probing, layers=self._depths()[1], rank=0).sensitivity(self._at, count, longest)
         hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
-        share = probing.itemsize / self.wide
         labels = max(len(b.targets) for b in batches) * count // n
         logits = labels * vocabulary * 4 * 5
-        wider = int(self.rest * probing.itemsize / self.stored) if probing.itemsize != self.stored else 0
-        probes = wider + max(int(self.layer_bytes * share) + forward + self.largest * 8, logits)
+        wider = self._cast(probing.itemsize)
+        probes = wider + max(self.layer_weights * probing.itemsize + forward + self.largest * 8, logits)
         waiting = hidden * (len(probed(self.space)) + 1)
         if self.gpu:
             return max(gradients[0], probes), max(gradients[1], waiting)
@@ -179,12 +180,20 @@ class _Phases:
             checkpointing=self.settings.gradient_checkpointing, layers=layers,
         )  # fmt: skip
 
+    def _cast(self, item: int) -> int:
+        """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
+        return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
+
+    def _placed(self) -> int:
+        """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
+        return self.layer_weights * self.passed if self.gpu or self.passed != self.stored else 0
+
     def _heaviest(self) -> tuple[int, int]:
-        """The layer with the most weights, and its bytes in the dtype of the arithmetic."""
+        """The layer with the most weights, and how many."""
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.model.blocks.layers]
         self.alike = len(set(sizes)) == 1
         heaviest = max(range(len(sizes)), key=sizes.__getitem__)
-        return heaviest, sizes[heaviest] * self.wide
+        return heaviest, sizes[heaviest]
 
     def _hidden(self, batches: list[Batch], item: int) -> int:
         width = self.bench.model.config.get_text_config().hidden_size

@@ -60,7 +60,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         memory_kind=config.search.memory_kind,
         seed=config.search.seed,
         progress=progress,
-        weights=weights,
+        weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
     )
     if config.search.memory:
         evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))

@@ -15,7 +15,7 @@ import torch
 from qra_eval.prior.measure import measure_prior
 from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.tasks.batches import PASS_TOKENS, Batch, collate, passed_together
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.workbench import Workbench
 from qra_search.evaluation.prior import Prior
@@ -23,8 +23,8 @@ from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 PRIOR_ROWS = 16
-PROBE_ROWS = 8
-"""Of these, on which groups are degraded for real, at most."""
+PROBE_ROWS, PROBE_TOKENS = 8, 2048
+"""Of these, on which groups are degraded for real, at most; and about as many tokens."""
 PRIOR_VERSION = 4
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
@@ -47,9 +47,9 @@ def kept_or_measured(workbench: Workbench) -> tuple[Prior, dict[str, Any]]:
 
 def probe_batch(rows: Sequence[Encoded]) -> Batch:
     """The rows on which groups are degraded for real: drawn at random, for the shortest are not like the others."""
-    count = max(1, min(PROBE_ROWS, PASS_TOKENS // max(map(len, rows))))
+    count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return collate([rows[i] for i in drawn])
+    return collate([rows[i] for i in drawn], multiple=PASS_MULTIPLE)
 
 
 def prior_file(workbench: Workbench) -> Path:

@@ -21,13 +21,15 @@ the router rarely chose, and little beside the thousands that others see."""
 class LayerMoments:
     """Means of x xᵀ (in, in) and of x (in,), float32, over the tokens that each linear of a layer reads.
 
-    Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding is counted as well: it is little,
-    since batches hold rows of similar length. An expert's matrix is drawn towards that of all experts of its layer,
-    by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the identity: rounding to nearest.
+    Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding up to the longest row of a batch is
+    counted as well: it is little, since batches hold rows of similar length. An expert's matrix is drawn towards that
+    of all experts of its layer, by `SHRINK_TOKENS`; a linear that no token reached, and that has no likes, gets the
+    identity: rounding to nearest.
     """
 
     def __init__(self, linears: Mapping[str, nn.Module]):
         self._linears = linears
+        self.width = 0  # tokens of a row that count; 0: all
         self._moments: dict[str, SecondMoment] = {}
         self._shared: dict[str, str] = {}
         self._last: list[tuple[Tensor, str]] = []
@@ -54,7 +56,8 @@ class LayerMoments:
             self._last.append((args[0], name))
             if len(self._last) > 4:
                 del self._last[0]
-            self._moments.setdefault(name, SecondMoment()).update(args[0])
+            x = args[0] if not self.width or args[0].dim() < 3 else args[0][:, : self.width]
+            self._moments.setdefault(name, SecondMoment()).update(x)
 
         return read
 
@@ -120,7 +123,9 @@ def pass_through(blocks: Blocks, index: int, flows: Sequence[Flow], linears: Map
     """Take flows through a layer, which has to be placed, and gather the moments of its linears on the way."""
     moments = LayerMoments(linears)
     with moments.gathered():
-        blocks.advance(index, flows)
+        for flow in flows:
+            moments.width = flow.batch.width
+            blocks.advance(index, [flow])
     return moments
 
 

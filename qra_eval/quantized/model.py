@@ -18,7 +18,7 @@ from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
-from qra_eval.quantized.room import weight_cache_bytes
+from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import levels_of, model_space
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
@@ -92,6 +92,8 @@ class QuantizedModel:
         self.blocks = Blocks(self.model, device, self.compute)
         if not self.materialised:
             self.compute = self.dtype
+            if device.type == "cpu":
+                give_back_freed_memory()
         groups = group_linears(found, self.granularity)
         self.space = model_space(
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
