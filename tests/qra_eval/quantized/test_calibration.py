@@ -84,3 +84,16 @@ def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_laye
 def test_likes_are_the_same_linear_of_other_experts():
     assert likeness("layers.3.mlp.experts.17.up_proj") == "layers.3.mlp.experts.up_proj"
     assert likeness("layers.3.mlp.up_proj") == "layers.3.mlp.up_proj"
+
+
+def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
+    model = tiny_model(dtype=torch.float32).model
+    expected = gathered(model, batches)
+    padded = [
+        Batch(torch.nn.functional.pad(b.input_ids, (0, 32 - b.input_ids.shape[1])), b.positions, b.targets, b.tokens,
+              b.input_ids.shape[1])
+        for b in batches
+    ]  # fmt: skip
+    for name, (hessian, mean) in gathered(model, padded).items():
+        torch.testing.assert_close(hessian, expected[name][0])
+        torch.testing.assert_close(mean, expected[name][1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -23,3 +26,21 @@ def test_what_is_no_size_is_refused_by_the_config():
     assert make_config({"model": {"weight_cache": 0}}).model.weight_cache == "0"
     with pytest.raises(ConfigError, match="weight_cache"):
         make_config({"model": {"weight_cache": "much"}})
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is asked, which Linux has")
+def test_where_no_weights_are_kept_ready_freed_memory_goes_back_to_the_system():
+    """In a process of its own, for the setting stays: blocks of 4 MiB, of which every second is freed."""
+    code = """
+import torch
+from qra_eval.quantized.room import give_back_freed_memory
+give_back_freed_memory()
+def private():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+blocks = [torch.ones(1 << 20) for _ in range(64)]
+full = private()
+del blocks[::2]
+print(full - private())
+"""
+    freed = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert freed > 0.9 * 32 * 4096

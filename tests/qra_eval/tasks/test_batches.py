@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from token_rows import rows
 
-from qra_eval.tasks.batches import bucketed, by_length, collate, schedule
+from qra_eval.tasks.batches import bucketed, by_length, collate, passed_together, schedule
 from qra_eval.tasks.encoding import IGNORED, Encoded
 
 
@@ -56,3 +56,20 @@ def test_the_schedule_follows_the_seed_and_repeats_rows_when_they_run_out():
     assert key(schedule(some, 6, 4, seed=1)) == key(schedule(some, 6, 4, seed=1))
     assert key(schedule(some, 6, 4, seed=1)) != key(schedule(some, 6, 4, seed=2))
     assert len(schedule(some, 6, 4, seed=1)) == 6
+
+
+def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
+    lengths = [5, 9, 33, 40, 41, 64, 65, 70, 90]
+    rows = [Encoded(torch.arange(n), torch.arange(n)) for n in lengths]
+    batches = passed_together(rows)
+    assert [tuple(b.input_ids.shape) for b in batches] == [(8, 96), (1, 96)]
+    assert [b.width for b in batches] == [70, 90] and sum(b.tokens for b in batches) == sum(lengths)
+    plain = collate(rows[:8])
+    assert plain.width == 0 and torch.equal(plain.targets, batches[0].targets)
+    at = [divmod(int(p), 96) for p in batches[0].positions]
+    assert at == [divmod(int(p), 70) for p in plain.positions]
+
+
+def test_long_rows_pass_one_by_one():
+    rows = [Encoded(torch.arange(n), torch.arange(n)) for n in (3000, 5000)]
+    assert [len(b.input_ids) for b in passed_together(rows)] == [1, 1]
