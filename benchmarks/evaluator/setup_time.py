@@ -3,7 +3,7 @@
 python benchmarks/evaluator/setup_time.py --before OLDER_CHECKOUT --task gsm8k --data DIR
 
 Each run is a process of its own. Compared are seconds, the codes of the reference backend, and the order in which the
-priors put the groups. The prior of this checkout is measured with figures summed as the older one sums them, too.
+priors put the groups; also by the figures before they are scaled, summed as the older one sums them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--data")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--multiple", type=int, help="pad rows that calibrate to this multiple (1: as the older one)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -42,15 +43,18 @@ def main() -> None:
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             found = {name: run(options, Path(folder) / name, root) for name, root in sides(options)}
-            row: dict[str, Any] = {"model": options.model, "task": options.task, "cpu": platform.processor()}
+            row: dict[str, Any] = {
+                "model": options.model,
+                "task": options.task,
+                "multiple": options.multiple,
+                "cpu": platform.processor(),
+            }
             row |= {name: {k: v for k, v in facts.items() if k.endswith("seconds")} for name, facts in found.items()}
             if "before" in found:
                 row["ratio"] = total(found["now"]) / total(found["before"])
                 row["equal_codes"] = equal_codes(Path(folder) / "before", Path(folder) / "now")
-                row["spearman"] = {
-                    way: [spearman(found["before"]["damage"], found["now"][way], k) for k in range(4)]
-                    for way in ("damage", "damage_by_token")
-                }
+                row["spearman_of_figures"] = spearmans(found["before"]["figures"], found["now"]["figures"])
+                row["spearman_of_priors"] = spearmans(found["before"]["damage"], found["now"]["damage"])
             print(json.dumps(row), flush=True)
             with RESULTS.open("a") as file:
                 file.write(json.dumps({**row, "commit": commit()}) + "\n")
@@ -65,6 +69,7 @@ def run(options: argparse.Namespace, folder: Path, root: Path) -> dict[str, Any]
     folder.mkdir()
     command = [sys.executable, __file__, "--child", str(folder), "--model", options.model, "--task", options.task]
     command += ["--data", str(Path(options.data).resolve())] if options.data else []
+    command += ["--multiple", str(options.multiple)] if options.multiple else []
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'backends'}"}
     subprocess.run(command, check=True, env=environment, cwd=folder)
     return json.loads((folder / "facts.json").read_text())
@@ -74,6 +79,11 @@ def child(options: argparse.Namespace) -> None:
     """Quantize and measure from an empty cache, and write down what came of it."""
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
     from qra_eval.prior import kept, measure
+    from qra_eval.tasks import batches as batching
+    from qra_eval.tasks.batches import bucketed
+
+    if options.multiple and hasattr(batching, "PASS_MULTIPLE"):
+        batching.PASS_MULTIPLE = options.multiple
 
     evaluator = QuantizedLoRAEvaluator(
         options.model, {"name": options.task, "data": options.data}, quantization={"cache": str(options.child / "bank")}
@@ -85,10 +95,13 @@ def child(options: argparse.Namespace) -> None:
     done = time.perf_counter()
     facts = {"quantize_seconds": quantized - start, "prior_seconds": done - quantized}
     facts["damage"] = prior.bits_damage.tolist()
-    if "by_row" in measure.measure_fisher.__code__.co_varnames:
-        whole = measure.measure_fisher
-        measure.measure_fisher = lambda *args: whole(*args, by_row=False)
-        facts["damage_by_token"] = kept.measured(evaluator.workbench)[0].bits_damage.tolist()
+    bench, model = evaluator.workbench, evaluator.quantized
+    model.unquantize()
+    rows = bench.rows("calibration", kept.PRIOR_ROWS)
+    by_token = {"by_row": False} if "by_row" in measure.measure_fisher.__code__.co_varnames else {}
+    batches = bucketed(rows, bench.settings.batch_size)
+    found = measure.measure_fisher(bench, BITS, batches, **by_token).damage
+    facts["figures"] = [sum(found[m.name] for m in group.linears).tolist() for group in bench.space.groups]
     (options.child / "facts.json").write_text(json.dumps(facts))
 
 
@@ -120,8 +133,9 @@ def tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
     return found
 
 
-def spearman(old: list[list[float]], new: list[list[float]], level: int) -> float:
-    return float(spearmanr(np.array(old)[:, level], np.array(new)[:, level]).statistic)
+def spearmans(old: list[list[float]], new: list[list[float]]) -> list[float]:
+    """Rank correlation over the groups, at each width."""
+    return [float(spearmanr(a, b).statistic) for a, b in zip(np.array(old).T, np.array(new).T, strict=True)]
 
 
 def commit() -> str:

@@ -298,9 +298,13 @@ def degrade_groups(
             if workbench.progress is not None:
                 workbench.progress("probe groups", layer + 1, len(blocks))
         reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float().log_softmax(-1)
+        likely = reference.exp()
+        entropy = -(likely * reference).sum(-1)
         for g, k in pairs:
-            changed = blocks.logits(flow, probes[g, k].to(blocks.device)).float().log_softmax(-1)
-            found.append((g, k, max(float((reference.exp() * (reference - changed)).sum(-1).mean()), 0.0)))
+            changed = blocks.logits(flow, probes[g, k].to(blocks.device)).float()
+            normaliser = changed.logsumexp(-1)
+            divergence = normaliser - changed.mul_(likely).sum(-1) - entropy
+            found.append((g, k, max(float(divergence.mean()), 0.0)))
     return found, round(tokens)
 
 
