@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from safetensors import safe_open
 from scipy.stats import spearmanr
 
 ROOT = Path(__file__).parents[2]
+BITS = (2, 3, 4, 8)
 RESULTS = ROOT / "benchmarks" / "results" / "setup_time.jsonl"
 
 
@@ -47,7 +47,6 @@ def main() -> None:
                 "model": options.model,
                 "task": options.task,
                 "multiple": options.multiple,
-                "cpu": platform.processor(),
             }
             row |= {name: {k: v for k, v in facts.items() if k.endswith("seconds")} for name, facts in found.items()}
             if "before" in found:

@@ -297,13 +297,12 @@ def degrade_groups(
                 blocks.advance(layer, [flow])
             if workbench.progress is not None:
                 workbench.progress("probe groups", layer + 1, len(blocks))
-        reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float().log_softmax(-1)
-        likely = reference.exp()
-        entropy = -(likely * reference).sum(-1)
+        reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
+        likely = reference.softmax(-1)
         for g, k in pairs:
-            changed = blocks.logits(flow, probes[g, k].to(blocks.device)).float()
-            normaliser = changed.logsumexp(-1)
-            divergence = normaliser - changed.mul_(likely).sum(-1) - entropy
+            change = blocks.logits(flow, probes[g, k].to(blocks.device)).float().sub_(reference)
+            # log E exp(change) - E change under what was likely: of small changes no digit is lost.
+            divergence = (likely * change.expm1()).sum(-1).log1p() - (likely * change).sum(-1)
             found.append((g, k, max(float(divergence.mean()), 0.0)))
     return found, round(tokens)
 
