@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--data")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--multiple", type=int, help="pad rows that calibrate to this multiple (1: as the older one)")
+    parser.add_argument("--as-before", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -42,33 +42,36 @@ def main() -> None:
         return
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            found = {name: run(options, Path(folder) / name, root) for name, root in sides(options)}
-            row: dict[str, Any] = {
-                "model": options.model,
-                "task": options.task,
-                "multiple": options.multiple,
-            }
+            place = Path(folder)
+            found = {name: run(options, place / name, root, name == "as_before") for name, root in sides(options)}
+            row: dict[str, Any] = {"model": options.model, "task": options.task}
             row |= {name: {k: v for k, v in facts.items() if k.endswith("seconds")} for name, facts in found.items()}
             if "before" in found:
                 row["ratio"] = total(found["now"]) / total(found["before"])
-                row["equal_codes"] = equal_codes(Path(folder) / "before", Path(folder) / "now")
-                row["spearman_of_figures"] = spearmans(found["before"]["figures"], found["now"]["figures"])
-                row["spearman_of_priors"] = spearmans(found["before"]["damage"], found["now"]["damage"])
+                for name in ("now", "as_before"):
+                    row[f"{name}_to_before"] = {
+                        "equal_codes": equal_codes(place / "before", place / name),
+                        "spearman_of_figures": spearmans(found["before"]["figures"], found[name]["figures"]),
+                        "spearman_of_priors": spearmans(found["before"]["damage"], found[name]["damage"]),
+                    }
             print(json.dumps(row), flush=True)
             with RESULTS.open("a") as file:
                 file.write(json.dumps({**row, "commit": commit()}) + "\n")
 
 
 def sides(options: argparse.Namespace) -> list[tuple[str, Path]]:
-    return [*([("before", options.before.resolve())] if options.before else []), ("now", ROOT)]
+    """This checkout twice: as it is, and with rows that are not padded and labels drawn as the older one draws them."""
+    if options.before is None:
+        return [("now", ROOT)]
+    return [("before", options.before.resolve()), ("now", ROOT), ("as_before", ROOT)]
 
 
-def run(options: argparse.Namespace, folder: Path, root: Path) -> dict[str, Any]:
+def run(options: argparse.Namespace, folder: Path, root: Path, as_before: bool) -> dict[str, Any]:
     """One side, in a process of its own on that side's packages."""
     folder.mkdir()
     command = [sys.executable, __file__, "--child", str(folder), "--model", options.model, "--task", options.task]
     command += ["--data", str(Path(options.data).resolve())] if options.data else []
-    command += ["--multiple", str(options.multiple)] if options.multiple else []
+    command += ["--as-before"] if as_before else []
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'backends'}"}
     subprocess.run(command, check=True, env=environment, cwd=folder)
     return json.loads((folder / "facts.json").read_text())
@@ -81,8 +84,8 @@ def child(options: argparse.Namespace) -> None:
     from qra_eval.tasks import batches as batching
     from qra_eval.tasks.batches import bucketed
 
-    if options.multiple and hasattr(batching, "PASS_MULTIPLE"):
-        batching.PASS_MULTIPLE = options.multiple
+    if options.as_before and hasattr(batching, "PASS_MULTIPLE"):
+        batching.PASS_MULTIPLE, measure.LABELS = 1, 1 << 30
 
     evaluator = QuantizedLoRAEvaluator(
         options.model, {"name": options.task, "data": options.data}, quantization={"cache": str(options.child / "bank")}
