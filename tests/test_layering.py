@@ -14,7 +14,19 @@ PACKAGES = {
     "qra_eval": ROOT / "qra_eval",
     "qra_backends": ROOT / "backends" / "qra_backends",
 }
-HEAVY = {"botorch", "gpytorch", "matplotlib", "moocore", "pandas", "peft", "pymoo", "scipy", "torch", "transformers"}
+HEAVY = {
+    "accelerate",
+    "botorch",
+    "gpytorch",
+    "matplotlib",
+    "moocore",
+    "pandas",
+    "peft",
+    "pymoo",
+    "scipy",
+    "torch",
+    "transformers",
+}
 OPTIONAL = {
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
     "mlflow", "optimum", "optuna", "ray", "trackio",

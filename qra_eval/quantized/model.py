@@ -228,11 +228,14 @@ class QuantizedModel:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Nothing of the model on the device, nor anything kept dequantized; no plan is in place afterwards."""
-        self.unquantize()
+        """Nothing of the model on the device but adapters, nor anything kept dequantized; bases are gone afterwards."""
+        for wrapper in self.wrapped.values():
+            wrapper.set_base()
+        self._in_place = {}
         self._bank.forget()
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        moved = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+        own = {id(factor) for factor in adapters.trainable(self.wrapped)}
+        moved = [tensor for tensor in tensors if tensor.device.type != "cpu" and id(tensor) not in own]
         for tensor in moved:
             tensor.data = tensor.data.cpu()
         if moved:

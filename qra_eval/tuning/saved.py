@@ -161,8 +161,8 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
 def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives.
 
-    The tuned model is let go before the other is loaded: a card that just holds the one would not hold both. No plan
-    is in place afterwards.
+    The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not
+    hold both.
 
     Raises:
         ReloadMismatch: they differ; on a GPU, whose products are summed in no fixed order, by more than rounding.

@@ -205,7 +205,9 @@ def test_any_content_under_a_right_checksum_is_read_or_named(log_file, at, chang
     except LogMismatch as error:
         assert "\n" not in str(error)
     else:
-        assert len(found.trials) >= 11 and all("\n" not in what for _, what in found.damage)
+        # A line that takes another trial's number may hide both, which is then named.
+        assert len(found.trials) >= (10 if found.damage else 11)
+        assert all("\n" not in what for _, what in found.damage)
 
 
 # -- no object construction on any load path ---------------------------------------------------------
