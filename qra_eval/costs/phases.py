@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Sketch
+from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import LABELS, probed
 from qra_eval.quantized.bank import tensor_bytes
@@ -21,7 +21,7 @@ from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-LIBRARIES = 350 << 20
+LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
 CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
@@ -125,7 +125,11 @@ class _Phases:
         labels = min(LABELS, max(len(b.targets) for b in batches))
         head = labels * vocabulary * (2 * self.wide + 3 * 4)
         casts = 0 if self.gpu else self._cast(self.passed)
-        gradients = casts + max(self._placed() + both + level, head), (layers + 1) * self._hidden(batches, self.passed)
+        reordered = self._reordered(self.passed)
+        gradients = (
+            casts + reordered + max(self._placed() + both + level, head),
+            (layers + 1) * self._hidden(batches, self.passed),
+        )
         count, longest = probe_batch(rows).input_ids.shape
         forward, _ = self._sketch(probing, layers=self._depths()[1], rank=0).sensitivity(self._at, count, longest)
         hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
@@ -141,7 +145,7 @@ class _Phases:
     def _step(self, steps: int, split: str, held_out: int) -> int:
         """Training a plan, or measuring it."""
         trained = 0
-        if steps:
+        if steps and self.rank:
             batches = self.bench.batches(steps, 0)
             rows, tokens = _largest(batches)
             labels = max(len(b.targets) for b in batches)
@@ -150,7 +154,7 @@ class _Phases:
         rows, tokens = _largest(batches)
         labels = max(len(b.targets) for b in batches)
         measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
-        return self._resident(adapters=4 + MOMENTS) + max(trained, measured)
+        return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
 
     def _resident(self, *, adapters: int) -> int:
         """The plan in place, and what is kept dequantized."""
@@ -175,14 +179,21 @@ class _Phases:
         return self.model.layer_of[name]
 
     def _sketch(self, dtype: torch.dtype, *, layers: int, rank: int) -> Sketch:
-        return Sketch(
-            self.bench.model.config, dtype, embeddings=self.model.quantization.embeddings, rank=rank,
+        return sketch(
+            Shape(self.bench.model.config), dtype, embeddings=self.model.quantization.embeddings, rank=rank,
             checkpointing=self.settings.gradient_checkpointing, layers=layers,
         )  # fmt: skip
 
     def _cast(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
         return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
+
+    def _reordered(self, item: int) -> int:
+        """On a CPU a product in half precision copies its weight into another order: the head's is the largest."""
+        if self.gpu or item != 2:
+            return 0
+        text = self.bench.model.config.get_text_config()
+        return max(self.largest, text.vocab_size * text.hidden_size) * item
 
     def _placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from qra_eval.tasks.losses import batch_loss, labelled_head
 DEQUANTIZE_BYTES = 5
 """Of a weight while it is dequantized, beside the result: its code, and its value in float32."""
 CPU = torch.device("cpu")
+KEPT = 8
+"""Sketches that are kept, the last used ones."""
 
 
 class Sketch:
@@ -51,7 +55,6 @@ class Sketch:
         from transformers import AutoModelForCausalLM
 
         self._mode = FakeTensorMode()
-        self._trained: dict[tuple[int, int, int], int] = {}
         with self._mode:
             config = copy.deepcopy(config) if layers is None else shortened(config, layers)
             model: Any = AutoModelForCausalLM.from_config(
@@ -73,17 +76,17 @@ class Sketch:
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
 
+    @cache  # noqa: B019 - sketches are few, and kept on purpose
     def training_step(self, rows: int, tokens: int, labels: int) -> int:
         """Peak bytes of a forward and a backward pass, gradients of the adapters among them."""
-        if (rows, tokens, labels) not in self._trained:
-            with self._metered() as meter:
-                self.model.train()
-                with labelled_head(self.model) as head:
-                    batch_loss(self.model, head, self._batch(rows, tokens, labels)).backward()
-                self.model.zero_grad()
-            self._trained[rows, tokens, labels] = meter.peak
-        return self._trained[rows, tokens, labels]
+        with self._metered() as meter:
+            self.model.train()
+            with labelled_head(self.model) as head:
+                batch_loss(self.model, head, self._batch(rows, tokens, labels)).backward()
+            self.model.zero_grad()
+        return meter.peak
 
+    @cache  # noqa: B019
     def held_out(self, rows: int, tokens: int, labels: int) -> int:
         """Peak bytes of a forward pass and its loss."""
         with self._metered() as meter, torch.no_grad():
@@ -92,6 +95,7 @@ class Sketch:
                 batch_loss(self.model, head, self._batch(rows, tokens, labels))
         return meter.peak
 
+    @cache  # noqa: B019
     def calibration(self, layer: int, rows: int, tokens: int) -> int:
         """Peak bytes of a layer's forward pass while its Hessians are gathered, these among them.
 
@@ -104,6 +108,7 @@ class Sketch:
             pass_through(blocks, layer, [flow], linears)
         return meter.peak
 
+    @cache  # noqa: B019
     def sensitivity(self, layer: int, rows: int, tokens: int) -> tuple[int, int]:
         """Peak bytes of a layer's forward pass alone, and of one with the backward pass to its input."""
         blocks, _ = self._whole(layer)
@@ -135,6 +140,23 @@ class Sketch:
             ids = torch.zeros(rows, tokens, dtype=torch.long)
             at = torch.zeros(labels, dtype=torch.long)
             return Batch(ids, at, at.clone(), rows * tokens)
+
+
+class Shape(str):
+    """A model's config as a text, so that what was counted for it is found again."""
+
+    config: Any
+
+    def __new__(cls, config: Any) -> Shape:
+        shape = super().__new__(cls, json.dumps([config.to_dict(), config._attn_implementation], default=str))
+        shape.config = config
+        return shape
+
+
+@lru_cache(maxsize=KEPT)
+def sketch(shape: Shape, dtype: torch.dtype, *, embeddings: int, rank: int, checkpointing: bool, layers: int) -> Sketch:
+    """The sketch of a shape, made once."""
+    return Sketch(shape.config, dtype, embeddings=embeddings, rank=rank, checkpointing=checkpointing, layers=layers)
 
 
 def shortened(config: Any, layers: int) -> Any:

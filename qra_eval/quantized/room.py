@@ -12,7 +12,7 @@ from qra_search.space.memory import parse_bytes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
-FREED_AT_ONCE = 1 << 20
+FREED_AT_ONCE = 128 << 10
 """Bytes of a block from which on it is given back."""
 SHARE = 0.4
 """Of what is free: the rest is for the plan, adapters, activations and logits."""
