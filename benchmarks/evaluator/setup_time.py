@@ -87,7 +87,7 @@ def child(options: argparse.Namespace) -> None:
     from qra_eval.tasks.batches import bucketed
 
     if options.as_before and hasattr(batching, "PASS_MULTIPLE"):
-        batching.PASS_MULTIPLE, measure.LABELS = 1, 1 << 30
+        batching.PASS_MULTIPLE, sys.modules[measure.measure_fisher.__module__].LABELS = 1, 1 << 30
 
     evaluator = QuantizedLoRAEvaluator(
         options.model,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
+from qra_eval.prior.fisher import LABELS
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import LABELS, probed
+from qra_eval.prior.measure import probed
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch, bucketed, passed_together

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from qra_eval.prior import kept as kept
-from qra_eval.prior.measure import leading_singular_values, scale_damage
+from qra_eval.prior.fisher import leading_singular_values
+from qra_eval.prior.measure import scale_damage
 
 
 def test_leading_singular_values_are_those_of_the_product():
