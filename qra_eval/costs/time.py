@@ -75,7 +75,7 @@ def seconds_per_token(workbench: Workbench) -> float:
     model = workbench.quantized
     blocks, share = (model.blocks, 1.0) if model.loaded.weights else _stand_in(workbench)
     size = 2 * workbench.settings.batch_size
-    batch = bucketed(workbench.rows("validation", size), size)[0]
+    batch = bucketed(workbench.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=int(share * _vocabulary(workbench)) - 1))
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
@@ -117,21 +117,30 @@ def _vocabulary(workbench: Workbench) -> int:
 def quantization_seconds(workbench: Workbench) -> float:
     """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
     model = workbench.quantized
-    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
     counts = Counter((m.out_features, m.in_features) for m in model.linears.values())
     total = 0.0
+    least = min(counts)
+    _timed_quantization(workbench, min(least[0], 64), least[1])  # the first call imports libraries and makes kernels
     for (out_features, in_features), count in counts.items():
         rows, columns = min(out_features, TIMED_OUT), in_features
         while columns > TIMED_IN and columns % 2 == 0:
             columns //= 2
-        linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
-        hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-        start = time.perf_counter()
-        model.backend.quantize_levels(linear, levels, hessian=hessian)
+        seconds = _timed_quantization(workbench, rows, columns)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
-        total += count * (time.perf_counter() - start) * (out_features / rows) * (in_features / columns) ** power
+        total += count * seconds * (out_features / rows) * (in_features / columns) ** power
     return total
+
+
+def _timed_quantization(workbench: Workbench, rows: int, columns: int) -> float:
+    """Seconds to quantize a made-up linear at all levels."""
+    model = workbench.quantized
+    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
+    hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
+    start = time.perf_counter()
+    model.backend.quantize_levels(linear, levels, hessian=hessian)
+    return time.perf_counter() - start
 
 
 def prior_tokens(workbench: Workbench) -> float:
