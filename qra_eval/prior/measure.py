@@ -1,9 +1,10 @@
 """The prior: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
 
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
-prediction is half the expected square of the change of the log-likelihood, g' D x summed over a row's positions, where
-g is the gradient at the linear's output for labels drawn from the model itself (Fisher information). One backward pass
-gives x and g of every linear; each bit-width then costs one product D x. That ranks groups well but the scale of
+prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
+the gradient at the linear's output for labels drawn from the model itself (Fisher information); what positions have in
+common is left out (see `qra_eval.prior.fisher`). One backward pass gives x and g of every linear; each bit-width then
+costs one product D x. That ranks groups well but the scale of
 large damage is off, so a few groups are degraded for real, and a straight line in logarithms maps the one onto the
 other, with an intercept for each kind of linear.
 
