@@ -39,7 +39,7 @@ def main() -> None:
     settings += ["--set", "training.max_length=64", "--set", "training.final_steps=4", "--set", "training.test_rows=8"]
     settings += ["--set", f"quantization.cache={options.out / 'bank'}"]
     command = ["search", "--model", str(model), "--task", "arithmetic", "--bits", "2,4", "--ranks", "4,8"]
-    row["search"] = timed(*command, "--memory", "uniform4r4", "-n", "6", "--out", str(run), *settings)
+    row["search"] = timed(*command, "--memory", "uniform4r4", "-n", "16", "--out", str(run), *settings)
     facts = json.loads((run / "plan.json").read_text())
     row["groups"] = len(facts["groups"])
     row["kinds"] = sorted({"expert" if ".experts." in group["name"] else "other" for group in facts["groups"]})
