@@ -97,7 +97,7 @@ class _Phases:
         """A layer, its Hessians and the rows' hidden states; then the largest linear's work."""
         backend, model = self.model.backend, self.model
         levels = [b for b in self.space.bits if b != UNQUANTIZED_BITS]
-        linears = {name: m for name, m in model.linears.items() if self._bank_layer(name) == self.layer}
+        linears = {name: m for name, m in model.linears.items() if self.model.layer_of[name] == self.layer}
         shapes, place = {(m.out_features, m.in_features) for m in linears.values()}, "cuda" if self.gpu else "cpu"
         work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
@@ -175,9 +175,6 @@ class _Phases:
     def _at(self) -> int:
         """The heaviest layer, or in a shorter sketch one like it."""
         return min(self.layer, self._depths()[1] - 1)
-
-    def _bank_layer(self, name: str) -> int:
-        return self.model.layer_of[name]
 
     def _sketch(self, dtype: torch.dtype, *, layers: int, rank: int) -> Sketch:
         return sketch(
