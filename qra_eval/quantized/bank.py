@@ -64,6 +64,9 @@ class Bank:
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
         self.compute, self.device, self.room = compute, device, room
         self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
+        self._names: dict[int, list[str]] = {}
+        for name, layer in self.layer_of.items():
+            self._names.setdefault(layer, []).append(name)
         self._files: dict[tuple[int, LevelName], Any] = {}
         self._keys: dict[tuple[int, LevelName], dict[str, list[str]]] = {}
         self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
@@ -125,7 +128,7 @@ class Bank:
 
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
-        return [name for name, at in self.layer_of.items() if at == layer]
+        return list(self._names[layer])
 
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
@@ -140,9 +143,9 @@ class Bank:
 
     def _opened(self, layer: int, bits: LevelName) -> bool:
         """Open a file and index it; False if it is missing or not whole."""
-        path = self.path(layer, bits)
-        if (layer, bits) in self._files:
+        if (layer, bits) in self._files:  # asked for every linear of every plan: nothing is hashed again
             return True
+        path = self.path(layer, bits)
         if not path.is_file():
             return False
         try:
