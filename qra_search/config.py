@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.plugins import did_you_mean
-from qra_search.space.memory import parse_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -93,10 +93,25 @@ class QuantizationConfig(_Section):
         description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
         "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
-    embeddings: Literal[8, 16] = Field(
-        16, description="bits of the token embeddings and the head: 8 halves them, with a scale for each row"
+    embeddings: tuple[int, ...] = Field(
+        (UNQUANTIZED_BITS,),
+        description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
+        "they are",
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) else given
+
+    @field_validator("embeddings")
+    @classmethod
+    def _known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        _check_distinct(values, "choices")
+        if not all(1 <= value <= UNQUANTIZED_BITS for value in values):
+            raise ValueError("embeddings must be from 1 to 16 (16: left as they are)")
+        return tuple(sorted(values))
 
     @field_validator("backend", mode="before")
     @classmethod

@@ -130,7 +130,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             device=str(place),
             trust_remote_code=trust_remote_code,
-            embeddings=quantization.embeddings,
             stream=True,
             weights=weights,
         )
