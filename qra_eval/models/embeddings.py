@@ -46,7 +46,7 @@ def find_tables(model: Any) -> list[FoundTable]:
     if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
         raise ValueError(
             f"the embeddings of a {type(model).__name__} ({type(embedding).__name__}, head {type(head).__name__}) "
-            "cannot be quantized: leave space.embeddings at 16"
+            "cannot be quantized: leave quantization.embeddings at 16"
         )
     names = {id(module): name for name, module in model.named_modules()}
     first = _as_linear(embedding.weight)

@@ -35,8 +35,9 @@ CALIBRATION_ROWS = 128
 class QuantizedModel:
     """Every linear is quantized once at every bit-width (`Bank`); a plan is put in place by swapping what changed.
 
-    On the device are norms, embeddings and head (the latter in the plan, if they are searched), the plan in its packed form, and adapters. The unquantized weights
-    stay where the checkpoint is mapped, on the host, and visit the device a layer at a time (`blocks`).
+    On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
+    adapters. The unquantized weights stay where the checkpoint is mapped, on the host, and visit the device a layer at
+    a time (`blocks`).
 
     If `weight_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
