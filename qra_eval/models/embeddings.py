@@ -72,7 +72,7 @@ class Table(nn.Module):
         own: the model's weight.
     """
 
-    def __init__(self, own: nn.Parameter, backend: Backend):
+    def __init__(self, own: Any, backend: Backend):
         super().__init__()
         self.own, self.backend = own, backend
         self.module: nn.Module | None = None
@@ -233,7 +233,7 @@ def uninstall_tables(model: Any) -> None:
     model.set_submodule(names[id(embedding)], plain)
 
 
-def _as_linear(weight: nn.Parameter) -> nn.Linear:
+def _as_linear(weight: Any) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = weight
     return linear

@@ -267,8 +267,10 @@ class QuantizedModel:
     @contextmanager
     def released(self) -> Iterator[None]:
         """Nothing of the model on the device but adapters, nor anything kept dequantized; bases are gone afterwards."""
-        for wrapper in [*self.wrapped.values(), *self._placed.values()]:
+        for wrapper in self.wrapped.values():
             wrapper.set_base()
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
         self._bank.forget()
         tensors = [*self.model.parameters(), *self.model.buffers()]
