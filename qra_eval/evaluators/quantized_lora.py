@@ -23,7 +23,7 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.early_stop import ceiling, is_hopeless
+from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import Tuned, tune
 from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
@@ -31,7 +31,7 @@ from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.protocols import Figures, Progress
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -179,7 +179,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.workbench.apply(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.workbench.train(steps, seed, hopeless=lambda losses, of: is_hopeless(losses, of, highest))
+            trained = self.workbench.train(steps, seed, watch=StopHopeless(highest))
             if trained.cut_at is not None:
                 held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
                 spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
@@ -260,11 +260,16 @@ class QuantizedLoRAEvaluator(Evaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
+        kept: Path | None = None,
+        figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
-        return tune(self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, progress=progress)
+        return tune(
+            self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
+            progress=progress,
+        )  # fmt: skip
 
     def _loss(self, plan: Plan, seed: int) -> float:
         return self.evaluate(plan, seed=seed).loss

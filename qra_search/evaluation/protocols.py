@@ -11,6 +11,8 @@ from qra_search.space.space import Plan
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done, and the steps in all."""
+Figures = Callable[[int, Mapping[str, float]], None]
+"""Called with a step, counted from 1, and its figures by name."""
 
 
 @runtime_checkable
@@ -71,9 +73,15 @@ class Tunes(Protocol):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
+        kept: Path | None = None,
+        figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given.
+
+        Args:
+            kept: a folder of this tuning's own, for what it is resumed from if it is broken off, and its curve.
+            figures: called with the figures of each step: `loss` and, where they are known, others.
 
         Raises:
             EvaluationFailed: the plan cannot be tuned; `diverged: ...` and `out of memory: ...` are shown as such.

@@ -12,7 +12,7 @@ from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.report import words
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import Against, Tested, TuningFailed, compare_on_test, opponents, read_test
+from qra_search.runs.final_test import TUNING, Against, Tested, TuningFailed, compare_on_test, opponents, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
@@ -120,7 +120,7 @@ def tuned_baselines(
                 view.say(f"tuning {place.name}")
                 place.mkdir(parents=True, exist_ok=True)
                 try:
-                    tuner.tune(other, steps=steps, folder=place, progress=view.progress)
+                    tuner.tune(other, steps=steps, folder=place, kept=place / TUNING, progress=view.progress)
                 except (EvaluationFailed, ReloadFailed) as error:
                     (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
                     view.say(f"{place.name} is left out: {error}")

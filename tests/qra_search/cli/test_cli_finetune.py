@@ -45,7 +45,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 
-        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any) -> Tuned:
+        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any, **_: Any) -> Tuned:
             seen["tuned"].append((plan, seed, steps))
             progress("tune", 1, 1)
             if plan.is_uniform == seen["failing"]:
