@@ -96,7 +96,7 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow the search in `tensorboard`, `mlflow` or `trackio`, such as "
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
            "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
 ]  # fmt: skip
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]

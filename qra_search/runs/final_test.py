@@ -96,8 +96,8 @@ def compare_on_test(
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
     A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps, rows and settings
-    is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is saved into the folder `save`; if that does
-    not load back as it was tuned, this is recorded with what was measured.
+    is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is
+    saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was measured.
 
     Args:
         space: of the plans.
