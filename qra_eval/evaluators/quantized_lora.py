@@ -21,7 +21,7 @@ from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
-from qra_eval.tasks import make_task
+from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import Tuned, tune
@@ -31,7 +31,7 @@ from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.evaluation.protocols import Figures, Progress
+from qra_search.evaluation.protocols import Figures, Progress, RowCount
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -121,6 +121,9 @@ class QuantizedLoRAEvaluator(Evaluator):
         training = section(TrainingConfig, "training", training)
         place = resolve_device(device)
         self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
+        for split in SPLITS:  # read and checked before a model is loaded for nothing
+            if not self.task.split(split):
+                raise ValueError(f"task {task.name!r} has no rows in its {split} split")
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
         if progress is not None:
@@ -239,6 +242,10 @@ class QuantizedLoRAEvaluator(Evaluator):
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate(self.workbench, self.budget)
+
+    def row_counts(self) -> Mapping[str, RowCount]:
+        """Rows of each split, asked for and had, for evaluations and the full tuning together."""
+        return self.workbench.row_counts()
 
     def cards(self) -> list[dict[str, Any]]:
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""

@@ -76,9 +76,18 @@ class Task(ABC):
     def answers(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
     ) -> list[str]:
-        """Greedy answers to the examples' prompts, in the chat format if the task has it; see `generate_answers`."""
-        prompts = [chat_prompt(e, tokenizer) if self.chat else e.prompt for e in examples]
-        return generate_answers(model, tokenizer, prompts, max_new_tokens, special=not self.chat, **options)
+        """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
+        found = {}
+        for chat in (False, True):
+            some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
+            prompts = [chat_prompt(examples[i], tokenizer) if chat else examples[i].prompt for i in some]
+            answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
+            found.update(zip(some, answers, strict=True))
+        return [found[i] for i in range(len(examples))]
+
+    def in_chat(self, example: Example, tokenizer: Any) -> bool:
+        """Whether an example goes through the tokenizer's chat template."""
+        return self.chat
 
 
 def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:

@@ -51,7 +51,7 @@ class Rows:
 
     def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
         encoded = self.task.encode(examples, self.tokenizer, self.max_length)
-        return [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+        return [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels), e.cut) for e in encoded]
 
     def hash(self, **counts: int) -> str:
         """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""

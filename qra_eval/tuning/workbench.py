@@ -15,7 +15,7 @@ from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_search.config import FINAL_ONLY, TrainingConfig
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.protocols import Progress, RowCount
 from qra_search.space.space import Plan
 
 LATER = {"hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0}
@@ -142,6 +142,23 @@ class Workbench:
     def trained_rows(self) -> int:
         """Rows that a full evaluation trains on; one, of which only the length matters, if it trains on none."""
         return max(1, self.settings.steps * self.settings.rows_a_step)
+
+    def row_counts(self) -> dict[str, RowCount]:
+        """Rows of each split that evaluations and the full tuning ask for together, and how many there are."""
+        settings = self.settings
+        counts: dict[SplitName, int] = {
+            "calibration": max(self.trained_rows, self.final_steps * settings.rows_a_step),
+            "validation": settings.validation_rows,
+            "test": settings.test_rows,
+        }
+        found: dict[str, RowCount] = {}
+        for split, asked in counts.items():
+            if split == "calibration" and settings.final_epochs is not None:
+                asked = min(asked, len(self.rows.task.split(split)))  # passes over what there is ask for no more
+            rows = self.rows(split, asked)
+            cut = sum(row.cut > 0 for row in rows)
+            found[split] = RowCount(asked, min(asked, len(rows)), cut, max(len(row) + row.cut for row in rows))
+        return found
 
     def evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""

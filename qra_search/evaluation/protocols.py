@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,30 @@ class Estimates(Protocol):
         """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`, and `phases`: of
         each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak."""
         ...
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows of one split.
+
+    Attributes:
+        asked: that the settings ask for.
+        had: that there are of these.
+        cut: of these, rows that are longer than is allowed, and lose a part.
+        longest: tokens of the longest one, before it is cut.
+    """
+
+    asked: int
+    had: int
+    cut: int = 0
+    longest: int = 0
+
+
+@runtime_checkable
+class CountsRows(Protocol):
+    """Says how many rows it is asked for and has, by split: `calibration` (to tune on), `validation` and `test`."""
+
+    def row_counts(self) -> Mapping[str, RowCount]: ...
 
 
 @runtime_checkable
