@@ -242,6 +242,12 @@ class SearchConfig(_Section):
     evaluations: float = Field(
         DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
     )
+    metric: Literal["loss", "task"] = Field(
+        "loss",
+        description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
+        "choice the negative log-probability of the right choice among the choices, of generated answers the share "
+        "that is wrong; the loss is recorded beside it",
+    )
     memory: tuple[str, ...] = Field(
         (),
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "

@@ -58,6 +58,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         weight_cache=config.model.weight_cache,
         trust_remote_code=config.model.trust_remote_code,
         memory_kind=config.search.memory_kind,
+        metric=config.search.metric,
         seed=config.search.seed,
         progress=progress,
         weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
@@ -82,6 +83,8 @@ class QuantizedLoRAEvaluator(Evaluator):
             by what is free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
+        metric: what an evaluation's loss is: `loss`, that of the wanted answers, or `task`, the task's own measure,
+            with the loss among its metrics.
         seed: of the task's splits.
         weights: False: for `space`, `estimate`, `cards` and `example` alone.
 
@@ -108,6 +111,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         compute: str = "auto",
         trust_remote_code: bool = False,
         memory_kind: str = "resident",
+        metric: str = "loss",
         seed: int = 0,
         weight_cache: int | str = "auto",
         progress: Progress | None = None,
@@ -121,6 +125,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         training = section(TrainingConfig, "training", training)
         place = resolve_device(device)
         self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
+        if metric == "task" and self.task.judged_by is None:
+            raise ValueError(
+                f"search.metric is 'task', and the task {task.name!r} has no measure of its own: take 'loss'"
+            )
+        if metric == "task" and training.shared_steps:
+            raise ValueError("search.metric is 'task', and training.shared_steps scores plans by the loss: set it to 0")
         for split in SPLITS:  # read and checked before a model is loaded for nothing
             if not self.task.split(split):
                 raise ValueError(f"task {task.name!r} has no rows in its {split} split")
@@ -150,6 +160,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.workbench = Workbench(self.quantized, self.rows)
+        self.workbench.metric = metric
         self._highest: float | None = None
         if memory_kind == "peak":
             self.workbench.space = step_memory(self.workbench).space(self.quantized.space)
@@ -189,6 +200,7 @@ class QuantizedLoRAEvaluator(Evaluator):
                 cost = spent / self.workbench.evaluation_tokens()
             began = time.perf_counter()
             loss = self.workbench.held_out("validation", held_out)
+            by_task = self.workbench.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         except torch.cuda.OutOfMemoryError as error:
@@ -197,9 +209,10 @@ class QuantizedLoRAEvaluator(Evaluator):
             raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
         return Evaluation(
-            loss=loss,
+            loss=loss if by_task is None else by_task,
             memory_bytes=self.space.memory_bytes(plan),
             metrics={
+                **({} if by_task is None else {"loss": loss}),
                 "train_loss": trained.loss if steps else 0.0,
                 "trained_tokens": trained.tokens,
                 "swap_seconds": swapped,

@@ -35,6 +35,8 @@ class Task(ABC):
     """
 
     name: str = ""
+    judged_by: str | None = None
+    """Figure of `metrics` that a search by the task's own measure is after: a loss (`..._loss`), or a share of rows."""
 
     def __init__(
         self,
@@ -72,6 +74,20 @@ class Task(ABC):
     ) -> dict[str, float]:
         """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
         return {}
+
+    def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
+        """What a search by the task's own measure lowers: the loss of `judged_by`, or the share that misses it.
+
+        Args:
+            options: of `metrics`.
+
+        Raises:
+            ValueError: the task has no measure of its own.
+        """
+        if self.judged_by is None:
+            raise ValueError(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
+        value = self.metrics(model, tokenizer, examples, **options)[self.judged_by]
+        return value if self.judged_by.endswith("loss") else 1.0 - value
 
     def answers(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any

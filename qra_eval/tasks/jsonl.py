@@ -34,6 +34,7 @@ class JSONLTask(Task):
     """
 
     name = "jsonl"
+    judged_by = "exact_match"
 
     def __init__(
         self,

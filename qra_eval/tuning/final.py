@@ -17,7 +17,7 @@ from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.workbench import ANSWER, Workbench
 from qra_search.errors import describe, one_line
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed
@@ -25,7 +25,7 @@ from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
 """Test rows that the task's own figures are of, at most."""
-SHORT_ANSWER = 64
+SHORT_ANSWER = ANSWER
 """Tokens of the longest answer that is scored."""
 SAMPLE_TOKENS = 128
 """Tokens of a sample answer, at most."""
@@ -221,12 +221,13 @@ def _try_inits(
 
 
 def score(workbench: Workbench, rows: int) -> dict[str, float]:
-    """The task's own figures on the first test rows, for the plan and adapters in place; empty if answers are long.
+    """The task's own figures on the first test rows, for the plan and adapters in place.
 
-    An answer is written token by token, each as dear as a row's whole loss: scoring long ones takes longer than tuning.
+    Empty if answers are long, unless the search went by these figures: an answer is written token by token, each as
+    dear as a row's whole loss, and scoring long ones takes longer than tuning.
     """
     longest = max(int((row.labels >= 0).sum()) for row in workbench.rows("test", rows))
-    if longest > SHORT_ANSWER:
+    if longest > SHORT_ANSWER and workbench.metric == "loss":
         return {}
     settings = workbench.settings
     task = workbench.rows.task

@@ -20,6 +20,8 @@ from qra_search.space.space import Plan
 
 LATER = {"hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0}
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
+ANSWER = 64
+"""Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
 
 
 class Workbench:
@@ -32,6 +34,7 @@ class Workbench:
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
         init: where adapters start.
+        metric: what a search lowers, `loss` or `task`.
     """
 
     def __init__(self, quantized: QuantizedModel, rows: Rows):
@@ -39,6 +42,7 @@ class Workbench:
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.init: str = quantized.settings.inits[0]
+        self.metric = "loss"
 
     @property
     def settings(self) -> TrainingConfig:
@@ -61,6 +65,7 @@ class Workbench:
             "rows": self.rows.hash(calibration=self.trained_rows, validation=self.settings.validation_rows),
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
+            **({} if self.metric == "loss" else {"metric": self.metric}),
             "training": {
                 **self.settings.model_dump(exclude={*FINAL_ONLY, *unnamed}),
                 "init": self.settings.inits[0],
@@ -102,6 +107,16 @@ class Workbench:
     def held_out(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""
         return held_out_loss(self.model, bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device)
+
+    def objective(self, split: SplitName, rows: int) -> float | None:
+        """The task's own measure on the first rows of a split; None if the loss is what counts."""
+        if self.metric == "loss":
+            return None
+        task, settings = self.rows.task, self.settings
+        return task.objective(
+            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * settings.batch_size,
+            max_length=settings.max_length + ANSWER,
+        )  # fmt: skip
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""

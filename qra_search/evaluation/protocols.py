@@ -79,6 +79,14 @@ class Tuned(Protocol):
     def seconds(self) -> float: ...
 
 
+@runtime_checkable
+class ScoredOnRows(Protocol):
+    """A tuned plan that says on how many test rows the task's own figures are, from which intervals are made."""
+
+    @property
+    def scored(self) -> int: ...
+
+
 class ReloadFailed(RunFailed):
     """What full tuning saved does not load back as it was tuned; `tuned` is what had been measured by then."""
 

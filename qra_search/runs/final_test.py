@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed, Tuned, Tunes
+from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed, ScoredOnRows, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -35,6 +35,7 @@ class Tested:
     """One plan of the comparison, over the seeds it was tuned with.
 
     Attributes:
+        scored: test rows that the metrics are of; 0 if that is not known.
         failed: why it could not be tuned with a seed; empty if it could.
         reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
     """
@@ -45,6 +46,7 @@ class Tested:
     losses: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    scored: int = 0
     failed: str = ""
     reload_error: str = ""
 
@@ -190,6 +192,7 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
                 tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
                 metrics,
                 sum(e["seconds"] for e in same),
+                scored=min(e.get("scored", 0) for e in same),
                 failed=next((e["failed"] for e in same if "failed" in e), ""),
                 reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
             )
@@ -206,4 +209,5 @@ def _entry(tuned: Tuned) -> dict[str, Any]:
         "metrics": {k: v for k, v in tuned.metrics.items() if math.isfinite(v)},
         "memory_bytes": tuned.memory_bytes,
         "seconds": tuned.seconds,
+        **({"scored": tuned.scored} if isinstance(tuned, ScoredOnRows) and tuned.scored else {}),
     }

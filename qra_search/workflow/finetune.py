@@ -14,6 +14,7 @@ from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.exchange.trackers.base import flat
 from qra_search.exchange.trackers.tuning import tracked
 from qra_search.report import words
+from qra_search.report.shares import metric_text
 from qra_search.report.terminal.live import View
 from qra_search.runs.final_test import TUNING, Against, Tested, TuningFailed, compare_on_test, opponents, read_test
 from qra_search.runs.folder import RunFolder
@@ -161,7 +162,7 @@ def tuned_baselines(
 
 def tested_text(tested: Tested, space: SearchSpace) -> str:
     """A tuned plan in one line."""
-    metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
+    metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
     return (
         f"{words.plan_name(tested.plan, space)}: test loss {words.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"

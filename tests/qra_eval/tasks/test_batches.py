@@ -78,7 +78,7 @@ def test_long_rows_pass_one_by_one():
 def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():
     some = rows(64)
     company = []
-    for order in (range(64), range(63, -1, -1)):
+    for order in (range(64), [(7 * i) % 64 for i in range(64)]):
         batches = schedule([some[i] for i in order], 32, 2, 0, drawn=True)
         company.append({frozenset(map(tuple, batch.input_ids.tolist())) for batch in batches})
     assert all(len(batches) == 32 for batches in company) and company[0] != company[1]

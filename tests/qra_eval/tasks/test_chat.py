@@ -95,7 +95,7 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
         ("{{ raise_exception('only users here') }}", "refuses a chat of the turns system, user.*only users here"),
         ("{% for m in messages|reverse %}{{ m.content }}{% endfor %}", "does not put turns one after the other"),
         (
-            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
             "marks no token",
         ),
     ],
