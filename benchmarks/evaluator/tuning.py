@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0, help="of the steps that are killed")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
+    parser.add_argument("--cache", help="folder of the bank; default: a temporary one")
     parser.add_argument("--backend", default="bitsandbytes")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tuning.jsonl"))
     options = parser.parse_args()
@@ -113,7 +114,7 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Tokens a second of both loops on the same batches, by turns; each turn is timed as a whole, after one step."""
     evaluator = QuantizedLoRAEvaluator(
         options.model, {"name": options.task, "data": options.data},
-        quantization={"backend": options.backend, "cache": str(folder / CACHE)},
+        quantization={"backend": options.backend, "cache": options.cache or str(folder / CACHE)},
         space={"bits": (4,), "ranks": (8,)}, training={"batch_size": 8},
     )  # fmt: skip
     bench, plan = evaluator.workbench, evaluator.space.uniform(4, 8)
