@@ -23,7 +23,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
-from qra_search.workflow.rows import say_rows, tested_rows
+from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.run import write_report
 
 PLAN_FILE = "plan.json"
@@ -85,7 +85,7 @@ def tune_with(
         with tracked(track, tunings, told, result, view.say) as figures:
             tested = compare_on_test(
                 tuner, plan, others, folder.test_file, space=result.space, limit=limit, seeds=range(seeds),
-                steps=steps, rows=tested_rows(evaluator, config), training=changed, save=folder.path,
+                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=folder.path,
                 progress=view.progress, figures=figures, on_tuned=say_tuned,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -45,7 +45,7 @@ def say_rows(evaluator: object, view: View) -> None:
             view.say(line if line.startswith("warning") else f"rows: {line}")
 
 
-def tested_rows(evaluator: object, config: RunConfig) -> int:
+def rows_of_test(evaluator: object, config: RunConfig) -> int:
     """The rows that a comparison on test data is truly of."""
     counts = row_counts(evaluator)
     return counts["test"].had if "test" in counts else config.training.test_rows
