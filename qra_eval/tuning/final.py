@@ -27,7 +27,7 @@ SCORED_ROWS = 64
 """Test rows that the task's own figures are of, at most."""
 SHORT_ANSWER = ANSWER
 """Tokens of the longest answer that is scored."""
-SAMPLE_TOKENS = 128
+SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
 REASON = 500
 """Characters of why a saved plan could not be loaded back."""
