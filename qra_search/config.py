@@ -403,8 +403,8 @@ def explain(error: ValidationError) -> str:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
         near = did_you_mean(fault["loc"][-1], allowed, most=1)
-        listed = f"allowed are {', '.join(allowed)}" if len(allowed) <= MANY_FIELDS else "`qra schema` lists the fields"
-        return f"{where} is no known field: {near}{listed}"
+        listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
+        return f"{where} is no known field: {near}allowed are {listed}"
     message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
 
