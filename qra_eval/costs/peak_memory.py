@@ -101,7 +101,7 @@ def _saved_by_batch(workbench: Workbench, rows: int, tokens: int) -> tuple[list[
     if not ranks:
         return [], 0
     settings = workbench.settings
-    longest = max(workbench.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
+    longest = max(workbench.rows("calibration", workbench.trained_rows), key=len)
     plan = uniform_like(space, 0, ranks[0])
     workbench.apply(plan, 0)
     with workbench.quantized.as_stored(plan, workbench.init) as model:

@@ -25,6 +25,7 @@ def profile(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     bits: common.Bits = None,
     ranks: common.Ranks = None,
     granularity: common.Granularity = None,
@@ -43,8 +44,8 @@ def profile(
         qra profile --model smollm2 --task arithmetic --out prior.json
     """
     settings = common.settings(
-        config, sets=sets, model=model, task=task, data=data, bits=bits, ranks=ranks, granularity=granularity,
-        backend=backend, seed=seed, device=device, evaluator=evaluator,
+        config, sets=sets, model=model, task=task, data=data, columns=columns, bits=bits, ranks=ranks,
+        granularity=granularity, backend=backend, seed=seed, device=device, evaluator=evaluator,
     )  # fmt: skip
     with (
         make_view(common.stderr(), quiet=as_json) as view,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Progress, ReloadFailed, Tuned, Tunes
+from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed, ScoredOnRows, Tuned, Tunes
 from qra_search.files import read_json, write_json
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
 TEST_FORMAT = "qra-test/1"
+TUNING = "tuning"
+"""Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
 FOUND = "found"
 UNIFORM = "uniform"
 Against = Literal["all", "best", "none"]
@@ -32,6 +35,7 @@ class Tested:
     """One plan of the comparison, over the seeds it was tuned with.
 
     Attributes:
+        scored: test rows that the metrics are of; 0 if that is not known.
         failed: why it could not be tuned with a seed; empty if it could.
         reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
     """
@@ -42,6 +46,7 @@ class Tested:
     losses: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    scored: int = 0
     failed: str = ""
     reload_error: str = ""
 
@@ -84,28 +89,35 @@ def compare_on_test(
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     rows: int | None = None,
+    training: Mapping[str, Any] | None = None,
     save: Path | None = None,
     progress: Progress | None = None,
+    figures: Callable[[str], Figures] | None = None,
     on_tuned: Callable[[Tested, int, int], None] | None = None,
 ) -> list[Tested]:
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
-    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps and rows
-    is not tuned again, one that failed is. The found plan's first tuning is saved into the folder `save`; if that does
-    not load back as it was tuned, this is recorded with what was measured.
+    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps, rows and settings
+    is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is
+    saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was measured.
 
     Args:
         space: of the plans.
         limit: bytes that every plan keeps to.
+        training: settings of training that are other than the run's.
         progress: of each tuning.
+        figures: by the name of a tuning, what hears of its steps.
         on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
 
     Raises:
         TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
     """
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
+    changed = dict(training) if training else None
     data = read_json(path) or {}
-    entries = data.get("tuned", []) if all(data.get(k) == v for k, v in settings.items()) else []
+    same = all(data.get(k) == v for k, v in settings.items()) and data.get("training") == changed
+    settings |= {"training": changed} if changed else {}
+    entries = data.get("tuned", []) if same else []
     order = [found, *(p for p in others if p.key != found.key)]
     entries = [e for e in entries if any(e["plan"] == p.to_dict() for p in order)]
     for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
@@ -115,7 +127,11 @@ def compare_on_test(
             entries = [e for e in entries if e is not entry]
             start = time.perf_counter()
             try:
-                tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
+                name = tuning_name(plan, seed)
+                tuned = evaluator.tune(
+                    plan, seed=seed, steps=steps, folder=folder, kept=path.parent / TUNING / name, progress=progress,
+                    figures=None if figures is None else figures(name),
+                )  # fmt: skip
                 entry = _entry(tuned)
             except ReloadFailed as error:
                 entry = {**_entry(error.tuned), "reload_error": str(error)}
@@ -132,6 +148,13 @@ def compare_on_test(
         if plan is found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
     return _tested(entries)
+
+
+def tuning_name(plan: Plan, seed: int) -> str:
+    """A short name for one tuning of a comparison, that of its folder."""
+    if plan.is_uniform:
+        return f"uniform-{plan.bits[0]}-rank-{plan.ranks[0]}-seed-{seed}"
+    return f"plan-{hashlib.sha256(plan.key.encode()).hexdigest()[:8]}-seed-{seed}"
 
 
 def read_test(data: dict[str, Any] | None) -> list[Tested]:
@@ -169,6 +192,7 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
                 tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
                 metrics,
                 sum(e["seconds"] for e in same),
+                scored=min(e.get("scored", 0) for e in same),
                 failed=next((e["failed"] for e in same if "failed" in e), ""),
                 reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
             )
@@ -185,4 +209,5 @@ def _entry(tuned: Tuned) -> dict[str, Any]:
         "metrics": {k: v for k, v in tuned.metrics.items() if math.isfinite(v)},
         "memory_bytes": tuned.memory_bytes,
         "seconds": tuned.seconds,
+        **({"scored": tuned.scored} if isinstance(tuned, ScoredOnRows) and tuned.scored else {}),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from qra_search.config import RunConfig
@@ -15,6 +16,7 @@ from qra_search.space.sizes import resolve_budgets
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.study import uniform_design
 from qra_search.workflow.evaluator import learnt_log
+from qra_search.workflow.rows import row_counts
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
@@ -60,6 +62,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
             {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
             for plan in uniform_design(space, budgets)
         ],
+        "rows": {name: asdict(count) for name, count in row_counts(evaluator).items()},
         "estimate": estimate,
     }
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qra_search.report.data import PRIOR, RunData
 from qra_search.report.figures.charts import origin_mark
 from qra_search.report.html.markup import escape, prose
+from qra_search.report.shares import metric_text
 from qra_search.report.words import (
     bits_counts,
     duration,
@@ -50,7 +51,7 @@ def tested_table(run: RunData) -> str:
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
         name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
-        metrics = "".join(f"<td>{'–' if t.failed else prose(_metric(n, t.metrics[n]))}</td>" for n in names)
+        metrics = "".join(f"<td>{'–' if t.failed else prose(metric_text(t, n))}</td>" for n in names)
         loss = escape(test_loss_text(t)) if t.failed else _loss(t.loss, t.loss_error)
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
@@ -183,10 +184,6 @@ def _difference(found: float, other: float) -> str:
     if other == found:
         return ""
     return f"{'+' if other > found else '−'}{prose(percent(abs(other / found - 1)))}"
-
-
-def _metric(name: str, value: float) -> str:
-    return percent(value) if "match" in name or "accuracy" in name else f"{value:.4g}"
 
 
 def _head_class(head: str) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.report import words
+from qra_search.report.shares import metric_text
 from qra_search.report.terminal.columns import columns
 from qra_search.runs.final_test import FOUND, Tested, metrics_of, read_test
 from qra_search.space.memory import format_bytes
@@ -66,7 +67,7 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
             Text(mark + words.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
             format_bytes(t.memory_bytes),
             Text(words.test_loss_text(t), style=style),
-            *("" if t.failed else f"{t.metrics[name]:.4g}" for name in names),
+            *("" if t.failed else metric_text(t, name) for name in names),
             words.duration(t.seconds),
         )
     return table
