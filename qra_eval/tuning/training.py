@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
@@ -36,7 +37,7 @@ class Trained:
 
 def train(
     model: Any,
-    parameters: Sequence[nn.Parameter],
+    groups: Sequence[ParameterGroup],
     batches: Sequence[Batch],
     *,
     learning_rate: float,
@@ -46,7 +47,7 @@ def train(
     progress: Callable[[int, int, float], None] | None = None,
     hopeless: Callable[[Sequence[float], int], bool] | None = None,
 ) -> Trained:
-    """AdamW without weight decay, gradients clipped to norm 1, linear warm-up and linear decay; one batch a step.
+    """AdamW without weight decay, gradients clipped by group, linear warm-up and linear decay; one batch a step.
 
     Args:
         hopeless: asked after each step, with the losses so far and the steps in all, whether to stop there.
@@ -55,15 +56,18 @@ def train(
         Diverged: the loss is not finite.
     """
     start, in_model, tokens, losses, cut_at = time.perf_counter(), 0.0, 0, [], None
-    if not parameters or not batches:
+    if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(group.parameters.values())} for group in groups],
+        lr=learning_rate,
+        weight_decay=0.0,
+        fused=True,
+    )
     model.train()
     with labelled_head(model) as head:
         for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * rate_at(step, len(batches), warmup)
             begun = time.perf_counter()
             loss = batch_loss(model, head, batch.to(device))
             loss.backward()
@@ -71,7 +75,9 @@ def train(
             in_model += time.perf_counter() - begun
             if not math.isfinite(value):
                 raise Diverged(f"training loss is {value} at step {step + 1} of {len(batches)}")
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group, options in zip(groups, optimizer.param_groups, strict=True):
+                options["lr"] = learning_rate * group.rate * rate_at(step, len(batches), warmup)
+                nn.utils.clip_grad_norm_(options["params"], group.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(value)

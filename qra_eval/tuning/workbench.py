@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from qra_eval.quantized import adapters
@@ -17,7 +18,7 @@ from qra_search.config import TrainingConfig
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
 
-LATER = {"hopeless": 0.5, "shared_steps": 0}
+LATER = {"hopeless": 0.5, "shared_steps": 0, "scales": False, "scales_rate": 1e-3}
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
 
 
@@ -78,18 +79,22 @@ class Workbench:
         progress: Callable[[int, int, float], None] | None = None,
         hopeless: Callable[[Sequence[float], int], bool] | None = None,
     ) -> training.Trained:
-        """Tune the adapters in place for `steps` steps, then round them to what is saved."""
-        trained = training.train(
-            self.model,
-            adapters.trainable(self.quantized.wrapped),
-            self.batches(steps, seed),
-            learning_rate=self.settings.learning_rate,
-            warmup=self.settings.warmup,
-            seed=seed,
-            device=self.device,
-            progress=progress,
-            hopeless=hopeless,
-        )
+        """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved."""
+        settings = self.settings
+        with self.quantized.scales_in_training() if settings.scales and steps else nullcontext():
+            trained = training.train(
+                self.model,
+                adapters.parameter_groups(
+                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                ),
+                self.batches(steps, seed),
+                learning_rate=settings.learning_rate,
+                warmup=settings.warmup,
+                seed=seed,
+                device=self.device,
+                progress=progress,
+                hopeless=hopeless,
+            )
         adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
         return trained
 
