@@ -31,7 +31,7 @@ def adapted(seed=0, rank=4):
 def run(model, wrapped, steps=10, seed=0, rate=1e-2):
     return train(
         model,
-        adapters.trainable(wrapped),
+        adapters.parameter_groups(wrapped),
         schedule(rows(16), steps, 4, seed),
         learning_rate=rate,
         warmup=0.1,
