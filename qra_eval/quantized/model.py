@@ -19,14 +19,12 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.scales import TrainedGroups
 from qra_eval.quantized.space import levels_of, model_space
 from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
 CALIBRATION_ROWS = 128
@@ -60,6 +58,7 @@ class QuantizedModel:
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
         room: bytes that they may take together.
+        applied: plan and initialisation of the last `apply`.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class QuantizedModel:
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._in_place: dict[str, tuple[Any, ...]] = {}
-        self._applied: tuple[Plan, str]
+        self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
         self._initialisers: dict[str, Initialiser] = {}
@@ -150,7 +149,7 @@ class QuantizedModel:
         """
         if kind not in self._initialisers:
             rank, starts = max(self.space.ranks), None
-            if kind == "calibrated" and rank > 0:
+            if kind == "calibrated" and rank:
                 starts = Starts(self.bank, rank, self.rows.hash(calibration=CALIBRATION_ROWS))
                 starts.complete(self._inputs, self.progress)
             self._initialisers[kind] = Initialiser(
@@ -166,15 +165,9 @@ class QuantizedModel:
 
     # -- plans in place ------------------------------------------------------------------------
     def apply(
-        self,
-        plan: Plan,
-        seed: int,
-        init: str,
-        *,
-        materialised: bool | None = None,
-        keep_adapters: bool = False,
+        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False,
         keep_scales: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
 
         Args:
@@ -183,13 +176,13 @@ class QuantizedModel:
         """
         start = self.initialiser(init)
         fast = self.materialised if materialised is None else materialised
-        self._applied = plan, init
+        self.applied = plan, init
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
                 if not keep_scales:
                     wrapper.trained = wrapper.groups = None
-                self._put_base(start, linear.name, bits, rank, fast)
+                self.put_base(start, linear.name, bits, rank, fast)
                 if keep_adapters:
                     continue
                 if rank == 0:
@@ -199,62 +192,32 @@ class QuantizedModel:
                 scaling = self.settings.alpha / rank
                 wrapper.set_adapter(A.to(self.device), B.to(self.device), scaling, self.settings.dropout)
 
-    def _put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
-        """Only what is not in place already: a plan's neighbour differs in a few linears."""
+    def put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
+        """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""
         wrapper = self.wrapped[name]
         wanted = (bits, fast, *start.base(name, bits, rank))
         if self._in_place.get(name) == wanted and wrapper.groups is None:
             return
-        self._in_place.pop(name, None)
-        wrapper.set_base()  # what was there goes before the next comes
-        if wrapper.groups is not None:  # is no other plan's, so nothing is noted as in place
-            module = self.base_module(start, name, bits, rank)
-            if fast:
-                wrapper.set_base(weight=self.backend.dequantize(module).to(self.compute))
-            else:
-                wrapper.set_base(module=module)
-            return
-        if fast:
+        self.take_away(name)  # what was there goes before the next comes
+        trained = wrapper.groups is not None
+        if fast and not trained:
             wrapper.set_base(weight=start.weight(name, bits, rank))
         else:
-            wrapper.set_base(module=start.module(name, bits, rank))
-        self._in_place[name] = wanted
+            module = self.base_module(start, name, bits, rank)
+            weight = self.backend.dequantize(module).to(self.compute) if fast else None
+            wrapper.set_base(module=None if fast else module, weight=weight)
+        if not trained:  # else it is no other plan's
+            self._in_place[name] = wanted
+
+    def take_away(self, name: str) -> None:
+        """No base at a linear."""
+        self._in_place.pop(name, None)
+        self.wrapped[name].set_base()
 
     def base_module(self, start: Initialiser, name: str, bits: LevelName, rank: int) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
         module, groups = start.module(name, bits, rank), self.wrapped[name].groups
         return module if groups is None else self.backend.retrained(module, groups)
-
-    @contextmanager
-    def scales_in_training(self) -> Iterator[None]:
-        """The scales and offsets of the plan in place are trained along, for as long as the context lasts.
-
-        They are then in the plan in place as they are stored. The bank's own are never written to.
-        """
-        plan, init = self._applied
-        start = self.initialiser(init)
-        placed = [
-            (linear.name, bits, rank)
-            for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True)
-            for linear in group.linears
-            if bits != UNQUANTIZED_BITS
-        ]
-        for name, bits, rank in placed:
-            module = start.module(name, bits, rank)
-            groups = self.backend.trainable(module)
-            if groups is not None:
-                self._in_place.pop(name, None)
-                wrapper = self.wrapped[name]
-                wrapper.set_base(module=module)
-                wrapper.trained = TrainedGroups(self.backend, groups, keep=self.materialised)
-        try:
-            yield
-        finally:
-            for name, bits, rank in placed:
-                wrapper = self.wrapped[name]
-                if wrapper.trained is not None:
-                    wrapper.groups, wrapper.trained = wrapper.trained.groups(), None
-                    self._put_base(start, name, bits, rank, self.materialised)
 
     def unquantize(self) -> None:
         """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""

@@ -127,6 +127,11 @@ class Starts:
         return True
 
 
+def fit_bytes(out_features: int, in_features: int) -> int:
+    """Bytes that fitting a linear takes at its peak: weight, what is lost, and its product, float32; and two roots."""
+    return 4 * (3 * out_features * in_features + 2 * in_features**2)
+
+
 def metric(hessian: Tensor) -> Tensor:
     """C (in, in), lower triangular, with C Cᵀ the damped Hessian of a layer's inputs."""
     damped = hessian.float().clone()

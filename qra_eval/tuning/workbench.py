@@ -14,6 +14,7 @@ from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
+from qra_eval.tuning.scales import scales_in_training
 from qra_search.config import TrainingConfig
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.space import Plan
@@ -81,7 +82,7 @@ class Workbench:
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved."""
         settings = self.settings
-        with self.quantized.scales_in_training() if settings.scales and steps else nullcontext():
+        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
                 adapters.parameter_groups(
