@@ -64,7 +64,12 @@ def bank_bytes(workbench: Workbench) -> int:
     model = workbench.quantized
     levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
     shapes = Counter((m.out_features, m.in_features) for m in model.linears.values())
-    return sum(n * model.backend.storage(b).bytes(*shape) for shape, n in shapes.items() for b in levels)
+    return sum(
+        n * model.backend.storage(b).bytes(*shape)
+        for shape, n in shapes.items()
+        for b in levels
+        if model.backend.supports(b, *shape) is None
+    )
 
 
 def seconds_per_token(workbench: Workbench) -> float:
@@ -123,7 +128,7 @@ def quantization_seconds(workbench: Workbench) -> float:
     _timed_quantization(workbench, min(least[0], 64), least[1])  # the first call imports libraries and makes kernels
     for (out_features, in_features), count in counts.items():
         rows, columns = min(out_features, TIMED_OUT), in_features
-        while columns > TIMED_IN and columns % 2 == 0:
+        while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
             columns //= 2
         seconds = _timed_quantization(workbench, rows, columns)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
@@ -136,6 +141,7 @@ def _timed_quantization(workbench: Workbench, rows: int, columns: int) -> float:
     """Seconds to quantize a made-up linear at all levels."""
     model = workbench.quantized
     levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
+    levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from qra_backends.ggml.linear import GGMLLinear
+from torch import Tensor
 
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.gguf_blocks import TYPES, own_blocks, rounded_blocks, takes
@@ -26,6 +28,7 @@ from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
+OLLAMA_FILE = "Modelfile"
 QWEN3_HEAD = 128
 """transformers 5.24 does not read `attention.key_length` for qwen3."""
 WEIGHTS = ("plan", "f16", "bf16", "f32")
@@ -86,7 +89,10 @@ class GGUFExporter(Exporter):
         if not self.merge:
             write_lora(run, out / ADAPTER_FILE)
             notes.append(f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}")
-        notes += write_recipe(run, out)
+        write_modelfile(out, adapter=not self.merge)
+        notes.append(f"ollama create NAME -f {out / OLLAMA_FILE}")
+        if not any(stored_blocks(run, linear) for linear in run.linears):
+            notes += write_recipe(run, out)
         if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
             notes.append(
                 f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and "
@@ -130,7 +136,7 @@ class GGUFExporter(Exporter):
             writer.add_tensor(name_of(key), np.ascontiguousarray(data), raw_dtype=GGMLQuantizationType[kind])
         _finish(writer)
         if self.weights == "plan":
-            notes += _type_notes(run, used)
+            notes += _type_notes(run)
         return notes, used
 
     def _tensor(self, run: TunedRun, linear: Chosen) -> tuple[np.ndarray, str]:
@@ -139,6 +145,10 @@ class GGUFExporter(Exporter):
         weight = weight if order is None else weight[order]
         if self.weights != "plan":
             return rounded_blocks(weight, self.weights.upper()), self.weights.upper()
+        stored = None if self.merge or linear.bits in self.types else stored_blocks(run, linear)
+        if stored is not None:
+            blocks, kind = stored
+            return (blocks if order is None else blocks[order]).numpy(), kind
         if linear.bits == UNQUANTIZED_BITS or not takes("Q8_0", linear.in_features):
             kind = "F32" if run.dtype == torch.float32 else "BF16"
             return rounded_blocks(weight, kind), kind
@@ -176,6 +186,18 @@ def write_lora(run: TunedRun, path: Path) -> None:
         writer.add_tensor(f"{name_of(name)}.weight.lora_a", factors.A.float().numpy())
         writer.add_tensor(f"{name_of(name)}.weight.lora_b", (B if order is None else B[order]).contiguous().numpy())
     _finish(writer)
+
+
+def stored_blocks(run: TunedRun, linear: Chosen) -> tuple[Tensor, str] | None:
+    """Blocks uint8 (out, bytes of a row) of a linear that is stored as llama.cpp does, and their type; else None."""
+    module = run.module(linear.name)
+    return (module.blocks.cpu(), module.kind.name) if isinstance(module, GGMLLinear) else None
+
+
+def write_modelfile(out: Path, *, adapter: bool) -> None:
+    """What `ollama create` reads: the files beside it, and the prompt as it comes, as in tuning."""
+    lines = [f"FROM ./{MODEL_FILE}", *([f"ADAPTER ./{ADAPTER_FILE}"] if adapter else []), "TEMPLATE {{ .Prompt }}"]
+    (out / OLLAMA_FILE).write_text("\n".join(lines) + "\n")
 
 
 def write_recipe(run: TunedRun, out: Path) -> list[str]:
@@ -235,11 +257,19 @@ def _narrow(run: TunedRun) -> list[Chosen]:
     return [linear for linear in run.linears if linear.bits < 8 and linear.in_features % 256]
 
 
-def _type_notes(run: TunedRun, used: Counter[str]) -> list[str]:
+def _type_notes(run: TunedRun) -> list[str]:
     notes = []
-    if any(linear.bits < 4 for linear in run.linears):
+    others = [linear for linear in run.linears if stored_blocks(run, linear) is None]
+    copied = [linear for linear in run.linears if linear not in others]
+    if copied:
+        size = sum(blocks.nbytes for blocks, _ in filter(None, (stored_blocks(run, linear) for linear in copied)))
+        notes.append(
+            f"{len(copied)} of {len(run.linears)} searched weights are copies of the plan's own blocks: {size} bytes, "
+            "the numbers that were tuned on"
+        )
+    if any(linear.bits < 4 for linear in others):
         notes.append("2 and 3 bits are stored as Q4_1 (5 bits a weight): the same weights in a larger file")
-    uneven = sum(linear.bits == 4 and run.affine(linear) is None for linear in run.linears)
+    uneven = sum(linear.bits == 4 and run.affine(linear) is None for linear in others)
     if uneven:
         notes.append(f"{uneven} 4-bit linears have unevenly spaced levels (nf4), which GGUF lacks: stored as Q8_0")
     return notes

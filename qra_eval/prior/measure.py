@@ -80,10 +80,10 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
 
 
 def probed(space: SearchSpace) -> list[tuple[int, int]]:
-    """The groups that are degraded for real, and at which of the space's levels below 16 bits."""
-    levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
+    """The groups that are degraded for real, and at which of their levels below 16 bits."""
     kinds = [g.kind or g.name for g in space.groups]
-    return [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, levels))]
+    allowed = space.bits_allowed[:, [b != UNQUANTIZED_BITS for b in space.bits]]
+    return [(g, int(k)) for g in _spread(kinds) for k in np.flatnonzero(allowed[g])[:PROBED_BITS]]
 
 
 def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.space import levels_of, model_space
+from qra_eval.quantized.space import model_space
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -99,7 +99,7 @@ class QuantizedModel:
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
         )
         self._bank = Bank(
-            self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
+            self.linears, backend, self.space.bits, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers=self.layer_of,
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from qra_backends.base import Backend
+from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
+from qra_eval.quantized.bank import storable
 from qra_search.config import SpaceConfig
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
+
+log = logging.getLogger(__name__)
 
 ADAPTER_DTYPE = torch.bfloat16
 
@@ -31,6 +36,7 @@ def model_space(
         granularity: that of the groups; the config's may be `auto`.
         fixed_bytes: bytes of everything that is not searched.
     """
+    names = levels_of(config.bits, backend, [member.module for _, members in groups for member in members])
     return SearchSpace(
         groups=tuple(
             Group(
@@ -38,16 +44,34 @@ def model_space(
                 linears=tuple(
                     Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
                 ),
+                bits=_own_levels(members, names, backend),
                 kind=group_kind(name, granularity),
                 depth=members[0].layer,
             )
             for name, members in groups
         ),
-        bits=[_level(name, backend) for name in levels_of(config.bits, backend)],
+        bits=[_level(name, backend) for name in names],
         ranks=config.ranks,
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def _own_levels(
+    members: Sequence[FoundLinear], names: Sequence[LevelName], backend: Backend
+) -> tuple[LevelName, ...] | None:
+    """The levels that every linear of a group can be stored at; None if these are all.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = tuple(name for name in names if all(storable(backend, name, member.module) for member in members))
+    if not own:
+        raise ValueError(
+            f"no level that is searched suits all of {', '.join(f.name for f in members)}: choose other bits, another "
+            "backend or granularity module"
+        )
+    return None if len(own) == len(names) else own
 
 
 def _level(name: LevelName, backend: Backend) -> Level:
@@ -56,10 +80,16 @@ def _level(name: LevelName, backend: Backend) -> Level:
     return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
-def levels_of(bits: Sequence[int], backend: Backend) -> tuple[LevelName, ...]:
-    """The levels of these bit-widths, of which the backend may have several for one."""
-    own = tuple(name for name in backend.bits if backend.width(name) in bits)
-    return (*own, UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own
+def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
+    """The levels of these bit-widths that some linear can be stored at (all, if none can be); several of a width too."""
+    shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
+    wanted = [name for name in backend.bits if backend.width(name) in bits]
+    own = tuple(name for name in wanted if any(storable(backend, name, linear) for linear in shapes.values()))
+    lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
+    if lost and own:
+        reason = next(backend.supports(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost)
+        log.warning("%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason)
+    return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
 def check_bits(bits: Sequence[int], backend: Backend) -> None:

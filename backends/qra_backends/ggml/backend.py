@@ -60,8 +60,8 @@ class GGUFBackend(Backend):
         if in_features % block:
             fits = [name for name in self.bits if in_features % TYPES[name].block == 0]
             return (
-                f"{bits} needs rows that are multiples of {block}, got {in_features}: "
-                f"{', '.join(fits) or 'no type chosen'} takes such rows"
+                f"{bits} needs rows that are multiples of {block}, got {in_features}, "
+                f"which can be {', '.join(fits) or 'none of the types chosen'}"
             )
         return None
 
