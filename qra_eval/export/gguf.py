@@ -20,6 +20,7 @@ from qra_eval.export.gguf_names import (
     add_hyperparameters,
     add_tokenizer,
     architecture_reasons,
+    rope_factors,
     row_order,
     tensor_namer,
 )
@@ -134,6 +135,9 @@ class GGUFExporter(Exporter):
                 kind = "F32" if value.ndim == 1 or run.dtype == torch.float32 else "BF16"
                 data = rounded_blocks(value, kind)
             writer.add_tensor(name_of(key), np.ascontiguousarray(data), raw_dtype=GGMLQuantizationType[kind])
+        factors = rope_factors(config)
+        if factors is not None:
+            writer.add_tensor("rope_freqs.weight", factors.numpy())
         _finish(writer)
         if self.weights == "plan":
             notes += _type_notes(run)

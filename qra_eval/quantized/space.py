@@ -81,14 +81,16 @@ def _level(name: LevelName, backend: Backend) -> Level:
 
 
 def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
-    """The levels of these bit-widths that some linear can be stored at (all, if none can be); several of a width too."""
+    """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
     shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
     wanted = [name for name in backend.bits if backend.width(name) in bits]
     own = tuple(name for name in wanted if any(storable(backend, name, linear) for linear in shapes.values()))
     lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
     if lost and own:
         reason = next(backend.supports(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost)
-        log.warning("%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason)
+        log.warning(
+            "%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason
+        )
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 

@@ -31,14 +31,15 @@ class GGUFBackend(Backend):
     Args:
         types: names of the types to choose from; None: `DEFAULT_TYPES`.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
+        feedback: False: the blocks that llama.cpp's own quantizer makes with an importance matrix, to compare with.
     """
 
     name: ClassVar[str] = "gguf"
     library: ClassVar[str | None] = library.PACKAGE
     calibrated = True
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
 
-    def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1):
+    def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):
         names = (types,) if isinstance(types, str) else tuple(types or DEFAULT_TYPES)
         unknown = [name for name in names if name not in TYPES]
         if unknown or len(set(names)) != len(names):
@@ -46,8 +47,8 @@ class GGUFBackend(Backend):
         if not damping > 0:
             raise ValueError(f"damping must be positive, got {damping!r}")
         self.bits = tuple(name for name in TYPES if name in names)
-        self.damping = damping
-        self.options = {"types": list(self.bits), "damping": damping}
+        self.damping, self.feedback = damping, bool(feedback)
+        self.options = {"types": list(self.bits), "damping": damping, "feedback": self.feedback}
 
     def unavailable(self) -> str | None:
         return library.missing() if any(TYPES[name].needs_library for name in self.bits) else None
@@ -112,6 +113,8 @@ class GGUFBackend(Backend):
     def _encode(self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
+        if not self.feedback:
+            return {bits: {"blocks": library.quantize(rows, TYPES[bits], importance)} for bits in levels}
         factors = {
             block: factorize(hessian, self.damping, order=block_order(importance, block))
             for block in {TYPES[bits].block for bits in levels}

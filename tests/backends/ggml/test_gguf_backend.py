@@ -60,9 +60,7 @@ def test_blocks_and_columns_go_by_falling_importance() -> None:
 
 def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:
     backend = make_backend({"name": "gguf", "types": ["Q3_K", "Q4_0"]})
-    assert (
-        backend.supports("Q3_K", 8, 576) == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
-    )
+    assert backend.supports("Q3_K", 8, 576) == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
     assert backend.supports("Q4_0", 8, 576) is None
 
 
