@@ -114,9 +114,8 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     Args:
         splits: llama.cpp's name of the pre-tokenizer; None: that of the GGUF file that the model came from.
     """
-    backend = getattr(run.tokenizer, "backend_tokenizer", None)
-    model = {} if backend is None else json.loads(backend.to_str())["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    model = _tokenizer_model(run)
+    if not has_tokenizer(run):
         return [
             "the tokenizer is no byte-level BPE, and was not written: llama.cpp needs a file with a tokenizer, "
             "so convert an export as merged with its convert_hf_to_gguf.py instead"
@@ -160,6 +159,17 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
     return notes
+
+
+def has_tokenizer(run: TunedRun) -> bool:
+    """Whether the tokenizer is of the kind that is written, byte-level BPE."""
+    model = _tokenizer_model(run)
+    return model.get("type") == "BPE" and not model.get("byte_fallback")
+
+
+def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
+    backend = getattr(run.tokenizer, "backend_tokenizer", None)
+    return {} if backend is None else json.loads(backend.to_str())["model"]
 
 
 def _source_splits(run: TunedRun) -> str | None:
