@@ -236,8 +236,8 @@ class RunConfig(_Section):
     evaluator: str = Field("quantized-lora", description="name of an installed evaluator")
     engine: str | None = Field(
         None,
-        description="where the result will run (llama.cpp, gptqmodel): decides the backend, and which bits there are, "
-        "and what `qra export` writes",
+        description="where the result will run (llama.cpp, transformers, gptqmodel): decides the backend, which bits "
+        "there are, and what `qra export` writes",
     )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()

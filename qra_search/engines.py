@@ -39,6 +39,12 @@ ENGINES: dict[str, Engine] = {
         families=("llama", "mistral", "qwen2", "qwen3"),
         ropes=("default", "llama3"),
     ),
+    "transformers": Engine(
+        backend="bitsandbytes-nf4",
+        bits=(4, 16),
+        format="bitsandbytes",
+        serve='PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter")',
+    ),
     "gptqmodel": Engine(
         backend="gptqmodel",
         bits=(2, 3, 4, 8),

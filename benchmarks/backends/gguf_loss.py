@@ -30,8 +30,12 @@ def main() -> None:
     parser.add_argument("--types", nargs="*", default=list(TYPES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gguf_loss.jsonl"))
     options = parser.parse_args()
-    rows = []
-    for feedback in (False, True):
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
+    done = {(row["type"], row["codes"]) for row in known}  # what was measured stays: the script can be begun again
+    for feedback, codes in ((False, "llama.cpp"), (True, "feedback")):
+        if all((kind, codes) in done for kind in options.types):
+            continue
         evaluator = QuantizedLoRAEvaluator(
             options.model,
             TaskConfig(name="gsm8k", data=options.data),
@@ -42,27 +46,27 @@ def main() -> None:
             training=TrainingConfig(test_rows=options.rows),
         )
         space = evaluator.space
-        evaluator.workbench.apply(plan(space, None), 0)
-        dense = evaluator.workbench.held_out("test", options.rows)
-        for kind in (name for name in space.bits if name != 16):
+        dense = None
+        for kind in (name for name in space.bits if name != 16 and (name, codes) not in done):
+            if dense is None:
+                evaluator.workbench.apply(plan(space, None), 0)
+                dense = evaluator.workbench.held_out("test", options.rows)
             chosen = plan(space, kind)
             evaluator.workbench.apply(chosen, 0)
             stored = [g for g, bits in zip(space.groups, chosen.bits, strict=True) if bits == kind]
-            rows.append(
-                {
-                    "type": kind,
-                    "codes": "feedback" if feedback else "llama.cpp",
-                    "loss": round(evaluator.workbench.held_out("test", options.rows), 4),
-                    "unquantized_loss": round(dense, 4),
-                    "weights": sum(g.weights for g in stored),
-                    "model": options.model,
-                    "test_rows": options.rows,
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
+            row = {
+                "type": kind,
+                "codes": codes,
+                "loss": round(evaluator.workbench.held_out("test", options.rows), 4),
+                "unquantized_loss": round(dense, 4),
+                "weights": sum(g.weights for g in stored),
+                "model": options.model,
+                "test_rows": options.rows,
+            }
+            print(json.dumps(row), flush=True)
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         evaluator.close()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def plan(space: SearchSpace, kind: str | None) -> Plan:
