@@ -80,9 +80,13 @@ def bank_bytes(workbench: Workbench) -> int:
 def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = workbench.quantized
-    counts = Counter(((m.out_features, m.in_features), model.levels) for m in model.linears.values())
+
+    def of(shape: tuple[int, int], levels: Sequence[LevelName]) -> tuple[tuple[int, int], tuple[LevelName, ...]]:
+        return shape, tuple(b for b in levels if model.backend.supports(b, *shape) is None)
+
+    counts = Counter(of((m.out_features, m.in_features), model.levels) for m in model.linears.values())
     tables = [table.linear for table in model.tables.values()]
-    return counts + Counter(((t.out_features, t.in_features), model.table_levels) for t in tables)
+    return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in tables)
 
 
 def seconds_per_token(workbench: Workbench) -> float:
@@ -142,7 +146,7 @@ def quantization_seconds(workbench: Workbench) -> float:
     _timed_quantization(workbench, min(least[0], 64), least[1], model.levels)
     for ((out_features, in_features), levels), count in counts.items():
         rows, columns = min(out_features, TIMED_OUT), in_features
-        while columns > TIMED_IN and columns % 2 == 0:
+        while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
             columns //= 2
         seconds = _timed_quantization(workbench, rows, columns, levels)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
@@ -154,6 +158,7 @@ def quantization_seconds(workbench: Workbench) -> float:
 def _timed_quantization(workbench: Workbench, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
     """Seconds to quantize a made-up linear at some levels."""
     model = workbench.quantized
+    levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,14 +20,14 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.space import levels_of, model_space, table_levels
+from qra_eval.quantized.space import model_space, table_levels
 from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan
+from qra_search.space.space import Group, Plan, SearchSpace
 
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
@@ -103,20 +103,21 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
-        self.levels = tuple(b for b in levels_of(space.bits, backend) if b != UNQUANTIZED_BITS)
         wanted = quantization.embeddings
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
-        of_tables = next((some for _, some in offered.values()), ())
-        self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self.space = model_space(
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
             tables=offered, depth=len(self.blocks),
         )  # fmt: skip
+        self.levels, self.table_levels = (
+            _quantized_levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
+            for aside in (False, True)
+        )
         self._bank = Bank(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
-            backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
+            backend, self.levels, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
-            levels={len(self.blocks): of_tables},
+            levels={len(self.blocks): self.table_levels},
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
@@ -350,3 +351,9 @@ def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, 
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
     return {table.name: table for table in find_tables(model)}
+
+
+def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
+    """The levels below 16 bits that any of some groups may take."""
+    allowed = {b for group in groups for b in group.bits or space.bits}
+    return tuple(b for b in space.bits if b in allowed and b != UNQUANTIZED_BITS)
