@@ -70,9 +70,7 @@ def build(
         raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
 
 
-def _build(
-    bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None, head: str | None
-) -> None:
+def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None, head: str | None) -> None:
     missing = bank.missing()
     total, done = sum(len(bank.names(layer)) for layer in missing), 0
     calibrated = [layer for layer, levels in missing.items() if any(map(bank.backend.calibrates, levels))]
