@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -29,6 +30,11 @@ from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Group, Plan, SearchSpace
 
+log = logging.getLogger(__name__)
+
+AUTO_TABLE_BITS = (3, 4, 5, 8, UNQUANTIZED_BITS)
+"""Of embeddings and head unless the config says: calibrated, SmolLM2 loses 0.05, 0.01 and 0.002 nats at 3, 4 and 5
+bits, and no less at 6 than at 8 (benchmarks/results/tables.jsonl)."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 
@@ -103,7 +109,7 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
-        wanted = quantization.embeddings
+        wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
         self.space = model_space(
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
@@ -347,10 +353,20 @@ class QuantizedModel:
 
 
 def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, FoundTable]:
-    """The tables that have levels to choose from; none if they are left as they are."""
+    """The tables that have levels to choose from; none if they are left as they are.
+
+    Raises:
+        ValueError: levels are asked for, and the model's embeddings are of a kind that cannot be quantized.
+    """
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
-    return {table.name: table for table in find_tables(model)}
+    try:
+        return {table.name: table for table in find_tables(model)}
+    except ValueError as error:
+        if quantization.embeddings != "auto":
+            raise
+        log.info("embeddings are left as they are: %s", error)
+        return {}
 
 
 def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
