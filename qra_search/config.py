@@ -142,7 +142,7 @@ class SpaceConfig(_Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "loftq", "pissa", "eva"]
+Init = Literal["default", "calibrated", "loftq", "pissa", "eva"]
 Schedule = Literal["linear", "cosine", "constant"]
 FINAL_ONLY = frozenset({
     "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
@@ -169,9 +169,15 @@ class TrainingConfig(_Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
-        description="where adapters start: default, loftq, pissa or eva; of several the search uses the first, and "
-        "before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated, loftq, pissa or eva; of several the search uses the "
+        "first, and before a plan is tuned in full each is tried on it",
     )
+    scales: bool = Field(
+        False,
+        description="train the scales and offsets of quantized groups along with the adapters, at no bytes; a step "
+        "then takes up to half as long again",
+    )
+    scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     validation_rows: int = Field(
         64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"

@@ -121,6 +121,25 @@ class BackendConformance:
         for narrow, wide in itertools.pairwise(errors.values()):
             assert min(narrow) >= max(wide)
 
+    def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for shape in self.shapes[:2]:
+                module = quantized(backend, bits, linear(shape))
+                groups, before = backend.trainable(module), backend.dequantize(module)
+                counted = backend.trainable_numbers(bits, *shape)
+                if groups is None:
+                    assert counted == 0, f"{bits} bits, {shape}"
+                    continue
+                scale, offset, size = groups
+                assert counted == scale.numel() + offset.numel() and scale.shape == offset.shape
+                assert torch.equal(backend.dequantize(backend.retrained(module, groups)), before)
+                changed = backend.retrained(module, groups._replace(scale=2 * scale, offset=offset + scale))
+                assert weight_bytes(changed) == weight_bytes(module)
+                wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
+                expected = 2 * (before.float() - shift) + shift + wide
+                assert torch.allclose(backend.dequantize(changed).float(), expected, rtol=1e-2, atol=1e-3)
+                assert torch.equal(backend.dequantize(module), before), "the module given was changed"
+
     def test_extreme_weights_stay_finite(self, backend: Backend) -> None:
         source = linear((64, 64))
         with torch.no_grad():

@@ -22,6 +22,9 @@ from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.memory import UNQUANTIZED_BITS
 
+SCALES = 1.5
+"""Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
+the whole weight, its sums by group, and dequantizing at every step."""
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
@@ -52,11 +55,20 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
     return {
         "setup_seconds": setup,
         "prior_seconds": pace * prior_tokens(workbench),
-        "evaluation_seconds": pace * workbench.evaluation_tokens(),
+        "evaluation_seconds": pace * _evaluation_passes(workbench),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
         "disk_bytes": bank_bytes(workbench),
     }
+
+
+def _evaluation_passes(workbench: Workbench) -> float:
+    """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
+    settings, tokens = workbench.settings, workbench.evaluation_tokens()
+    if not settings.scales:
+        return tokens
+    rows = workbench.rows("calibration", workbench.trained_rows)
+    return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.batch_size / len(rows)
 
 
 def bank_bytes(workbench: Workbench) -> int:

@@ -20,6 +20,7 @@ from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import levels_of, model_space
+from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -57,6 +58,7 @@ class QuantizedModel:
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
         room: bytes that they may take together.
+        applied: plan and initialisation of the last `apply`.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class QuantizedModel:
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._in_place: dict[str, tuple[Any, ...]] = {}
+        self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
         self._initialisers: dict[str, Initialiser] = {}
@@ -145,8 +148,12 @@ class QuantizedModel:
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
         if kind not in self._initialisers:
+            rank, starts = max(self.space.ranks), None
+            if kind == "calibrated" and rank:
+                starts = Starts(self.bank, rank, self.rows.hash(calibration=CALIBRATION_ROWS))
+                starts.complete(self._inputs, self.progress)
             self._initialisers[kind] = Initialiser(
-                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max(self.space.ranks),
+                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=rank, starts=starts,
                 inputs=self._inputs if kind == "eva" or (kind == "pissa" and self.backend.calibrated) else None,
             )  # fmt: skip
         return self._initialisers[kind]
@@ -158,15 +165,24 @@ class QuantizedModel:
 
     # -- plans in place ------------------------------------------------------------------------
     def apply(
-        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False
-    ) -> None:
-        """Put a plan in place: bases from the bank, adapters as their initialisation gives them."""
+        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False,
+        keep_scales: bool = False,
+    ) -> None:  # fmt: skip
+        """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
+
+        Args:
+            keep_adapters: leave the adapters as they are.
+            keep_scales: with the scales and offsets that the last training left.
+        """
         start = self.initialiser(init)
         fast = self.materialised if materialised is None else materialised
+        self.applied = plan, init
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
-                self._put_base(start, linear.name, bits, rank, fast)
+                if not keep_scales:
+                    wrapper.trained = wrapper.groups = None
+                self.put_base(start, linear.name, bits, rank, fast)
                 if keep_adapters:
                     continue
                 if rank == 0:
@@ -176,25 +192,39 @@ class QuantizedModel:
                 scaling = self.settings.alpha / rank
                 wrapper.set_adapter(A.to(self.device), B.to(self.device), scaling, self.settings.dropout)
 
-    def _put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
-        """Only what is not in place already: a plan's neighbour differs in a few linears."""
-        wanted = (bits, fast, *start.base(name, bits, rank))
-        if self._in_place.get(name) == wanted:
-            return
-        self._in_place.pop(name, None)
+    def put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
+        """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""
         wrapper = self.wrapped[name]
-        wrapper.set_base()  # what was there goes before the next comes
-        if fast:
+        wanted = (bits, fast, *start.base(name, bits, rank))
+        if self._in_place.get(name) == wanted and wrapper.groups is None:
+            return
+        self.take_away(name)  # what was there goes before the next comes
+        trained = wrapper.groups is not None
+        if fast and not trained:
             wrapper.set_base(weight=start.weight(name, bits, rank))
         else:
-            wrapper.set_base(module=start.module(name, bits, rank))
-        self._in_place[name] = wanted
+            module = self.base_module(start, name, bits, rank)
+            weight = self.backend.dequantize(module).to(self.compute) if fast else None
+            wrapper.set_base(module=None if fast else module, weight=weight)
+        if not trained:  # else it is no other plan's
+            self._in_place[name] = wanted
+
+    def take_away(self, name: str) -> None:
+        """No base at a linear."""
+        self._in_place.pop(name, None)
+        self.wrapped[name].set_base()
+
+    def base_module(self, start: Initialiser, name: str, bits: LevelName, rank: int) -> nn.Module:
+        """The base of a linear as a module, with the scales and offsets that training left."""
+        module, groups = start.module(name, bits, rank), self.wrapped[name].groups
+        return module if groups is None else self.backend.retrained(module, groups)
 
     def unquantize(self) -> None:
         """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""
         for wrapper in self.wrapped.values():
             wrapper.set_base()
             wrapper.set_adapter(None, None, 0.0)
+            wrapper.trained = wrapper.groups = None
         self._in_place = {}
 
     @contextmanager
@@ -208,13 +238,13 @@ class QuantizedModel:
     @contextmanager
     def as_stored(self, plan: Plan, init: str) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.apply(plan, 0, init, materialised=False, keep_adapters=True)
+        self.apply(plan, 0, init, materialised=False, keep_adapters=True, keep_scales=True)
         self._put_rest_in(self.dtype)
         try:
             yield self.model
         finally:
             self._put_rest_in(self.compute)
-            self.apply(plan, 0, init, keep_adapters=True)
+            self.apply(plan, 0, init, keep_adapters=True, keep_scales=True)
 
     @contextmanager
     def in_float32(self) -> Iterator[Blocks]:
