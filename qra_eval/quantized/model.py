@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from qra_backends import Backend
 from torch import Tensor, nn
 
+from qra_eval.models.embeddings import FoundTable, Table, find_tables, install_tables, uninstall_tables
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
@@ -19,13 +20,14 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.space import levels_of, model_space
+from qra_eval.quantized.space import model_space, table_levels
 from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
-from qra_search.space.space import Plan
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Group, Plan, SearchSpace
 
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
@@ -34,8 +36,9 @@ CALIBRATION_ROWS = 128
 class QuantizedModel:
     """Every linear is quantized once at every bit-width (`Bank`); a plan is put in place by swapping what changed.
 
-    On the device are the embeddings, norms and head, the plan in its packed form, and adapters. The unquantized weights
-    stay where the checkpoint is mapped, on the host, and visit the device a layer at a time (`blocks`).
+    On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
+    adapters. The unquantized weights stay where the checkpoint is mapped, on the host, and visit the device a layer at
+    a time (`blocks`).
 
     If `weight_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
@@ -54,6 +57,8 @@ class QuantizedModel:
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
         linears: the searched ones, by name.
+        tables: embedding and head, or the one table of both, by name, if they are searched.
+        levels, table_levels: at which linears are quantized, and tables.
         layer_of: the decoder layer of each.
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
@@ -83,7 +88,8 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
-        dense = weight_bytes(self.linears.values())
+        self.tables = _searched_tables(self.model, quantization)
+        dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(device) if compute == "auto" else getattr(torch, compute)
         if compute == "auto" and self.compute.itemsize < self.dtype.itemsize:
@@ -97,15 +103,25 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
+        wanted = quantization.embeddings
+        offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
         self.space = model_space(
-            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
+            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
+            tables=offered, depth=len(self.blocks),
+        )  # fmt: skip
+        self.levels, self.table_levels = (
+            _quantized_levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
+            for aside in (False, True)
         )
         self._bank = Bank(
-            self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
-            calibration=self._calibration_hash(), layers=self.layer_of,
+            {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
+            backend, self.levels, bank_folder(quantization.cache), self.identity,
+            calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
+            levels={len(self.blocks): self.table_levels},
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
+        self._placed: dict[str, Table] = {}
         self._in_place: dict[str, tuple[Any, ...]] = {}
         self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
@@ -131,9 +147,12 @@ class QuantizedModel:
     def prepare(self) -> dict[str, adapters.AdaptedLinear]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
-            build(self._bank, self.blocks, self.calibration_batches(), self.progress)
+            head = next((name for name, table in self.tables.items() if table.head), None)
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, head=head)
             self._wrapped = adapters.install(self.model, list(self.linears))
+            self._placed = install_tables(self.model, self.backend) if self.tables else {}
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
+            searched |= {id(table.own) for table in self._placed.values()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
             narrower = self.compute.itemsize < self.dtype.itemsize
             tensors = [*self.model.parameters(), *(() if narrower else self.model.buffers())]
@@ -150,7 +169,8 @@ class QuantizedModel:
         if kind not in self._initialisers:
             rank, starts = max(self.space.ranks), None
             if kind == "calibrated" and rank:
-                starts = Starts(self.bank, rank, self.rows.hash(calibration=CALIBRATION_ROWS))
+                calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+                starts = Starts(self.bank, rank, calibration, layers)
                 starts.complete(self._inputs, self.progress)
             self._initialisers[kind] = Initialiser(
                 kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=rank, starts=starts,
@@ -178,6 +198,9 @@ class QuantizedModel:
         fast = self.materialised if materialised is None else materialised
         self.applied = plan, init
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
+            if group.name in self.tables:
+                self.put_table(group.name, bits, fast=fast)
+                continue
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
                 if not keep_scales:
@@ -219,12 +242,29 @@ class QuantizedModel:
         module, groups = start.module(name, bits, rank), self.wrapped[name].groups
         return module if groups is None else self.backend.retrained(module, groups)
 
+    def put_table(self, name: str, bits: LevelName | None, *, fast: bool = True) -> None:
+        """Put a table in place at a level; None: as it was loaded. Only if it is not in place already."""
+        wanted, table = (bits, fast), self._placed[name]
+        if self._in_place.get(name) == wanted:
+            return
+        self._in_place.pop(name, None)
+        table.set_base()  # what was there goes before the next comes
+        if bits is None:
+            return
+        if fast:
+            table.set_base(weight=self.bank.weight(name, bits))
+        else:
+            table.set_base(module=self.bank.module(name, bits))
+        self._in_place[name] = wanted
+
     def unquantize(self) -> None:
         """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""
         for wrapper in self.wrapped.values():
             wrapper.set_base()
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = wrapper.groups = None
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
 
     @contextmanager
@@ -261,6 +301,8 @@ class QuantizedModel:
         """Nothing of the model on the device but adapters, nor anything kept dequantized; bases are gone afterwards."""
         for wrapper in self.wrapped.values():
             wrapper.set_base()
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
         self._bank.forget()
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -279,6 +321,9 @@ class QuantizedModel:
     def close(self) -> None:
         """Give the model its own linears again."""
         if self._wrapped is not None:
+            for table in self._placed.values():
+                table.set_base()
+            uninstall_tables(self.model)
             adapters.uninstall(self.model, self._wrapped)
 
     def calibration_batches(self) -> list[Batch]:
@@ -299,3 +344,16 @@ class QuantizedModel:
         kept = self._stored if dtype == self.dtype else None
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]
+
+
+def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, FoundTable]:
+    """The tables that have levels to choose from; none if they are left as they are."""
+    if quantization.embeddings == (UNQUANTIZED_BITS,):
+        return {}
+    return {table.name: table for table in find_tables(model)}
+
+
+def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
+    """The levels below 16 bits that any of some groups may take."""
+    allowed = {b for group in groups for b in group.bits or space.bits}
+    return tuple(b for b in space.bits if b in allowed and b != UNQUANTIZED_BITS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ class Starts:
         bank: complete.
         rank: the largest; files hold so many directions.
         calibration: identifies the rows that the Hessians are of.
+        layers: of the bank, whose linears have adapters.
     """
 
-    def __init__(self, bank: Bank, rank: int, calibration: str):
-        self.bank, self.rank, self.calibration = bank, rank, calibration
+    def __init__(self, bank: Bank, rank: int, calibration: str, layers: Collection[int]):
+        self.bank, self.rank, self.calibration, self.layers = bank, rank, calibration, layers
         self._files: dict[Path, Any] = {}
         self._paths: dict[tuple[int, LevelName], Path] = {}
 
@@ -71,8 +72,7 @@ class Starts:
 
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks; layers that lack none are left out."""
-        layers = dict.fromkeys(self.bank.layer_of.values())
-        lacking = {at: [b for b in self.bank.levels if not self._opened(self.path(at, b))] for at in layers}
+        lacking = {at: [b for b in self.bank.levels(at) if not self._opened(self.path(at, b))] for at in self.layers}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
     def complete(self, inputs: Callable[[], Layers], progress: Progress | None = None) -> None:
@@ -87,14 +87,14 @@ class Starts:
         with FileLock(self.bank.folder / "starts.lock"):
             missing = self.missing()
             if missing:
-                done = 0
+                done, total = 0, sum(len(self.bank.names(layer)) for layer in self.layers)
                 for names, moments in inputs():
                     layer = self.bank.layer_of[names[0]]
                     if layer in missing:
                         self._fit(layer, missing[layer], names, moments)
                     done += len(names)
                     if progress is not None:
-                        progress("fit the adapters' starts", done, len(self.bank.layer_of))
+                        progress("fit the adapters' starts", done, total)
 
     @torch.no_grad()
     def _fit(self, layer: int, levels: Sequence[LevelName], names: Sequence[str], moments: LayerMoments) -> None:

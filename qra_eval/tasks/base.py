@@ -93,7 +93,7 @@ class Task(ABC):
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
-        found = {}
+        found: dict[int, str] = {}
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
             prompts = [chat_prompt(examples[i], tokenizer) if chat else examples[i].prompt for i in some]

@@ -21,8 +21,8 @@ from qra_search.evaluation.protocols import Progress, RowCount
 from qra_search.space.space import Plan
 
 LATER = {
-    "hopeless": 0.5, "shared_steps": 0, "scales": False, "scales_rate": 1e-3, "accumulation": 1, "schedule": "linear",
-    "weight_decay": 0.0,
+    "hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0,
+    "scales": False, "scales_rate": 1e-3,
 }  # fmt: skip
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
 ANSWER = 64

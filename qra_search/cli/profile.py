@@ -75,7 +75,7 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
         f"[bold]Prior[/] of {len(space)} groups ({prior.source}), measured in {words.duration(prior.seconds)};"
     )
     console.print(f"a search is charged {charge} evaluations for it.\n")
-    rank = space.ranks[-1]
+    rank = space.uniform_ranks[-1]
     table = columns("most sensitive", *map(str, space.levels), f"rank {rank}", left=("most sensitive",))
     table.columns[0].no_wrap = True
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:

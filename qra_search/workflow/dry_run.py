@@ -11,6 +11,7 @@ from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Estimates
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.sizes import resolve_budgets
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.study import uniform_design
@@ -74,6 +75,7 @@ def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> st
         budgets: bytes that plans may take.
     """
     offered = config.evaluator == type(config).model_fields["evaluator"].default
-    if not offered or config.quantization.embeddings == 8 or not budgets or fixed < MUCH * min(budgets):
+    searched = config.quantization.embeddings != (UNQUANTIZED_BITS,)
+    if not offered or searched or not budgets or fixed < MUCH * min(budgets):
         return None
     return f"{fixed / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"

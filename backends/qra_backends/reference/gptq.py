@@ -143,14 +143,15 @@ class Factor(NamedTuple):
     upper: Tensor
 
 
-def factorize(hessian: Tensor, damping: float) -> Factor:
-    """The damped Hessian's inverse factor, columns ordered by falling diagonal.
+def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -> Factor:
+    """The damped Hessian's inverse factor, columns in the order given (in,), or by falling diagonal.
 
     Raises:
         ValueError: the Hessian is not positive definite even with the damping.
     """
     diagonal = hessian.diagonal().float()
-    order = diagonal.argsort(descending=True)
+    if order is None:
+        order = diagonal.argsort(descending=True)
     matrix = hessian[order][:, order].float()
     matrix.diagonal().add_(damping * diagonal.mean())
     matrix, failed = torch.linalg.cholesky_ex(matrix)

@@ -93,13 +93,13 @@ def prepared(tmp_path_factory):
 
 def test_starts_are_fitted_once_and_read_again(prepared):
     bank, inputs, calls = prepared
-    told = []
-    first = Starts(bank, 4, "rows")
+    told, layers = [], set(bank.layer_of.values())
+    first = Starts(bank, 4, "rows", layers)
     with pytest.raises(RuntimeError, match="was not fitted"):
         first.factors(next(iter(bank.linears)), 2)
     first.complete(inputs, lambda *args: told.append(args))
     assert told[-1] == ("fit the adapters' starts", len(bank.linears), len(bank.linears))
-    again = Starts(bank, 4, "rows")
+    again = Starts(bank, 4, "rows", layers)
     again.complete(inputs)
     assert len(calls) == 1
     for name, linear in bank.linears.items():
@@ -108,7 +108,7 @@ def test_starts_are_fitted_once_and_read_again(prepared):
         lost = linear.weight - bank.weight(name, 2)
         assert (lost - B @ A).norm() < lost.norm()
     next(iter(bank.folder.glob("*-start-0.safetensors"))).write_bytes(b"cut off")
-    Starts(bank, 4, "rows").complete(inputs)
+    Starts(bank, 4, "rows", layers).complete(inputs)
     assert len(calls) == 2
-    others = Starts(bank, 2, "rows"), Starts(bank, 4, "other rows")
-    assert all(other.missing() for other in others) and not Starts(bank, 4, "rows").missing()
+    others = Starts(bank, 2, "rows", layers), Starts(bank, 4, "other rows", layers)
+    assert all(other.missing() for other in others) and not Starts(bank, 4, "rows", layers).missing()
