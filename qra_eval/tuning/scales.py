@@ -30,7 +30,6 @@ def scales_in_training(quantized: QuantizedModel) -> Iterator[None]:
         groups = quantized.backend.trainable(module)
         if groups is not None:
             wrapper = quantized.wrapped[name]
-            quantized.take_away(name)
             wrapper.set_base(module=module)
             wrapper.trained = TrainedGroups(quantized.backend, groups, keep=quantized.materialised)
     try:
