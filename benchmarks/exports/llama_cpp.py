@@ -21,6 +21,7 @@ import gguf
 import numpy as np
 import torch
 from llama_cpp_py_sync import __llama_cpp_tag__
+from qra_backends.ggml.types import TYPES as GGML_TYPES
 from torch import Tensor, nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -43,11 +44,12 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
+    parser.add_argument("--types", nargs="*", default=list(TYPES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/llama_cpp.jsonl"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     if not (given.run / "plan.json").is_file():
-        tune(given.run, given.data, given.cache, given.steps)
+        tune(given.run, given.data, given.cache, given.steps, given.types)
     run = TunedRun(given.run)
     with tempfile.TemporaryDirectory() as holder:
         out = Path(holder) / "gguf"
@@ -70,13 +72,14 @@ def main() -> None:
     print(json.dumps(row))
 
 
-def tune(folder: Path, data: str, cache: str | None, steps: int) -> None:
+def tune(folder: Path, data: str, cache: str | None, steps: int, types: list[str]) -> None:
     """A plan that has every type, tuned briefly."""
+    bits = tuple({GGML_TYPES[name].width for name in types})
     evaluator = QuantizedLoRAEvaluator(
         "smollm2",
         TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend={"name": "gguf", "types": list(TYPES)}, cache=cache),
-        space=SpaceConfig(bits=(2, 3, 4, 5), ranks=(8,), granularity="module"),
+        quantization=QuantizationConfig(backend={"name": "gguf", "types": types}, cache=cache),
+        space=SpaceConfig(bits=bits, ranks=(8,), granularity="module"),
         training=TrainingConfig(batch_size=4, test_rows=4),
     )
     own = [group.bits or evaluator.space.bits for group in evaluator.space.groups]
