@@ -45,16 +45,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
     parser.add_argument("--types", nargs="*", default=list(TYPES))
+    parser.add_argument("--own", action="store_true", help="with llama.cpp's own codes instead of those by feedback")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/llama_cpp_levels.jsonl"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     if not (given.run / "plan.json").is_file():
-        tune(given.run, given.data, given.cache, given.steps, given.types)
+        tune(given.run, given.data, given.cache, given.steps, given.types, not given.own)
     run = TunedRun(given.run)
     with tempfile.TemporaryDirectory() as holder:
         out = Path(holder) / "gguf"
         export(run, "gguf", out)
-        row = {"llama.cpp": __llama_cpp_tag__, **file_facts(run, out / MODEL_FILE)}
+        row = {"llama.cpp": __llama_cpp_tag__, "backend": run.plan["backend"], **file_facts(run, out / MODEL_FILE)}
         prompts = texts(run, Path(given.data), given.positions)
         theirs = torch.cat(llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts))
         for name, model in (
@@ -72,13 +73,13 @@ def main() -> None:
     print(json.dumps(row))
 
 
-def tune(folder: Path, data: str, cache: str | None, steps: int, types: list[str]) -> None:
+def tune(folder: Path, data: str, cache: str | None, steps: int, types: list[str], feedback: bool) -> None:
     """A plan that has every type, tuned briefly."""
     bits = tuple({GGML_TYPES[name].width for name in types})
     evaluator = QuantizedLoRAEvaluator(
         "smollm2",
         TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend={"name": "gguf", "types": types}, cache=cache),
+        quantization=QuantizationConfig(backend={"name": "gguf", "types": types, "feedback": feedback}, cache=cache),
         space=SpaceConfig(bits=bits, ranks=(8,), granularity="module"),
         training=TrainingConfig(batch_size=4, test_rows=4),
     )
