@@ -150,3 +150,11 @@ def prior_tokens(workbench: Workbench) -> float:
     tokens, space = sum(map(len, rows)), workbench.space
     levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
     return (3 + levels) * tokens + 0.5 * len(probed(space)) * probe_batch(rows).tokens
+
+
+def prior_charge(workbench: Workbench) -> float:
+    """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
+    tokens = prior_tokens(workbench)
+    if workbench.quantized.backend.calibrated:
+        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    return tokens / workbench.evaluation_tokens()

@@ -96,7 +96,7 @@ class ArithmeticTask(Task):
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
     ) -> dict[str, float]:
         """exact_match: share of greedy answers whose number after `####` is right."""
-        answers = self._answers(model, tokenizer, examples, 64, batch_size=batch_size, stop=("Question:",))
+        answers = self.answers(model, tokenizer, examples, 64, batch_size=batch_size, stop=("Question:",))
         right = [number_of(a) == str(e.meta["result"]) for a, e in zip(answers, examples, strict=True)]
         return {"exact_match": sum(right) / max(1, len(right))}
 

@@ -73,7 +73,7 @@ class Task(ABC):
         """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
         return {}
 
-    def _answers(
+    def answers(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format if the task has it; see `generate_answers`."""

@@ -55,7 +55,7 @@ class GSM8KTask(Task):
     ) -> dict[str, float]:
         """exact_match and flexible_match: share of greedy answers with the right number, by the two ways to find it."""
         length = max_length + MAX_NEW_TOKENS
-        answers = self._answers(
+        answers = self.answers(
             model, tokenizer, examples, MAX_NEW_TOKENS, batch_size=batch_size, stop=STOP, max_length=length
         )
         return exact_match(answers, examples)

@@ -65,7 +65,7 @@ class JSONLTask(Task):
         """exact_match: share of greedy answers that are the row's answer, white space around them aside."""
         longest = max((len(tokenizer(e.answer)["input_ids"]) for e in examples), default=1)
         new = min(MAX_NEW_TOKENS, longest + 1)
-        answers = self._answers(model, tokenizer, examples, new, batch_size=batch_size, max_length=max_length)
+        answers = self.answers(model, tokenizer, examples, new, batch_size=batch_size, max_length=max_length)
         right = [a.strip() == e.answer.strip() for a, e in zip(answers, examples, strict=True)]
         return {"exact_match": sum(right) / max(1, len(right))}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from qra_eval.tuning.samples import before_and_after, sample_answers
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.workbench import Workbench
@@ -38,6 +39,8 @@ class Tuned:
         reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
         init: where the adapters started.
         init_losses: validation loss of a full evaluation from each start, if there was a choice.
+        row_nats, row_tokens: summed test loss and labelled tokens of each row.
+        samples: answers to a few test rows before the tuning and after; see `qra_eval.tuning.samples`.
     """
 
     plan: Plan
@@ -52,6 +55,9 @@ class Tuned:
     reload_difference: float | None = None
     init: str = "default"
     init_losses: dict[str, float] = field(default_factory=dict)
+    row_nats: tuple[float, ...] = ()
+    row_tokens: tuple[int, ...] = ()
+    samples: tuple[dict[str, str], ...] = ()
 
 
 def tune(
@@ -87,8 +93,10 @@ def tune(
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
         workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
+        before = [] if folder is None else sample_answers(workbench)
         trained = workbench.train(steps, seed, each_step)
-        loss = workbench.held_out("test", settings.test_rows)
+        row_nats, row_tokens = workbench.losses_by_row("test", settings.test_rows)
+        loss = sum(row_nats) / max(sum(row_tokens), 1)
         metrics = score(workbench, min(settings.test_rows, SCORED_ROWS))
         tuned = Tuned(
             plan=plan,
@@ -101,6 +109,9 @@ def tune(
             metrics=metrics,
             init=init,
             init_losses=init_losses,
+            row_nats=tuple(row_nats),
+            row_tokens=tuple(row_tokens),
+            samples=() if folder is None else before_and_after(before, sample_answers(workbench)),
         )
         return tuned if folder is None else _saved(workbench, tuned, folder, start)
     except Diverged as error:

@@ -10,7 +10,7 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tasks.batches import Batch, bucketed, schedule
 from qra_eval.tasks.example import SplitName
-from qra_eval.tasks.losses import held_out_loss
+from qra_eval.tasks.losses import held_out_loss, row_losses
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_search.config import TrainingConfig
@@ -96,6 +96,10 @@ class Workbench:
     def held_out(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""
         return held_out_loss(self.model, bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device)
+
+    def losses_by_row(self, split: SplitName, rows: int) -> tuple[list[float], list[int]]:
+        """Summed loss in nats, and labelled tokens, of each of the first rows of a split."""
+        return row_losses(self.model, self.rows(split, rows), 2 * self.settings.batch_size, self.device)
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, cast
@@ -10,18 +11,22 @@ from typing import Annotated, cast
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
-from qra_search.report import words
+from qra_search.report.finding import finding, headline
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import next_steps, tested_table
+from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
 from qra_search.runs.final_test import Against, Tested
 from qra_search.runs.folder import RunFolder
+from qra_search.space.sizes import uniform_in
+from qra_search.space.space import Plan
 from qra_search.workflow.evaluator import build_evaluator, on_device
-from qra_search.workflow.finetune import check_reloads, chosen_plan, tune_with
+from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, tune_with
 
 
 def finetune(
     run: common.Run,
-    plan: Annotated[Path | None, option("--plan FILE", "Another plan than the run's own plan.json.")] = None,
+    plan: Annotated[
+        str | None, option("--plan FILE|uniform2r4", "Another plan than the run's own plan.json, or a uniform one.")
+    ] = None,
     memory: Annotated[
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
@@ -37,7 +42,8 @@ def finetune(
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
 
-    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew.
+    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
+    another budget than the run's largest into a folder of its own in it.
 
     [bold]Example[/]
 
@@ -48,24 +54,46 @@ def finetune(
     with bad_input():
         folder = RunFolder(run).check()
         config = on_device(folder.config(), device)
-        chosen = chosen_plan(folder, memory) if plan is None else common.read_plan(folder.result().space, plan)
+        chosen = chosen_plan(folder, memory) if plan is None else _plan(folder, plan)
     view = make_view(common.stderr(), quiet=as_json)
     with view, closing(build_evaluator(config, view.progress)) as evaluator:
         tested = tune_with(
-            evaluator, config, folder, view, chosen, against=cast(Against, against), seeds=seeds, steps=steps
+            evaluator, config, folder, view, chosen, memory=memory, against=cast(Against, against), seeds=seeds,
+            steps=steps,
         )  # fmt: skip
+    result = folder.result()
+    limit = limit_of(result, chosen, memory)
+    place = place_of(folder, result, limit, memory)
     if as_json:
-        common.emit(json.loads(folder.test_file.read_text()))
+        common.emit(json.loads(place.test_file.read_text()))
     else:
-        print_tested(folder, tested)
-    check_reloads(folder, tested)
+        print_tested(folder, tested, limit, place)
+    check_reloads(place, tested)
 
 
-def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
-    """The finding, the table of the comparison, and what to do next."""
+def print_tested(
+    folder: RunFolder, tested: list[Tested], limit: int, place: RunFolder, *, more: Sequence[tuple[str, str]] = ()
+) -> None:
+    """The finding, the table of the comparison, a few answers, and what to do next.
+
+    Args:
+        limit: bytes that the comparison keeps to.
+        place: where the tuned plan is kept.
+        more: further steps, each in words and as a command.
+    """
     console = common.stdout()
     result = folder.result()
-    console.print(f"\n[bold]{words.headline(words.finding(result, tested))}[/]\n")
+    found = finding(result, tested, limit)
+    console.print(f"\n[bold]{headline(found)}[/]\n")
     console.print(tested_table(tested, result.space))
+    if rows := max((len(t.row_tokens) for t in tested), default=0):
+        console.print(f"\nIntervals are of 95%, from {rows} test rows that all were measured on.", style="dim")
+    print_samples(console, tested)
     console.print()
-    next_steps(console, folder)
+    next_steps(console, folder, found, place=place, more=more)
+
+
+def _plan(folder: RunFolder, text: str) -> Plan:
+    """The plan of a file or a run's folder, or a uniform one by name."""
+    space = folder.result().space
+    return uniform_in(space, text) or common.read_plan(space, Path(text))

@@ -24,6 +24,19 @@ class Estimates(Protocol):
 
 
 @runtime_checkable
+class ForetellsCosts(Protocol):
+    """Says in a moment what a search will cost; `Estimates` takes longer and says more."""
+
+    def prior_charge(self) -> float:
+        """Full evaluations that measuring the prior is charged as, before it is measured."""
+        ...
+
+    def evaluation_seconds(self) -> float:
+        """Seconds of a full evaluation, roughly."""
+        ...
+
+
+@runtime_checkable
 class FitsCards(Protocol):
     """Says which graphics cards a run fits; `qra doctor --model` prints it."""
 
@@ -50,6 +63,24 @@ class Tuned(Protocol):
     def memory_bytes(self) -> int: ...
     @property
     def seconds(self) -> float: ...
+
+
+@runtime_checkable
+class MeasuredByRow(Protocol):
+    """A tuned plan that says its loss on each test row, from which intervals of differences are made."""
+
+    row_nats: Sequence[float]
+    """Summed loss of each row."""
+    row_tokens: Sequence[int]
+    """Labelled tokens of each row."""
+
+
+@runtime_checkable
+class ShowsSamples(Protocol):
+    """A tuned plan that shows a few generated answers, from before its tuning and after."""
+
+    samples: Sequence[Mapping[str, str]]
+    """Each with `prompt`, `wanted`, `before` and `after`."""
 
 
 class ReloadFailed(RunFailed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,12 +11,15 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.files import read_json
 from qra_search.report import words
 from qra_search.report.terminal.live import View
 from qra_search.runs.final_test import Against, Tested, TuningFailed, compare_on_test, opponents, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import plan_from_dict
+from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
@@ -35,10 +39,26 @@ def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
     """
     if memory is None:
         return folder.plan()
-    best = folder.result().best(memory)
-    if best is None:
+    plan = folder.result().chosen(memory)
+    if plan is None:
         raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
-    return best.plan
+    return plan
+
+
+def limit_of(result: SearchResult, plan: Plan, memory: str | None = None) -> int:
+    """The bytes that a comparison keeps to: the budget named, else the run's largest; the plan's own if it takes more.
+
+    Raises:
+        BudgetTooSmall: no plan of the space fits the budget.
+    """
+    if memory is not None:
+        return budget_in(result.space, memory)
+    return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
+
+
+def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: str | None = None) -> RunFolder:
+    """Where what is tuned within so many bytes is kept: in the run's folder, or, for another budget, in one in it."""
+    return folder if memory is None or limit in result.memory_budgets[-1:] else folder.record(limit)
 
 
 def tune_with(
@@ -48,11 +68,18 @@ def tune_with(
     view: View,
     plan: Plan,
     *,
+    memory: str | None = None,
     against: Against = "best",
     seeds: int = 1,
     steps: int | None = None,
 ) -> list[Tested]:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
+
+    Another plan that was tuned in the same place is set aside.
+
+    Args:
+        memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
+            own (`place_of`).
 
     Raises:
         BadInput: the evaluator cannot tune.
@@ -60,7 +87,10 @@ def tune_with(
     """
     tuner = check_tunes(evaluator, config)
     result = folder.result()
-    limit, others = _opponents(result, plan, against)
+    limit = limit_of(result, plan, memory)
+    place = place_of(folder, result, limit, memory)
+    others = opponents(result.space, limit, against, result)
+    _make_room(place, result.space, plan)
     view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
 
     def say_tuned(tested: Tested, done: int, total: int) -> None:
@@ -68,8 +98,8 @@ def tune_with(
 
     try:
         tested = compare_on_test(
-            tuner, plan, others, folder.test_file, space=result.space, limit=limit, seeds=range(seeds), steps=steps,
-            rows=config.training.test_rows, save=folder.path, progress=view.progress, on_tuned=say_tuned,
+            tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds), steps=steps,
+            rows=config.training.test_rows, save=place.path, progress=view.progress, on_tuned=say_tuned,
         )  # fmt: skip
     except KeyboardInterrupt:
         view.say("What was tuned so far is kept: give the same command again to go on.")
@@ -77,7 +107,7 @@ def tune_with(
     except TuningFailed:
         write_report(folder, config, result, folder.identity(), read_test(folder.test()))
         raise
-    write_report(folder, config, result, folder.identity(), tested)
+    write_report(folder, config, result, folder.identity(), read_test(folder.test()))
     return tested
 
 
@@ -104,7 +134,8 @@ def tuned_baselines(
     Raises:
         BadInput: the run's evaluator cannot tune.
     """
-    _, others = _opponents(folder.result(), plan, against)
+    result = folder.result()
+    others = opponents(result.space, limit_of(result, plan), against, result)
     places = [
         (other, folder.path / BASELINES / _folder_name(other))
         for other in others
@@ -140,7 +171,12 @@ def _folder_name(uniform: Plan) -> str:
     return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
-def _opponents(result: SearchResult, plan: Plan, against: Against) -> tuple[int, list[Plan]]:
-    """The bytes that a comparison keeps to, and the uniform plans of no more."""
-    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
-    return limit, opponents(result.space, limit, against, result)
+def _make_room(place: RunFolder, space: SearchSpace, plan: Plan) -> None:
+    """Set aside what was tuned of another plan; the uniform plans it was compared with are not tuned again."""
+    place.path.mkdir(parents=True, exist_ok=True)
+    tuned = read_json(place.plan_file) if place.adapter.is_dir() else None
+    if tuned is None or plan_from_dict(space, tuned) == plan:
+        return
+    earlier = place.set_aside()
+    if (earlier / place.test_file.name).is_file():
+        shutil.copy2(earlier / place.test_file.name, place.test_file)
