@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from qra_eval.tasks.example import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 """Label of a token that has none."""
@@ -72,6 +72,8 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     Raises:
         ValueError: the continuation has no token of its own.
     """
+    import torch  # seconds, which a task that is refused does without
+
     bare = prompt.rstrip()
     whole = prompt_ids(tokenizer, prompt + continuation, special=special)
     before = prompt_ids(tokenizer, bare, special=special)
@@ -126,6 +128,8 @@ def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True
 
 
 def _row(before: list[int], answer: list[int], max_length: int) -> Encoded:
+    import torch
+
     answer = answer[: max_length - 1] if before else answer[:max_length]
     before = before[len(before) - (max_length - len(answer)) :] if len(before) + len(answer) > max_length else before
     ids = torch.tensor([*before, *answer], dtype=torch.long)

@@ -82,7 +82,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the bit-width and the LoRA rank of every layer, together, under an exact memory budget.",
-    epilog="Start with [bold]qra demo[/], or [bold]qra search --model smollm2 --memory 108MiB --dry-run[/].",
+    epilog="Start with [bold]qra demo[/], or [bold]qra plan --model smollm2 --memory 95MiB[/].",
 )
 
 

@@ -51,6 +51,7 @@ def finetune(
     """
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")
+    common.check_unit(memory)
     with bad_input():
         folder = RunFolder(run).check()
         config = on_device(folder.config(), device)

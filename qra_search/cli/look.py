@@ -83,6 +83,7 @@ def show(
 
         qra show runs/a
     """
+    common.check_unit(memory)
     (folder,) = _checked([run])
     result = folder.result()
     with bad_input():

@@ -99,8 +99,14 @@ class RunFolder:
                 )
         if self.exists and not resume:
             raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_file, dump_config(config), durable=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config_file, dump_config(config), durable=True)
+        except OSError as error:
+            raise BadInput(
+                f"the run's folder {self.path} cannot be written ({(error.strerror or str(error)).lower()}): give "
+                f"another place with --out"
+            ) from error
 
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began.

@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "empty").mkdir()
     (path / "unyaml.yaml").write_text("a: [1")
     (path / "list.yaml").write_text("- 1\n")
+    (path / "bare.yaml").write_text("model: tiny\n")
     (path / "typo.yaml").write_text("training: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
@@ -80,6 +81,11 @@ CASES = [
     ((*SEARCH, "--memory", "12 parsecs"), "write one such as 108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
     ((*SEARCH, "--memory", "-3MiB"), "is not a memory budget"),
     ((*SEARCH, "--memory", "0MiB"), "a size in bytes must be positive"),
+    ((*SEARCH, "--memory", "108"), "--memory 108 means 108 bytes: write its unit, such as 108MiB or 108GiB"),
+    (("show", "a", "--memory", "3"), "--memory 3 means 3 bytes"),
+    (("finetune", "a", "--memory", "66"), "--memory 66 means 66 bytes"),
+    (("plan", *LANDSCAPE, "--out", "new"), "say with --memory how many bytes the plan may take"),
+    (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
     ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
     ((*SEARCH, "--memory", "75%", "--bits", "2,3"), "needs the uniform plan of 4 bits"),
     ((*SEARCH, "--memory", "0.5bpw"), "is below the smallest plan"),
@@ -107,6 +113,9 @@ CASES = [
     (("search", "unyaml.yaml"), "unyaml.yaml is not YAML that can be used: line 1, column 6: expected ',' or ']'"),
     (("search", "list.yaml"), "list.yaml holds a list, a mapping of sections is needed"),
     (("search", "typo.yaml"), "typo.yaml: training.stepz is no known field"),
+    (("search", "bare.yaml"), "bare.yaml: model is 'tiny': a mapping of fields is needed, such as {name: ...}"),
+    (("search", *LANDSCAPE, "--out", "/proc/x"), "the run's folder /proc/x cannot be written"),
+    (("finetune", "a", "--plan", "uniform5r8"), "plan 'uniform5r8' needs the uniform plan of 5 bits and rank 8"),
     (("search", "code.yaml"), "code.yaml is not YAML"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
     (("search", *LANDSCAPE, "--resume"), "say with --out which run to resume"),

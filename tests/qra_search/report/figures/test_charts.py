@@ -23,6 +23,7 @@ from qra_search.report.figures.charts import (
     front_figure,
     front_groups,
     fronts_figure,
+    spread_out,
     trace_figure,
 )
 from qra_search.report.figures.heat import plan_figure
@@ -222,3 +223,9 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memory_axis_spans_a_twentieth_of_the_budget_at_least() -> None:
+    around = spread_out([100.0, 100.1])
+    assert max(around) - min(around) == pytest.approx(0.05 * 100.1)
+    assert spread_out([80.0, 100.0]) == [80.0, 100.0]
