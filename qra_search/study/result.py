@@ -142,6 +142,10 @@ class SearchResult(Displayed):
         """`rows` as a pandas frame."""
         return to_pandas(self.rows(of))
 
+    def trials_dataframe(self) -> Any:
+        """All trials, oldest first, as a pandas frame."""
+        return self.to_pandas("trials")
+
     def __repr__(self) -> str:
         best = self.best()
         found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
