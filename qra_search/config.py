@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.plugins import did_you_mean
-from qra_search.space.memory import parse_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
+MANY_FIELDS = 16
+"""More than these are not named in an error."""
 DEFAULT_STRATEGY = "qra"
 DEFAULT_EVALUATIONS = 24
 """What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
@@ -93,10 +95,25 @@ class QuantizationConfig(_Section):
         description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
         "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
-    embeddings: Literal[8, 16] = Field(
-        16, description="bits of the token embeddings and the head: 8 halves them, with a scale for each row"
+    embeddings: tuple[int, ...] = Field(
+        (UNQUANTIZED_BITS,),
+        description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
+        "they are",
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) else given
+
+    @field_validator("embeddings")
+    @classmethod
+    def _known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        _check_distinct(values, "choices")
+        if not all(1 <= value <= UNQUANTIZED_BITS for value in values):
+            raise ValueError("embeddings must be from 1 to 16 (16: left as they are)")
+        return tuple(sorted(values))
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -141,15 +158,26 @@ class SpaceConfig(_Section):
 
 
 Init = Literal["default", "loftq", "pissa", "eva"]
+Schedule = Literal["linear", "cosine", "constant"]
+FINAL_ONLY = frozenset({
+    "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
+    "sample_answers",
+})  # fmt: skip
+"""Fields of `training` that say how the chosen plan is tuned in full, and change nothing that a search measures."""
 
 
 class TrainingConfig(_Section):
     """The short fine-tuning of one evaluation, and the full one of the chosen plan."""
 
     steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
-    batch_size: int = Field(8, ge=1, description="rows a step")
+    batch_size: int = Field(8, ge=1, description="rows that go through the model together")
+    accumulation: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
+    schedule: Schedule = Field(
+        "linear", description="how the learning rate goes on after the warm-up: linear or cosine towards 0, or constant"
+    )
+    weight_decay: float = Field(0.0, ge=0)
     alpha: float = Field(
         16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
     )
@@ -179,6 +207,21 @@ class TrainingConfig(_Section):
         "lowest fidelity; 0: not offered",
     )
     final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
+    final_epochs: float | None = Field(
+        None, gt=0, description="its length in passes over the rows to tune on; wins over final_steps"
+    )
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="steps of it between looks at the validation loss; the adapters of the lowest are kept; 0: those "
+        "of the last step",
+    )
+    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps of it between checkpoints, from which it is resumed; 0: by time alone"
+    )
+    checkpoint_minutes: float = Field(5.0, ge=0, description="likewise minutes; 0: by steps alone")
+    sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
     test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
 
     @field_validator("init")
@@ -187,6 +230,18 @@ class TrainingConfig(_Section):
         if isinstance(value, tuple):
             _check_distinct(value, "initialisations")
         return value
+
+    @field_validator("patience")
+    @classmethod
+    def _looks(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("evaluate_every"):
+            raise ValueError("it counts looks at the validation loss, set training.evaluate_every as well")
+        return value
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows that one step of the optimizer sees."""
+        return self.batch_size * self.accumulation
 
     @property
     def inits(self) -> tuple[Init, ...]:
@@ -201,6 +256,12 @@ class SearchConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
     evaluations: float = Field(
         DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
+    )
+    metric: Literal["loss", "task"] = Field(
+        "loss",
+        description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
+        "choice the negative log-probability of the right choice among the choices, of generated answers the share "
+        "that is wrong; the loss is recorded beside it",
     )
     memory: tuple[str, ...] = Field(
         (),
@@ -357,7 +418,8 @@ def explain(error: ValidationError) -> str:
             section = section.model_fields[part].annotation
         allowed = list(section.model_fields)
         near = did_you_mean(fault["loc"][-1], allowed, most=1)
-        return f"{where} is no known field: {near}allowed are {', '.join(allowed)}"
+        listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
+        return f"{where} is no known field: {near}allowed are {listed}"
     message = _ALLOWED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     return f"{where} is {shortened(fault['input'])}: {message[:1].lower() + message[1:]}"
 

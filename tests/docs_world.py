@@ -15,7 +15,7 @@ import pytest
 
 from qra_search.config import TrainingConfig
 
-SMALL = {"final_steps": 2, "test_rows": 8}
+SMALL = {"final_steps": 2, "test_rows": 8, "sample_answers": 0}
 """Of the final tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (

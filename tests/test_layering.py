@@ -29,7 +29,7 @@ HEAVY = {
 }
 OPTIONAL = {
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
-    "mlflow", "optimum", "optuna", "ray", "trackio",
+    "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library

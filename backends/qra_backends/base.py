@@ -127,6 +127,13 @@ class Backend(ABC):
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
 
+    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+        """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings.
+
+        To be overridden if some rows can be had without all of them.
+        """
+        return self.dequantize(module)[at]
+
     @abstractmethod
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """Everything that `from_tensors` needs but the bias: contiguous tensors that share no storage."""

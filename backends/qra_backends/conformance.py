@@ -142,6 +142,8 @@ class BackendConformance:
                 module, x = quantized(backend, bits, source), inputs(6, (192, 576), dtype)
                 weight = backend.dequantize(module)
                 assert weight.shape == (192, 576) and weight.dtype == dtype and not weight.requires_grad
+                some = torch.tensor([191, 0, 5, 5])
+                assert torch.equal(backend.rows(module, some), weight[some]), "rows"
                 output = module(x)
                 assert output.dtype == dtype
                 assert_close(output, F.linear(x, weight, source.bias))

@@ -13,13 +13,16 @@ from qra_backends.base import Backend, Level
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
 
-DEFAULT_CHOICE: dict[int, Spec] = {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}
-CALIBRATED_CHOICE: dict[int, Spec] = {
-    2: "reference-gptq",
-    3: "reference-gptq",
-    4: "reference-gptq",
+_ROUNDED: Spec = {"name": "reference", "ranges": "mse"}
+DEFAULT_CHOICE: dict[int, Spec] = {
+    2: "hqq",
+    3: "hqq",
+    4: "bitsandbytes-nf4",
+    5: _ROUNDED,
+    6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
+CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"}
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
@@ -141,6 +144,9 @@ class MixedBackend(Backend):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
+
+    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+        return self._part_of(module).rows(module, at)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return self._part_of(module).to_tensors(module)

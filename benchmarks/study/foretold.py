@@ -37,7 +37,7 @@ def differences(path: Path) -> tuple[np.ndarray, np.ndarray]:
         (m, u)
         for u, uniform in enumerate(trials)
         for m, mixed in enumerate(trials)
-        if uniform.plan.is_uniform and not mixed.plan.is_uniform
+        if state.space.uniform_choice(uniform.plan) and not state.space.uniform_choice(mixed.plan)
         and size[m] <= LARGER * size[u] and predicted[m] < predicted[u]
     ]  # fmt: skip
     if not pairs:

@@ -74,7 +74,7 @@ def step_memory(workbench: Workbench) -> StepMemory:
     batches = workbench.batches(max(1, workbench.settings.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
-    linears = [linear for group in space.groups for linear in group.linears]
+    linears = [linear for group in space.groups if group.uniform is None for linear in group.linears]
     head = 2 * labels * workbench.model.get_output_embeddings().weight.shape[0] * item
     layers, outside = _saved_by_batch(workbench, rows, tokens)
     wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))
@@ -101,7 +101,7 @@ def _saved_by_batch(workbench: Workbench, rows: int, tokens: int) -> tuple[list[
     if not ranks:
         return [], 0
     settings = workbench.settings
-    longest = max(workbench.rows("calibration", max(1, settings.steps) * settings.batch_size), key=len)
+    longest = max(workbench.rows("calibration", workbench.trained_rows), key=len)
     plan = uniform_like(space, 0, ranks[0])
     workbench.apply(plan, 0)
     with workbench.quantized.as_stored(plan, workbench.init) as model:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.prior.fisher import LABELS
@@ -20,7 +21,6 @@ from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tuning.workbench import Workbench
-from qra_search.space.memory import UNQUANTIZED_BITS
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -64,12 +64,15 @@ class _Phases:
         linears = list(model.linears.values())
         self.largest = max(m.out_features * m.in_features for m in linears)
         dense = sum(m.out_features * m.in_features for m in linears)
-        self.rest = tensor_bytes(workbench.model) - dense * self.stored
+        self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
+        self.rest = tensor_bytes(workbench.model) - (dense + self.tables) * self.stored
+        self.looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
         self.rank = max(self.space.ranks)
         self.adapters = self.rank * sum(m.out_features + m.in_features for m in linears)
         self.plan = max(0, min(budget or self.space.memory.maximum, self.space.memory.maximum) - self.space.fixed_bytes)
         self.packed = self.plan - self.adapters * self.space.adapter_bits // 8
-        self.cache = min(model.room if gpu is None else 0, dense * self.wide * len(self.space.bits))
+        kept = dense * len(model.levels) + self.tables * len(model.table_levels)
+        self.cache = min(model.room if gpu is None else 0, kept * self.wide)
         self.layer, self.layer_weights = self._heaviest()
         self.short, self.long = (self._sketch(compute, layers=n, rank=self.rank) for n in self._depths())
         self.layerwise = self._sketch(passing, layers=self._depths()[1], rank=0)
@@ -96,14 +99,18 @@ class _Phases:
     def _quantize(self) -> tuple[int, int]:
         """A layer, its Hessians and the rows' hidden states; then the largest linear's work."""
         backend, model = self.model.backend, self.model
-        levels = [b for b in self.space.bits if b != UNQUANTIZED_BITS]
+        levels = model.levels
         linears = {name: m for name, m in model.linears.items() if self.model.layer_of[name] == self.layer}
         shapes, place = {(m.out_features, m.in_features) for m in linears.values()}, "cuda" if self.gpu else "cpu"
         work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
+        tables = [table.linear for table in model.tables.values()]
+        at_table = max((self._table_work(linear, place) for linear in tables), default=0)
+        stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
+        made = max(made, sum(stored))
         if not any(map(backend.calibrates, levels)):
-            return work + placed, made
+            return max(work + placed, at_table), made
         batches = model.calibration_batches()
         rows, tokens = _largest(batches)
         # An input's width stands for the input: linears that share one share a matrix.
@@ -112,8 +119,15 @@ class _Phases:
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.layerwise.calibration(self._at, rows, tokens) + experts + self._placed()
         largest = 4 * max(width for _, width in inputs) ** 2
-        casts = 0 if self.gpu else self._cast(self.passed)
-        return casts + max(forward, moments + largest + work + placed), made + self._hidden(batches, self.passed)
+        casts = (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
+        work = max(forward, moments + largest + work + placed, at_table)
+        return casts + work, made + self._hidden(batches, self.passed)
+
+    def _table_work(self, table: nn.Linear, place: str) -> int:
+        """A table, two matrices of its inputs, and the work of quantizing it."""
+        shape = table.out_features, table.in_features
+        work = self.model.backend.work_bytes(self.model.table_levels, *shape, dtype=self.model.dtype, device=place)
+        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu else 0)
 
     def _prior(self, probing: torch.dtype) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
@@ -125,7 +139,7 @@ class _Phases:
         vocabulary = self.bench.model.config.get_text_config().vocab_size
         labels = min(LABELS, max(len(b.targets) for b in batches))
         head = labels * vocabulary * (2 * self.wide + 3 * 4)
-        casts = 0 if self.gpu else self._cast(self.passed)
+        casts = (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
         reordered = self._reordered(self.passed)
         gradients = (
             casts + reordered + max(self._placed() + both + level, head),
@@ -136,9 +150,9 @@ class _Phases:
         hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
         labels = max(len(b.targets) for b in batches) * count // n
         logits = labels * vocabulary * 4 * 5
-        wider = self._cast(probing.itemsize)
+        wider = self._cast(probing.itemsize) + self._cast_tables(probing.itemsize)
         probes = wider + max(self.layer_weights * probing.itemsize + forward + self.largest * 8, logits)
-        waiting = hidden * (len(probed(self.space)) + 1)
+        waiting = hidden * (len(probed(self.space)) + len(self.model.tables) * len(self.model.table_levels) + 1)
         if self.gpu:
             return max(gradients[0], probes), max(gradients[1], waiting)
         return max(gradients, (probes, waiting), key=sum)
@@ -178,13 +192,17 @@ class _Phases:
 
     def _sketch(self, dtype: torch.dtype, *, layers: int, rank: int) -> Sketch:
         return sketch(
-            Shape(self.bench.model.config), dtype, embeddings=self.model.quantization.embeddings, rank=rank,
+            Shape(self.bench.model.config), dtype, tables=self.looked_up and rank > 0, rank=rank,
             checkpointing=self.settings.gradient_checkpointing, layers=layers,
         )  # fmt: skip
 
     def _cast(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
         return self.rest * item // self.stored if item not in (self.stored, self.wide) else 0
+
+    def _cast_tables(self, item: int) -> int:
+        """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
+        return self.tables * item if self.gpu or item != self.stored else 0
 
     def _reordered(self, item: int) -> int:
         """On a CPU a product in half precision copies its weight into another order: the head's is the largest."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qra_eval.costs.meter import Meter
-from qra_eval.models.embeddings import quantize_embeddings
+from qra_eval.models.embeddings import install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
@@ -36,7 +36,7 @@ class Sketch:
     Args:
         config: of transformers.
         dtype: in which the model is stored, and computes.
-        embeddings: bits of embeddings and head, 8 or 16.
+        tables: whether embeddings and head are in place quantized.
         rank: of the adapters, 0 for none.
         checkpointing: whether layers compute their activations again in the backward pass.
         layers: how many it has; default: as the config says.
@@ -47,7 +47,7 @@ class Sketch:
         config: Any,
         dtype: torch.dtype,
         *,
-        embeddings: int,
+        tables: bool,
         rank: int,
         checkpointing: bool,
         layers: int | None = None,
@@ -62,8 +62,9 @@ class Sketch:
             )
             model.requires_grad_(False)
             normalise(model)
-            if embeddings != 16:
-                quantize_embeddings(model)
+            if tables:
+                for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                    table.set_base(module=_PackedRows(table.own))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer or 0 for f in found}
             self.model, self.dtype = model, dtype
@@ -154,9 +155,9 @@ class Shape(str):
 
 
 @lru_cache(maxsize=KEPT)
-def sketch(shape: Shape, dtype: torch.dtype, *, embeddings: int, rank: int, checkpointing: bool, layers: int) -> Sketch:
+def sketch(shape: Shape, dtype: torch.dtype, *, tables: bool, rank: int, checkpointing: bool, layers: int) -> Sketch:
     """The sketch of a shape, made once."""
-    return Sketch(shape.config, dtype, embeddings=embeddings, rank=rank, checkpointing=checkpointing, layers=layers)
+    return Sketch(shape.config, dtype, tables=tables, rank=rank, checkpointing=checkpointing, layers=layers)
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -182,5 +183,23 @@ class _Packed(nn.Module):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         work = torch.empty(self.out_features * self.in_features * DEQUANTIZE_BYTES, dtype=torch.uint8)
         made = torch.empty(self.out_features, self.in_features, dtype=dtype)
+        del work
+        return made
+
+
+class _PackedRows(nn.Module):
+    """Stands for a quantized table, which `_Shapes` reads."""
+
+    def __init__(self, like: Tensor):
+        super().__init__()
+        self.shape, self.dtype = like.shape, like.dtype
+
+
+class _Shapes:
+    """Stands for the backend of a table: takes what dequantizing rows takes."""
+
+    def rows(self, module: _PackedRows, at: Tensor) -> Tensor:
+        work = torch.empty(len(at) * module.shape[1] * DEQUANTIZE_BYTES, dtype=torch.uint8)
+        made = torch.empty(len(at), module.shape[1], dtype=module.dtype)
         del work
         return made

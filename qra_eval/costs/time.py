@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.workbench import Workbench
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.levels import LevelName
 
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
@@ -61,10 +61,16 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
 
 def bank_bytes(workbench: Workbench) -> int:
     """Bytes of every linear at every level."""
+    storage = workbench.quantized.backend.storage
+    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(workbench).items() for b in levels)
+
+
+def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
+    """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = workbench.quantized
-    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
-    shapes = Counter((m.out_features, m.in_features) for m in model.linears.values())
-    return sum(n * model.backend.storage(b).bytes(*shape) for shape, n in shapes.items() for b in levels)
+    counts = Counter(((m.out_features, m.in_features), model.levels) for m in model.linears.values())
+    tables = [table.linear for table in model.tables.values()]
+    return counts + Counter(((t.out_features, t.in_features), model.table_levels) for t in tables)
 
 
 def seconds_per_token(workbench: Workbench) -> float:
@@ -117,25 +123,25 @@ def _vocabulary(workbench: Workbench) -> int:
 def quantization_seconds(workbench: Workbench) -> float:
     """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
     model = workbench.quantized
-    counts = Counter((m.out_features, m.in_features) for m in model.linears.values())
+    counts = _shapes(workbench)
     total = 0.0
-    least = min(counts)
-    _timed_quantization(workbench, min(least[0], 64), least[1])  # the first call imports libraries and makes kernels
-    for (out_features, in_features), count in counts.items():
+    least, _ = min(counts)
+    # The first call imports libraries and makes kernels.
+    _timed_quantization(workbench, min(least[0], 64), least[1], model.levels)
+    for ((out_features, in_features), levels), count in counts.items():
         rows, columns = min(out_features, TIMED_OUT), in_features
         while columns > TIMED_IN and columns % 2 == 0:
             columns //= 2
-        seconds = _timed_quantization(workbench, rows, columns)
+        seconds = _timed_quantization(workbench, rows, columns, levels)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
     return total
 
 
-def _timed_quantization(workbench: Workbench, rows: int, columns: int) -> float:
-    """Seconds to quantize a made-up linear at all levels."""
+def _timed_quantization(workbench: Workbench, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
+    """Seconds to quantize a made-up linear at some levels."""
     model = workbench.quantized
-    levels = [b for b in workbench.space.bits if b != UNQUANTIZED_BITS]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()
@@ -147,9 +153,9 @@ def prior_tokens(workbench: Workbench) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
     rows = workbench.rows("calibration", PRIOR_ROWS)
-    tokens, space = sum(map(len, rows)), workbench.space
-    levels = sum(b != UNQUANTIZED_BITS for b in space.bits)
-    return (3 + levels) * tokens + 0.5 * len(probed(space)) * probe_batch(rows).tokens
+    tokens, model = sum(map(len, rows)), workbench.quantized
+    probes = 0.5 * len(probed(workbench.space)) + len(model.tables) * len(model.table_levels)
+    return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
 def prior_charge(workbench: Workbench) -> float:

@@ -21,9 +21,9 @@ from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
-from qra_eval.tasks import make_task
+from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.early_stop import ceiling, is_hopeless
+from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import Tuned, tune
 from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
@@ -31,7 +31,7 @@ from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.protocols import Figures, Progress, RowCount
 from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan
 
@@ -58,6 +58,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         weight_cache=config.model.weight_cache,
         trust_remote_code=config.model.trust_remote_code,
         memory_kind=config.search.memory_kind,
+        metric=config.search.metric,
         seed=config.search.seed,
         progress=progress,
         weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
@@ -82,6 +83,8 @@ class QuantizedLoRAEvaluator(Evaluator):
             by what is free. They are kept if all linears of a plan fit.
         memory_kind: what bytes of a plan are: `resident`, of the tuned model, or `peak`, of training it here (see
             `qra_eval.costs.peak_memory`). Under a limit on the peak no dequantized weights are kept ready.
+        metric: what an evaluation's loss is: `loss`, that of the wanted answers, or `task`, the task's own measure,
+            with the loss among its metrics.
         seed: of the task's splits.
         weights: False: for `space`, `estimate`, `cards` and `example` alone.
 
@@ -108,6 +111,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         compute: str = "auto",
         trust_remote_code: bool = False,
         memory_kind: str = "resident",
+        metric: str = "loss",
         seed: int = 0,
         weight_cache: int | str = "auto",
         progress: Progress | None = None,
@@ -121,6 +125,15 @@ class QuantizedLoRAEvaluator(Evaluator):
         training = section(TrainingConfig, "training", training)
         place = resolve_device(device)
         self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
+        if metric == "task" and self.task.judged_by is None:
+            raise ValueError(
+                f"search.metric is 'task', and the task {task.name!r} has no measure of its own: take 'loss'"
+            )
+        if metric == "task" and training.shared_steps:
+            raise ValueError("search.metric is 'task', and training.shared_steps scores plans by the loss: set it to 0")
+        for split in SPLITS:  # read and checked before a model is loaded for nothing
+            if not self.task.split(split):
+                raise ValueError(f"task {task.name!r} has no rows in its {split} split")
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
         if progress is not None:
@@ -130,7 +143,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             device=str(place),
             trust_remote_code=trust_remote_code,
-            embeddings=quantization.embeddings,
             stream=True,
             weights=weights,
         )
@@ -147,6 +159,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.workbench = Workbench(self.quantized, self.rows)
+        self.workbench.metric = metric
         self._highest: float | None = None
         if memory_kind == "peak":
             self.workbench.space = step_memory(self.workbench).space(self.quantized.space)
@@ -179,13 +192,14 @@ class QuantizedLoRAEvaluator(Evaluator):
             highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.workbench.apply(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.workbench.train(steps, seed, hopeless=lambda losses, of: is_hopeless(losses, of, highest))
+            trained = self.workbench.train(steps, seed, watch=StopHopeless(highest))
             if trained.cut_at is not None:
                 held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
                 spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
                 cost = spent / self.workbench.evaluation_tokens()
             began = time.perf_counter()
             loss = self.workbench.held_out("validation", held_out)
+            by_task = self.workbench.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         except torch.cuda.OutOfMemoryError as error:
@@ -194,9 +208,10 @@ class QuantizedLoRAEvaluator(Evaluator):
             raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
         return Evaluation(
-            loss=loss,
+            loss=loss if by_task is None else by_task,
             memory_bytes=self.space.memory_bytes(plan),
             metrics={
+                **({} if by_task is None else {"loss": loss}),
                 "train_loss": trained.loss if steps else 0.0,
                 "trained_tokens": trained.tokens,
                 "swap_seconds": swapped,
@@ -248,6 +263,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
         return seconds_per_token(self.workbench) * self.workbench.evaluation_tokens()
 
+    def row_counts(self) -> Mapping[str, RowCount]:
+        """Rows of each split, asked for and had, for evaluations and the full tuning together."""
+        return self.workbench.row_counts()
+
     def cards(self) -> list[dict[str, Any]]:
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
         return cards(self.workbench, self.budget)
@@ -268,11 +287,16 @@ class QuantizedLoRAEvaluator(Evaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
+        kept: Path | None = None,
+        figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
-        return tune(self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, progress=progress)
+        return tune(
+            self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
+            progress=progress,
+        )  # fmt: skip
 
     def _loss(self, plan: Plan, seed: int) -> float:
         return self.evaluate(plan, seed=seed).loss

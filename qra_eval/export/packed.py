@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from qra_backends.reference import bitpack
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from qra_eval.export.tuned import Chosen, TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-WIDTHS = bitpack.WIDTHS
+WIDTHS = (2, 3, 4, 8)
 DEFAULT_WIDTHS = (4, 8)
 """What every engine takes. Rounded a second time at 2 or 3 bits, SmolLM2 finds another likeliest token everywhere."""
 GROUP_SIZE = 64

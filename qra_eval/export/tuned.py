@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.export.grids import Affine, affine_of
-from qra_eval.models.embeddings import dequantize_embeddings
+from qra_eval.models.embeddings import uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import find_linears, is_conv1d
 from qra_eval.models.load import load_model
@@ -93,7 +93,7 @@ class TunedRun:
     @cached_property
     def _base(self) -> tuple[Any, Any]:
         model, tokenizer = saved.load_base(self.folder)
-        dequantize_embeddings(model)
+        uninstall_tables(model)
         return model.eval(), tokenizer
 
     @property
@@ -127,6 +127,7 @@ class TunedRun:
             Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
             for group in self.plan["groups"]
             for name in group["linears"]
+            if name in shapes  # a table is written as the base has it
         )
 
     def _width(self, level: int | str) -> int:

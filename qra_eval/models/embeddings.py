@@ -1,89 +1,155 @@
-"""Token embeddings in 8 bits: of a small model, and of any with a large vocabulary, they are much of the memory.
+"""Tables of a causal language model: the token embedding and the head, which are one table if the model ties them.
 
-Each row of the table has a scale of its own (largest absolute value over 127). A head that shares the table with the
-embedding goes on sharing it. Position tables, norms and biases stay as they are.
+Of a small model, and of any with a large vocabulary, they are much of the memory. A backend stores a table as it stores
+a linear of shape (vocabulary, hidden); an embedding looks up its rows, and a head multiplies by it. Position tables,
+norms and biases stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from qra_backends import Backend
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-LEVELS = 127
 ROWS = 8192
 """Rows of a table that the head dequantizes at a time."""
 
 
-class RowTable(nn.Module):
-    """A table (V, H) as int8 codes and a scale a row.
+@dataclass(frozen=True)
+class FoundTable:
+    """A table of a model: its path (the embedding's, if it is tied), its weight as a linear, and its ends.
 
-    Args:
-        weight: (V, H) of any floating dtype, which the scales and the dequantized rows have too.
+    Attributes:
+        linear: (vocabulary, hidden), with the model's own parameter for a weight and no bias.
+        head: whether a head multiplies by it.
+        embedding: whether an embedding looks it up.
     """
 
-    codes: Tensor
-    bits: Tensor
+    name: str
+    linear: nn.Linear
+    head: bool
+    embedding: bool
 
-    def __init__(self, weight: Tensor):
+
+def find_tables(model: Any) -> list[FoundTable]:
+    """The tables of a causal language model: one if it is tied, else the embedding and the head.
+
+    Raises:
+        ValueError: the embedding or the head is of a kind that this does not know; the message says which.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
+        raise ValueError(
+            f"the embeddings of a {type(model).__name__} ({type(embedding).__name__}, head {type(head).__name__}) "
+            "cannot be quantized: leave quantization.embeddings at 16"
+        )
+    names = {id(module): name for name, module in model.named_modules()}
+    first = _as_linear(embedding.weight)
+    if is_tied(model):
+        return [FoundTable(names[id(embedding)], first, head=True, embedding=True)]
+    return [
+        FoundTable(names[id(embedding)], first, head=False, embedding=True),
+        FoundTable(names[id(head)], _as_linear(head.weight), head=True, embedding=False),
+    ]
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head multiplies by the table that the embedding looks up."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    real = type(head.data) is Tensor and head.device.type != "meta"  # others lie nowhere
+    return head is embedding or (real and head.data_ptr() == embedding.data_ptr())
+
+
+class Table(nn.Module):
+    """The rows (V, H) of a table: as they were loaded, dequantized, or quantized in a module of a backend.
+
+    Args:
+        own: the model's weight.
+    """
+
+    def __init__(self, own: Any, backend: Backend):
         super().__init__()
-        rows = weight.detach()
-        least = torch.finfo(weight.dtype).tiny
-        scale = (rows.abs().amax(1, keepdim=True).float() / LEVELS).clamp_min(least).to(weight.dtype)
-        self.register_buffer("codes", torch.empty(rows.shape, dtype=torch.int8, device=rows.device))
-        for start in range(0, len(rows), ROWS):
-            part = slice(start, start + ROWS)
-            self.codes[part] = torch.round(rows[part].float() / scale[part].float()).clamp_(-LEVELS, LEVELS)
-        # Not a floating buffer: what computes in another dtype than it stores would round the scales again.
-        self.register_buffer("bits", scale.view({2: torch.int16, 4: torch.int32}[scale.element_size()]))
-        self.dtype = weight.dtype
+        self.own, self.backend = own, backend
+        self.module: nn.Module | None = None
+        self.frozen: Tensor | None = None
 
-    def rows(self, at: Any) -> Tensor:
-        """Dequantized rows, by index or slice. A code has 7 bits: bfloat16's product is the exact one, rounded."""
-        return self.codes[at].to(self.dtype) * self.bits.view(self.dtype)[at]
+    def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
+        """Take a module, or a plain weight (V, H), in place of the model's own weight."""
+        self.module, self.frozen = module, weight
+
+    @property
+    def plain(self) -> Tensor | None:
+        """The weight, if it is there without being dequantized."""
+        if self.frozen is not None:
+            return self.frozen
+        if self.module is None:
+            return self.own
+        return self.module.weight if type(self.module) is nn.Linear else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table (V, H)."""
+        if self.plain is not None:
+            return self.plain
+        assert self.module is not None
+        return self.backend.dequantize(self.module)
+
+    def rows(self, at: Tensor) -> Tensor:
+        """Rows (n, H) by index (n,)."""
+        if self.plain is not None:
+            return F.embedding(at, self.plain)
+        assert self.module is not None
+        return self.backend.rows(self.module, at)
 
 
-class QuantizedEmbedding(nn.Module):
+class TableEmbedding(nn.Module):
     """In place of an `nn.Embedding`, or of one that multiplies its rows by `embed_scale`."""
 
     embed_scale: Tensor | None
 
-    def __init__(self, table: RowTable, embedding: nn.Embedding):
+    def __init__(self, table: Table, embedding: nn.Embedding):
         super().__init__()
         self.table = table
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
         self.padding_idx = embedding.padding_idx
         # Its dtype is that of the output: what computes in another dtype than it stores casts every parameter.
-        self.computed = nn.Parameter(torch.empty(0, dtype=table.dtype, device=table.codes.device), requires_grad=False)
+        self.computed = nn.Parameter(table.own.new_empty(0), requires_grad=False)
         self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)
-        embedding.weight = nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
-        self._was = (embedding,)  # in a tuple: it is no part of this module
+        self.was = (embedding,)  # in a tuple: it is no part of this module
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, H), dequantized."""
-        return self.table.rows(slice(None)).to(self.computed.dtype)
+        """The whole table (V, H)."""
+        return self.table.weight.to(self.computed.dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        rows = self.table.rows(input_ids).to(self.computed.dtype)
+        rows = self.table.rows(input_ids.reshape(-1)).to(self.computed.dtype).view(*input_ids.shape, -1)
         return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
 
 
-class QuantizedHead(nn.Module):
+class TableHead(nn.Module):
     """In place of the linear that gives the logits."""
 
-    def __init__(self, table: RowTable, head: nn.Linear):
+    def __init__(self, table: Table, head: nn.Linear):
         super().__init__()
         self.table, self.bias = table, head.bias
         self.out_features, self.in_features = head.out_features, head.in_features
+        self.was = (head,)
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, H), dequantized."""
-        return self.table.rows(slice(None))
+        """The whole table (V, H)."""
+        return self.table.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
+        plain = self.table.plain
+        if plain is not None:
+            return F.linear(hidden, plain.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
         logits = _Logits.apply(hidden, self.table)
         return logits if self.bias is None else logits + self.bias
 
@@ -92,59 +158,82 @@ class _Logits(torch.autograd.Function):
     """hidden (..., H) times the table's rows, some at a time: neither pass holds the table dequantized as a whole."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: RowTable) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, table: Table) -> Tensor:
         ctx.table = table
-        parts = (rows.to(hidden.dtype) for rows in _in_parts(table))
-        return torch.cat([hidden @ rows.t() for rows in parts], dim=-1)
+        return torch.cat([hidden @ rows.t() for rows in _in_parts(table, hidden)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         total, start = None, 0
-        for rows in _in_parts(ctx.table):
-            part = grad[..., start : start + len(rows)] @ rows.to(grad.dtype)
+        for rows in _in_parts(ctx.table, grad):
+            part = grad[..., start : start + len(rows)] @ rows
             total = part if total is None else total.add_(part)
             start += len(rows)
         assert total is not None
         return total, None
 
 
-def _in_parts(table: RowTable):
-    for start in range(0, len(table.codes), ROWS):
-        yield table.rows(slice(start, start + ROWS))
+def _in_parts(table: Table, like: Tensor):
+    for start in range(0, len(table.own), ROWS):
+        stop = min(start + ROWS, len(table.own))
+        yield table.rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 
-def quantize_embeddings(model: Any) -> None:
-    """Put the input embedding and the head of a causal language model in 8 bits, in place.
+def install_tables(model: Any, backend: Backend) -> dict[str, Table]:
+    """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
 
     Raises:
-        ValueError: the embedding or the head is of a kind that this does not know.
+        ValueError: as `find_tables`.
+    """
+    found = find_tables(model)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = {each.name: Table(each.linear.weight, backend) for each in found}
+    names = {id(module): name for name, module in model.named_modules()}
+    model.set_submodule(names[id(head)], TableHead(tables[found[-1].name], head))
+    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding))
+    return tables
+
+
+def put_tables(model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None]) -> None:
+    """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
+
+    Args:
+        module: of a table; None leaves it as it is.
+    """
+    found = {table.name: table for table in find_tables(model)}
+    for name, table in install_tables(model, backend).items():
+        made = module(found[name])
+        if made is not None:
+            table.set_base(module=made)
+            table.own = nn.Parameter(table.own.to("meta"), requires_grad=False)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if end.table.own.device.type == "meta":
+            end.was[0].weight = end.table.own
+
+
+def uninstall_tables(model: Any) -> None:
+    """Give the model its own embedding and head again, so that any tool knows the layers; nothing if it has them.
+
+    A table that holds another weight than the model's own leaves it there, dequantized.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None or type(head) is not nn.Linear:
-        raise ValueError(
-            f"embeddings of a {type(model).__name__} ({type(embedding).__name__}, head {type(head).__name__}) cannot "
-            "be kept in 8 bits: leave quantization.embeddings at 16"
-        )
-    names = {id(module): name for name, module in model.named_modules()}
-    table = RowTable(embedding.weight)
-    tied = head.weight is embedding.weight or head.weight.data_ptr() == embedding.weight.data_ptr()
-    model.set_submodule(names[id(head)], QuantizedHead(table if tied else RowTable(head.weight), head))
-    model.set_submodule(names[id(embedding)], QuantizedEmbedding(table, embedding))
-
-
-def dequantize_embeddings(model: Any) -> None:
-    """Undo `quantize_embeddings` but for the rounding, so that any tool knows the layers; nothing if none is."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(embedding, QuantizedEmbedding):
+    if not isinstance(embedding, TableEmbedding):
         return
-    plain_head = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+    (plain,), (plain_head,) = embedding.was, head.was
     tied = head.table is embedding.table
-    weight = nn.Parameter(embedding.weight, requires_grad=False)
-    plain_head.weight = weight if tied else nn.Parameter(head.weight, requires_grad=False)
-    plain_head.bias = head.bias
     names = {id(module): name for name, module in model.named_modules()}
-    (plain,) = embedding._was
-    plain.weight = weight
+    if embedding.table.plain is not embedding.table.own:
+        plain.weight = nn.Parameter(embedding.weight.detach(), requires_grad=False)
+    if tied:
+        plain_head.weight = plain.weight
+    elif head.table.plain is not head.table.own:
+        plain_head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
     model.set_submodule(names[id(head)], plain_head)
     model.set_submodule(names[id(embedding)], plain)
+
+
+def _as_linear(weight: Any) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = weight
+    return linear

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 
-from qra_eval.models.embeddings import quantize_embeddings
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
 from qra_eval.models.mapped import mixture_from_files
@@ -27,7 +25,6 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-    embeddings: int = 16,
     stream: bool = False,
     weights: bool = True,
 ) -> LoadedModel:
@@ -38,7 +35,6 @@ def load_model(
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
-        embeddings: bits of the token embeddings and the head, 8 or 16 (as they are).
         stream: leave the linears of the decoder layers on the host, whatever the device: of those that the checkpoint
             has in `dtype` no copy is made, they are read from its files when they are used.
         weights: False: the model's shapes alone, on the meta device, for which `config.json` suffices; the tokenizer is
@@ -48,11 +44,7 @@ def load_model(
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
-    if embeddings == 16:
-        return loaded
-    quantize_embeddings(loaded.model)  # in 8 bits
-    return replace(loaded, fingerprint=f"{loaded.fingerprint}-e{embeddings}")
+    return _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
 
 
 class _Placing(NamedTuple):

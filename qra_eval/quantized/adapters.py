@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -138,6 +139,32 @@ def first_factors(seed: int, linear: AdaptedLinear | nn.Linear, name: str, max_r
     bound = linear.in_features**-0.5  # kaiming_uniform with a = sqrt(5), which is what peft uses
     A = torch.empty(max_rank, linear.in_features).uniform_(-bound, bound, generator=generator)
     return A, torch.zeros(linear.out_features, max_rank)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """What is trained at one rate.
+
+    Attributes:
+        parameters: by name; no name is in two groups.
+        rate: times the learning rate of the settings.
+        clip: norm that the gradients of the group, together, are clipped to.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    rate: float = 1.0
+    clip: float = 1.0
+
+
+def parameter_groups(wrapped: Mapping[str, AdaptedLinear]) -> list[ParameterGroup]:
+    """All that is trained, in groups, in order; empty groups are left out."""
+    factors = {
+        f"{name}.{side}.weight": factor
+        for name, w in wrapped.items()
+        for side, factor in (("lora_A", w.lora_A), ("lora_B", w.lora_B))
+        if factor is not None
+    }
+    return [ParameterGroup(factors)] if factors else []
 
 
 def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:

@@ -40,6 +40,7 @@ class Bank:
         fingerprint: identifies the weights.
         calibration: identifies the calibration data.
         layers: decoder layer of each linear; default: all in one.
+        levels: those of layers that have others than `bits`.
         device: where modules and weights are given; default: where the linears are.
         room: bytes of dequantized weights that are kept, the last used ones.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
@@ -55,15 +56,16 @@ class Bank:
         *,
         calibration: str = "",
         layers: Mapping[str, int] | None = None,
+        levels: Mapping[int, Sequence[LevelName]] | None = None,
         device: torch.device | None = None,
         room: int = 0,
         compute: torch.dtype | None = None,
     ):
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
-        self.levels = tuple(b for b in self.bits if b != UNQUANTIZED_BITS)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
         self.compute, self.device, self.room = compute, device, room
         self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
+        self._levels = dict(levels or {})
         self._names: dict[int, list[str]] = {}
         for name, layer in self.layer_of.items():
             self._names.setdefault(layer, []).append(name)
@@ -72,7 +74,8 @@ class Bank:
         self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
         self._kept = 0
         self._damaged: set[Path] = set()
-        check_shapes(backend, self.linears, self.bits)
+        for layer, names in self._names.items():
+            check_shapes(backend, {name: self.linears[name] for name in names}, self.levels(layer))
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
@@ -130,10 +133,14 @@ class Bank:
         """The linears of a layer, in the model's order."""
         return list(self._names[layer])
 
+    def levels(self, layer: int) -> tuple[LevelName, ...]:
+        """Those that a layer's linears are quantized at."""
+        return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
+
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
         layers = dict.fromkeys(self.layer_of.values())
-        lacking = {layer: [b for b in self.levels if not self._opened(layer, b)] for layer in layers}
+        lacking = {layer: [b for b in self.levels(layer) if not self._opened(layer, b)] for layer in layers}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
     def write(self, layer: int, bits: LevelName, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

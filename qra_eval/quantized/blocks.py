@@ -74,7 +74,7 @@ class Blocks:
         kept = [p.data for p in rest]
         try:
             for parameter in rest:
-                parameter.data = parameter.data.to(self.compute)
+                parameter.data = parameter.data.to(device=self.device, dtype=self.compute)
             yield
         finally:
             for parameter, data in zip(rest, kept, strict=True):

@@ -17,7 +17,7 @@ from torch import nn
 
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks, Flow, put
-from qra_eval.quantized.calibration import LayerMoments, likeness, pass_through
+from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
@@ -29,11 +29,19 @@ FEW_TOKENS = 256
 WAIT_SECONDS = 1.0
 
 
-def build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None = None) -> None:
+def build(
+    bank: Bank,
+    blocks: Blocks,
+    batches: Sequence[Batch],
+    progress: Progress | None = None,
+    *,
+    head: str | None = None,
+) -> None:
     """Quantize what a bank lacks, once a host: a second process waits for the first, and reads what it made.
 
     Args:
-        bank: its linears are those of the layers of `blocks`.
+        bank: its linears are those of the layers of `blocks`; tables are in one layer more.
+        head: name of the table that the model's head multiplies by, if it is in the bank.
         batches: of calibration rows; used if a missing level is calibrated.
         progress: called with `("quantize", linears done, of how many)`, and while another process is at it with
             `("wait for another process that quantizes", 0, 1)`.
@@ -54,7 +62,7 @@ def build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progre
                 progress("wait for another process that quantizes", 0, 1)
     try:
         if bank.missing():
-            _build(bank, blocks, batches, progress)
+            _build(bank, blocks, batches, progress, head)
     finally:
         lock.release()
     left = bank.missing()
@@ -62,7 +70,7 @@ def build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progre
         raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
 
 
-def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None) -> None:
+def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None, head: str | None) -> None:
     missing = bank.missing()
     total, done = sum(len(bank.names(layer)) for layer in missing), 0
     calibrated = [layer for layer, levels in missing.items() if any(map(bank.backend.calibrates, levels))]
@@ -75,7 +83,9 @@ def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progr
         for layer in range(max(missing) + 1):
             moments: LayerMoments | None = None
             names = bank.names(layer)
-            if flows and layer <= max(calibrated):
+            if layer == len(blocks):
+                moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
+            elif flows and layer <= max(calibrated):
                 with blocks.placed(layer):
                     if layer in calibrated:
                         moments = pass_through(blocks, layer, flows, {name: bank.linears[name] for name in names})

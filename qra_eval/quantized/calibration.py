@@ -61,6 +61,10 @@ class LayerMoments:
 
         return read
 
+    def take(self, other: LayerMoments) -> None:
+        """What another has gathered, by name."""
+        self._moments |= other._moments
+
     def owner(self, name: str) -> str:
         """The linear whose matrix this one shares; itself if it shares none."""
         return self._shared.get(name, name)
@@ -127,6 +131,44 @@ def pass_through(blocks: Blocks, index: int, flows: Sequence[Flow], linears: Map
             moments.width = flow.batch.width
             blocks.advance(index, [flow])
     return moments
+
+
+def head_moments(
+    blocks: Blocks, flows: Sequence[Flow], head: str | None, linears: Mapping[str, nn.Module]
+) -> LayerMoments:
+    """Moments of what the head reads at labelled positions, of flows that are past the last layer.
+
+    Args:
+        head: the linear that stands for the table that it multiplies by; the others read nothing.
+    """
+    moments = LayerMoments(linears)
+    if head is None:
+        return moments
+    model = blocks.model
+    was = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is was)
+    reader = _Reader(was)
+    model.set_submodule(name, reader)
+    heads = LayerMoments({head: reader})
+    try:
+        with heads.gathered(), torch.no_grad():
+            for flow in flows:
+                blocks.logits(flow, flow.hidden.to(blocks.device))
+    finally:
+        model.set_submodule(name, was)
+    moments.take(heads)
+    return moments
+
+
+class _Reader(nn.Module):
+    """In the head's place while only its input is wanted: gives one logit."""
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.in_features, self.weight = head.in_features, head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden[..., :1]
 
 
 def input_moments(

@@ -10,6 +10,7 @@ import torch
 from qra_backends import Backend
 from torch import Tensor, nn
 
+from qra_eval.models.embeddings import FoundTable, Table, find_tables, install_tables, uninstall_tables
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
@@ -19,11 +20,12 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.space import levels_of, model_space
+from qra_eval.quantized.space import levels_of, model_space, table_levels
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
 CALIBRATION_ROWS = 128
@@ -33,8 +35,9 @@ CALIBRATION_ROWS = 128
 class QuantizedModel:
     """Every linear is quantized once at every bit-width (`Bank`); a plan is put in place by swapping what changed.
 
-    On the device are the embeddings, norms and head, the plan in its packed form, and adapters. The unquantized weights
-    stay where the checkpoint is mapped, on the host, and visit the device a layer at a time (`blocks`).
+    On the device are norms, the plan in its packed form (embeddings and head in it, if they are searched), and
+    adapters. The unquantized weights stay where the checkpoint is mapped, on the host, and visit the device a layer at
+    a time (`blocks`).
 
     If `weight_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
     dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
@@ -53,6 +56,8 @@ class QuantizedModel:
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
         linears: the searched ones, by name.
+        tables: embedding and head, or the one table of both, by name, if they are searched.
+        levels, table_levels: at which linears are quantized, and tables.
         layer_of: the decoder layer of each.
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
@@ -81,7 +86,8 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
-        dense = weight_bytes(self.linears.values())
+        self.tables = _searched_tables(self.model, quantization)
+        dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.compute = compute_dtype(device) if compute == "auto" else getattr(torch, compute)
         if compute == "auto" and self.compute.itemsize < self.dtype.itemsize:
@@ -95,15 +101,24 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
+        self.levels = tuple(b for b in levels_of(space.bits, backend) if b != UNQUANTIZED_BITS)
+        wanted = quantization.embeddings
+        offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
+        of_tables = next((some for _, some in offered.values()), ())
+        self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self.space = model_space(
-            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense
-        )
+            groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
+            tables=offered, depth=len(self.blocks),
+        )  # fmt: skip
         self._bank = Bank(
-            self.linears, backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
-            calibration=self._calibration_hash(), layers=self.layer_of,
+            {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
+            backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
+            calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
+            levels={len(self.blocks): of_tables},
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
+        self._placed: dict[str, Table] = {}
         self._in_place: dict[str, tuple[Any, ...]] = {}
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
@@ -128,9 +143,12 @@ class QuantizedModel:
     def prepare(self) -> dict[str, adapters.AdaptedLinear]:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
-            build(self._bank, self.blocks, self.calibration_batches(), self.progress)
+            head = next((name for name, table in self.tables.items() if table.head), None)
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, head=head)
             self._wrapped = adapters.install(self.model, list(self.linears))
+            self._placed = install_tables(self.model, self.backend) if self.tables else {}
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
+            searched |= {id(table.own) for table in self._placed.values()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
             narrower = self.compute.itemsize < self.dtype.itemsize
             tensors = [*self.model.parameters(), *(() if narrower else self.model.buffers())]
@@ -164,6 +182,9 @@ class QuantizedModel:
         start = self.initialiser(init)
         fast = self.materialised if materialised is None else materialised
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
+            if group.name in self.tables:
+                self.put_table(group.name, bits, fast=fast)
+                continue
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
                 self._put_base(start, linear.name, bits, rank, fast)
@@ -190,11 +211,28 @@ class QuantizedModel:
             wrapper.set_base(module=start.module(name, bits, rank))
         self._in_place[name] = wanted
 
+    def put_table(self, name: str, bits: LevelName | None, *, fast: bool = True) -> None:
+        """Put a table in place at a level; None: as it was loaded. Only if it is not in place already."""
+        wanted, table = (bits, fast), self._placed[name]
+        if self._in_place.get(name) == wanted:
+            return
+        self._in_place.pop(name, None)
+        table.set_base()  # what was there goes before the next comes
+        if bits is None:
+            return
+        if fast:
+            table.set_base(weight=self.bank.weight(name, bits))
+        else:
+            table.set_base(module=self.bank.module(name, bits))
+        self._in_place[name] = wanted
+
     def unquantize(self) -> None:
         """The model as it was loaded, without quantization and adapters; to be run by `blocks`."""
         for wrapper in self.wrapped.values():
             wrapper.set_base()
             wrapper.set_adapter(None, None, 0.0)
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
 
     @contextmanager
@@ -231,6 +269,8 @@ class QuantizedModel:
         """Nothing of the model on the device but adapters, nor anything kept dequantized; bases are gone afterwards."""
         for wrapper in self.wrapped.values():
             wrapper.set_base()
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
         self._bank.forget()
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -249,6 +289,9 @@ class QuantizedModel:
     def close(self) -> None:
         """Give the model its own linears again."""
         if self._wrapped is not None:
+            for table in self._placed.values():
+                table.set_base()
+            uninstall_tables(self.model)
             adapters.uninstall(self.model, self._wrapped)
 
     def calibration_batches(self) -> list[Batch]:
@@ -269,3 +312,10 @@ class QuantizedModel:
         kept = self._stored if dtype == self.dtype else None
         for i, tensor in enumerate(self._rest):
             tensor.data = tensor.data.to(dtype) if kept is None else kept[i]
+
+
+def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, FoundTable]:
+    """The tables that have levels to choose from; none if they are left as they are."""
+    if quantization.embeddings == (UNQUANTIZED_BITS,):
+        return {}
+    return {table.name: table for table in find_tables(model)}

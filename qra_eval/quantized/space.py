@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from qra_backends.base import Backend
+from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
 from qra_search.config import SpaceConfig
@@ -17,6 +18,11 @@ from qra_search.space.space import SearchSpace
 ADAPTER_DTYPE = torch.bfloat16
 
 
+UNIFORM_TABLE_BITS = 8
+"""Of the tables in uniform plans, if they may have so many: they then lose next to nothing, and a rival that left half
+of its bytes there would be a weak one."""
+
+
 def model_space(
     groups: Sequence[tuple[str, Sequence[FoundLinear]]],
     granularity: Granularity,
@@ -24,30 +30,74 @@ def model_space(
     backend: Backend,
     *,
     fixed_bytes: int,
+    tables: Mapping[str, tuple[nn.Linear, Sequence[LevelName]]] = {},  # noqa: B006 - never written to
+    depth: int = 0,
 ) -> SearchSpace:
-    """The space over named groups of linears.
+    """The space over named groups of linears, and over tables, which come last.
 
     Args:
         granularity: that of the groups; the config's may be `auto`.
         fixed_bytes: bytes of everything that is not searched.
+        tables: each as a linear, with its levels.
+        depth: of the tables: one more than that of the last layer.
     """
+    own = levels_of(config.bits, backend)
+    levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
+    ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
+    apart = {"bits": own if len(levels) > len(own) else None, "ranks": config.ranks if ranks != config.ranks else None}
     return SearchSpace(
-        groups=tuple(
-            Group(
-                name=name,
-                linears=tuple(
-                    Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
-                ),
-                kind=group_kind(name, granularity),
-                depth=members[0].layer,
-            )
-            for name, members in groups
+        groups=(
+            *(
+                Group(
+                    name=name,
+                    linears=tuple(
+                        Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
+                    ),
+                    kind=group_kind(name, granularity),
+                    depth=members[0].layer,
+                    **apart,
+                )
+                for name, members in groups
+            ),
+            *(_table_group(name, linear, some, backend, depth) for name, (linear, some) in tables.items()),
         ),
-        bits=[_level(name, backend) for name in levels_of(config.bits, backend)],
-        ranks=config.ranks,
+        bits=[_level(name, backend) for name in levels],
+        ranks=ranks,
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], backend: Backend, depth: int) -> Group:
+    shape = Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
+    usual = next((b for b in levels if b != UNQUANTIZED_BITS and backend.width(b) == UNIFORM_TABLE_BITS), levels[-1])
+    return Group(
+        name=name,
+        linears=(shape,),
+        bits=tuple(levels),
+        ranks=(0,),
+        kind=name.rpartition(".")[2],
+        depth=depth,
+        uniform=(usual, 0),
+    )
+
+
+def table_levels(bits: Sequence[int], backend: Backend, linear: nn.Linear) -> tuple[LevelName, ...]:
+    """The levels of these bit-widths in which a backend can store a table, by width.
+
+    Raises:
+        ValueError: it has none; the message says why.
+    """
+    shape = linear.out_features, linear.in_features
+    offered = sorted(levels_of(bits, backend), key=lambda b: b if b == UNQUANTIZED_BITS else backend.width(b))
+    found = tuple(b for b in offered if b == UNQUANTIZED_BITS or backend.supports(b, *shape) is None)
+    if not found:
+        reasons = [f" ({reason})" for b in offered if (reason := backend.supports(b, *shape))]
+        raise ValueError(
+            f"backend {backend.name!r} cannot store embeddings of {shape[0]} x {shape[1]} in any of "
+            f"{', '.join(map(str, bits))} bits{''.join(reasons[:1])}: add 16 to quantization.embeddings"
+        )
+    return found
 
 
 def _level(name: LevelName, backend: Backend) -> Level:

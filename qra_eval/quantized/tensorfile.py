@@ -17,13 +17,22 @@ class DamagedFile(ValueError):
     """A tensor file that is cut off or foreign."""
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write tensors; a reader sees the whole file or none."""
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None, lasting: bool = True
+) -> None:
+    """Write tensors; a reader sees the whole file or none.
+
+    Args:
+        metadata: texts by name, in the file's header.
+        lasting: False: the file is there for a while, and has no digest beside it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial, metadata={"format": "pt"})
-    write_digest(path)
+    with replacing(path, durable=not lasting) as partial:
+        ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
+    if lasting:
+        write_digest(path)
 
 
 def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:

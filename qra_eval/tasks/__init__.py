@@ -8,16 +8,18 @@ from typing import Any
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
+from qra_eval.tasks.sources import is_file_name, is_hub_name
 from qra_search import plugins
 
 __all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode", "make_task"]
 
 
 def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 0, **options: Any) -> Task:
-    """The task of a name, or of a .jsonl file of prompts and answers.
+    """The task of a name, of a file of prompts and answers or chats, or of a data set on the hub.
 
     Args:
-        name_or_path: a name among the `qra.tasks` plug-ins, or a path that ends in .jsonl.
+        name_or_path: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), or
+            `owner/name` on the hub.
         data: folder or file with its data.
         seed: of the splits.
         options: keyword options of the task.
@@ -25,7 +27,7 @@ def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 
     Raises:
         ValueError: unknown task (with the nearest names), or an option or data that it does not take.
     """
-    if name_or_path.endswith(".jsonl"):
+    if is_file_name(name_or_path) or is_hub_name(name_or_path):
         if data is not None:
             raise ValueError(f"the task {name_or_path!r} is its own data: leave out {str(data)!r}")
         name_or_path, data = "jsonl", name_or_path

@@ -34,6 +34,7 @@ class ArithmeticTask(Task):
     """
 
     name = "arithmetic"
+    judged_by = "exact_match"
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ class Task(ABC):
     """
 
     name: str = ""
+    judged_by: str | None = None
+    """Figure of `metrics` that a search by the task's own measure is after: a loss (`..._loss`), or a share of rows."""
 
     def __init__(
         self,
@@ -73,12 +75,35 @@ class Task(ABC):
         """What the task is judged by beside the loss, by name; higher is better but for perplexities."""
         return {}
 
+    def objective(self, model: Any, tokenizer: Any, examples: Sequence[Example], **options: Any) -> float:
+        """What a search by the task's own measure lowers: the loss of `judged_by`, or the share that misses it.
+
+        Args:
+            options: of `metrics`.
+
+        Raises:
+            ValueError: the task has no measure of its own.
+        """
+        if self.judged_by is None:
+            raise ValueError(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
+        value = self.metrics(model, tokenizer, examples, **options)[self.judged_by]
+        return value if self.judged_by.endswith("loss") else 1.0 - value
+
     def answers(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any
     ) -> list[str]:
-        """Greedy answers to the examples' prompts, in the chat format if the task has it; see `generate_answers`."""
-        prompts = [chat_prompt(e, tokenizer) if self.chat else e.prompt for e in examples]
-        return generate_answers(model, tokenizer, prompts, max_new_tokens, special=not self.chat, **options)
+        """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`."""
+        found: dict[int, str] = {}
+        for chat in (False, True):
+            some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
+            prompts = [chat_prompt(examples[i], tokenizer) if chat else examples[i].prompt for i in some]
+            answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
+            found.update(zip(some, answers, strict=True))
+        return [found[i] for i in range(len(examples))]
+
+    def in_chat(self, example: Example, tokenizer: Any) -> bool:
+        """Whether an example goes through the tokenizer's chat template."""
+        return self.chat
 
 
 def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:

@@ -12,6 +12,8 @@ from qra_eval.tasks.encoding import IGNORED, Encoded
 
 PASS_ROWS, PASS_TOKENS = 8, 4096
 """Rows, and about as many tokens, that pass through a layer together, at most."""
+MIXED = 16
+"""Batches' worth of rows, in the order that they were drawn in, among which rows of similar length are put together."""
 PASS_MULTIPLE = 32
 """To which the rows of such a batch are padded."""
 
@@ -77,14 +79,20 @@ def passed_together(rows: Sequence[Encoded]) -> list[Batch]:
     return [collate([rows[i] for i in group], multiple=PASS_MULTIPLE) for group in groups]
 
 
-def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int) -> list[Batch]:
-    """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed."""
+def schedule(rows: Sequence[Encoded], steps: int, batch_size: int, seed: int, *, drawn: bool = False) -> list[Batch]:
+    """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed.
+
+    Args:
+        drawn: the rows are in an order of the seed's own: which rows share a batch then follows from that as well, and
+            not from their lengths alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     batches: list[Batch] = []
     while len(batches) < steps:
         need = min(len(rows), (steps - len(batches)) * batch_size)
         order = torch.randperm(len(rows), generator=generator).tolist() if need < len(rows) and batches else None
         chosen = [rows[i] for i in order[:need]] if order else list(rows[:need])
-        some = bucketed(chosen, batch_size)
+        span = MIXED * batch_size if drawn else len(chosen)
+        some = [b for at in range(0, len(chosen), span) for b in bucketed(chosen[at : at + span], batch_size)]
         batches += [some[i] for i in torch.randperm(len(some), generator=generator).tolist()]
     return batches[:steps]

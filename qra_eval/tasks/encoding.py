@@ -19,11 +19,12 @@ IGNORED = -100
 class Encoded:
     """One row: input ids and labels, both int (T,); labels are the ids of the answer and `IGNORED` elsewhere.
 
-    Labels stand at their own token's position; the loss shifts them.
+    Labels stand at their own token's position; the loss shifts them. `cut` tokens were left out to make it fit.
     """
 
     input_ids: Tensor
     labels: Tensor
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -38,8 +39,8 @@ def encode(
 ) -> list[Encoded]:
     """Tokenize prompt and answer; only the answer's tokens (and the end token) have labels.
 
-    A row that is too long loses the left of its prompt first; an answer that is longer than the row loses its right,
-    and keeps one token of the prompt, so that its first token can be predicted.
+    A row that is too long loses the left of its prompt first, but for the tokenizer's start token; an answer that is
+    longer than the row loses its right, and keeps one token of the prompt, so that its first token can be predicted.
 
     Args:
         max_length: most tokens of a row, at least 2.
@@ -60,7 +61,9 @@ def encode(
             answer = [*answer, tokenizer.eos_token_id]
         if not answer:
             raise ValueError(f"the answer to {example.prompt[:60]!r} has no tokens")
-        rows.append(_row(before, answer, max_length))
+        started = int(bool(before) and before[0] == getattr(tokenizer, "bos_token_id", None))
+        labelled = [False] * len(before) + [True] * len(answer)
+        rows.append(cut_row([*before, *answer], labelled, max_length, head=started))
     return rows
 
 
@@ -127,12 +130,24 @@ def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True
     return before, tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
-def _row(before: list[int], answer: list[int], max_length: int) -> Encoded:
+def cut_row(ids: list[int], labelled: list[bool], max_length: int, *, head: int = 0, whole: int = 0) -> Encoded:
+    """A row of at most `max_length` tokens: without the left of what has no label, then without the right.
+
+    Args:
+        labelled: which ids have labels; at least one has.
+        head: so many tokens at the left are kept, up to half the row.
+        whole: tokens of the row before some were left out already, if some were.
+    """
     import torch
 
-    answer = answer[: max_length - 1] if before else answer[:max_length]
-    before = before[len(before) - (max_length - len(answer)) :] if len(before) + len(answer) > max_length else before
-    ids = torch.tensor([*before, *answer], dtype=torch.long)
-    labels = ids.clone()
-    labels[: len(before)] = IGNORED
-    return Encoded(ids, labels)
+    whole, head = whole or len(ids), min(head, max_length // 2)
+    first = labelled.index(True)
+    if len(ids) > max_length:
+        head = min(head, first)
+        rest, room = first - head, max_length - head
+        answer = min(len(ids) - first, room - 1 if rest else room)
+        begin = first - min(rest, room - answer)
+        ids, labelled = ([*row[:head], *row[begin : first + answer]] for row in (ids, labelled))  # type: ignore[assignment]
+    input_ids = torch.tensor(ids, dtype=torch.long)
+    labels = torch.where(torch.tensor(labelled), input_ids, torch.tensor(IGNORED))
+    return Encoded(input_ids, labels, whole - len(ids))

@@ -23,6 +23,11 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB")
                 if line.strip():
+                    if number == 1 and line.lstrip().startswith(b"["):
+                        raise ValueError(
+                            f"{path} is a JSON array, and .jsonl has one object a line: rename it to "
+                            f"{path.with_suffix('.json').name}, or run `jq -c '.[]' {path.name} > rows.jsonl`"
+                        )
                     yield number, _object(path, number, line)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -73,17 +78,33 @@ def hub_rows(dataset: str, config: str | None, split: str) -> list[tuple[str, di
     try:
         loaded = load_dataset(dataset, config, split=split)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"data set {dataset!r} could not be downloaded ({first}): check the network, or give its folder with --data"
-        ) from error
+        raise unavailable(dataset, error) from error
     return [(f"{dataset}, {split} row {index}", dict(row)) for index, row in enumerate(loaded)]
+
+
+def unavailable(dataset: str, error: Exception) -> ValueError:
+    """The error for a data set that the hub did not give."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(
+        f"data set {dataset!r} could not be downloaded ({first}): check the network, or give its folder with --data"
+    )
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> ValueError:
+    """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
+    at = error.object.count(b"\n", 0, error.start) + 1 if line is None else line
+    return ValueError(
+        f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
+        f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"
+    )
 
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error, number) from None
+    except (json.JSONDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}, line {number}: {_short(line)} is not JSON ({reason})") from None
     if not isinstance(row, dict):

@@ -27,6 +27,7 @@ class GSM8KTask(Task):
     """
 
     name = "gsm8k"
+    judged_by = "exact_match"
 
     def __init__(self, data: str | None = None, seed: int = 0, *, shots: int = 0, **options: Any):
         super().__init__(data, seed, **options)

@@ -1,4 +1,4 @@
-"""A user's own data: JSON Lines of prompts and answers, instructions, or chats."""
+"""A user's own data: prompts and answers, instructions, or chats, in files or on the hub."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, split_off
+from qra_eval.tasks.chat import encode_chat
+from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.files import field_of, read_jsonl
+from qra_eval.tasks.forms import CHAT, check_columns, to_example
+from qra_eval.tasks.sources import Row, hub_splits, is_hub_name, read_rows, split_files
 
-FORMS = (
-    '{"prompt", "answer"}, {"question", "answer"}, {"instruction", "input" (may be left out), "output"} '
-    'or {"messages": [{"role", "content"}, ...]}'
-)
-FILES: Mapping[SplitName, Sequence[str]] = {
-    "calibration": ("train", "calibration"),
-    "validation": ("validation", "valid", "dev"),
-    "test": ("test",),
-}
-ROLES = ("system", "user", "assistant", "tool")
 MAX_NEW_TOKENS = 128
 
 
 class JSONLTask(Task):
-    """Rows of one file, split by the hash of their prompts, or of separate files.
+    """Rows of one file, split by the hash of their prompts, or of separate files, or of a data set's splits.
 
     A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
     chat are not. A row whose prompt is also in the test (or validation) file is left out of the others.
 
     Args:
-        data: a .jsonl file, or a folder with train.jsonl and, if there are, validation.jsonl and test.jsonl.
+        data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.jsonl and, if there are,
+            validation.jsonl and test.jsonl (or of those kinds), or a data set's name on the hub, `owner/name`.
         validation, test: separate files; what is missing is split off `data`.
+        columns: columns by the fields that they are read as, such as `{prompt: question, answer: reply}`.
+        subset: of a data set on the hub that has several.
+        splits: names of a hub data set's splits, such as `{calibration: train_sft, test: test_sft}`.
+        chat: put rows through the tokenizer's chat template: all (True), none (False), or None: conversations, if the
+            tokenizer has a template.
     """
 
     name = "jsonl"
+    judged_by = "exact_match"
 
     def __init__(
         self,
@@ -43,21 +43,50 @@ class JSONLTask(Task):
         *,
         validation: str | None = None,
         test: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        subset: str | None = None,
+        splits: Mapping[str, str] | None = None,
+        chat: bool | None = None,
         **options: Any,
     ):
-        super().__init__(data, seed, **options)
+        super().__init__(data, seed, chat=bool(chat), **options)
         if data is None:
-            raise ValueError("the jsonl task needs data: a .jsonl file, or a folder with train.jsonl")
-        self.files = _files(Path(data))
-        self.files["validation"] = Path(validation) if validation else self.files["validation"]
-        self.files["test"] = Path(test) if test else self.files["test"]
+            raise ValueError("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
+        self.wanted, self.columns = chat, check_columns(columns)
+        self.subset, self.names = subset, splits
+        self.on_hub = is_hub_name(data)
+        if not self.on_hub and (subset is not None or splits is not None):
+            raise ValueError(f"subset and splits are of a data set on the hub, and {data!r} is a file or folder")
+        self.files: dict[SplitName, Path | None] = {} if self.on_hub else split_files(Path(data))
+        self.files |= {name: Path(p) for name, p in (("validation", validation), ("test", test)) if p}  # type: ignore[misc]
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: read_examples(path) for name, path in self.files.items() if path is not None}
+        given: dict[SplitName, list[Row]] = {}
+        if self.on_hub:
+            given |= hub_splits(str(self.data), self.subset, self.names)
+        given |= {name: read_rows(path) for name, path in self.files.items() if path is not None}
+        examples = {name: [to_example(row, where, self.columns) for where, row in rows] for name, rows in given.items()}
         try:
-            return split_off(given, self.seed)
+            return split_off(examples, self.seed)
         except ValueError as error:
-            raise ValueError(f"{self.files['calibration']}: {error}") from None
+            raise ValueError(f"{self.data}: {error}") from None
+
+    def in_chat(self, example: Example, tokenizer: Any) -> bool:
+        if self.wanted is None:
+            return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
+        return self.wanted
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
+        """Rows with labels on the answer, and in conversations on all answers of the assistant."""
+        rows = []
+        for example in examples:
+            chat = self.in_chat(example, tokenizer)
+            if chat and CHAT in example.meta:
+                turns = [*example.messages, {"role": "assistant", "content": example.answer.removeprefix(" ")}]
+                rows.append(encode_chat(turns, tokenizer, max_length))
+            else:
+                rows += encode([example], tokenizer, max_length, chat=chat)
+        return rows
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -70,71 +99,10 @@ class JSONLTask(Task):
         return {"exact_match": sum(right) / max(1, len(right))}
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def read_examples(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Example]:
     """The examples of one file, in any of the forms; several in a file are fine.
 
     Raises:
         ValueError: a row of none of the forms; the message gives file, line, what was found and what is allowed.
     """
-    examples = [_example(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
-    if not examples:
-        raise ValueError(f"{path} has no rows: one JSON object a line is needed, as {FORMS}")
-    return examples
-
-
-def _example(row: dict[str, Any], where: str) -> Example:
-    if "messages" in row:
-        return _from_chat(field_of(row, "messages", list, where), where)
-    if "instruction" in row:
-        instruction = _text(row, "instruction", where)
-        given = field_of(row, "input", str, where) if "input" in row else ""
-        asked = f"{instruction}\n\n{given}" if given.strip() else instruction
-        prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
-        answer = _text(row, "output", where)
-        return Example(f"{prompt}### Response:\n", answer, messages=({"role": "user", "content": asked},))
-    if "answer" in row and ("prompt" in row or "question" in row):
-        prompt, answer = _text(row, "prompt" if "prompt" in row else "question", where), _text(row, "answer", where)
-        asked = prompt.strip()
-        apart = not prompt[-1].isspace() and not answer[0].isspace()
-        return Example(prompt, f" {answer}" if apart else answer, messages=({"role": "user", "content": asked},))
-    found = ", ".join(repr(key) for key in row) or "none"
-    raise ValueError(f"{where}: fields are {found}; allowed are {FORMS}")
-
-
-def _from_chat(messages: list[Any], where: str) -> Example:
-    """A chat whose last message, the assistant's, is the answer."""
-    for index, message in enumerate(messages):
-        place = f"{where}, message {index + 1}"
-        if not isinstance(message, dict):
-            raise ValueError(f"{place} is a {type(message).__name__}, an object with role and content is needed")
-        if field_of(message, "role", str, place) not in ROLES:
-            raise ValueError(f"{place}: role is {message['role']!r}, allowed are {', '.join(ROLES)}")
-        field_of(message, "content", str, place)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise ValueError(f"{where}: messages must end with an answer of the assistant, after at least one other")
-    turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns[:-1])
-    return Example(f"{prompt}Assistant:", f" {turns[-1]['content']}", messages=turns[:-1])
-
-
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A text field that is not blank; numbers are taken as texts."""
-    value = field_of(row, name, (str, int, float), where)
-    if not str(value).strip():
-        raise ValueError(f"{where}: field {name!r} is blank")
-    return str(value)
-
-
-def _files(data: Path) -> dict[SplitName, Path | None]:
-    """The file of each split, None if it is to be split off another."""
-    if data.is_file():
-        return {"calibration": data, "validation": None, "test": None}
-    if not data.is_dir():
-        raise ValueError(f"no file or folder {str(data)!r}: a .jsonl file, or a folder with train.jsonl, is needed")
-    files = {
-        name: next((p for stem in stems if (p := data / f"{stem}.jsonl").is_file()), None)
-        for name, stems in FILES.items()
-    }
-    if files["calibration"] is None:
-        raise ValueError(f"{data} has no train.jsonl")
-    return files
+    return [to_example(row, where, columns) for where, row in read_rows(path)]

@@ -44,6 +44,8 @@ class MultipleChoiceTask(Task):
             the index of the right choice as the answer; None: the hub.
     """
 
+    judged_by = "choice_loss"
+
     def __init__(self, source: Source, data: str | None = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)
         self.name, self.source = source.name, source

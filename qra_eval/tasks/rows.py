@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
-from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.example import Example, SplitName
+
+DRAW = 0x5EED
+"""Added to a seed, so that the rows that it draws and the order of their batches come from different numbers."""
 
 
 class Rows:
@@ -32,11 +36,22 @@ class Rows:
         """
         key = (split, count)
         if key not in self._kept:
-            encoded = self.task.encode(self.task.split(split)[:count], self.tokenizer, self.max_length)
-            self._kept[key] = [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels)) for e in encoded]
+            self._kept[key] = self._encoded(self.task.split(split)[:count])
             if not self._kept[key]:
                 raise ValueError(f"task {self.name!r} has no rows in its {split} split")
         return self._kept[key]
+
+    def drawn(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        """`count` rows of a split in an order of the seed's own, or all of them; seed 0 takes the first in theirs."""
+        if seed == 0:
+            return self(split, count)
+        examples = self.task.split(split)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(DRAW + seed)).tolist()
+        return self._encoded([examples[i] for i in order[:count]])
+
+    def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
+        encoded = self.task.encode(examples, self.tokenizer, self.max_length)
+        return [Encoded(torch.as_tensor(e.input_ids), torch.as_tensor(e.labels), e.cut) for e in encoded]
 
     def hash(self, **counts: int) -> str:
         """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""
@@ -59,3 +74,6 @@ class LongestRows(Rows):
             ids = torch.zeros(self.max_length, dtype=torch.long)
             self._kept[key] = [Encoded(ids, ids)] * count
         return self._kept[key]
+
+    def drawn(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
+        return self(split, count)

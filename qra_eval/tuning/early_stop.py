@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from qra_eval.tuning.training import Training, Watch
+
 WINDOW = 3
 """Steps over which losses are averaged: batches differ by more than a step gains."""
 EARLIEST = 1 / 3
@@ -42,3 +44,13 @@ def optimistic_end(losses: Sequence[float], steps: int) -> float:
 def is_hopeless(losses: Sequence[float], steps: int, highest: float) -> bool:
     """Whether no plausible end of this training lies at or below `highest`."""
     return optimistic_end(losses, steps) > highest
+
+
+class StopHopeless(Watch):
+    """Ends a training of which no plausible end lies at or below `highest`."""
+
+    def __init__(self, highest: float):
+        self.highest = highest
+
+    def after(self, training: Training) -> bool:
+        return is_hopeless(training.losses, training.steps, self.highest)

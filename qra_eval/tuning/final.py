@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from qra_eval.tuning.samples import before_and_after, sample_answers
+from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.losses import row_losses
+from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.workbench import ANSWER, Workbench
 from qra_search.errors import describe, one_line
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Progress, ReloadFailed
+from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
 """Test rows that the task's own figures are of, at most."""
-SHORT_ANSWER = 64
+SHORT_ANSWER = ANSWER
 """Tokens of the longest answer that is scored."""
+SAMPLE_TOKENS = 64
+"""Tokens of a sample answer, at most."""
 REASON = 500
 """Characters of why a saved plan could not be loaded back."""
 
@@ -37,10 +43,15 @@ class Tuned:
         memory_bytes: exact resident bytes.
         folder: where the adapter and the plan were saved; None if they were not.
         reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
+        row_nats: summed loss of each test row; fewer rows than were asked for if the split has no more.
+        row_tokens: labelled tokens of each.
+        scored: test rows that the task's own figures are of.
+        samples: of a plan that is saved, greedy answers to the first test rows, each with `prompt`, `wanted`, `before`
+            the tuning and `after` it.
+        best_step: the step whose adapters were kept, that of the lowest validation loss; None: the last.
+        stopped_at: the step after which it was ended since the validation loss no longer fell; None: it was not.
         init: where the adapters started.
         init_losses: validation loss of a full evaluation from each start, if there was a choice.
-        row_nats, row_tokens: summed test loss and labelled tokens of each row.
-        samples: answers to a few test rows before the tuning and after; see `qra_eval.tuning.samples`.
     """
 
     plan: Plan
@@ -53,11 +64,14 @@ class Tuned:
     metrics: dict[str, float] = field(default_factory=dict)
     folder: str | None = None
     reload_difference: float | None = None
-    init: str = "default"
-    init_losses: dict[str, float] = field(default_factory=dict)
     row_nats: tuple[float, ...] = ()
     row_tokens: tuple[int, ...] = ()
+    scored: int = 0
     samples: tuple[dict[str, str], ...] = ()
+    best_step: int | None = None
+    stopped_at: int | None = None
+    init: str = "default"
+    init_losses: dict[str, float] = field(default_factory=dict)
 
 
 def tune(
@@ -68,16 +82,22 @@ def tune(
     seed: int = 0,
     steps: int | None = None,
     folder: str | Path | None = None,
+    kept: Path | None = None,
+    figures: Figures | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Tune a plan on the calibration split, measure it on the test split, and save it if a folder is given.
+
+    A tuning that was broken off is resumed from its last checkpoint in `kept`.
 
     If the training settings name several initialisations, each is first tried in a full evaluation of the plan, and
     the one of least validation loss is taken.
 
     Args:
         evaluate: validation loss of a full evaluation of a plan with a seed; raises EvaluationFailed.
-        steps: optimizer steps; default: the `final_steps` of the training settings.
+        steps: optimizer steps; default: as the training settings say.
+        kept: folder of this tuning's checkpoint and curve; None: neither is written.
+        figures: called with the figures of each step.
         progress: called with `("tune", done, total)`.
 
     Raises:
@@ -86,34 +106,47 @@ def tune(
     """
     start = time.perf_counter()
     settings = workbench.settings
-    steps = settings.final_steps if steps is None else steps
+    steps = workbench.final_steps if steps is None else steps
     each_step = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
     usual = workbench.init
     try:
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
         workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
-        before = [] if folder is None else sample_answers(workbench)
-        trained = workbench.train(steps, seed, each_step)
-        row_nats, row_tokens = workbench.losses_by_row("test", settings.test_rows)
-        loss = sum(row_nats) / max(sum(row_tokens), 1)
+        before = sample_answers(workbench, 0 if folder is None else settings.sample_answers)
+        batches = workbench.final_batches(steps, seed)
+        identity = _identity(workbench, plan, seed, steps, batches)
+        watch = FullTuning(settings, lambda: _validation_loss(workbench), identity, kept, figures)
+        trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
+        rows = workbench.rows("test", settings.test_rows)
+        nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
+        after = sample_answers(workbench, len(before))
         metrics = score(workbench, min(settings.test_rows, SCORED_ROWS))
+        test = workbench.rows.task.split("test")
         tuned = Tuned(
             plan=plan,
             seed=seed,
             steps=steps,
-            test_loss=loss,
+            test_loss=sum(nats) / max(1, sum(tokens)),
             memory_bytes=workbench.space.memory_bytes(plan),
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - start + watch.earlier_seconds,
             train_loss=trained.loss,
             metrics=metrics,
+            row_nats=tuple(nats),
+            row_tokens=tuple(tokens),
+            samples=tuple(
+                {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
+            ),
+            scored=len(test[: min(settings.test_rows, SCORED_ROWS)]) if metrics else 0,
+            best_step=watch.best_step,
+            stopped_at=trained.cut_at,
             init=init,
             init_losses=init_losses,
-            row_nats=tuple(row_nats),
-            row_tokens=tuple(row_tokens),
-            samples=() if folder is None else before_and_after(before, sample_answers(workbench)),
         )
-        return tuned if folder is None else _saved(workbench, tuned, folder, start)
+        if folder is not None:
+            tuned = _saved(workbench, tuned, folder)
+        watch.forget()
+        return tuned
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
     except torch.cuda.OutOfMemoryError as error:
@@ -123,15 +156,52 @@ def tune(
         workbench.init = usual
 
 
-def _saved(workbench: Workbench, tuned: Tuned, folder: str | Path, start: float) -> Tuned:
+def _identity(workbench: Workbench, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
+    """What a tuning follows from: a checkpoint that says the same is one of it."""
+    settings, digest = workbench.settings, hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
+    return {
+        **workbench.describe(),
+        "plan": plan.to_dict(),
+        "seed": seed,
+        "steps": steps,
+        "init": workbench.init,
+        "batches": digest.hexdigest(),
+        "evaluate_every": settings.evaluate_every,
+        "patience": settings.patience,
+    }
+
+
+def _validation_loss(workbench: Workbench) -> float:
+    """As an evaluation measures it, amid a training."""
+    loss = workbench.held_out("validation", workbench.settings.validation_rows)
+    workbench.model.train()
+    return loss
+
+
+def _saved(workbench: Workbench, tuned: Tuned, folder: str | Path) -> Tuned:
     """Save what was tuned, and check that it loads back the same."""
+    start = time.perf_counter()
     save(workbench, tuned.plan, folder)
     tuned = replace(tuned, folder=str(folder))
     try:
         difference = check_reload(workbench, tuned.plan, folder)
     except Exception as error:  # whatever it is, hours of tuning are measured and saved: they go with the error
         raise ReloadFailed(one_line(describe(error), REASON), tuned) from error
-    return replace(tuned, reload_difference=difference, seconds=time.perf_counter() - start)
+    return replace(tuned, reload_difference=difference, seconds=tuned.seconds + time.perf_counter() - start)
+
+
+def sample_answers(workbench: Workbench, count: int) -> list[tuple[dict[str, str], str]]:
+    """The first test rows that have a prompt (`prompt`, `wanted`), and greedy answers by what is in place."""
+    if count == 0:
+        return []
+    task, settings = workbench.rows.task, workbench.settings
+    examples = [example for example in task.split("test")[:count] if example.prompt.strip()]
+    answers = task.answers(
+        workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=settings.max_length + SAMPLE_TOKENS
+    )
+    return [({"prompt": e.prompt, "wanted": e.answer}, answer) for e, answer in zip(examples, answers, strict=True)]
 
 
 def _try_inits(
@@ -151,12 +221,13 @@ def _try_inits(
 
 
 def score(workbench: Workbench, rows: int) -> dict[str, float]:
-    """The task's own figures on the first test rows, for the plan and adapters in place; empty if answers are long.
+    """The task's own figures on the first test rows, for the plan and adapters in place.
 
-    An answer is written token by token, each as dear as a row's whole loss: scoring long ones takes longer than tuning.
+    Empty if answers are long, unless the search went by these figures: an answer is written token by token, each as
+    dear as a row's whole loss, and scoring long ones takes longer than tuning.
     """
     longest = max(int((row.labels >= 0).sum()) for row in workbench.rows("test", rows))
-    if longest > SHORT_ANSWER:
+    if longest > SHORT_ANSWER and workbench.metric == "loss":
         return {}
     settings = workbench.settings
     task = workbench.rows.task

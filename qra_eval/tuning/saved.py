@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
+from qra_eval.models.embeddings import put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
@@ -55,7 +56,6 @@ def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
     data["model"] = quantized.loaded.spec
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
-    data["embeddings"] = quantized.quantization.embeddings
     data["backend"] = quantized.backend.spec
     data["init"] = workbench.init
     write_json(folder / PLAN_FILE, data)
@@ -125,7 +125,9 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = json.loads((folder / PLAN_FILE).read_text())
     dtype = getattr(torch, data["dtype"])
-    loaded = load_model(data["model"], dtype=dtype, device=device, embeddings=data.get("embeddings", 16), stream=True)
+    if data.get("embeddings", UNQUANTIZED_BITS) != UNQUANTIZED_BITS:
+        raise ValueError(f"{folder} keeps embeddings in a form of an earlier version: run `qra finetune` on it again")
+    loaded = load_model(data["model"], dtype=dtype, device=device, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
@@ -137,22 +139,28 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
     keys: dict[str, list[str]] = {}
     for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
         keys.setdefault(key.rpartition("::")[0], []).append(key)
-    for found in find_linears(model):
-        bits = chosen[found.name]
-        if bits == UNQUANTIZED_BITS:
+
+    def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module:
+        return backend.from_tensors(
+            {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[name]},
+            bits=chosen[name],
+            out_features=like.out_features,
+            in_features=like.in_features,
+            bias=like.bias,
+            dtype=like.weight.dtype,
+        )
+
+    linears = {found.name: found for found in find_linears(model)}
+    for found in linears.values():
+        if chosen[found.name] == UNQUANTIZED_BITS:
             if found.name in keys:
                 found.module.weight.data = file.get_tensor(f"{found.name}::weight")
             found.module.to(device)
-            continue
-        module = backend.from_tensors(
-            {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[found.name]},
-            bits=bits,
-            out_features=found.out_features,
-            in_features=found.in_features,
-            bias=found.module.bias,
-            dtype=found.module.weight.dtype,
-        )
-        model.set_submodule(found.name, module)
+        else:
+            model.set_submodule(found.name, quantized(found.name, found.module))
+    tables = keys.keys() - linears.keys()
+    if tables:
+        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None)
     model.requires_grad_(False)
     return model, loaded.tokenizer
 

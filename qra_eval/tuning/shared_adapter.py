@@ -157,7 +157,8 @@ def put(workbench: Workbench, adapter: SharedAdapter, plan: Plan) -> None:
     quantized, settings = workbench.quantized, workbench.settings
     quantized.apply(plan, 0, workbench.init, keep_adapters=True)
     for group, rank in zip(workbench.space.groups, plan.ranks, strict=True):
-        for name, wrapper in ((linear.name, quantized.wrapped[linear.name]) for linear in group.linears):
+        names = [linear.name for linear in group.linears if linear.name in quantized.wrapped]
+        for name, wrapper in ((name, quantized.wrapped[name]) for name in names):
             wrapper.set_adapter(None, None, 0.0)
             if rank > 0:
                 wrapper.lora_A = nn.Parameter(adapter.A[name][:rank])

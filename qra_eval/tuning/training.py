@@ -1,18 +1,21 @@
-"""The optimizer's loop of a short fine-tuning."""
+"""The optimizer's loop of every fine-tuning, short or full."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import batch_loss, labelled_head
+from qra_eval.tasks.losses import LabelledHead, batch_loss, labelled_head
+from qra_search.config import Schedule, TrainingConfig
 
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
@@ -34,61 +37,139 @@ class Trained:
     cut_at: int | None = None
 
 
+class Training:
+    """A training under way: all that its next step follows from, but for the batches and the frozen weights.
+
+    Attributes:
+        steps: that are to be made in all.
+        losses: of the steps made; their number is the place in the data.
+        last_rate: learning rate of the step before.
+        tokens: seen so far.
+        stopped: it was ended before its last step.
+        seconds: spent on it before this process took it up.
+    """
+
+    def __init__(self, groups: Sequence[ParameterGroup], settings: TrainingConfig, steps: int, device: torch.device):
+        self.groups, self.settings, self.steps, self.device = groups, settings, steps, device
+        self.losses: list[float] = []
+        self.tokens, self.stopped, self.last_rate = 0, False, 0.0
+        self.seconds, self.model_seconds = 0.0, 0.0
+        # On a few hundred small factors one fused kernel takes a fraction of the time.
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.parameters.values())} for group in groups],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return len(self.losses)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.settings.learning_rate * rate_at(
+            self.step, self.steps, self.settings.warmup, self.settings.schedule
+        )
+
+    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch]) -> None:
+        """One step of the optimizer on the mean loss of all labelled tokens of some batches.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        begun, value, labels = time.perf_counter(), 0.0, sum(len(batch.targets) for batch in batches)
+        for batch in batches:
+            loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
+            loss.backward()
+            value += float(loss.detach())
+        self.model_seconds += time.perf_counter() - begun
+        if not math.isfinite(value):
+            raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
+        self.last_rate = self.rate
+        for group, options in zip(self.groups, self.optimizer.param_groups, strict=True):
+            options["lr"] = self.last_rate * group.rate
+            nn.utils.clip_grad_norm_(options["params"], group.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(value)
+        self.tokens += sum(batch.tokens for batch in batches)
+
+
+class Watch:
+    """Hears of a training, and may set its state, look at the model between steps, and end it; this one does nothing.
+
+    Between `begin` and the end of the training the model is in training mode; a watch leaves it so.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Before the first step of this process."""
+
+    def after(self, training: Training) -> bool:
+        """After a step; returns whether to stop there."""
+        return False
+
+    def ended(self, training: Training) -> None:
+        """After the last step that is made; the model is still in training mode."""
+
+
 def train(
     model: Any,
-    parameters: Sequence[nn.Parameter],
+    groups: Sequence[ParameterGroup],
     batches: Sequence[Batch],
+    settings: TrainingConfig,
     *,
-    learning_rate: float,
-    warmup: float,
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, float], None] | None = None,
-    hopeless: Callable[[Sequence[float], int], bool] | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
-    """AdamW without weight decay, gradients clipped to norm 1, linear warm-up and linear decay; one batch a step.
-
-    Args:
-        hopeless: asked after each step, with the losses so far and the steps in all, whether to stop there.
+    """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    start, in_model, tokens, losses, cut_at = time.perf_counter(), 0.0, 0, [], None
-    if not parameters or not batches:
+    if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
+    start, size, watch = time.perf_counter(), settings.accumulation, watch or Watch()
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=0.0, fused=True)
-    model.train()
-    with labelled_head(model) as head:
-        for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * rate_at(step, len(batches), warmup)
-            begun = time.perf_counter()
-            loss = batch_loss(model, head, batch.to(device))
-            loss.backward()
-            value = float(loss.detach())
-            in_model += time.perf_counter() - begun
-            if not math.isfinite(value):
-                raise Diverged(f"training loss is {value} at step {step + 1} of {len(batches)}")
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(value)
-            tokens += batch.tokens
+    training = Training(groups, settings, len(batches) // size, device)
+    with _in_training(model) as head:
+        watch.begin(training)
+        while training.step < training.steps and not training.stopped:
+            first = training.step * size
+            training.make_step(model, head, batches[first : first + size])
             if progress is not None:
-                progress(step + 1, len(batches), value)
-            if hopeless is not None and step + 1 < len(batches) and hopeless(losses, len(batches)):
-                cut_at = step + 1
-                break
-    model.eval()
+                progress(training.step, training.steps, training.losses[-1])
+            training.stopped = watch.after(training) and training.step < training.steps
+        watch.ended(training)
+    losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
-    return Trained(sum(tail) / len(tail), tokens, time.perf_counter() - start, in_model, cut_at)
+    seconds = training.seconds + time.perf_counter() - start
+    cut_at = training.step if training.stopped else None
+    return Trained(sum(tail) / len(tail), training.tokens, seconds, training.model_seconds, cut_at)
 
 
-def rate_at(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate at a step: rises over the warm-up, then falls in a line towards zero."""
+def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:
+    """Share of the learning rate at a step, counted from 0: rises in a line over the warm-up, then as scheduled.
+
+    `linear` and `cosine` fall towards zero, which they would reach one step after the last; `constant` stays at 1. It
+    has no state: what a resumed training goes on with follows from its step alone.
+    """
     rise = max(1, math.ceil(warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    return (steps - step) / (steps - rise + 1)
+    left = (steps - step) / (steps - rise + 1)
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return 1.0 if schedule == "constant" else left
+
+
+@contextmanager
+def _in_training(model: Any) -> Iterator[LabelledHead]:
+    model.train()
+    with labelled_head(model) as head:
+        yield head
+    model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,15 +11,17 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tasks.batches import Batch, bucketed, schedule
 from qra_eval.tasks.example import SplitName
-from qra_eval.tasks.losses import held_out_loss, row_losses
+from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
-from qra_search.config import TrainingConfig
-from qra_search.evaluation.protocols import Progress
+from qra_search.config import FINAL_ONLY, TrainingConfig
+from qra_search.evaluation.protocols import Progress, RowCount
 from qra_search.space.space import Plan
 
-LATER = {"hopeless": 0.5, "shared_steps": 0}
+LATER = {"hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0}
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
+ANSWER = 64
+"""Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
 
 
 class Workbench:
@@ -31,6 +34,7 @@ class Workbench:
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
         init: where adapters start.
+        metric: what a search lowers, `loss` or `task`.
     """
 
     def __init__(self, quantized: QuantizedModel, rows: Rows):
@@ -38,6 +42,7 @@ class Workbench:
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.init: str = quantized.settings.inits[0]
+        self.metric = "loss"
 
     @property
     def settings(self) -> TrainingConfig:
@@ -60,8 +65,9 @@ class Workbench:
             "rows": self.rows.hash(calibration=self.trained_rows, validation=self.settings.validation_rows),
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
+            **({} if self.metric == "loss" else {"metric": self.metric}),
             "training": {
-                **self.settings.model_dump(exclude={"final_steps", "test_rows", *unnamed}),
+                **self.settings.model_dump(exclude={*FINAL_ONLY, *unnamed}),
                 "init": self.settings.inits[0],
             },
         }
@@ -76,19 +82,24 @@ class Workbench:
         steps: int,
         seed: int,
         progress: Callable[[int, int, float], None] | None = None,
-        hopeless: Callable[[Sequence[float], int], bool] | None = None,
+        *,
+        watch: training.Watch | None = None,
+        batches: Sequence[Batch] | None = None,
     ) -> training.Trained:
-        """Tune the adapters in place for `steps` steps, then round them to what is saved."""
+        """Tune the adapters in place for `steps` steps, then round them to what is saved.
+
+        Args:
+            batches: of the steps; default: those of an evaluation.
+        """
         trained = training.train(
             self.model,
-            adapters.trainable(self.quantized.wrapped),
-            self.batches(steps, seed),
-            learning_rate=self.settings.learning_rate,
-            warmup=self.settings.warmup,
+            adapters.parameter_groups(self.quantized.wrapped),
+            self.batches(steps, seed) if batches is None else batches,
+            self.settings,
             seed=seed,
             device=self.device,
             progress=progress,
-            hopeless=hopeless,
+            watch=watch,
         )
         adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
         return trained
@@ -97,9 +108,15 @@ class Workbench:
         """Loss in nats a labelled token on the first rows of a split."""
         return held_out_loss(self.model, bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device)
 
-    def losses_by_row(self, split: SplitName, rows: int) -> tuple[list[float], list[int]]:
-        """Summed loss in nats, and labelled tokens, of each of the first rows of a split."""
-        return row_losses(self.model, self.rows(split, rows), 2 * self.settings.batch_size, self.device)
+    def objective(self, split: SplitName, rows: int) -> float | None:
+        """The task's own measure on the first rows of a split; None if the loss is what counts."""
+        if self.metric == "loss":
+            return None
+        task, settings = self.rows.task, self.settings
+        return task.objective(
+            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * settings.batch_size,
+            max_length=settings.max_length + ANSWER,
+        )  # fmt: skip
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
@@ -108,21 +125,60 @@ class Workbench:
 
     # -- what a training sees ------------------------------------------------------------------
     def batches(self, steps: int, seed: int) -> list[Batch]:
-        """The batches of a training: those of fewer steps than a full evaluation are the first of its batches."""
-        size, whole = self.settings.batch_size, max(steps, self.settings.steps)
+        """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
+        settings, whole = self.settings, max(steps, self.settings.steps)
         if steps == 0:
             return []
-        return schedule(self.rows("calibration", whole * size), whole, size, seed)[:steps]
+        rows = self.rows("calibration", whole * settings.rows_a_step)
+        number = settings.accumulation
+        return schedule(rows, whole * number, settings.batch_size, seed)[: steps * number]
+
+    def final_batches(self, steps: int, seed: int) -> list[Batch]:
+        """The batches of a full tuning, whose rows are drawn from all there are with the seed.
+
+        Seed 0 sees what an evaluation of so many steps sees, as it did before other seeds drew rows of their own.
+        """
+        if seed == 0 or steps == 0:
+            return self.batches(steps, seed)
+        settings = self.settings
+        rows = self.rows.drawn("calibration", steps * settings.rows_a_step, seed)
+        return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=True)
+
+    @property
+    def final_steps(self) -> int:
+        """Steps of a full tuning, by the settings."""
+        settings = self.settings
+        if settings.final_epochs is None:
+            return settings.final_steps
+        rows = len(self.rows.task.split("calibration"))
+        return max(1, math.ceil(settings.final_epochs * rows / settings.rows_a_step))
 
     @property
     def trained_rows(self) -> int:
         """Rows that a full evaluation trains on; one, of which only the length matters, if it trains on none."""
-        return max(1, self.settings.steps * self.settings.batch_size)
+        return max(1, self.settings.steps * self.settings.rows_a_step)
+
+    def row_counts(self) -> dict[str, RowCount]:
+        """Rows of each split that evaluations and the full tuning ask for together, and how many there are."""
+        settings = self.settings
+        counts: dict[SplitName, int] = {
+            "calibration": max(self.trained_rows, self.final_steps * settings.rows_a_step),
+            "validation": settings.validation_rows,
+            "test": settings.test_rows,
+        }
+        found: dict[str, RowCount] = {}
+        for split, asked in counts.items():
+            if split == "calibration" and settings.final_epochs is not None:
+                asked = min(asked, len(self.rows.task.split(split)))  # passes over what there is ask for no more
+            rows = self.rows(split, asked)
+            cut = sum(row.cut > 0 for row in rows)
+            found[split] = RowCount(asked, min(asked, len(rows)), cut, max(len(row) + row.cut for row in rows))
+        return found
 
     def evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
         settings = self.settings
         rows = self.rows("calibration", self.trained_rows)
-        trained = sum(map(len, rows)) * (settings.steps * settings.batch_size) / len(rows)
+        trained = sum(map(len, rows)) * (settings.steps * settings.rows_a_step) / len(rows)
         held_out = sum(map(len, self.rows("validation", settings.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out

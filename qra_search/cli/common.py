@@ -49,10 +49,16 @@ ConfigFile = Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; op
 Model = Annotated[str | None, option("--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id.", WHAT)]
 Task = Annotated[
     str | None,
-    option("--task -t T", "A task by name (see `qra tasks`), or a .jsonl file of prompts and answers.", WHAT,
+    option("--task -t T", "A task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, "
+           ".csv, .parquet), or a data set on the hub, owner/name.", WHAT,
            autocompletion=_names("tasks")),
 ]  # fmt: skip
 Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
+Columns = Annotated[
+    str | None,
+    option("--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=question,answer=reply.",
+           WHAT),
+]  # fmt: skip
 Memory = Annotated[
     list[str] | None,
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
@@ -106,7 +112,7 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow the search in `tensorboard`, `mlflow` or `trackio`, such as "
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
            "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
 ]  # fmt: skip
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
@@ -131,6 +137,7 @@ _FLAGS = {
     "device": "model.device",
     "task": "task.name",
     "data": "task.data",
+    "columns": "task.options.columns",
     "memory": "search.memory",
     "bits": "space.bits",
     "ranks": "space.ranks",
@@ -227,6 +234,8 @@ def _value(name: str, value: Any) -> Any:
             raise BadInput(
                 f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
             ) from None
+    if name == "columns":
+        return dict(_column(part) for part in value.split(","))
     if name == "backend" and "=" in value:
         pairs = [part.partition("=") for part in value.split(",")]
         try:
@@ -237,3 +246,10 @@ def _value(name: str, value: Any) -> Any:
                 f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
             ) from None
     return value
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not equals or not field.strip() or not column.strip():
+        raise BadInput(f"--columns is {text!r}: a field and a column are needed, such as prompt=question,answer=reply")
+    return field.strip(), column.strip()

@@ -56,6 +56,7 @@ def doctor(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     memory: common.Memory = None,
     sets: common.Set = None,
     as_json: common.Json = False,
@@ -77,7 +78,10 @@ def doctor(
         qra doctor --model path/to/model --task train.jsonl
     """
     if model is not None:
-        print_cards(common.settings(None, sets=sets, model=model, task=task, data=data, memory=memory), as_json=as_json)
+        settings = common.settings(
+            None, sets=sets, model=model, task=task, data=data, columns=columns, memory=memory
+        )  # fmt: skip
+        print_cards(settings, as_json=as_json)
         return
     findings = list(examine() if folder is None else tensor_files(folder))
     if as_json:

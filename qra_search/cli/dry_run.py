@@ -11,12 +11,14 @@ from rich.table import Table
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import bad_input
+from qra_search.evaluation.protocols import RowCount
 from qra_search.exchange.trackers import check_tracker
 from qra_search.report.terminal.live import View
 from qra_search.report.words import duration, evaluations_text
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.dry_run import dry_run, embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.rows import rows_text
 
 
 def print_dry_run(
@@ -65,6 +67,8 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     grid.add_row("largest plan", size(facts["largest_bytes"]))
     grid.add_row("budget", budgets)
     grid.add_row("evaluated first", first or "no uniform plan fits")
+    for line in rows_text({name: RowCount(**count) for name, count in facts["rows"].items()}):
+        grid.add_row("rows", line)
     grid.add_row("evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}")
     estimate = facts["estimate"]
     if "total_seconds" in estimate:

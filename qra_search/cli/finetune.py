@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from qra_search.cli import common
 from qra_search.cli.common import option
+from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
+from qra_search.exchange.trackers import check_tracker
 from qra_search.report.finding import finding, headline
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
@@ -19,7 +21,7 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.sizes import uniform_in
 from qra_search.space.space import Plan
 from qra_search.workflow.evaluator import build_evaluator, on_device
-from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, tune_with
+from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, training_changes, tune_with
 
 
 def finetune(
@@ -33,34 +35,61 @@ def finetune(
     steps: Annotated[
         int | None, option("--steps N", "Optimizer steps; default: training.final_steps of the run.", min=1)
     ] = None,
+    epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
+    evaluate_every: Annotated[
+        int | None,
+        option("--evaluate-every N", "Look at the validation loss every N steps, and keep the best adapters."),
+    ] = None,
+    patience: Annotated[
+        int | None, option("--patience N", "End after N looks at the validation loss without a lower one.")
+    ] = None,
     seeds: Annotated[
-        int, option("--seeds N", "Tune every plan with so many seeds, for intervals.", show_default=True, min=1)
+        int,
+        option(
+            "--seeds N",
+            "Tune every plan with so many seeds, each on rows of its own, for intervals.",
+            show_default=True,
+            min=1,
+        ),
     ] = 1,
     against: common.Against = "best",
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        option("--set training.FIELD=VALUE", "Any setting of training, such as training.schedule=cosine."),
+    ] = None,
+    track: common.Track = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
 
     Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
-    another budget than the run's largest into a folder of its own in it.
+    another budget than the run's largest into a folder of its own in it. If it is broken off, the same command goes on
+    from the last checkpoint.
 
     [bold]Example[/]
 
-        qra finetune runs/a --against all
+        qra finetune runs/a --against all --epochs 3 --evaluate-every 50
     """
+    if steps is not None and epochs is not None:
+        raise BadInput("--steps and --epochs both say how long to tune: give one of them")
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")
     common.check_unit(memory)
     with bad_input():
         folder = RunFolder(run).check()
         config = on_device(folder.config(), device)
+        flags = {"final_epochs": epochs, "evaluate_every": evaluate_every, "patience": patience}
+        config = with_training(config, {k: v for k, v in flags.items() if v is not None}, sets or [])
+        training_changes(folder.config(), config)
+        for spec in track or []:
+            check_tracker(spec)
         chosen = chosen_plan(folder, memory) if plan is None else _plan(folder, plan)
     view = make_view(common.stderr(), quiet=as_json)
     with view, closing(build_evaluator(config, view.progress)) as evaluator:
         tested = tune_with(
             evaluator, config, folder, view, chosen, memory=memory, against=cast(Against, against), seeds=seeds,
-            steps=steps,
+            steps=steps, track=track or (),
         )  # fmt: skip
     result = folder.result()
     limit = limit_of(result, chosen, memory)
@@ -70,6 +99,12 @@ def finetune(
     else:
         print_tested(folder, tested, limit, place)
     check_reloads(place, tested)
+
+
+def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) -> RunConfig:
+    """The config with other settings of training; those of `sets` are `training.FIELD=VALUE`."""
+    given = {f"training.{name}": value for name, value in fields.items()} | dict(map(common.pair, sets))
+    return make_config(config.model_dump(mode="json"), given, source="options")
 
 
 def print_tested(

@@ -25,6 +25,7 @@ def profile(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     bits: common.Bits = None,
     ranks: common.Ranks = None,
     granularity: common.Granularity = None,
@@ -43,8 +44,8 @@ def profile(
         qra profile --model smollm2 --task arithmetic --out prior.json
     """
     settings = common.settings(
-        config, sets=sets, model=model, task=task, data=data, bits=bits, ranks=ranks, granularity=granularity,
-        backend=backend, seed=seed, device=device, evaluator=evaluator,
+        config, sets=sets, model=model, task=task, data=data, columns=columns, bits=bits, ranks=ranks,
+        granularity=granularity, backend=backend, seed=seed, device=device, evaluator=evaluator,
     )  # fmt: skip
     with (
         make_view(common.stderr(), quiet=as_json) as view,
@@ -74,7 +75,7 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
         f"[bold]Prior[/] of {len(space)} groups ({prior.source}), measured in {words.duration(prior.seconds)};"
     )
     console.print(f"a search is charged {charge} evaluations for it.\n")
-    rank = space.ranks[-1]
+    rank = space.uniform_ranks[-1]
     table = columns("most sensitive", *map(str, space.levels), f"rank {rank}", left=("most sensitive",))
     table.columns[0].no_wrap = True
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:

@@ -25,6 +25,7 @@ def search(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     memory: common.Memory = None,
     bits: common.Bits = None,
     ranks: common.Ranks = None,
@@ -89,9 +90,9 @@ def search(
         qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
     """
     flags: dict[str, Any] = {
-        "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
-        "granularity": granularity, "backend": backend, "evaluations": evaluations, "strategy": strategy,
-        "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
+        "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits,
+        "ranks": ranks, "granularity": granularity, "backend": backend, "evaluations": evaluations,
+        "strategy": strategy, "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
     }  # fmt: skip
     if not any(_given(context, name) for name in context.params):
         print(context.get_help())

@@ -34,10 +34,12 @@ def toy_space(
     bits: tuple[int | Level, ...] = (2, 3, 4, 8),
     ranks: tuple[int, ...] = (4, 8, 16),
     restricted: bool = False,
+    table: bool = False,
 ) -> SearchSpace:
     """A space of small decoder layers, one group a `layer`, a `module` (seven a layer) or `fused` shards (four).
 
-    With `restricted`, every third group may take neither the smallest bit-width nor the largest rank.
+    With `restricted`, every third group may take neither the smallest bit-width nor the largest rank. With `table`, a
+    group of embeddings comes last that has levels of its own and no rank, and does not follow uniform plans.
     """
     shapes = {
         "q": (256, 256),
@@ -71,6 +73,18 @@ def toy_space(
                     depth=layer,
                 )
             )
+    if table:
+        linears = (Linear(name="embed", out_features=1024, in_features=256),)
+        wide = (*names[1:], 16)
+        groups = [
+            group.model_copy(update={"bits": group.bits or names, "ranks": group.ranks or ranks}) for group in groups
+        ]
+        groups.append(
+            Group(
+                name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, uniform=(names[-1], 0)
+            )
+        )
+        bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
 
@@ -198,6 +212,7 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "one plan in all, not yet tried": lambda: _single(0),
     "one plan in all, tried": lambda: _single(1),
     "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
+    "a table beside the linears": lambda: _usual(ToyEvaluator(toy_space(table=True))),
     "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
     "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),
     "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=TWO_WAYS))),

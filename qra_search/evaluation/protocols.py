@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,8 @@ from qra_search.space.space import Plan
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done, and the steps in all."""
+Figures = Callable[[int, Mapping[str, float]], None]
+"""Called with a step, counted from 1, and its figures by name."""
 
 
 @runtime_checkable
@@ -21,6 +24,30 @@ class Estimates(Protocol):
         """Any of `setup_seconds`, `prior_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`, and `phases`: of
         each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak."""
         ...
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows of one split.
+
+    Attributes:
+        asked: that the settings ask for.
+        had: that there are of these.
+        cut: of these, rows that are longer than is allowed, and lose a part.
+        longest: tokens of the longest one, before it is cut.
+    """
+
+    asked: int
+    had: int
+    cut: int = 0
+    longest: int = 0
+
+
+@runtime_checkable
+class CountsRows(Protocol):
+    """Says how many rows it is asked for and has, by split: `calibration` (to tune on), `validation` and `test`."""
+
+    def row_counts(self) -> Mapping[str, RowCount]: ...
 
 
 @runtime_checkable
@@ -69,18 +96,33 @@ class Tuned(Protocol):
 class MeasuredByRow(Protocol):
     """A tuned plan that says its loss on each test row, from which intervals of differences are made."""
 
-    row_nats: Sequence[float]
-    """Summed loss of each row."""
-    row_tokens: Sequence[int]
-    """Labelled tokens of each row."""
+    @property
+    def row_nats(self) -> Sequence[float]:
+        """Summed loss of each row."""
+        ...
+
+    @property
+    def row_tokens(self) -> Sequence[int]:
+        """Labelled tokens of each row."""
+        ...
 
 
 @runtime_checkable
 class ShowsSamples(Protocol):
     """A tuned plan that shows a few generated answers, from before its tuning and after."""
 
-    samples: Sequence[Mapping[str, str]]
-    """Each with `prompt`, `wanted`, `before` and `after`."""
+    @property
+    def samples(self) -> Sequence[Mapping[str, str]]:
+        """Each with `prompt`, `wanted`, `before` and `after`."""
+        ...
+
+
+@runtime_checkable
+class ScoredOnRows(Protocol):
+    """A tuned plan that says on how many test rows the task's own figures are, from which intervals are made."""
+
+    @property
+    def scored(self) -> int: ...
 
 
 class ReloadFailed(RunFailed):
@@ -102,9 +144,15 @@ class Tunes(Protocol):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
+        kept: Path | None = None,
+        figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
         """Tune for `steps` optimizer steps (None: as the settings say), and save the result if a folder is given.
+
+        Args:
+            kept: a folder of this tuning's own, for what it is resumed from if it is broken off, and its curve.
+            figures: called with the figures of each step: `loss` and, where they are known, others.
 
         Raises:
             EvaluationFailed: the plan cannot be tuned; `diverged: ...` and `out of memory: ...` are shown as such.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qra_search import plugins
+from qra_search.space.groups import Group
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_FORMAT
@@ -146,7 +147,9 @@ def read_plan(path: Path) -> Foreign:
 def _plan(
     foreign: Foreign, space: SearchSpace, source: str, rank: int | None, default: int | None, rounding: Rounding
 ) -> Imported:
-    found = {linear.name: foreign.bits_of(linear.name) for group in space.groups for linear in group.linears}
+    aside = {group.name for group in space.groups if group.uniform is not None and not _named(foreign, group)}
+    followed = [group for group in space.groups if group.name not in aside]
+    found = {linear.name: foreign.bits_of(linear.name) for group in followed for linear in group.linears}
     notes = []
     strange = sorted(set(foreign.names or ()) - set(found))
     if strange and len(strange) == len(foreign.names or ()):
@@ -166,6 +169,10 @@ def _plan(
     wanted_of = {name: float(value if value is not None else default or 0) for name, value in found.items()}
     bits, ranks, mixed, rounded = [], [], [], []
     for group in space.groups:
+        if group.uniform is not None and group.name in aside:
+            bits.append(group.uniform[0])
+            ranks.append(group.uniform[1])
+            continue
         each = [wanted_of[linear.name] for linear in group.linears]
         wanted = each[0]
         if len(set(each)) > 1:
@@ -194,6 +201,11 @@ def _plan(
     return Imported(plan, tuple(notes))
 
 
+def _named(foreign: Foreign, group: Group) -> bool:
+    """Whether the file names what is in a group; patterns and defaults are for the linears of layers."""
+    return all(linear.name in (foreign.names or ()) for linear in group.linears)
+
+
 def _level(wanted: float, allowed: Sequence[Level], rounding: Rounding) -> Level:
     """The first level of the width wanted, or of that which it is rounded to."""
     width = _allowed(wanted, [level.width for level in allowed], rounding)
@@ -208,7 +220,9 @@ def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
     return min(allowed, key=lambda b: (abs(b - wanted), -b))
 
 
-def _rank(foreign: Foreign, group: Any, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
+def _rank(foreign: Foreign, group: Group, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
+    if group.uniform is not None:
+        return group.uniform[1]
     allowed = group.ranks or space.ranks
     own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=None)
     wanted = rank if rank is not None else own

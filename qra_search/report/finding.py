@@ -100,7 +100,7 @@ def finding(result: SearchResult, tested: Sequence[Tested] = (), budget: int | N
 def _on_test(space: SearchSpace, tuned: Tested, tested: Sequence[Tested], limit: int) -> Finding:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-    rivals = [t for t in tested if (t.role != FOUND or t.plan.is_uniform) and math.isfinite(t.loss)]
+    rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
     rival = min(rivals, key=lambda t: t.loss, default=None)
     if rival is None:
         return Finding(*known)

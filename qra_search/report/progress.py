@@ -13,6 +13,8 @@ from qra_search.space.pareto import non_dominated
 from qra_search.study.study import Study
 
 LAST_SHOWN = 5
+UNIFORM = "uniform"
+"""Origin of the uniform plans that every study begins with."""
 
 
 class Standing:
@@ -49,7 +51,7 @@ class Standing:
             self.failed += 1
         elif trial.fidelity >= 1.0:
             self._losses.setdefault(trial.plan.key, []).append(trial.loss)
-            self._known[trial.plan.key] = trial
+            self._known.setdefault(trial.plan.key, trial)
 
     @property
     def left(self) -> float:
@@ -64,7 +66,7 @@ class Standing:
         fitting = [
             (trial, sum(losses) / len(losses))
             for key, losses in self._losses.items()
-            if size_of(trial := self._known[key]) <= budget and (not uniform or trial.plan.is_uniform)
+            if size_of(trial := self._known[key]) <= budget and (not uniform or trial.proposal.origin == UNIFORM)
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
 

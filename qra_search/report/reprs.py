@@ -80,7 +80,7 @@ def _spent(result: SearchResult) -> str:
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:
     kinds = Counter(group.kind or "group" for group in space.groups)
     uniform = [f"{level_words(p.bits[0])}, rank {p.ranks[0]}: {format_bytes(space.memory_bytes(p))}"
-               for p in space.uniform_plans() if p.ranks[0] == space.ranks[-1]]  # fmt: skip
+               for p in space.uniform_plans() if p.ranks[0] == space.uniform_ranks[-1]]  # fmt: skip
     return [
         ("groups", f"{len(space)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"),
         ("weights", f"{space.weights:,} in {sum(len(g.linears) for g in space.groups)} linears"),

@@ -18,10 +18,14 @@ FAILURES = ("diverged", "out of memory")
 
 
 def plan_name(plan: Plan, space: SearchSpace) -> str:
-    """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups."""
-    if plan.is_uniform:
-        return f"uniform {level_words(plan.bits[0])}, rank {plan.ranks[0]}"
-    return f"mixed, {space.mean_bits(plan):.2f} bits, rank {sum(plan.ranks) / len(plan.ranks):.1f}"
+    """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
+    the embeddings if it is searched."""
+    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.uniform is not None)
+    rest = f", embeddings {' and '.join(map(level_words, tables))}" if tables else ""
+    choice = space.uniform_choice(plan)
+    if choice is not None:
+        return f"uniform {level_words(choice[0])}, rank {choice[1]}{rest}"
+    return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
 
 
 def bits_counts(plan: Plan, space: SearchSpace) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import MeasuredByRow, Progress, ReloadFailed, ShowsSamples, Tuned, Tunes
+from qra_search.evaluation.protocols import (
+    Figures,
+    MeasuredByRow,
+    Progress,
+    ReloadFailed,
+    ScoredOnRows,
+    ShowsSamples,
+    Tuned,
+    Tunes,
+)
 from qra_search.files import read_json, write_json
 from qra_search.runs.intervals import paired_interval
 from qra_search.space.space import Plan, SearchSpace
@@ -21,6 +31,8 @@ from qra_search.study.result import SearchResult
 TEST_FORMAT = "qra-test/1"
 TWO_SIDED = 1.96
 """Standard errors on either side that hold 95%."""
+TUNING = "tuning"
+"""Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
 FOUND = "found"
 UNIFORM = "uniform"
 Against = Literal["all", "best", "none"]
@@ -35,6 +47,7 @@ class Tested:
     """One plan of the comparison, over the seeds it was tuned with.
 
     Attributes:
+        scored: test rows that the metrics are of; 0 if that is not known.
         failed: why it could not be tuned with a seed; empty if it could.
         reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
         row_nats: summed test loss of each row, the mean over the seeds; empty if the evaluator does not say.
@@ -48,6 +61,7 @@ class Tested:
     losses: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    scored: int = 0
     failed: str = ""
     reload_error: str = ""
     row_nats: tuple[float, ...] = ()
@@ -116,28 +130,35 @@ def compare_on_test(
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     rows: int | None = None,
+    training: Mapping[str, Any] | None = None,
     save: Path | None = None,
     progress: Progress | None = None,
+    figures: Callable[[str], Figures] | None = None,
     on_tuned: Callable[[Tested, int, int], None] | None = None,
 ) -> list[Tested]:
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
-    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps and rows
-    is not tuned again, one that failed is. The found plan's first tuning is saved into the folder `save`; if that does
-    not load back as it was tuned, this is recorded with what was measured.
+    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps, rows and settings
+    is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is
+    saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was measured.
 
     Args:
         space: of the plans.
         limit: bytes that every plan keeps to.
+        training: settings of training that are other than the run's.
         progress: of each tuning.
+        figures: by the name of a tuning, what hears of its steps.
         on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
 
     Raises:
         TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
     """
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
+    changed = dict(training) if training else None
     data = read_json(path) or {}
-    entries = data.get("tuned", []) if all(data.get(k) == v for k, v in settings.items()) else []
+    same = all(data.get(k) == v for k, v in settings.items()) and data.get("training") == changed
+    settings |= {"training": changed} if changed else {}
+    entries = data.get("tuned", []) if same else []
     order = [found, *(p for p in others if p.key != found.key)]
     wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}
     entries = [{**e, "role": role} for e in entries if (role := wanted.get(Plan.from_dict(e["plan"]).key)) is not None]
@@ -148,7 +169,11 @@ def compare_on_test(
             entries = [e for e in entries if e is not entry]
             start = time.perf_counter()
             try:
-                tuned = evaluator.tune(plan, seed=seed, steps=steps, folder=folder, progress=progress)
+                name = tuning_name(plan, seed)
+                tuned = evaluator.tune(
+                    plan, seed=seed, steps=steps, folder=folder, kept=path.parent / TUNING / name, progress=progress,
+                    figures=None if figures is None else figures(name),
+                )  # fmt: skip
                 entry = _entry(tuned)
             except ReloadFailed as error:
                 entry = {**_entry(error.tuned), "reload_error": str(error)}
@@ -165,6 +190,13 @@ def compare_on_test(
         if plan is found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
     return _tested(entries)
+
+
+def tuning_name(plan: Plan, seed: int) -> str:
+    """A short name for one tuning of a comparison, that of its folder."""
+    if len({*zip(plan.bits, plan.ranks, strict=True)}) == 1:
+        return f"uniform-{plan.bits[0]}-rank-{plan.ranks[0]}-seed-{seed}"
+    return f"plan-{hashlib.sha256(plan.key.encode()).hexdigest()[:8]}-seed-{seed}"
 
 
 def read_test(data: dict[str, Any] | None) -> list[Tested]:
@@ -202,6 +234,7 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
                 tuple(math.inf if e["test_loss"] is None else e["test_loss"] for e in same),
                 metrics,
                 sum(e["seconds"] for e in same),
+                scored=min(e.get("scored", 0) for e in same),
                 failed=next((e["failed"] for e in same if "failed" in e), ""),
                 row_nats=_mean_rows([e.get("row_nats", ()) for e in same]),
                 row_tokens=tuple(same[0].get("row_tokens", ())),
@@ -225,6 +258,8 @@ def _entry(tuned: Tuned) -> dict[str, Any]:
         more = {"row_nats": [round(x, 6) for x in tuned.row_nats], "row_tokens": list(tuned.row_tokens)}
     if isinstance(tuned, ShowsSamples) and tuned.samples:
         more["samples"] = [dict(sample) for sample in tuned.samples]
+    if isinstance(tuned, ScoredOnRows) and tuned.scored:
+        more["scored"] = tuned.scored
     return {
         "plan": tuned.plan.to_dict(),
         "seed": tuned.seed,

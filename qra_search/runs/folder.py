@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.config import FINAL_ONLY, RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
@@ -24,7 +24,7 @@ LOG_NAME = "trials.jsonl"
 OLD_LOG_NAME = "trials.sqlite"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
-MAY_CHANGE = ("search.evaluations", "training.final_steps", "training.test_rows")
+MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
 """Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
 

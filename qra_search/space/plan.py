@@ -69,11 +69,6 @@ class Plan:
         """The plan of what `to_dict` gave; other keys do not count."""
         return cls(tuple(data["bits"]), tuple(data["ranks"]))
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every group has the same choice."""
-        return len(set(self.bits)) == 1 and len(set(self.ranks)) == 1
-
     def __str__(self) -> str:
         counts = Counter(self.bits)
         order = sorted(counts, key=lambda name: (isinstance(name, str), name))

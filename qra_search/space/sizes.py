@@ -55,7 +55,7 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
         level = next((level.name for level in space.levels if level.width == REFERENCE_BITS), REFERENCE_BITS)
-        reference = _uniform_bytes(space, level, space.ranks[len(space.ranks) // 2], text)
+        reference = _uniform_bytes(space, level, space.uniform_ranks[len(space.uniform_ranks) // 2], text)
         return math.floor(reference * float(match.group(1)) / 100)
     if match := _UNIFORM.fullmatch(text):
         return _uniform_bytes(space, read_name(match.group(1)), int(match.group(2)), text)
@@ -72,9 +72,16 @@ def uniform_in(space: SearchSpace, text: str) -> Plan | None:
     return None if match is None else _uniform(space, read_name(match.group(1)), int(match.group(2)), f"plan {text!r}")
 
 
-def uniform_text(plan: Plan) -> str:
-    """The text that names a uniform plan, such as `uniform3r8`."""
-    return f"uniform{plan.bits[0]}r{plan.ranks[0]}"
+def uniform_text(space: SearchSpace, plan: Plan) -> str:
+    """The text that names a uniform plan, such as `uniform3r8`.
+
+    Raises:
+        ValueError: the plan is none.
+    """
+    choice = space.uniform_choice(plan)
+    if choice is None:
+        raise ValueError("the plan is not uniform, so no text names it")
+    return f"uniform{choice[0]}r{choice[1]}"
 
 
 def budget_in(space: SearchSpace, text: str | int | float) -> int:
@@ -119,6 +126,6 @@ def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
         raise BadInput(
             f"{what} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space "
             "does not have: "
-            f"its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.ranks))}"
+            f"its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
         )
     return plan

@@ -74,6 +74,7 @@ class SearchSpace(Displayed):
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
                     raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
+        self._check_uniform()
 
     # -- how it shows itself -----------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -121,8 +122,12 @@ class SearchSpace(Displayed):
         return level
 
     def mean_bits(self, plan: Plan) -> float:
-        """Nominal bits of a plan's levels, averaged over the groups."""
-        return float(self.widths[self.encode(plan)[0]].mean())
+        """Nominal bits of a plan's levels, averaged over the groups that uniform plans are made of."""
+        return float(self.widths[self.encode(plan)[0][self._following]].mean())
+
+    def mean_rank(self, plan: Plan) -> float:
+        """Rank of a plan's adapters, averaged over the same groups."""
+        return sum(plan.ranks[i] for i in self._following) / len(self._following)
 
     # -- memory --------------------------------------------------------------------------------
     @cached_property
@@ -195,13 +200,28 @@ class SearchSpace(Displayed):
             ValueError: several levels have so many bits.
         """
         level = self._level(bits)
-        plan = None if level is None else Plan((level.name,) * len(self), (rank,) * len(self))
-        return plan if plan is not None and self.contains(plan) else None
+        if level is None:
+            return None
+        chosen = [group.uniform or (level.name, rank) for group in self.groups]
+        plan = Plan(tuple(b for b, _ in chosen), tuple(r for _, r in chosen))
+        return plan if self.contains(plan) else None
+
+    def uniform_choice(self, plan: Plan) -> tuple[LevelName, int] | None:
+        """The level and rank of a uniform plan; None if it is none."""
+        following = self._following
+        choices = {(plan.bits[i], plan.ranks[i]) for i in following}
+        aside = all(g.uniform in (None, (b, r)) for g, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True))
+        return choices.pop() if len(choices) == 1 and aside else None
 
     def uniform_plans(self) -> list[Plan]:
         """Every uniform plan of the space, cheapest first."""
-        plans = [p for b in self.bits for r in self.ranks if (p := self.uniform(b, r)) is not None]
+        plans = [p for b in self.bits for r in self.uniform_ranks if (p := self.uniform(b, r)) is not None]
         return sorted(plans, key=self.memory_bytes)
+
+    @cached_property
+    def uniform_ranks(self) -> tuple[int, ...]:
+        """Ranks that uniform plans may have."""
+        return tuple(r for i, r in enumerate(self.ranks) if self.ranks_allowed[self._following, i].all())
 
     @cached_property
     def signature(self) -> str:
@@ -219,6 +239,20 @@ class SearchSpace(Displayed):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     # -- checks --------------------------------------------------------------------------------
+    @cached_property
+    def _following(self) -> list[int]:
+        """The groups that follow a uniform plan."""
+        return [i for i, group in enumerate(self.groups) if group.uniform is None]
+
+    def _check_uniform(self) -> None:
+        if not self._following:
+            raise ValueError("a space needs at least one group without a `uniform` choice of its own")
+        for group in self.groups:
+            if group.uniform is not None:
+                level, rank = group.uniform
+                if level not in (group.bits or self.bits) or rank not in (group.ranks or self.ranks):
+                    raise ValueError(f"group {group.name!r}: its uniform choice {group.uniform} is not allowed")
+
     @cached_property
     def _index_of_bits(self) -> dict[LevelName, int]:
         return {b: i for i, b in enumerate(self.bits)}

@@ -71,7 +71,7 @@ class SearchResult(Displayed):
     @property
     def uniform(self) -> list[Candidate]:
         """The uniform plans that were evaluated, cheapest first."""
-        return [c for c in self.candidates if c.plan.is_uniform]
+        return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
 
     def best(self, memory_budget: int | str | None = None) -> Candidate | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was

@@ -39,10 +39,12 @@ class TableBasis:
         self.deviation = log - log.mean(0)
         self.log_damage = log
         ranks = np.asarray(space.ranks, float)
-        h = np.log1p(ranks / max(float(np.median(ranks)), 1.0))
-        self.h = h - h.mean()
+        usual = np.isin(space.ranks, space.uniform_ranks)  # 0 may be there for groups without adapters alone
+        usual = usual if usual.any() else np.ones(len(ranks), bool)
+        h = np.log1p(ranks / max(float(np.median(ranks[usual])), 1.0))
+        self.h = h - h[usual].mean()
         gain = np.maximum(prior.rank_gain, 0.0)
-        gain = gain - gain.min(1, keepdims=True)
+        gain = np.maximum(gain - np.where(space.ranks_allowed, gain, np.inf).min(1, keepdims=True), 0.0)
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)

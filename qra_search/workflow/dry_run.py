@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Estimates
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.sizes import resolve_budgets
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.study import uniform_design
 from qra_search.workflow.evaluator import learnt_log
+from qra_search.workflow.rows import row_counts
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
@@ -59,6 +62,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
             {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
             for plan in uniform_design(space, budgets)
         ],
+        "rows": {name: asdict(count) for name, count in row_counts(evaluator).items()},
         "estimate": estimate,
     }
 
@@ -71,6 +75,7 @@ def embeddings_hint(config: RunConfig, fixed: int, budgets: Sequence[int]) -> st
         budgets: bytes that plans may take.
     """
     offered = config.evaluator == type(config).model_fields["evaluator"].default
-    if not offered or config.quantization.embeddings == 8 or not budgets or fixed < MUCH * min(budgets):
+    searched = config.quantization.embeddings != (UNQUANTIZED_BITS,)
+    if not offered or searched or not budgets or fixed < MUCH * min(budgets):
         return None
     return f"{fixed / min(budgets):.0%} of the budget, mostly embeddings: quantization.embeddings=8 halves them"

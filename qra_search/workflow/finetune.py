@@ -6,15 +6,19 @@ import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from qra_search.config import RunConfig
+from qra_search.config import RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.exchange.trackers.base import flat
+from qra_search.exchange.trackers.tuning import tracked
 from qra_search.files import read_json
 from qra_search.report import words
+from qra_search.report.shares import metric_text
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import Against, Tested, TuningFailed, compare_on_test, opponents, read_test
+from qra_search.runs.final_test import TUNING, Against, Tested, TuningFailed, compare_on_test, opponents, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
@@ -23,9 +27,12 @@ from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
+from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.run import write_report
 
 PLAN_FILE = "plan.json"
+UNCHANGING = {"test_rows", "checkpoint_every", "checkpoint_minutes", "sample_answers"}
+"""Settings that change nothing of how a plan is tuned; the test rows of a comparison are recorded by themselves."""
 BASELINES = "baselines"
 """Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 
@@ -72,14 +79,17 @@ def tune_with(
     against: Against = "best",
     seeds: int = 1,
     steps: int | None = None,
+    track: Sequence[str] = (),
 ) -> list[Tested]:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
 
     Another plan that was tuned in the same place is set aside.
 
     Args:
+        config: the run's own, but for what may be set anew under `training`.
         memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
             own (`place_of`).
+        track: trackers that hear of every step, such as `tensorboard`.
 
     Raises:
         BadInput: the evaluator cannot tune.
@@ -91,16 +101,21 @@ def tune_with(
     place = place_of(folder, result, limit, memory)
     others = opponents(result.space, limit, against, result)
     _make_room(place, result.space, plan)
+    say_rows(evaluator, view)
     view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
 
     def say_tuned(tested: Tested, done: int, total: int) -> None:
         view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
+    changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
+    told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
     try:
-        tested = compare_on_test(
-            tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds), steps=steps,
-            rows=config.training.test_rows, save=place.path, progress=view.progress, on_tuned=say_tuned,
-        )  # fmt: skip
+        with tracked(track, tunings, told, result, view.say) as figures:
+            tested = compare_on_test(
+                tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
+                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,
+                progress=view.progress, figures=figures, on_tuned=say_tuned,
+            )  # fmt: skip
     except KeyboardInterrupt:
         view.say("What was tuned so far is kept: give the same command again to go on.")
         raise
@@ -109,6 +124,22 @@ def tune_with(
         raise
     write_report(folder, config, result, folder.identity(), read_test(folder.test()))
     return tested
+
+
+def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """Settings of training, by name, in which a config differs from the run's, and that change what a tuning gives.
+
+    Raises:
+        BadInput: it differs in something else.
+    """
+    found = {}
+    for path, (old, new) in differences(known, config).items():
+        section, _, name = path.partition(".")
+        if section == "training" and name not in UNCHANGING:
+            found[name] = new
+        elif section != "training" and path != "model.device":
+            raise BadInput(f"{path} is {old!r} in this run: only fields of training can be set anew to tune its plan")
+    return found
 
 
 def check_reloads(folder: RunFolder, tested: Sequence[Tested]) -> None:
@@ -151,7 +182,7 @@ def tuned_baselines(
                 view.say(f"tuning {place.name}")
                 place.mkdir(parents=True, exist_ok=True)
                 try:
-                    tuner.tune(other, steps=steps, folder=place, progress=view.progress)
+                    tuner.tune(other, steps=steps, folder=place, kept=place / TUNING, progress=view.progress)
                 except (EvaluationFailed, ReloadFailed) as error:
                     (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
                     view.say(f"{place.name} is left out: {error}")
@@ -160,7 +191,7 @@ def tuned_baselines(
 
 def tested_text(tested: Tested, space: SearchSpace) -> str:
     """A tuned plan in one line."""
-    metrics = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in tested.metrics.items())
+    metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
     return (
         f"{words.plan_name(tested.plan, space)}: test loss {words.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"

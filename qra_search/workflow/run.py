@@ -30,6 +30,7 @@ from qra_search.study.study import Callback, Study, StudyFailed
 from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.rows import say_rows
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -171,6 +172,7 @@ def search_with(
             view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
         budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
         view.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
+        say_rows(evaluator, view)
         hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
         if hint is not None:
             view.say(f"not searched: {hint}")

@@ -13,7 +13,7 @@ from torch import nn
 
 def test_the_default_is_hqq_below_four_bits_and_bitsandbytes_above():
     backend = make_backend("mixed")
-    assert backend.bits == (2, 3, 4, 8)
+    assert backend.bits == (2, 3, 4, 5, 6, 8)
     for bits, name in {2: "hqq", 3: "hqq", 4: "bitsandbytes-nf4", 8: "bitsandbytes-int8"}.items():
         assert backend.part(bits).spec == make_backend(name).spec
         assert backend.storage(bits).bytes(576, 192) == make_backend(name).storage(bits).bytes(576, 192)
@@ -69,8 +69,8 @@ def test_devices_are_those_that_all_parts_have():
 
 def test_the_calibrated_variant_is_gptq_below_eight_bits():
     backend = make_backend("mixed-calibrated")
-    assert backend.calibrated and backend.bits == (2, 3, 4, 8)
-    assert [backend.part(bits).name for bits in backend.bits] == ["reference-gptq"] * 3 + ["bitsandbytes"]
+    assert backend.calibrated and backend.bits == (2, 3, 4, 5, 6, 8)
+    assert [backend.part(bits).name for bits in backend.bits] == ["reference-gptq"] * 5 + ["bitsandbytes"]
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():

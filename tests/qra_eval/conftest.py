@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for one test."""
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_samples() -> Iterator[None]:
+    """Sample answers of a few tokens: a random model never ends one by itself."""
+    from qra_eval.tuning import final
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final, "SAMPLE_TOKENS", 3)
+        yield

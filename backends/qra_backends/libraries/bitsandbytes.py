@@ -111,6 +111,11 @@ class BitsAndBytesBackend(Backend):
             return dequantize_4bit(weight.data, weight.quant_state)
         return _int8(module).dequantize()
 
+    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+        from bitsandbytes.nn import Linear4bit
+
+        return super().rows(module, at) if isinstance(module, Linear4bit) else _int8(module).rows(at)
+
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         from bitsandbytes.nn import Linear4bit
 

@@ -73,6 +73,10 @@ class WeightOnlyLinear8bit(Linear8bitLt):
         """The weight (out, in) in `dtype` (default: the layer's own); products are rounded once, from float32."""
         return self.weight.data.to(dtype or self.compute_dtype).mul_(self.row_scale[:, None] / 127)
 
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
+        return self.weight.data[at].to(self.compute_dtype).mul_(self.row_scale[at, None] / 127)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.weight.CB is not None:  # a deep copy would keep the codes twice

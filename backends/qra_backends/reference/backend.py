@@ -20,7 +20,7 @@ from qra_backends.storage import GroupFormat, ceil_div
 
 
 class ReferenceBackend(Backend):
-    """Codes of 2, 3, 4 or 8 bits without a gap, and 16 bits each of scale and offset for every group of a row.
+    """Codes of 2 to 6 or 8 bits without a gap, and 16 bits each of scale and offset for every group of a row.
 
     Takes any shape: the last group of a row may be shorter.
 
@@ -31,6 +31,7 @@ class ReferenceBackend(Backend):
     """
 
     name: ClassVar[str] = "reference"
+    revision: ClassVar[int] = 2
     bits = bitpack.WIDTHS
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
@@ -68,6 +69,9 @@ class ReferenceBackend(Backend):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _packed(module).dequantize()
+
+    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+        return _packed(module).rows(at)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         packed = _packed(module)

@@ -1,4 +1,4 @@
-"""Codes of 2, 3, 4 or 8 bits packed into bytes without a gap, and unpacked quickly.
+"""Codes of 2 to 6 or 8 bits packed into bytes without a gap, and unpacked quickly.
 
 The codes form one little-endian stream of bits: code i lies in bits [i·b, (i+1)·b). n codes take ceil(n·b/8) bytes.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qra_backends.storage import ceil_div
 
-WIDTHS = (2, 3, 4, 8)
+WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -20,9 +20,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return flat.clone()
     eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    word = torch.zeros(len(eights), dtype=torch.int32, device=flat.device)
+    wide = torch.int32 if bits <= 4 else torch.int64
+    word = torch.zeros(len(eights), dtype=wide, device=flat.device)
     for i in range(8):  # eight codes fill `bits` whole bytes; 4 bits fill all 32, where the sign bit is only a bit
-        word |= eights[:, i].to(torch.int32) << (bits * i)
+        word |= eights[:, i].to(wide) << (bits * i)
     stream = torch.empty(len(word), bits, dtype=torch.uint8, device=flat.device)
     for i in range(bits):
         stream[:, i] = (word >> (8 * i)) & 0xFF
@@ -42,6 +43,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     elif bits == 2:
         word = packed.to(torch.int32)  # dcba -> 00dc00ba -> 0d0c0b0a; the copies that a factor adds do not overlap
         word = word.mul_(0x1001).bitwise_and_(0x000F000F).mul_(0x41).bitwise_and_(0x03030303)
+    elif bits in (5, 6):
+        return _unpack_eights(packed, bits).view(-1)[:count]
     else:
         triples = F.pad(packed, (0, -len(packed) % 3)).view(-1, 3).T
         low, middle, high = triples.to(torch.int16, memory_format=torch.contiguous_format).unbind(0)  # eight codes
@@ -49,3 +52,16 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         word = word.bitwise_and_(0x3F)  # of two codes each
         word = word.bitwise_or_(word << 5).bitwise_and_(0x0707)
     return word.view(torch.uint8).view(-1)[:count]
+
+
+def _unpack_eights(packed: Tensor, bits: int) -> Tensor:
+    """Codes uint8 (eights, 8) of bytes, which are filled up to whole eights: each lies within two bytes."""
+    stream = F.pad(packed, (0, -len(packed) % bits)).view(-1, bits).to(torch.int16)
+    codes = torch.empty(len(stream), 8, dtype=torch.uint8, device=packed.device)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        code = stream[:, byte] >> shift
+        if shift + bits > 8:
+            code = code | (stream[:, byte + 1] << (8 - shift))
+        codes[:, i] = code & (2**bits - 1)
+    return codes

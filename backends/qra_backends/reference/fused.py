@@ -54,11 +54,13 @@ class Fused:
     ) -> Tensor | None:
         """What `Decode` gives; None if there is no compiler, or the weight is not several groups of a multiple of 8.
 
+        Nor are 5 and 6 bits, which are for tables whose rows are looked up.
+
         Args:
             packed: uint8 codes; scale and offset: float16, of any equal shape.
         """
         groups = scale.numel()
-        if self.failed or groups < 2 or size % 8 or groups * size * bits != 8 * len(packed):
+        if self.failed or bits in (5, 6) or groups < 2 or size % 8 or groups * size * bits != 8 * len(packed):
             return None
         try:
             with torch.no_grad():

@@ -12,6 +12,7 @@ from qra_backends.reference.packed import GROUP_DTYPE
 
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
+_NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
 _REFITS = 2  # least-squares steps from each start; more gained under 1% of squared error
 
 
@@ -85,7 +86,7 @@ def _least_error(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor,
     best_scale, best_offset = torch.zeros_like(low), low
     centered = weight - mean_weight
     codes, work = torch.empty_like(centered), torch.empty_like(centered)
-    for share in _SHRINK:
+    for share in _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]:
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
             scale, offset = _stored(scale), _stored(offset)

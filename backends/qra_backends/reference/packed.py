@@ -55,6 +55,16 @@ class PackedLinear(DequantizedLinear):
                 return weight.view(shape)
         return decode_packed(self.codes, scale, offset, self.bits, self.group_size, shape, dtype)
 
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
+        scale, offset = self.scale.view(GROUP_DTYPE)[at], self.offset.view(GROUP_DTYPE)[at]
+        width = self.in_features * self.bits
+        if width % 8:
+            return self.dequantize()[at]
+        packed = self.codes.view(self.out_features, width // 8)[at].reshape(-1)
+        codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features).view(len(at), self.in_features)
+        return decode(codes, scale, offset, self.group_size).to(self.dtype)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
 

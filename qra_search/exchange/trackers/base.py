@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from qra_search.log.trial import Trial
 from qra_search.report.progress import Standing
+from qra_search.runs.final_test import TUNING
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
@@ -39,10 +40,11 @@ class Tracker(Callback):
     def __init__(self, folder: Path, where: str | None):
         """
         Args:
-            folder: of the run, whose name names it in the tool.
+            folder: of the run, whose name names it in the tool, or of its tunings.
             where: what the user wrote after the tool's name.
         """
-        self.run = folder.resolve().name
+        path = folder.resolve()
+        self.run = f"{path.parent.name}-{TUNING}" if path.name == TUNING else path.name
         self.say: Callable[[str], None] = warnings.warn
         self.standing = Standing()
         self.failed = False
@@ -84,12 +86,13 @@ class Tracker(Callback):
 
     def finished(self, study: Study, trial: Trial) -> None:
         self.standing.add(trial)
-        self._try(lambda: self.log(figures_of(trial, self.standing), trial.id))
+        self.attempt(lambda: self.log(figures_of(trial, self.standing), trial.id))
 
     def ended(self, study: Study) -> None:
-        self._try(lambda: self.close(study.result(), complete=not study.stopping))
+        self.attempt(lambda: self.close(study.result(), complete=not study.stopping))
 
-    def _try(self, act: Callable[[], None]) -> None:
+    def attempt(self, act: Callable[[], None]) -> None:
+        """Do something in the tool, unless it failed before; if it fails now, `say` hears of it."""
         if self.failed:
             return
         try:
@@ -97,7 +100,7 @@ class Tracker(Callback):
         except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
             self.failed = True
             text = " ".join(str(error).split())
-            self.say(f"{self.name} gets no more, the search continues: {type(error).__name__}: {text[:300]}")
+            self.say(f"{self.name} gets no more, the run goes on: {type(error).__name__}: {text[:300]}")
 
 
 def settings_of(study: Study) -> dict[str, Any]:

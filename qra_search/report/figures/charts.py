@@ -52,7 +52,7 @@ def front_groups(run: RunData) -> dict[str, list[int]]:
     top = max(_front_losses(run), default=0.0)
     groups: dict[str, list[int]] = {kind: [] for kind in FRONT_MARKS}
     for i, c in enumerate(run.shown):
-        usual = "uniform" if c.plan.is_uniform else "on-front" if c.plan.key in front else "plan"
+        usual = "uniform" if run.result.space.uniform_choice(c.plan) else "on-front" if c.plan.key in front else "plan"
         groups["beyond" if c.loss > top else usual].append(i)
         if c.plan == run.plan:
             groups["found"].append(i)
@@ -86,11 +86,14 @@ def front_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, legend:
         for budget in budgets:
             label(format_bytes(budget), (budget / MIB, y_ends[1]), (7, -8), 0.4 * size[0], (0, 16, 32))
         for i, p in enumerate(run.shown):
-            name = f"{level_words(p.plan.bits[0])}, r{p.plan.ranks[0]}"
-            if p.plan.is_uniform and i in groups.get("beyond", ()):
+            choice = run.result.space.uniform_choice(p.plan)
+            if choice is None:
+                continue
+            name = f"{level_words(choice[0])}, r{choice[1]}"
+            if i in groups.get("beyond", ()):
                 name += f" is beyond: {p.loss:.3g} at {format_bytes(p.memory_bytes)}"
                 label(name, places[i], (8, -16), 0.6 * size[0], (0, 16, 32))
-            elif p.plan.is_uniform:
+            else:
                 label(name, places[i], (8, 10), 90, (0, 18))
         _finish(axes, legend)
     return figure

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qra_search.report.data import PRIOR, RunData
 from qra_search.report.figures.charts import origin_mark
 from qra_search.report.html.markup import escape, prose
+from qra_search.report.shares import metric_text
 from qra_search.report.terminal.tables import lower_text
 from qra_search.report.words import (
     bits_counts,
@@ -51,7 +52,7 @@ def tested_table(run: RunData, tested: Sequence[Tested]) -> str:
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
         name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
-        metrics = "".join(f"<td>{'–' if t.failed else prose(_metric(n, t.metrics[n]))}</td>" for n in names)
+        metrics = "".join(f"<td>{'–' if t.failed else prose(metric_text(t, n))}</td>" for n in names)
         loss = escape(test_loss_text(t)) if t.failed else _loss(t.loss, t.loss_error)
         lower = "" if found is None or t is found else prose(lower_text(found, t))
         rows += (
@@ -205,10 +206,6 @@ def _difference(found: float, other: float) -> str:
     if not (math.isfinite(found) and math.isfinite(other) and other):
         return "–"
     return "" if other == found else prose(signed_percent(1 - found / other).removeprefix("+"))
-
-
-def _metric(name: str, value: float) -> str:
-    return percent(value) if "match" in name or "accuracy" in name else f"{value:.4g}"
 
 
 def _head_class(head: str) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from qra_search.errors import one_line
 from qra_search.report import words
 from qra_search.report.finding import CHANCE, Finding, said
+from qra_search.report.shares import metric_text
 from qra_search.report.terminal.columns import columns
 from qra_search.runs.final_test import FOUND, Tested, difference, metrics_of, read_test
 from qra_search.space.memory import format_bytes
@@ -59,7 +60,9 @@ def next_steps(
     console.print(f"Report: [bold]{folder.report_file}[/]", soft_wrap=True)
     steps = [("look at the plan", f"qra show {run}")]
     if found is not None and found.rival is not None and not found.beats and found.rival != found.plan:
-        steps.append(("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.rival)}"))
+        steps.append(
+            ("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.space, found.rival)}")
+        )
     if (place or folder).adapter.is_dir():
         steps.append(("export it", f"qra export {quoted} --format peft"))
     else:
@@ -84,7 +87,7 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
             format_bytes(t.memory_bytes),
             Text(words.test_loss_text(t), style=style),
             "" if found is None or t is found else lower_text(found, t),
-            *("" if t.failed else f"{t.metrics[name]:.4g}" for name in names),
+            *("" if t.failed else metric_text(t, name) for name in names),
             words.duration(t.seconds),
         )
     return table

@@ -28,7 +28,7 @@ def test_levels_on_a_grid_are_coded_without_error(ranges: str):
     assert error(levels, 2, 4, ranges=ranges) == 0
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_every_weight_is_within_half_a_step_of_its_span(bits: int):
     weight = gaussian(16, 96)
     scale, offset = groupwise.fit_groups(weight, bits, 32)

@@ -13,7 +13,7 @@ def source(out_features: int, in_features: int) -> nn.Linear:
     return nn.Linear(in_features, out_features, bias=False)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_it_rounds_to_the_nearest_of_evenly_spaced_levels(bits: int):
     """Against a loop over groups in plain arithmetic."""
     linear, backend = source(3, 100), make_backend({"name": "reference", "group_size": 32})
@@ -29,7 +29,7 @@ def test_it_rounds_to_the_nearest_of_evenly_spaced_levels(bits: int):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 65), (5, 1000)])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_any_shape_is_stored_without_padding(shape: tuple[int, int], bits: int):
     backend = make_backend("reference")
     module = backend.quantize(source(*shape), bits)

@@ -52,7 +52,7 @@ def test_a_meter_counts_what_lives_and_each_storage_once() -> None:
 def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family: str) -> None:
     model = tiny_config_model(family).requires_grad_(False)
     rank, rows, tokens, labels = 4, 3, 24, 40
-    sketch = Sketch(model.config, model.dtype, embeddings=16, rank=rank, checkpointing=False)
+    sketch = Sketch(model.config, model.dtype, tables=False, rank=rank, checkpointing=False)
     wrapped = adapters.install(model, [f.name for f in find_linears(model)])
     for wrapper in wrapped.values():
         A = torch.ones(rank, wrapper.in_features)
@@ -90,7 +90,7 @@ def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_tr
 
 def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
     config = tiny_config_model("llama", layers=5).config
-    options: dict[str, Any] = {"embeddings": 16, "rank": 8, "checkpointing": False}
+    options: dict[str, Any] = {"tables": False, "rank": 8, "checkpointing": False}
     whole, short, long = (Sketch(config, torch.bfloat16, **options, layers=n) for n in (5, 1, 2))
     taken = [sketch.training_step(2, 30, 20) for sketch in (whole, short, long)]
     assert taken[0] == pytest.approx(taken[2] + 3 * (taken[2] - taken[1]), rel=0.02)
@@ -99,7 +99,7 @@ def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
 def test_smaller_batches_and_checkpointing_take_less() -> None:
     config = tiny_config_model("llama", layers=4).config
     usual, saving = (
-        Sketch(config, torch.bfloat16, embeddings=16, rank=8, checkpointing=saves) for saves in (False, True)
+        Sketch(config, torch.bfloat16, tables=False, rank=8, checkpointing=saves) for saves in (False, True)
     )
     assert saving.training_step(4, 60, 20) < usual.training_step(4, 60, 20) > usual.training_step(1, 60, 20)
 

@@ -113,10 +113,10 @@ def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypa
 
 
 def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no 5 bits"):
+    with pytest.raises(ValueError, match="has no 7 bits"):
         QuantizedLoRAEvaluator(
             "tiny", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
-            space=SpaceConfig(bits=(5,)),
+            space=SpaceConfig(bits=(7,)),
         )  # fmt: skip
     assert not (tmp_path / "bank").exists()
 

@@ -210,8 +210,8 @@ def test_other_weights_than_the_plans_are_refused(build, tmp_path):
 
 
 def test_bits_that_no_backend_has_are_refused(build):
-    with pytest.raises(ValueError, match="'reference' has no 5 bits: it has 2, 3, 4, 8"):
-        build(bits=(4, 5))
+    with pytest.raises(ValueError, match="'reference' has no 7 bits: it has 2, 3, 4, 5, 6, 8"):
+        build(bits=(4, 7))
 
 
 def test_another_setting_makes_another_description(build):

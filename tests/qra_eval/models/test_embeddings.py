@@ -1,9 +1,10 @@
-"""Embeddings and heads in 8 bits: bytes, values, gradients, and the way to a run's folder and back."""
+"""Embeddings and heads as searched tables: bytes, values, gradients, damage, and the way to a run's folder and back."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from qra_backends import make_backend
 from tiny_families import tiny_config_model
 from torch import nn
 
@@ -11,116 +12,163 @@ from qra_eval import load
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.embeddings import ROWS, QuantizedEmbedding, QuantizedHead, RowTable, dequantize_embeddings
+from qra_eval.models import embeddings
+from qra_eval.models.embeddings import Table, TableEmbedding, TableHead, find_tables, install_tables, uninstall_tables
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.quantized.bank import tensor_bytes
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_eval.prior.measure import filled
+from qra_search.config import SpaceConfig, TrainingConfig
+from qra_search.space.space import Plan
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "phi", "gpt_neox", "mixtral")
+TIED = {"llama", "gemma3", "gpt2", "opt"}
 
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
+    made = {}
+
     def make(family):
-        folder = tmp_path_factory.mktemp(family)
-        tiny_config_model(family, normalised=False).save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
-        return str(folder)
+        if family not in made:
+            made[family] = folder = tmp_path_factory.mktemp(family)
+            tiny_config_model(family, normalised=False).save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
+        return str(made[family])
 
     return make
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_a_rows_largest_value_is_kept_and_no_value_is_off_by_more_than_a_step(dtype):
-    weight = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    weight[7] = 0
-    rows = RowTable(weight).rows(slice(None))
-    step = weight.float().abs().amax(1, keepdim=True) / 127
-    assert rows.dtype == dtype
-    assert ((rows.float() - weight.float()).abs() <= 1.01 * step).all()
-    assert torch.equal(rows[7], weight[7])
-
-
-def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight():
-    head = nn.Linear(16, 2 * ROWS + 5, bias=True).requires_grad_(False)
-    quantized = QuantizedHead(RowTable(head.weight), head)
-    plain = nn.Linear(16, 2 * ROWS + 5)
+def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(monkeypatch):
+    monkeypatch.setattr(embeddings, "ROWS", 20)
+    backend, head = make_backend("reference"), nn.Linear(16, 45, bias=True).requires_grad_(False)
+    bare = nn.Linear(16, 45, bias=False)
+    bare.weight = head.weight
+    table = Table(head.weight, backend)
+    table.set_base(module=backend.quantize(bare, 3))
+    quantized, plain = TableHead(table, head), nn.Linear(16, 45)
     plain.weight.data, plain.bias.data = quantized.weight, head.bias
     x = torch.randn(3, 4, 16, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    pull = torch.randn(3, 4, 2 * ROWS + 5)
+    pull = torch.randn(3, 4, 45)
     (quantized(x) * pull).sum().backward()
     (plain(y) * pull).sum().backward()
-    assert torch.allclose(quantized(x), plain(y), atol=1e-5)
-    assert torch.allclose(x.grad, y.grad, rtol=1e-4, atol=1e-3)
+    assert not torch.equal(quantized.weight, head.weight)
+    assert torch.allclose(quantized(x), plain(y), atol=1e-5) and torch.allclose(x.grad, y.grad, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_take_half_the_bytes_and_the_model_hardly_changes(family, folder_of):
-    folder = folder_of(family)
-    before, after = load_model(folder), load_model(folder, embeddings=8)
-    table, head = before.model.get_input_embeddings().weight, before.model.get_output_embeddings().weight
-    tables = [table] if head.data_ptr() == table.data_ptr() else [table, head]
-    saved = sum(t.numel() - 2 * len(t) for t in tables)  # a byte a value, less two for the scale of each row
-    assert tensor_bytes(before.model) - tensor_bytes(after.model) == saved
-    assert after.fingerprint != before.fingerprint
+def test_a_model_with_tables_computes_as_before_and_with_all_of_them_in_8_bits_nearly_so(family, folder_of):
+    model, backend = load_model(folder_of(family)).model, make_backend("reference")
     ids = torch.arange(40)[None] % 200
-    one, other = (m.model(input_ids=ids, use_cache=False).logits.float() for m in (before, after))
-    assert 0 < (one - other).abs().max() < 0.05 * one.abs().max()
+    before = model(input_ids=ids, use_cache=False).logits.float()
+    found = {table.name: table for table in find_tables(model)}
+    assert len(found) == (1 if family in TIED else 2)
+    tables = install_tables(model, backend)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), before)
+    for name, table in tables.items():
+        table.set_base(module=backend.quantize(found[name].linear, 8))
+    after = model(input_ids=ids, use_cache=False).logits.float()
+    assert 0 < (before - after).abs().max() < 0.05 * before.abs().max()
+    uninstall_tables(model)
+    assert type(model.get_output_embeddings()) is nn.Linear
+    assert torch.allclose(model(input_ids=ids, use_cache=False).logits.float(), after, atol=0.02 * before.abs().max())
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-def test_a_run_with_8_bit_embeddings_reloads_exactly_and_exports_plain_ones(family, folder_of, tmp_path):
-    options = {
-        "quantization": {"backend": "reference", "cache": str(tmp_path / "bank")},
+def test_uninstalling_gives_the_very_same_modules_back_unless_a_table_holds_another_weight(folder_of):
+    model = load_model(folder_of("llama")).model
+    embedding, weight = model.get_input_embeddings(), model.get_input_embeddings().weight
+    uninstall_tables(model)
+    install_tables(model, make_backend("reference"))
+    uninstall_tables(model)
+    assert model.get_input_embeddings() is embedding and embedding.weight is weight
+    assert model.get_output_embeddings().weight is weight
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    return {
+        "quantization": {"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         "space": SpaceConfig(bits=(3, 8), ranks=(4,)),
         "training": TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=2),
     }
-    whole, half = (
-        QuantizedLoRAEvaluator(
-            folder_of(family),
-            **{**options, "quantization": QuantizationConfig(**options["quantization"], embeddings=e)},
-        )
-        for e in (16, 8)
-    )
-    plan = half.space.uniform(3, 4)
-    assert half.space.memory_bytes(plan) < whole.space.memory_bytes(plan)
-    assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=0.02)
-    assert half.prior().bits_damage.shape == whole.prior().bits_damage.shape
-    half.tune(plan, steps=2, folder=tmp_path / "run")  # compares the logits of what is reloaded, which must be equal
+
+
+def evaluator_of(folder, options, choices, **more):
+    quantization = {**options["quantization"], "embeddings": choices, **more}
+    return QuantizedLoRAEvaluator(folder, **{**options, "quantization": quantization})
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_exports(
+    family, folder_of, options, tmp_path
+):
+    evaluator = evaluator_of(folder_of(family), options, [3, 6, 8, 16])
+    space = evaluator.space
+    tables = [group for group in space.groups if group.uniform is not None]
+    assert len(tables) == (1 if family in TIED else 2)
+    assert all((g.bits, g.ranks, g.uniform) == ((3, 6, 8, 16), (0,), (8, 0)) for g in tables)
+    assert {g.bits for g in space.groups[: -len(tables)]} == {(3, 8)} and space.ranks == (0, 4)
+    uniform, rows = space.uniform(3, 4), tables[0].linears[0]
+    narrow = Plan((*uniform.bits[:-1], 3), uniform.ranks)
+    storage = evaluator.quantized.backend.storage
+    less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(rows.out_features, rows.in_features)
+    assert space.memory_bytes(uniform) - space.memory_bytes(narrow) == less
+    assert evaluator.evaluate(narrow).loss != evaluator.evaluate(uniform).loss
+    damage = evaluator.prior().bits_damage[-1]
+    assert damage[0] > damage[1] > damage[2] > damage[3] == 0
+    evaluator.tune(narrow, steps=2, folder=tmp_path / "run")  # what is reloaded must give equal logits
     model, _ = load(tmp_path / "run")
-    assert isinstance(model.get_base_model().get_input_embeddings(), QuantizedEmbedding)
-    live = sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n)
-    assert live < whole.space.memory_bytes(plan)
+    assert isinstance(model.get_base_model().get_input_embeddings(), TableEmbedding)
+    held = sum(t.nbytes for t in {t.data_ptr(): t for t in model.buffers()}.values())
+    held += sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n and t.device.type != "meta")
+    assert held < space.memory_bytes(narrow)
     export(tmp_path / "run", "merged", tmp_path / "merged", dtype="float32")
     from transformers import AutoModelForCausalLM
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    run = TunedRun(tmp_path / "run")
-    tables = run.base.get_input_embeddings().weight, model.get_base_model().get_input_embeddings().weight
-    assert torch.equal(merged.get_input_embeddings().weight, tables[0].float())
-    assert torch.equal(*tables)
+    kept = TunedRun(tmp_path / "run").base.get_input_embeddings().weight
+    assert torch.equal(merged.get_input_embeddings().weight, kept.float())
+    assert torch.equal(kept, model.get_base_model().get_input_embeddings().weight)
+    evaluator.close()
+    assert type(evaluator.quantized.model.get_input_embeddings()) is not TableEmbedding
 
 
-def test_dequantizing_leaves_a_model_alone_that_has_16_bit_embeddings(folder_of):
-    model = load_model(folder_of("llama")).model
-    embedding = model.get_input_embeddings()
-    dequantize_embeddings(model)
-    assert model.get_input_embeddings() is embedding
+def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan(folder_of, options):
+    rounded = evaluator_of(folder_of("llama"), options, 4)
+    calibrated = evaluator_of(folder_of("llama"), options, 4, backend="reference-gptq")
+    assert rounded.space.groups[-1].bits == (4,) and rounded.space.uniform(3, 4).bits[-1] == 4
+    inputs = head_inputs(calibrated)
+    errors = []
+    for evaluator in (rounded, calibrated):
+        name = evaluator.space.names[-1]
+        own = evaluator.quantized.tables[name].linear.weight.float()
+        errors.append(((evaluator.quantized.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
+    assert errors[1] < errors[0]
 
 
-def test_a_tied_table_is_still_shared_after_the_round_trip(folder_of):
-    model = load_model(folder_of("llama"), embeddings=8).model
-    assert model.get_output_embeddings().table is model.get_input_embeddings().table
-    dequantize_embeddings(model)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+def head_inputs(evaluator):
+    model, seen = evaluator.quantized.model, []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for row in evaluator.rows("calibration", 32):
+            model(input_ids=row.input_ids[None], use_cache=False)
+    handle.remove()
+    return torch.cat([x.flatten(0, -2) for x in seen]).float()
 
 
-def test_an_unknown_kind_of_embedding_is_refused_with_the_mend(folder_of, monkeypatch):
-    from qra_eval.models import embeddings
+def test_a_level_that_a_group_lacks_gets_a_figure_between_its_own():
+    damage = filled(torch.tensor([[0.4, float("nan"), 0.1, float("nan"), 0.0]]).double().numpy(), widths())
+    assert damage[0, 1] == pytest.approx(0.2) and damage[0, 3] == pytest.approx(0.1 / 4**2)
 
+
+def widths():
+    return torch.tensor([2, 3, 4, 6, 16]).numpy()
+
+
+def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):
     model = load_model(folder_of("llama")).model
     model.get_input_embeddings().max_norm = 1.0
     with pytest.raises(ValueError, match="leave quantization.embeddings at 16"):
-        embeddings.quantize_embeddings(model)
+        find_tables(model)
+    with pytest.raises(ValueError, match="add 16 to quantization.embeddings"):
+        evaluator_of(folder_of("llama"), options, 5, backend="hqq")

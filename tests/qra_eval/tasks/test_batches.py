@@ -73,3 +73,12 @@ def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
 def test_long_rows_pass_one_by_one():
     rows = [Encoded(torch.arange(n), torch.arange(n)) for n in (3000, 5000)]
     assert [len(b.input_ids) for b in passed_together(rows)] == [1, 1]
+
+
+def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():
+    some = rows(64)
+    company = []
+    for order in (range(64), [(7 * i) % 64 for i in range(64)]):
+        batches = schedule([some[i] for i in order], 32, 2, 0, drawn=True)
+        company.append({frozenset(map(tuple, batch.input_ids.tolist())) for batch in batches})
+    assert all(len(batches) == 32 for batches in company) and company[0] != company[1]

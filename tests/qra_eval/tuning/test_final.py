@@ -19,7 +19,7 @@ def evaluator(tmp_path_factory):
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
-        training={"batch_size": 2, "test_rows": 4, "max_length": 64},
+        training={"batch_size": 2, "test_rows": 4, "max_length": 64, "sample_answers": 3},
     )
 
 
@@ -60,3 +60,30 @@ def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_come
     tuned = failed.value.tuned
     assert (tuned.plan, tuned.test_loss, tuned.folder, tuned.reload_difference) == (plan, loss, str(tmp_path), None)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_training_again(
+    evaluator, monkeypatch, tmp_path
+):
+    plan, heard = evaluator.space.uniform(4, 4), []
+    options = {"steps": 3, "kept": tmp_path / "kept", "figures": lambda step, told: heard.append(step)}
+    whole = evaluator.tune(plan, steps=3, folder=tmp_path / "whole")
+    monkeypatch.setattr(final, "row_losses", raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.tune(plan, **options)
+    monkeypatch.undo()
+    resumed = evaluator.tune(plan, folder=tmp_path / "run", **options)
+    assert heard == [1, 2, 3] and not (tmp_path / "kept" / "checkpoint.safetensors").exists()
+    assert (resumed.test_loss, resumed.train_loss) == (whole.test_loss, whole.train_loss)
+    file = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_after(evaluator, tmp_path):
+    tuned = evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path)
+    assert len(tuned.row_nats) == len(tuned.row_tokens) == 4
+    assert sum(tuned.row_nats) / sum(tuned.row_tokens) == pytest.approx(tuned.test_loss)
+    assert len(tuned.samples) == 3
+    asked = evaluator.task.split("test")[0]
+    assert tuned.samples[0].keys() == {"prompt", "wanted", "before", "after"}
+    assert (tuned.samples[0]["prompt"], tuned.samples[0]["wanted"]) == (asked.prompt, asked.answer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from token_rows import CPU, rows, tiny
@@ -10,12 +12,21 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
 from qra_eval.tasks.losses import batch_loss, held_out_loss, labelled_head
 from qra_eval.tuning.training import Diverged, rate_at, train
+from qra_search.config import TrainingConfig
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_almost_nothing():
     rates = [rate_at(s, 20, 0.1) for s in range(20)]
     assert rates[:2] == [0.5, 1.0] and rates[2] == pytest.approx(18 / 19)
     assert all(a > b for a, b in zip(rates[1:], rates[2:], strict=False)) and 0 < rates[-1] < 0.06
+
+
+def test_cosine_falls_slower_at_first_and_lower_at_last_and_constant_stays():
+    linear, cosine, constant = ([rate_at(s, 20, 0.1, kind) for s in range(20)] for kind in
+                                ("linear", "cosine", "constant"))  # fmt: skip
+    assert linear[:2] == cosine[:2] == constant[:2] and set(constant[1:]) == {1.0}
+    assert cosine[5] > linear[5] and 0 < cosine[-1] < linear[-1]
+    assert cosine[10] == pytest.approx((1 + math.cos(math.pi * 9 / 19)) / 2)
 
 
 def adapted(seed=0, rank=4):
@@ -28,16 +39,10 @@ def adapted(seed=0, rank=4):
     return model, wrapped
 
 
-def run(model, wrapped, steps=10, seed=0, rate=1e-2):
-    return train(
-        model,
-        adapters.trainable(wrapped),
-        schedule(rows(16), steps, 4, seed),
-        learning_rate=rate,
-        warmup=0.1,
-        seed=seed,
-        device=CPU,
-    )
+def run(model, wrapped, steps=10, seed=0, rate=1e-2, **settings):
+    settings = TrainingConfig(learning_rate=rate, **settings)
+    batches = schedule(rows(16), steps * settings.accumulation, 4 // settings.accumulation, seed)
+    return train(model, adapters.parameter_groups(wrapped), batches, settings, seed=seed, device=CPU)
 
 
 def test_training_lowers_the_loss_and_changes_nothing_but_the_adapters():
@@ -57,6 +62,34 @@ def test_the_same_seed_gives_the_same_loss_and_another_seed_another():
         run(model, wrapped, seed=seed)
         losses.append(held_out_loss(model, bucketed(rows(16), 4), CPU))
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_accumulated_batches_step_as_one_batch_of_all_their_rows_does():
+    losses = {}
+    for accumulation in (1, 2):
+        model, wrapped = adapted()
+        settings = TrainingConfig(accumulation=accumulation)
+        groups, chosen = adapters.parameter_groups(wrapped), bucketed(rows(8), 8 // accumulation)
+        trained = train(model, groups, chosen, settings, seed=0, device=CPU)
+        losses[accumulation] = (trained.loss, adapters.state(wrapped, torch.float32))
+    assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
+    for name, factor in losses[1][1].items():
+        torch.testing.assert_close(factor, losses[2][1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_groups_have_rates_and_norms_of_their_own():
+    model, wrapped = adapted()
+    factors = adapters.parameter_groups(wrapped)[0].parameters
+    still = {n: p for n, p in factors.items() if "lora_B" in n}
+    moved = {n: p for n, p in factors.items() if "lora_A" in n}
+    before = {n: p.detach().clone() for n, p in factors.items()}
+    for name in still:
+        still[name].data.fill_(0.01)
+        before[name].fill_(0.01)
+    groups = [adapters.ParameterGroup(moved), adapters.ParameterGroup(still, rate=0.0)]
+    train(model, groups, schedule(rows(16), 2, 4, 0), TrainingConfig(), seed=0, device=CPU)
+    assert all(torch.equal(p, before[n]) for n, p in still.items())
+    assert not any(torch.equal(p, before[n]) for n, p in moved.items())
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():

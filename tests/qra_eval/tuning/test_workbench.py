@@ -39,3 +39,26 @@ def test_it_says_what_losses_follow_from(evaluator):
     assert (told["model"], told["task"], told["granularity"]) == ("tiny", "arithmetic", "layer")
     evaluator.quantized.settings = evaluator.quantized.settings.model_copy(update={"validation_rows": 5})
     assert evaluator.describe()["rows"] != told["rows"]
+
+
+def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_first(evaluator):
+    bench = evaluator.workbench
+
+    def rows_in(seed, steps=20):
+        batches = bench.final_batches(steps, seed)
+        return [[tuple(ids[ids != 0].tolist()) for ids in batch.input_ids] for batch in batches]
+
+    def flat(batches):
+        return {row for batch in batches for row in batch}
+
+    assert rows_in(0) == [[tuple(i[i != 0].tolist()) for i in b.input_ids] for b in bench.batches(20, 0)]
+    assert rows_in(1) == rows_in(1) and len(flat(rows_in(1))) == 40
+    assert len(flat(rows_in(1)) & flat(rows_in(2))) < 5 and len(flat(rows_in(0)) & flat(rows_in(2))) < 5
+
+
+def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator):
+    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 0.5, "accumulation": 2})
+    assert bench.final_steps == len(bench.rows.task.split("calibration")) // 2 // 4
+    evaluator.quantized.settings = settings
+    assert bench.final_steps == settings.final_steps

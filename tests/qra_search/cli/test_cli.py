@@ -122,7 +122,7 @@ def test_strategies_show_their_options(qra: Qra) -> None:
 def test_backends_show_exact_bits_a_weight(qra: Qra) -> None:
     stored = next(row["bits"] for row in qra("backends", "--json").json if row["name"] == "reference")
     # Codes, and 16 bits each of scale and offset for every 64 weights.
-    assert stored == {str(b): b + 32 / 64 for b in (2, 3, 4, 8)}
+    assert stored == {str(b): b + 32 / 64 for b in (2, 3, 4, 5, 6, 8)}
 
 
 def test_backends_show_devices_and_why_one_cannot_be_used(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,17 +41,22 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`)."""
     from qra_eval.evaluators.landscape import build
 
-    load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False}
+    load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False, "kept": []}
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 
-        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any) -> Tuned:
+        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any, kept: Path,
+                 figures: Any) -> Tuned:  # fmt: skip
             seen["tuned"].append((plan, seed, steps))
+            seen["kept"].append(kept)
+            if figures is not None:
+                figures(1, {"loss": 2.5, "rate": 1e-3})
+                figures(2, {"loss": 2.0, "validation_loss": float("inf")})
             progress("tune", 1, 1)
-            if plan.is_uniform == seen["failing"]:
+            if (evaluator.space.uniform_choice(plan) is not None) == seen["failing"]:
                 raise EvaluationFailed("out of memory: 3 GiB more are needed")
             done = Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
             if folder is not None:
@@ -113,6 +118,56 @@ def test_a_uniform_plan_that_cannot_be_tuned_counts_as_lost(
     assert reasons == {"out of memory: 3 GiB more are needed"}
     report = run.report_file.read_text()
     assert "out of memory" in report and "Exact match" in report
+
+
+def test_every_tuning_has_a_folder_of_its_own_and_trackers_hear_of_its_steps(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = qra(*mixed, "--seeds", 2, "--track", "tensorboard")
+    assert done.status == 0, done.err
+    names = [kept.name for kept in tuner["kept"]]
+    assert len(set(names)) == 4 and {kept.parent for kept in tuner["kept"]} == {tmp_path / "a" / "tuning"}
+    events = EventAccumulator(str(tmp_path / "a" / "tuning" / "tensorboard"))
+    events.Reload()
+    for name in names:
+        assert [(e.step, e.value) for e in events.Scalars(f"{name}/loss")] == [(1, 2.5), (2, 2.0)]
+        assert f"{name}/validation_loss" not in events.Tags()["scalars"]
+
+
+def test_settings_of_training_set_anew_are_recorded_and_tune_again(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    test = RunFolder(tmp_path / "a").test_file
+    assert qra(*mixed).status == 0 and "training" not in json.loads(test.read_text())
+    assert len(tuner["tuned"]) == 2
+    anew = ("--epochs", 2, "--evaluate-every", 5, "--set", "training.schedule=cosine")
+    assert qra(*mixed, *anew).status == 0
+    assert json.loads(test.read_text())["training"] == {
+        "final_epochs": 2.0, "evaluate_every": 5, "schedule": "cosine",
+    }  # fmt: skip
+    assert len(tuner["tuned"]) == 4
+    assert qra(*mixed, *anew, "--set", "training.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
+        (("--patience", 2), "training.patience is 2: it counts looks at the validation loss"),
+        (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training"),
+        (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
+        (("--track", "nothing"), "nothing"),
+    ],
+)
+def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
+    qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...], options: tuple[Any, ...], why: str
+) -> None:
+    built = tuner["built"]
+    done = qra(*mixed, *options)
+    assert done.status == 2 and why in done.err and tuner["built"] == built
 
 
 def test_the_chosen_plan_failing_is_an_error_and_recorded(

@@ -39,7 +39,7 @@ class Tuner:
         self.saved: list[Plan] = []
         self.fail_after = fail_after
 
-    def tune(self, plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any) -> Result:
+    def tune(self, plan: Plan, *, seed: int, steps: int | None, folder: Path | None, **_: Any) -> Result:
         if self.fail_after is not None and len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
         self.calls.append((plan.key, seed))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import Group, Linear, Plan, SearchSpace
+from qra_search.space.levels import Level
 
 
 @given(st.data())
@@ -114,8 +115,37 @@ def test_a_plan_has_no_other_attributes_and_survives_copying():
 
 
 def test_a_plan_is_uniform_if_every_group_has_the_same_choice():
-    assert Plan(("nf4", "nf4"), (8, 8)).is_uniform
-    assert not Plan(("nf4", 4), (8, 8)).is_uniform and not Plan((4, 4), (8, 4)).is_uniform
+    groups = [Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),)) for n in "ab"]
+    space = SearchSpace(groups=groups, bits=(4, Level("nf4", 4)), ranks=(4, 8))
+    assert space.uniform_choice(Plan(("nf4", "nf4"), (8, 8))) == ("nf4", 8)
+    assert space.uniform_choice(Plan(("nf4", 4), (8, 8))) is None
+    assert space.uniform_choice(Plan((4, 4), (8, 4))) is None
+
+
+@pytest.fixture
+def with_a_table() -> SearchSpace:
+    groups = [Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),), bits=(2, 4), ranks=(4, 8))
+              for n in "ab"]  # fmt: skip
+    table = Linear(name="table", out_features=64, in_features=8)
+    groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), uniform=(16, 0)))
+    return SearchSpace(groups=groups, bits=(2, 4, 16), ranks=(0, 4, 8))
+
+
+def test_a_group_aside_keeps_its_own_choice_in_every_uniform_plan(with_a_table: SearchSpace):
+    plans = with_a_table.uniform_plans()
+    assert {with_a_table.uniform_choice(p) for p in plans} == {(2, 4), (2, 8), (4, 4), (4, 8)}
+    assert all((p.bits[-1], p.ranks[-1]) == (16, 0) for p in plans)
+    assert with_a_table.uniform_choice(Plan((2, 2, 4), (4, 4, 0))) is None, "the table is otherwise"
+    assert with_a_table.uniform(16, 4) is None and with_a_table.uniform_ranks == (4, 8)
+    assert with_a_table.mean_bits(Plan((2, 4, 16), (4, 8, 0))) == 3 and with_a_table.mean_rank(plans[0]) == 4
+
+
+def test_a_uniform_choice_has_to_be_allowed_and_some_group_has_to_follow():
+    linear = Linear(name="a", out_features=8, in_features=8)
+    with pytest.raises(ValueError, match="not allowed"):
+        SearchSpace(groups=[Group(name="a", linears=(linear,)), Group(name="b", linears=(linear,), uniform=(5, 4))])
+    with pytest.raises(ValueError, match="at least one group without"):
+        SearchSpace(groups=[Group(name="a", linears=(linear,), uniform=(4, 4))])
 
 
 def test_lists_and_numpy_numbers_are_kept_as_plain_ones():

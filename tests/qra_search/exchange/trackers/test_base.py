@@ -113,7 +113,7 @@ def test_a_tool_that_fails_is_told_no_more_and_the_search_goes_on(tmp_path: Path
     result = running.run()
     assert result.spent >= 12 and len(running.log) > 4
     assert sorted(failing.rows) == [0, 1, 2, 3] and failing.ends == []
-    assert said == ["kept gets no more, the search continues: ConnectionError: the server is gone"]
+    assert said == ["kept gets no more, the run goes on: ConnectionError: the server is gone"]
 
 
 def test_a_stopped_study_ends_incomplete(tmp_path: Path) -> None:

@@ -100,3 +100,27 @@ def test_trackio_holds_every_loss_in_its_own_store(tmp_path: Path, monkeypatch: 
     seen = {r["step"]: r["loss"] for r in rows if "loss" in r}
     assert seen == pytest.approx(losses(trials))
     assert rows[-1]["result/loss"] > 0
+
+
+def test_wandb_takes_every_figure_into_one_run_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
+    from qra_search.exchange.trackers.wandb import WandbTracker
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "a"
+    tracker = WandbTracker(run, None)
+    sent: list[dict[str, float]] = []
+    opened = tracker.open
+
+    def open_and_listen(settings: Any, known: str | None) -> str:
+        identity = opened(settings, known)
+        log = tracker._run.log
+        monkeypatch.setattr(tracker._run, "log", lambda figures: (sent.append(dict(figures)), log(figures)))
+        return identity
+
+    monkeypatch.setattr(tracker, "open", open_and_listen)
+    _, trials = tracked(run, tracker, 6)
+    assert {row["step"]: row["loss"] for row in sent if "loss" in row} == pytest.approx(losses(trials))
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))

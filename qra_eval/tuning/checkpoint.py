@@ -1,0 +1,84 @@
+"""A training on disk: all that its next step follows from, in one safetensors file that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.tuning.training import Training
+from qra_search.errors import RunFailed
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+STATE = "training"
+BEST = "best"
+
+
+def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any], best: Mapping[str, Tensor],
+                     more: Mapping[str, Any]) -> None:  # fmt: skip
+    """Write parameters, moments, the generators' states, losses, and where the training stands.
+
+    Args:
+        identity: what the training follows from, as plain data.
+        best: parameters of the lowest validation loss, by name.
+        more: plain data of the caller.
+    """
+    tensors = {"losses": torch.tensor(training.losses, dtype=torch.float64), "generator::cpu": torch.get_rng_state()}
+    if training.device.type == "cuda":
+        tensors["generator::cuda"] = torch.cuda.get_rng_state(training.device)
+    for name, parameter in named(training):
+        tensors[f"value::{name}"] = parameter.detach()
+        kept = training.optimizer.state[parameter]
+        tensors.update({f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept})
+    tensors.update({f"{BEST}::{name}": tensor for name, tensor in best.items()})
+    state = {
+        "identity": identity, "tokens": training.tokens, "stopped": training.stopped, "seconds": training.seconds,
+        "model_seconds": training.model_seconds, **more,
+    }  # fmt: skip
+    write_tensors(tensors, path, metadata={STATE: json.dumps(state)}, lasting=False)
+
+
+def read_checkpoint(
+    path: Path, training: Training, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Put a training where a checkpoint left it, and return the best parameters and the caller's data.
+
+    None, and nothing is changed, if there is no checkpoint or it is one of another training.
+
+    Raises:
+        RunFailed: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        file = open_tensors(path)
+    except DamagedFile as error:
+        raise RunFailed(f"{error}: delete it, and the tuning begins anew") from error
+    state = json.loads(file.metadata()[STATE])
+    if state.pop("identity") != json.loads(json.dumps(identity)):
+        return None
+    keys = set(file.keys())
+    for name, parameter in named(training):
+        parameter.data.copy_(file.get_tensor(f"value::{name}"))
+        moments = {moment: file.get_tensor(f"{moment}::{name}") for moment in MOMENTS if f"{moment}::{name}" in keys}
+        if moments:
+            training.optimizer.state[parameter] = {k: t.clone().to(parameter.device) for k, t in moments.items()}
+    training.losses = file.get_tensor("losses").tolist()
+    for field in ("tokens", "stopped", "seconds", "model_seconds"):
+        setattr(training, field, state.pop(field))
+    torch.set_rng_state(file.get_tensor("generator::cpu"))
+    if training.device.type == "cuda" and "generator::cuda" in keys:
+        torch.cuda.set_rng_state(file.get_tensor("generator::cuda"), training.device)
+    best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
+    return best, state
+
+
+def named(training: Training) -> Iterator[tuple[str, nn.Parameter]]:
+    """All that is trained, by name."""
+    return ((name, parameter) for group in training.groups for name, parameter in group.parameters.items())

@@ -1,0 +1,124 @@
+"""A full tuning, watched: looks at the validation loss, keeps the best adapters, writes checkpoints and the curve."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
+from qra_eval.tuning.training import Training, Watch
+from qra_search.config import TrainingConfig
+from qra_search.evaluation.protocols import Figures
+from qra_search.files import write_text
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CURVE_FILE = "curve.jsonl"
+
+
+class FullTuning(Watch):
+    """What a full tuning needs beside its steps, so that it can be followed, broken off at any step, and resumed.
+
+    A checkpoint changes nothing of what comes after it: resumed on the same machine, the training ends in the same
+    numbers. One is always written after the last step, so that measuring and saving may be broken off as well.
+
+    Args:
+        validate: the validation loss of the model as it is; leaves it in training mode.
+        identity: what the training follows from, as plain data; a checkpoint of another one is not resumed.
+        folder: of checkpoint and curve; None: neither is written.
+        figures: called with the figures of each step.
+
+    Attributes:
+        best_step: the step of the lowest validation loss; None if it was never looked at.
+        earlier_seconds: spent on the training before it was resumed.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingConfig,
+        validate: Callable[[], float],
+        identity: Mapping[str, Any],
+        folder: Path | None = None,
+        figures: Figures | None = None,
+    ):
+        self.settings, self.validate, self.identity, self.figures = settings, validate, identity, figures
+        self.folder = folder
+        self.best: dict[str, Tensor] = {}
+        self.best_loss, self.stale = float("inf"), 0
+        self.best_step: int | None = None
+        self._began = self._written = time.monotonic()
+        self.earlier_seconds = 0.0
+
+    def begin(self, training: Training) -> None:
+        self._began = self._written = time.monotonic()
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = read_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity)
+        if found is not None:
+            self.best, more = found
+            self.best_loss = float("inf") if more["best_loss"] is None else more["best_loss"]
+            self.best_step, self.stale = more["best_step"], more["stale"]
+        self.earlier_seconds = training.seconds
+        self._cut_curve(training.step)
+
+    def after(self, training: Training) -> bool:
+        told = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
+        last = training.step == training.steps
+        every = self.settings.evaluate_every
+        if every and (last or training.step % every == 0):
+            told["validation_loss"] = self._look(training)
+        self._tell(training.step, told)
+        stop = bool(self.settings.patience) and self.stale >= self.settings.patience
+        if self.folder is not None and (last or stop or self._due(training.step)):
+            training.stopped = stop and not last
+            training.seconds = self.earlier_seconds + time.monotonic() - self._began
+            more = {
+                "best_loss": self.best_loss if self.best else None, "best_step": self.best_step, "stale": self.stale,
+            }  # fmt: skip
+            write_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity, self.best, more)
+            training.seconds, self._written = self.earlier_seconds, time.monotonic()
+        return stop
+
+    def ended(self, training: Training) -> None:
+        """Put the parameters of the lowest validation loss in place, if there are any."""
+        if self.best:
+            for name, parameter in named(training):
+                parameter.data.copy_(self.best[name])
+
+    def forget(self) -> None:
+        """Remove the checkpoint: what was tuned is kept elsewhere."""
+        if self.folder is not None:
+            (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    def _look(self, training: Training) -> float:
+        loss = self.validate()
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.stale = loss, training.step, 0
+            self.best = {name: parameter.detach().cpu().clone() for name, parameter in named(training)}
+        else:
+            self.stale += 1
+        return loss
+
+    def _due(self, step: int) -> bool:
+        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
+        by_time = bool(minutes) and time.monotonic() - self._written >= 60 * minutes
+        return by_time or (bool(every) and step % every == 0)
+
+    def _tell(self, step: int, told: dict[str, float]) -> None:
+        if self.folder is not None:
+            with (self.folder / CURVE_FILE).open("a") as file:
+                file.write(json.dumps({"step": step, **told}) + "\n")
+        if self.figures is not None:
+            self.figures(step, told)
+
+    def _cut_curve(self, step: int) -> None:
+        """Leave out what is told anew: the steps after the checkpoint, and a line that a kill cut off."""
+        assert self.folder is not None
+        path = self.folder / CURVE_FILE
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        write_text(path, "".join(lines[:step]))

@@ -1,0 +1,138 @@
+"""Conversations: the chat template around all turns, labels on all answers, and what is kept of a long one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tasks.chat import encode_chat
+from qra_eval.tasks.encoding import IGNORED
+from qra_eval.tasks.jsonl import JSONLTask, read_examples
+
+CHATML = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|end|>' }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+# As some reasoning models do: an empty thought is put before the last answer alone.
+THINKING = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' }}"
+    "{% if loop.last and m.role == 'assistant' %}{{ '<think></think>' }}{% endif %}{{ m.content + '<|end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Ho"},
+    {"role": "user", "content": "More?"},
+    {"role": "assistant", "content": "No"},
+]
+
+
+def tokenizer(template):
+    made = byte_tokenizer()
+    made.chat_template = template
+    return made
+
+
+def learnt(row, made):
+    """The texts with labels, in order."""
+    texts, last = [], False
+    for token, label in zip(row.input_ids.tolist(), row.labels.tolist(), strict=True):
+        assert label in (token, IGNORED)
+        if label != IGNORED:
+            texts = [*texts, ""] if not last else texts
+            texts[-1] += made.decode([token])
+        last = label != IGNORED
+    return texts
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_all_answers_are_learnt_with_what_ends_them_and_nothing_else(template):
+    made = tokenizer(template)
+    row = encode_chat(TURNS, made, 512)
+    assert made.decode(row.input_ids) == made.apply_chat_template(TURNS, tokenize=False)
+    assert learnt(row, made) == ["Ho<|end|>", "No<|end|>"] and row.cut == 0
+
+
+def test_a_template_that_renders_the_last_answer_otherwise_is_followed():
+    made = tokenizer(THINKING)
+    assert learnt(encode_chat(TURNS, made, 512), made) == ["Ho<|end|>", "<think></think>No<|end|>"]
+
+
+def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
+    made = tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+                     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
+    assert learnt(encode_chat(TURNS[1:3], made, 512), made)[-1].endswith("<|end|>")
+
+
+def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
+    made = tokenizer(CHATML)
+    whole = encode_chat(TURNS, made, 512)
+    row = encode_chat(TURNS, made, len(whole) - 1)
+    assert made.decode(row.input_ids) == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False)
+    assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
+
+
+def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():
+    made = tokenizer(CHATML)
+    turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "end?"}, TURNS[2]]
+    text = made.decode(encode_chat(turns, made, 100).input_ids)
+    assert text.startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nx") and text.count("x") < 100
+    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>\n") and len(encode_chat(turns, made, 100)) == 100
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('only users here') }}", "refuses a chat of the turns system, user.*only users here"),
+        ("{% for m in messages|reverse %}{{ m.content }}{% endfor %}", "does not put turns one after the other"),
+        (
+            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
+            "marks no token",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_line(template, why):
+    with pytest.raises(ValueError, match=why) as caught:
+        encode_chat(TURNS, tokenizer(template), 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_left_out(tmp_path):
+    speakers = {"system": "system", "user": "human", "assistant": "gpt"}
+    shared = [{"from": speakers[t["role"]], "value": t["content"]} for t in TURNS]
+    rows = [
+        {"messages": TURNS},
+        {"conversations": shared},
+        {"system": "Be brief.", "conversations": [*shared[1:], {"from": "human", "value": "Bye"}]},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two, three = read_examples(path)
+    assert one == two == three and list(one.messages) == TURNS[:-1]
+
+
+@pytest.mark.parametrize(
+    ("chat", "template", "learns"),
+    [
+        (None, CHATML, ["Ho<|end|>", "No<|end|>"]),
+        (None, None, [" No<|end|>"]),
+        (False, CHATML, [" No<|end|>"]),
+        (True, CHATML, ["Ho<|end|>", "No<|end|>"]),
+    ],
+)
+def test_conversations_use_the_template_where_there_is_one(tmp_path, chat, template, learns):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"messages": [*TURNS[:3], {"role": "user", "content": f"{i}"}, TURNS[4]]}) + "\n"
+                            for i in range(9)))  # fmt: skip
+    task, made = JSONLTask(str(path), chat=chat), tokenizer(template)
+    (row,) = task.encode(task.split("test")[:1], made, 512)
+    assert learnt(row, made) == learns

@@ -1,0 +1,130 @@
+"""A full tuning that is broken off at any step ends in the same numbers, to the bit; the best adapters are kept."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from token_rows import CPU, rows, tiny
+
+from qra_eval.quantized import adapters
+from qra_eval.tasks.batches import bucketed, schedule
+from qra_eval.tasks.losses import held_out_loss
+from qra_eval.tuning.full import CHECKPOINT_FILE, CURVE_FILE, FullTuning
+from qra_eval.tuning.training import train
+from qra_search.config import TrainingConfig
+from qra_search.errors import RunFailed
+
+STEPS = 8
+SETTINGS = {
+    "learning_rate": 1e-2, "accumulation": 2, "weight_decay": 0.1, "schedule": "cosine", "evaluate_every": 3,
+    "checkpoint_every": 2,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours is run after it but what Python itself does."""
+
+
+def adapted(dropout=0.2):
+    model = tiny()
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
+    wrapped = adapters.install(model, names)
+    for name, w in wrapped.items():
+        A, B = adapters.first_factors(0, w, name, 4)
+        w.set_adapter(A, B, 2.0, dropout)
+    return model, wrapped
+
+
+def validation(model):
+    loss = held_out_loss(model, bucketed(rows(6, seed=1), 6), CPU)
+    model.train()
+    return loss
+
+
+def tune(folder, *, kill_at=0, identity="a", validate=validation, **changed):
+    model, wrapped = adapted()
+    settings = TrainingConfig(**{**SETTINGS, **changed})
+    heard = []
+    watch = FullTuning(
+        settings, partial(validate, model), {"of": identity}, folder, lambda step, told: heard.append((step, told))
+    )
+
+    def progress(step, of, loss):
+        if step == kill_at:
+            raise Killed
+
+    batches = schedule(rows(16), STEPS * settings.accumulation, 4, 0)
+    trained = train(
+        model, adapters.parameter_groups(wrapped), batches, settings, seed=3, device=CPU, progress=progress, watch=watch
+    )
+    return adapters.state(wrapped, torch.float32), trained, heard, watch
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return (*tune(folder), (folder / CURVE_FILE).read_text())
+
+
+@pytest.mark.parametrize("kill_at", range(1, STEPS + 1))
+def test_killed_at_any_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_path, kill_at):
+    with pytest.raises(Killed):
+        tune(tmp_path, kill_at=kill_at)
+    state, trained, heard, watch = tune(tmp_path)
+    assert same(state, whole[0]) and (trained.loss, trained.tokens) == (whole[1].loss, whole[1].tokens)
+    assert (watch.best_loss, watch.best_step) == (whole[3].best_loss, whole[3].best_step)
+    assert (tmp_path / CURVE_FILE).read_text() == whole[4]
+    assert [step for step, _ in heard] == list(range(1 + (kill_at - 1) // 2 * 2, STEPS + 1))
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(whole, tmp_path):
+    with pytest.raises(Killed):
+        tune(tmp_path, kill_at=5, identity="b")
+    state, _, heard, _ = tune(tmp_path)
+    assert same(state, whole[0]) and len(heard) == STEPS
+
+
+def test_a_training_that_had_ended_is_not_made_again(whole, tmp_path):
+    tune(tmp_path)
+    state, trained, heard, watch = tune(tmp_path)
+    assert same(state, whole[0]) and trained.loss == whole[1].loss and heard == []
+    watch.forget()
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"\x00" * 20)
+    with pytest.raises(RunFailed, match="checkpoint.safetensors is no whole tensor file .* delete it"):
+        tune(tmp_path)
+
+
+def test_the_adapters_of_the_lowest_validation_loss_are_kept_and_patience_ends_the_tuning(tmp_path):
+    losses = iter([5.0, 3.0, 4.0, 3.5, 1.0])
+    states = []
+
+    def looked(model):
+        states.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n})
+        return next(losses)
+
+    changed = {"evaluate_every": 1, "patience": 2, "validate": looked}
+    state, trained, heard, watch = tune(tmp_path, **changed)
+    assert (trained.cut_at, watch.best_step, watch.best_loss) == (4, 2, 3.0)
+    assert [told["validation_loss"] for _, told in heard] == [5.0, 3.0, 4.0, 3.5]
+    best = {n.replace("model.layers", "layers"): p for n, p in states[1].items()}
+    assert sorted(map(torch.Tensor.sum, best.values())) == sorted(map(torch.Tensor.sum, state.values()))
+    again, cut, more, _ = tune(tmp_path, **changed)  # ended is ended: no look is left to make
+    assert same(again, state) and cut.cut_at == 4 and more == []
+
+
+def test_the_curve_has_a_line_for_every_step(whole):
+    lines = [json.loads(line) for line in whole[4].splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [("validation_loss" in line) for line in lines] == [s % 3 == 0 or s == STEPS for s in range(1, STEPS + 1)]
+    assert all({"loss", "rate", "tokens"} <= line.keys() for line in lines)

@@ -1,0 +1,63 @@
+"""What is said of a run's rows: too few, and those that are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qra_search.config import make_config
+from qra_search.evaluation.protocols import RowCount
+from qra_search.workflow.rows import row_counts, rows_of_test, rows_text, say_rows
+
+
+class Counting:
+    def __init__(self, **counts: RowCount):
+        self.counts = counts
+
+    def row_counts(self) -> dict[str, RowCount]:
+        return self.counts
+
+
+class Said:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def said(evaluator: object) -> list[str]:
+    view: Any = Said()
+    say_rows(evaluator, view)
+    lines: list[str] = view.lines
+    return lines
+
+
+ENOUGH = {"calibration": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
+
+
+def test_of_enough_rows_nothing_is_said_but_in_a_dry_run() -> None:
+    assert said(Counting(**ENOUGH)) == [] == said(object())
+    assert rows_text(ENOUGH) == ["96 to tune on, 64 for validation, 128 for test"]
+
+
+def test_too_few_rows_are_counted_and_below_32_warned_of() -> None:
+    few = {"calibration": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)}
+    first, warning = said(Counting(**few))
+    assert first == (
+        "rows: 24 to tune on (800 asked for), 40 for validation (64 asked for), 3 for test (128 asked for)"
+    )
+    assert warning.startswith("warning: 24 to tune on and 3 for test: fewer than 32 rows say little")
+
+
+def test_rows_that_are_cut_are_counted_with_the_length_that_keeps_them_whole() -> None:
+    cut = {**ENOUGH, "test": RowCount(128, 128, 5, 900), "calibration": RowCount(96, 96, 7, 411)}
+    assert said(Counting(**cut))[1] == (
+        "rows: 12 of 288 rows are cut to training.max_length, the longest has 900 tokens: "
+        "--set training.max_length=900 keeps them whole"
+    )
+
+
+def test_a_comparison_is_of_the_test_rows_that_there_are() -> None:
+    config = make_config({"training": {"test_rows": 50}})
+    assert rows_of_test(Counting(test=RowCount(50, 12)), config) == 12
+    assert rows_of_test(object(), config) == 50 and row_counts(object()) == {}
