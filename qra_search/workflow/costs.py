@@ -42,10 +42,15 @@ class Costs:
     @property
     def text(self) -> str:
         """In a sentence, with a warning if the sensitivities are dear."""
-        text, count = words.evaluations_text, round(self.left)
+        count = round(self.left)
         time = f", about {words.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
-        known = f"{count} plans tuned briefly{time}; the sensitivities are charged as {text(self.prior)} of "
-        known += f"{text(self.evaluations)} evaluations"
+        return f"{count} plans tuned briefly{time}; {self.charge_text}"
+
+    @property
+    def charge_text(self) -> str:
+        """What the sensitivities are charged, with a warning if they are dear."""
+        known = f"the sensitivities are charged as {words.evaluations_text(self.prior)} of "
+        known += f"{words.evaluations_text(self.evaluations)} evaluations"
         if not self.dear:
             return known
         return f"{known}: more than a third, so raise --evaluations (or training.steps, of which each has few)"
