@@ -123,7 +123,7 @@ def print_tested(
     console.print(f"\n[bold]{headline(found)}[/]\n")
     console.print(tested_table(tested, result.space))
     if rows := max((len(t.row_tokens) for t in tested), default=0):
-        console.print(f"\nIntervals are of 95%, from {rows} test rows that all were measured on.", style="dim")
+        console.print(f"\nLower by: the loss of the plan found, as a share of the other's; 95% intervals from {rows} test rows.", style="dim")
     print_samples(console, tested)
     console.print()
     next_steps(console, folder, found, place=place, more=more)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qra_search.errors import one_line
 from qra_search.report import words
-from qra_search.report.finding import CHANCE, Finding, said
+from qra_search.report.finding import Finding, said
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.columns import columns
 from qra_search.runs.final_test import FOUND, Tested, difference, metrics_of, read_test
@@ -73,12 +73,12 @@ def next_steps(
 
 
 def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
-    """The final comparison, cheapest first, the plan found marked, and by how much its loss is lower than each."""
+    """The final comparison, cheapest first, the plan found marked, and by how much its loss is lower than each other."""
     names = metrics_of(tested)
     best = min((t.loss for t in tested), default=math.nan)
     heads = (name.replace("_", " ") for name in names)
     found = next((t for t in tested if t.role == FOUND), None)
-    table = columns("plan", "size", "test loss", "found is lower by", *heads, "time", left=("plan",), gap=3)
+    table = columns("plan", "size", "test loss", "lower by", *heads, "time", left=("plan",))
     for t in tested:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
@@ -118,12 +118,12 @@ def print_samples(console: Console, tested: Sequence[Tested]) -> None:
 
 def forecast_table(foretold: Forecast, space: SearchSpace) -> Table:
     """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
-    table = columns("plan", "size", "predicted gain", "90% interval", left=("plan",), gap=3)
+    table = columns("plan", "size", "predicted gain", "90% interval", left=("plan",))
     chosen = Text("planned: " + words.plan_name(foretold.plan, space), style="bold")
     table.add_row(chosen, format_bytes(foretold.memory_bytes), "", "")
     for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
-        told = "" if other.certain else "  " + CHANCE
+        told = "" if other.certain else ", may be chance"
         table.add_row(
             words.plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
             "" if other.plan == foretold.plan else f"{low:+.3f} to {high:+.3f}{told}",
