@@ -123,7 +123,8 @@ def print_tested(
     console.print(f"\n[bold]{headline(found)}[/]\n")
     console.print(tested_table(tested, result.space))
     if rows := max((len(t.row_tokens) for t in tested), default=0):
-        console.print(f"\nLower by: the loss of the plan found, as a share of the other's; 95% intervals from {rows} test rows.", style="dim")
+        base = "Lower by: how much the loss of the plan found is lower, as a share of the other's"
+        console.print(f"\n{base}; 95% intervals from {rows} test rows.", style="dim")
     print_samples(console, tested)
     console.print()
     next_steps(console, folder, found, place=place, more=more)

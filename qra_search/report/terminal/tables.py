@@ -73,7 +73,7 @@ def next_steps(
 
 
 def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
-    """The final comparison, cheapest first, the plan found marked, and by how much its loss is lower than each other."""
+    """The final comparison, cheapest first, the plan found marked, and how much lower its loss is than each other."""
     names = metrics_of(tested)
     best = min((t.loss for t in tested), default=math.nan)
     heads = (name.replace("_", " ") for name in names)
