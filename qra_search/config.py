@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from qra_search.engines import ENGINES, engine_settings
 from qra_search.errors import BadInput, one_line, shortened
-from qra_search.plugins import did_you_mean
+from qra_search.plugins import did_you_mean, unknown_message
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
@@ -157,7 +158,7 @@ class SpaceConfig(_Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "loftq", "pissa", "eva"]
+Init = Literal["default", "calibrated", "loftq", "pissa", "eva"]
 Schedule = Literal["linear", "cosine", "constant"]
 FINAL_ONLY = frozenset({
     "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
@@ -184,9 +185,15 @@ class TrainingConfig(_Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
-        description="where adapters start: default, loftq, pissa or eva; of several the search uses the first, and "
-        "before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated, loftq, pissa or eva; of several the search uses the "
+        "first, and before a plan is tuned in full each is tried on it",
     )
+    scales: bool = Field(
+        False,
+        description="train the scales and offsets of quantized groups along with the adapters, at no bytes; a step "
+        "then takes up to half as long again",
+    )
+    scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
     validation_rows: int = Field(
         64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
@@ -294,6 +301,11 @@ class RunConfig(_Section):
     """One whole run."""
 
     evaluator: str = Field("quantized-lora", description="name of an installed evaluator")
+    engine: str | None = Field(
+        None,
+        description="where the result will run (llama.cpp, transformers, gptqmodel): decides the backend, which bits "
+        "there are, and what `qra export` writes",
+    )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -301,6 +313,28 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_first(cls, data: Any) -> Any:
+        """What an engine decides, where nothing else is said."""
+        name = data.get("engine") if isinstance(data, dict) else None
+        if not isinstance(name, str) or name not in ENGINES:
+            return data
+        filled = dict(data)
+        for path, value in engine_settings(name).items():
+            section, key = path.split(".")
+            holder = filled.get(section, {})
+            if isinstance(holder, dict) and holder.get(key) is None:
+                filled[section] = {**holder, key: value}
+        return filled
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in ENGINES:
+            raise ValueError(unknown_message("engine", name, ENGINES))
+        return name
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -378,9 +412,29 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
                 raise ConfigError(f"{source}: {where} is {shortened(holder)}: a mapping is needed to set {field}")
         holder[name] = value
     try:
-        return RunConfig.model_validate(data)
+        config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error)}") from None
+    if config.engine is not None:
+        _check_engine(config, config.engine, source)
+    return config
+
+
+def _check_engine(config: RunConfig, name: str, source: str) -> None:
+    """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
+    engine, given = ENGINES[name], config.quantization.backend
+    backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
+    if not isinstance(backend, str) or not f"{backend}-".startswith(f"{engine.backend}-"):
+        raise ConfigError(
+            f"{source}: quantization.backend is {shortened(given)}: engine {name} runs what backend {engine.backend} "
+            "stores, so leave the backend out"
+        )
+    lacking = [bits for bits in config.space.bits if bits not in (*engine.bits, UNQUANTIZED_BITS)]
+    if lacking:
+        raise ConfigError(
+            f"{source}: space.bits has {', '.join(map(str, lacking))}: engine {name} has "
+            f"{', '.join(map(str, engine.bits))}, and 16 for unquantized"
+        )
 
 
 def dump_config(config: RunConfig) -> str:

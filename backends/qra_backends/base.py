@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qra_backends.groups import Groups
 from qra_backends.storage import StorageFormat
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -157,6 +158,23 @@ class Backend(ABC):
         Raises:
             ValueError: the tensors are not those of this backend at `bits` for this shape.
         """
+
+    def trainable(self, module: nn.Module) -> Groups | None:
+        """The scales and offsets of a module of this backend, if training may change them; new tensors or views."""
+        return None
+
+    def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
+        """How many numbers `trainable` gives of a weight, scales and offsets together; 0 if it gives none."""
+        self.check_bits(bits)
+        return 0
+
+    def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
+        """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
+
+        Args:
+            groups: those of `trainable`, trained: finite, in the same dtype.
+        """
+        raise NotImplementedError(f"backend {self.name} gives no groups to train")
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here (a missing library or device), or None if it can."""

@@ -29,8 +29,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest output
 class BackendConformance:
     """What every backend must do at every level that it has.
 
-    Subclass it, and define a pytest fixture `backend` that returns the backend; `shapes` may be replaced. A backend
-    that is unavailable here is skipped with its reason.
+    Subclass it, and define a pytest fixture `backend` that returns the backend. Shapes (out, in) may be replaced if it
+    does not store these: `shapes`, `shape` and `small`. A backend that is unavailable here is skipped with its reason.
 
         class TestMine(BackendConformance):
             @pytest.fixture
@@ -39,6 +39,8 @@ class BackendConformance:
     """
 
     shapes: tuple[tuple[int, int], ...] = SHAPES
+    shape: tuple[int, int] = (192, 576)
+    small: tuple[int, int] = (64, 64)
 
     @pytest.fixture(autouse=True)
     def _available(self, backend: Backend) -> None:
@@ -89,15 +91,15 @@ class BackendConformance:
                 with pytest.raises(ValueError):
                     refused(unknown)
             with pytest.raises(ValueError):
-                quantized(backend, unknown, linear((64, 64)))
+                quantized(backend, unknown, linear(self.small))
 
     def test_a_quantized_module_is_not_quantized_again(self, backend: Backend) -> None:
         for bits in backend.bits:
             with pytest.raises(ValueError):
-                backend.quantize(quantized(backend, bits, linear((64, 64))), bits, hessian=torch.eye(64))  # type: ignore[arg-type]
+                backend.quantize(quantized(backend, bits, linear(self.small)), bits, hessian=torch.eye(self.small[1]))  # type: ignore[arg-type]
 
     def test_weights_that_are_not_finite_are_refused(self, backend: Backend) -> None:
-        source = linear((64, 64))
+        source = linear(self.small)
         source.weight.data[3, 5] = torch.nan
         with pytest.raises(ValueError):
             quantized(backend, backend.bits[0], source)
@@ -105,15 +107,15 @@ class BackendConformance:
     def test_error_is_between_rate_distortion_and_round_to_nearest(self, backend: Backend) -> None:
         """No b bits code a Gaussian better than 2^-b (Shannon); nobody needs to be worse than one scale a row."""
         for bits in backend.bits:
-            source = linear((192, 576))
+            source = linear(self.shape)
             error = relative_error(backend, quantized(backend, bits, source), source)
-            shannon = 2 ** -bits_per_weight(backend.storage(bits), 192, 576)
+            shannon = 2 ** -bits_per_weight(backend.storage(bits), *self.shape)
             rounded = round_to_nearest_by_row(source.weight.detach(), backend.width(bits))
             worst = ERROR_SLACK * ((rounded - source.weight).norm() / source.weight.norm()).item()
             assert shannon <= error <= worst, f"{bits} bits: {shannon:.5f} <= {error:.5f} <= {worst:.5f}"
 
     def test_more_bits_are_closer(self, backend: Backend) -> None:
-        source = linear((192, 576))
+        source = linear(self.shape)
         errors: dict[int, list[float]] = {}
         for bits in backend.bits:
             error = relative_error(backend, quantized(backend, bits, source), source)
@@ -121,8 +123,27 @@ class BackendConformance:
         for narrow, wide in itertools.pairwise(errors.values()):
             assert min(narrow) >= max(wide)
 
+    def test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say(self, backend: Backend) -> None:
+        for bits in backend.bits:
+            for shape in self.shapes[:2]:
+                module = quantized(backend, bits, linear(shape))
+                groups, before = backend.trainable(module), backend.dequantize(module)
+                counted = backend.trainable_numbers(bits, *shape)
+                if groups is None:
+                    assert counted == 0, f"{bits} bits, {shape}"
+                    continue
+                scale, offset, size = groups
+                assert counted == scale.numel() + offset.numel() and scale.shape == offset.shape
+                assert torch.equal(backend.dequantize(backend.retrained(module, groups)), before)
+                changed = backend.retrained(module, groups._replace(scale=2 * scale, offset=offset + scale))
+                assert weight_bytes(changed) == weight_bytes(module)
+                wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
+                expected = 2 * (before.float() - shift) + shift + wide
+                assert torch.allclose(backend.dequantize(changed).float(), expected, rtol=1e-2, atol=1e-3)
+                assert torch.equal(backend.dequantize(module), before), "the module given was changed"
+
     def test_extreme_weights_stay_finite(self, backend: Backend) -> None:
-        source = linear((64, 64))
+        source = linear(self.small)
         with torch.no_grad():
             source.weight[0] = 0
             source.weight[1] = 0.5
@@ -132,17 +153,17 @@ class BackendConformance:
         for bits in backend.bits:
             module = quantized(backend, bits, source)
             assert torch.isfinite(backend.dequantize(module)).all(), f"{bits} bits"
-            assert torch.isfinite(module(inputs(5, (64, 64)))).all(), f"{bits} bits"
+            assert torch.isfinite(module(inputs(5, self.small))).all(), f"{bits} bits"
             assert backend.dequantize(module)[0].abs().max() < 1e-3, "a row of zeros"
 
     def test_forward_multiplies_by_the_dequantized_weight_and_adds_the_bias(self, backend: Backend) -> None:
         for bits in backend.bits:
             for dtype in DTYPES:
-                source = linear((192, 576), dtype, bias=True)
-                module, x = quantized(backend, bits, source), inputs(6, (192, 576), dtype)
+                source = linear(self.shape, dtype, bias=True)
+                module, x = quantized(backend, bits, source), inputs(6, self.shape, dtype)
                 weight = backend.dequantize(module)
-                assert weight.shape == (192, 576) and weight.dtype == dtype and not weight.requires_grad
-                some = torch.tensor([191, 0, 5, 5])
+                assert weight.shape == self.shape and weight.dtype == dtype and not weight.requires_grad
+                some = torch.tensor([len(weight) - 1, 0, 5, 5])
                 assert torch.equal(backend.rows(module, some), weight[some]), "rows"
                 output = module(x)
                 assert output.dtype == dtype
@@ -151,9 +172,9 @@ class BackendConformance:
     def test_gradient_to_the_input_is_right(self, backend: Backend) -> None:
         for bits in backend.bits:
             for dtype in DTYPES:
-                module = quantized(backend, bits, linear((192, 576), dtype, bias=True))
-                x = inputs(6, (192, 576), dtype).view(2, 3, 576).requires_grad_()
-                seed = torch.randn(2, 3, 192, generator=generator(9)).to(dtype)
+                module = quantized(backend, bits, linear(self.shape, dtype, bias=True))
+                x = inputs(6, self.shape, dtype).view(2, 3, -1).requires_grad_()
+                seed = torch.randn(2, 3, self.shape[0], generator=generator(9)).to(dtype)
                 module(x).backward(seed)
                 assert x.grad is not None
                 assert_close(x.grad, seed @ backend.dequantize(module))
@@ -161,10 +182,10 @@ class BackendConformance:
     def test_train_and_eval_mode_agree_and_eval_leaves_no_trace(self, backend: Backend) -> None:
         for bits in backend.bits:
             for dtype in DTYPES:
-                module = quantized(backend, bits, linear((192, 576), dtype, bias=True))
+                module = quantized(backend, bits, linear(self.shape, dtype, bias=True))
                 weight, state = backend.dequantize(module), backend.to_tensors(module)
                 for rows in (1, 7, 64):
-                    x = inputs(rows, (192, 576), dtype).requires_grad_()
+                    x = inputs(rows, self.shape, dtype).requires_grad_()
                     before, grad_before = output_and_grad(module.train(), x)
                     for mode in (module.eval, module.train):
                         mode()
@@ -179,16 +200,16 @@ class BackendConformance:
     def test_saved_and_loaded_it_is_the_same(self, backend: Backend, tmp_path: Path) -> None:
         for bits in backend.bits:
             for dtype in DTYPES:
-                source = linear((576, 192), dtype, bias=True)
-                module, x = quantized(backend, bits, source), inputs(4, (576, 192), dtype)
+                source = linear(self.shapes[0], dtype, bias=True)
+                module, x = quantized(backend, bits, source), inputs(4, self.shapes[0], dtype)
                 with torch.no_grad():
                     module.eval()(x)
                 save_file(backend.to_tensors(module), tmp_path / "weight.safetensors")
                 loaded = backend.from_tensors(
                     load_file(tmp_path / "weight.safetensors"),
                     bits=bits,
-                    out_features=576,
-                    in_features=192,
+                    out_features=self.shapes[0][0],
+                    in_features=self.shapes[0][1],
                     bias=source.bias,
                     dtype=dtype,
                 )
@@ -200,20 +221,20 @@ class BackendConformance:
     def test_tensors_of_a_mapped_file_are_used_as_they_are(self, backend: Backend, tmp_path: Path) -> None:
         """A bank is a file mapped into memory, shared by processes: it is not to be copied, and never written to."""
         for number, bits in enumerate(backend.bits):
-            source, path = linear((192, 576), torch.bfloat16), tmp_path / f"{number}.safetensors"
+            source, path = linear(self.shape, torch.bfloat16), tmp_path / f"{number}.safetensors"
             save_file(backend.to_tensors(quantized(backend, bits, source)), path)
             content = path.read_bytes()
             with safe_open(path, framework="pt") as file:
                 given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
             kept = {name: tensor.clone() for name, tensor in given.items()}
-            module = backend.from_tensors(given, bits=bits, out_features=192, in_features=576)
+            module = backend.from_tensors(given, bits=bits, out_features=self.shape[0], in_features=self.shape[1])
             held = {tensor.data_ptr() for tensor in live_tensors(module)}
             assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
             for mode in (module.train, module.eval):
                 mode()
-                output_and_grad(module, inputs(4, (192, 576), torch.bfloat16).requires_grad_())
+                output_and_grad(module, inputs(4, self.shape, torch.bfloat16).requires_grad_())
                 with torch.no_grad():
-                    module(inputs(1, (192, 576), torch.bfloat16))
+                    module(inputs(1, self.shape, torch.bfloat16))
             backend.dequantize(module).zero_()
             for tensor in backend.to_tensors(module).values():
                 tensor.zero_()
@@ -222,14 +243,14 @@ class BackendConformance:
 
     def test_tensors_of_another_shape_are_refused(self, backend: Backend) -> None:
         for bits in backend.bits:
-            tensors = backend.to_tensors(quantized(backend, bits, linear((64, 64))))
+            tensors = backend.to_tensors(quantized(backend, bits, linear(self.small)))
             with pytest.raises(ValueError):
-                backend.from_tensors(tensors, bits=bits, out_features=128, in_features=64)
+                backend.from_tensors(tensors, bits=bits, out_features=2 * self.small[0], in_features=self.small[1])
 
     def test_the_source_linear_is_untouched_and_not_shared(self, backend: Backend) -> None:
         for bits in backend.bits:
-            source = linear((192, 576), torch.bfloat16, bias=True)
-            kept, x = copy.deepcopy(source), inputs(4, (192, 576), torch.bfloat16)
+            source = linear(self.shape, torch.bfloat16, bias=True)
+            kept, x = copy.deepcopy(source), inputs(4, self.shape, torch.bfloat16)
             module = quantized(backend, bits, source)
             assert torch.equal(source.weight, kept.weight) and torch.equal(source.bias, kept.bias)
             assert source.weight.requires_grad and type(source) is nn.Linear
@@ -242,12 +263,12 @@ class BackendConformance:
 
     def test_nothing_in_it_is_trainable(self, backend: Backend) -> None:
         for bits in backend.bits:
-            module = quantized(backend, bits, linear((64, 64), bias=True))
+            module = quantized(backend, bits, linear(self.small, bias=True))
             assert not any(p.requires_grad for p in module.parameters())
 
     def test_a_deep_copy_is_equal_and_no_larger(self, backend: Backend) -> None:
         for bits in backend.bits:
-            module, x = quantized(backend, bits, linear((192, 576), bias=True)), inputs(4, (192, 576))
+            module, x = quantized(backend, bits, linear(self.shape, bias=True)), inputs(4, self.shape)
             twin = copy.deepcopy(module)
             assert torch.equal(twin(x), module(x))
             assert torch.equal(backend.dequantize(twin), backend.dequantize(module))
@@ -256,7 +277,7 @@ class BackendConformance:
     def test_casting_the_whole_model_leaves_the_weight_alone(self, backend: Backend) -> None:
         """Trainers and PEFT call `model.to(dtype)`: scales must not be rounded by it."""
         for bits in backend.bits:
-            module = quantized(backend, bits, linear((192, 576), torch.float32))
+            module = quantized(backend, bits, linear(self.shape, torch.float32))
             weight, state = backend.dequantize(module), backend.to_tensors(module)
             nn.Sequential(module).to(torch.bfloat16).to(torch.float32)
             assert torch.equal(backend.dequantize(module), weight), f"{bits} bits"
@@ -264,13 +285,13 @@ class BackendConformance:
 
     def test_quantizing_twice_gives_the_same(self, backend: Backend) -> None:
         for bits in backend.bits:
-            source = linear((192, 576))
+            source = linear(self.shape)
             first, second = (backend.to_tensors(quantized(backend, bits, source)) for _ in range(2))
             assert same_tensors(first, second), f"{bits} bits"
 
     def test_levels_quantized_together_are_those_quantized_alone(self, backend: Backend) -> None:
-        source = linear((192, 576), torch.bfloat16, bias=True)
-        x = torch.randn(700, 576, generator=generator(4))
+        source = linear(self.shape, torch.bfloat16, bias=True)
+        x = torch.randn(700, self.shape[1], generator=generator(4))
         hessian = x.T @ x / 700 if backend.calibrated else None
         together = backend.quantize_levels(source, backend.bits, hessian=hessian)
         assert tuple(together) == tuple(backend.bits)
@@ -278,7 +299,7 @@ class BackendConformance:
             alone = backend.quantize(source, bits, hessian=hessian)
             assert same_tensors(backend.to_tensors(module), backend.to_tensors(alone)), f"{bits} bits"
             assert torch.equal(
-                module(inputs(2, (192, 576), torch.bfloat16)), alone(inputs(2, (192, 576), torch.bfloat16))
+                module(inputs(2, self.shape, torch.bfloat16)), alone(inputs(2, self.shape, torch.bfloat16))
             )
         assert backend.quantize_levels(source, [], hessian=hessian) == {}
         with pytest.raises(ValueError):

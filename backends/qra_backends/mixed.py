@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
+from qra_backends.groups import Groups
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
 
@@ -165,6 +166,16 @@ class MixedBackend(Backend):
         part = self._part(bits)
         module = part.backend.from_tensors(tensors, bits=part.level, **shape, bias=bias, dtype=dtype)
         return _marked(module, bits)
+
+    def trainable(self, module: nn.Module) -> Groups | None:
+        return self._part_of(module).trainable(module)
+
+    def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
+        part = self._part(bits)
+        return part.backend.trainable_numbers(part.level, out_features, in_features)
+
+    def retrained(self, module: nn.Module, groups: Groups) -> nn.Module:
+        return _marked(self._part_of(module).retrained(module, groups), getattr(module, _BITS))
 
     def _shared(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""

@@ -7,29 +7,34 @@ logits of the labelled positions and their gradient. It holds, in bytes:
 - `dequantized`: the largest linear's weight, made for the length of one product, in float32 and in the model's dtype;
 - 16 bytes for every adapter weight: float32 value, gradient and two moments of AdamW; 2 more for the rounded copy that
   is multiplied by where the model computes in half precision;
+- 24 bytes for every scale and offset, and the largest linear's weight once more, if these are trained along;
 - `activations`: what autograd saves, counted tensor by tensor on one and on two rows and drawn out to the batch. With
   checkpointing the inputs of the decoder layers stay, and one layer's activations at a time;
 - `logits`: twice, for the gradient is made beside them.
 
 The unquantized weights stay in the checkpoint's files, mapped.
 
-Only the first and the third depend on the plan, and both are sums over its groups: a budget on the peak is kept as
-exactly as one on resident bytes. What depends on the rank of the activations is taken at the largest rank.
+The plan's weights, adapters and scales depend on the plan, and all are sums over its groups: a budget on the peak is
+kept as exactly as one on resident bytes. What depends on the rank of the activations is taken at the largest rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from qra_backends import Backend
 from torch import Tensor
 
+from qra_eval.costs.phases import TRAINED_NUMBER
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning.shared_adapter import uniform_like
 from qra_eval.tuning.workbench import Workbench
+from qra_search.space.levels import Level, LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat
 from qra_search.space.space import SearchSpace
 
 ADAPTER_BYTES = 16
@@ -43,6 +48,7 @@ class StepMemory:
     Attributes:
         adapter_bits: bits that training takes for each adapter weight.
         rows, tokens: of the largest batch: rows, and tokens of each.
+        backend: if its scales and offsets are trained along.
     """
 
     dequantized: int
@@ -51,6 +57,7 @@ class StepMemory:
     adapter_bits: int
     rows: int
     tokens: int
+    backend: Backend | None = None
 
     @property
     def fixed(self) -> int:
@@ -61,11 +68,30 @@ class StepMemory:
         """The same space with the bytes of plans counted at the peak of their training."""
         return SearchSpace(
             groups=resident.groups,
-            bits=resident.levels,
+            bits=[self._trained(level) for level in resident.levels],
             ranks=resident.ranks,
             fixed_bytes=resident.fixed_bytes + self.fixed,
             adapter_bits=self.adapter_bits,
         )
+
+    def _trained(self, level: Level) -> Level:
+        """A level whose format counts what training its scales takes."""
+        if self.backend is None or level.name == UNQUANTIZED_BITS:
+            return level
+        return replace(level, format=_InTraining(level.format, self.backend, level.name))
+
+
+@dataclass(frozen=True)
+class _InTraining:
+    """A format with what the scales and offsets of a weight take while they are trained."""
+
+    stored: StorageFormat
+    backend: Backend
+    level: LevelName
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        numbers = self.backend.trainable_numbers(self.level, out_features, in_features)
+        return self.stored.bytes(out_features, in_features) + TRAINED_NUMBER * numbers
 
 
 def step_memory(workbench: Workbench) -> StepMemory:
@@ -84,13 +110,15 @@ def step_memory(workbench: Workbench) -> StepMemory:
         activations = inputs + outside + max(0, max(layers) + wider // len(layers) - head)
     else:
         activations = outside + sum(layers) + wider
+    scales, largest = workbench.settings.scales, max(m.out_features * m.in_features for m in linears)
     return StepMemory(
-        dequantized=max(m.out_features * m.in_features for m in linears) * (4 + item),
+        dequantized=largest * (4 + item + (item if scales else 0)),
         activations=activations,
         logits=head,
         adapter_bits=8 * (ADAPTER_BYTES + (item if item < 4 else 0)),
         rows=rows,
         tokens=tokens,
+        backend=workbench.quantized.backend if scales else None,
     )
 
 

@@ -19,6 +19,7 @@ from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
 from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.calibration import likeness
+from qra_eval.quantized.starts import fit_bytes
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tuning.workbench import Workbench
 
@@ -28,6 +29,9 @@ CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
 """Bytes of a GPU that its driver and its libraries take."""
+TRAINED_NUMBER = 24
+"""Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
+float32 (6 for each of a pair), and its copy as it is stored (2)."""
 MOMENTS = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
 DAMAGE_BYTES = 12
@@ -103,6 +107,8 @@ class _Phases:
         linears = {name: m for name, m in model.linears.items() if self.model.layer_of[name] == self.layer}
         shapes, place = {(m.out_features, m.in_features) for m in linears.values()}, "cuda" if self.gpu else "cpu"
         work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
+        if "calibrated" in self.settings.inits:
+            work = max(work, *(fit_bytes(*shape) for shape in shapes))
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         tables = [table.linear for table in model.tables.values()]
@@ -165,11 +171,23 @@ class _Phases:
             rows, tokens = _largest(batches)
             labels = max(len(b.targets) for b in batches)
             trained = self._stretched(*(s.training_step(rows, tokens, labels) for s in (self.short, self.long)))
+        if steps and self.settings.scales:
+            trained += self._trained_scales()
         batches = bucketed(self.bench.rows(split, held_out), 2 * self.settings.batch_size)  # type: ignore[arg-type]
         rows, tokens = _largest(batches)
         labels = max(len(b.targets) for b in batches)
         measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
+
+    def _trained_scales(self) -> int:
+        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""
+        model, levels = self.model, self.model.levels
+        numbers = sum(
+            max((model.backend.trainable_numbers(b, m.out_features, m.in_features) for b in levels), default=0)
+            for m in model.linears.values()
+        )
+        kept = sum(m.out_features * m.in_features for m in model.linears.values()) if self.cache else 0
+        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 
     def _resident(self, *, adapters: int) -> int:
         """The plan in place, and what is kept dequantized."""

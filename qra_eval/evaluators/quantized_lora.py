@@ -17,6 +17,7 @@ from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate, prior_charge, seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import resolve_device
+from qra_eval.models.engine import check_engine
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
@@ -63,6 +64,8 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         progress=progress,
         weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
     )
+    if config.engine is not None:
+        check_engine(config.engine, evaluator.quantized.model.config)
     if config.search.memory:
         evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
     return evaluator

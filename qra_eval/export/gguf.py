@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,28 +9,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from qra_backends.ggml.linear import GGMLLinear
+from torch import Tensor
 
+from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.gguf_blocks import TYPES, own_blocks, rounded_blocks, takes
+from qra_eval.export.gguf_files import (
+    ADAPTER_FILE,
+    MODEL_FILE,
+    OLLAMA_FILE,
+    finish,
+    narrow_linears,
+    write_lora,
+    write_modelfile,
+    write_recipe,
+)
 from qra_eval.export.gguf_names import (
     ARCHITECTURES,
     add_hyperparameters,
     add_tokenizer,
     architecture_reasons,
+    has_tokenizer,
+    rope_factors,
     row_order,
     tensor_namer,
 )
 from qra_eval.export.grids import Affine
 from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.models.engine import rope
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
 QWEN3_HEAD = 128
 """transformers 5.24 does not read `attention.key_length` for qwen3."""
 WEIGHTS = ("plan", "f16", "bf16", "f32")
-K_QUANTS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
-PLAIN_QUANTS = {2: "Q4_0", 3: "Q4_0", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 8: "Q8_0"}
-"""What llama-quantize is asked for where a row is no multiple of 256: the narrowest types in blocks of 32."""
 
 
 class GGUFExporter(Exporter):
@@ -66,7 +77,7 @@ class GGUFExporter(Exporter):
 
     def check(self, run: TunedRun) -> list[str]:
         reasons = architecture_reasons(run)
-        narrow = _narrow(run)
+        narrow = narrow_linears(run)
         if self.k_quants and narrow:
             reasons.append(
                 f"K-quants need rows that are multiples of 256: {len(narrow)} linears have others, such as "
@@ -86,13 +97,15 @@ class GGUFExporter(Exporter):
         if not self.merge:
             write_lora(run, out / ADAPTER_FILE)
             notes.append(f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}")
-        notes += write_recipe(run, out)
-        if run.config.model_type == "qwen3" and run.config.head_dim != QWEN3_HEAD:
-            notes.append(
-                f"not compared: transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and "
-                f"these are {run.config.head_dim}"
-            )
-            return Exported(out, tuple(notes))
+        write_modelfile(out, adapter=not self.merge)
+        notes.append(f"ollama create NAME -f {out / OLLAMA_FILE}")
+        if any(stored_blocks(run, linear) for linear in run.linears):
+            notes += in_llama_cpp(run, out, adapter=not self.merge)
+        else:
+            notes += write_recipe(run, out)
+        reason = _not_read_back(run)
+        if reason is not None:
+            return Exported(out, (*notes, f"not compared: {reason}"))
         return compared(out, notes, run, load_gguf(run, out, adapter=not self.merge))
 
     def _write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
@@ -128,9 +141,12 @@ class GGUFExporter(Exporter):
                 kind = "F32" if value.ndim == 1 or run.dtype == torch.float32 else "BF16"
                 data = rounded_blocks(value, kind)
             writer.add_tensor(name_of(key), np.ascontiguousarray(data), raw_dtype=GGMLQuantizationType[kind])
-        _finish(writer)
+        factors = rope_factors(config)
+        if factors is not None:
+            writer.add_tensor("rope_freqs.weight", factors.numpy())
+        finish(writer)
         if self.weights == "plan":
-            notes += _type_notes(run, used)
+            notes += _type_notes(run)
         return notes, used
 
     def _tensor(self, run: TunedRun, linear: Chosen) -> tuple[np.ndarray, str]:
@@ -139,6 +155,10 @@ class GGUFExporter(Exporter):
         weight = weight if order is None else weight[order]
         if self.weights != "plan":
             return rounded_blocks(weight, self.weights.upper()), self.weights.upper()
+        stored = None if self.merge or linear.bits in self.types else stored_blocks(run, linear)
+        if stored is not None:
+            blocks, kind = stored
+            return (blocks if order is None else blocks[order]).numpy(), kind
         if linear.bits == UNQUANTIZED_BITS or not takes("Q8_0", linear.in_features):
             kind = "F32" if run.dtype == torch.float32 else "BF16"
             return rounded_blocks(weight, kind), kind
@@ -154,61 +174,41 @@ class GGUFExporter(Exporter):
         return rounded_blocks(weight, "Q8_0"), "Q8_0"
 
 
-def write_lora(run: TunedRun, path: Path) -> None:
-    """The adapter as llama.cpp reads it: `<tensor>.lora_a` (rank, in), `<tensor>.lora_b` (out, rank), one alpha.
+def stored_blocks(run: TunedRun, linear: Chosen) -> tuple[Tensor, str] | None:
+    """Blocks uint8 (out, bytes of a row) of a linear that is stored as llama.cpp does, and their type; else None."""
+    module = run.module(linear.name)
+    return (module.blocks.cpu(), module.kind.name) if isinstance(module, GGMLLinear) else None
 
-    llama.cpp scales by alpha over the rank of each tensor; where that is not the adapter's own scaling, B takes the
-    rest.
+
+def in_llama_cpp(run: TunedRun, out: Path, *, adapter: bool) -> list[str]:
+    """How llama.cpp itself computes the written files, in a note; none if it, or a tokenizer, is missing.
+
+    Raises:
+        RuntimeError: it does not load them.
     """
-    from gguf import GGUFWriter
-
-    name_of = tensor_namer(run.config)
-    writer = GGUFWriter(path, ARCHITECTURES[run.config.model_type])
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    ranks = [factors.rank for factors in run.factors.values()]
-    common = max(set(ranks), key=ranks.count)
-    alpha = next(f.scaling * f.rank for f in run.factors.values() if f.rank == common)
-    writer.add_float32("adapter.lora.alpha", alpha)
-    for name, factors in run.factors.items():
-        order = row_order(run.config, name, factors.B.shape[0])
-        B = factors.B.float() * (factors.scaling * factors.rank / alpha)
-        writer.add_tensor(f"{name_of(name)}.weight.lora_a", factors.A.float().numpy())
-        writer.add_tensor(f"{name_of(name)}.weight.lora_b", (B if order is None else B[order]).contiguous().numpy())
-    _finish(writer)
-
-
-def write_recipe(run: TunedRun, out: Path) -> list[str]:
-    """Types for `llama-quantize`, one tensor a line, and the command that takes them."""
-    name_of = tensor_namer(run.config)
-    lines, kinds = [], []
-    for linear in run.linears:
-        if linear.bits == UNQUANTIZED_BITS:
-            kind = "F32" if run.dtype == torch.float32 else "BF16"
-        else:
-            table = K_QUANTS if linear.in_features % 256 == 0 else PLAIN_QUANTS
-            kind = table[min(b for b in table if b >= min(linear.bits, 8))]
-            kind = kind if takes(kind, linear.in_features) else "F16"
-        kinds.append(kind)
-        lines.append(f"{re.escape(name_of(linear.name))}\\.weight={kind.lower()}")
-    (out / TYPES_FILE).write_text("\n".join(lines) + "\n")
-    common = max(set(kinds), key=kinds.count)
-    (out / COMMAND_FILE).write_text(
-        "#!/bin/sh\n"
-        "# Quantizes an unquantized GGUF file (qra export RUN --format gguf --option weights=bf16) by this plan.\n"
-        'here="$(dirname "$0")"\n'
-        f'llama-quantize --tensor-type-file "$here/{TYPES_FILE}" \\\n'
-        "    --token-embedding-type bf16 --output-tensor-type bf16 \\\n"
-        f'    "${{1:?the unquantized file}}" "${{2:?the file to write}}" {_file_type(common)}\n'
-    )
-    narrow = _narrow(run)
-    if not narrow:
+    if not llama_cpp.installed() or not has_tokenizer(run):
         return []
-    lengths = ", ".join(str(n) for n in sorted({linear.in_features for linear in narrow}))
+    prompts = [ids[0].tolist() for ids in run.input_ids]
+    theirs = torch.cat(llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE if adapter else None, prompts))
+    mine = torch.cat([logits[0] for logits in run.live_logits])
+    same = float((mine.argmax(-1) == theirs[:, : mine.shape[1]].argmax(-1)).float().mean())
     return [
-        f"K-quants need rows that are multiples of 256; {len(narrow)} linears have rows of {lengths}, and get "
-        "Q4_0 to Q8_0 in the recipe: at 2 and 3 bits the file is larger than the plan"
+        f"loaded in llama.cpp, which finds the same likeliest token at {same:.0%} of {len(mine)} positions: on the CPU "
+        "it rounds the inputs of quantized weights to 8 bits"
     ]
+
+
+def _not_read_back(run: TunedRun) -> str | None:
+    """Why transformers 5.24 would compute another model from the file; None if it would not."""
+    config, kind = run.config, rope(run.config).get("rope_type", "default")
+    if config.model_type == "qwen3" and config.head_dim != QWEN3_HEAD:
+        return (
+            f"transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and these are "
+            f"{config.head_dim}"
+        )
+    if kind != "default":
+        return f"transformers does not read the scaled rotary embedding ({kind}) of a GGUF file, as llama.cpp does"
+    return None
 
 
 def load_gguf(run: TunedRun, folder: Path, *, adapter: bool) -> Any:
@@ -223,23 +223,19 @@ def load_gguf(run: TunedRun, folder: Path, *, adapter: bool) -> Any:
     return PeftModel.from_pretrained(model, str(run.adapter_folder), autocast_adapter_dtype=False) if adapter else model
 
 
-def _finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _narrow(run: TunedRun) -> list[Chosen]:
-    """Linears below 8 bits that no K-quant takes."""
-    return [linear for linear in run.linears if linear.bits < 8 and linear.in_features % 256]
-
-
-def _type_notes(run: TunedRun, used: Counter[str]) -> list[str]:
+def _type_notes(run: TunedRun) -> list[str]:
     notes = []
-    if any(linear.bits < 4 for linear in run.linears):
+    others = [linear for linear in run.linears if stored_blocks(run, linear) is None]
+    copied = [linear for linear in run.linears if linear not in others]
+    if copied:
+        size = sum(blocks.nbytes for blocks, _ in filter(None, (stored_blocks(run, linear) for linear in copied)))
+        notes.append(
+            f"{len(copied)} of {len(run.linears)} searched weights are copies of the plan's own blocks: {size} bytes, "
+            "the numbers that were tuned on"
+        )
+    if any(linear.bits < 4 for linear in others):
         notes.append("2 and 3 bits are stored as Q4_1 (5 bits a weight): the same weights in a larger file")
-    uneven = sum(linear.bits == 4 and run.affine(linear) is None for linear in run.linears)
+    uneven = sum(linear.bits == 4 and run.affine(linear) is None for linear in others)
     if uneven:
         notes.append(f"{uneven} 4-bit linears have unevenly spaced levels (nf4), which GGUF lacks: stored as Q8_0")
     return notes
@@ -255,8 +251,3 @@ def _types(types: Mapping[Any, str] | str | None) -> dict[int, str]:
     if not set(found.values()) <= set(TYPES):
         raise ValueError(f"types give one of {', '.join(TYPES)} for a bit-width, such as 2=Q4_0, got {types!r}")
     return found
-
-
-def _file_type(kind: str) -> str:
-    """The name that llama-quantize knows a file of mostly this type by."""
-    return {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}.get(kind, kind)

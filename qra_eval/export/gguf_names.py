@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from qra_eval.export.tuned import TunedRun
+from qra_eval.models.engine import rope
 from qra_eval.models.from_gguf import read_header
 from qra_eval.models.load import gguf_source
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type to llama.cpp's architecture."""
+
+ROPES = ("default", "llama3")
+"""Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
 
 PERMUTED = ("llama",)
 """Architectures whose q and k rows llama.cpp reorders for its rotary embedding."""
@@ -31,18 +35,12 @@ def architecture_reasons(run: TunedRun) -> list[str]:
             "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
         )
     kind = rope(config).get("rope_type", "default")
-    if kind != "default":
+    if kind not in ROPES:
         reasons.append(
             f"the rotary embedding is scaled ({kind}), which is not written here: export as merged, and convert "
             "that with llama.cpp's convert_hf_to_gguf.py"
         )
     return reasons
-
-
-def rope(config: Any) -> dict[str, Any]:
-    """Parameters of the rotary embedding."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
 
 
 def tensor_namer(config: Any) -> Callable[[str], str]:
@@ -94,15 +92,30 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
     writer.add_value_length(head)
 
 
+def rope_factors(config: Any) -> Tensor | None:
+    """What llama.cpp divides the rotary frequencies by, float32 (head / 2,); None if they are not scaled.
+
+    Llama 3.1 slows down the frequencies whose waves are longer than the context that it was trained on first.
+    """
+    found = rope(config)
+    if found.get("rope_type", "default") != "llama3":
+        return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    size = 2 * len(scaled)
+    plain = 1.0 / found["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    return plain / scaled
+
+
 def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     """Write a byte-level BPE tokenizer, and give notes; nothing is written for any other kind.
 
     Args:
         splits: llama.cpp's name of the pre-tokenizer; None: that of the GGUF file that the model came from.
     """
-    backend = getattr(run.tokenizer, "backend_tokenizer", None)
-    model = {} if backend is None else json.loads(backend.to_str())["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    model = _tokenizer_model(run)
+    if not has_tokenizer(run):
         return [
             "the tokenizer is no byte-level BPE, and was not written: llama.cpp needs a file with a tokenizer, "
             "so convert an export as merged with its convert_hf_to_gguf.py instead"
@@ -132,8 +145,9 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    if merges:  # an empty array has no type that could be written
-        writer.add_token_merges(merges)
+    # llama.cpp wants some: of two special tokens, which are taken out of a text before anything is merged.
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    writer.add_token_merges(merges or [" ".join((special or tokens)[:2])])
     for kind, add in (
         ("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id),
         ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id),
@@ -145,6 +159,17 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
     return notes
+
+
+def has_tokenizer(run: TunedRun) -> bool:
+    """Whether the tokenizer is of the kind that is written, byte-level BPE."""
+    model = _tokenizer_model(run)
+    return model.get("type") == "BPE" and not model.get("byte_fallback")
+
+
+def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
+    backend = getattr(run.tokenizer, "backend_tokenizer", None)
+    return {} if backend is None else json.loads(backend.to_str())["model"]
 
 
 def _source_splits(run: TunedRun) -> str | None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.export.base import Exported
-from qra_eval.export.grids import IntegerGrid, group_that_divides
+from qra_eval.export.grids import IntegerGrid, gptq_parts, group_that_divides
 from qra_eval.export.packed import DEFAULT_WIDTHS, GROUP_SIZE, WEIGHTS_FILE, PackedExporter
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.errors import DISTRIBUTION
@@ -149,14 +149,9 @@ def gptq_tensors(grid: IntegerGrid, shift: int) -> dict[str, Tensor]:
 
 def gptq_weight(tensors: dict[str, Tensor], bits: int, shift: int) -> Tensor:
     """The weight float32 (out, in) of GPTQ's four tensors."""
-    groups, out_features = tensors["scales"].shape
-    in_features = len(tensors["g_idx"])
-    columns = tensors["qweight"].t().contiguous().view(torch.uint8).flatten()
-    codes = bitpack.unpack(columns, bits, out_features * in_features).view(out_features, in_features)
-    packed = tensors["qzeros"].contiguous().view(torch.uint8).flatten()
-    zeros = bitpack.unpack(packed, bits, groups * out_features).view(groups, out_features).float() + shift
+    codes, scale, zeros = gptq_parts(tensors, bits, shift)
     group = tensors["g_idx"].long()
-    return tensors["scales"].float().t()[:, group] * (codes.float() - zeros.t()[:, group])
+    return scale[:, group] * (codes.float() - zeros[:, group])
 
 
 def _version() -> str:

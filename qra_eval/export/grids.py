@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """w[o, i] = scale[o, g] · (codes[o, i] - zero[o, g]), with whole zero points from 1 to 2^bits - 1.
+    """w[o, i] = scale[o, g] · (codes[o, i] - zero[o, g]), with whole zero points from 0 to 2^bits - 1.
 
     Attributes:
         codes: uint8 (out, in).
@@ -56,11 +57,13 @@ class IntegerGrid:
 
 
 def affine_of(module: nn.Module) -> Affine | None:
-    """Codes, scale and offset of a layer of the backends reference, hqq and bitsandbytes (int8).
+    """Codes, scale and offset of a layer of the backends reference, hqq, bitsandbytes (int8) and gptqmodel.
 
     None if the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
     """
-    readers = {"PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes}
+    readers = {
+        "PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes, "GPTQLinear": _gptq,
+    }  # fmt: skip
     # By name: an optional library that is not installed has made no layer, and need not be imported to say so.
     reader = readers.get(type(module).__name__)
     return None if reader is None else reader(module)
@@ -112,7 +115,7 @@ def _keep(own: Affine, bits: int, group_size: int, symmetric: bool, dtype: torch
             return None
         codes, zero = moved.to(torch.uint8), torch.full_like(zero, 2 ** (bits - 1))
     else:
-        if not torch.equal(-zero * own.scale, own.offset) or zero.min() < 1 or zero.max() >= 2**bits:
+        if not torch.equal(-zero * own.scale, own.offset) or zero.min() < 0 or zero.max() >= 2**bits:
             return None
         codes = own.codes
     repeat = own.group_size // group_size
@@ -208,6 +211,32 @@ def _hqq(module: Any) -> Affine:
         -meta["zero"].float().view(out_features, -1) * scale,
         size,
     )
+
+
+def gptq_parts(tensors: Mapping[str, Tensor], bits: int, shift: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8 (out, in), scales and zero points float32 (out, groups) of GPTQ's four tensors.
+
+    Args:
+        shift: by how much the stored zero points are lower than the real ones.
+    """
+    groups, out_features = tensors["scales"].shape
+    in_features = len(tensors["g_idx"])
+    columns = tensors["qweight"].t().contiguous().view(torch.uint8).flatten()
+    codes = bitpack.unpack(columns, bits, out_features * in_features).view(out_features, in_features)
+    packed = tensors["qzeros"].contiguous().view(torch.uint8).flatten()
+    zeros = bitpack.unpack(packed, bits, groups * out_features).view(groups, out_features).float() + shift
+    return codes, tensors["scales"].float().t().contiguous(), zeros.t().contiguous()
+
+
+def _gptq(module: Any) -> Affine | None:
+    """Of a layer in GPTQ's second format; None if its groups are not runs of columns."""
+    tensors = {name: getattr(module, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+    groups = len(tensors["scales"])
+    size = len(tensors["g_idx"]) // groups
+    if not torch.equal(tensors["g_idx"].cpu().long(), torch.arange(groups).repeat_interleave(size)):
+        return None
+    codes, scale, zeros = gptq_parts({name: tensor.cpu() for name, tensor in tensors.items()}, module.bits, 0)
+    return Affine(codes, scale, -zeros * scale, size)
 
 
 def _bitsandbytes(module: Any) -> Affine:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from qra_eval.models.experts import Expert
 from qra_eval.quantized.adapters import AdaptedLinear
+from qra_eval.quantized.bank import storable
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import likeness
 from qra_eval.tasks.batches import Batch
@@ -33,7 +34,8 @@ class Fisher:
     """First-order figures of every linear.
 
     Attributes:
-        damage: float (linear name -> (B,)), half the mean squared change of log-likelihood, a labelled token.
+        damage: float (linear name -> (B,)), half the mean squared change of log-likelihood, a labelled token; 0 at
+            levels that cannot store the linear.
         spectrum: float (linear name -> (k,)), leading singular values of the loss gradient by the weight, descending.
         tokens: tokens passed forward and backward.
     """
@@ -147,6 +149,8 @@ class _Figures:
         x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
         whole = bank.linears[name].weight.detach().to(x.device).float()
         for k, b in enumerate(self.bits):
+            if not storable(bank.backend, b, bank.linears[name]):
+                continue
             change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
             each = (g * change).sum(1)
             if self.by_row:

@@ -70,6 +70,7 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
     for k, b in enumerate(bits):
         damage[: len(groups), space.bits.index(b)] = scaled[:, k]
+    damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
     for name, figures in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in figures]] = list(figures.values())
     damage = no_less_than_wider(filled(damage, space.widths), space.widths)
@@ -86,11 +87,12 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
 
 
 def probed(space: SearchSpace) -> list[tuple[int, int]]:
-    """The groups of linears that are degraded for real, and at which of their levels below 16 bits."""
+    """The groups of linears that are degraded for real, and at which of the levels of linears below 16 bits."""
     groups = [g for g in space.groups if g.uniform is None]
-    levels = sum(b != UNQUANTIZED_BITS for b in groups[0].bits or space.bits)
     kinds = [g.kind or g.name for g in groups]
-    return [(g, k) for g in _spread(kinds) for k in range(min(PROBED_BITS, levels))]
+    allowed = space.bits_allowed[: len(groups)]
+    allowed = allowed[:, allowed.any(0) & (space.widths != UNQUANTIZED_BITS)]
+    return [(g, int(k)) for g in _spread(kinds) for k in np.flatnonzero(allowed[g])[:PROBED_BITS]]
 
 
 def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from qra_backends import Groups
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qra_eval.models.expert_products import AdaptableLinear, LinearParts
+from qra_eval.quantized.scales import TrainedGroups
 
 
 class AdaptedLinear(AdaptableLinear):
@@ -21,6 +23,10 @@ class AdaptedLinear(AdaptableLinear):
     with the bank. The factors are float32 masters that are rounded to the input's dtype before they are used, so what
     is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
     except in training on a plain weight, where `FusedAdapter` adds products in place.
+
+    Attributes:
+        trained: the groups of the base, a module, while they are trained.
+        groups: what training left of them, for whoever puts the base in place again; None: they are the bank's.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -30,6 +36,8 @@ class AdaptedLinear(AdaptableLinear):
         self.base: nn.Module | None = None
         self.frozen: Tensor | None = None
         self.frozen_bias: Tensor | None = None
+        self.trained: TrainedGroups | None = None
+        self.groups: Groups | None = None
         self.lora_A: nn.Parameter | None = None
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0
@@ -53,8 +61,12 @@ class AdaptedLinear(AdaptableLinear):
         return 0 if self.lora_A is None else self.lora_A.shape[0]
 
     def parts(self) -> LinearParts | None:
-        """What is computed, for who computes many at once; None with a bias or dropout."""
-        if self.linear.bias is not None or (self.dropout and self.training and self.lora_A is not None):
+        """What is computed, for who computes many at once; None with a bias, dropout, or groups that are trained."""
+        if (
+            self.linear.bias is not None
+            or self.trained is not None
+            or (self.dropout and self.training and self.lora_A is not None)
+        ):
             return None
         base = self.frozen if self.frozen is not None else self.base or self.linear
         return LinearParts(base, self.lora_A, self.lora_B, self.scaling)
@@ -64,7 +76,10 @@ class AdaptedLinear(AdaptableLinear):
         if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
             return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling)
-        y = self._product(x) if self.frozen is not None else (self.base or self.linear)(x)
+        if self.trained is not None and self.base is not None:
+            y = self.trained(x, self.base)
+        else:
+            y = self._product(x) if self.frozen is not None else (self.base or self.linear)(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -156,15 +171,26 @@ class ParameterGroup:
     clip: float = 1.0
 
 
-def parameter_groups(wrapped: Mapping[str, AdaptedLinear]) -> list[ParameterGroup]:
-    """All that is trained, in groups, in order; empty groups are left out."""
+def parameter_groups(wrapped: Mapping[str, AdaptedLinear], *, scales_rate: float = 1.0) -> list[ParameterGroup]:
+    """All that is trained, in groups, in order; empty groups are left out.
+
+    Args:
+        scales_rate: of what changes scales and offsets, times the learning rate of the settings.
+    """
     factors = {
         f"{name}.{side}.weight": factor
         for name, w in wrapped.items()
         for side, factor in (("lora_A", w.lora_A), ("lora_B", w.lora_B))
         if factor is not None
     }
-    return [ParameterGroup(factors)] if factors else []
+    changes = {
+        f"{name}.{part}": change
+        for name, w in wrapped.items()
+        if w.trained is not None
+        for part, change in w.trained.named_parameters()
+    }
+    groups = [ParameterGroup(factors), ParameterGroup(changes, rate=scales_rate)]
+    return [group for group in groups if group.parameters]
 
 
 def trainable(wrapped: Mapping[str, AdaptedLinear]) -> list[nn.Parameter]:

@@ -124,7 +124,7 @@ class Bank:
     def path(self, layer: int, bits: LevelName) -> Path:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.calibrates(bits) else ""
-        identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.names(layer)]
+        identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.stored(layer, bits)]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
@@ -136,6 +136,10 @@ class Bank:
     def levels(self, layer: int) -> tuple[LevelName, ...]:
         """Those that a layer's linears are quantized at."""
         return tuple(b for b in self._levels.get(layer, self.bits) if b != UNQUANTIZED_BITS)
+
+    def stored(self, layer: int, bits: LevelName) -> list[str]:
+        """The linears of a layer whose shape the backend can store at a level, in the model's order."""
+        return [name for name in self._names[layer] if storable(self.backend, bits, self.linears[name])]
 
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
@@ -152,6 +156,9 @@ class Bank:
         """Open a file and index it; False if it is missing or not whole."""
         if (layer, bits) in self._files:  # asked for every linear of every plan: nothing is hashed again
             return True
+        names = self.stored(layer, bits)
+        if not names:
+            return True
         path = self.path(layer, bits)
         if not path.is_file():
             return False
@@ -163,7 +170,7 @@ class Bank:
         keys: dict[str, list[str]] = {}
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             keys.setdefault(key.rpartition("::")[0], []).append(key)
-        if set(keys) != set(self.names(layer)):
+        if set(keys) != set(names):
             self._complain(path, f"{path} holds other linears")
             return False
         self._files[layer, bits], self._keys[layer, bits] = file, keys
@@ -200,16 +207,20 @@ def bank_folder(given: str | None) -> Path:
     return Path(given) if given is not None else cache_root() / "bank"
 
 
+def storable(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
+    """Whether the backend can store a linear of this shape at a level."""
+    return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
+
+
 def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[LevelName]) -> None:
-    """Raises ValueError if the backend cannot store a linear at one of the levels."""
+    """Raises ValueError if the backend can store a linear at none of the levels; at some of them it need not."""
     shapes: dict[tuple[int, int], str] = {}
     for name, linear in linears.items():
         shapes.setdefault((linear.out_features, linear.in_features), name)
-    for b in bits:
-        for (out_features, in_features), name in shapes.items() if b != UNQUANTIZED_BITS else ():
-            reason = backend.supports(b, out_features, in_features)
-            if reason is not None:
-                raise ValueError(f"{name}: {reason}")
+    for shape, name in shapes.items():
+        reasons = [None if b == UNQUANTIZED_BITS else backend.supports(b, *shape) for b in bits]
+        if all(reasons):
+            raise ValueError(f"{name}: {next(iter(reasons), 'there are no levels')}")
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from qra_backends.base import Level
 from torch import nn
 
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.tasks.batches import Batch
@@ -124,7 +124,8 @@ def _quantize(
         linear: nn.Linear = bank.linears[name]
         with put(linear, blocks.device, linear.weight.dtype):
             hessian = None if moments is None else moments.hessian(name)
-            for level, module in bank.backend.quantize_levels(linear, levels, hessian=hessian).items():
+            own = [level for level in levels if storable(bank.backend, level, linear)]
+            for level, module in bank.backend.quantize_levels(linear, own, hessian=hessian).items():
                 made[level][name] = {k: t.cpu() for k, t in bank.backend.to_tensors(module).items()}
         if moments is not None and owners[n] not in owners[n + 1 :]:
             moments.release(name)

@@ -1,16 +1,18 @@
 """Where LoRA starts: the factors' first values, and for PiSSA the weight that is quantized under them.
 
-All four start from the quantized base. With s the adapter's scaling, alpha over its rank:
+All start from the quantized base. With s the adapter's scaling, alpha over its rank:
 
 - `default`: A Kaiming-uniform, B zero (Hu et al. 2021).
 - `loftq`: s B A is the best rank-r fit to what quantization lost, W - Q(W) (Li et al. 2023, one iteration, which is
   what peft does by default).
+- `calibrated`: the same fit, but by the squared error of the layer's output on calibration rows; see `starts`.
 - `pissa`: s B A is the best rank-r fit to W, and the base is Q(W - s B A) (Meng et al. 2024); it takes the bytes that
   Q(W) takes.
 - `eva`: the rows of A are the leading principal components of the layer's inputs, B zero (Paischer et al. 2024; ranks
   are the plan's, so its redistribution of rank is not used).
 
-Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq` starts as `default` does there.
+Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq` and `calibrated` start as `default` does
+there.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from qra_eval.quantized.adapters import first_factors
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import LayerMoments
+from qra_eval.quantized.starts import Starts
 from qra_eval.quantized.tensorfile import open_tensors
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -44,11 +47,12 @@ class Initialiser:
     Decompositions and re-quantized bases are made when a plan first asks for them, and kept.
 
     Args:
-        kind: `default`, `loftq`, `pissa` or `eva`.
+        kind: `default`, `loftq`, `calibrated`, `pissa` or `eva`.
         alpha: B A is multiplied by alpha over the rank.
         max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
         inputs: gives names and moments of the linears, layer by layer; needed by `eva`, which takes its principal
             components from them, and by `pissa` on a calibrated backend, for which Hessians are kept in mapped files.
+        starts: complete; needed by `calibrated`.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class Initialiser:
         alpha: float,
         max_rank: int,
         inputs: Callable[[], Iterable[tuple[Sequence[str], LayerMoments]]] | None = None,
+        starts: Starts | None = None,
     ):
         self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
+        self.starts = starts
         self.components: dict[str, Tensor] = {}
         self.hessians: dict[str, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -80,9 +86,12 @@ class Initialiser:
 
     def factors(self, name: str, bits: LevelName, rank: int, seed: int) -> Factors:
         """A (rank, in) and B (out, rank), float32."""
+        root = (rank / self.alpha) ** 0.5  # of 1 / s, shared between the two
+        if self.starts is not None and bits != UNQUANTIZED_BITS:
+            A, B = self.starts.factors(name, bits)
+            return A[:rank] * root, B[:, :rank] * root
         if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
             A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
-            root = (rank / self.alpha) ** 0.5  # of 1 / s, shared between the two
             # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
             dtype = self.bank.linears[name].weight.dtype
             return (A[:rank] * root).to(dtype).float(), (B[:, :rank] * root).to(dtype).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,13 +20,14 @@ from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
-from qra_eval.quantized.space import levels_of, model_space, table_levels
+from qra_eval.quantized.space import model_space, table_levels
+from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.space import Plan
+from qra_search.space.space import Group, Plan, SearchSpace
 
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
@@ -62,6 +63,7 @@ class QuantizedModel:
         blocks: the decoder layers, in the dtype that is computed in.
         materialised: whether dequantized weights are kept ready.
         room: bytes that they may take together.
+        applied: plan and initialisation of the last `apply`.
     """
 
     def __init__(
@@ -101,25 +103,27 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
-        self.levels = tuple(b for b in levels_of(space.bits, backend) if b != UNQUANTIZED_BITS)
         wanted = quantization.embeddings
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
-        of_tables = next((some for _, some in offered.values()), ())
-        self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self.space = model_space(
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
             tables=offered, depth=len(self.blocks),
         )  # fmt: skip
+        self.levels, self.table_levels = (
+            _quantized_levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
+            for aside in (False, True)
+        )
         self._bank = Bank(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
-            backend, levels_of(space.bits, backend), bank_folder(quantization.cache), self.identity,
+            backend, self.levels, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
-            levels={len(self.blocks): of_tables},
+            levels={len(self.blocks): self.table_levels},
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._placed: dict[str, Table] = {}
         self._in_place: dict[str, tuple[Any, ...]] = {}
+        self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
         self._initialisers: dict[str, Initialiser] = {}
@@ -163,8 +167,13 @@ class QuantizedModel:
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
         if kind not in self._initialisers:
+            rank, starts = max(self.space.ranks), None
+            if kind == "calibrated" and rank:
+                calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+                starts = Starts(self.bank, rank, calibration, layers)
+                starts.complete(self._inputs, self.progress)
             self._initialisers[kind] = Initialiser(
-                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max(self.space.ranks),
+                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=rank, starts=starts,
                 inputs=self._inputs if kind == "eva" or (kind == "pissa" and self.backend.calibrated) else None,
             )  # fmt: skip
         return self._initialisers[kind]
@@ -176,18 +185,27 @@ class QuantizedModel:
 
     # -- plans in place ------------------------------------------------------------------------
     def apply(
-        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False
-    ) -> None:
-        """Put a plan in place: bases from the bank, adapters as their initialisation gives them."""
+        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False,
+        keep_scales: bool = False,
+    ) -> None:  # fmt: skip
+        """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
+
+        Args:
+            keep_adapters: leave the adapters as they are.
+            keep_scales: with the scales and offsets that the last training left.
+        """
         start = self.initialiser(init)
         fast = self.materialised if materialised is None else materialised
+        self.applied = plan, init
         for group, bits, rank in zip(self.space.groups, plan.bits, plan.ranks, strict=True):
             if group.name in self.tables:
                 self.put_table(group.name, bits, fast=fast)
                 continue
             for linear in group.linears:
                 wrapper = self.wrapped[linear.name]
-                self._put_base(start, linear.name, bits, rank, fast)
+                if not keep_scales:
+                    wrapper.trained = wrapper.groups = None
+                self.put_base(start, linear.name, bits, rank, fast)
                 if keep_adapters:
                     continue
                 if rank == 0:
@@ -197,19 +215,32 @@ class QuantizedModel:
                 scaling = self.settings.alpha / rank
                 wrapper.set_adapter(A.to(self.device), B.to(self.device), scaling, self.settings.dropout)
 
-    def _put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
-        """Only what is not in place already: a plan's neighbour differs in a few linears."""
-        wanted = (bits, fast, *start.base(name, bits, rank))
-        if self._in_place.get(name) == wanted:
-            return
-        self._in_place.pop(name, None)
+    def put_base(self, start: Initialiser, name: str, bits: LevelName, rank: int, fast: bool) -> None:
+        """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""
         wrapper = self.wrapped[name]
-        wrapper.set_base()  # what was there goes before the next comes
-        if fast:
+        wanted = (bits, fast, *start.base(name, bits, rank))
+        if self._in_place.get(name) == wanted and wrapper.groups is None:
+            return
+        self.take_away(name)  # what was there goes before the next comes
+        trained = wrapper.groups is not None
+        if fast and not trained:
             wrapper.set_base(weight=start.weight(name, bits, rank))
         else:
-            wrapper.set_base(module=start.module(name, bits, rank))
-        self._in_place[name] = wanted
+            module = self.base_module(start, name, bits, rank)
+            weight = self.backend.dequantize(module).to(self.compute) if fast else None
+            wrapper.set_base(module=None if fast else module, weight=weight)
+        if not trained:  # else it is no other plan's
+            self._in_place[name] = wanted
+
+    def take_away(self, name: str) -> None:
+        """No base at a linear."""
+        self._in_place.pop(name, None)
+        self.wrapped[name].set_base()
+
+    def base_module(self, start: Initialiser, name: str, bits: LevelName, rank: int) -> nn.Module:
+        """The base of a linear as a module, with the scales and offsets that training left."""
+        module, groups = start.module(name, bits, rank), self.wrapped[name].groups
+        return module if groups is None else self.backend.retrained(module, groups)
 
     def put_table(self, name: str, bits: LevelName | None, *, fast: bool = True) -> None:
         """Put a table in place at a level; None: as it was loaded. Only if it is not in place already."""
@@ -231,6 +262,7 @@ class QuantizedModel:
         for wrapper in self.wrapped.values():
             wrapper.set_base()
             wrapper.set_adapter(None, None, 0.0)
+            wrapper.trained = wrapper.groups = None
         for table in self._placed.values():
             table.set_base()
         self._in_place = {}
@@ -246,13 +278,13 @@ class QuantizedModel:
     @contextmanager
     def as_stored(self, plan: Plan, init: str) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.apply(plan, 0, init, materialised=False, keep_adapters=True)
+        self.apply(plan, 0, init, materialised=False, keep_adapters=True, keep_scales=True)
         self._put_rest_in(self.dtype)
         try:
             yield self.model
         finally:
             self._put_rest_in(self.compute)
-            self.apply(plan, 0, init, keep_adapters=True)
+            self.apply(plan, 0, init, keep_adapters=True, keep_scales=True)
 
     @contextmanager
     def in_float32(self) -> Iterator[Blocks]:
@@ -319,3 +351,9 @@ def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, 
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
     return {table.name: table for table in find_tables(model)}
+
+
+def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
+    """The levels below 16 bits that any of some groups may take."""
+    allowed = {b for group in groups for b in group.bits or space.bits}
+    return tuple(b for b in space.bits if b in allowed and b != UNQUANTIZED_BITS)

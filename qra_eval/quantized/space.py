@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from qra_backends.base import Backend
 from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
+from qra_eval.quantized.bank import storable
 from qra_search.config import SpaceConfig
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
+
+log = logging.getLogger(__name__)
 
 ADAPTER_DTYPE = torch.bfloat16
 
@@ -41,10 +45,9 @@ def model_space(
         tables: each as a linear, with its levels.
         depth: of the tables: one more than that of the last layer.
     """
-    own = levels_of(config.bits, backend)
+    own = levels_of(config.bits, backend, [member.module for _, members in groups for member in members])
     levels = [*own, *dict.fromkeys(b for _, some in tables.values() for b in some if b not in own)]
     ranks = tuple(sorted({*config.ranks, 0})) if tables else config.ranks
-    apart = {"bits": own if len(levels) > len(own) else None, "ranks": config.ranks if ranks != config.ranks else None}
     return SearchSpace(
         groups=(
             *(
@@ -53,9 +56,10 @@ def model_space(
                     linears=tuple(
                         Linear(name=f.name, out_features=f.out_features, in_features=f.in_features) for f in members
                     ),
+                    bits=_own_levels(members, own, len(levels), backend),
+                    ranks=None if ranks == config.ranks else config.ranks,
                     kind=group_kind(name, granularity),
                     depth=members[0].layer,
-                    **apart,
                 )
                 for name, members in groups
             ),
@@ -66,6 +70,23 @@ def model_space(
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def _own_levels(
+    members: Sequence[FoundLinear], names: Sequence[LevelName], count: int, backend: Backend
+) -> tuple[LevelName, ...] | None:
+    """The levels that every linear of a group can be stored at; None if these are all `count` of the space.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = tuple(name for name in names if all(storable(backend, name, member.module) for member in members))
+    if not own:
+        raise ValueError(
+            f"no level that is searched suits all of {', '.join(f.name for f in members)}: choose other bits, another "
+            "backend or granularity module"
+        )
+    return None if len(own) == count else own
 
 
 def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], backend: Backend, depth: int) -> Group:
@@ -88,11 +109,12 @@ def table_levels(bits: Sequence[int], backend: Backend, linear: nn.Linear) -> tu
     Raises:
         ValueError: it has none; the message says why.
     """
-    shape = linear.out_features, linear.in_features
-    offered = sorted(levels_of(bits, backend), key=lambda b: b if b == UNQUANTIZED_BITS else backend.width(b))
-    found = tuple(b for b in offered if b == UNQUANTIZED_BITS or backend.supports(b, *shape) is None)
+    widths = {name: backend.width(name) for name in backend.bits} | {UNQUANTIZED_BITS: UNQUANTIZED_BITS}
+    wanted = sorted((name for name in widths if widths[name] in bits), key=widths.__getitem__)
+    found = tuple(name for name in wanted if storable(backend, name, linear))
     if not found:
-        reasons = [f" ({reason})" for b in offered if (reason := backend.supports(b, *shape))]
+        shape = linear.out_features, linear.in_features
+        reasons = [f" ({reason})" for name in wanted if (reason := backend.supports(name, *shape))]
         raise ValueError(
             f"backend {backend.name!r} cannot store embeddings of {shape[0]} x {shape[1]} in any of "
             f"{', '.join(map(str, bits))} bits{''.join(reasons[:1])}: add 16 to quantization.embeddings"
@@ -106,10 +128,18 @@ def _level(name: LevelName, backend: Backend) -> Level:
     return Level(name, backend.width(name), backend.describe(name), backend.storage(name))
 
 
-def levels_of(bits: Sequence[int], backend: Backend) -> tuple[LevelName, ...]:
-    """The levels of these bit-widths, of which the backend may have several for one."""
-    own = tuple(name for name in backend.bits if backend.width(name) in bits)
-    return (*own, UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own
+def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear]) -> tuple[LevelName, ...]:
+    """The levels of these bit-widths that some linear can be stored at (all if none can); several of a width too."""
+    shapes = {(linear.out_features, linear.in_features): linear for linear in linears}
+    wanted = [name for name in backend.bits if backend.width(name) in bits]
+    own = tuple(name for name in wanted if any(storable(backend, name, linear) for linear in shapes.values()))
+    lost = {backend.width(name) for name in wanted} - {backend.width(name) for name in own}
+    if lost and own:
+        reason = next(backend.supports(name, *next(iter(shapes))) for name in wanted if backend.width(name) in lost)
+        log.warning(
+            "%s bits are left out, as no linear can be stored so: %s", ", ".join(map(str, sorted(lost))), reason
+        )
+    return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
 def check_bits(bits: Sequence[int], backend: Backend) -> None:

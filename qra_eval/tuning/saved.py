@@ -16,6 +16,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.quantized import adapters
 from qra_eval.quantized.initialisation import Initialiser
+from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.workbench import Workbench
@@ -49,7 +50,7 @@ def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
         f"{linear.name}::{key}": tensor
         for group, bits, rank in zip(workbench.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
-        for key, tensor in _base_tensors(start, linear.name, bits, rank).items()
+        for key, tensor in _base_tensors(quantized, start, linear.name, bits, rank).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
     data = plan_to_dict(workbench.space, plan)
@@ -193,11 +194,13 @@ def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
     return difference
 
 
-def _base_tensors(start: Initialiser, name: str, bits: LevelName, rank: int) -> dict[str, torch.Tensor]:
+def _base_tensors(
+    quantized: QuantizedModel, start: Initialiser, name: str, bits: LevelName, rank: int
+) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
-    if not start.base(name, bits, rank):
+    if not start.base(name, bits, rank) and quantized.wrapped[name].groups is None:
         return {} if bits == UNQUANTIZED_BITS else start.bank.tensors(name, bits)
-    module = start.module(name, bits, rank)
+    module = quantized.base_module(start, name, bits, rank)
     if bits != UNQUANTIZED_BITS:
         return start.backend.to_tensors(module)
     assert isinstance(module, torch.nn.Linear)

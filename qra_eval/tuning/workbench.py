@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from qra_eval.quantized import adapters
@@ -14,11 +15,15 @@ from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
+from qra_eval.tuning.scales import scales_in_training
 from qra_search.config import FINAL_ONLY, TrainingConfig
 from qra_search.evaluation.protocols import Progress, RowCount
 from qra_search.space.space import Plan
 
-LATER = {"hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0}
+LATER = {
+    "hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0,
+    "scales": False, "scales_rate": 1e-3,
+}  # fmt: skip
 """Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
 ANSWER = 64
 """Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
@@ -86,21 +91,25 @@ class Workbench:
         watch: training.Watch | None = None,
         batches: Sequence[Batch] | None = None,
     ) -> training.Trained:
-        """Tune the adapters in place for `steps` steps, then round them to what is saved.
+        """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
         Args:
             batches: of the steps; default: those of an evaluation.
         """
-        trained = training.train(
-            self.model,
-            adapters.parameter_groups(self.quantized.wrapped),
-            self.batches(steps, seed) if batches is None else batches,
-            self.settings,
-            seed=seed,
-            device=self.device,
-            progress=progress,
-            watch=watch,
-        )
+        settings = self.settings
+        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
+            trained = training.train(
+                self.model,
+                adapters.parameter_groups(
+                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                ),
+                self.batches(steps, seed) if batches is None else batches,
+                settings,
+                seed=seed,
+                device=self.device,
+                progress=progress,
+                watch=watch,
+            )
         adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
         return trained
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qra_search import plugins
 from qra_search.config import RunConfig, load_config, make_config, read_yaml
+from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
 from qra_search.runs.final_test import Against as AgainstName
@@ -87,6 +88,12 @@ Backend = Annotated[
            "2=hqq,4=bitsandbytes; several (4=hqq+bitsandbytes) are searched.", WHAT,
            autocompletion=_names("backends")),
 ]  # fmt: skip
+Engine = Annotated[
+    str | None,
+    option(f"--engine {'|'.join(ENGINES)}", "Where the result will run: decides the backend, and what `qra export` "
+           "writes.", WHAT,
+           autocompletion=lambda incomplete: [name for name in ENGINES if name.startswith(incomplete)]),
+]  # fmt: skip
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
 Evaluations = Annotated[
     float | None, option("--evaluations -n N", "Full evaluations that may be spent, the prior's cost included.", HOW)
@@ -148,6 +155,7 @@ _FLAGS = {
     "seed": "search.seed",
     "learn_from": "search.learn_from",
     "evaluator": "evaluator",
+    "engine": "engine",
 }
 
 

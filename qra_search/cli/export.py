@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
+from qra_search.engines import ENGINES, Engine
 from qra_search.errors import BadInput, bad_input
 from qra_search.runs.folder import RunFolder
 
@@ -16,7 +17,9 @@ PAIR = "a name and a value are needed, such as merge=true"
 
 def export(
     run: Annotated[Path | None, argument("RUN", "Folder of a tuned run.")] = None,
-    format: Annotated[str, option("--format -f F", "A format; --list shows all.")] = "",
+    format: Annotated[
+        str, option("--format -f F", "A format; --list shows all. Default: that of the engine searched for.")
+    ] = "",
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[
         list[str] | None,
@@ -41,13 +44,14 @@ def export(
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    if not format:
-        raise BadInput(f"--format is missing: one of {', '.join(plugins.names('exporters'))}")
+    engine = None if format else _engine(run)
     with bad_input():
-        given = [common.pair(text, "--option", PAIR) for text in options or []]
+        given = dict(common.pair(text, "--option", PAIR) for text in options or [])
+        if engine is not None:
+            format, given = engine.format, {**engine.options, **given}
         _check_tuned(format, run)
         exporter = plugins.load("exporters", format).with_options(
-            {name.replace("-", "_"): value for name, value in given}
+            {name.replace("-", "_"): value for name, value in given.items()}
         )
         if check_only:
             reasons = exporter.reasons(run)
@@ -62,6 +66,24 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
+    if engine is not None:
+        print(f"serve it with: {engine.serve.format(out=done.path)}")
+
+
+def _engine(run: Path) -> Engine:
+    """The engine that a run was searched for.
+
+    Raises:
+        BadInput: none; the message names the formats.
+    """
+    folder = RunFolder(run)
+    name = folder.config().engine if folder.config_file.is_file() else None
+    if name is None:
+        raise BadInput(
+            f"--format is missing, and {run} was searched for no engine: give one of "
+            f"{', '.join(plugins.names('exporters'))}"
+        )
+    return ENGINES[name]
 
 
 def _check_tuned(format: str, run: Path) -> None:

@@ -30,6 +30,7 @@ def search(
     bits: common.Bits = None,
     ranks: common.Ranks = None,
     granularity: common.Granularity = None,
+    engine: common.Engine = None,
     backend: common.Backend = None,
     evaluations: common.Evaluations = None,
     strategy: common.Strategy = None,
@@ -93,6 +94,7 @@ def search(
         "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits,
         "ranks": ranks, "granularity": granularity, "backend": backend, "evaluations": evaluations,
         "strategy": strategy, "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
+        "engine": engine,
     }  # fmt: skip
     if not any(_given(context, name) for name in context.params):
         print(context.get_help())

@@ -169,7 +169,7 @@ def compare_on_test(
             entries = [e for e in entries if e is not entry]
             start = time.perf_counter()
             try:
-                name = tuning_name(plan, seed)
+                name = tuning_name(plan, seed, space)
                 tuned = evaluator.tune(
                     plan, seed=seed, steps=steps, folder=folder, kept=path.parent / TUNING / name, progress=progress,
                     figures=None if figures is None else figures(name),
@@ -192,10 +192,11 @@ def compare_on_test(
     return _tested(entries)
 
 
-def tuning_name(plan: Plan, seed: int) -> str:
+def tuning_name(plan: Plan, seed: int, space: SearchSpace) -> str:
     """A short name for one tuning of a comparison, that of its folder."""
-    if len({*zip(plan.bits, plan.ranks, strict=True)}) == 1:
-        return f"uniform-{plan.bits[0]}-rank-{plan.ranks[0]}-seed-{seed}"
+    choice = space.uniform_choice(plan)
+    if choice is not None:
+        return f"uniform-{choice[0]}-rank-{choice[1]}-seed-{seed}"
     return f"plan-{hashlib.sha256(plan.key.encode()).hexdigest()[:8]}-seed-{seed}"
 
 

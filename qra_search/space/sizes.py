@@ -54,8 +54,10 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     if match := _PER_WEIGHT.fullmatch(text):
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
-        level = next((level.name for level in space.levels if level.width == REFERENCE_BITS), REFERENCE_BITS)
-        reference = _uniform_bytes(space, level, space.uniform_ranks[len(space.uniform_ranks) // 2], text)
+        rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
+        names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
+        whole = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
+        reference = _uniform_bytes(space, next(whole, next(iter(names), REFERENCE_BITS)), rank, text)
         return math.floor(reference * float(match.group(1)) / 100)
     if match := _UNIFORM.fullmatch(text):
         return _uniform_bytes(space, read_name(match.group(1)), int(match.group(2)), text)

@@ -47,3 +47,26 @@ class TestMixed(BackendConformance):
     )
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend(request.param or "mixed")
+
+
+class TestGGUF(BackendConformance):
+    """Types of 32 weights a block, and one that only llama.cpp's library makes."""
+
+    shapes = ((64, 32), (32, 64))
+    shape, small = (32, 96), (32, 64)
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return make_backend({"name": "gguf", "types": ["IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q8_0"]})
+
+
+class TestGGUFSuperBlocks(BackendConformance):
+    """Types of 256 weights a block. IQ2_* are left to the tests of decoding: their tables take seconds to make."""
+
+    shapes = ((16, 256),)
+    shape, small = (16, 512), (16, 256)
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        types = ["Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q4_K", "Q6_K"]
+        return make_backend({"name": "gguf", "types": types})

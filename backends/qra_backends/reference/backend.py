@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, check_tensors, copy_bias
+from qra_backends.groups import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_BYTES, GROUP_DTYPE, PackedLinear
@@ -104,6 +105,28 @@ class ReferenceBackend(Backend):
             in_features=in_features,
             bias=copy_bias(bias, dtype, tensors["codes"].device),
             dtype=dtype,
+        )
+
+    def trainable(self, module: nn.Module) -> Groups:
+        packed = _packed(module)
+        return Groups(packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE), packed.group_size)
+
+    def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
+        self.check_bits(bits)
+        return 2 * out_features * ceil_div(in_features, self.group_size)
+
+    def retrained(self, module: nn.Module, groups: Groups) -> PackedLinear:
+        packed = _packed(module)
+        return PackedLinear(
+            packed.codes,
+            groups.scale,
+            groups.offset,
+            bits=packed.bits,
+            group_size=packed.group_size,
+            out_features=packed.out_features,
+            in_features=packed.in_features,
+            bias=packed.bias,
+            dtype=packed.dtype,
         )
 
     def check(self, linear: nn.Module, bits: int) -> None:

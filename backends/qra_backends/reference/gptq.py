@@ -9,7 +9,7 @@ to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,7 +20,11 @@ from qra_backends.calibration import check_hessian
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
+from qra_backends.reference.packed import GROUP_DTYPE
+from qra_backends.reference.polish import Stack, polish
 
+SWEEPS = 2
+"""Of polishing, unless said otherwise: the first brings most, a third next to nothing."""
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
 _ROWS_ELSEWHERE = 1 << 16
@@ -38,17 +42,21 @@ class ReferenceGPTQBackend(ReferenceBackend):
     Args:
         group_size: weights of a row that share scale and offset.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
+        polish: sweeps of descent on the output error after the feedback (see `polish`); 0: none.
     """
 
     name: ClassVar[str] = "reference-gptq"
+    revision: ClassVar[int] = 2
     calibrated = True
 
-    def __init__(self, *, group_size: int = 64, damping: float = 0.1):
+    def __init__(self, *, group_size: int = 64, damping: float = 0.1, polish: int = SWEEPS):
         super().__init__(group_size=group_size, ranges="mse")
         if not damping > 0:
             raise ValueError(f"damping must be positive, got {damping!r}")
-        self.damping = damping
-        self.options = {"group_size": group_size, "damping": damping}
+        if not isinstance(polish, int) or polish < 0:
+            raise ValueError(f"polish must be a number of sweeps, 0 for none, got {polish!r}")
+        self.damping, self.polish = damping, polish
+        self.options = {"group_size": group_size, "damping": damping, "polish": polish}
         self._last = WeakTensorKeyDictionary()  # the last Hessian's factor, for the next bit-width; goes when it goes
 
     def level_name(self, bits: int) -> str:
@@ -85,7 +93,8 @@ class ReferenceGPTQBackend(ReferenceBackend):
             self.check_bits(bits)
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
         rows = min(out_features, _rows_at_once(len(levels), device))
-        # The block in floats, its columns in order and two times its codes for each level; done blocks are in pieces.
+        # The block in floats; for each level its columns, which become their gradient, and two times its codes; done
+        # blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
         return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)
@@ -95,6 +104,7 @@ class ReferenceGPTQBackend(ReferenceBackend):
         hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
         importance = hessian.diagonal().to(torch.float32)
+        damping = self.damping * float(importance.mean())
         blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
@@ -102,8 +112,11 @@ class ReferenceGPTQBackend(ReferenceBackend):
                 bits: groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
                 for bits in levels
             }
-            for bits, codes in feedback_codes(rows, grids, self.group_size, factor).items():
-                scale, offset = grids[bits]
+            stack = stacked(grids, self.group_size, rows.shape[1])
+            feed_back(stack, rows, factor)
+            if self.polish:
+                polish(stack, rows.T.repeat(1, len(levels)), hessian.to(torch.float32), damping, self.polish)
+            for bits, (codes, scale, offset) in zip(levels, unstacked(stack, len(rows)), strict=True):
                 blocks[bits].append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return {bits: joined(parts) for bits, parts in blocks.items()}
 
@@ -130,14 +143,15 @@ class Factor(NamedTuple):
     upper: Tensor
 
 
-def factorize(hessian: Tensor, damping: float) -> Factor:
-    """The damped Hessian's inverse factor, columns ordered by falling diagonal.
+def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -> Factor:
+    """The damped Hessian's inverse factor, columns in the order given (in,), or by falling diagonal.
 
     Raises:
         ValueError: the Hessian is not positive definite even with the damping.
     """
     diagonal = hessian.diagonal().float()
-    order = diagonal.argsort(descending=True)
+    if order is None:
+        order = diagonal.argsort(descending=True)
     matrix = hessian[order][:, order].float()
     matrix.diagonal().add_(damping * diagonal.mean())
     matrix, failed = torch.linalg.cholesky_ex(matrix)
@@ -153,21 +167,45 @@ def factorize(hessian: Tensor, damping: float) -> Factor:
 def feedback_codes(weight: Tensor, grids: Mapping[int, Grid], group_size: int, factor: Factor) -> dict[int, Tensor]:
     """Codes uint8 (out, in) of a float32 weight (out, in) at several bit-widths, under fixed scales and offsets.
 
-    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. The widths
-    are worked on as rows of one matrix, since the calls for each column cost about as much as the arithmetic.
-
     Args:
         grids: bits to scale and offset, (out, groups) each.
     """
-    order, upper = factor
-    out_features, in_features = weight.shape
-    groups = (order // group_size).tolist()
+    stack = stacked(grids, group_size, weight.shape[1])
+    feed_back(stack, weight, factor)
+    return {bits: codes for bits, (codes, _, _) in zip(grids, unstacked(stack, len(weight)), strict=True)}
+
+
+def stacked(grids: Mapping[int, Grid], group_size: int, in_features: int) -> Stack:
+    """Bit-widths side by side as rows of one matrix; codes are yet to come.
+
+    Calls for each column cost about as much as the arithmetic, so all widths share them.
+    """
     scale, offset = (torch.cat([grid[i] for grid in grids.values()]).float().T.contiguous() for i in (0, 1))
+    out_features, device = scale.shape[1] // len(grids), scale.device
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=device).repeat_interleave(out_features)
+    codes = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=device)
+    return Stack(codes, scale, offset, highest, group_size)
+
+
+def unstacked(stack: Stack, out_features: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Codes (out, in), scale and offset (out, groups) of each width, as they are stored."""
+    parts = (stack.codes, stack.scale.to(GROUP_DTYPE), stack.offset.to(GROUP_DTYPE))
+    widths = zip(*(part.split(out_features, dim=1) for part in parts), strict=True)
+    return ((codes.T, scale.T.contiguous(), offset.T.contiguous()) for codes, scale, offset in widths)
+
+
+def feed_back(stack: Stack, weight: Tensor, factor: Factor) -> None:
+    """The codes of a stack, for a float32 weight (out, in), under its scales and offsets.
+
+    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width.
+    """
+    order, upper = factor
+    in_features, widths = len(order), stack.codes.shape[1] // len(weight)
+    groups = (order // stack.group_size).tolist()
+    scale, offset = stack.scale, stack.offset
     divisor = torch.where(scale == 0, 1.0, scale)
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(out_features)
-    lowest = torch.zeros_like(highest)
-    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)  # a contiguous row a column
-    codes = torch.empty_like(columns, dtype=torch.uint8)
+    lowest = torch.zeros_like(stack.highest)
+    columns = weight.T[:, None].expand(-1, widths, -1)[order].reshape(in_features, -1)  # a contiguous row a column
     for start in range(0, in_features, _BLOCK):
         stop = min(start + _BLOCK, in_features)
         block, inverse = columns[start:stop], upper[start:stop, start:stop]
@@ -175,12 +213,9 @@ def feedback_codes(weight: Tensor, grids: Mapping[int, Grid], group_size: int, f
         for i, pivot in enumerate(inverse.diagonal().tolist()):
             group, column, code, error = groups[start + i], block[i], rounded[i], errors[i]
             torch.sub(column, offset[group], out=code).div_(divisor[group]).round_()
-            torch.clamp(code, lowest, highest, out=code)
+            torch.clamp(code, lowest, stack.highest, out=code)
             torch.mul(code, scale[group], out=error).add_(offset[group])
             torch.sub(column, error, out=error).div_(pivot)
             block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)
-        codes[start:stop] = rounded
+        stack.codes[order[start:stop]] = rounded.to(torch.uint8)
         columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    result = torch.empty(len(grids), out_features, in_features, dtype=torch.uint8, device=weight.device)
-    result[:, :, order] = codes.view(in_features, len(grids), out_features).permute(1, 2, 0)
-    return dict(zip(grids, result, strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qra_eval.costs.peak_memory import ADAPTER_BYTES, saved_bytes, step_memory
+from qra_eval.costs.phases import TRAINED_NUMBER
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
@@ -68,6 +69,17 @@ def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_we
     widths = sum(m.in_features + m.out_features for g in space.groups for m in g.linears)
     resident = space.memory_bytes(high) - space.memory_bytes(low) - 4 * widths * 2
     assert peak.memory_bytes(high) - peak.memory_bytes(low) == resident + 4 * widths * ADAPTER_BYTES
+
+
+def test_scales_that_are_trained_along_count_at_every_lossy_level(build):
+    usual, along = (build(scales=on).workbench for on in (False, True))
+    peaks = [step_memory(bench).space(bench.quantized.space) for bench in (usual, along)]
+    linears = [m for g in usual.space.groups for m in g.linears]
+    numbers = sum(2 * m.out_features * -(-m.in_features // 64) for m in linears)
+    weight = max(m.out_features * m.in_features for m in linears) * 4
+    for bits in (2, 4):
+        without, with_them = (peak.memory_bytes(peak.uniform(bits, 8)) for peak in peaks)
+        assert with_them == without + TRAINED_NUMBER * numbers + weight
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_half_precision(build):

@@ -12,7 +12,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
 from qra_eval.costs.meter import Meter
-from qra_eval.costs.phases import LIBRARIES, foretell
+from qra_eval.costs.phases import LIBRARIES, TRAINED_NUMBER, foretell
 from qra_eval.costs.sketch import Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
@@ -86,6 +86,20 @@ def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_tr
     assert four["quantize"] == eight["quantize"]
     assert eight["search"].host > four["search"].host
     assert eight["prior"].host > four["prior"].host  # each layer's input waits
+
+
+def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path) -> None:
+    usual, along, fitted = (
+        foretell(shape_only(tmp_path, **more).workbench) for more in ({}, {"scales": True}, {"init": "calibrated"})
+    )
+    bench = shape_only(tmp_path).workbench
+    numbers = sum(
+        bench.quantized.backend.trainable_numbers(8, m.out_features, m.in_features)
+        for m in bench.quantized.linears.values()
+    )
+    assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers
+    assert along["reload"] == usual["reload"] and fitted["quantize"].host >= usual["quantize"].host
+    assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
 
 
 def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:

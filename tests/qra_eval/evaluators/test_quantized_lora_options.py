@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import Plan
@@ -18,13 +19,14 @@ SMALL = {"steps": 4, "batch_size": 4, "validation_rows": 8, "test_rows": 8, "fin
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(backend="reference", bits=(2, 4), cache=folder, **options):
+    def make(backend="reference", bits=(2, 4), cache=folder, weight_cache="auto", **options):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, cache=str(cache)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8)),
             training=TrainingConfig(**{**SMALL, **options}),
+            weight_cache=weight_cache,
         )
 
     return make
@@ -49,7 +51,7 @@ def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_tak
     assert evaluator.workbench.init == "default" and build().tune(plan, steps=1).init_losses == {}
 
 
-@pytest.mark.parametrize("init", ["loftq", "pissa", "eva"])
+@pytest.mark.parametrize("init", ["calibrated", "loftq", "pissa", "eva"])
 def test_each_initialisation_trains_on_its_own_start_and_reloads(build, init, tmp_path):
     evaluator = build(bits=(2, 4, 16), init=init)
     plan = mixed_plan(evaluator.space)
@@ -58,6 +60,27 @@ def test_each_initialisation_trains_on_its_own_start_and_reloads(build, init, tm
     assert evaluator.describe()["training"]["init"] == init
     tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
     assert tuned.reload_difference == 0.0 and tuned.memory_bytes == build(bits=(2, 4, 16)).space.memory_bytes(plan)
+
+
+@pytest.mark.parametrize("cache", ["auto", 0])
+def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, cache):
+    frozen = build(bits=(2, 4, 16))
+    evaluator = build(bits=(2, 4, 16), scales=True, weight_cache=cache)
+    plan = mixed_plan(evaluator.space)
+    bank = evaluator.quantized.bank
+    files = {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
+    loss = evaluator.evaluate(plan).loss
+    assert loss != frozen.evaluate(plan).loss and evaluator.evaluate(plan).loss == loss
+    tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
+    assert tuned.reload_difference == 0.0 and tuned.memory_bytes == frozen.space.memory_bytes(plan)
+    saved = load_file(tmp_path / "quantized.safetensors")
+    for name, bits in ((m.name, b) for g, b in zip(evaluator.space.groups, plan.bits, strict=True) for m in g.linears):
+        if bits != 16:
+            own = bank.tensors(name, bits)
+            assert torch.equal(saved[f"{name}::codes"], own["codes"])
+            assert not torch.equal(saved[f"{name}::scale"], own["scale"])
+    assert files == {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
+    assert frozen.evaluate(plan).loss != evaluator.evaluate(plan).loss == loss
 
 
 def test_pissa_meets_a_calibrated_backend(build):

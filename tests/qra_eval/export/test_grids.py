@@ -121,3 +121,22 @@ def test_gguf_dequantizes_a_layers_own_blocks_to_its_weight(backend, bits, kind)
     weight = torch.from_numpy(dequantize(data, GGMLQuantizationType[kind]))
     exact = {"rtol": 0, "atol": 0} if backend == "reference" else {"rtol": 1e-3, "atol": 0}
     torch.testing.assert_close(weight, made.dequantize(module).float(), **exact)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_layer_of_gptqmodel_is_written_again_as_the_integers_that_it_holds(bits):
+    weight = linear().weight.detach()
+    grid = integer_grid(weight, bits, 32, symmetric=False, scale_dtype=torch.float16)
+    tensors = gptq_tensors(grid, 0)
+
+    class GPTQLinear(nn.Module):  # readers go by the name: the library need not be there
+        pass
+
+    layer = GPTQLinear()
+    layer.bits = bits
+    for name, tensor in tensors.items():
+        layer.register_buffer(name, tensor)
+    again = integer_grid(weight, bits, 32, symmetric=False, scale_dtype=torch.float16, own=affine_of(layer))
+    assert again.same and all(torch.equal(gptq_tensors(again, 0)[name], tensors[name]) for name in tensors)
+    layer.g_idx = layer.g_idx.flip(0)
+    assert affine_of(layer) is None

@@ -40,7 +40,7 @@ def by_name(bits) -> dict[str, int]:
 
 
 def test_the_formats_are_those_of_the_documentation():
-    assert set(importers()) == {"autoround", "gptqmodel", "plan"}
+    assert set(importers()) == {"autoround", "gguf", "gptqmodel", "plan"}
 
 
 def test_a_name_may_have_its_bits_alone_and_ranks_are_the_smallest_or_given(tmp_path):

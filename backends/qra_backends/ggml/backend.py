@@ -1,0 +1,157 @@
+"""Backend `gguf`: weights in llama.cpp's block types, so that an export copies bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.base import Backend, check_tensors, copy_bias
+from qra_backends.calibration import check_hessian
+from qra_backends.ggml import library
+from qra_backends.ggml.feedback import block_order, encode
+from qra_backends.ggml.linear import GGMLLinear
+from qra_backends.ggml.types import TYPES, GGMLType
+from qra_backends.reference.gptq import factorize
+
+DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
+"""Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
+
+
+class GGUFBackend(Backend):
+    """Levels are GGML types, stored as a GGUF file holds them and decoded to llama.cpp's numbers, bit for bit.
+
+    Scales are llama.cpp's, fitted with the Hessian's diagonal as importance matrix; codes are chosen by error feedback,
+    which leaves a half to a quarter of the output error of llama.cpp's own (see `feedback`). K-quants (`Q2_K` ...) and
+    `IQ` types but IQ4_NL need rows that are multiples of 256, the others of 32.
+    Without calibration data, say so with `hessian=torch.eye(in_features)`.
+
+    Args:
+        types: names of the types to choose from; None: `DEFAULT_TYPES`.
+        damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
+        feedback: False: the blocks that llama.cpp's own quantizer makes with an importance matrix, to compare with.
+    """
+
+    name: ClassVar[str] = "gguf"
+    library: ClassVar[str | None] = library.PACKAGE
+    calibrated = True
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
+
+    def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):
+        names = (types,) if isinstance(types, str) else tuple(types or DEFAULT_TYPES)
+        unknown = [name for name in names if name not in TYPES]
+        if unknown or len(set(names)) != len(names):
+            raise ValueError(f"types are distinct names out of {', '.join(TYPES)}, got {', '.join(map(str, names))}")
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, got {damping!r}")
+        self.bits = tuple(name for name in TYPES if name in names)
+        self.damping, self.feedback = damping, bool(feedback)
+        self.options = {"types": list(self.bits), "damping": damping, "feedback": self.feedback}
+
+    def unavailable(self) -> str | None:
+        return library.missing() if any(TYPES[name].needs_library for name in self.bits) else None
+
+    def supports(self, bits: str, out_features: int, in_features: int) -> str | None:
+        reason = super().supports(bits, out_features, in_features)
+        if reason is not None:
+            return reason
+        block = TYPES[bits].block
+        if in_features % block:
+            fits = [name for name in self.bits if in_features % TYPES[name].block == 0]
+            return (
+                f"{bits} needs rows that are multiples of {block}, got {in_features}, "
+                f"which can be {', '.join(fits) or 'none of the types chosen'}"
+            )
+        return None
+
+    def width(self, bits: str) -> int:
+        self.check_bits(bits)
+        return TYPES[bits].width
+
+    def storage(self, bits: str) -> GGMLType:
+        self.check_bits(bits)
+        return TYPES[bits]
+
+    def identity(self, bits: str) -> dict[str, Any]:
+        """Without the other types: which are chosen beside a level does not touch its tensors."""
+        found = super().identity(bits)
+        return {**found, "spec": {**found["spec"], "types": [bits]}}
+
+    def encode(self, weight: Tensor, bits: str, hessian: Tensor | None) -> dict[str, Tensor]:
+        return self._encode(weight, (bits,), hessian)[bits]
+
+    @torch.no_grad()
+    def quantize_levels(
+        self, linear: nn.Linear, levels: Sequence[str], *, hessian: Tensor | None = None
+    ) -> dict[str, nn.Module]:
+        for bits in levels:
+            self.check(linear, bits)
+        weight = linear.weight.detach()
+        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        return {
+            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
+            for bits, tensors in (self._encode(weight, levels, hessian) if levels else {}).items()
+        }
+
+    def work_bytes(
+        self,
+        levels: Sequence[str],
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+    ) -> int:
+        for bits in levels:
+            self.check_bits(bits)
+        largest = max((TYPES[bits].block for bits in levels), default=0)
+        # Matrices of the factor; the weight in floats and in order; a block's columns, codes, errors and blocks.
+        return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
+
+    def _encode(self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None) -> dict[str, dict[str, Tensor]]:
+        hessian = check_hessian(self.name, hessian, weight)
+        importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
+        if not self.feedback:
+            return {bits: {"blocks": library.quantize(rows, TYPES[bits], importance)} for bits in levels}
+        factors = {
+            block: factorize(hessian, self.damping, order=block_order(importance, block))
+            for block in {TYPES[bits].block for bits in levels}
+        }
+        return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        return _own(module).dequantize()
+
+    def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        return {"blocks": _own(module).blocks.clone()}
+
+    def from_tensors(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        bits: str,
+        out_features: int,
+        in_features: int,
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> GGMLLinear:
+        self.check_shape(bits, out_features, in_features)
+        kind = TYPES[bits]
+        shape = (out_features, kind.bytes(1, in_features))
+        check_tensors(tensors, {"blocks": (shape, torch.uint8)}, f"{self.name} at {bits}")
+        return GGMLLinear(
+            tensors["blocks"],
+            kind,
+            out_features=out_features,
+            in_features=in_features,
+            bias=copy_bias(bias, dtype, tensors["blocks"].device),
+            dtype=dtype,
+        )
+
+
+def _own(module: nn.Module) -> GGMLLinear:
+    if not isinstance(module, GGMLLinear):
+        raise ValueError(f"expected a GGMLLinear made by this backend, got {type(module).__name__}")
+    return module

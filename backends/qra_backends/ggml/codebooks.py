@@ -1,0 +1,114 @@
+"""Types whose codes are vectors of a codebook: IQ2_XXS to IQ3_S. The codebooks are those of the package gguf.
+
+Each function takes uint8 blocks (n, bytes) and gives values float32 (n, 256) and their scales float32 (n, groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Read = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _iq2_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    words = _words(blocks[:, 2:66]).view(-1, 8, 2)  # four vectors of eight, and their signs and scale
+    vectors = blocks[:, 2:66].reshape(-1, 8, 8)[..., :4].reshape(len(blocks), 32)
+    scale = _half(blocks) * (0.5 + ((words[..., 1] >> 28) & 0xF).float()) * 0.25
+    return _grid("IQ2_XXS", vectors) * _indexed_signs(words[..., 1]), scale
+
+
+def _iq2_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    codes = blocks[:, 2:66].reshape(-1, 32, 2).long()
+    codes = codes[..., 0] | (codes[..., 1] << 8)
+    signs = _signs(_tables(blocks.device)[codes >> 9])
+    scale = _half(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
+    return _grid("IQ2_XS", codes & 511) * signs, scale
+
+
+def _iq2_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    high = (blocks[:, 66:74, None] >> _at(blocks.device, 2)).bitwise_and_(3).reshape(len(blocks), 32)
+    codes = blocks[:, 2:34].long() | (high.long() << 8)
+    scale = _half(blocks) * (0.5 + _nibbles(blocks[:, 74:82])) * 0.25
+    return _grid("IQ2_S", codes) * _signs(blocks[:, 34:66]), scale
+
+
+def _iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    words = _words(blocks[:, 66:98])
+    scale = _half(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
+    return _grid("IQ3_XXS", blocks[:, 2:66]) * _indexed_signs(words), scale
+
+
+def _iq3_s(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    high = (blocks[:, 66:74, None] >> _at(blocks.device, 1)).bitwise_and_(1).reshape(len(blocks), 64)
+    codes = blocks[:, 2:66].long() | (high.long() << 8)
+    scale = _half(blocks) * (1 + 2 * _nibbles(blocks[:, 106:110]))
+    return _grid("IQ3_S", codes) * _signs(blocks[:, 74:106]), scale
+
+
+CODEBOOKS: dict[str, Read] = {
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+}
+"""How each type is read."""
+
+
+def _half(blocks: Tensor) -> Tensor:
+    return blocks[:, :2].contiguous().view(torch.float16).to(torch.float32)
+
+
+def _words(packed: Tensor) -> Tensor:
+    """Little-endian 32-bit words, int32 (n, words); the highest bit is the sign, so shifts are masked."""
+    return packed.contiguous().view(torch.int32)
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """Low and high four bits of each byte in turn, float32 (n, 2 · bytes)."""
+    return (packed[:, :, None] >> _at(packed.device, 4)).bitwise_and_(0xF).reshape(len(packed), -1).float()
+
+
+def _indexed_signs(words: Tensor) -> Tensor:
+    """Signs of 32 weights from each word's four indices of seven bits: float32 (n, 256)."""
+    shifts = torch.arange(0, 28, 7, dtype=torch.int32, device=words.device)
+    indices = (words[..., None] >> shifts) & 0x7F
+    return _signs(_tables(words.device)[indices.long()].reshape(len(words), -1))
+
+
+def _signs(packed: Tensor) -> Tensor:
+    """-1 for each bit that is set, 1 for the others: float32 (n, 8 · bytes)."""
+    bits = (packed[..., None] >> _at(packed.device, 1)) & 1
+    return 1 - 2 * bits.reshape(len(packed), -1).float()
+
+
+def _grid(name: str, codes: Tensor) -> Tensor:
+    """The vectors of a codebook, float32 (n, 256)."""
+    return _codebook(name, codes.device)[codes.long()].reshape(len(codes), -1)
+
+
+@lru_cache(maxsize=32)
+def _codebook(name: str, device: torch.device) -> Tensor:
+    import gguf.quants
+
+    kind: Any = getattr(gguf.quants, name)
+    kind.init_grid()
+    return torch.from_numpy(kind.grid.reshape(kind.grid_shape).copy()).to(device)
+
+
+@lru_cache(maxsize=8)
+def _tables(device: torch.device) -> Tensor:
+    """Signs of eight weights by their index of seven bits, uint8 (128,)."""
+    from gguf.quants import IQ2_XXS
+
+    return torch.frombuffer(bytearray(IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
+
+
+@lru_cache(maxsize=32)
+def _at(device: torch.device, bits: int) -> Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)

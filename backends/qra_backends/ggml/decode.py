@@ -1,0 +1,136 @@
+"""Weights from blocks, in torch on any device: the very numbers that llama.cpp's own decoder gives.
+
+A weight is scale · value + offset. All products are exact in float32 (a scale has at most 19 significant bits, a value
+no more than what is left), so only the sum is rounded, as it is in llama.cpp; the order of operations does not matter.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qra_backends.ggml.codebooks import CODEBOOKS
+from qra_backends.ggml.types import GGMLType, Plane
+
+_ROWS = 1 << 18
+"""Weights that are decoded at a time on a CPU: what lies between stays in its caches."""
+_ROWS_ELSEWHERE = 1 << 24
+
+
+class Parts(NamedTuple):
+    """Of n blocks: values float32 (n, block), scale and offset float32 (n, groups); no offset: None."""
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor | None
+
+
+def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
+    rows, row_bytes = blocks.shape
+    columns = row_bytes // kind.block_bytes * kind.block
+    weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
+    at_once = max(1, (_ROWS if blocks.device.type == "cpu" else _ROWS_ELSEWHERE) // columns)
+    for start in range(0, rows, at_once):
+        some = blocks[start : start + at_once]
+        parts = read(some.reshape(-1, kind.block_bytes), kind)
+        grouped = parts.values.view(len(parts.values), parts.scale.shape[1], -1).mul_(parts.scale[..., None])
+        if parts.offset is not None:
+            grouped.add_(parts.offset[..., None])
+        weight[start : start + at_once] = grouped.view(len(some), columns)
+    return weight
+
+
+def read(blocks: Tensor, kind: GGMLType) -> Parts:
+    """What uint8 blocks (n, bytes) say."""
+    if kind.name in CODEBOOKS:
+        values, scale = CODEBOOKS[kind.name](blocks)
+        return Parts(values, scale, None)
+    scale, offset = scales(blocks, kind)
+    codes = read_codes(blocks, kind)
+    if kind.even:
+        return Parts(codes.to(torch.float32).sub_(kind.zero), scale, offset)
+    return Parts(uneven_values(blocks.device)[codes.long()], scale, offset)
+
+
+def read_codes(blocks: Tensor, kind: GGMLType) -> Tensor:
+    """Codes uint8 (n, block)."""
+    codes: Tensor | None = None
+    for plane in kind.planes:
+        part = _spread(blocks[:, plane.start : plane.stop], plane)
+        codes = part if codes is None else codes | (part << plane.at)
+    assert codes is not None, f"{kind.name} has no codes"
+    return codes ^ kind.flip if kind.flip else codes
+
+
+def with_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
+    """The blocks with other codes, uint8 (n, block); scales stay. A new tensor."""
+    made = blocks.clone()
+    codes = codes ^ kind.flip if kind.flip else codes
+    for plane in kind.planes:
+        fields = 8 // plane.bits
+        part = (codes >> plane.at) & (2**plane.bits - 1)
+        part = part.view(len(blocks), -1, fields, plane.chunk) << _shifts(plane.bits, blocks.device)
+        made[:, plane.start : plane.stop] = part.sum(2, dtype=torch.uint8).view(len(blocks), -1)
+    return made
+
+
+def scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
+    """Scale, and offset if the type has one, of every group: float32 (n, groups)."""
+    if kind.block == 32:
+        return half(blocks, 0), half(blocks, 2) if kind.offset else None
+    if kind.name == "Q2_K":
+        both = blocks[:, :16]
+        return half(blocks, 80) * (both & 0xF), -(half(blocks, 82) * (both >> 4))
+    if kind.name in ("Q4_K", "Q5_K"):
+        scale, least = _six_bits(blocks[:, 4:16])
+        return half(blocks, 0) * scale, -(half(blocks, 2) * least)
+    if kind.name == "Q3_K":
+        packed = blocks[:, 96:108]
+        low = _spread(packed[:, :8], Plane(0, 8, 8, 4))
+        high = _spread(packed[:, 8:], Plane(0, 4, 4, 2))
+        return half(blocks, 108) * ((low | (high << 4)).float() - 32), None
+    if kind.name == "Q6_K":
+        return half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8), None
+    if kind.name == "IQ4_XS":
+        low = _spread(blocks[:, 4:8], Plane(0, 4, 1, 4))
+        high = _spread(blocks[:, 2:4], Plane(0, 2, 1, 2))
+        return half(blocks, 0) * ((low | (high << 4)).float() - 32), None
+    raise ValueError(f"no scales are known of {kind.name}")
+
+
+def half(blocks: Tensor, at: int) -> Tensor:
+    """The float16 at byte `at` of every block, as float32 (n, 1)."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
+
+
+def _spread(packed: Tensor, plane: Plane) -> Tensor:
+    """Fields of `plane.bits` bits, uint8 (n, weights), of the plane's bytes (n, bytes)."""
+    if plane.bits == 8:
+        return packed.contiguous()
+    parts = packed.reshape(len(packed), -1, 1, plane.chunk) >> _shifts(plane.bits, packed.device)
+    return parts.bitwise_and_(2**plane.bits - 1).view(len(packed), -1)
+
+
+def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The eight scales and eight minima of six bits each in 12 bytes (n, 12); uint8 (n, 8)."""
+    first, second, rest = packed.split(4, dim=1)
+    scale = torch.cat([first & 0x3F, (rest & 0xF) | ((first >> 2) & 0x30)], dim=1)
+    least = torch.cat([second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)], dim=1)
+    return scale, least
+
+
+@lru_cache(maxsize=32)
+def _shifts(bits: int, device: torch.device) -> Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device).view(-1, 1)
+
+
+@lru_cache(maxsize=8)
+def uneven_values(device: torch.device) -> Tensor:
+    """The 16 values of IQ4_NL and IQ4_XS, float32."""
+    from gguf.quants import IQ4_NL
+
+    return torch.tensor(IQ4_NL.kvalues, dtype=torch.float32, device=device)

@@ -1,0 +1,100 @@
+"""Blocks whose codes are chosen by error feedback on the layer's inputs, with the scales that llama.cpp would give.
+
+GPTQ (arXiv 2210.17323) in the order of blocks: llama.cpp fits a block's scales to the weights as the blocks before have
+left them, with the importance matrix; its codes are then chosen column by column, each making up for the errors before
+it, and what is left is passed to the blocks to come. The vectors of a codebook stay as llama.cpp chose them; only what
+the whole block lost is passed on. Blocks, and columns within a block, go from the largest mean squared input to the
+smallest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qra_backends.ggml import library
+from qra_backends.ggml.decode import decode, scales, uneven_values, with_codes
+from qra_backends.ggml.types import GGMLType
+from qra_backends.reference.gptq import Factor
+
+_PART = 32
+"""Columns whose feedback is applied one by one before the rest of the block is updated at once."""
+
+
+def block_order(importance: Tensor, block: int) -> Tensor:
+    """Columns (in,) block after block, each by falling importance (in,)."""
+    parts = importance.view(-1, block)
+    first = parts.sum(1).argsort(descending=True)
+    within = parts[first].argsort(dim=1, descending=True)
+    return (first[:, None] * block + within).view(-1)
+
+
+def encode(weight: Tensor, kind: GGMLType, importance: Tensor, factor: Factor) -> Tensor:
+    """Blocks uint8 (out, bytes of a row) of a float32 weight (out, in).
+
+    Args:
+        importance: (in,), the Hessian's diagonal.
+        factor: of the Hessian, its columns in `block_order`.
+    """
+    order, upper = factor
+    out_features, in_features = weight.shape
+    columns = weight.T[order].contiguous()
+    blocks = torch.empty(
+        out_features, in_features // kind.block, kind.block_bytes, dtype=torch.uint8, device=weight.device
+    )
+    for start in range(0, in_features, kind.block):
+        stop = start + kind.block
+        number = int(order[start]) // kind.block
+        within = order[start:stop] - number * kind.block
+        current, inverse = columns[start:stop], upper[start:stop, start:stop]
+        natural = torch.empty_like(current)
+        natural[within] = current
+        own = importance[number * kind.block : (number + 1) * kind.block]
+        made = library.quantize(natural.T, kind, own)
+        if kind.planes:
+            made, errors = _column_by_column(current, made, kind, within, inverse)
+        else:
+            lost = current - decode(made, kind, torch.float32)[:, within].T
+            errors = torch.linalg.solve_triangular(inverse.T, lost, upper=False)
+        blocks[:, number] = made
+        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return blocks.view(out_features, -1)
+
+
+def _column_by_column(
+    columns: Tensor, blocks: Tensor, kind: GGMLType, within: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The blocks (out, bytes) with codes by feedback, and the errors (block, out) to pass on.
+
+    Args:
+        columns: (block, out), in the order of rounding; used up.
+        within: place of each in the block.
+        inverse: (block, block) of the factor.
+    """
+    scale, offset = scales(blocks, kind)
+    if offset is None:
+        offset = -kind.zero * scale
+    scale, offset = scale.T.contiguous(), offset.T.contiguous()
+    divisor = torch.where(scale == 0, 1.0, scale)
+    codes = torch.empty_like(columns, dtype=torch.uint8)
+    rounded, errors = torch.empty_like(columns), torch.empty_like(columns)
+    values = None if kind.even else uneven_values(columns.device)
+    middles = None if values is None else (values[1:] + values[:-1]) / 2
+    highest, groups = 2**kind.code_bits - 1, (within // kind.group).tolist()
+    pivots = inverse.diagonal().tolist()
+    for start in range(0, kind.block, _PART):
+        stop = start + _PART
+        for i in range(start, stop):
+            group, column, code, error = groups[i], columns[i], rounded[i], errors[i]
+            if values is None or middles is None:
+                torch.sub(column, offset[group], out=code).div_(divisor[group]).round_().clamp_(0, highest)
+                torch.mul(code, scale[group], out=error).add_(offset[group])
+            else:
+                chosen = torch.bucketize(column / divisor[group], middles)
+                code.copy_(chosen)
+                torch.mul(values[chosen], scale[group], out=error)
+            torch.sub(column, error, out=error).div_(pivots[i])
+            columns[i + 1 : stop].addr_(inverse[i, i + 1 : stop], error, alpha=-1)
+        columns[stop:].addmm_(inverse[start:stop, stop:].T, errors[start:stop], alpha=-1)
+    codes[within] = rounded.to(torch.uint8)
+    return with_codes(blocks, kind, codes.T.contiguous()), errors

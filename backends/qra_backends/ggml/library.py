@@ -1,0 +1,108 @@
+"""llama.cpp's own rounding, from the shared library in the package llama-cpp-py-sync; gguf's where that is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qra_backends.ggml.types import GGMLType
+
+PACKAGE = "llama-cpp-py-sync"
+_FLOOR = 1e-6
+"""Least importance of a column, as a share of the mean: columns that were never seen still have to be coded."""
+_ROWS_A_THREAD = 256
+
+
+def missing() -> str | None:
+    """Why llama.cpp's library cannot be used, and what brings it; None if it can."""
+    try:
+        _library()
+    except OSError as error:
+        return f"llama.cpp's library cannot be loaded ({error}): install the extra llama-cpp, or pip install {PACKAGE}"
+    return None
+
+
+def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
+    """Blocks uint8 (out, bytes of a row) of a float32 weight (out, in), on the weight's device.
+
+    Args:
+        importance: (in,), mean squared input of each column, which llama.cpp calls importance matrix.
+
+    Raises:
+        OSError: only the library knows the type, and it is missing.
+    """
+    source = np.ascontiguousarray(weight.cpu().numpy(), dtype=np.float32)
+    try:
+        library = _library()
+    except OSError:
+        if kind.needs_library:
+            raise
+        return torch.from_numpy(_by_gguf(source, kind)).to(weight.device)
+    rows, columns = source.shape
+    weights = importance.to(torch.float32).cpu().numpy()
+    weights = np.ascontiguousarray(np.maximum(weights, _FLOOR * max(float(weights.mean()), 1e-30)), dtype=np.float32)
+    blocks = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
+    number = _number(kind)
+    library.ggml_quantize_init(number)
+
+    def fill(start: int, stop: int) -> int:
+        done: int = library.ggml_quantize_chunk(
+            number, _at(source), blocks.ctypes.data, start * columns, stop - start, columns, _at(weights)
+        )
+        return done
+
+    at_once = max(_ROWS_A_THREAD, -(-rows // torch.get_num_threads()))
+    starts = range(0, rows, at_once)
+    if len(starts) > 1:  # rows do not depend on one another, and the call holds no lock
+        with ThreadPoolExecutor(len(starts)) as pool:
+            written = sum(pool.map(lambda start: fill(start, min(start + at_once, rows)), starts))
+    else:
+        written = fill(0, rows)
+    if written != blocks.nbytes:
+        raise RuntimeError(f"llama.cpp wrote {written} bytes of {kind.name}, {blocks.nbytes} were expected")
+    return torch.from_numpy(blocks).to(weight.device)
+
+
+def _by_gguf(source: np.ndarray, kind: GGMLType) -> np.ndarray:
+    from gguf import GGMLQuantizationType
+    from gguf import quantize as rounded
+
+    blocks: np.ndarray = rounded(source, GGMLQuantizationType[kind.name])
+    return blocks
+
+
+def _number(kind: GGMLType) -> int:
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[kind.name])
+
+
+def _at(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """Raises OSError if it is missing or broken."""
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*ggml-base*"))]
+    if not files:
+        raise OSError(f"the package {PACKAGE} is not installed" if found is None else f"{folders[0]} holds none")
+    library = ctypes.CDLL(str(files[0]))
+    floats = ctypes.POINTER(ctypes.c_float)
+    library.ggml_quantize_init.argtypes = [ctypes.c_int]
+    library.ggml_quantize_init.restype = None
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, floats,
+    ]  # fmt: skip
+    return library

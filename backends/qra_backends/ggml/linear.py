@@ -1,0 +1,37 @@
+"""A linear layer whose weight is blocks of a llama.cpp type, as they stand in a GGUF file."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.ggml.decode import decode
+from qra_backends.ggml.types import GGMLType
+from qra_backends.modules.linear import DequantizedLinear
+
+
+class GGMLLinear(DequantizedLinear):
+    """y = x Wᵀ + bias, with W decoded anew from `blocks`, uint8 (out, bytes of a row)."""
+
+    blocks: Tensor
+
+    def __init__(
+        self,
+        blocks: Tensor,
+        kind: GGMLType,
+        *,
+        out_features: int,
+        in_features: int,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+        self.kind = kind
+        self.register_buffer("blocks", blocks)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in), decoded in float32 and rounded once to `dtype`."""
+        return decode(self.blocks, self.kind, dtype or self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, type={self.kind.name}"

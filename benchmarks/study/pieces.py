@@ -1,0 +1,145 @@
+"""What each piece beside the allocation brings, at no bytes: polish, start of the adapters, trained scales; resumable.
+
+    python benchmarks/study/pieces.py --data DIR --minutes 50
+
+Each tuning is a line of `pieces.jsonl`: plan, pieces, seed, bytes, and loss and tokens of every test row, in the form
+of `final.jsonl`. All variants of a plan are tuned with the first seed before any with the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import protocol
+import torch
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.losses import row_losses
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.space.space import Plan, SearchSpace
+
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+FOUND = "sensitivity-module-0-low"
+"""The search whose plan spares what is sensitive, at the bytes between uniform 2 and 3 bits."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Which pieces are in a tuning."""
+
+    name: str
+    polish: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def backend(self) -> dict[int, Any]:
+        """The study's, with or without polish."""
+        gptq = {"name": "reference-gptq", "polish": self.polish}
+        return {2: gptq, 3: gptq, 4: gptq, 8: "bitsandbytes-int8"}
+
+
+CALIBRATED = ("init", "calibrated")
+VARIANTS = (
+    Pieces("plain"),
+    Pieces("polish", 2),
+    Pieces("start", 0, (CALIBRATED,)),
+    Pieces("polish, start", 2, (CALIBRATED,)),
+    Pieces("scales", 0, (("scales", True),)),
+    Pieces("polish, start, scales", 2, (CALIBRATED, ("scales", True))),
+)
+
+
+def plans(space: SearchSpace, out: Path) -> dict[str, Plan]:
+    """By name, the most telling first: uniform ones of rank 8, and a found one with two ranks."""
+    found = [json.loads(line) for line in (out / "plans.jsonl").read_text().splitlines()]
+    spared = protocol.expanded(next(d for d in found if d["search"] == f"gsm8k-{FOUND}" and d["budget"] == "2.5-bit"))
+    return {
+        "2-bit r8": space.uniform(2, 8),
+        "spared r2": spared,
+        "4-bit r8": space.uniform(4, 8),
+        "3-bit r8": space.uniform(3, 8),
+    }
+
+
+def evaluator(data: str, pieces: Pieces, cache: str | None) -> QuantizedLoRAEvaluator:
+    return QuantizedLoRAEvaluator(
+        protocol.MODEL,
+        TaskConfig(name="gsm8k", data=data),
+        quantization=QuantizationConfig(backend=pieces.backend, cache=cache),
+        space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
+        training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **dict(pieces.options)}),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
+    parser.add_argument(
+        "--only", default="", help="only lines in whose `plan: pieces` this regular expression is found"
+    )
+    parser.add_argument("--cache", help="folder of the bank")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    path = options.out / "pieces.jsonl"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    made: dict[str, QuantizedLoRAEvaluator] = {}
+    first = evaluator(options.data, VARIANTS[0], options.cache)
+    for seed in protocol.SEEDS[: options.seeds]:
+        for plan_name, plan in plans(first.space, RESULTS).items():
+            for pieces in VARIANTS:
+                lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+                key = (plan_name, pieces.name, seed)
+                if any((d["plan"], d["pieces"], d["seed"]) == key for d in lines):
+                    continue
+                if not re.search(options.only, f"{plan_name}: {pieces.name}"):
+                    continue
+                if until is not None and time.monotonic() > until:
+                    raise SystemExit(protocol.LEFT)
+                if pieces.name not in made:
+                    made.clear()  # one model at a time
+                    made[pieces.name] = evaluator(options.data, pieces, options.cache)
+                line = tuned(made[pieces.name], plan, seed)
+                line = {"plan": plan_name, "pieces": pieces.name, "seed": seed, **line, "commit": commit}
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"seed {seed}  {plan_name}: {pieces.name:24} {line['test_loss']:.4f}", flush=True)
+
+
+def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str, Any]:
+    """The final tuning of a plan, measured on the test rows."""
+    bench = evaluator.workbench
+    start = time.perf_counter()
+    evaluator.quantized.prepare()
+    prepared = time.perf_counter()
+    bench.apply(plan, seed)
+    untuned = bench.held_out("validation", bench.settings.validation_rows)
+    trained = bench.train(bench.settings.final_steps, seed)
+    losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
+    return {
+        "test_loss": round(sum(losses) / sum(tokens), 5),
+        "train_loss": round(trained.loss, 5),
+        "untuned_validation_loss": round(untuned, 5),
+        "memory_bytes": evaluator.space.memory_bytes(plan),
+        "compute": str(evaluator.quantized.compute).removeprefix("torch."),
+        "quantize_seconds": round(prepared - start, 1),
+        "train_seconds": round(trained.seconds, 1),
+        "seconds": round(time.perf_counter() - prepared, 1),
+        "row_losses": [round(x, 4) for x in losses],
+        "row_tokens": tokens,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""llama.cpp itself, on the CPU, from the package llama-cpp-py-sync: what it computes of an exported model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PACKAGE = "llama_cpp_py_sync"
+F32 = 0
+"""GGML_TYPE_F32, for the cache of keys and values."""
+
+
+def installed() -> bool:
+    """Whether llama.cpp is there."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], *, threads: int = 1) -> list[Tensor]:
+    """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own.
+
+    Raises:
+        RuntimeError: llama.cpp does not load the files, or does not run them.
+    """
+    from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+
+    ffi, lib = get_ffi(), get_lib()
+    quiet = _quiet(ffi)
+    lib.llama_log_set(quiet, ffi.NULL)
+    lib.llama_backend_init()
+    settings = lib.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
+    if loaded == ffi.NULL:
+        raise RuntimeError(f"llama.cpp does not load {model}")
+    try:
+        return [_prompt(ffi, lib, loaded, adapter, prompt, threads) for prompt in prompts]
+    finally:
+        lib.llama_model_free(loaded)
+        lib.llama_log_set(ffi.NULL, ffi.NULL)
+
+
+def _prompt(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int], threads: int) -> Tensor:
+    count, vocabulary = len(prompt), lib.llama_n_vocab(lib.llama_model_get_vocab(model))
+    settings = lib.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = max(count, 32)
+    settings.n_threads = settings.n_threads_batch = threads
+    settings.type_k = settings.type_v = F32
+    context = lib.llama_init_from_model(model, settings)
+    if context == ffi.NULL:
+        raise RuntimeError(f"llama.cpp makes no context of {count} tokens")
+    if adapter is not None:
+        lora = lib.llama_adapter_lora_init(model, str(adapter).encode())
+        if lora == ffi.NULL:
+            raise RuntimeError(f"llama.cpp does not load {adapter}")
+        loras, scale = ffi.new("struct llama_adapter_lora *[]", [lora]), ffi.new("float[]", [1.0])
+        if lib.llama_set_adapters_lora(context, loras, 1, scale):
+            raise RuntimeError(f"llama.cpp does not take {adapter}")
+    batch = lib.llama_batch_init(count, 0, 1)
+    batch.n_tokens = count
+    for place, token in enumerate(prompt):
+        batch.token[place], batch.pos[place] = token, place
+        batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+        batch.logits[place] = 1
+    try:
+        if lib.llama_decode(context, batch):
+            raise RuntimeError("llama.cpp does not decode the prompt")
+        raw = ffi.buffer(lib.llama_get_logits(context), 4 * count * vocabulary)
+        return torch.from_numpy(np.frombuffer(raw, dtype=np.float32).copy()).view(count, vocabulary)
+    finally:
+        lib.llama_batch_free(batch)
+        lib.llama_free(context)
+
+
+def _quiet(ffi: Any) -> Any:
+    """A callback that lets llama.cpp's messages go: what fails is said by what it returns."""
+    global _callback  # it must outlive the call that sets it
+    if _callback is None:
+        _callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, text, data: None)
+    return _callback
+
+
+_callback: Any = None

@@ -1,0 +1,52 @@
+"""Scales and offsets of a quantized weight's groups, trained along with the adapters, at no bytes.
+
+A scale s and an offset o become s (1 + d) and o + s e. The changes d and e, which begin at 0, are what the optimizer
+sees: so one rate serves all linears. What is multiplied by is rounded to what is stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from qra_backends import Backend, Groups, grouped_linear
+from torch import Tensor, nn
+
+
+class TrainedGroups(nn.Module):
+    """The groups of a quantized module while they are trained; the module itself is left as it is.
+
+    Args:
+        groups: as `Backend.trainable` gave them.
+        keep: hold dequantized weights from the forward to the backward pass.
+    """
+
+    def __init__(self, backend: Backend, groups: Groups, *, keep: bool):
+        super().__init__()
+        self.backend, self.keep = backend, keep
+        self.first = groups
+        self.scale_change = nn.Parameter(torch.zeros_like(groups.scale, dtype=torch.float32))
+        self.offset_change = nn.Parameter(torch.zeros_like(groups.offset, dtype=torch.float32))
+
+    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """What `module` makes of x (..., in), with its groups as they are now."""
+
+        def dequantize(groups: Groups) -> Tensor:
+            return self.backend.dequantize(self.backend.retrained(module, self._stored(groups))).to(x.dtype)
+
+        bias = module.bias
+        return grouped_linear(x, self._now(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def groups(self) -> Groups:
+        """As they are now, in the dtype that they are stored in."""
+        return self._stored(self._now())
+
+    def _now(self) -> Groups:
+        """Float32, rounded as they are stored; gradients pass the rounding."""
+        scale, offset = self.first.scale.float(), self.first.offset.float()
+        found = scale * (1 + self.scale_change), offset + scale * self.offset_change
+        rounded = [f + (f.to(self.first.scale.dtype).float() - f).detach() for f in found]
+        return Groups(rounded[0], rounded[1], self.first.size)
+
+    def _stored(self, groups: Groups) -> Groups:
+        dtype = self.first.scale.dtype
+        return Groups(groups.scale.to(dtype), groups.offset.to(dtype), groups.size)

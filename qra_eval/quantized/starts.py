@@ -1,0 +1,176 @@
+"""Calibrated starts of adapters: the low-rank fit to what a level loses of a weight, in the metric of its inputs.
+
+With H + damping = C Cᵀ the best product B A of a rank, by the squared error of the layer's output, is the truncated
+singular value decomposition of (W - Q) C, times C⁻¹ on the right (as in LQER, Zhang et al. 2024, with the whole matrix
+in place of its diagonal). Its leading directions serve every smaller rank, so one decomposition for each linear and
+level, kept beside the bank, serves all plans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.calibration import LayerMoments
+from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_search.evaluation.protocols import Progress
+from qra_search.space.levels import LevelName
+
+STARTS_VERSION = 1
+"""Of how starts are fitted and laid out: files of another version are not read."""
+DAMPING = 0.1
+"""Share of the Hessian's mean diagonal that is added to it, as the calibrated quantizer does."""
+OVERSAMPLED, ITERATIONS = 8, 4
+"""Of the randomised decomposition: directions beyond twice the rank, and passes that turn them to the largest."""
+
+Layers = Iterable[tuple[Sequence[str], LayerMoments]]
+
+
+class Starts:
+    """Factors of every linear at every level, one file for each level of a decoder layer, beside those of the bank.
+
+    Args:
+        bank: complete.
+        rank: the largest; files hold so many directions.
+        calibration: identifies the rows that the Hessians are of.
+        layers: of the bank, whose linears have adapters.
+    """
+
+    def __init__(self, bank: Bank, rank: int, calibration: str, layers: Collection[int]):
+        self.bank, self.rank, self.calibration, self.layers = bank, rank, calibration, layers
+        self._files: dict[Path, Any] = {}
+        self._paths: dict[tuple[int, LevelName], Path] = {}
+
+    def factors(self, name: str, level: LevelName) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), float32, with B A the fit to what `level` loses of a linear's weight.
+
+        Raises:
+            RuntimeError: they were never fitted.
+        """
+        path = self.path(self.bank.layer_of[name], level)
+        if not self._opened(path):
+            raise RuntimeError(f"the start of {name} at {level} was not fitted: {path} is missing")
+        file = self._files[path]
+        return file.get_tensor(f"{name}::A"), file.get_tensor(f"{name}::B")
+
+    def path(self, layer: int, level: LevelName) -> Path:
+        """The file of a layer's linears at a level."""
+        if (layer, level) not in self._paths:
+            whole = self.bank.path(layer, level)
+            identity = [STARTS_VERSION, whole.name, self.calibration, self.rank]
+            digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+            self._paths[layer, level] = whole.with_name(f"{digest}-start-{layer}.safetensors")
+        return self._paths[layer, level]
+
+    def missing(self) -> dict[int, list[LevelName]]:
+        """Levels that each layer lacks; layers that lack none are left out."""
+        lacking = {at: [b for b in self.bank.levels(at) if not self._opened(self.path(at, b))] for at in self.layers}
+        return {layer: levels for layer, levels in lacking.items() if levels}
+
+    def complete(self, inputs: Callable[[], Layers], progress: Progress | None = None) -> None:
+        """Fit what is missing; another process that is at it is waited for.
+
+        Args:
+            inputs: gives the names and moments of each layer's linears.
+            progress: called with `("fit the adapters' starts", linears done, of how many)`.
+        """
+        if not self.missing():
+            return
+        with FileLock(self.bank.folder / "starts.lock"):
+            missing = self.missing()
+            if missing:
+                done, total = 0, sum(len(self.bank.names(layer)) for layer in self.layers)
+                for names, moments in inputs():
+                    layer = self.bank.layer_of[names[0]]
+                    if layer in missing:
+                        self._fit(layer, missing[layer], names, moments)
+                    done += len(names)
+                    if progress is not None:
+                        progress("fit the adapters' starts", done, total)
+
+    @torch.no_grad()
+    def _fit(self, layer: int, levels: Sequence[LevelName], names: Sequence[str], moments: LayerMoments) -> None:
+        made: dict[LevelName, dict[str, Tensor]] = {level: {} for level in levels}
+        owners = [moments.owner(name) for name in names]
+        roots: dict[str, Tensor] = {}
+        for n, (name, owner) in enumerate(zip(names, owners, strict=True)):
+            weight = self.bank.linears[name].weight.detach()
+            device = self.bank.device or weight.device
+            if owner not in roots:
+                roots[owner] = metric(moments.hessian(name).to(device))
+                moments.release(name)
+            for level in levels:
+                lost = weight.to(device).float() - self.bank.backend.dequantize(self.bank.module(name, level)).float()
+                A, B = calibrated_factors(lost, roots[owner], self.rank)
+                made[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}
+            if owner not in owners[n + 1 :]:
+                del roots[owner]
+        for level, tensors in made.items():
+            write_tensors(tensors, self.path(layer, level))
+
+    def _opened(self, path: Path) -> bool:
+        if path not in self._files:
+            if not path.is_file():
+                return False
+            try:
+                self._files[path] = open_tensors(path)
+            except (DamagedFile, OSError):  # made again
+                return False
+        return True
+
+
+def fit_bytes(out_features: int, in_features: int) -> int:
+    """Bytes that fitting a linear takes at its peak: weight, what is lost, and its product, float32; and two roots."""
+    return 4 * (3 * out_features * in_features + 2 * in_features**2)
+
+
+def metric(hessian: Tensor) -> Tensor:
+    """C (in, in), lower triangular, with C Cᵀ the damped Hessian of a layer's inputs."""
+    damped = hessian.float().clone()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+    return torch.linalg.cholesky(damped)
+
+
+def calibrated_factors(lost: Tensor, root: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) with tr((lost - B A) C Cᵀ (lost - B A)ᵀ) the least of that rank, nearly.
+
+    Rows of A are as long as the columns of B that they go with. Where `lost` has a lower rank than asked for, the rest
+    is zero.
+
+    Args:
+        lost: float32 (out, in).
+        root: C (in, in), lower triangular.
+    """
+    left, right = leading_directions(lost @ root, rank)
+    A = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    lengths = A.norm(dim=1), left.norm(dim=0)
+    balance = torch.where(lengths[0] > 0, (lengths[1] / lengths[0]).sqrt(), 0.0)
+    A = A * balance[:, None]
+    B = torch.where(balance > 0, left / balance, 0.0)
+    lacking = max(0, rank - len(A))
+    return torch.cat([A, A.new_zeros(lacking, A.shape[1])]), torch.cat([B, B.new_zeros(len(B), lacking)], 1)
+
+
+def leading_directions(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U S (out, r) and Vᵀ (r, in) of a truncated singular value decomposition, r = min(rank, out, in).
+
+    By randomised subspace iteration (Halko et al. 2011) where that is cheaper; the same at every call.
+    """
+    rank, sketched = min(rank, *target.shape), 2 * rank + OVERSAMPLED
+    if 2 * sketched >= min(target.shape):
+        U, S, V = torch.linalg.svd(target, full_matrices=False)
+        return U[:, :rank] * S[:rank], V[:rank]
+    start = torch.randn(target.shape[1], sketched, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(target @ start.to(target)).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(target @ (target.T @ basis)).Q
+    U, S, V = torch.linalg.svd(basis.T @ target, full_matrices=False)
+    return (basis @ U[:, :rank]) * S[:rank], V[:rank]

@@ -1,0 +1,111 @@
+"""Blocks decode to llama.cpp's numbers, and codes by feedback beat llama.cpp's own on the layer's inputs."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from qra_backends import make_backend
+from qra_backends.ggml import library
+from qra_backends.ggml.decode import decode, read_codes, with_codes
+from qra_backends.ggml.feedback import block_order
+from qra_backends.ggml.types import TYPES, GGMLType
+from torch import Tensor, nn
+
+needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
+def test_any_bytes_decode_to_what_gguf_decodes_them_to(kind: GGMLType) -> None:
+    blocks = random_blocks(kind, rows=6)
+    wanted = gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[kind.name])
+    assert np.isfinite(wanted).all()
+    assert np.array_equal(decode(blocks, kind, torch.float32).numpy(), wanted)
+    rounded = torch.from_numpy(wanted).to(torch.bfloat16)
+    assert torch.equal(decode(blocks, kind, torch.bfloat16), rounded)
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
+def test_sizes_are_those_of_gguf(kind: GGMLType) -> None:
+    assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]] == (kind.block, kind.block_bytes)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES.values() if kind.planes], ids=lambda kind: kind.name)
+def test_codes_can_be_replaced_and_nothing_else_changes(kind: GGMLType) -> None:
+    blocks = random_blocks(kind, rows=3).view(-1, kind.block_bytes)
+    assert torch.equal(with_codes(blocks, kind, read_codes(blocks, kind)), blocks)
+    codes = torch.randint(0, 2**kind.code_bits, (len(blocks), kind.block), dtype=torch.uint8)
+    changed = with_codes(blocks, kind, codes)
+    assert torch.equal(read_codes(changed, kind), codes)
+    assert torch.equal(with_codes(changed, kind, read_codes(blocks, kind)), blocks)
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["Q4_0", "IQ4_NL", "Q5_0", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_K"])
+def test_codes_by_feedback_lose_less_of_the_output_than_llama_cpps_own(name: str) -> None:
+    kind, weight, hessian = TYPES[name], *layer(32, 512)
+    own = decode(library.quantize(weight, kind, hessian.diagonal()), kind, torch.float32)
+    linear = nn.Linear(512, 32, bias=False)
+    linear.weight.data = weight
+    backend = make_backend({"name": "gguf", "types": name})
+    ours = backend.dequantize(backend.quantize(linear, name, hessian=hessian))
+    assert output_error(ours - weight, hessian) < 0.7 * output_error(own - weight, hessian)
+
+
+def test_blocks_and_columns_go_by_falling_importance() -> None:
+    importance = torch.tensor([1.0, 2.0, 9.0, 8.0, 5.0, 6.0])
+    assert block_order(importance, 2).tolist() == [2, 3, 5, 4, 1, 0]
+
+
+def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:
+    backend = make_backend({"name": "gguf", "types": ["Q3_K", "Q4_0"]})
+    assert backend.supports("Q3_K", 8, 576) == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
+    assert backend.supports("Q4_0", 8, 576) is None
+
+
+def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library() -> None:
+        raise OSError("the package is not installed")
+
+    monkeypatch.setattr(library, "_library", no_library)
+    assert "pip install llama-cpp-py-sync" in str(make_backend("gguf").unavailable())
+    backend = make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]})
+    assert backend.unavailable() is None
+    linear = nn.Linear(64, 4, bias=False)
+    weight = backend.dequantize(backend.quantize(linear, "Q8_0", hessian=torch.eye(64)))
+    assert (weight - linear.weight).norm() < 0.01 * linear.weight.norm()
+
+
+def test_the_identity_of_a_level_does_not_depend_on_what_else_is_chosen() -> None:
+    one, two = (
+        make_backend({"name": "gguf", "types": ["Q4_0"]}),
+        make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]}),
+    )
+    assert one.identity("Q4_0") == two.identity("Q4_0")
+
+
+def random_blocks(kind: GGMLType, *, rows: int) -> Tensor:
+    """Bytes (rows, 2 blocks) drawn at random, but for the float16 scales, which are finite."""
+    blocks = torch.randint(0, 256, (rows * 2, kind.block_bytes), dtype=torch.uint8, generator=generator())
+    halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+    for at in halves.get(kind.name, (0, 2) if kind.offset else (0,)):
+        scale = torch.randn(rows * 2, generator=generator()).to(torch.float16)
+        blocks[:, at : at + 2] = scale.view(torch.uint8).view(-1, 2)
+    return blocks.view(rows, -1)
+
+
+def layer(out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """A weight, and the second moment of inputs that are correlated, some larger than others."""
+    weight = 0.05 * torch.randn(out_features, in_features, generator=generator())
+    mix = torch.randn(in_features, in_features, generator=generator()) / in_features**0.5 + torch.eye(in_features)
+    inputs = torch.randn(2000, in_features, generator=generator()) @ mix * torch.linspace(0.2, 2, in_features)
+    return weight, inputs.T @ inputs / len(inputs)
+
+
+def output_error(change: Tensor, hessian: Tensor) -> float:
+    return float(((change @ hessian) * change).sum())
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

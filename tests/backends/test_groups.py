@@ -1,0 +1,54 @@
+"""Groups that are trained: gradients by scale and offset are those of the weight written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import Groups, grouped_linear, make_backend
+from torch import Tensor, nn
+
+
+def case(in_features: int = 40, size: int = 16) -> tuple[Tensor, Tensor, Groups]:
+    """Inputs, codes and groups, the last one shorter."""
+    g = torch.Generator().manual_seed(0)
+    count = -(-in_features // size)
+    codes = torch.randint(0, 8, (6, in_features), generator=g).double()
+    scale, offset = (torch.rand(6, count, generator=g).double() for _ in range(2))
+    return torch.randn(2, 5, in_features, generator=g).double(), codes, Groups(scale, offset, size)
+
+
+def written_out(codes: Tensor, groups: Groups) -> Tensor:
+    scale, offset = (x.repeat_interleave(groups.size, 1)[:, : codes.shape[1]] for x in groups[:2])
+    return scale * codes + offset
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_gradients_are_those_of_the_weight_written_out(keep: bool):
+    x, codes, groups = case()
+    leaves = [t.clone().requires_grad_() for t in (x, groups.scale, groups.offset)]
+    twins = [t.clone().requires_grad_() for t in (x, groups.scale, groups.offset)]
+    bias = torch.arange(6.0).double()
+    ours = grouped_linear(leaves[0], Groups(leaves[1], leaves[2], 16), lambda g: written_out(codes, g), bias, keep=keep)
+    theirs = twins[0] @ written_out(codes, Groups(twins[1], twins[2], 16)).T + bias
+    torch.testing.assert_close(ours, theirs)
+    (ours**2).sum().backward()
+    (theirs**2).sum().backward()
+    for mine, other in zip(leaves, twins, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_group_of_equal_weights_gets_no_gradient_by_its_scale():
+    x, codes, groups = case()
+    scale = groups.scale.clone()
+    scale[:, 0] = 0
+    scale.requires_grad_()
+    grouped_linear(x, Groups(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
+    assert torch.isfinite(scale.grad).all() and not scale.grad[:, 0].any() and scale.grad[:, 1].all()
+
+
+def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
+    backend = make_backend("hqq")
+    module = backend.quantize(nn.Linear(64, 8), 4)
+    assert backend.trainable(module) is None and backend.trainable_numbers(4, 8, 64) == 0
+    with pytest.raises(NotImplementedError, match="hqq"):
+        backend.retrained(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))

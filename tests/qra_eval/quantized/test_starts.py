@@ -1,0 +1,114 @@
+"""Calibrated starts: the best low-rank fit by the output's error, read again from where it was kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qra_backends import make_backend
+
+from qra_eval.models.linears import find_linears
+from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.blocks import Blocks
+from qra_eval.quantized.calibration import input_moments
+from qra_eval.quantized.starts import DAMPING, Starts, calibrated_factors, leading_directions, metric
+from qra_eval.tasks.batches import collate
+from qra_eval.tasks.encoding import Encoded
+
+
+def example(out_features=96, in_features=80):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, in_features, generator=g) * torch.logspace(0, -1.5, in_features)
+    return torch.randn(out_features, in_features, generator=g), x.T @ x / 200
+
+
+def damped(hessian):
+    return hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(len(hessian))
+
+
+def output_error(lost, hessian):
+    lost = lost.double()
+    return float(((lost @ damped(hessian)) * lost).sum())
+
+
+@pytest.mark.parametrize("shape", [(96, 80), (24, 80), (96, 30)])
+def test_each_rank_is_nearly_as_good_as_the_best_of_that_rank(shape):
+    lost, hessian = example(*shape)
+    A, B = calibrated_factors(lost, metric(hessian), 16)
+    values, vectors = torch.linalg.eigh(damped(hessian))
+    root = vectors * values.sqrt() @ vectors.T  # another root of the same metric
+    spectrum = torch.linalg.svdvals(lost.double() @ root).square()
+    for rank in (1, 4, 16):
+        best = float(spectrum[rank:].sum())
+        assert best * (1 - 1e-4) <= output_error(lost - B[:, :rank] @ A[:rank], hessian) <= 1.01 * best
+    assert output_error(lost - B[:, :4] @ A[:4], hessian) < 0.9 * output_error(lost, hessian)
+    torch.testing.assert_close(A.norm(dim=1), B.norm(dim=0))
+
+
+def test_the_metric_matters():
+    lost, hessian = example()
+    with_it, without = (calibrated_factors(lost, root, 8) for root in (metric(hessian), torch.eye(80)))
+    errors = [output_error(lost - B @ A, hessian) for A, B in (with_it, without)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_of_a_large_matrix_the_directions_are_sketched_and_always_the_same():
+    g = torch.Generator().manual_seed(1)
+    target = torch.randn(300, 200, generator=g) * torch.logspace(0, -2, 200)
+    left, right = leading_directions(target, 6)
+    exact = torch.linalg.svdvals(target)[:6]
+    torch.testing.assert_close(left.norm(dim=0), exact, rtol=5e-3, atol=0)
+    torch.testing.assert_close(right @ right.T, torch.eye(6), atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip((left, right), leading_directions(target, 6), strict=True))
+
+
+def test_where_nothing_is_left_to_fit_directions_are_zero():
+    A, B = calibrated_factors(torch.zeros(6, 4), torch.eye(4), 8)
+    assert A.shape == (8, 4) and B.shape == (6, 8) and not A.any() and not B.any()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A quantized bank, and a function that gives moments of the linears and counts its calls."""
+    model = tiny_model(dtype=torch.float32).model
+    found = find_linears(model)
+    linears = {f.name: f.module for f in found}
+    layers = {f.name: f.layer for f in found}
+    bank = Bank(linears, make_backend("reference"), (2, 4), tmp_path_factory.mktemp("bank"), "test", layers=layers)
+    for layer in set(layers.values()):
+        for bits in (2, 4):
+            names = bank.names(layer)
+            made = {name: bank.backend.quantize(linears[name], bits) for name in names}
+            bank.write(layer, bits, {name: bank.backend.to_tensors(module) for name, module in made.items()})
+    ids = torch.randint(0, 300, (4, 24), generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    def inputs():
+        calls.append(1)
+        blocks = Blocks(model, torch.device("cpu"), torch.float32)
+        return input_moments(blocks, linears, layers, [collate([Encoded(row, row) for row in ids])])
+
+    return bank, inputs, calls
+
+
+def test_starts_are_fitted_once_and_read_again(prepared):
+    bank, inputs, calls = prepared
+    told, layers = [], set(bank.layer_of.values())
+    first = Starts(bank, 4, "rows", layers)
+    with pytest.raises(RuntimeError, match="was not fitted"):
+        first.factors(next(iter(bank.linears)), 2)
+    first.complete(inputs, lambda *args: told.append(args))
+    assert told[-1] == ("fit the adapters' starts", len(bank.linears), len(bank.linears))
+    again = Starts(bank, 4, "rows", layers)
+    again.complete(inputs)
+    assert len(calls) == 1
+    for name, linear in bank.linears.items():
+        A, B = again.factors(name, 2)
+        assert A.shape == (4, linear.in_features) and B.shape == (linear.out_features, 4)
+        lost = linear.weight - bank.weight(name, 2)
+        assert (lost - B @ A).norm() < lost.norm()
+    next(iter(bank.folder.glob("*-start-0.safetensors"))).write_bytes(b"cut off")
+    Starts(bank, 4, "rows", layers).complete(inputs)
+    assert len(calls) == 2
+    others = Starts(bank, 2, "rows", layers), Starts(bank, 4, "other rows", layers)
+    assert all(other.missing() for other in others) and not Starts(bank, 4, "rows", layers).missing()

@@ -1,0 +1,53 @@
+"""`--engine` decides backend and bits, and refuses what the engine has not."""
+
+from __future__ import annotations
+
+import pytest
+from cli_runner import Qra
+
+from qra_search.config import ConfigError, dump_config, load_config, make_config
+from qra_search.engines import ENGINES, refusal
+
+
+def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
+    config = make_config({"engine": "llama.cpp"})
+    assert config.quantization.backend == "gguf" and config.space.bits == ENGINES["llama.cpp"].bits
+    chosen = {
+        "engine": "llama.cpp",
+        "space": {"bits": [4, 16]},
+        "quantization": {"backend": {"name": "gguf", "types": ["Q4_0"]}},
+    }
+    config = make_config(chosen)
+    assert config.space.bits == (4, 16) and config.quantization.backend["types"] == ["Q4_0"]
+
+
+def test_a_resolved_config_is_read_back_as_it_was(tmp_path):
+    config = make_config({"engine": "llama.cpp", "model": {"name": "tiny"}})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        ({"engine": "llama.cp"}, "engine is 'llama.cp': unknown engine 'llama.cp': did you mean llama.cpp"),
+        ({"engine": "llama.cpp", "quantization": {"backend": "hqq"}}, "stores, so leave the backend out"),
+        ({"engine": "llama.cpp", "quantization": {"backend": {4: "hqq"}}}, "stores, so leave the backend out"),
+        ({"engine": "llama.cpp", "space": {"bits": [4, 7]}}, "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8"),
+    ],
+)
+def test_what_an_engine_has_not_is_refused_in_one_line(data, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        make_config(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_an_engine_cannot_run_are_refused():
+    assert refusal("llama.cpp", family="llama", rope="llama3") is None
+    assert "this model is gpt2" in str(refusal("llama.cpp", family="gpt2", rope="default"))
+    assert "this model's is yarn" in str(refusal("llama.cpp", family="llama", rope="yarn"))
+
+
+def test_export_without_a_format_needs_an_engine(tmp_path, capsys: pytest.CaptureFixture[str]):
+    shown = Qra(capsys)("export", str(tmp_path))
+    assert shown.status == 2 and "was searched for no engine: give one of" in shown.err
