@@ -481,7 +481,7 @@ def explain(error: ValidationError) -> str:
 
 
 _ALLOWED = {
-    "model_type": "a mapping of fields is needed",
+    "model_type": "a mapping of fields is needed, such as {name: ...}",
     "dict_type": "a mapping is needed",
     "tuple_type": "a list is needed",
     "invalid_key": "names of fields are texts",

@@ -173,3 +173,11 @@ def prior_tokens(workbench: Workbench) -> float:
     tokens, model = sum(map(len, rows)), workbench.quantized
     probes = 0.5 * len(probed(workbench.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
+
+
+def prior_charge(workbench: Workbench) -> float:
+    """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
+    tokens = prior_tokens(workbench)
+    if workbench.quantized.backend.calibrated:
+        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    return tokens / workbench.evaluation_tokens()

@@ -68,7 +68,8 @@ class Starts:
 
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks; layers that lack none are left out."""
-        lacking = {at: [b for b in self.bank.levels(at) if not self._opened(self.path(at, b))] for at in self.layers}
+        wanted = {at: [b for b in self.bank.levels(at) if self.bank.stored(at, b)] for at in self.layers}
+        lacking = {at: [b for b in some if not self._opened(self.path(at, b))] for at, some in wanted.items()}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
     @torch.no_grad()
@@ -85,6 +86,8 @@ class Starts:
                 roots[owner] = metric(moments.hessian(name).to(device))
                 moments.release(name)
             for level in levels:
+                if name not in self.bank.stored(layer, level):
+                    continue
                 lost = weight.to(device).float() - self.bank.backend.dequantize(self.bank.module(name, level)).float()
                 A, B = calibrated_factors(lost, roots[owner], self.rank)
                 made[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}
