@@ -99,7 +99,7 @@ class QuantizationConfig(_Section):
     embeddings: Literal["auto"] | tuple[int, ...] = Field(
         "auto",
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
-        "they are; auto: 3, 4, 5, 8 and 16, as far as the backend can store them",
+        "they are; auto: 3, 4, 5, 6 and 16, as far as the backend can store them",
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
