@@ -22,6 +22,7 @@ HEAVY = {
     "moocore",
     "pandas",
     "peft",
+    "pyarrow",
     "pymoo",
     "scipy",
     "torch",

@@ -49,7 +49,7 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
     model = workbench.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(workbench)
-    if model.backend.calibrated and not cached:
+    if not cached and (model.backend.calibrated or "calibrated" in workbench.settings.inits):
         setup += pace * sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
     phases = foretell(workbench, budget)
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.log.trial import Trial
+from qra_search.report.curves import Curve, read_curves
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
 from qra_search.runs.final_test import Tested, read_test
@@ -92,6 +93,11 @@ class RunData:
     @cached_property
     def finding(self) -> Finding | None:
         return finding(self.result, self.tested)
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """Loss curves of the full tunings."""
+        return read_curves(self.folder)
 
     @cached_property
     def said(self) -> str:

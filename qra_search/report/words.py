@@ -20,7 +20,7 @@ FAILURES = ("diverged", "out of memory")
 def plan_name(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
     the embeddings if it is searched."""
-    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.uniform is not None)
+    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.aside)
     rest = f", embeddings {' and '.join(map(level_words, tables))}" if tables else ""
     choice = space.uniform_choice(plan)
     if choice is not None:

@@ -176,6 +176,23 @@ def traces_figure(runs: Sequence[RunData], size: Size = WIDE, *, dark: bool = Fa
     return figure
 
 
+def tuning_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, legend: bool = True) -> Figure:
+    """Loss of each full tuning by step: a line in training, marks where the validation loss was looked at."""
+    with style(dark) as c:
+        figure, (axes,) = new_figure("Loss of the full tunings by step", size)
+        points = [point for curve in run.curves for point in (*curve.loss, *curve.validation)]
+        fit(axes, "x", "step", [0.0, *(x for x, _ in points)], log=False)
+        ends = fit(axes, "y", "loss", clipped([y for _, y in points], [curve.loss[-1][1] for curve in run.curves]))
+        for i, curve in enumerate(run.curves):
+            line = [(x, _clamp(y, ends)) for x, y in curve.loss]
+            _plot(axes, line, color=c[f"o-{i % 8}"], linewidth=2, label=curve.name)
+            looks = [(x, _clamp(y, ends)) for x, y in curve.validation]
+            _plot(axes, looks, linestyle="none", marker=SHAPES[i % 8], markersize=7, color=c[f"o-{i % 8}"],
+                  markeredgecolor=c["paper"])  # fmt: skip
+        _finish(axes, legend)
+    return figure
+
+
 def figures(runs: Sequence[RunData], *, dark: bool = False) -> dict[str, Figure]:
     """Charts by name: of one run its front, trace, predictions and plan; of several their fronts and traces together.
 
@@ -189,6 +206,7 @@ def figures(runs: Sequence[RunData], *, dark: bool = False) -> dict[str, Figure]
         "trace": trace_figure if any(t.points for t in run.traces) else None,
         "predictions": predictions_figure if run.predictions else None,
         "plan": plan_figure if run.plan is not None else None,
+        "tuning": tuning_figure if run.curves else None,
     }
     return {name: draw(run, dark=dark) for name, draw in drawn.items() if draw is not None}
 

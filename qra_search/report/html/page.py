@@ -100,7 +100,8 @@ def _article(run: RunData, number: int, attributes: str = "", heading: str = "h1
     key = f"r{number}"
     body = (
         sections.comparison(run), sections.front(run, key), sections.plan(run), sections.learnt(run, key),
-        sections.costs(run), sections.failures(run), sections.commands(run), sections.settings(run),
+        sections.tunings(run, key), sections.costs(run), sections.failures(run), sections.commands(run),
+        sections.settings(run),
     )  # fmt: skip
     return (
         f'<article {attributes}data-run="{number}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'

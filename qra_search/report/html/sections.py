@@ -227,6 +227,17 @@ def learnt(run: RunData, key: str) -> str:
     return _section("How the search went", say, body)
 
 
+def tunings(run: RunData, key: str) -> str:
+    """Loss curves of the full tunings."""
+    if not run.curves:
+        return ""
+    names = charts.legend([(f"o-{i % 8}", SHAPES[i % 8], curve.name) for i, curve in enumerate(run.curves)])
+    ends = ", ".join(f"{curve.name} {loss_text(curve.loss[-1][1])}" for curve in run.curves)
+    chart = charts.chart(f"{key}-tuning", figures.tuning_figure, run, f"Training losses ended at: {ends}.")
+    say = "Lines are the training loss, smoothed; marks are the validation loss where it was looked at."
+    return _section("How the tuning went", say, chart + names)
+
+
 def costs(run: RunData) -> str:
     """Where evaluations and seconds went."""
     table = tables.cost_table(run)

@@ -32,7 +32,7 @@ def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
     [
         (("--format", "compressed-tensors", "--check"), "granularity: fused"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
-        ((), "--format is missing: one of compressed-tensors"),
+        ((), "was searched for no engine: give one of bitsandbytes, compressed-tensors"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
         (("--format", "gguf", "--option", "weights=q4"), "weights must be one of plan, f16"),
     ],

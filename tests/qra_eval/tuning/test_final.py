@@ -87,3 +87,25 @@ def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_aft
     asked = evaluator.task.split("test")[0]
     assert tuned.samples[0].keys() == {"prompt", "wanted", "before", "after"}
     assert (tuned.samples[0]["prompt"], tuned.samples[0]["wanted"]) == (asked.prompt, asked.answer)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
+    settings = evaluator.quantized.settings
+    changed = {"scales": True, "checkpoint_every": 2, "evaluate_every": 2, "validation_rows": 4}
+    monkeypatch.setattr(evaluator.quantized, "settings", settings.model_copy(update=changed))
+    plan = evaluator.space.uniform(2, 4)
+
+    def kill(step, told):
+        if step == 3:
+            raise Killed
+
+    evaluator.tune(plan, steps=4, folder=tmp_path / "whole", kept=tmp_path / "kept-whole")
+    with pytest.raises(Killed):
+        evaluator.tune(plan, steps=4, kept=tmp_path / "kept", figures=kill)
+    evaluator.tune(plan, steps=4, folder=tmp_path / "run", kept=tmp_path / "kept")
+    for file in ("adapter/adapter_model.safetensors", "quantized.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
