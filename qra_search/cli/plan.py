@@ -27,10 +27,12 @@ def plan(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     memory: common.Memory = None,
     bits: common.Bits = None,
     ranks: common.Ranks = None,
     granularity: common.Granularity = None,
+    engine: common.Engine = None,
     backend: common.Backend = None,
     seed: common.Seed = None,
     device: common.Device = None,
@@ -52,8 +54,9 @@ def plan(
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
     flags: dict[str, Any] = {
-        "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
-        "granularity": granularity, "backend": backend, "seed": seed, "device": device, "evaluator": evaluator,
+        "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits, "ranks": ranks,
+        "granularity": granularity, "engine": engine, "backend": backend, "seed": seed, "device": device,
+        "evaluator": evaluator,
     }  # fmt: skip
     settings = common.settings(config, sets=sets, **flags)
     check_plannable(settings)
