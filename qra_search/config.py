@@ -96,21 +96,23 @@ class QuantizationConfig(_Section):
         description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
         "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
     )
-    embeddings: tuple[int, ...] = Field(
-        (UNQUANTIZED_BITS,),
+    embeddings: Literal["auto"] | tuple[int, ...] = Field(
+        "auto",
         description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
-        "they are",
+        "they are; auto: 3, 4, 5, 6 and 16, as far as the backend can store them",
     )
     cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
 
     @field_validator("embeddings", mode="before")
     @classmethod
     def _several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, int) else given
+        return (given,) if isinstance(given, int) and not isinstance(given, bool) else given
 
     @field_validator("embeddings")
     @classmethod
-    def _known(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+    def _known(cls, values: Literal["auto"] | tuple[int, ...]) -> Literal["auto"] | tuple[int, ...]:
+        if values == "auto":
+            return values
         _check_distinct(values, "choices")
         if not all(1 <= value <= UNQUANTIZED_BITS for value in values):
             raise ValueError("embeddings must be from 1 to 16 (16: left as they are)")
@@ -479,7 +481,7 @@ def explain(error: ValidationError) -> str:
 
 
 _ALLOWED = {
-    "model_type": "a mapping of fields is needed",
+    "model_type": "a mapping of fields is needed, such as {name: ...}",
     "dict_type": "a mapping is needed",
     "tuple_type": "a list is needed",
     "invalid_key": "names of fields are texts",

@@ -25,7 +25,7 @@ REPLACED: tuple[tuple[str, str], ...] = (
     (r"(--seeds )\d+", r"\g<1>1"),
     (r"--against all", "--against best"),
 )
-TAKES_SETTINGS = ("search", "demo")
+TAKES_SETTINGS = ("plan", "search", "demo")
 
 
 def shrunk(code: str) -> str:

@@ -14,6 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
+from qra_backends.ggml.types import TYPES as GGML_TYPES
+
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.space.space import Plan, SearchSpace
@@ -42,7 +44,9 @@ def main() -> None:
             quantization=QuantizationConfig(
                 backend={"name": "gguf", "types": options.types, "feedback": feedback}, cache=options.cache
             ),
-            space=SpaceConfig(bits=(2, 3, 4, 5, 16), ranks=(0,), granularity="module"),
+            space=SpaceConfig(
+                bits=(*{GGML_TYPES[name].width for name in options.types}, 16), ranks=(0,), granularity="module"
+            ),
             training=TrainingConfig(test_rows=options.rows),
         )
         space = evaluator.space

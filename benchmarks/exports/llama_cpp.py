@@ -1,11 +1,10 @@
-"""A plan of llama.cpp's own types, exported: bytes and numbers of the file, and logits of llama.cpp beside the model's.
+"""Loads GGUF exports of a tuned run in llama.cpp itself, and prints by how much its logits differ.
 
-    python benchmarks/exports/llama_cpp.py RUN --data DIR --out benchmarks/results/llama_cpp.jsonl
+    python benchmarks/exports/llama_cpp.py RUN --out benchmarks/results/llama_cpp.jsonl
 
-RUN is tuned first if it is not there: SmolLM2 on GSM8K, one type after another. llama.cpp's CPU kernels round the
-inputs of quantized products to 8 bits in blocks (32 weights: Q8_0; 256: Q8_K), and those of bfloat16 products to
-bfloat16. The model is computed as it is stored; in float32, from weights as llama.cpp decodes them; and in float32 with
-inputs rounded as llama.cpp does. What is left after that is the order of sums. Needs llama-cpp-py-sync.
+Each export is compared with the model as it is, and with the same model computed in float32: bfloat16's own rounding
+is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which brings a built llama.cpp
+(CPU). RUN is the folder of a tuned run.
 """
 
 from __future__ import annotations
@@ -13,192 +12,67 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from llama_cpp_py_sync import __llama_cpp_tag__
-from torch import Tensor, nn
 
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_files import ADAPTER_FILE, MODEL_FILE
-from qra_eval.export.gguf_names import row_order, tensor_namer
-from qra_eval.export.tuned import Chosen, TunedRun
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
-from qra_search.space.plan import Plan
-
-TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q5_0")
-MARGIN = 0.5
-"""Of the likeliest token over the next, in nats: where it is larger, rounding should not change the likeliest token."""
+CASES: tuple[tuple[dict[str, Any], bool], ...] = (
+    ({}, True),
+    ({}, False),
+    ({"weights": "f16", "merge": True}, False),
+    ({"weights": "bf16", "merge": True}, False),
+)
+"""Options of the export, and whether its adapter is loaded as well."""
 
 
 def main() -> None:
+    from qra_eval.export import export, llama_cpp
+    from qra_eval.export.tuned import TunedRun
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--positions", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/llama_cpp.jsonl"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    if not (given.run / "plan.json").is_file():
-        tune(given.run, given.data, given.cache, given.steps)
     run = TunedRun(given.run)
+    rows = []
     with tempfile.TemporaryDirectory() as holder:
-        out = Path(holder) / "gguf"
-        export(run, "gguf", out)
-        row = {"llama.cpp": __llama_cpp_tag__, **file_facts(run, out / MODEL_FILE)}
-        prompts = texts(run, Path(given.data), given.positions)
-        theirs = torch.cat(llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts))
-        for name, model in (
-            ("as_stored", lambda: run_model(run, None)),
-            ("in_float32", lambda: run_model(run, float32_weight(run))),
-            (
-                "with_inputs_rounded_as_llama_cpp_does",
-                lambda: rounding_inputs(run_model(run, float32_weight(run)), run),
-            ),
-        ):
-            row[name] = difference(logits(model(), prompts), theirs)
-            print(json.dumps({name: row[name]}), flush=True)
+        for options, with_adapter in CASES:
+            out = Path(holder) / f"gguf-{len(rows)}"
+            export(run, "gguf", out, **options)
+            adapter = out / "adapter.gguf" if with_adapter else None
+            theirs = llama_cpp.logits(out / "model.gguf", adapter, [ids[0].tolist() for ids in run.input_ids])
+            tuned = with_adapter or bool(options.get("merge"))
+            mine = run.live_logits if tuned else run.logits(run.with_weights(run.weight, adapter=False))
+            precise = run.logits(run.with_weights(run.weight, adapter=tuned).float())
+            rows.append(
+                {
+                    "llama.cpp": __llama_cpp_tag__,
+                    "backend": run.plan["backend"]["name"],
+                    "options": options,
+                    "compared": "tuned model" if tuned else "base without adapter",
+                    "adapter.gguf": with_adapter,
+                    **difference(mine, theirs),
+                    "in_float32": difference(precise, theirs),
+                    "float32_against_stored": difference(mine, [p.flatten(0, 1) for p in precise]),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(row) + "\n")
-    print(json.dumps(row))
+    given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def tune(folder: Path, data: str, cache: str | None, steps: int) -> None:
-    """A plan that has every type, tuned briefly."""
-    evaluator = QuantizedLoRAEvaluator(
-        "smollm2",
-        TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend={"name": "gguf", "types": list(TYPES)}, cache=cache),
-        space=SpaceConfig(bits=(2, 3, 4, 5), ranks=(8,), granularity="module"),
-        training=TrainingConfig(batch_size=4, test_rows=4),
-    )
-    own = [group.bits or evaluator.space.bits for group in evaluator.space.groups]
-    plan = Plan(tuple(names[i % len(names)] for i, names in enumerate(own)), (8,) * len(own))
-    evaluator.tune(plan, steps=steps, folder=folder)
-    evaluator.close()
-
-
-def file_facts(run: TunedRun, file: Path) -> dict[str, Any]:
-    """Whether the file's tensors are the run's, by gguf's own decoder, and what they take."""
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    name_of, equal, searched = tensor_namer(run.config), 0, 0
-    levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
-    for linear in run.linears:
-        tensor = tensors[f"{name_of(linear.name)}.weight"]
-        weight = float32_weight(run)(linear)
-        order = row_order(run.config, linear.name, linear.out_features)
-        weight = weight if order is None else weight[order]
-        decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
-        equal += bool(np.array_equal(decoded.view(np.int32), weight.numpy().view(np.int32)))
-        searched += int(tensor.n_bytes)
-    return {
-        "linears": len(run.linears),
-        "equal_to_the_bit": equal,
-        "searched_bytes_in_the_file": searched,
-        "searched_bytes_of_the_plan": sum(
-            run.backend.storage(levels[m.group]).bytes(m.out_features, m.in_features) for m in run.linears
-        ),
-        "bytes_of_all_tensors": int(sum(tensor.n_bytes for tensor in tensors.values())),
-        "bytes_of_the_file": file.stat().st_size,
-    }
-
-
-def texts(run: TunedRun, data: Path, positions: int) -> list[list[int]]:
-    """Token ids of test problems with their answers, so many in all."""
-    prompts: list[list[int]] = []
-    for line in (data / "gsm8k_test.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        ids = run.tokenizer(f"{row['question']} {row['answer']}", add_special_tokens=False)["input_ids"]
-        prompts.append(ids[: positions - sum(map(len, prompts))])
-        if sum(map(len, prompts)) >= positions:
-            break
-    return prompts
-
-
-def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
-    """The weights as they are decoded, without the rounding to the model's dtype."""
-
-    def weight(linear: Chosen) -> Tensor:
-        module: Any = run.module(linear.name)
-        return module.dequantize(torch.float32)
-
-    return weight
-
-
-def run_model(run: TunedRun, weight: Callable[[Chosen], Tensor] | None) -> Any:
-    """The tuned model as it is stored, or in float32 with other weights in the searched linears."""
-    if weight is None:
-        return run.with_weights(run.weight)
-    model = run.with_weights(run.weight).float()
-    for linear in run.linears:
-        module = model.get_submodule(f"base_model.model.{linear.name}")
-        getattr(module, "base_layer", module).weight = nn.Parameter(weight(linear), requires_grad=False)
-    return model
-
-
-def rounding_inputs(model: Any, run: TunedRun) -> Any:
-    """The model with the inputs of every product rounded as llama.cpp's CPU kernels round them."""
-    for linear in run.linears:
-        module = model.get_submodule(f"base_model.model.{linear.name}")
-        kind: Any = run.module(linear.name)
-        round_to = q8_0 if kind.kind.block == 32 else q8_k
-        getattr(module, "base_layer", module).register_forward_pre_hook(lambda _, args, f=round_to: (f(args[0]),))
-        for part in ("lora_A", "lora_B"):
-            for factor in getattr(module, part, nn.ModuleDict()).values():
-                factor.register_forward_pre_hook(lambda _, args: (bfloat16(args[0]),))
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (bfloat16(args[0]),))
-    return model
-
-
-def bfloat16(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).float()
-
-
-def q8_0(x: Tensor) -> Tensor:
-    """Blocks of 32 with a float16 scale; the codes are rounded by the scale before it is."""
-    blocks = x.unflatten(-1, (-1, 32))
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
-    codes = torch.round(blocks * torch.where(scale > 0, 1 / scale, 0))
-    return (codes * scale.to(torch.float16).float()).flatten(-2)
-
-
-def q8_k(x: Tensor) -> Tensor:
-    """Blocks of 256 with a float32 scale, by the entry of the largest absolute value, which becomes -127."""
-    blocks = x.unflatten(-1, (-1, 256))
-    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    inverse = torch.where(largest != 0, -127 / largest, 0)
-    codes = torch.round(blocks * inverse).clamp(max=127)
-    return (codes / torch.where(inverse != 0, inverse, 1)).flatten(-2)
-
-
-@torch.no_grad()
-def logits(model: Any, prompts: list[list[int]]) -> Tensor:
-    model.eval()
-    found = (model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0].float() for prompt in prompts)
-    return torch.cat(list(found))
-
-
-def difference(mine: Tensor, theirs: Tensor) -> dict[str, float]:
+def difference(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> dict[str, float]:
     """Figures of both, over all positions."""
-    theirs = theirs[:, : mine.shape[1]]
-    gap, same = (mine - theirs).abs(), mine.argmax(-1) == theirs.argmax(-1)
-    first, second = mine.topk(2, dim=-1).values.T
-    clear = first - second > MARGIN
+    a, b = torch.cat([m.flatten(0, 1) for m in mine]), torch.cat(theirs)
+    gap = (a - b[:, : a.shape[1]]).abs()
+    same = (a.argmax(-1) == b[:, : a.shape[1]].argmax(-1)).float().mean()
     return {
         "largest_logit_difference": round(float(gap.max()), 4),
+        "largest_logit": round(float(a.abs().max()), 2),
         "mean_logit_difference": round(float(gap.mean()), 5),
-        "largest_logit": round(float(mine.abs().max()), 2),
-        "positions": len(mine),
-        "same_next_token": round(float(same.float().mean()), 4),
-        f"same_where_the_margin_is_above_{MARGIN}": round(float(same[clear].float().mean()), 4),
-        "share_with_such_a_margin": round(float(clear.float().mean()), 4),
+        "same_next_token": round(float(same), 4),
     }
 
 

@@ -100,7 +100,7 @@ def step_memory(workbench: Workbench) -> StepMemory:
     batches = workbench.batches(max(1, workbench.settings.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
-    linears = [linear for group in space.groups if group.uniform is None for linear in group.linears]
+    linears = [linear for group in space.groups if not group.aside for linear in group.linears]
     head = 2 * labels * workbench.model.get_output_embeddings().weight.shape[0] * item
     layers, outside = _saved_by_batch(workbench, rows, tokens)
     wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))

@@ -49,7 +49,7 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
     model = workbench.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(workbench)
-    if model.backend.calibrated and not cached:
+    if not cached and (model.backend.calibrated or "calibrated" in workbench.settings.inits):
         setup += pace * sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
     phases = foretell(workbench, budget)
     return {
@@ -173,3 +173,11 @@ def prior_tokens(workbench: Workbench) -> float:
     tokens, model = sum(map(len, rows)), workbench.quantized
     probes = 0.5 * len(probed(workbench.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
+
+
+def prior_charge(workbench: Workbench) -> float:
+    """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
+    tokens = prior_tokens(workbench)
+    if workbench.quantized.backend.calibrated:
+        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    return tokens / workbench.evaluation_tokens()

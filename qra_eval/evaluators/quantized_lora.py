@@ -14,7 +14,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards
 from qra_eval.costs.peak_memory import step_memory
-from qra_eval.costs.time import estimate
+from qra_eval.costs.time import estimate, prior_charge, seconds_per_token
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import resolve_device
 from qra_eval.models.engine import check_engine
@@ -257,6 +257,14 @@ class QuantizedLoRAEvaluator(Evaluator):
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate(self.workbench, self.budget)
+
+    def prior_charge(self) -> float:
+        """What measuring the prior will be charged, in full evaluations."""
+        return prior_charge(self.workbench)
+
+    def evaluation_seconds(self) -> float:
+        """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
+        return seconds_per_token(self.workbench) * self.workbench.evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""

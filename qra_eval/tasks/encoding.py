@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from qra_eval.tasks.example import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 """Label of a token that has none."""
@@ -75,6 +75,8 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     Raises:
         ValueError: the continuation has no token of its own.
     """
+    import torch  # seconds, which a task that is refused does without
+
     bare = prompt.rstrip()
     whole = prompt_ids(tokenizer, prompt + continuation, special=special)
     before = prompt_ids(tokenizer, bare, special=special)
@@ -136,6 +138,8 @@ def cut_row(ids: list[int], labelled: list[bool], max_length: int, *, head: int 
         head: so many tokens at the left are kept, up to half the row.
         whole: tokens of the row before some were left out already, if some were.
     """
+    import torch
+
     whole, head = whole or len(ids), min(head, max_length // 2)
     first = labelled.index(True)
     if len(ids) > max_length:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from qra_eval.tasks.batches import by_length
 from qra_eval.tasks.encoding import prompt_ids
 
 
@@ -31,6 +28,10 @@ def generate_answers(
         max_length: most tokens of prompt and answer; a longer prompt loses its left.
         special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
     """
+    import torch  # seconds, which a task that is refused does without
+
+    from qra_eval.tasks.batches import by_length
+
     keep = None if max_length is None else max(1, max_length - max_new_tokens)
     ids = [_tail(prompt_ids(tokenizer, prompt, special=special), keep) for prompt in prompts]
     answers = [""] * len(prompts)
@@ -48,6 +49,7 @@ def generate_answers(
 def _generate(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], max_new_tokens: int, stop: tuple[str, ...]
 ) -> list[str]:
+    import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
     longest = max(map(len, rows))
@@ -79,6 +81,8 @@ class _StopAtText:
         self.window = max(len(text.encode()) for text in stop) + 1
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
         begin = max(self.start, input_ids.shape[1] - self.window)
         tails = self.tokenizer.batch_decode(input_ids[:, begin:])
         done = [any(text in tail for text in self.stop) for tail in tails]

@@ -24,13 +24,13 @@ def scales_in_training(quantized: QuantizedModel) -> Iterator[None]:
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
         if bits != UNQUANTIZED_BITS
+        and quantized.backend.trainable_numbers(bits, linear.out_features, linear.in_features)
     ]
     for name, bits, rank in placed:
         module = start.module(name, bits, rank)
         groups = quantized.backend.trainable(module)
         if groups is not None:
             wrapper = quantized.wrapped[name]
-            quantized.take_away(name)
             wrapper.set_base(module=module)
             wrapper.trained = TrainedGroups(quantized.backend, groups, keep=quantized.materialised)
     try:

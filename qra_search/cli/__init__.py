@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -14,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Libraries that print bars of their own would break the live view; whoever wants them sets the variable.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it does without are no news
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, in the middle of the live view; `python -W` shows them
     sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))
@@ -25,4 +27,5 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "BITSANDBYTES_NOWELCOME": "1",
+    "TQDM_DISABLE": "1",
 }

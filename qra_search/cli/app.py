@@ -37,8 +37,10 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry("demo", "demo:demo", SEARCH, "Profile, search, tune and report on SmolLM2-135M and made-up word problems, "
-          "in under 15 minutes."),
+    Entry("demo", "demo:demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems, in under 6 "
+          "minutes."),
+    Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
+          "no training."),
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
     Entry("profile", "profile:profile", SEARCH, "Measure how much each group suffers from few bits and gains from "
           "rank."),
@@ -52,7 +54,7 @@ ENTRIES = (
     Entry("compare", "look:compare", LOOK, "Put runs side by side: their findings, and the settings in which they "
           "differ."),
     Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
-    Entry("plan", "plans:plans", LOOK, "Compare, check and edit plans."),
+    Entry("plans", "plans:plans", LOOK, "Compare, check and edit plans."),
     Entry("log", "logs:log", LOOK, "Check and merge the trials of runs."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
@@ -80,7 +82,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the bit-width and the LoRA rank of every layer, together, under an exact memory budget.",
-    epilog="Start with [bold]qra demo[/], or [bold]qra search --model smollm2 --memory 108MiB --dry-run[/].",
+    epilog="Start with [bold]qra demo[/], or [bold]qra plan --model smollm2 --memory 95MiB[/].",
 )
 
 

@@ -65,6 +65,16 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
+LEAST_BARE = 1 << 20
+"""A size without a unit is of bytes: below this one it is taken for a mistake."""
+
+
+def check_unit(size: str | None) -> None:
+    """Raises BadInput if a size given on the command line has no unit and is too small to be meant in bytes."""
+    if size is not None and size.strip().isdecimal() and int(size) < LEAST_BARE:
+        raise BadInput(f"--memory {size} means {size} bytes: write its unit, such as {size}MiB or {size}GiB")
+
+
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
 Ranks = Annotated[str | None, option("--ranks 4,8,16", "LoRA ranks to choose from.", WHAT)]
 Granularity = Annotated[
@@ -155,6 +165,8 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
     Raises:
         ConfigError, BadInput: a value that cannot be used.
     """
+    for size in flags.get("memory") or ():
+        check_unit(size)
     overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
     overrides.update(map(pair, sets or []))
     if config is None:

@@ -16,6 +16,7 @@ from qra_search.exchange.trackers import check_tracker
 from qra_search.report.terminal.live import View
 from qra_search.report.words import duration, evaluations_text
 from qra_search.space.memory import format_bytes
+from qra_search.workflow.costs import Costs
 from qra_search.workflow.dry_run import dry_run, embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
 from qra_search.workflow.rows import rows_text
@@ -71,6 +72,8 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
         grid.add_row("rows", line)
     grid.add_row("evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}")
     estimate = facts["estimate"]
+    if "prior_charge" in estimate:
+        grid.add_row("", Costs(config.search.evaluations, estimate["prior_charge"]).charge_text)
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
         if estimate.get("prior_seconds"):

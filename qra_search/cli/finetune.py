@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,18 +13,22 @@ from qra_search.cli.common import option
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.trackers import check_tracker
-from qra_search.report import words
+from qra_search.report.finding import finding, headline
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import next_steps, tested_table
+from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
 from qra_search.runs.final_test import Against, Tested
 from qra_search.runs.folder import RunFolder
+from qra_search.space.sizes import uniform_in
+from qra_search.space.space import Plan
 from qra_search.workflow.evaluator import build_evaluator, on_device
-from qra_search.workflow.finetune import check_reloads, chosen_plan, training_changes, tune_with
+from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, training_changes, tune_with
 
 
 def finetune(
     run: common.Run,
-    plan: Annotated[Path | None, option("--plan FILE", "Another plan than the run's own plan.json.")] = None,
+    plan: Annotated[
+        str | None, option("--plan FILE|uniform2r4", "Another plan than the run's own plan.json, or a uniform one.")
+    ] = None,
     memory: Annotated[
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
@@ -58,8 +63,9 @@ def finetune(
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
 
-    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew.
-    If it is broken off, the same command goes on from the last checkpoint.
+    Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
+    another budget than the run's largest into a folder of its own in it. If it is broken off, the same command goes on
+    from the last checkpoint.
 
     [bold]Example[/]
 
@@ -69,6 +75,7 @@ def finetune(
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
     if plan is not None and memory is not None:
         raise BadInput("--plan and --memory both choose a plan: give one of them")
+    common.check_unit(memory)
     with bad_input():
         folder = RunFolder(run).check()
         config = on_device(folder.config(), device)
@@ -77,18 +84,21 @@ def finetune(
         training_changes(folder.config(), config)
         for spec in track or []:
             check_tracker(spec)
-        chosen = chosen_plan(folder, memory) if plan is None else common.read_plan(folder.result().space, plan)
+        chosen = chosen_plan(folder, memory) if plan is None else _plan(folder, plan)
     view = make_view(common.stderr(), quiet=as_json)
     with view, closing(build_evaluator(config, view.progress)) as evaluator:
         tested = tune_with(
-            evaluator, config, folder, view, chosen, against=cast(Against, against), seeds=seeds, steps=steps,
-            track=track or (),
+            evaluator, config, folder, view, chosen, memory=memory, against=cast(Against, against), seeds=seeds,
+            steps=steps, track=track or (),
         )  # fmt: skip
+    result = folder.result()
+    limit = limit_of(result, chosen, memory)
+    place = place_of(folder, result, limit, memory)
     if as_json:
-        common.emit(json.loads(folder.test_file.read_text()))
+        common.emit(json.loads(place.test_file.read_text()))
     else:
-        print_tested(folder, tested)
-    check_reloads(folder, tested)
+        print_tested(folder, tested, limit, place)
+    check_reloads(place, tested)
 
 
 def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) -> RunConfig:
@@ -97,11 +107,30 @@ def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) ->
     return make_config(config.model_dump(mode="json"), given, source="options")
 
 
-def print_tested(folder: RunFolder, tested: list[Tested]) -> None:
-    """The finding, the table of the comparison, and what to do next."""
+def print_tested(
+    folder: RunFolder, tested: list[Tested], limit: int, place: RunFolder, *, more: Sequence[tuple[str, str]] = ()
+) -> None:
+    """The finding, the table of the comparison, a few answers, and what to do next.
+
+    Args:
+        limit: bytes that the comparison keeps to.
+        place: where the tuned plan is kept.
+        more: further steps, each in words and as a command.
+    """
     console = common.stdout()
     result = folder.result()
-    console.print(f"\n[bold]{words.headline(words.finding(result, tested))}[/]\n")
+    found = finding(result, tested, limit)
+    console.print(f"\n[bold]{headline(found)}[/]\n")
     console.print(tested_table(tested, result.space))
+    if rows := max((len(t.row_tokens) for t in tested), default=0):
+        base = "Lower by: how much the loss of the plan found is lower, as a share of the other's"
+        console.print(f"\n{base}; 95% intervals from {rows} test rows.", style="dim")
+    print_samples(console, tested)
     console.print()
-    next_steps(console, folder)
+    next_steps(console, folder, found, place=place, more=more)
+
+
+def _plan(folder: RunFolder, text: str) -> Plan:
+    """The plan of a file or a run's folder, or a uniform one by name."""
+    space = folder.result().space
+    return uniform_in(space, text) or common.read_plan(space, Path(text))

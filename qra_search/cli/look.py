@@ -14,6 +14,7 @@ from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
+from qra_search.report.finding import said
 from qra_search.report.html.page import write_page
 from qra_search.report.layout import heat_maps
 from qra_search.report.terminal.columns import columns
@@ -82,11 +83,11 @@ def show(
 
         qra show runs/a
     """
+    common.check_unit(memory)
     (folder,) = _checked([run])
     result = folder.result()
     with bad_input():
-        best = result.best(memory)
-        plan = None if best is None else best.plan
+        plan = result.chosen(memory) if memory is not None or result.memory_budgets or result.candidates else None
         if memory is None and folder.plan_file.is_file():
             plan = folder.plan()
     if plan is None:
@@ -95,7 +96,7 @@ def show(
         common.emit(plan_to_dict(result.space, plan))
         return
     console = common.stdout()
-    console.print(f"[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
+    console.print(f"[bold]{said(result, read_test(folder.test()))}[/]\n")
     size = describe_size(result.space, result.space.memory_bytes(plan))
     console.print(f"{words.plan_name(plan, result.space)}, {size}")
     console.print(f"{words.bits_counts(plan, result.space)}\n")
@@ -134,7 +135,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     best_of = [r for r in rows if r["loss"] is not None]
     if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
         low = min(best_of, key=lambda r: r["loss"])
-        console.print(f"Lowest loss at the same budget: [bold]{low['run']}[/], {words.loss_text(low['loss'])}.")
+        console.print(f"Lowest loss within the same budget: [bold]{low['run']}[/], {words.loss_text(low['loss'])}.")
 
 
 def runs(

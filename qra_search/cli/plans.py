@@ -1,4 +1,4 @@
-"""`qra plan`: compare, check and edit plans by hand."""
+"""`qra plans`: compare, check and edit plans by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
 
     [bold]Example[/]
 
-        qra plan diff runs/a runs/b/plan.json
+        qra plans diff runs/a runs/b/plan.json
     """
     plans = [common.plan_data(path) for path in (first, second)]
     one, two = ({g["name"]: (g["bits"], g["rank"]) for g in data["groups"]} for data in plans)
@@ -68,7 +68,7 @@ def check(
 
     [bold]Example[/]
 
-        qra plan check plan.json --run runs/a --memory 108MiB
+        qra plans check plan.json --run runs/a --memory 108MiB
     """
     space = _space(plan, run)
     found = common.read_plan(space, plan)
@@ -78,7 +78,7 @@ def check(
     if limit is not None and size > limit:
         raise BadInput(
             f"the plan takes {format_bytes(size)} ({size} bytes), more than {memory} ({limit} bytes): "
-            "lower bits or ranks with `qra plan edit`, or raise --memory"
+            "lower bits or ranks with `qra plans edit`, or raise --memory"
         )
     if as_json:
         common.emit({"valid": True, "groups": len(space), "memory_bytes": size, "budget": limit})
@@ -105,7 +105,7 @@ def edit(
 
     [bold]Example[/]
 
-        qra plan edit runs/a --set '*.v_proj=8:16' --out mine.json
+        qra plans edit runs/a --set '*.v_proj=8:16' --out mine.json
     """
     space = _space(plan, run)
     changed = common.read_plan(space, plan)
@@ -138,7 +138,7 @@ def import_(
 
     [bold]Example[/]
 
-        qra plan import bits.json --from autoround --run runs/a --out mine.json
+        qra plans import bits.json --from autoround --run runs/a --out mine.json
     """
     space = _space(run, run)
     with bad_input():

@@ -20,6 +20,7 @@ from qra_search.workflow.run import Workers, new_folder, opened, search_with
 
 
 def search(
+    context: typer.Context,
     config: common.ConfigFile = None,
     model: common.Model = None,
     task: common.Task = None,
@@ -41,7 +42,9 @@ def search(
     out: Annotated[
         Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
     ] = None,
-    resume: Annotated[bool, option("--resume", "Go on with the run in --out.", WHERE)] = False,
+    resume: Annotated[
+        bool, option("--resume", "Go on with the run in --out; so does `qra search RUN`.", WHERE)
+    ] = False,
     dry_run: Annotated[
         bool,
         option(
@@ -80,7 +83,8 @@ def search(
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
-    Ctrl-C finishes the running evaluation and saves; --resume continues it.
+    Ctrl-C finishes the running evaluation and saves. The folder of a run in place of a config goes on with that run:
+    one that was broken off, or one that `qra plan` made.
 
     [bold]Example[/]
 
@@ -92,6 +96,11 @@ def search(
         "strategy": strategy, "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
         "engine": engine,
     }  # fmt: skip
+    if not any(_given(context, name) for name in context.params):
+        print(context.get_help())
+        return
+    if config is not None and RunFolder(config).exists and out in (None, config):
+        out, config, resume = config, None, True
     if resume and config is None and out is not None and RunFolder(out).config_file.is_file():
         config = RunFolder(out).config_file
     settings = common.settings(config, sets=sets, **flags)
@@ -119,7 +128,7 @@ def search(
             )  # fmt: skip
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
-            view.say(f"Stopped at once; what ended is saved. Go on with: qra search --resume --out {folder.path}")
+            view.say(f"Stopped at once; what ended is saved. Go on with: qra search {folder.path}")
         raise
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
@@ -127,3 +136,8 @@ def search(
         print_result(common.stdout(), result, folder, complete=complete)
     if not complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

@@ -81,7 +81,7 @@ def toy_space(
         ]
         groups.append(
             Group(
-                name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, uniform=(names[-1], 0)
+                name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, aside=True
             )
         )
         bits, ranks = (*bits, 16), (0, *ranks)

@@ -51,6 +51,19 @@ class CountsRows(Protocol):
 
 
 @runtime_checkable
+class ForetellsCosts(Protocol):
+    """Says in a moment what a search will cost; `Estimates` takes longer and says more."""
+
+    def prior_charge(self) -> float:
+        """Full evaluations that measuring the prior is charged as, before it is measured."""
+        ...
+
+    def evaluation_seconds(self) -> float:
+        """Seconds of a full evaluation, roughly."""
+        ...
+
+
+@runtime_checkable
 class FitsCards(Protocol):
     """Says which graphics cards a run fits; `qra doctor --model` prints it."""
 
@@ -77,6 +90,31 @@ class Tuned(Protocol):
     def memory_bytes(self) -> int: ...
     @property
     def seconds(self) -> float: ...
+
+
+@runtime_checkable
+class MeasuredByRow(Protocol):
+    """A tuned plan that says its loss on each test row, from which intervals of differences are made."""
+
+    @property
+    def row_nats(self) -> Sequence[float]:
+        """Summed loss of each row."""
+        ...
+
+    @property
+    def row_tokens(self) -> Sequence[int]:
+        """Labelled tokens of each row."""
+        ...
+
+
+@runtime_checkable
+class ShowsSamples(Protocol):
+    """A tuned plan that shows a few generated answers, from before its tuning and after."""
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, str]]:
+        """Each with `prompt`, `wanted`, `before` and `after`."""
+        ...
 
 
 @runtime_checkable

@@ -147,7 +147,7 @@ def read_plan(path: Path) -> Foreign:
 def _plan(
     foreign: Foreign, space: SearchSpace, source: str, rank: int | None, default: int | None, rounding: Rounding
 ) -> Imported:
-    aside = {group.name for group in space.groups if group.uniform is not None and not _named(foreign, group)}
+    aside = {group.name for group in space.groups if group.aside and not _named(foreign, group)}
     followed = [group for group in space.groups if group.name not in aside]
     found = {linear.name: foreign.bits_of(linear.name) for group in followed for linear in group.linears}
     notes = []
@@ -169,9 +169,9 @@ def _plan(
     wanted_of = {name: float(value if value is not None else default or 0) for name, value in found.items()}
     bits, ranks, mixed, rounded = [], [], [], []
     for group in space.groups:
-        if group.uniform is not None and group.name in aside:
-            bits.append(group.uniform[0])
-            ranks.append(group.uniform[1])
+        if group.name in aside:  # a file that says nothing of it leaves it as it is
+            bits.append((group.bits or space.bits)[-1])
+            ranks.append(min(group.ranks or space.ranks))
             continue
         each = [wanted_of[linear.name] for linear in group.linears]
         wanted = each[0]
@@ -221,8 +221,8 @@ def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
 
 
 def _rank(foreign: Foreign, group: Group, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
-    if group.uniform is not None:
-        return group.uniform[1]
+    if group.aside:
+        return min(group.ranks or space.ranks)
     allowed = group.ranks or space.ranks
     own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=None)
     wanted = rank if rank is not None else own

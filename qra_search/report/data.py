@@ -11,11 +11,12 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.log.trial import Trial
 from qra_search.report.curves import Curve, read_curves
+from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
-from qra_search.report.words import Finding, finding
 from qra_search.runs.final_test import Tested, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import Plan
+from qra_search.study.forecast import Forecast
 from qra_search.study.result import Candidate, SearchResult
 
 POINTS_SHOWN = 400
@@ -44,6 +45,20 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Record:
+    """A comparison on test data within another budget than the run's own."""
+
+    folder: str
+    budget: int
+    tested: tuple[Tested, ...]
+
+    @classmethod
+    def read(cls, place: RunFolder) -> Record:
+        data = place.test() or {}
+        return cls(str(place.path), int(data["limit"]), tuple(read_test(data)))
+
+
+@dataclass(frozen=True)
 class RunData:
     """One run as a report sees it."""
 
@@ -54,6 +69,7 @@ class RunData:
     config: RunConfig | None
     tested: tuple[Tested, ...]
     tuned: bool
+    records: tuple[Record, ...] = ()
 
     @classmethod
     def read(cls, run: RunFolder) -> RunData:
@@ -70,8 +86,9 @@ class RunData:
         cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None,
         tested: Sequence[Tested],
     ) -> RunData:  # fmt: skip
-        """What is at hand of a run; nothing is read again."""
-        return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir())
+        """What is at hand of a run, of which only the comparisons within other budgets are read."""
+        records = tuple(Record.read(place) for place in run.records())
+        return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir(), records)
 
     @cached_property
     def finding(self) -> Finding | None:
@@ -83,13 +100,23 @@ class RunData:
         return read_curves(self.folder)
 
     @cached_property
+    def said(self) -> str:
+        """The finding in a sentence, or what is foretold before anything was evaluated."""
+        return said(self.result, self.tested)
+
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """What the sensitivities foretell within the largest budget; None without a budget or without them."""
+        return self.result.forecast() if self.result.memory_budgets else None
+
+    @cached_property
     def layout(self) -> Layout:
         return layout(self.result.space)
 
     @cached_property
     def plan(self) -> Plan | None:
         """The plan that is handed over."""
-        return self.finding.plan if self.finding else None
+        return self.finding.plan if self.finding else self.result.chosen() if self.result.memory_budgets else None
 
     @cached_property
     def shown(self) -> tuple[Candidate, ...]:

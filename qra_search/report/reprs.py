@@ -15,6 +15,7 @@ from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import to_svg
 from qra_search.report.figures.charts import front_figure
+from qra_search.report.finding import said
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.terminal.tables import comparison_table
 from qra_search.space.levels import level_words
@@ -67,7 +68,7 @@ def result_html(result: SearchResult) -> str:
 
 
 def _finding(result: SearchResult) -> str:
-    return words.headline(words.finding(result))
+    return said(result)
 
 
 def _spent(result: SearchResult) -> str:

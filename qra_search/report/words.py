@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qra_search.runs.final_test import FOUND, Tested
+from qra_search.runs.final_test import Tested
 from qra_search.space.levels import level_words
-from qra_search.space.memory import format_bytes
 
 if TYPE_CHECKING:
     from qra_search.space.space import Plan, SearchSpace
-    from qra_search.study.result import Candidate, SearchResult
 
 
 FAILURES = ("diverged", "out of memory")
@@ -24,7 +20,7 @@ FAILURES = ("diverged", "out of memory")
 def plan_name(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
     the embeddings if it is searched."""
-    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.uniform is not None)
+    tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.aside)
     rest = f", embeddings {' and '.join(map(level_words, tables))}" if tables else ""
     choice = space.uniform_choice(plan)
     if choice is not None:
@@ -67,6 +63,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def signed_percent(share: float) -> str:
+    """A share as a percentage with its sign: `+16.4 %`, `−0.3 %`."""
+    text = f"{100 * share:+.1f} %"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: float) -> str:
     """A time as people read it: `41 s`, `6 min 12 s`, `2 h 05 min`."""
     if not math.isfinite(seconds):
@@ -86,87 +88,6 @@ def duration(seconds: float) -> str:
 def evaluations_text(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
     return f"{count:.2f}".rstrip("0").rstrip(".")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a search found in figures: the best plan against the strongest uniform plan that fits.
-
-    Attributes:
-        space: of both plans.
-        data: `test` where the final comparison was made, else `validation`.
-        budget: bytes that both keep to.
-        rival: None if no uniform plan fits.
-        noise: standard error of the difference of the two losses; nan if nothing tells it.
-    """
-
-    space: SearchSpace
-    data: str
-    plan: Plan
-    loss: float
-    memory_bytes: int
-    budget: int
-    rival: Plan | None = None
-    rival_loss: float = math.nan
-    rival_bytes: int = 0
-    noise: float = math.nan
-
-    @property
-    def beats(self) -> bool:
-        """Whether the plan's loss is lower than its rival's."""
-        return self.rival is not None and self.loss < self.rival_loss
-
-    @property
-    def gain(self) -> float:
-        """How much lower the loss is, as a share of the rival's."""
-        return 1.0 - self.loss / self.rival_loss
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the difference is less than twice its standard error."""
-        return self.beats and self.rival_loss - self.loss < 2 * self.noise
-
-
-def finding(result: SearchResult, tested: Sequence[Tested] = ()) -> Finding | None:
-    """What was found, on test data where the final comparison was made; None if nothing fits or ended."""
-    tuned = next((t for t in tested if t.role == FOUND), None)
-    comparison = result.comparison()
-    best: Tested | Candidate
-    rival: Tested | Candidate | None
-    if tuned is not None:
-        data, best, budget = "test", tuned, max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
-        # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-        usual = result.space.uniform_choice
-        rivals = [t for t in tested if (t.role != FOUND or usual(t.plan)) and math.isfinite(t.loss)]
-        rival = min(rivals, key=lambda t: t.loss, default=None)
-    elif comparison is not None:
-        data, best, rival = "validation", comparison.best, comparison.uniform
-        budget = comparison.budget if result.memory_budgets else max(c.memory_bytes for c in result.candidates)
-    else:
-        return None
-    known = result.space, data, best.plan, best.loss, best.memory_bytes, budget
-    if rival is None:
-        return Finding(*known)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, math.hypot(_error(best), _error(rival)))
-
-
-def _error(of: Tested | Candidate) -> float:
-    return of.loss_error if isinstance(of, Tested) else of.loss_std
-
-
-def headline(found: Finding | None) -> str:
-    """A finding in one sentence."""
-    if found is None:
-        return "No plan has been evaluated with success yet."
-    size = format_bytes(found.budget)
-    if found.rival is None:
-        return f"{found.data.capitalize()} loss {loss_text(found.loss)} at {size}; no uniform plan to compare it with."
-    rival = plan_name(found.rival, found.space)
-    if not found.beats:
-        return f"No plan found within {size} beats {rival}, whose {found.data} loss is {loss_text(found.rival_loss)}."
-    low, high = pair_text(found.loss, found.rival_loss)
-    doubt = ", a difference within the noise" if found.doubtful else ""
-    return f"{found.data.capitalize()} loss {low} instead of {high} ({rival}) at the same {size}{doubt}."
 
 
 def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:

@@ -13,12 +13,24 @@ from typing import Any, Literal
 
 from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed, ScoredOnRows, Tuned, Tunes
+from qra_search.evaluation.protocols import (
+    Figures,
+    MeasuredByRow,
+    Progress,
+    ReloadFailed,
+    ScoredOnRows,
+    ShowsSamples,
+    Tuned,
+    Tunes,
+)
 from qra_search.files import read_json, write_json
+from qra_search.runs.intervals import paired_interval
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 
 TEST_FORMAT = "qra-test/1"
+TWO_SIDED = 1.96
+"""Standard errors on either side that hold 95%."""
 TUNING = "tuning"
 """Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
 FOUND = "found"
@@ -38,6 +50,9 @@ class Tested:
         scored: test rows that the metrics are of; 0 if that is not known.
         failed: why it could not be tuned with a seed; empty if it could.
         reload_error: why what was saved of it does not load back as it was tuned; empty if it does.
+        row_nats: summed test loss of each row, the mean over the seeds; empty if the evaluator does not say.
+        row_tokens: labelled tokens of each row.
+        samples: generated answers, each with `prompt`, `wanted`, `before` and `after` the tuning.
     """
 
     role: str
@@ -49,6 +64,9 @@ class Tested:
     scored: int = 0
     failed: str = ""
     reload_error: str = ""
+    row_nats: tuple[float, ...] = ()
+    row_tokens: tuple[int, ...] = ()
+    samples: tuple[dict[str, str], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -64,10 +82,30 @@ class Tested:
         return math.sqrt(sum((x - self.loss) ** 2 for x in self.losses) / (n - 1) / n)
 
 
+def difference(found: Tested, other: Tested) -> tuple[float, float] | None:
+    """Interval at 95% of a plan's test loss less another's, in nats; None if nothing tells it.
+
+    From the rows that both were measured on, widened by the spread over seeds if there are several; by that spread
+    alone if the rows are not known.
+    """
+    if found.failed or other.failed or not (math.isfinite(found.loss) and math.isfinite(other.loss)):
+        return None
+    change = found.loss - other.loss
+    seeds = TWO_SIDED * math.hypot(found.loss_error, other.loss_error)
+    rows = None
+    if found.row_tokens and found.row_tokens == other.row_tokens:
+        rows = paired_interval(found.row_nats, other.row_nats, found.row_tokens)
+    if rows is None:
+        return (change - seeds, change + seeds) if math.isfinite(seeds) else None
+    if not math.isfinite(seeds):
+        return rows
+    return change - math.hypot(change - rows[0], seeds), change + math.hypot(rows[1] - change, seeds)
+
+
 def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:
     """Uniform plans of at most `limit` bytes, cheapest first: all, or the best by the search's own estimate.
 
-    If the search evaluated none that fits, the largest stands for the best.
+    If the search evaluated none that fits, the best is the one of lowest predicted loss; without a prior the largest.
     """
     fitting = [plan for plan in space.uniform_plans() if space.memory_bytes(plan) <= limit]
     if against == "none" or not fitting:
@@ -75,7 +113,10 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
     if against == "all":
         return fitting
     seen = [c for c in (result.uniform if result else []) if c.memory_bytes <= limit]
-    return [min(seen, key=lambda c: c.loss).plan if seen else fitting[-1]]
+    if seen:
+        return [min(seen, key=lambda c: c.loss).plan]
+    foretold = result.forecast(limit) if result else None
+    return [foretold.rival.plan if foretold is not None and foretold.rival is not None else fitting[-1]]
 
 
 def compare_on_test(
@@ -119,7 +160,8 @@ def compare_on_test(
     settings |= {"training": changed} if changed else {}
     entries = data.get("tuned", []) if same else []
     order = [found, *(p for p in others if p.key != found.key)]
-    entries = [e for e in entries if any(e["plan"] == p.to_dict() for p in order)]
+    wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}
+    entries = [{**e, "role": role} for e in entries if (role := wanted.get(Plan.from_dict(e["plan"]).key)) is not None]
     for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
         folder = save if plan is found and seed == seeds[0] else None
         entry = next((e for e in entries if e["plan"] == plan.to_dict() and e["seed"] == seed), None)
@@ -195,13 +237,30 @@ def _tested(entries: Sequence[dict[str, Any]]) -> list[Tested]:
                 sum(e["seconds"] for e in same),
                 scored=min(e.get("scored", 0) for e in same),
                 failed=next((e["failed"] for e in same if "failed" in e), ""),
+                row_nats=_mean_rows([e.get("row_nats", ()) for e in same]),
+                row_tokens=tuple(same[0].get("row_tokens", ())),
+                samples=tuple(next((e["samples"] for e in same if "samples" in e), ())),
                 reload_error=next((e["reload_error"] for e in same if "reload_error" in e), ""),
             )
         )
     return sorted(tested, key=lambda t: (t.memory_bytes, t.loss))
 
 
+def _mean_rows(several: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Losses by row, the mean over seeds; empty if they are not of the same rows."""
+    if len({len(nats) for nats in several}) != 1:
+        return ()
+    return tuple(sum(nats) / len(several) for nats in zip(*several, strict=True))
+
+
 def _entry(tuned: Tuned) -> dict[str, Any]:
+    more: dict[str, Any] = {}
+    if isinstance(tuned, MeasuredByRow) and all(map(math.isfinite, tuned.row_nats)):
+        more = {"row_nats": [round(x, 6) for x in tuned.row_nats], "row_tokens": list(tuned.row_tokens)}
+    if isinstance(tuned, ShowsSamples) and tuned.samples:
+        more["samples"] = [dict(sample) for sample in tuned.samples]
+    if isinstance(tuned, ScoredOnRows) and tuned.scored:
+        more["scored"] = tuned.scored
     return {
         "plan": tuned.plan.to_dict(),
         "seed": tuned.seed,
@@ -210,5 +269,5 @@ def _entry(tuned: Tuned) -> dict[str, Any]:
         "metrics": {k: v for k, v in tuned.metrics.items() if math.isfinite(v)},
         "memory_bytes": tuned.memory_bytes,
         "seconds": tuned.seconds,
-        **({"scored": tuned.scored} if isinstance(tuned, ScoredOnRows) and tuned.scored else {}),
+        **more,
     }

@@ -22,6 +22,8 @@ from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
 OLD_LOG_NAME = "trials.sqlite"
+WITHIN = "within-"
+"""Begins the name of a folder with what was tuned within another budget."""
 MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
 """Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
@@ -72,7 +74,7 @@ class RunFolder:
             raise NoRun(self._convert_first())
         if not self.exists:
             what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
-            raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra search --out` wrote")
+            raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
         return self
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
@@ -97,8 +99,14 @@ class RunFolder:
                 )
         if self.exists and not resume:
             raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_file, dump_config(config), durable=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config_file, dump_config(config), durable=True)
+        except OSError as error:
+            raise BadInput(
+                f"the run's folder {self.path} cannot be written ({(error.strerror or str(error)).lower()}): give "
+                f"another place with --out"
+            ) from error
 
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began.
@@ -109,6 +117,16 @@ class RunFolder:
         if not self.config_file.is_file():
             raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
+
+    def record(self, limit: int) -> RunFolder:
+        """Where what is tuned within another budget than the run's own is kept: a folder in this one, which is
+        exported as a run is."""
+        size = f"{limit / 2**20:.3f}".rstrip("0").rstrip(".")
+        return RunFolder(self.path / f"{WITHIN}{size}MiB")
+
+    def records(self) -> list[RunFolder]:
+        """The folders of `record` that hold a comparison, by name."""
+        return [RunFolder(file.parent) for file in sorted(self.path.glob(f"{WITHIN}*MiB/test.json"))]
 
     def result(self) -> SearchResult:
         """The result as the log has it; beliefs are those of `result.json` while it counts the same trials.
@@ -140,29 +158,33 @@ class RunFolder:
         a plan that was tuned keeps its file, which says more than the search knows.
         """
         tuned = self.plan_file.read_text() if self.adapter.is_dir() and self.plan_file.is_file() else None
-        best = result.best()
-        same = tuned is not None and best is not None and plan_from_dict(result.space, json.loads(tuned)) == best.plan
+        plan = result.chosen()
+        same = tuned is not None and plan_from_dict(result.space, json.loads(tuned)) == plan
         if tuned is not None and not same:
-            self._set_aside()
+            self.set_aside()
         result.write(self.path)
         if same and tuned is not None:
             write_text(self.plan_file, tuned)
 
     def plan(self) -> Plan:
-        """The plan of `plan.json`.
+        """The plan of `plan.json`, or the one that it would hold.
 
         Raises:
             NoRun: the run has no plan yet.
         """
         data = read_json(self.plan_file)
+        chosen = self.result().chosen() if data is None else None
+        if chosen is not None:
+            return chosen
         if data is None:
-            raise NoRun(f"{self.path} has no plan yet: its search has not ended; resume it with `qra search --resume`")
+            raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan_from_dict(self.result().space, data)
 
     def _convert_first(self) -> str:
         return f"{self.path} holds an older log, {OLD_LOG_NAME}: `qra log convert {self.path}` makes a new one of it"
 
-    def _set_aside(self) -> None:
+    def set_aside(self) -> Path:
+        """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""
         number = 1
         while (folder := self.path / f"earlier-{number}").exists():
             number += 1
@@ -170,6 +192,7 @@ class RunFolder:
         for item in (self.adapter, self.path / "quantized.safetensors", self.plan_file, self.test_file):
             if item.exists():
                 item.rename(folder / item.name)
+        return folder
 
     def test(self) -> dict[str, Any] | None:
         """The comparison on test data; None if there is none."""

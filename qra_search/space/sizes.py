@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from qra_search.errors import BadInput
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes, parse_bytes
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 
 REFERENCE_BITS = 4
 """A percentage is of the uniform plan at these bits and the space's middle rank."""
@@ -64,6 +64,28 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     return parse_bytes(text)
 
 
+def uniform_in(space: SearchSpace, text: str) -> Plan | None:
+    """The uniform plan that a text such as `uniform3r8` names; None if it is no such text.
+
+    Raises:
+        BadInput: the space has no such plan.
+    """
+    match = _UNIFORM.fullmatch(text)
+    return None if match is None else _uniform(space, read_name(match.group(1)), int(match.group(2)), f"plan {text!r}")
+
+
+def uniform_text(space: SearchSpace, plan: Plan) -> str:
+    """The text that names a uniform plan, such as `uniform3r8`.
+
+    Raises:
+        ValueError: the plan is none.
+    """
+    choice = space.uniform_choice(plan)
+    if choice is None:
+        raise ValueError("the plan is not uniform, so no text names it")
+    return f"uniform{choice[0]}r{choice[1]}"
+
+
 def budget_in(space: SearchSpace, text: str | int | float) -> int:
     """Bytes that a budget means for a space, which some plan of it fits.
 
@@ -97,11 +119,15 @@ def bits_per_weight(space: SearchSpace, count: int) -> float:
 
 
 def _uniform_bytes(space: SearchSpace, bits: LevelName, rank: int, text: str) -> int:
+    return space.memory_bytes(_uniform(space, bits, rank, f"memory budget {text!r}"))
+
+
+def _uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> Plan:
     plan = space.uniform(bits, rank)
     if plan is None:
         raise BadInput(
-            f"memory budget {text!r} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space "
+            f"{what} needs the uniform plan of {level_words(bits)} and rank {rank}, which the space "
             "does not have: "
             f"its bits are {', '.join(map(str, space.bits))}, its ranks {', '.join(map(str, space.uniform_ranks))}"
         )
-    return space.memory_bytes(plan)
+    return plan

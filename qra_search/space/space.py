@@ -74,7 +74,8 @@ class SearchSpace(Displayed):
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
                     raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
-        self._check_uniform()
+        if not self._following:
+            raise ValueError("a space needs at least one group that is not aside")
 
     # -- how it shows itself -----------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -202,16 +203,19 @@ class SearchSpace(Displayed):
         level = self._level(bits)
         if level is None:
             return None
-        chosen = [group.uniform or (level.name, rank) for group in self.groups]
-        plan = Plan(tuple(b for b, _ in chosen), tuple(r for _, r in chosen))
+        plan = Plan(
+            tuple(self._widened(level, group) if group.aside else level.name for group in self.groups),
+            tuple(min(group.ranks or self.ranks) if group.aside else rank for group in self.groups),
+        )
         return plan if self.contains(plan) else None
 
     def uniform_choice(self, plan: Plan) -> tuple[LevelName, int] | None:
         """The level and rank of a uniform plan; None if it is none."""
-        following = self._following
-        choices = {(plan.bits[i], plan.ranks[i]) for i in following}
-        aside = all(g.uniform in (None, (b, r)) for g, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True))
-        return choices.pop() if len(choices) == 1 and aside else None
+        choices = {(plan.bits[i], plan.ranks[i]) for i in self._following}
+        if len(choices) != 1:
+            return None
+        choice = choices.pop()
+        return choice if plan == self.uniform(*choice) else None
 
     def uniform_plans(self) -> list[Plan]:
         """Every uniform plan of the space, cheapest first."""
@@ -242,16 +246,14 @@ class SearchSpace(Displayed):
     @cached_property
     def _following(self) -> list[int]:
         """The groups that follow a uniform plan."""
-        return [i for i, group in enumerate(self.groups) if group.uniform is None]
+        return [i for i, group in enumerate(self.groups) if not group.aside]
 
-    def _check_uniform(self) -> None:
-        if not self._following:
-            raise ValueError("a space needs at least one group without a `uniform` choice of its own")
-        for group in self.groups:
-            if group.uniform is not None:
-                level, rank = group.uniform
-                if level not in (group.bits or self.bits) or rank not in (group.ranks or self.ranks):
-                    raise ValueError(f"group {group.name!r}: its uniform choice {group.uniform} is not allowed")
+    def _widened(self, level: Level, group: Group) -> LevelName:
+        """The level itself, or the next wider, else the widest, that a group allows."""
+        allowed = [own for own in self.levels if group.bits is None or own.name in group.bits]
+        if level in allowed:
+            return level.name
+        return next((own for own in allowed if own.width >= level.width), allowed[-1]).name
 
     @cached_property
     def _index_of_bits(self) -> dict[LevelName, int]:

@@ -19,9 +19,10 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import budget_in
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.study.candidate import Candidate, Comparison
+from qra_search.study.forecast import Forecast, forecast
 from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
 __all__ = ["Candidate", "Comparison", "SearchResult"]
@@ -100,6 +101,24 @@ class SearchResult(Displayed):
         budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
         return [c for b in budgets if (c := self.comparison(b)) is not None]
 
+    def forecast(self, memory_budget: int | str | None = None) -> Forecast | None:
+        """What the measured sensitivities alone choose within a budget, as `best` takes it, beside the uniform plans;
+        None if there are none.
+
+        Raises:
+            BudgetTooSmall: no plan of the space fits.
+        """
+        return None if self.prior is None else forecast(self.space, self.prior, self._budget(memory_budget))
+
+    def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
+        """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
+        sensitivities choose; None without either, and if all evaluations failed."""
+        best = self.best(memory_budget)
+        if best is not None:
+            return best.plan
+        foretold = None if not self.candidates and self.failures() else self.forecast(memory_budget)
+        return None if foretold is None else foretold.plan
+
     def failures(self) -> list[Trial]:
         """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
@@ -122,6 +141,10 @@ class SearchResult(Displayed):
     def to_pandas(self, of: RowsOf = "candidates") -> Any:
         """`rows` as a pandas frame."""
         return to_pandas(self.rows(of))
+
+    def trials_dataframe(self) -> Any:
+        """All trials, oldest first, as a pandas frame."""
+        return self.to_pandas("trials")
 
     def __repr__(self) -> str:
         best = self.best()
@@ -147,21 +170,22 @@ class SearchResult(Displayed):
                 }
                 for c in self.comparisons
             ],
+            "forecasts": [f.to_dict() for b in self.memory_budgets if (f := self.forecast(b)) is not None],
             "front": [_plain(c) for c in self.front],
             "uniform": [_plain(c) for c in self.uniform],
             "candidates": [_plain(c) for c in self.candidates],
         }
 
     def write(self, folder: str | Path) -> None:
-        """Write `result.json`, `prior.json` (if there is a prior) and `plan.json` (the best plan) into a folder."""
+        """Write `result.json`, `prior.json` (if there is a prior) and `plan.json` (the plan chosen) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", self.to_dict())
         if self.prior is not None:
             write_json(folder / "prior.json", self.prior.to_dict())
-        best = self.best()
-        if best is not None:
-            write_json(folder / "plan.json", plan_to_dict(self.space, best.plan))
+        plan = self.chosen()
+        if plan is not None:
+            write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
     def _budget(self, memory_budget: int | str | None) -> int:
         if memory_budget is not None:

@@ -145,6 +145,14 @@ class Study:
                 future.cancel()
             self.log.release()
 
+    def measure(self) -> SearchResult:
+        """Measure the prior if the log has none, and evaluate nothing; `run` goes on from there."""
+        try:
+            self._measure_prior()
+            return self.result()
+        finally:
+            self.log.release()
+
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
         self._stopping = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import ReloadFailed
 from qra_search.exchange.trackers.base import flat
 from qra_search.exchange.trackers.tuning import tracked
+from qra_search.files import read_json
 from qra_search.report import words
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.live import View
@@ -20,6 +22,8 @@ from qra_search.runs.final_test import TUNING, Against, Tested, TuningFailed, co
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import plan_from_dict
+from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
@@ -42,10 +46,26 @@ def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
     """
     if memory is None:
         return folder.plan()
-    best = folder.result().best(memory)
-    if best is None:
+    plan = folder.result().chosen(memory)
+    if plan is None:
         raise BadInput(f"no plan of {folder.path} fits {memory}: search with this budget first")
-    return best.plan
+    return plan
+
+
+def limit_of(result: SearchResult, plan: Plan, memory: str | None = None) -> int:
+    """The bytes that a comparison keeps to: the budget named, else the run's largest; the plan's own if it takes more.
+
+    Raises:
+        BudgetTooSmall: no plan of the space fits the budget.
+    """
+    if memory is not None:
+        return budget_in(result.space, memory)
+    return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
+
+
+def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: str | None = None) -> RunFolder:
+    """Where what is tuned within so many bytes is kept: in the run's folder, or, for another budget, in one in it."""
+    return folder if memory is None or limit in result.memory_budgets[-1:] else folder.record(limit)
 
 
 def tune_with(
@@ -55,6 +75,7 @@ def tune_with(
     view: View,
     plan: Plan,
     *,
+    memory: str | None = None,
     against: Against = "best",
     seeds: int = 1,
     steps: int | None = None,
@@ -62,8 +83,12 @@ def tune_with(
 ) -> list[Tested]:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
 
+    Another plan that was tuned in the same place is set aside.
+
     Args:
         config: the run's own, but for what may be set anew under `training`.
+        memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
+            own (`place_of`).
         track: trackers that hear of every step, such as `tensorboard`.
 
     Raises:
@@ -72,20 +97,23 @@ def tune_with(
     """
     tuner = check_tunes(evaluator, config)
     result = folder.result()
-    limit, others = _opponents(result, plan, against)
+    limit = limit_of(result, plan, memory)
+    place = place_of(folder, result, limit, memory)
+    others = opponents(result.space, limit, against, result)
+    _make_room(place, result.space, plan)
     say_rows(evaluator, view)
     view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
 
     def say_tuned(tested: Tested, done: int, total: int) -> None:
         view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
-    changed, tunings = training_changes(folder.config(), config), folder.test_file.parent / TUNING
+    changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
     told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
     try:
         with tracked(track, tunings, told, result, view.say) as figures:
             tested = compare_on_test(
-                tuner, plan, others, folder.test_file, space=result.space, limit=limit, seeds=range(seeds),
-                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=folder.path,
+                tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
+                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,
                 progress=view.progress, figures=figures, on_tuned=say_tuned,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -94,7 +122,7 @@ def tune_with(
     except TuningFailed:
         write_report(folder, config, result, folder.identity(), read_test(folder.test()))
         raise
-    write_report(folder, config, result, folder.identity(), tested)
+    write_report(folder, config, result, folder.identity(), read_test(folder.test()))
     return tested
 
 
@@ -137,7 +165,8 @@ def tuned_baselines(
     Raises:
         BadInput: the run's evaluator cannot tune.
     """
-    _, others = _opponents(folder.result(), plan, against)
+    result = folder.result()
+    others = opponents(result.space, limit_of(result, plan), against, result)
     places = [
         (other, folder.path / BASELINES / _folder_name(other))
         for other in others
@@ -173,7 +202,12 @@ def _folder_name(uniform: Plan) -> str:
     return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
-def _opponents(result: SearchResult, plan: Plan, against: Against) -> tuple[int, list[Plan]]:
-    """The bytes that a comparison keeps to, and the uniform plans of no more."""
-    limit = max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
-    return limit, opponents(result.space, limit, against, result)
+def _make_room(place: RunFolder, space: SearchSpace, plan: Plan) -> None:
+    """Set aside what was tuned of another plan; the uniform plans it was compared with are not tuned again."""
+    place.path.mkdir(parents=True, exist_ok=True)
+    tuned = read_json(place.plan_file) if place.adapter.is_dir() else None
+    if tuned is None or plan_from_dict(space, tuned) == plan:
+        return
+    earlier = place.set_aside()
+    if (earlier / place.test_file.name).is_file():
+        shutil.copy2(earlier / place.test_file.name, place.test_file)

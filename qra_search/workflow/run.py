@@ -27,6 +27,7 @@ from qra_search.strategies import make_strategy
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
+from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
 from qra_search.workflow.rows import say_rows
@@ -175,6 +176,11 @@ def search_with(
         hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
         if hint is not None:
             view.say(f"not searched: {hint}")
+        costs = foretold_costs(evaluator, study.evaluations, study.prior) if len(log) == 0 else None
+        if costs is not None:
+            view.say(f"what it costs: {costs.text}")
+        if study.prior is not None and len(log) == 0:
+            view.say(f"what it may gain: {worth_text(study.result().forecast())}")
         with stop_on_interrupt(study, view):
             result = study.run()
         identity = identity_in(log)
@@ -200,8 +206,8 @@ def make_study(
         BadInput: a budget that no plan fits, a log of another search.
     """
     with bad_input():
-        # A log with trials keeps the prior that it has: the other run may be gone by now.
-        source = learnt_log(config) if len(log) == 0 else None
+        # A log keeps the prior that it has: the other run may be gone by now.
+        source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
         prior = None if source is None else learnt_prior(source, evaluator.space)
         return Study(
             evaluator,
@@ -267,7 +273,7 @@ def _why_nothing(result: SearchResult, evaluations: float) -> str:
         return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
     return (
         f"no plan was evaluated: the prior alone was charged {result.spent:.2f} of {evaluations:g} evaluations; "
-        f"go on with --resume and more --evaluations"
+        f"go on with more --evaluations"
     )
 
 

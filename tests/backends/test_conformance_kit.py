@@ -139,7 +139,21 @@ class WorkOfOneSize(ReferenceBackend):
         return 1000.0
 
 
+class RetrainsInPlace(ReferenceBackend):
+    def retrained(self, module, groups):
+        changed = super().retrained(module, groups)
+        module.scale, module.offset = changed.scale, changed.offset
+        return changed
+
+
+class CountsNoGroups(ReferenceBackend):
+    def trainable_numbers(self, bits, out_features, in_features):
+        return 0
+
+
 CASES = [
+    (RetrainsInPlace, "test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say"),
+    (CountsNoGroups, "test_groups_that_can_be_trained_are_counted_and_change_the_weight_as_they_say"),
     (LevelsOfTheirOwn, "test_levels_quantized_together_are_those_quantized_alone"),
     (IdentityOfTheProcess, "test_identities_are_plain_and_tell_what_tensors_depend_on"),
     (WorkOfOneSize, "test_work_grows_with_the_shape"),

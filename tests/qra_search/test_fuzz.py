@@ -303,6 +303,6 @@ def test_a_plan_that_no_one_would_write_is_refused_in_one_line(log_file, content
 
     (tmp_path / "plan.json").write_text(content)
     (tmp_path / "trials.jsonl").write_bytes(log_file)
-    assert run_safely(["plan", "check", str(tmp_path / "plan.json"), "--run", str(tmp_path)]) == 2
+    assert run_safely(["plans", "check", str(tmp_path / "plan.json"), "--run", str(tmp_path)]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "plan" in told[0] and len(told[0]) < 1000

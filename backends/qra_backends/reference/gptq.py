@@ -93,8 +93,7 @@ class ReferenceGPTQBackend(ReferenceBackend):
             self.check_bits(bits)
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
         rows = min(out_features, _rows_at_once(len(levels), device))
-        # The block in floats; for each level its columns, which become their gradient, and two times its codes; done
-        # blocks are in pieces.
+        # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
         return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)

@@ -1,7 +1,7 @@
 """Descent on the output error after error feedback: scales and offsets refitted, codes moved one at a time.
 
 Feedback takes scales and offsets as they are, and never takes a code back. Both are made up for here, in the metric of
-the damped Hessian H. With E = W - Q the output error is tr(E H Eᵀ), and R = H Eᵀ half its falling gradient. A group's
+the damped Hessian H. With E = W - Q the output error is tr(E H Eᵀ), and R = H Eᵀ half its gradient by E. A group's
 scale and offset follow by least squares from its codes, a code from the least of a parabola; no step raises the error.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qra_backends.reference.packed import GROUP_DTYPE
 
-BLOCK = 64  # columns (of whole groups, where those are shorter) whose changes are spread over all others at once
-_ROWS = 512  # whose gradient is made at once, so that it can take the place of the weight
+BLOCK = 64  # columns (of whole groups, where those are shorter) whose gradient is made at once
+_STEP = 16  # columns whose changes are spread one by one
 _ALIKE = 1e-6  # share of codes' own error below which they are all alike, and tell nothing of the scale
 
 
@@ -49,27 +49,21 @@ def polish(stack: Stack, columns: Tensor, hessian: Tensor, damping: float, sweep
     """Lower the output error of a stack, in place; a sweep takes O(rows · in²).
 
     Args:
-        columns: the weight, float32 (in, rows); its memory is used for the gradient.
+        columns: the weight, float32 (in, rows); becomes what is lost of it.
         hessian: float32 (in, in), without damping.
         damping: what counts as added to each entry of its diagonal.
     """
     for group in range(len(stack.scale)):
         part = stack.columns(group)
         columns[part].sub_(stack.codes[part] * stack.scale[group]).sub_(stack.offset[group])
-    gradient = columns
-    for rows in gradient.split(_ROWS, dim=1):
-        rows.copy_(torch.addmm(rows, hessian, rows, beta=damping))
-    for sweep in range(sweeps):
+    lost = columns
+    for _ in range(sweeps):
         for groups in stack.blocks():
             block = slice(stack.columns(groups[0]).start, stack.columns(groups[-1]).stop)
             own = hessian[block, block].clone()
             own.diagonal().add_(damping)
-            change = _descend(stack, groups, own, gradient[block].clone())
-            if sweep == sweeps - 1:  # what lies behind is not looked at again
-                gradient[block.stop :].addmm_(hessian[block.stop :, block], change, alpha=-1)
-            else:
-                gradient.addmm_(hessian[:, block], change, alpha=-1)
-                gradient[block].sub_(change, alpha=damping)
+            gradient = torch.addmm(lost[block], hessian[block], lost, beta=damping)
+            lost[block].sub_(_descend(stack, groups, own, gradient))
 
 
 def _descend(stack: Stack, groups: range, hessian: Tensor, gradient: Tensor) -> Tensor:
@@ -125,8 +119,8 @@ def _move(codes: Tensor, scale: Tensor, highest: Tensor, hessian: Tensor, gradie
     size = len(codes)
     rate = torch.where(scale == 0, 0.0, 1 / scale)
     lowest, moved = torch.zeros_like(highest), torch.empty_like(codes)
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
+    for start in range(0, size, _STEP):
+        stop = min(start + _STEP, size)
         for i, curvature in enumerate(hessian.diagonal()[start:stop].tolist(), start):
             code, change = codes[i], moved[i]
             torch.addcmul(code, gradient[i], rate, value=1 / curvature, out=change).round_()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.exchange.trackers.base import Tracker
-from qra_search.report import words
+from qra_search.report.finding import said
 from qra_search.study.result import SearchResult
 
 FOLDER = "tensorboard"
@@ -44,7 +44,7 @@ class TensorBoardTracker(Tracker):
 
     def close(self, result: SearchResult, *, complete: bool) -> None:
         step = len(result.trials)
-        self.writer.add_text("result", words.headline(words.finding(result)), step)
+        self.writer.add_text("result", said(result), step)
         best = result.best()
         if best is not None:
             rows = zip(result.space.names, best.plan.bits, best.plan.ranks, strict=True)

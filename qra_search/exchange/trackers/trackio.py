@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.exchange.trackers.base import PROJECT, Tracker
-from qra_search.report import words
+from qra_search.report.finding import finding
 from qra_search.study.result import SearchResult
 
 
@@ -38,7 +38,7 @@ class TrackioTracker(Tracker):
         self._run.log(dict(figures), step=step)
 
     def close(self, result: SearchResult, *, complete: bool) -> None:
-        found = words.finding(result)
+        found = finding(result)
         if found is not None:
             self._run.log({"result/loss": found.loss, "result/memory_mib": found.memory_bytes / 2**20})
         self._run.finish()

@@ -24,6 +24,8 @@ UNIFORM = "uniform"
 COLOURS = 7
 """Colours that origins take in turn; the eighth is the prior's."""
 LABEL_LONG = 40
+LEAST_SPAN = 0.05
+"""Share of the largest size that the memory axis spans at least."""
 DASHED, DOTTED = (0, (3.3, 2.7)), (0, (1.3, 2.7))
 FRONT_MARKS = {
     # kind: colour, shape, size, opacity, what it is
@@ -63,7 +65,7 @@ def front_figure(run: RunData, size: Size = WIDE, *, dark: bool = False, legend:
     sizes = [*(c.memory_bytes for c in run.shown if c.loss <= max(losses)), *budgets]
     with style(dark) as c:
         figure, (axes,) = new_figure("Loss against memory of every plan that was evaluated", size)
-        x_ends = fit(axes, "x", "memory, MiB", [b / MIB for b in sizes], log=False)
+        x_ends = fit(axes, "x", "memory, MiB", [b / MIB for b in spread_out(sizes)], log=False)
         y_ends = fit(axes, "y", "loss", losses)
         places = [(_clamp(p.memory_bytes / MIB, x_ends), _clamp(p.loss, y_ends)) for p in run.shown]
         for budget in budgets:
@@ -238,6 +240,13 @@ def clipped(values: Iterable[float], needed: Iterable[float] = ()) -> list[float
     if math.log(ordered[-1] / low) < 2 * math.log(top / low):
         return ordered + needed
     return [v for v in ordered if v <= top] + needed
+
+
+def spread_out(sizes: Sequence[float]) -> list[float]:
+    """Sizes, with others around them if they lie so close that single bytes would look like much."""
+    low, high = min(sizes), max(sizes)
+    more = (LEAST_SPAN * high - (high - low)) / 2
+    return [*sizes, low - more, high + more] if more > 0 else list(sizes)
 
 
 def _front_losses(run: RunData) -> list[float]:

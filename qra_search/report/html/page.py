@@ -15,7 +15,7 @@ from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import page_rules
 from qra_search.report.html import sections
 from qra_search.report.html.markup import escape
-from qra_search.report.words import headline, plan_name
+from qra_search.report.words import plan_name
 from qra_search.runs.folder import RunFolder
 
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -38,7 +38,7 @@ def page(runs: Sequence[RunData]) -> str:
     """The report as a text."""
     if not runs:
         raise ValueError("a report needs at least one run")
-    title = headline(runs[0].finding) if len(runs) == 1 else f"{len(runs)} runs compared"
+    title = runs[0].said if len(runs) == 1 else f"{len(runs)} runs compared"
     body = _article(runs[0], 0) if len(runs) == 1 else _several(runs)
     data = json.dumps([embedded(run) for run in runs], allow_nan=False, separators=(",", ":"))
     # Inside a script element only these could end it or begin a comment.
@@ -105,8 +105,8 @@ def _article(run: RunData, number: int, attributes: str = "", heading: str = "h1
     )  # fmt: skip
     return (
         f'<article {attributes}data-run="{number}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
-        f"<{heading}>{sections.headline(run.finding)}</{heading.split()[0]}>"
-        f'<p class="lead">{sections.lead(run.finding)}</p>{sections.facts(run)}</header>{"".join(body)}</article>'
+        f"<{heading}>{sections.headline(run)}</{heading.split()[0]}>"
+        f'<p class="lead">{sections.lead(run)}</p>{sections.facts(run)}</header>{"".join(body)}</article>'
     )
 
 

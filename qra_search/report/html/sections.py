@@ -9,55 +9,68 @@ from collections.abc import Sequence
 import yaml
 
 from qra_search.config import dump_config
+from qra_search.errors import one_line
 from qra_search.report import words
-from qra_search.report.data import RunData
+from qra_search.report.data import Record, RunData
 from qra_search.report.figures import charts as figures
 from qra_search.report.figures.canvas import SHAPES
+from qra_search.report.finding import CHANCE, doubt_text, finding, gain_text
+from qra_search.report.finding import headline as finding_headline
 from qra_search.report.html import embedded as charts
 from qra_search.report.html import heatmap, tables
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.layout import heat_maps
-from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
+from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, pair_text, percent, plan_name
+from qra_search.runs.final_test import FOUND
 from qra_search.space.memory import format_bytes
 from qra_search.space.sizes import bits_per_weight
 
+SAMPLE = 400
+"""Characters of a prompt or an answer that are shown."""
 
-def headline(found: words.Finding | None) -> str:
-    """The finding, its figures marked; the plain words are those of `words.headline`."""
+
+def headline(run: RunData) -> str:
+    """What a run has to say, its figures marked; the plain words are those of `run.said`."""
+    found = run.finding
     if found is None:
-        return "No plan has been evaluated with success yet"
-    size = prose(format_bytes(found.budget))
+        return prose(run.said).rstrip(".")
+    within = f"within {prose(format_bytes(found.budget))}"
     if found.rival is None:
-        return f'<span class="found">{prose(loss_text(found.loss))}</span> at {size}'
+        return f'<span class="found">{prose(loss_text(found.loss))}</span> {within}'
+    low, high = pair_text(found.loss, found.rival_loss)
+    if found.doubtful or found.unproven:
+        return f"Loss {low} and {high} {within}: {CHANCE if found.doubtful else 'not told apart from chance'}"
     if not found.beats:
-        return f"No plan found beats {prose(plan_name(found.rival, found.space))} within {size}"
-    low, high = words.pair_text(found.loss, found.rival_loss)
-    return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> at the same {size}'
+        return f"No plan found beats {prose(plan_name(found.rival, found.space))} {within}"
+    return f'<span class="found">{low}</span> instead of <span class="rival">{high}</span> {within}'
 
 
-def lead(found: words.Finding | None) -> str:
+def lead(run: RunData) -> str:
     """What the headline's figures are."""
+    found = run.finding
     if found is None:
-        return "The report fills as evaluations end."
+        return "Foretold from the sensitivities alone." if run.plan else "The report fills as evaluations end."
     data = "on test data that the search never saw" if found.data == "test" else "on validation data"
     if found.rival is None:
         return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."
-    rival = f"<strong>{prose(plan_name(found.rival, found.space))}</strong>"
+    rival = (
+        f"<strong>{prose(plan_name(found.rival, found.space))}</strong> of {prose(format_bytes(found.rival_bytes))}, "
+        "the strongest uniform plan that fits"
+    )
+    if found.doubtful or found.unproven:
+        more = (
+            "Before relying on it tune both with more seeds or test rows."
+            if found.data == "test"
+            else "Before relying on it confirm it with more seeds, or let an evaluation see more (training.steps, "
+            "training.validation_rows)."
+        )
+        return f"Loss of the plan found {data}, beside that of {rival}: {prose(doubt_text(found))}. {more}"
     if not found.beats:
         return (
             f"Loss {data}: {prose(loss_text(found.loss))} at best, against {prose(loss_text(found.rival_loss))} of "
             f"{rival}. More evaluations may find one; uniform is the plan to use until then."
         )
-    text = (
-        f"Loss of the plan found {data}, against {rival}, the strongest uniform plan that fits: "
-        f"<strong>{prose(percent(found.gain))} lower</strong>."
-    )
-    if found.doubtful:
-        text += (
-            " The difference is within the noise of the evaluations: before relying on it confirm it with more seeds, "
-            "or let an evaluation see more (training.steps, training.validation_rows)."
-        )
-    return text
+    return f"Loss of the plan found {data}, against {rival}: <strong>{prose(gain_text(found))}</strong>."
 
 
 def facts(run: RunData) -> str:
@@ -71,7 +84,8 @@ def facts(run: RunData) -> str:
             ("Memory of the plan", format_bytes(found.memory_bytes), f"{limit}{bits:.2f} bits a searched weight")
         )
         if found.rival is not None:
-            gain = f"−{percent(found.gain)}" if found.beats else "none"
+            gain = f"−{percent(found.gain)}" if found.beats and not found.unproven else "none"
+            gain = CHANCE if found.doubtful else gain
             items.append(("Loss against uniform", gain, f"{found.data} data, {plan_name(found.rival, found.space)}"))
     plans = len(result.candidates)
     failed = f", {len(result.failures())} failed" if result.failures() else ""
@@ -100,21 +114,57 @@ def eyebrow(run: RunData) -> str:
 
 def comparison(run: RunData) -> str:
     """The plan found against uniform plans: on test data where it was tuned, and on validation data."""
-    tested, validation = tables.tested_table(run), tables.validation_table(run)
+    tested, validation = tables.tested_table(run, run.tested), tables.validation_table(run)
+    for record in run.records:
+        within = f"Within {format_bytes(record.budget)}: {headline_of(run, record)}"
+        tested += f"<h3>{prose(within)}</h3>{tables.tested_table(run, record.tested)}"
     if not tested and not validation:
-        return ""
+        return foretold(run)
     if tested:
         say = (
             "Each plan was tuned in full and measured on test rows that the search never saw. "
             "Uniform plans take equal or fewer bytes."
         )
         more = f"<details><summary>On validation data, as the search saw them</summary>{validation}</details>"
-        return _section("Against uniform", say, tested + (more if validation else ""))
+        return _section("Against uniform", say, tested + (more if validation else "")) + samples(run)
     say = (
         "Means of the short evaluations that the search was made with. "
         "The final word is on test data: tune the plan with the command below."
     )
     return _section("Against uniform", say, validation)
+
+
+def foretold(run: RunData) -> str:
+    """What the sensitivities foretell of the plan against uniform plans, before anything was evaluated."""
+    table = tables.forecast_table(run)
+    if not table:
+        return ""
+    say = (
+        "Predicted from the sensitivities alone, in nats of loss after a short tuning; nothing was tuned yet. The "
+        "intervals hold 95% of the differences in thirteen recorded searches."
+    )
+    return _section("Against uniform, as foretold", say, table)
+
+
+def samples(run: RunData) -> str:
+    """Answers of the plan found to a few test rows, from before its tuning and after."""
+    shown = next((t.samples for t in run.tested if t.role == FOUND), ())
+    if not shown:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one_line(s["prompt"], SAMPLE))}</th>'
+        + "".join(f'<td class="text">{escape(one_line(s[k], SAMPLE))}</td>' for k in ("wanted", "before", "after"))
+        + "</tr>"
+        for s in shown
+    )
+    say = "By the quantized model with the plan, before its adapters were tuned and after."
+    head = ["Prompt", "<Wanted", "<Before", "<After"]
+    return _section("Answers to test rows", say, tables.table(head, rows, "Answers before and after tuning"))
+
+
+def headline_of(run: RunData, record: Record) -> str:
+    """The finding within another budget than the run's own."""
+    return finding_headline(finding(run.result, record.tested, record.budget))
 
 
 def front(run: RunData, key: str) -> str:
@@ -128,7 +178,7 @@ def front(run: RunData, key: str) -> str:
     count = len(run.result.front)
     table = f"<details><summary>The {count} plans on the front as a table</summary>{tables.front_table(run)}</details>"
     say = "Every mark is a plan that was evaluated; lower and further left is better. Hover or tap to see the plan."
-    summary = f"{len(run.result.candidates)} plans, {count} of them on the front. {words.headline(run.finding)}"
+    summary = f"{len(run.result.candidates)} plans, {count} of them on the front. {run.said}"
     chart = charts.chart(f"{key}-front", figures.front_figure, run, summary, numbers=groups)
     return _section("Loss against memory", say, chart + legend + table)
 
@@ -171,7 +221,7 @@ def learnt(run: RunData, key: str) -> str:
     if run.predictions:
         text = charts.prediction_text(run)
         chart = charts.chart(f"{key}-predicted", figures.predictions_figure, run, text, sizes=charts.HALF)
-        predicted = _half("Predicted and seen", f"{text} Marks on the line were foreseen exactly.", chart)
+        predicted = _half("Predicted and seen", f"{text} Marks on the line were predicted exactly.", chart)
     say = "" if predicted else f"Strategy {run.result.strategy} makes no predictions, so there are none to check."
     body = f'<div class="pair{" two" if predicted else ""}">{trace}{predicted}</div>{charts.legend(names)}'
     return _section("How the search went", say, body)
@@ -224,7 +274,7 @@ def commands(run: RunData) -> str:
             f"qra export {where} --format merged --out {where}/served && vllm serve {where}/served",
         ),
         ("Look at the plan in the terminal", f"qra show {where}"),
-        ("Spend more evaluations", f"qra search --resume --out {where} --evaluations {_more(run)}"),
+        ("Search on from here", f"qra search {where} --evaluations {_more(run)}"),
     ]
     body = "".join(
         f'<div class="cmd"><p>{escape(a)}</p><code tabindex="0">{escape(b)}</code></div>' for a, b in items[run.tuned :]

@@ -9,6 +9,7 @@ from qra_search.report.data import PRIOR, RunData
 from qra_search.report.figures.charts import origin_mark
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.shares import metric_text
+from qra_search.report.terminal.tables import lower_text
 from qra_search.report.words import (
     bits_counts,
     duration,
@@ -16,9 +17,10 @@ from qra_search.report.words import (
     loss_text,
     percent,
     plan_name,
+    signed_percent,
     test_loss_text,
 )
-from qra_search.runs.final_test import FOUND, metrics_of
+from qra_search.runs.final_test import FOUND, Tested, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
 from qra_search.study.result import Candidate
@@ -39,13 +41,12 @@ def table(head: Sequence[str], rows: str, caption: str) -> str:
     )
 
 
-def tested_table(run: RunData) -> str:
-    """The final comparison, best first; empty if it was not made."""
-    tested = run.tested
+def tested_table(run: RunData, tested: Sequence[Tested]) -> str:
+    """A final comparison, best first; empty if it was not made."""
     if not tested:
         return ""
     names = metrics_of(tested)
-    found = next((t.loss for t in tested if t.role == FOUND), math.nan)
+    found = next((t for t in tested if t.role == FOUND), None)
     # A phone has room for the metrics or for the difference, which the losses say as well.
     wide, star = (' class="wide"', "*") if names else ("", "")
     rows = ""
@@ -53,11 +54,12 @@ def tested_table(run: RunData) -> str:
         name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
         metrics = "".join(f"<td>{'–' if t.failed else prose(metric_text(t, n))}</td>" for n in names)
         loss = escape(test_loss_text(t)) if t.failed else _loss(t.loss, t.loss_error)
+        lower = "" if found is None or t is found else prose(lower_text(found, t))
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
-            f"<td>{loss}</td>{metrics}<td{wide}>{_difference(found, t.loss)}</td></tr>"
+            f"<td>{loss}</td>{metrics}<td{wide}>{lower}</td></tr>"
         )
-    head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), f"{star}Difference"]
+    head = ["Plan", "Size", "Test loss", *(n.replace("_", " ").capitalize() for n in names), f"{star}Found is lower by"]
     seeds = max(len(t.losses) for t in tested)
     return table(head, rows, "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else ""))
 
@@ -76,7 +78,29 @@ def validation_table(run: RunData) -> str:
         rivals = sorted((c for c in result.uniform if c.memory_bytes <= budget and c is not best), key=lambda c: c.loss)
         for c in [best, *rivals[: RIVALS_SHOWN if len(budgets) > 1 else None]]:
             rows += _validation_row(run, c, best)
-    return table(["Plan", "Size", "Loss", "*Evaluations", "Difference"], rows, "On validation data") if rows else ""
+    return (
+        table(["Plan", "Size", "Estimated loss", "*Evaluations", "Best is lower by"], rows, "On validation data")
+        if rows
+        else ""
+    )
+
+
+def forecast_table(run: RunData) -> str:
+    """The plan that the sensitivities choose and the uniform plans that fit; empty if nothing is foretold."""
+    foretold = run.forecast
+    if foretold is None:
+        return ""
+    rows = (
+        f'<tr{_mark(True)}><th scope="row">{_plan_cell(run, foretold.plan, "planned, ")}</th>'
+        f"<td>{prose(format_bytes(foretold.memory_bytes))}</td><td></td><td></td></tr>"
+    )
+    for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
+        low, high = other.interval
+        rows += (
+            f'<tr><th scope="row">{_plan_cell(run, other.plan)}</th><td>{prose(format_bytes(other.memory_bytes))}</td>'
+            f"<td>{other.gain:.3f}</td><td>{low:+.3f} to {high:+.3f}</td></tr>"
+        )
+    return table(["Plan", "Size", "Predicted gain", "90% interval"], rows, "As foretold by the sensitivities")
 
 
 def front_table(run: RunData) -> str:
@@ -178,12 +202,10 @@ def _loss(value: float, std: float) -> str:
 
 
 def _difference(found: float, other: float) -> str:
-    """How much higher a loss is than that of the plan found."""
-    if not (math.isfinite(found) and math.isfinite(other)):
+    """How much lower the loss of the plan found is, as a share of the other."""
+    if not (math.isfinite(found) and math.isfinite(other) and other):
         return "–"
-    if other == found:
-        return ""
-    return f"{'+' if other > found else '−'}{prose(percent(abs(other / found - 1)))}"
+    return "" if other == found else prose(signed_percent(1 - found / other).removeprefix("+"))
 
 
 def _head_class(head: str) -> str:

@@ -216,7 +216,9 @@ class RichView(View):
         return grid
 
     def _best(self) -> Table:
-        table = columns("budget", "best so far", "size", "best uniform", "gain", left=("best so far", "best uniform"))
+        table = columns(
+            "within", "lowest seen", "size", "lowest uniform", "lower by", left=("lowest seen", "lowest uniform")
+        )
         for budget in _spread(self.standing.budgets, BUDGETS_SHOWN):
             best = self.standing.best(budget)
             if best is None:
@@ -280,7 +282,7 @@ def best_text(standing: Standing, budget: int) -> str:
     if best is None:
         return ""
     rival = standing.best(budget, uniform=True)
-    text = f"within {format_bytes(budget)}: best {best[1]:.4f}"
+    text = f"within {format_bytes(budget)}: lowest seen {best[1]:.4f}"
     if rival is None:
         return f"{text}, no uniform plan fits"
     gain = standing.gain(budget)

@@ -11,55 +11,74 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qra_search.errors import one_line
 from qra_search.report import words
+from qra_search.report.finding import Finding, said
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.columns import columns
-from qra_search.runs.final_test import FOUND, Tested, metrics_of, read_test
+from qra_search.runs.final_test import FOUND, Tested, difference, metrics_of, read_test
 from qra_search.space.memory import format_bytes
+from qra_search.space.sizes import uniform_text
 from qra_search.space.space import SearchSpace
+from qra_search.study.forecast import Forecast
 
 if TYPE_CHECKING:
     from qra_search.runs.folder import RunFolder
     from qra_search.study.result import SearchResult
 
 RESULT_ROWS = 12
+SAMPLE = 220
+"""Characters of a prompt or an answer that are shown."""
 
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
-    console.print(f"\n[bold]{words.headline(words.finding(result, read_test(folder.test())))}[/]\n")
+    console.print(f"\n[bold]{said(result, read_test(folder.test()))}[/]\n")
     if result.comparisons:
         console.print(comparison_table(result))
     failed = len(result.failures())
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
     if not complete:
-        console.print(
-            f"Interrupted and saved. Go on with: [bold]qra search --resume --out {folder.path}[/]", soft_wrap=True
-        )
+        console.print(f"Interrupted and saved. Go on with: [bold]qra search {folder.path}[/]", soft_wrap=True)
         return
     next_steps(console, folder)
 
 
-def next_steps(console: Console, folder: RunFolder) -> None:
-    """Where the report is, and the commands that follow."""
-    quoted = shlex.quote(str(folder.path))
+def next_steps(
+    console: Console, folder: RunFolder, found: Finding | None = None, *, place: RunFolder | None = None,
+    more: Sequence[tuple[str, str]] = (),
+) -> None:  # fmt: skip
+    """Where the report is, and the commands that follow.
+
+    Args:
+        found: what the comparison on test data says, if it was made just now.
+        place: where the tuned plan is kept; default: the run's folder.
+        more: steps after these, each in words and as a command.
+    """
+    run, quoted = shlex.quote(str(folder.path)), shlex.quote(str((place or folder).path))
     console.print(f"Report: [bold]{folder.report_file}[/]", soft_wrap=True)
-    steps = [("look at the plan", f"qra show {quoted}")]
-    if not folder.adapter.is_dir():
-        steps.append(("tune it in full", f"qra finetune {quoted}"))
-    else:
+    steps = [("look at the plan", f"qra show {run}")]
+    if found is not None and found.rival is not None and not found.beats and found.rival != found.plan:
+        steps.append(
+            ("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.space, found.rival)}")
+        )
+    if (place or folder).adapter.is_dir():
         steps.append(("export it", f"qra export {quoted} --format peft"))
-    for what, command in steps:
-        console.print(f"  {what}:  [bold]{command}[/]", soft_wrap=True)
+    else:
+        steps.append(("tune it in full", f"qra finetune {run}"))
+    width = max(len(what) for what, _ in (*steps, *more))
+    for what, command in (*steps, *more):
+        console.print(f"  {what + ':':{width + 1}}  [bold]{command}[/]", soft_wrap=True)
 
 
 def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
-    """The final comparison, cheapest first, the plan found marked."""
+    """The final comparison, cheapest first, the plan found marked, and how much lower its loss is than each other."""
     names = metrics_of(tested)
     best = min((t.loss for t in tested), default=math.nan)
     heads = (name.replace("_", " ") for name in names)
-    table = columns("plan", "size", "test loss", *heads, "time", left=("plan",), gap=3)
+    found = next((t for t in tested if t.role == FOUND), None)
+    table = columns("plan", "size", "test loss", "lower by", *heads, "time", left=("plan",))
     for t in tested:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
@@ -67,18 +86,60 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
             Text(mark + words.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
             format_bytes(t.memory_bytes),
             Text(words.test_loss_text(t), style=style),
+            "" if found is None or t is found else lower_text(found, t),
             *("" if t.failed else metric_text(t, name) for name in names),
             words.duration(t.seconds),
         )
     return table
 
 
+def lower_text(found: Tested, other: Tested) -> str:
+    """How much lower a loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
+    if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
+        return ""
+    share, interval = words.percent(1 - found.loss / other.loss), difference(found, other)
+    if interval is None:
+        return f"{share}, no interval"
+    low, high = (words.signed_percent(-end / other.loss).removesuffix(" %") for end in reversed(interval))
+    return f"{share} ({low} to {high}{', chance' if interval[0] <= 0 <= interval[1] else ''})"
+
+
+def print_samples(console: Console, tested: Sequence[Tested]) -> None:
+    """Generated answers of the plan found, from before its tuning and after."""
+    samples = next((t.samples for t in tested if t.role == FOUND), ())
+    if not samples:
+        return
+    console.print("\nAnswers to test rows, by the quantized model before its tuning and after:")
+    for sample in samples:
+        console.print(f"\n  {one_line(sample['prompt'], SAMPLE)}", markup=False, style="bold")
+        for name in ("wanted", "before", "after"):
+            console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
+
+
+def forecast_table(foretold: Forecast, space: SearchSpace) -> Table:
+    """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
+    table = columns("plan", "size", "predicted gain", "90% interval", left=("plan",))
+    chosen = Text("planned: " + words.plan_name(foretold.plan, space), style="bold")
+    table.add_row(chosen, format_bytes(foretold.memory_bytes), "", "")
+    for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
+        low, high = other.interval
+        told = "" if other.certain else ", may be chance"
+        table.add_row(
+            words.plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
+            "" if other.plan == foretold.plan else f"{low:+.3f} to {high:+.3f}{told}",
+        )  # fmt: skip
+    return table
+
+
 def comparison_table(result: SearchResult) -> Table:
-    """For every budget the best plan and the best uniform plan; a few rows stand for many."""
+    """For every budget the best plan and the best uniform plan; a few rows stand for many.
+
+    Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
+    """
     rows, space = result.comparisons, result.space
     table = columns(
-        "budget" if result.memory_budgets else "size", "plan found", "loss", "size", "best uniform", "loss", "gain",
-        left=("plan found", "best uniform"), gap=3,
+        "within" if result.memory_budgets else "size", "plan found", "estimate", "seen", "size", "best uniform",
+        "estimate", "size", "lower by", left=("plan found", "best uniform"),
     )  # fmt: skip
     if len(rows) > RESULT_ROWS:
         rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
@@ -88,9 +149,11 @@ def comparison_table(result: SearchResult) -> Table:
             format_bytes(row.budget),
             words.plan_name(best.plan, space),
             Text(words.loss_text(best.loss, best.loss_std), style="bold"),
+            words.loss_text(best.observed),
             format_bytes(best.memory_bytes),
             "none fits" if uniform is None else words.plan_name(uniform.plan, space),
             "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
+            "" if uniform is None else format_bytes(uniform.memory_bytes),
             words.percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
         )
     return table

@@ -1,4 +1,4 @@
-"""`qra export` and `qra plan import`, as they are typed."""
+"""`qra export` and `qra plans import`, as they are typed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
     [
         (("--format", "compressed-tensors", "--check"), "granularity: fused"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
-        ((), "--format is missing: one of compressed-tensors"),
+        ((), "was searched for no engine: give one of bitsandbytes, compressed-tensors"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
         (("--format", "gguf", "--option", "weights=q4"), "weights must be one of plan, f16"),
     ],
@@ -58,8 +58,8 @@ def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
     best = json.loads((run / "plan.json").read_text())
     names = [name for group in best["groups"] for name in group["linears"]]
     (tmp_path / "bits.json").write_text(json.dumps(dict.fromkeys(names, 4)))
-    command = ("plan", "import", str(tmp_path / "bits.json"), "--from", "autoround", "--run", str(run))
+    command = ("plans", "import", str(tmp_path / "bits.json"), "--from", "autoround", "--run", str(run))
     shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
     assert shown.status == 0, shown.err
     assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}
-    assert qra("plan", "check", str(tmp_path / "mine.json"), "--run", str(run)).status == 0
+    assert qra("plans", "check", str(tmp_path / "mine.json"), "--run", str(run)).status == 0

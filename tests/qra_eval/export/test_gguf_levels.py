@@ -22,7 +22,7 @@ from qra_search.exchange.plans import import_plan
 from qra_search.space.plan import Plan
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
-TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q4_0", "Q8_0"]
+TYPES = ["Q3_K", "Q4_K", "Q4_0", "Q8_0"]
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -34,13 +34,13 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
     """Of a llama with rows of 256 everywhere but in down_proj, where they have 96; its rotary embedding is scaled."""
     folder = tmp_path_factory.mktemp("gguf-levels")
     more: dict[str, Any] = {"intermediate_size": 96, "head_dim": 64, "rope_parameters": LLAMA3}
-    tiny_config_model("llama", normalised=False, hidden=256, **more).save_pretrained(folder / "model")
+    tiny_config_model("llama", normalised=False, hidden=256, layers=1, **more).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
     return QuantizedLoRAEvaluator(
         str(folder / "model"),
         "arithmetic",
         quantization=QuantizationConfig(backend={"name": "gguf", "types": TYPES}, cache=str(folder / "bank")),
-        space=SpaceConfig(bits=(2, 3, 4, 6, 8), ranks=(4, 8), granularity="module"),
+        space=SpaceConfig(bits=(3, 4, 8), ranks=(4, 8), granularity="module"),
         training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=4, test_rows=4, steps=1),
         dtype="float32",
     )

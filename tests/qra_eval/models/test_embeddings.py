@@ -104,16 +104,16 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
 ):
     evaluator = evaluator_of(folder_of(family), options, [3, 6, 8, 16])
     space = evaluator.space
-    tables = [group for group in space.groups if group.uniform is not None]
+    tables = [group for group in space.groups if group.aside]
     assert len(tables) == (1 if family in TIED else 2)
-    assert all((g.bits, g.ranks, g.uniform) == ((3, 6, 8, 16), (0,), (8, 0)) for g in tables)
+    assert all((g.bits, g.ranks) == ((3, 6, 8, 16), (0,)) for g in tables)
     assert {g.bits for g in space.groups[: -len(tables)]} == {(3, 8)} and space.ranks == (0, 4)
-    uniform, rows = space.uniform(3, 4), tables[0].linears[0]
-    narrow = Plan((*uniform.bits[:-1], 3), uniform.ranks)
+    narrow, rows = space.uniform(3, 4), tables[0].linears[0]
+    wide = Plan((*narrow.bits[:-1], 8), narrow.ranks)
     storage = evaluator.quantized.backend.storage
     less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(rows.out_features, rows.in_features)
-    assert space.memory_bytes(uniform) - space.memory_bytes(narrow) == less
-    assert evaluator.evaluate(narrow).loss != evaluator.evaluate(uniform).loss
+    assert space.memory_bytes(wide) - space.memory_bytes(narrow) == less
+    assert evaluator.evaluate(narrow).loss != evaluator.evaluate(wide).loss
     damage = evaluator.prior().bits_damage[-1]
     assert damage[0] > damage[1] > damage[2] > damage[3] == 0
     evaluator.tune(narrow, steps=2, folder=tmp_path / "run")  # what is reloaded must give equal logits

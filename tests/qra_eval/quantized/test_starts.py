@@ -10,7 +10,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import input_moments
+from qra_eval.quantized.build import build
 from qra_eval.quantized.starts import DAMPING, Starts, calibrated_factors, leading_directions, metric
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
@@ -67,48 +67,38 @@ def test_where_nothing_is_left_to_fit_directions_are_zero():
     assert A.shape == (8, 4) and B.shape == (6, 8) and not A.any() and not B.any()
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A quantized bank, and a function that gives moments of the linears and counts its calls."""
+@pytest.fixture
+def prepared(tmp_path):
+    """A bank of which nothing is made, its model's layers, and a batch of calibration rows."""
     model = tiny_model(dtype=torch.float32).model
     found = find_linears(model)
-    linears = {f.name: f.module for f in found}
-    layers = {f.name: f.layer for f in found}
-    bank = Bank(linears, make_backend("reference"), (2, 4), tmp_path_factory.mktemp("bank"), "test", layers=layers)
-    for layer in set(layers.values()):
-        for bits in (2, 4):
-            names = bank.names(layer)
-            made = {name: bank.backend.quantize(linears[name], bits) for name in names}
-            bank.write(layer, bits, {name: bank.backend.to_tensors(module) for name, module in made.items()})
+    linears, layers = {f.name: f.module for f in found}, {f.name: f.layer for f in found}
+    bank = Bank(linears, make_backend("reference"), (2, 4), tmp_path, "test", layers=layers)
     ids = torch.randint(0, 300, (4, 24), generator=torch.Generator().manual_seed(0))
-    calls = []
-
-    def inputs():
-        calls.append(1)
-        blocks = Blocks(model, torch.device("cpu"), torch.float32)
-        return input_moments(blocks, linears, layers, [collate([Encoded(row, row) for row in ids])])
-
-    return bank, inputs, calls
+    blocks = Blocks(model, torch.device("cpu"), torch.float32)
+    return bank, blocks, [collate([Encoded(row, row) for row in ids])]
 
 
-def test_starts_are_fitted_once_and_read_again(prepared):
-    bank, inputs, calls = prepared
-    told, layers = [], set(bank.layer_of.values())
-    first = Starts(bank, 4, "rows", layers)
+def test_starts_are_fitted_once_and_read_again(prepared, monkeypatch):
+    bank, blocks, batches = prepared
+    told, layers, every = [], [], set(bank.layer_of.values())
+    fit = Starts.fit
+    monkeypatch.setattr(Starts, "fit", lambda self, layer, *args: layers.append(layer) or fit(self, layer, *args))
+    first = Starts(bank, 4, "rows", every)
     with pytest.raises(RuntimeError, match="was not fitted"):
         first.factors(next(iter(bank.linears)), 2)
-    first.complete(inputs, lambda *args: told.append(args))
-    assert told[-1] == ("fit the adapters' starts", len(bank.linears), len(bank.linears))
-    again = Starts(bank, 4, "rows", layers)
-    again.complete(inputs)
-    assert len(calls) == 1
+    build(bank, blocks, batches, lambda *args: told.append(args), first)
+    assert told[-1] == ("quantize", len(bank.linears), len(bank.linears))
+    again = Starts(bank, 4, "rows", every)
+    build(bank, blocks, batches, starts=again)
+    assert layers == sorted(set(bank.layer_of.values()))
     for name, linear in bank.linears.items():
         A, B = again.factors(name, 2)
         assert A.shape == (4, linear.in_features) and B.shape == (linear.out_features, 4)
         lost = linear.weight - bank.weight(name, 2)
         assert (lost - B @ A).norm() < lost.norm()
-    next(iter(bank.folder.glob("*-start-0.safetensors"))).write_bytes(b"cut off")
-    Starts(bank, 4, "rows", layers).complete(inputs)
-    assert len(calls) == 2
-    others = Starts(bank, 2, "rows", layers), Starts(bank, 4, "other rows", layers)
-    assert all(other.missing() for other in others) and not Starts(bank, 4, "rows", layers).missing()
+    again.path(1, 2).write_bytes(b"cut off")
+    build(bank, blocks, batches, starts=Starts(bank, 4, "rows", every))
+    assert layers[-1] == 1 and len(layers) == len(set(layers)) + 1
+    others = Starts(bank, 2, "rows", every), Starts(bank, 4, "other rows", every)
+    assert all(other.missing() for other in others) and not Starts(bank, 4, "rows", every).missing()

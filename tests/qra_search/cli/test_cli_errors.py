@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "empty").mkdir()
     (path / "unyaml.yaml").write_text("a: [1")
     (path / "list.yaml").write_text("- 1\n")
+    (path / "bare.yaml").write_text("model: tiny\n")
     (path / "typo.yaml").write_text("training: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
@@ -58,7 +59,7 @@ CASES = [
     (("search", "--seed", "1.5"), "--seed"),
     (("show",), "Missing argument 'RUN' (see `qra show --help`)"),
     (("report",), "Missing argument 'RUN...'"),
-    (("plan", "dif", "a", "b"), "No such command 'dif'"),
+    (("plans", "dif", "a", "b"), "No such command 'dif'"),
     (("schema", "extra"), "unexpected extra argument"),
     # names
     ((*SEARCH, "--strategy", "addtive"), "unknown strategy 'addtive': did you mean additive?"),
@@ -80,6 +81,11 @@ CASES = [
     ((*SEARCH, "--memory", "12 parsecs"), "write one such as 108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
     ((*SEARCH, "--memory", "-3MiB"), "is not a memory budget"),
     ((*SEARCH, "--memory", "0MiB"), "a size in bytes must be positive"),
+    ((*SEARCH, "--memory", "108"), "--memory 108 means 108 bytes: write its unit, such as 108MiB or 108GiB"),
+    (("show", "a", "--memory", "3"), "--memory 3 means 3 bytes"),
+    (("finetune", "a", "--memory", "66"), "--memory 66 means 66 bytes"),
+    (("plan", *LANDSCAPE, "--out", "new"), "say with --memory how many bytes the plan may take"),
+    (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
     ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
     ((*SEARCH, "--memory", "75%", "--bits", "2,3"), "needs the uniform plan of 4 bits"),
     ((*SEARCH, "--memory", "0.5bpw"), "is below the smallest plan"),
@@ -107,6 +113,9 @@ CASES = [
     (("search", "unyaml.yaml"), "unyaml.yaml is not YAML that can be used: line 1, column 6: expected ',' or ']'"),
     (("search", "list.yaml"), "list.yaml holds a list, a mapping of sections is needed"),
     (("search", "typo.yaml"), "typo.yaml: training.stepz is no known field"),
+    (("search", "bare.yaml"), "bare.yaml: model is 'tiny': a mapping of fields is needed, such as {name: ...}"),
+    (("search", *LANDSCAPE, "--out", "/proc/x"), "the run's folder /proc/x cannot be written"),
+    (("finetune", "a", "--plan", "uniform5r8"), "plan 'uniform5r8' needs the uniform plan of 5 bits and rank 8"),
     (("search", "code.yaml"), "code.yaml is not YAML"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
     (("search", *LANDSCAPE, "--resume"), "say with --out which run to resume"),
@@ -127,17 +136,17 @@ CASES = [
     (("runs", "none"), "no folder none"),
     (("log", "check", "none"), "none does not exist: give a trial log or the folder of a run"),
     # plans
-    (("plan", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
-    (("plan", "diff", "torn.json", "a"), "torn.json is not JSON"),
-    (("plan", "diff", "other.json", "a"), "other.json is no plan"),
-    (("plan", "check", "plan.json"), "say with --run whose space it is of"),
-    (("plan", "check", "plan.json", "--run", "b"), "the plan is of another space"),
-    (("plan", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
-    (("plan", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
-    (("plan", "check", "a", "--memory", "1MiB"), "more than 1MiB (1048576 bytes)"),
-    (("plan", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
-    (("plan", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
-    (("plan", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
+    (("plans", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
+    (("plans", "diff", "torn.json", "a"), "torn.json is not JSON"),
+    (("plans", "diff", "other.json", "a"), "other.json is no plan"),
+    (("plans", "check", "plan.json"), "say with --run whose space it is of"),
+    (("plans", "check", "plan.json", "--run", "b"), "the plan is of another space"),
+    (("plans", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
+    (("plans", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
+    (("plans", "check", "a", "--memory", "1MiB"), "more than 1MiB (1048576 bytes)"),
+    (("plans", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
+    (("plans", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
+    (("plans", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
     # tuning and the rest
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),

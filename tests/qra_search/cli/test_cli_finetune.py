@@ -15,7 +15,10 @@ from qra_search.cli import demo
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.files import write_json
 from qra_search.runs.folder import RunFolder
+from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import size_in
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
@@ -58,6 +61,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             done = Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
             if folder is not None:
                 (folder / "adapter").mkdir(exist_ok=True)
+                write_json(folder / "plan.json", plan_to_dict(evaluator.space, plan))
                 if seen["forgetful"]:
                     raise ReloadFailed("logits differ by up to 0.5", done)
             return done
@@ -78,14 +82,14 @@ def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
 def test_finetune_saves_the_adapter_and_compares_with_the_best_uniform_plan(qra: Qra, tmp_path: Path) -> None:
     qra.search(tmp_path / "a")
     mixed = tmp_path / "mixed.json"
-    assert qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
+    assert qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", mixed).status == 0
     done = qra("finetune", tmp_path / "a", "--plan", mixed)
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "a")
     entries = json.loads(run.test_file.read_text())["tuned"]
     assert [e["role"] for e in entries] == ["found", "uniform"]
     assert run.adapter.is_dir()
-    assert "test loss is" in done.out and "exact match" in done.out and "25" in done.out
+    assert "whose test loss is" in done.out and "exact match" in done.out and "25" in done.out
     assert "On test data" in run.report_file.read_text()
 
 
@@ -94,7 +98,7 @@ def mixed(qra: Qra, tmp_path: Path) -> tuple[str | Path, ...]:
     """The command that tunes a mixed plan of a run in `tmp_path / "a"`."""
     qra.search(tmp_path / "a")
     file = tmp_path / "mixed.json"
-    assert qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
+    assert qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--set", "layers.0=2:8", "--out", file).status == 0
     return ("finetune", tmp_path / "a", "--plan", file)
 
 
@@ -203,7 +207,7 @@ def test_a_run_is_tuned_on_the_device_that_is_given(qra: Qra, tmp_path: Path, tu
 def test_a_plan_found_that_is_uniform_itself_is_said_to_beat_nothing(qra: Qra, tmp_path: Path) -> None:
     qra.search(tmp_path / "a")
     plan = tmp_path / "p.json"
-    qra("plan", "edit", tmp_path / "a", "--set", "*=3:8", "--out", plan)
+    qra("plans", "edit", tmp_path / "a", "--set", "*=3:8", "--out", plan)
     assert "beats uniform 3 bits, rank 8" in qra("finetune", tmp_path / "a", "--plan", plan).out
 
 
@@ -254,7 +258,7 @@ def test_a_plan_from_a_file_or_for_a_smaller_budget_is_tuned_instead(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any]
 ) -> None:
     qra.search(tmp_path / "a", strategy="additive", evaluations=20)
-    assert qra("plan", "edit", tmp_path / "a", "--set", "*=2:4", "--out", tmp_path / "p.json").status == 0
+    assert qra("plans", "edit", tmp_path / "a", "--set", "*=2:4", "--out", tmp_path / "p.json").status == 0
     assert qra("finetune", tmp_path / "a", "--plan", tmp_path / "p.json", "--against", "none").status == 0
     assert tuner["tuned"][-1][0] == Plan((2,) * 4, (4,) * 4)
     result = RunFolder(tmp_path / "a").result()
@@ -263,25 +267,19 @@ def test_a_plan_from_a_file_or_for_a_smaller_budget_is_tuned_instead(
     assert best is not None and tuner["tuned"][-1][0] == best.plan
 
 
-def test_the_demo_searches_tunes_and_compares_with_every_uniform_plan_of_no_more_bytes(
+def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any]
 ) -> None:
     done = qra("demo", "--out", tmp_path / "d", *SMALL)
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
     result = run.result()
-    budget = result.memory_budgets[0]
-    assert budget == size_in(result.space, demo.DEMO["search"]["memory"][0])
-    fitting = {p.key for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget}
-    assert fitting <= {plan.key for plan, _, _ in tuner["tuned"]}
+    assert result.memory_budgets == (size_in(result.space, demo.DEMO["search"]["memory"][0]),)
+    foretold = result.forecast()
+    assert foretold is not None and foretold.rival is not None and result.trials == ()
+    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
     assert tuner["built"] == 1
-    assert str(run.report_file) in done.out and "qra show" in done.out
-
-
-def test_the_demo_says_what_it_does_before_it_does_it(qra: Qra, tmp_path: Path) -> None:
-    lines = qra("demo", "--out", tmp_path / "d", *SMALL).err.splitlines()
-    assert any("1. quantize" in line for line in lines[:4])
-    assert lines.index(next(x for x in lines if "3. tune" in x)) < lines.index(next(x for x in lines if "load" in x))
+    assert str(run.report_file) in done.out and f"qra search {run.path} --evaluations" in done.out
 
 
 def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
@@ -313,5 +311,59 @@ def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
 
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
     data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
-    assert data["budgets"][0]["best"]["memory_bytes"] <= data["budgets"][0]["budget"]
+    assert data["forecasts"][0]["memory_bytes"] <= data["forecasts"][0]["budget"]
     assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform"}
+
+
+@pytest.fixture
+def planned(qra: Qra, tmp_path: Path) -> Path:
+    """A run that `qra plan` left, within two budgets."""
+    out = tmp_path / "p"
+    budgets = ("--memory", "uniform3r8", "--memory", "uniform4r8")
+    modules = ("--evaluator", "landscape", "--set", "options.layers=4")
+    assert qra("plan", *modules, *budgets, "--out", out).status == 0
+    return out
+
+
+def test_a_plan_is_tuned_beside_the_uniform_plan_of_the_least_predicted_loss(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    foretold = RunFolder(planned).result().forecast()
+    assert foretold is not None and foretold.rival is not None
+    assert qra("finetune", planned).status == 0
+    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
+    assert foretold.rival.gain == min(u.gain for u in foretold.uniform)
+
+
+def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
+    assert qra("finetune", planned).status == 0
+    run, known = RunFolder(planned), RunFolder(planned).test_file.read_bytes()
+    small = size_in(run.result().space, "uniform3r8")
+    tuner["tuned"].clear()
+    done = qra("finetune", planned, "--memory", "uniform3r8")
+    assert done.status == 0, done.err
+    sizes = [run.result().space.memory_bytes(plan) for plan, _, _ in tuner["tuned"]]
+    assert len(sizes) == 2 and max(sizes) <= small
+    assert f"within {format_bytes(small)}" in done.out
+    record = run.record(small)
+    assert json.loads(record.test_file.read_text())["limit"] == small and record.adapter.is_dir()
+    assert run.test_file.read_bytes() == known
+    assert f"qra export {record.path} --format peft" in done.out
+    assert [r.path for r in run.records()] == [record.path]
+    assert f"Within {format_bytes(small)}".replace(" ", "&nbsp;").replace("Within&nbsp;", "Within ") in (
+        run.report_file.read_text()
+    )
+
+
+def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_its_command_follows_a_defeat(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    lost = qra("finetune", planned, "--plan", "uniform2r4")
+    assert lost.status == 0 and tuner["tuned"][0][0] == Plan((2,) * 28, (4,) * 28)
+    assert "No plan found" in lost.out
+    rival = tuner["tuned"][1][0]
+    command = f"qra finetune {planned} --plan uniform{rival.bits[0]}r{rival.ranks[0]}"
+    assert command in lost.out
+    tuner["tuned"].clear()
+    assert qra(*command.split()[1:]).status == 0
+    assert [plan for plan, _, _ in tuner["tuned"]] == [rival]  # its loss was known, but nothing of it was kept

@@ -25,14 +25,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_plan_is_edited_by_name(qra: Qra, run: Path, tmp_path: Path) -> None:
     edited = tmp_path / "e.json"
-    assert qra("plan", "edit", run, "--set", "*=nf4:8", "--set", "layers.0.*=hqq-4:", "--out", edited).status == 0
+    assert qra("plans", "edit", run, "--set", "*=nf4:8", "--set", "layers.0.*=hqq-4:", "--out", edited).status == 0
     groups = json.loads(edited.read_text())["groups"]
     assert [(g["bits"], g["width"], g["backend"], g["rank"]) for g in groups[:2]] == [
         ("hqq-4", 4, "hqq", 8), ("nf4", 4, "bitsandbytes", 8),
     ]  # fmt: skip
     other = tmp_path / "o.json"
-    assert qra("plan", "edit", run, "--set", "*=2:4", "--out", other).status == 0
-    assert "layers.0.layer: hqq-4, rank 8 -> 2 bits, rank 4" in qra("plan", "diff", edited, other).out
+    assert qra("plans", "edit", run, "--set", "*=2:4", "--out", other).status == 0
+    assert "layers.0.layer: hqq-4, rank 8 -> 2 bits, rank 4" in qra("plans", "diff", edited, other).out
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_plan_is_edited_by_name(qra: Qra, run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_level_that_is_not_there_is_one_line(qra: Qra, run: Path, tmp_path: Path, change: str, message: str) -> None:
-    done = qra("plan", "edit", run, "--set", change, "--out", tmp_path / "x.json")
+    done = qra("plans", "edit", run, "--set", change, "--out", tmp_path / "x.json")
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
 
 

@@ -63,7 +63,7 @@ def test_compare_gives_findings_and_the_settings_that_differ(qra: Qra, runs: Pat
     text = qra("compare", runs / "a", runs / "b").out
     assert "search.strategy: additive | random" in text
     low = min(data["runs"], key=lambda r: r["loss"])
-    assert f"Lowest loss at the same budget: {low['run']}" in text.replace("\n", "")
+    assert f"Lowest loss within the same budget: {low['run']}" in text.replace("\n", "")
 
 
 def test_runs_lists_every_run_and_names_one_that_cannot_be_read(qra: Qra, runs: Path, tmp_path: Path) -> None:
@@ -119,22 +119,22 @@ def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path:
 
 def test_plan_diff_names_every_group_that_differs(qra: Qra, runs: Path, tmp_path: Path) -> None:
     edited = tmp_path / "e.json"
-    assert qra("plan", "edit", runs / "a", "--set", "*.v_proj=8:4", "--out", edited).status == 0
-    data = qra("plan", "diff", runs / "a", edited, "--json").json
+    assert qra("plans", "edit", runs / "a", "--set", "*.v_proj=8:4", "--out", edited).status == 0
+    data = qra("plans", "diff", runs / "a", edited, "--json").json
     assert {d["group"].rpartition(".")[2] for d in data["differences"]} == {"v_proj"}
     assert all(d["second"] == [8, 4] for d in data["differences"])
-    data = qra("plan", "edit", runs / "a", "--set", "*=4:", "--out", tmp_path / "four.json", "--json").json
+    data = qra("plans", "edit", runs / "a", "--set", "*=4:", "--out", tmp_path / "four.json", "--json").json
     assert data["memory_bytes"] == json.loads((tmp_path / "four.json").read_text())["memory_bytes"]
-    assert "0 of 21 groups differ" in qra("plan", "diff", edited, edited).out
+    assert "0 of 21 groups differ" in qra("plans", "diff", edited, edited).out
 
 
 def test_plan_check_counts_the_bytes_that_the_space_counts(qra: Qra, runs: Path, tmp_path: Path) -> None:
     run = RunFolder(runs / "a")
     space = run.result().space
-    assert qra("plan", "check", run.path, "--json").json["memory_bytes"] == space.memory_bytes(run.plan())
+    assert qra("plans", "check", run.path, "--json").json["memory_bytes"] == space.memory_bytes(run.plan())
     out = tmp_path / "e.json"
-    qra("plan", "edit", run.path, "--set", "*=2:", "--set", "*=:4", "--out", out)
-    smallest = qra("plan", "check", out, "--run", run.path, "--memory", "uniform3r8", "--json").json
+    qra("plans", "edit", run.path, "--set", "*=2:", "--set", "*=:4", "--out", out)
+    smallest = qra("plans", "check", out, "--run", run.path, "--memory", "uniform3r8", "--json").json
     assert smallest["memory_bytes"] == space.memory.minimum
 
 

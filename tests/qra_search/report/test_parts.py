@@ -10,6 +10,7 @@ import pytest
 from qra_search import Group, Linear, Plan, SearchSpace
 from qra_search.contracts.scenarios import toy_space
 from qra_search.report import colors, words
+from qra_search.report.finding import Finding, headline
 from qra_search.report.html.markup import prose
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.terminal.plan_grid import strip
@@ -118,25 +119,41 @@ def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[float, float
     assert words.pair_text(*pair) == texts
 
 
-def finding(**changes: object) -> words.Finding:
+def found(**changes: object) -> Finding:
     plan, rival = Plan((2, 4), (8, 8)), Plan((3, 3), (8, 8))
     fields = {"space": toy_space(2, bits=(2, 3, 4), ranks=(8,)), "data": "test", "plan": plan, "loss": 1.43,
               "memory_bytes": 108 << 20, "budget": 108 << 20, "rival": rival, "rival_loss": 1.71,
-              "rival_bytes": 1}  # fmt: skip
-    return words.Finding(**(fields | changes))  # type: ignore[arg-type]
+              "rival_bytes": 100 << 20, "interval": (-0.342, -0.171)}  # fmt: skip
+    return Finding(**(fields | changes))  # type: ignore[arg-type]
 
 
-def test_the_headline_gives_both_losses_and_the_size() -> None:
-    assert words.headline(finding()) == "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8) at the same 108.0 MiB."
+def test_the_headline_gives_both_losses_the_budget_the_rivals_size_and_the_interval() -> None:
+    assert headline(found()) == (
+        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB), within 108.0 MiB: "
+        "16.4 % lower, 95% interval 10.0 % to 20.0 %."
+    )
+
+
+def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
+    for loss in (1.70, 1.72):
+        said = headline(found(loss=loss, interval=(-0.1, 0.05)))
+        assert said.endswith("a difference too small to tell from chance, 95% interval −2.9 % to +5.8 %.")
+        assert "instead" not in said and "beats" not in said
+
+
+def test_a_test_loss_is_not_called_lower_when_nothing_tells_what_chance_is() -> None:
+    assert "nothing says whether the difference is chance" in headline(found(interval=None))
+    assert "16.4 % lower" in headline(found(interval=None, noise=0.1))
 
 
 def test_the_headline_admits_noise_and_defeat_and_absence() -> None:
-    assert "within the noise" in words.headline(finding(noise=0.2))
-    assert "within the noise" not in words.headline(finding(noise=0.1))
-    assert words.headline(finding(loss=1.8)).startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8")
-    assert "no uniform plan to compare" in words.headline(finding(rival=None))
-    assert words.headline(None) == "No plan has been evaluated with success yet."
-    assert "beats" in words.headline(finding(loss=math.inf))
+    assert "too small to tell from chance" in headline(found(interval=None, noise=0.2, data="validation"))
+    assert "chance" not in headline(found(interval=None, noise=0.1, data="validation"))
+    worse = headline(found(loss=1.8, interval=(0.02, 0.2)))
+    assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
+    assert "no uniform plan to compare" in headline(found(rival=None))
+    assert headline(None) == "No plan has been evaluated with success yet."
+    assert "beats" in headline(found(loss=math.inf, interval=None))
 
 
 def test_figures_stay_with_their_units() -> None:

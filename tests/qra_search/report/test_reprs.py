@@ -69,10 +69,10 @@ def test_a_result_as_html_holds_its_chart_and_escapes_names(result: SearchResult
     assert EVIL not in html and EVIL not in result.space._repr_html_()
 
 
-def test_a_result_without_a_plan_says_so(tmp_path: Path) -> None:
+def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) -> None:
     empty = make_run(tmp_path / "e", evaluations=0.5).result()
     assert empty.candidates == ()
-    assert "No plan has been evaluated" in shown(empty) and "No plan has been evaluated" in empty._repr_html_()
+    assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
 
 
@@ -110,7 +110,7 @@ def test_a_notebook_sees_the_search_in_one_output(monkeypatch: pytest.MonkeyPatc
     last = displayed.pages[-1]
     best = view.standing.best(result.memory_budgets[0])
     assert best is not None
-    for words in ("evaluations", "best so far", f"{best[1]:.4f}", "words [bold]kept[/]"):
+    for words in ("evaluations", "lowest seen", f"{best[1]:.4f}", "words [bold]kept[/]"):
         assert words in last
     assert EVIL not in last
 
@@ -160,5 +160,5 @@ def test_five_lines_in_a_real_kernel_show_progress_and_the_result(tmp_path: Path
     outputs = book.cells[0].outputs
     pages = [o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})]
     assert len(pages) == 2, outputs
-    assert "best so far" in pages[0] and "data:image/svg+xml" in pages[1]
+    assert "lowest seen" in pages[0] and "data:image/svg+xml" in pages[1]
     assert not [o for o in outputs if o["output_type"] == "stream"]

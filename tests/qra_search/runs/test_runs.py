@@ -119,10 +119,14 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
         RunFolder(tmp_path / "none").check()
     with pytest.raises(NoRun, match=r"holds no trials.jsonl"):
         RunFolder(tmp_path).check()
-    folder, _ = searched(tmp_path / "a")
+    folder, result = searched(tmp_path / "a")
     folder.plan_file.unlink()
+    assert folder.plan() == result.chosen()  # which the log tells
+    begun = RunFolder(tmp_path / "b")
+    begun.begin(config())
+    Study(ToyEvaluator(toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
     with pytest.raises(NoRun, match="has no plan yet"):
-        folder.plan()
+        begun.plan()
     folder.config_file.unlink()
     with pytest.raises(NoRun, match=r"has no config.yaml"):
         folder.config()

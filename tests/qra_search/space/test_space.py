@@ -127,25 +127,23 @@ def with_a_table() -> SearchSpace:
     groups = [Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),), bits=(2, 4), ranks=(4, 8))
               for n in "ab"]  # fmt: skip
     table = Linear(name="table", out_features=64, in_features=8)
-    groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), uniform=(16, 0)))
+    groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), aside=True))
     return SearchSpace(groups=groups, bits=(2, 4, 16), ranks=(0, 4, 8))
 
 
-def test_a_group_aside_keeps_its_own_choice_in_every_uniform_plan(with_a_table: SearchSpace):
+def test_a_group_aside_takes_the_level_of_a_uniform_plan_or_the_next_wider(with_a_table: SearchSpace):
     plans = with_a_table.uniform_plans()
     assert {with_a_table.uniform_choice(p) for p in plans} == {(2, 4), (2, 8), (4, 4), (4, 8)}
-    assert all((p.bits[-1], p.ranks[-1]) == (16, 0) for p in plans)
-    assert with_a_table.uniform_choice(Plan((2, 2, 4), (4, 4, 0))) is None, "the table is otherwise"
+    assert all((p.bits[-1], p.ranks[-1]) == (4, 0) for p in plans)
+    assert with_a_table.uniform_choice(Plan((2, 2, 16), (4, 4, 0))) is None, "the table is otherwise"
     assert with_a_table.uniform(16, 4) is None and with_a_table.uniform_ranks == (4, 8)
     assert with_a_table.mean_bits(Plan((2, 4, 16), (4, 8, 0))) == 3 and with_a_table.mean_rank(plans[0]) == 4
 
 
-def test_a_uniform_choice_has_to_be_allowed_and_some_group_has_to_follow():
+def test_some_group_has_to_follow_uniform_plans():
     linear = Linear(name="a", out_features=8, in_features=8)
-    with pytest.raises(ValueError, match="not allowed"):
-        SearchSpace(groups=[Group(name="a", linears=(linear,)), Group(name="b", linears=(linear,), uniform=(5, 4))])
-    with pytest.raises(ValueError, match="at least one group without"):
-        SearchSpace(groups=[Group(name="a", linears=(linear,), uniform=(4, 4))])
+    with pytest.raises(ValueError, match="at least one group that is not aside"):
+        SearchSpace(groups=[Group(name="a", linears=(linear,), aside=True)])
 
 
 def test_lists_and_numpy_numbers_are_kept_as_plain_ones():

@@ -33,7 +33,7 @@ def test_rows_of_trials_keep_failures_with_their_reason(result: SearchResult) ->
 
 def test_a_frame_of_pandas_holds_the_same_table(result: SearchResult) -> None:
     pytest.importorskip("pandas", reason="pandas is not installed")
-    frame = result.to_pandas("trials")
+    frame = result.trials_dataframe()
     done = frame[frame.status == "done"]
     assert list(done.loss) == [t.loss for t in result.trials if t.done]
     assert frame.loss.isna().sum() == len(result.failures())

@@ -23,6 +23,7 @@ from qra_search.report.figures.charts import (
     front_figure,
     front_groups,
     fronts_figure,
+    spread_out,
     trace_figure,
 )
 from qra_search.report.figures.heat import plan_figure
@@ -87,7 +88,7 @@ def test_several_runs_share_their_figures(run: RunData) -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
 
 
-def test_a_run_without_plans_has_no_figures(tmp_path: Path) -> None:
+def test_a_run_that_evaluated_nothing_has_no_figure_but_the_plan_that_is_foretold(tmp_path: Path) -> None:
     from qra_search.strategies import Strategy
 
     class Idle(Strategy):
@@ -97,7 +98,7 @@ def test_a_run_without_plans_has_no_figures(tmp_path: Path) -> None:
             return []
 
     empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
-    assert figures([RunData.read(empty)]) == {}
+    assert set(figures([RunData.read(empty)])) == {"plan"}
 
 
 def test_outliers_are_left_out_of_a_scale_only_if_they_take_most_of_it() -> None:
@@ -222,3 +223,9 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memory_axis_spans_a_twentieth_of_the_budget_at_least() -> None:
+    around = spread_out([100.0, 100.1])
+    assert max(around) - min(around) == pytest.approx(0.05 * 100.1)
+    assert spread_out([80.0, 100.0]) == [80.0, 100.0]

@@ -97,7 +97,7 @@ def test_plain_trials_say_loss_size_and_the_best_within_the_budget(monkeypatch: 
     assert any("predicted 2.0000" in line for line in lines)
     best = result.best()
     assert best is not None
-    assert f"best {best.observed:.4f}" in lines[-1] and "uniform" in lines[-1]
+    assert f"lowest seen {best.observed:.4f}" in lines[-1] and "uniform" in lines[-1]
 
 
 def test_failures_are_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +129,8 @@ def test_the_drawn_view_shows_bars_best_gain_last_trials_and_time_left(clock: li
     assert best is not None
     for words in (
         "evaluations",
-        "best so far",
-        "best uniform",
+        "lowest seen",
+        "lowest uniform",
         f"{best[1]:.4f}",
         "3 of 12",
         "predicted",

@@ -1,0 +1,176 @@
+"""What a run found, in figures and in a sentence: measured on test data, on validation data, or only foretold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qra_search.report.words import loss_text, pair_text, percent, plan_name, signed_percent
+from qra_search.runs.final_test import FOUND, Tested, difference
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.forecast import Forecast
+from qra_search.study.result import Candidate, SearchResult
+
+NOTHING = "No plan has been evaluated with success yet."
+CHANCE = "too small to tell from chance"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The best plan against the strongest uniform plan that fits, in figures.
+
+    Attributes:
+        space: of both plans.
+        data: `test` if the final comparison was made, else `validation`.
+        budget: bytes that both keep to.
+        rival: None if no uniform plan fits.
+        noise: standard error of the difference of the two losses; nan if nothing tells it.
+        interval: of the loss less the rival's, at 95%, from the test rows that both were measured on; None if unknown.
+    """
+
+    space: SearchSpace
+    data: str
+    plan: Plan
+    loss: float
+    memory_bytes: int
+    budget: int
+    rival: Plan | None = None
+    rival_loss: float = math.nan
+    rival_bytes: int = 0
+    noise: float = math.nan
+    interval: tuple[float, float] | None = None
+
+    @property
+    def beats(self) -> bool:
+        """Whether the plan's loss is lower than its rival's."""
+        return self.rival is not None and self.loss < self.rival_loss
+
+    @property
+    def gain(self) -> float:
+        """How much lower the loss is, as a share of the rival's."""
+        return 1.0 - self.loss / self.rival_loss
+
+    @property
+    def gains(self) -> tuple[float, float] | None:
+        """The interval of `gain` at 95%."""
+        if self.interval is None or not self.rival_loss:
+            return None
+        low, high = self.interval
+        return -high / self.rival_loss, -low / self.rival_loss
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the difference may be chance: its interval holds zero, or it is below twice its standard error."""
+        if self.rival is None or self.plan == self.rival or not math.isfinite(self.loss):
+            return False
+        if self.interval is not None:
+            return self.interval[0] <= 0.0 <= self.interval[1]
+        return abs(self.rival_loss - self.loss) < 2 * self.noise
+
+    @property
+    def unproven(self) -> bool:
+        """Whether a test loss is lower, and nothing says by how much two would differ by chance."""
+        return self.data == "test" and self.beats and self.interval is None and not math.isfinite(self.noise)
+
+
+def finding(result: SearchResult, tested: Sequence[Tested] = (), budget: int | None = None) -> Finding | None:
+    """What was found, on test data if the final comparison was made; None if nothing fits or ended.
+
+    Args:
+        budget: bytes that the comparison on test data keeps to; default: the run's largest.
+    """
+    tuned = next((t for t in tested if t.role == FOUND), None)
+    if tuned is not None:
+        limit = budget or max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
+        return _on_test(result.space, tuned, tested, limit)
+    comparison = result.comparison(budget)
+    if comparison is None:
+        return None
+    best, rival = comparison.best, comparison.uniform
+    limited = budget is not None or bool(result.memory_budgets)
+    limit = comparison.budget if limited else max(c.memory_bytes for c in result.candidates)
+    known = result.space, "validation", best.plan, best.loss, best.memory_bytes, limit
+    if rival is None:
+        return Finding(*known)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, _error(best, rival))
+
+
+def _on_test(space: SearchSpace, tuned: Tested, tested: Sequence[Tested], limit: int) -> Finding:
+    known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
+    # A plan found that is uniform itself is its own rival: nothing beats uniform then.
+    rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
+    rival = min(rivals, key=lambda t: t.loss, default=None)
+    if rival is None:
+        return Finding(*known)
+    noise = math.hypot(tuned.loss_error, rival.loss_error)
+    interval = None if rival is tuned else difference(tuned, rival)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval)
+
+
+def _error(best: Candidate, rival: Candidate) -> float:
+    return math.hypot(best.loss_std, rival.loss_std)
+
+
+def headline(found: Finding | None) -> str:
+    """A finding in one sentence; nothing is called lower that may be so by chance."""
+    if found is None:
+        return NOTHING
+    data, within = found.data, f"within {format_bytes(found.budget)}"
+    if found.rival is None:
+        loss = f"{data.capitalize()} loss {loss_text(found.loss)}"
+        return f"{loss} {within}; no uniform plan to compare it with."
+    rival = f"{plan_name(found.rival, found.space)}, {format_bytes(found.rival_bytes)}"
+    if found.doubtful or found.unproven:
+        own, other = pair_text(found.loss, found.rival_loss)
+        return f"{data.capitalize()} loss {own}, and {other} of {rival}, {within}: {doubt_text(found)}."
+    if not found.beats:
+        which = f"whose {data} loss is {loss_text(found.rival_loss)}"
+        return f"No plan found {within} beats {rival}, {which}."
+    low, high = pair_text(found.loss, found.rival_loss)
+    return f"{data.capitalize()} loss {low} instead of {high} ({rival}), {within}: {gain_text(found)}."
+
+
+def gain_text(found: Finding) -> str:
+    """How much lower the loss is, as a share of the rival's, with the interval if it is known."""
+    text = f"{percent(found.gain)} lower"
+    if found.gains is None:
+        return text
+    low, high = (signed_percent(share).removeprefix("+") for share in found.gains)
+    return f"{text}, 95% interval {low} to {high}"
+
+
+def doubt_text(found: Finding) -> str:
+    """Why a difference says nothing."""
+    if found.unproven:
+        return "one seed and no losses by row, so nothing says whether the difference is chance"
+    if found.gains is None:
+        return f"a difference {CHANCE}"
+    low, high = map(signed_percent, found.gains)
+    return f"a difference {CHANCE}, 95% interval {low} to {high}"
+
+
+def said(result: SearchResult, tested: Sequence[Tested] = (), budget: int | None = None) -> str:
+    """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is foretold."""
+    found = finding(result, tested, budget)
+    if found is not None or result.failures():
+        return headline(found)
+    limits = [budget] if budget else result.memory_budgets[-1:]
+    foretold = result.forecast(limits[0]) if limits else None
+    return NOTHING if foretold is None else foretold_text(foretold, result.space)
+
+
+def foretold_text(foretold: Forecast, space: SearchSpace) -> str:
+    """A forecast in one sentence."""
+    within, rival = f"Within {format_bytes(foretold.budget)}", foretold.rival
+    chosen = f"{within} the sensitivities choose {plan_name(foretold.plan, space)}"
+    if rival is None:
+        return f"{chosen}; no uniform plan fits. Nothing was tuned yet."
+    name = f"{plan_name(rival.plan, space)}, {format_bytes(rival.memory_bytes)}"
+    if rival.plan == foretold.plan:
+        return f"{chosen}, which is uniform: no other plan is predicted to be better. Nothing was tuned yet."
+    low, high = rival.interval
+    by = f"predicted {rival.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
+    doubt = "" if rival.certain else f", {CHANCE} before it is measured"
+    return f"{chosen}: its loss is {by}{doubt}. Nothing was tuned yet."

@@ -1,0 +1,106 @@
+"""`qra plan`: a plan in a run's folder without any evaluation, which a search goes on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runner import Qra
+
+from qra_search.config import load_config
+from qra_search.log.trial_log import TrialLog
+from qra_search.runs.folder import RunFolder
+from qra_search.space.knapsack import solve
+from qra_search.surrogates.prior_table import prior_table
+
+MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(qra: Qra, tmp_path: Path) -> None:
+    done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a", "--json")
+    assert done.status == 0, done.err
+    run = RunFolder(tmp_path / "a")
+    result, (budget,) = run.result(), run.result().memory_budgets
+    assert result.trials == () and result.prior is not None
+    table = prior_table(result.space, result.prior)
+    groups = len(result.space)
+    size = result.space.memory.choice.reshape(groups, -1)
+    best = solve(table.reshape(groups, -1), size, budget - result.space.fixed_bytes)
+    b, r = result.space.encode(run.plan())
+    assert best is not None
+    rows = range(groups)
+    assert table[rows, b, r].sum() == pytest.approx(table.reshape(groups, -1)[rows, best].sum())
+    (foretold,) = done.json["forecasts"]
+    assert foretold["memory_bytes"] <= foretold["budget"] == budget
+    fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget]
+    assert {json.dumps(u["plan"]) for u in foretold["uniform"]} == {json.dumps(p.to_dict()) for p in fitting}
+    assert all(u["predicted_gain"] >= -1e-9 for u in foretold["uniform"])
+
+
+def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(qra: Qra, tmp_path: Path) -> None:
+    done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    for text in ("uniform 2 bits, rank 4", "uniform 3 bits, rank 8", "planned: mixed", "90% interval",
+                 f"qra finetune {tmp_path / 'a'}", f"qra search {tmp_path / 'a'} --evaluations 24",
+                 "What a search takes: ", "What it may gain: "):  # fmt: skip
+        assert text in done.out, text
+    shown = qra("show", tmp_path / "a")
+    assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
+    assert "As foretold by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_path: Path) -> None:
+    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    on = qra("search", tmp_path / "a", "--evaluations", 8)
+    assert on.status == 0, on.err
+    assert "what it costs: " in on.err and "what it may gain: " in on.err
+    alone = qra("search", *MODULES, "--memory", "uniform3r8", "-n", 8, "--out", tmp_path / "b")
+    assert alone.status == 0
+    logs = []
+    for name in "ab":
+        with TrialLog(tmp_path / name / "trials.jsonl") as log:
+            logs.append([(t.proposal, t.evaluation and t.evaluation.loss) for t in log])
+    assert logs[0] == logs[1] and logs[0]
+    assert load_config(tmp_path / "a" / "config.yaml").search.evaluations == 8
+
+
+def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> None:
+    command = ("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    qra(*command)
+    known = (tmp_path / "a" / "trials.jsonl").read_bytes()
+    assert qra(*command).status == 0
+    assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "say with --memory how many bytes the plan may take"),
+        (("--memory", "uniform3r8", "--set", "options.prior=none"), "measures no sensitivities"),
+        (("--memory", "1KiB"), "is below the smallest plan"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line_and_leaves_nothing(
+    qra: Qra, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = qra("plan", *MODULES, *options, "--out", tmp_path / "new")
+    assert done.status == 2 and says in done.err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bare_search_prints_its_help(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = qra("search")
+    assert shown.status == 0 and "Usage: qra search" in shown.out and not list(tmp_path.iterdir())
+
+
+def test_sensitivities_that_take_a_third_of_the_search_are_warned_of(qra: Qra, tmp_path: Path) -> None:
+    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
+    assert "more than a third" in qra("search", tmp_path / "a", "--evaluations", 4).err
+    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "b")
+    assert "more than a third" not in qra("search", tmp_path / "b", "--evaluations", 5).err
