@@ -27,6 +27,7 @@ def plan(
     model: common.Model = None,
     task: common.Task = None,
     data: common.Data = None,
+    columns: common.Columns = None,
     memory: common.Memory = None,
     bits: common.Bits = None,
     ranks: common.Ranks = None,
@@ -52,7 +53,7 @@ def plan(
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
     flags: dict[str, Any] = {
-        "model": model, "task": task, "data": data, "memory": memory, "bits": bits, "ranks": ranks,
+        "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits, "ranks": ranks,
         "granularity": granularity, "backend": backend, "seed": seed, "device": device, "evaluator": evaluator,
     }  # fmt: skip
     settings = common.settings(config, sets=sets, **flags)
