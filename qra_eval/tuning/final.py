@@ -113,14 +113,15 @@ def tune(
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
         workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
-        before = sample_answers(workbench, 0 if folder is None else settings.sample_answers)
+        shown = 0 if folder is None else settings.sample_answers
+        before = sample_answers(workbench, shown)
         batches = workbench.final_batches(steps, seed)
         identity = _identity(workbench, plan, seed, steps, batches)
         watch = FullTuning(settings, lambda: _validation_loss(workbench), identity, kept, figures)
         trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
         rows = workbench.rows("test", settings.test_rows)
         nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
-        after = sample_answers(workbench, len(before))
+        after = sample_answers(workbench, shown)
         metrics = score(workbench, min(settings.test_rows, SCORED_ROWS))
         test = workbench.rows.task.split("test")
         tuned = Tuned(

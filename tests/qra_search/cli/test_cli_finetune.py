@@ -152,22 +152,19 @@ def test_settings_of_training_set_anew_are_recorded_and_tune_again(
     assert qra(*mixed, *anew, "--set", "training.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
+def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
+    qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    built = tuner["built"]
+    for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
         (("--patience", 2), "training.patience is 2: it counts looks at the validation loss"),
         (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--track", "nothing"), "nothing"),
-    ],
-)
-def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
-    qra: Qra, tuner: dict[str, Any], mixed: tuple[str | Path, ...], options: tuple[Any, ...], why: str
-) -> None:
-    built = tuner["built"]
-    done = qra(*mixed, *options)
-    assert done.status == 2 and why in done.err and tuner["built"] == built
+    ):
+        done = qra(*mixed, *options)
+        assert done.status == 2 and why in done.err and tuner["built"] == built
 
 
 def test_the_chosen_plan_failing_is_an_error_and_recorded(
