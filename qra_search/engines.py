@@ -14,6 +14,7 @@ class Engine:
         backend: whose levels are what the engine stores.
         bits: widths that it has.
         granularity: what has to share one choice; None: as the model suggests.
+        embeddings: widths that its embeddings and head may have; 16: left as they are.
         format: export format that the engine loads, with `options` of it.
         serve: the command that serves an export in a folder `{out}`.
         families: model types, as transformers names them, that the export can be written for; None: any.
@@ -25,6 +26,7 @@ class Engine:
     format: str
     serve: str
     granularity: str | None = None
+    embeddings: tuple[int, ...] = (16,)
     options: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
@@ -34,6 +36,7 @@ ENGINES: dict[str, Engine] = {
     "llama.cpp": Engine(
         backend="gguf",
         bits=(2, 3, 4, 5, 6, 8),
+        embeddings=(4, 5, 6, 8, 16),
         format="gguf",
         serve="llama-server -m {out}/model.gguf --lora {out}/adapter.gguf",
         families=("llama", "mistral", "qwen2", "qwen3"),
@@ -59,7 +62,11 @@ ENGINES: dict[str, Engine] = {
 def engine_settings(name: str) -> dict[str, Any]:
     """Dotted fields of a config that an engine decides, with their values."""
     engine = ENGINES[name]
-    settings: dict[str, Any] = {"quantization.backend": engine.backend, "space.bits": list(engine.bits)}
+    settings: dict[str, Any] = {
+        "quantization.backend": engine.backend,
+        "quantization.embeddings": list(engine.embeddings),
+        "space.bits": list(engine.bits),
+    }
     return settings if engine.granularity is None else {**settings, "space.granularity": engine.granularity}
 
 

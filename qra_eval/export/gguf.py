@@ -130,8 +130,12 @@ class GGUFExporter(Exporter):
             owner, _, what = key.rpartition(".")
             if tied and key == "lm_head.weight":
                 continue
+            table = run.tables.get(owner) if self.weights == "plan" else None
             if owner in searched and what == "weight":
                 data, kind = self._tensor(run, searched[owner])
+                used[kind] += 1
+            elif isinstance(table, GGMLLinear):
+                data, kind = table.blocks.cpu().numpy(), table.kind.name
                 used[kind] += 1
             else:
                 value = rest[key].detach()
@@ -226,11 +230,12 @@ def load_gguf(run: TunedRun, folder: Path, *, adapter: bool) -> Any:
 def _type_notes(run: TunedRun) -> list[str]:
     notes = []
     others = [linear for linear in run.linears if stored_blocks(run, linear) is None]
-    copied = [linear for linear in run.linears if linear not in others]
+    tables = [table.blocks for table in run.tables.values() if isinstance(table, GGMLLinear)]
+    copied = [*(found[0] for linear in run.linears if (found := stored_blocks(run, linear)) is not None), *tables]
     if copied:
-        size = sum(blocks.nbytes for blocks, _ in filter(None, (stored_blocks(run, linear) for linear in copied)))
+        size = sum(blocks.nbytes for blocks in copied)
         notes.append(
-            f"{len(copied)} of {len(run.linears)} searched weights are copies of the plan's own blocks: {size} bytes, "
+            f"{len(copied)} of {len(run.linears) + len(run.tables)} searched weights are copies of the plan's own blocks: {size} bytes, "
             "the numbers that were tuned on"
         )
     if any(linear.bits < 4 for linear in others):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.export.grids import Affine, affine_of
-from qra_eval.models.embeddings import uninstall_tables
+from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import find_linears, is_conv1d
 from qra_eval.models.load import load_model
@@ -91,15 +91,22 @@ class TunedRun:
         return str(self.plan["model"])
 
     @cached_property
-    def _base(self) -> tuple[Any, Any]:
+    def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
         model, tokenizer = saved.load_base(self.folder)
+        tables = quantized_tables(model)
         uninstall_tables(model)
-        return model.eval(), tokenizer
+        return model.eval(), tokenizer, tables
 
     @property
     def base(self) -> Any:
         """The model with quantized linears, without adapter."""
         return self._base[0]
+
+    @property
+    def tables(self) -> dict[str, nn.Module]:
+        """Quantized embeddings and head by path, or the one table of both by the embedding's; `base` has them
+        dequantized."""
+        return self._base[2]
 
     @property
     def tokenizer(self) -> Any:

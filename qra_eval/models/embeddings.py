@@ -212,6 +212,16 @@ def put_tables(model: Any, backend: Backend, module: Callable[[FoundTable], nn.M
             end.was[0].weight = end.table.own
 
 
+def quantized_tables(model: Any) -> dict[str, nn.Module]:
+    """The modules that stand for tables in a model, by path (the embedding's, if the table is tied)."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(end, TableEmbedding | TableHead) and end.table.module is not None:
+            found.setdefault(id(end.table), (names[id(end)], end.table.module))
+    return dict(found.values())
+
+
 def uninstall_tables(model: Any) -> None:
     """Give the model its own embedding and head again, so that any tool knows the layers; nothing if it has them.
 

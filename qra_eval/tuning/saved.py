@@ -198,7 +198,8 @@ def _base_tensors(
     quantized: QuantizedModel, start: Initialiser, name: str, bits: LevelName, rank: int
 ) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
-    if not start.base(name, bits, rank) and quantized.wrapped[name].groups is None:
+    trained = name in quantized.wrapped and quantized.wrapped[name].groups is not None
+    if not start.base(name, bits, rank) and not trained:
         return {} if bits == UNQUANTIZED_BITS else start.bank.tensors(name, bits)
     module = quantized.base_module(start, name, bits, rank)
     if bits != UNQUANTIZED_BITS:

@@ -23,7 +23,8 @@ def scales_in_training(quantized: QuantizedModel) -> Iterator[None]:
         (linear.name, bits, rank)
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
-        if bits != UNQUANTIZED_BITS
+        if linear.name in quantized.wrapped
+        and bits != UNQUANTIZED_BITS
         and quantized.backend.trainable_numbers(bits, linear.out_features, linear.in_features)
     ]
     for name, bits, rank in placed:

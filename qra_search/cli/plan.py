@@ -32,6 +32,7 @@ def plan(
     bits: common.Bits = None,
     ranks: common.Ranks = None,
     granularity: common.Granularity = None,
+    engine: common.Engine = None,
     backend: common.Backend = None,
     seed: common.Seed = None,
     device: common.Device = None,
@@ -54,7 +55,8 @@ def plan(
     """
     flags: dict[str, Any] = {
         "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits, "ranks": ranks,
-        "granularity": granularity, "backend": backend, "seed": seed, "device": device, "evaluator": evaluator,
+        "granularity": granularity, "engine": engine, "backend": backend, "seed": seed, "device": device,
+        "evaluator": evaluator,
     }  # fmt: skip
     settings = common.settings(config, sets=sets, **flags)
     check_plannable(settings)

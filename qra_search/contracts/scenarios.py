@@ -80,9 +80,7 @@ def toy_space(
             group.model_copy(update={"bits": group.bits or names, "ranks": group.ranks or ranks}) for group in groups
         ]
         groups.append(
-            Group(
-                name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, aside=True
-            )
+            Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, aside=True)
         )
         bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)

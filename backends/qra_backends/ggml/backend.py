@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.calibration import check_hessian
 from qra_backends.ggml import library
+from qra_backends.ggml.decode import decode
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
 from qra_backends.ggml.types import TYPES, GGMLType
@@ -123,6 +124,10 @@ class GGUFBackend(Backend):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return _own(module).dequantize()
+
+    def rows(self, module: nn.Module, at: Tensor) -> Tensor:
+        own = _own(module)
+        return decode(own.blocks[at], own.kind, own.dtype)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return {"blocks": _own(module).blocks.clone()}

@@ -44,6 +44,7 @@ REFUSED = (
     "search --learn-from none", "search --dry-run --learn-from none", "search --dry-run --track none",
     "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none", "evaluate none",
     "profile --evaluator none", "export none --format peft",
+    "search --model tiny --task none.jsonl", "plan --model tiny --memory 75% --device gpu",
 )  # fmt: skip
 
 

@@ -223,3 +223,19 @@ def test_a_run_that_has_no_result_yet_has_a_page(tmp_path: Path) -> None:
 def test_a_page_needs_a_run() -> None:
     with pytest.raises(ValueError, match="at least one run"):
         page([])
+
+
+def test_answers_from_before_the_tuning_and_after_are_shown_and_escaped(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "s", evaluations=8)
+    add_test(folder, seeds=1)
+    data = json.loads(folder.test_file.read_text())
+    for i, entry in enumerate(data["tuned"]):
+        entry |= {"row_nats": [1.0 + i + (row % 2) / 10 for row in range(12)], "row_tokens": [2] * 12}
+    answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
+    data["tuned"][0]["samples"] = [answers]
+    folder.test_file.write_text(json.dumps(data))
+    shown = page([RunData.read(folder)])
+    text = " ".join("".join(Page(shown).text).split())
+    assert "Answers to test rows" in text and "9 or so" in text
+    assert "<script>alert" not in shown and "onerror=alert(2)>" not in shown
+    assert "95% interval" in text  # rows tell it
