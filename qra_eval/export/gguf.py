@@ -92,7 +92,7 @@ class GGUFExporter(Exporter):
         return reasons
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        notes, used = self._write_model(run, out / MODEL_FILE)
+        notes, used = self.write_model(run, out / MODEL_FILE)
         notes.insert(0, "types written: " + ", ".join(f"{count} {kind}" for kind, count in sorted(used.items())))
         if not self.merge:
             write_lora(run, out / ADAPTER_FILE)
@@ -108,7 +108,7 @@ class GGUFExporter(Exporter):
             return Exported(out, (*notes, f"not compared: {reason}"))
         return compared(out, notes, run, load_gguf(run, out, adapter=not self.merge))
 
-    def _write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
+    def write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
         config = run.config
