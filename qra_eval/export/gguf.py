@@ -235,8 +235,8 @@ def _type_notes(run: TunedRun) -> list[str]:
     if copied:
         size = sum(blocks.nbytes for blocks in copied)
         notes.append(
-            f"{len(copied)} of {len(run.linears) + len(run.tables)} searched weights are copies of the plan's own blocks: {size} bytes, "
-            "the numbers that were tuned on"
+            f"{len(copied)} of {len(run.linears) + len(run.tables)} searched weights are copies of the plan's own "
+            f"blocks: {size} bytes, the numbers that were tuned on"
         )
     if any(linear.bits < 4 for linear in others):
         notes.append("2 and 3 bits are stored as Q4_1 (5 bits a weight): the same weights in a larger file")

@@ -57,7 +57,8 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
     monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
     short, long = (
         QuantizedLoRAEvaluator(
-            "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
+            "tiny", "arithmetic",
+            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
             training=TrainingConfig(steps=steps, batch_size=4, validation_rows=8),
         ).estimate()
         for steps in (10, 20)
