@@ -157,6 +157,8 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     pattern, equals, choice = change.rpartition("=")
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
+    # Embeddings have levels of their own: a pattern that meets linears too is meant for these.
+    hits = [i for i in hits if not space.groups[i].aside] or hits
     if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
         raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
     if not hits:

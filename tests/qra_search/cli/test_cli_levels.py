@@ -9,6 +9,7 @@ import pytest
 from cli_runner import Qra
 from report_runs import make_run
 
+from qra_search.cli.plans import _changed
 from qra_search.contracts.scenarios import TWO_WAYS, toy_space
 
 
@@ -54,3 +55,12 @@ def test_show_and_report_name_the_levels(qra: Qra, run: Path) -> None:
     assert qra("report", run).status == 0
     page = (run / "report.html").read_text()
     assert "hqq-4" in page and "bitsandbytes" in page
+
+
+def test_a_pattern_for_linears_leaves_the_embeddings_alone() -> None:
+    space = toy_space(2, table=True)
+    plan = space.uniform(4, 8)
+    assert plan is not None
+    everywhere = _changed(space, plan, "*=2:4")
+    assert (everywhere.bits, everywhere.ranks) == ((2, 2, 4), (4, 4, 0))
+    assert _changed(space, plan, "embed=8:").bits == (4, 4, 8)
