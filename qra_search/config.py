@@ -303,17 +303,17 @@ class RunConfig(_Section):
     """One whole run."""
 
     evaluator: str = Field("quantized-lora", description="name of an installed evaluator")
-    engine: str | None = Field(
-        None,
-        description="where the result will run (llama.cpp, transformers, gptqmodel): decides the backend, which bits "
-        "there are, and what `qra export` writes",
-    )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     space: SpaceConfig = SpaceConfig()
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
+    engine: str | None = Field(
+        None,
+        description="where the result will run (llama.cpp, transformers, gptqmodel): decides the backend, which bits "
+        "there are, and what `qra export` writes",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
 
     @model_validator(mode="before")

@@ -37,7 +37,7 @@ def main() -> None:
             evaluator = QuantizedLoRAEvaluator(
                 options.model,
                 TaskConfig(name=options.task, data=options.data),
-                quantization=QuantizationConfig(backend=backend, cache=folder),
+                quantization=QuantizationConfig(backend=backend, embeddings=16, cache=folder),
                 space=SpaceConfig(bits=bits, ranks=(0,)),
                 training=TrainingConfig(steps=options.calibration // 8, batch_size=8, test_rows=options.rows),
             )

@@ -120,7 +120,7 @@ def build(
     return QuantizedLoRAEvaluator(
         model,
         TaskConfig(name=task, data=data),
-        quantization=QuantizationConfig(backend=options.backend, cache=cache),
+        quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=cache),
         training=TrainingConfig(steps=STEPS, batch_size=rows, gradient_checkpointing=options.checkpointing),
         dtype=options.dtype,
         weight_cache=0,

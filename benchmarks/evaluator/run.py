@@ -64,7 +64,7 @@ def build(options: argparse.Namespace, cache: str | None) -> QuantizedLoRAEvalua
     return QuantizedLoRAEvaluator(
         options.model,
         TaskConfig(name=options.task, data=options.data),
-        quantization=QuantizationConfig(backend=options.backend, cache=cache),
+        quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=cache),
         training=TrainingConfig(steps=options.steps, batch_size=8, validation_rows=16),
     )
 
@@ -76,7 +76,7 @@ def time_bank(options: argparse.Namespace, folder: str) -> dict:
     evaluator = QuantizedLoRAEvaluator(
         options.model,
         TaskConfig(name=options.task, data=options.data),
-        quantization=QuantizationConfig(backend=options.backend, cache=folder),
+        quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=folder),
         progress=lambda stage, done, total: marks.append((stage, time.perf_counter())),
     )
     bank = evaluator.quantized.bank  # made at the first call

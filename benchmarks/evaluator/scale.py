@@ -135,7 +135,9 @@ def evaluator_of(
     return QuantizedLoRAEvaluator(
         str(options.folder / size),
         TaskConfig(name="jsonl", data=str(options.folder / "rows")),
-        quantization=QuantizationConfig(backend=backend, cache=str(made_by("quantize", options, size, backend))),
+        quantization=QuantizationConfig(
+            backend=backend, embeddings=16, cache=str(made_by("quantize", options, size, backend))
+        ),
         space=SpaceConfig(bits=BITS),
         training=TRAINING,
         device="cpu",

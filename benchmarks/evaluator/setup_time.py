@@ -92,7 +92,7 @@ def child(options: argparse.Namespace) -> None:
     evaluator = QuantizedLoRAEvaluator(
         options.model,
         {"name": options.task, "data": options.data},
-        quantization={"backend": options.backend, "cache": str(options.child / "bank")},
+        quantization={"backend": options.backend, "embeddings": 16, "cache": str(options.child / "bank")},
     )
     start = time.perf_counter()
     evaluator.quantized.prepare()

@@ -63,7 +63,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = saved(options.model, folder / "model")
     evaluator = QuantizedLoRAEvaluator(
         str(model), str(data), dtype="float32", compute="float32",
-        quantization={"backend": "bitsandbytes", "cache": options.cache or str(folder / "bank")},
+        quantization={"backend": "bitsandbytes", "embeddings": 16, "cache": options.cache or str(folder / "bank")},
         space={"bits": (4,), "ranks": (8,)},
         training={"batch_size": options.batch_size, "max_length": LENGTH, "validation_rows": 4, "test_rows": 4},
     )  # fmt: skip

@@ -114,7 +114,9 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Tokens a second of both loops on the same batches, by turns; each turn is timed as a whole, after one step."""
     evaluator = QuantizedLoRAEvaluator(
         options.model, {"name": options.task, "data": options.data},
-        quantization={"backend": options.backend, "cache": options.cache or str(folder / CACHE)},
+        quantization={
+            "backend": options.backend, "embeddings": 16, "cache": options.cache or str(folder / CACHE),
+        },
         space={"bits": (4,), "ranks": (8,)}, training={"batch_size": 8},
     )  # fmt: skip
     bench, plan = evaluator.workbench, evaluator.space.uniform(4, 8)

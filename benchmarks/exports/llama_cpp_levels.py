@@ -2,17 +2,16 @@
 
     python benchmarks/exports/llama_cpp_levels.py RUN --data DIR --out benchmarks/results/llama_cpp_levels.jsonl
 
-RUN is tuned first if it is not there: SmolLM2 on GSM8K, one type after another. llama.cpp's CPU kernels round the
-inputs of quantized products to 8 bits in blocks (32 weights: Q8_0; 256: Q8_K), and those of bfloat16 products to
-bfloat16. The model is computed as it is stored; in float32, from weights as llama.cpp decodes them; and in float32 with
-inputs rounded as llama.cpp does. What is left after that is the order of sums. Needs llama-cpp-py-sync.
+RUN is tuned first if it is not there: SmolLM2 on GSM8K, one type after another. The model is computed as it is stored
+(bfloat16), and in float32 from weights as llama.cpp decodes them. llama.cpp's CPU kernels round the inputs of quantized
+products to 8 bits in blocks; `float_path` is what is left without that: the same weights in a file of float32, beside
+the same model in float32. Needs llama-cpp-py-sync.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export, llama_cpp
+from qra_eval.export.gguf import GGUFExporter
 from qra_eval.export.gguf_files import ADAPTER_FILE, MODEL_FILE
 from qra_eval.export.gguf_names import row_order, tensor_namer
 from qra_eval.export.tuned import Chosen, TunedRun
@@ -52,25 +52,24 @@ def main() -> None:
     if not (given.run / "plan.json").is_file():
         tune(given.run, given.data, given.cache, given.steps, given.types, not given.own)
     run = TunedRun(given.run)
-    with tempfile.TemporaryDirectory() as holder:
-        out = Path(holder) / "gguf"
+    out = given.run / "exports" / "gguf"
+    if not (out / MODEL_FILE).is_file():
         export(run, "gguf", out)
-        row = {"llama.cpp": __llama_cpp_tag__, "backend": run.plan["backend"], **file_facts(run, out / MODEL_FILE)}
-        prompts = texts(run, Path(given.data), given.positions)
-        theirs = torch.cat(llama_cpp.logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts))
-        for name, model in (
-            ("as_stored", lambda: run_model(run, None)),
-            ("in_float32", lambda: run_model(run, float32_weight(run))),
-            (
-                "with_inputs_rounded_as_llama_cpp_does",
-                lambda: rounding_inputs(run_model(run, float32_weight(run)), run),
-            ),
-        ):
-            row[name] = difference(logits(model(), prompts), theirs)
-            print(json.dumps({name: row[name]}), flush=True)
+    prompts = texts(run, Path(given.data), given.positions)
+    row = {"llama.cpp": __llama_cpp_tag__, "backend": run.plan["backend"], **file_facts(run, out / MODEL_FILE)}
+    plain = given.run / "exports" / "float32.gguf"
+    if not plain.is_file():
+        GGUFExporter(weights="f32").write_model(run, plain)
+    for name, file, model in (
+        ("float_path", plain, lambda: run_model(run, run.weight)),
+        ("in_float32", out / MODEL_FILE, lambda: run_model(run, float32_weight(run))),
+        ("as_stored", out / MODEL_FILE, lambda: run_model(run, None)),
+    ):
+        theirs = torch.cat(llama_cpp.logits(file, out / ADAPTER_FILE, prompts))
+        row[name] = difference(logits(model(), prompts), theirs)
+        print(json.dumps({name: row[name]}), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(row) + "\n")
-    print(json.dumps(row))
 
 
 def tune(folder: Path, data: str, cache: str | None, steps: int, types: list[str], feedback: bool) -> None:
@@ -145,41 +144,6 @@ def run_model(run: TunedRun, weight: Callable[[Chosen], Tensor] | None) -> Any:
         module = model.get_submodule(f"base_model.model.{linear.name}")
         getattr(module, "base_layer", module).weight = nn.Parameter(weight(linear), requires_grad=False)
     return model
-
-
-def rounding_inputs(model: Any, run: TunedRun) -> Any:
-    """The model with the inputs of every product rounded as llama.cpp's CPU kernels round them."""
-    for linear in run.linears:
-        module = model.get_submodule(f"base_model.model.{linear.name}")
-        kind: Any = run.module(linear.name)
-        round_to = q8_0 if kind.kind.block == 32 else q8_k
-        getattr(module, "base_layer", module).register_forward_pre_hook(lambda _, args, f=round_to: (f(args[0]),))
-        for part in ("lora_A", "lora_B"):
-            for factor in getattr(module, part, nn.ModuleDict()).values():
-                factor.register_forward_pre_hook(lambda _, args: (bfloat16(args[0]),))
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (bfloat16(args[0]),))
-    return model
-
-
-def bfloat16(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).float()
-
-
-def q8_0(x: Tensor) -> Tensor:
-    """Blocks of 32 with a float16 scale; the codes are rounded by the scale before it is."""
-    blocks = x.unflatten(-1, (-1, 32))
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
-    codes = torch.round(blocks * torch.where(scale > 0, 1 / scale, 0))
-    return (codes * scale.to(torch.float16).float()).flatten(-2)
-
-
-def q8_k(x: Tensor) -> Tensor:
-    """Blocks of 256 with a float32 scale, by the entry of the largest absolute value, which becomes -127."""
-    blocks = x.unflatten(-1, (-1, 256))
-    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    inverse = torch.where(largest != 0, -127 / largest, 0)
-    codes = torch.round(blocks * inverse).clamp(max=127)
-    return (codes / torch.where(inverse != 0, inverse, 1)).flatten(-2)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
     evaluator = QuantizedLoRAEvaluator(
         "smollm2",
         "arithmetic",
-        quantization=QuantizationConfig(backend=backend, cache=bank),
+        quantization=QuantizationConfig(backend=backend, embeddings=16, cache=bank),
         space=SpaceConfig(granularity="fused"),
         training=TrainingConfig(batch_size=4, test_rows=4),
     )
@@ -118,7 +118,7 @@ def tune_tiny(family: str, folder: Path, model: Path) -> None:
     evaluator = QuantizedLoRAEvaluator(
         str(model),
         "arithmetic",
-        quantization=QuantizationConfig(backend="reference", cache=str(model.parent / "bank")),
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(model.parent / "bank")),
         space=SpaceConfig(bits=(2, 3, 4, 8, 16), ranks=(0, 4, 8), granularity="fused"),
         training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=4),
         dtype="float32",

@@ -34,7 +34,7 @@ def main() -> None:
     evaluator = QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name="gsm8k", data=options.data),
-        quantization=QuantizationConfig(backend=protocol.BACKEND),
+        quantization=QuantizationConfig(backend=protocol.BACKEND, embeddings=16),
         space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
         training=protocol.TRAINING,
         compute=options.compute,

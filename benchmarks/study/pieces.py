@@ -72,7 +72,7 @@ def evaluator(data: str, pieces: Pieces, cache: str | None) -> QuantizedLoRAEval
     return QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend=pieces.backend, cache=cache),
+        quantization=QuantizationConfig(backend=pieces.backend, embeddings=16, cache=cache),
         space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
         training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **dict(pieces.options)}),
     )

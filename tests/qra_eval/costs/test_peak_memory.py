@@ -23,7 +23,7 @@ def build(tmp_path_factory):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
-            quantization=QuantizationConfig(backend="reference", cache=str(folder)),
+            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(folder)),
             space=SpaceConfig(bits=(2, 4), ranks=ranks),
             training=TrainingConfig(**given),
             dtype=dtype,

@@ -29,7 +29,7 @@ def shape_only(folder: Path, backend: str = "reference-gptq", layers: int = 4, *
     if not model.exists():
         tiny_config_model("llama", layers=layers, vocabulary=320).config.save_pretrained(model)
     return QuantizedLoRAEvaluator(
-        str(model), "arithmetic", quantization={"backend": backend, "cache": str(folder / "bank")},
+        str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
         training={"steps": 2, "batch_size": 4, "validation_rows": 4, "max_length": 64, **training},
         weights=False, weight_cache=0,

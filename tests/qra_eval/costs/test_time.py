@@ -20,7 +20,7 @@ from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
     return QuantizedLoRAEvaluator(
-        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, cache=str(folder)),
+        "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
         training=TrainingConfig(steps=3, batch_size=4, validation_rows=8, **options),
     )  # fmt: skip
@@ -57,7 +57,8 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
     monkeypatch.setattr(module, "seconds_per_token", lambda evaluator: 1.0)
     short, long = (
         QuantizedLoRAEvaluator(
-            "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+            "tiny", "arithmetic",
+            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
             training=TrainingConfig(steps=steps, batch_size=4, validation_rows=8),
         ).estimate()
         for steps in (10, 20)
@@ -115,7 +116,7 @@ def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypa
 def test_what_the_backend_refuses_is_said_before_anything_is_quantized(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no 7 bits"):
         QuantizedLoRAEvaluator(
-            "tiny", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+            "tiny", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
             space=SpaceConfig(bits=(7,)),
         )  # fmt: skip
     assert not (tmp_path / "bank").exists()

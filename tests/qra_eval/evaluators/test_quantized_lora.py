@@ -26,7 +26,7 @@ def build(tmp_path_factory):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
-            quantization=QuantizationConfig(backend=backend, cache=str(folder)),
+            quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
             space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),
             training=settings,
             compute=compute,
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
 def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
     told = []
     late = QuantizedLoRAEvaluator(
-        "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+        "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         training=TrainingConfig(steps=1, batch_size=4, validation_rows=8),
     )  # fmt: skip
     late.progress = lambda stage, done, total: told.append((stage, done == total))
@@ -79,7 +79,7 @@ def test_settings_of_a_later_training_reach_the_adapters(build):
 def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tmp_path):
     large = QuantizedLoRAEvaluator(
         "tiny",
-        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         space=SpaceConfig(bits=(2, 4), ranks=(4,)),
         training=TrainingConfig(steps=1, batch_size=2, validation_rows=2),
         weight_cache=100_000,
@@ -121,7 +121,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     monkeypatch.setattr("qra_eval.quantized.model.compute_dtype", lambda device: torch.bfloat16)
     evaluator = QuantizedLoRAEvaluator(
         "tiny",
-        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(3, 16), ranks=(4,)),
         training=TrainingConfig(batch_size=2, test_rows=2),
         dtype="float32",

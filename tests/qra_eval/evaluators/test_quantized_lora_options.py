@@ -23,7 +23,7 @@ def build(tmp_path_factory):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
-            quantization=QuantizationConfig(backend=backend, cache=str(cache)),
+            quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(cache)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8)),
             training=TrainingConfig(**{**SMALL, **options}),
             weight_cache=weight_cache,
@@ -161,7 +161,7 @@ def saved_by_a_forward_pass(evaluator, plan):
 
 def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
     evaluator = QuantizedLoRAEvaluator(
-        "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "cache": str(tmp_path)},
+        "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path)},
         space={"bits": [4], "ranks": [4]}, training={"steps": 7},
     )  # fmt: skip
     assert evaluator.quantized.settings == TrainingConfig(steps=7) and evaluator.space.bits == (4,)

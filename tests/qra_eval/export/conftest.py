@@ -62,7 +62,7 @@ class Runs:
         evaluator = QuantizedLoRAEvaluator(
             str(model),
             "arithmetic",
-            quantization=QuantizationConfig(backend=backend, cache=str(self.folder / "bank" / name)),
+            quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(self.folder / "bank" / name)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
             training=TrainingConfig(learning_rate=2e-2, batch_size=2),
             dtype="float32",

@@ -73,12 +73,13 @@ def gguf(path: Path, dtype: torch.dtype):
 
 
 def lora(path: Path):
-    from gguf import GGUFReader
+    from gguf import GGUFReader, dequantize
 
     reader = GGUFReader(path)
     text = {key: bytes(reader.fields[key].parts[-1]).decode() for key in ("general.type", "adapter.type")}
     assert text == {"general.type": "adapter", "adapter.type": "lora"}, text
-    return float(reader.fields["adapter.lora.alpha"].parts[-1][0]), {t.name: np.array(t.data) for t in reader.tensors}
+    factors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    return float(reader.fields["adapter.lora.alpha"].parts[-1][0]), factors
 
 
 KINDS = {

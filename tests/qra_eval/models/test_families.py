@@ -28,7 +28,7 @@ def build(family, tmp_path, **space):
     return QuantizedLoRAEvaluator(
         str(tmp_path / "model"),
         "arithmetic",
-        quantization=QuantizationConfig(backend="reference", cache=str(tmp_path / "bank")),
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **space),
         training=TrainingConfig(steps=4, batch_size=4, validation_rows=4, test_rows=4, final_steps=2, max_length=64),
     )

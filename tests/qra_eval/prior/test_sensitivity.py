@@ -51,7 +51,7 @@ def tiny_evaluator(cache, **options):
     return QuantizedLoRAEvaluator(
         "tiny",
         "arithmetic",
-        quantization=QuantizationConfig(backend="reference", cache=str(cache)),
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),
         space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
         training=TrainingConfig(steps=2, batch_size=4, validation_rows=8, test_rows=4),
         **options,

@@ -57,7 +57,7 @@ def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
     evaluator = QuantizedLoRAEvaluator(
         "tiny",
         "arithmetic",
-        quantization=QuantizationConfig(cache=str(tmp_path / "bank")),
+        quantization=QuantizationConfig(embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(16,), ranks=(0, 4), granularity="layer"),
         training=TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=4, final_steps=2),
     )

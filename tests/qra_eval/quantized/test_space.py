@@ -34,7 +34,7 @@ def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_modu
     for chosen in ({}, {"granularity": "auto"}, {"granularity": "module"}):
         evaluator = QuantizedLoRAEvaluator(
             "tiny",
-            quantization=QuantizationConfig(backend="reference", cache=str(tmp_path)),
+            quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
             space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **chosen),
         )
         described.append((evaluator.space.signature, evaluator.describe()))

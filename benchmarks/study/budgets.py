@@ -1,0 +1,142 @@
+"""Bytes needed for a quality: the sensitivities' plans with searched embeddings, tuned with all pieces; resumable.
+
+    python benchmarks/study/budgets.py --data DIR --minutes 50
+
+Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
+sensitivities within so many MiB, embeddings among the groups; beside them are uniform plans, embeddings at the same
+width, tuned alike. `--table` prints what is there beside 16-bit LoRA of rank 32 on the same rows (`final.jsonl`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import protocol
+import torch
+from pieces import RESULTS, tuned
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.additive import additive_plan
+from qra_search.surrogates.prior_table import prior_table
+
+MIB = 1 << 20
+BUDGETS = (62, 72, 90, 50)
+"""MiB, in the order of the tunings."""
+EMBEDDINGS = (3, 4, 5, 6, 8, 16)
+REFERENCE = "16-bit r32"
+DRAWS = 10_000
+
+
+def evaluator(data: str, init: str, scales: bool, cache: str | None) -> QuantizedLoRAEvaluator:
+    pieces = {"init": init, "scales": scales}
+    return QuantizedLoRAEvaluator(
+        protocol.MODEL,
+        TaskConfig(name="gsm8k", data=data),
+        quantization=QuantizationConfig(backend=protocol.BACKEND, embeddings=EMBEDDINGS, cache=cache),
+        space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
+        training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **pieces}),
+    )
+
+
+def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
+    """By name: the sensitivities' within each budget, then uniform ones."""
+    space, found = made.space, {}
+    table = prior_table(space, made.prior())
+    for budget in BUDGETS:
+        plan = additive_plan(space, table, budget * MIB)
+        if plan is not None:
+            found[f"sensitivities {budget} MiB"] = plan
+    for bits in (3, 4):
+        uniform = space.uniform(bits, 8)
+        assert uniform is not None  # both are in the space
+        found[f"uniform {bits}-bit r8"] = uniform
+    return found
+
+
+def words(space: SearchSpace, plan: Plan) -> dict[str, Any]:
+    """How many linears a plan has at each width and rank, and the width of its embeddings."""
+    linears = [i for i, group in enumerate(space.groups) if not group.aside]
+    return {
+        "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in linears).items())},
+        "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in linears).items())},
+        "embeddings": [plan.bits[i] for i, group in enumerate(space.groups) if group.aside],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
+    parser.add_argument("--init", default="calibrated", help="where adapters start")
+    parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
+    parser.add_argument("--only", default="", help="only plans in whose name this regular expression is found")
+    parser.add_argument("--cache", help="folder of the bank")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    path = options.out / "budgets.jsonl"
+    if options.table:
+        print_table(read(path), read(RESULTS / "final.jsonl"))
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    torch.set_num_threads(options.threads)
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    made = evaluator(options.data, options.init, not options.no_scales, options.cache)
+    for seed in protocol.SEEDS[: options.seeds]:
+        for name, plan in plans(made).items():
+            key = {"plan": name, "init": options.init, "scales": not options.no_scales, "seed": seed}
+            if not re.search(options.only, name) or any(all(d[k] == key[k] for k in key) for d in read(path)):
+                continue
+            if until is not None and time.monotonic() > until:
+                raise SystemExit(protocol.LEFT)
+            line = {**key, **words(made.space, plan), **tuned(made, plan, seed), "commit": commit}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
+    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows, seed by seed."""
+    rival = {d["seed"]: d for d in final if d["task"] == "gsm8k" and d["row"] == REFERENCE}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for d in lines:
+        groups[d["plan"], d["init"], d["scales"]].append(d)
+    print("| plan | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |\n|" + "---|" * 8)
+    for (plan, init, scales), some in groups.items():
+        low, mean, high = interval(some, [rival[d["seed"]] for d in some])
+        print(
+            f"| {plan} | {init} | {'trained' if scales else 'fitted'} | {some[0]['memory_bytes'] / MIB:.1f} | "
+            f"{some[0]['embeddings'][0]} | {len(some)} | {np.mean([d['test_loss'] for d in some]):.4f} | "
+            f"{mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+        )
+
+
+def interval(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Relative difference of the loss, and its interval from rows drawn again, the same for both and for all seeds."""
+    own, other = (np.sum([d["row_losses"] for d in side], axis=0) for side in (mine, theirs))
+    drawn = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
+    ratios = own[drawn].sum(1) / other[drawn].sum(1) - 1
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(own.sum() / other.sum() - 1), float(high)
+
+
+if __name__ == "__main__":
+    main()
