@@ -14,6 +14,7 @@ from qra_search.report.colors import PRIOR_STEPS, palette, ramp_css
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import page_rules
 from qra_search.report.html import sections
+from qra_search.report.html.headline import headline, lead
 from qra_search.report.html.markup import escape
 from qra_search.report.words import plan_name
 from qra_search.runs.folder import RunFolder
@@ -105,8 +106,8 @@ def _article(run: RunData, number: int, attributes: str = "", heading: str = "h1
     )  # fmt: skip
     return (
         f'<article {attributes}data-run="{number}"><header><p class="eyebrow">{sections.eyebrow(run)}</p>'
-        f"<{heading}>{sections.headline(run)}</{heading.split()[0]}>"
-        f'<p class="lead">{sections.lead(run)}</p>{sections.facts(run)}</header>{"".join(body)}</article>'
+        f"<{heading}>{headline(run)}</{heading.split()[0]}>"
+        f'<p class="lead">{lead(run)}</p>{sections.facts(run)}</header>{"".join(body)}</article>'
     )
 
 
