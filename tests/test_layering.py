@@ -28,8 +28,8 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
-    "mlflow", "optimum", "optuna", "ray", "trackio",
+    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "llama_cpp_py_sync",
+    "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library
