@@ -29,12 +29,18 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
+<<<<<<< HEAD
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
     "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
+=======
+    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "llama_cpp_py_sync",
+    "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio",
+>>>>>>> helper-a
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",
+    "qra_eval.tasks.batches",
     "qra_eval.tuning.saved",
 )
 """Our own modules that import one of them at their top."""

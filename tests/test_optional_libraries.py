@@ -22,6 +22,7 @@ NEEDS = {
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
+    "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
 }
 
 
