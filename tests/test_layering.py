@@ -29,13 +29,8 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-<<<<<<< HEAD
-    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "lm_eval",
-    "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
-=======
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub", "llama_cpp_py_sync",
-    "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio",
->>>>>>> helper-a
+    "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.libraries.",  # layers that subclass those of an optional library
