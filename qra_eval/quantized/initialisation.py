@@ -38,9 +38,6 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 RESIDUAL_CACHE_BYTES = 1 << 30
 """Re-quantized bases of PiSSA that are kept, at most; the least recently used ones go first and are made again."""
 
-USUAL_LENGTH = 3**-0.5
-"""Of a row of A in `default`: uniform within 1 / sqrt(in) of zero."""
-
 Factors = tuple[Tensor, Tensor]
 
 
@@ -92,7 +89,7 @@ class Initialiser:
         root = (rank / self.alpha) ** 0.5  # of 1 / s, shared between the two
         if self.starts is not None and bits != UNQUANTIZED_BITS:
             A, B = self.starts.factors(name, bits)
-            return _lengthened(A[:rank] * root, B[:, :rank] * root)
+            return A[:rank] * root, B[:, :rank] * root
         if self.kind == "pissa" or (self.kind == "loftq" and bits != UNQUANTIZED_BITS):
             A, B = self._decomposed(name, bits if self.kind == "loftq" else UNQUANTIZED_BITS)
             # Rounded as a stored adapter is, so that PiSSA's base is the residual of what is really added to it.
@@ -166,14 +163,6 @@ class Initialiser:
                 target = target - self.bank.weight(name, bits).float()
             self._factors[key] = low_rank_factors(target, self.max_rank)
         return self._factors[key]
-
-
-def _lengthened(A: Tensor, B: Tensor) -> Factors:
-    """The same product with rows of A at least as long as `default` has them: where little was lost to fit, B then
-    begins near zero and learns as it does there."""
-    lengths = A.norm(dim=1)
-    stretch = torch.where(lengths > 0, (USUAL_LENGTH / lengths).clamp_min(1.0), 1.0)
-    return A * stretch[:, None], B / stretch
 
 
 def low_rank_factors(target: Tensor, rank: int) -> Factors:

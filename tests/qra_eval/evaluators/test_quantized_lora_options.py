@@ -56,8 +56,8 @@ def test_each_initialisation_trains_on_its_own_start_and_reloads(build, init, tm
     evaluator = build(bits=(2, 4, 16), init=init)
     plan = mixed_plan(evaluator.space)
     loss = evaluator.evaluate(plan).loss
-    assert loss != build(bits=(2, 4, 16)).evaluate(plan).loss and evaluator.evaluate(plan).loss == loss
-    assert evaluator.describe()["training"]["init"] == init
+    assert loss != build(bits=(2, 4, 16), init="default").evaluate(plan).loss
+    assert evaluator.evaluate(plan).loss == loss and evaluator.describe()["training"]["init"] == init
     tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
     assert tuned.reload_difference == 0.0 and tuned.memory_bytes == build(bits=(2, 4, 16)).space.memory_bytes(plan)
 

