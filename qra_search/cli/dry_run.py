@@ -15,6 +15,7 @@ from qra_search.evaluation.protocols import RowCount
 from qra_search.exchange.trackers import check_tracker
 from qra_search.report.terminal.live import View
 from qra_search.report.words import duration, evaluations_text
+from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.costs import Costs
 from qra_search.workflow.dry_run import dry_run, embeddings_hint
@@ -57,7 +58,7 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     budgets = ", ".join(size(b) for b in facts["budgets"]) or "none: the whole front"
-    first = "; ".join(f"{p['bits']} bits, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"])
+    first = "; ".join(f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"])
     grid = Table.grid(padding=(0, 2))
     grid.add_row("groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears")
     bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
