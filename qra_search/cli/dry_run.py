@@ -58,7 +58,9 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
     budgets = ", ".join(size(b) for b in facts["budgets"]) or "none: the whole front"
-    first = "; ".join(f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"])
+    first = "; ".join(
+        f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
+    )
     grid = Table.grid(padding=(0, 2))
     grid.add_row("groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears")
     bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
