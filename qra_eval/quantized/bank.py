@@ -75,7 +75,7 @@ class Bank:
         self._kept = 0
         self._damaged: set[Path] = set()
         for layer, names in self._names.items():
-            check_shapes(backend, {name: self.linears[name] for name in names}, self.levels(layer))
+            check_shapes(backend, {name: self.linears[name] for name in names}, self._levels.get(layer, self.bits))
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:

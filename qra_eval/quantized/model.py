@@ -116,15 +116,17 @@ class QuantizedModel:
             groups, self.granularity, space, self.backend, fixed_bytes=tensor_bytes(self.model) - dense,
             tables=offered, depth=len(self.blocks),
         )  # fmt: skip
-        self.levels, self.table_levels = (
-            _quantized_levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
+        own, of_tables = (
+            _levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
             for aside in (False, True)
         )
+        self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
+        self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
         self._bank = Bank(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
-            backend, self.levels, bank_folder(quantization.cache), self.identity,
+            backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
-            levels={len(self.blocks): self.table_levels},
+            levels={len(self.blocks): of_tables},
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
@@ -368,7 +370,7 @@ def _searched_tables(model: Any, quantization: QuantizationConfig) -> dict[str, 
         return {}
 
 
-def _quantized_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
-    """The levels below 16 bits that any of some groups may take."""
+def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...]:
+    """The levels that any of some groups may take."""
     allowed = {b for group in groups for b in group.bits or space.bits}
-    return tuple(b for b in space.bits if b in allowed and b != UNQUANTIZED_BITS)
+    return tuple(b for b in space.bits if b in allowed)

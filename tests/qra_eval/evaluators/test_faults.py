@@ -36,7 +36,7 @@ def config(files):
         {
             "model": {"name": str(files / "model"), "device": "cpu"},
             "task": {"name": "jsonl", "data": str(files / "task.jsonl")},
-            "quantization": {"backend": "reference", "cache": str(files / "bank")},
+            "quantization": {"backend": "reference", "embeddings": 16, "cache": str(files / "bank")},
             "space": {"bits": [2, 4], "ranks": [0, 4], "granularity": "layer"},
             "training": {"steps": 1, "batch_size": 2, "validation_rows": 4, "max_length": 64},
         }

@@ -21,7 +21,7 @@ def evaluator(tmp_path_factory):
         "tiny",
         "arithmetic",
         quantization=QuantizationConfig(
-            backend=config.quantization.backend, cache=str(tmp_path_factory.mktemp("bank"))
+            backend=config.quantization.backend, embeddings=16, cache=str(tmp_path_factory.mktemp("bank"))
         ),
         space=SpaceConfig(bits=(2, 4, 16), ranks=(0, 4), granularity="layer"),
         training=TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=4, final_steps=2),
