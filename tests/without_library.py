@@ -1,6 +1,7 @@
-"""Run as a script in a process of its own: hides one library as if it were not installed, and uses all the rest.
+"""Run as a script in a process of its own: hides libraries as if they were not installed, and uses all the rest.
 
-Arguments: the library's import name, its distribution's name. Prints a JSON object with what was refused and why.
+Arguments: import names, then distributions' names, each joined by commas. Prints a JSON object with what was refused
+and why.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-HIDDEN, DISTRIBUTION = sys.argv[1:3]
+HIDDEN, DISTRIBUTIONS = (argument.split(",") for argument in sys.argv[1:3])
 
 
 class Hiding:
-    """A finder of modules and distributions that does not see one library."""
+    """A finder of modules and distributions that does not see the libraries."""
 
     def __init__(self, finder: Any):
         self.finder = finder
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        return None if name.partition(".")[0] == HIDDEN else self.finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
 
     def find_distributions(self, *args: Any) -> Iterator[Any]:
         for found in getattr(self.finder, "find_distributions", lambda *_: ())(*args):
-            if (found.metadata["Name"] or "").lower().replace("_", "-") != DISTRIBUTION:
+            if (found.metadata["Name"] or "").lower().replace("_", "-") not in DISTRIBUTIONS:
                 yield found
 
     def __getattr__(self, name: str) -> Any:
@@ -63,7 +64,7 @@ def commands() -> dict[str, str]:
 
 
 def backends() -> dict[str, str]:
-    """Quantize a linear with every backend, at its smallest width; those that are unavailable, with the reason."""
+    """Quantize a linear with every backend, at its first level; those that are unavailable, with the reason."""
     import torch
     from qra_backends import backend_names, make_backend
 
@@ -75,7 +76,8 @@ def backends() -> dict[str, str]:
         if reason is not None:
             refused[name] = reason
             continue
-        module = backend.quantize(linear, backend.bits[0], hessian=torch.eye(64) if backend.calibrated else None)
+        level = next(level for level in backend.bits if backend.supports(level, 64, 64) is None)
+        module = backend.quantize(linear, level, hessian=torch.eye(64) if backend.calibrated else None)
         assert torch.isfinite(backend.dequantize(module)).all(), name
     return refused
 
@@ -98,7 +100,7 @@ def strategies() -> dict[str, str]:
 
 if __name__ == "__main__":
     sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
-    assert importlib.util.find_spec(HIDDEN) is None
+    assert not any(map(importlib.util.find_spec, HIDDEN))
     answers = {f.__name__: f() for f in (modules, commands, backends, strategies)}
-    assert not [name for name in sys.modules if name.partition(".")[0] == HIDDEN]
+    assert not [name for name in sys.modules if name.partition(".")[0] in HIDDEN]
     print(json.dumps(answers))

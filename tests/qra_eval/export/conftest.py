@@ -64,7 +64,7 @@ class Runs:
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(self.folder / "bank" / name)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
-            training=TrainingConfig(learning_rate=2e-2, batch_size=2),
+            training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=2, test_rows=2, sample_answers=0),
             dtype="float32",
         )
         groups = len(evaluator.space)

@@ -39,7 +39,9 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
     return QuantizedLoRAEvaluator(
         str(folder / "model"),
         "arithmetic",
-        quantization=QuantizationConfig(backend={"name": "gguf", "types": TYPES}, cache=str(folder / "bank")),
+        quantization=QuantizationConfig(
+            backend={"name": "gguf", "types": TYPES}, embeddings=(3, 4, 8), cache=str(folder / "bank")
+        ),
         space=SpaceConfig(bits=(3, 4, 8), ranks=(4, 8), granularity="module"),
         training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=4, test_rows=4, steps=1),
         dtype="float32",
@@ -50,7 +52,8 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
 def run(evaluator: QuantizedLoRAEvaluator, tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
     space, folder = evaluator.space, tmp_path_factory.mktemp("run")
     own = [group.bits or space.bits for group in space.groups]
-    plan = Plan(tuple(own[i][i % len(own[i])] for i in range(len(own))), tuple((4, 8)[i % 2] for i in range(len(own))))
+    ranks = [0 if group.aside else (4, 8)[i % 2] for i, group in enumerate(space.groups)]
+    plan = Plan(tuple(own[i][i % len(own[i])] for i in range(len(own))), tuple(ranks))
     assert set(plan.bits) == set(TYPES)
     evaluator.tune(plan, steps=2, folder=folder)
     return TunedRun(folder)
@@ -82,11 +85,15 @@ def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun
         assert np.array_equal(tensor.data, blocks[rows].numpy())
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), weight[rows].float().numpy())
         stored += tensor.n_bytes
+    (table,) = run.tables.values()
+    assert np.array_equal(tensors["token_embd.weight"].data, table.blocks.numpy())
+    stored += tensors["token_embd.weight"].n_bytes
     levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
     wanted = sum(
         run.backend.storage(levels[linear.group]).bytes(linear.out_features, linear.in_features)
         for linear in run.linears
     )
+    wanted += run.backend.storage(levels["model.embed_tokens"]).bytes(table.out_features, table.in_features)
     assert stored == wanted and any(str(wanted) in note for note in exported.notes)
 
 
@@ -113,7 +120,7 @@ def test_llama_cpp_computes_the_tuned_model(run: TunedRun, exported: Any) -> Non
 
 def test_a_gguf_file_of_others_is_a_plan(evaluator: QuantizedLoRAEvaluator, run: TunedRun, exported: Any) -> None:
     found = import_plan(exported.path / "model.gguf", "gguf", evaluator.space, rank=4).plan
-    assert found.bits == tuple(group["bits"] for group in run.plan["groups"]) and set(found.ranks) == {4}
+    assert found.bits == tuple(group["bits"] for group in run.plan["groups"]) and set(found.ranks) == {0, 4}
 
 
 def test_ollama_is_told_of_both_files(exported: Any) -> None:

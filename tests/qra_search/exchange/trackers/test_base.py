@@ -130,7 +130,7 @@ def test_a_stopped_study_ends_incomplete(tmp_path: Path) -> None:
 def test_trackers_are_installed_and_may_be_told_where_they_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert plugins.names("trackers") == ["mlflow", "tensorboard", "trackio"]
+    assert plugins.names("trackers") == ["mlflow", "tensorboard", "trackio", "wandb"]
     asked = []
 
     class Asked(Kept):
@@ -143,7 +143,7 @@ def test_trackers_are_installed_and_may_be_told_where_they_write(
     assert asked == [(tmp_path / "run", "sqlite:///x.db")] and tracker.say is print
 
 
-@pytest.mark.parametrize("name", ["mlflow", "tensorboard", "trackio"])
+@pytest.mark.parametrize("name", ["mlflow", "tensorboard", "trackio", "wandb"])
 def test_a_tool_that_is_not_installed_is_named_with_its_extra(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
