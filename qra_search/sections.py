@@ -1,0 +1,285 @@
+"""The sections of a run's config: what each may say, with its defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from qra_search.errors import shortened
+from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
+from qra_search.space.sizes import check_size
+from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
+
+DEFAULT_STRATEGY = "qra"
+DEFAULT_EVALUATIONS = 24
+"""What a search may spend if nothing is said: minutes with a real evaluator of a small model."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model is tuned."""
+
+    name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="in which what is not quantized is stored; auto: bfloat16"
+    )
+    compute: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="in which evaluations compute; auto: the faster one on this machine"
+    )
+    weight_cache: str = Field(
+        "auto",
+        description="memory for dequantized weights that are kept ready (2GiB, 0); auto: by what is free; if those of "
+        "all linears do not fit, each is dequantized when it is used",
+    )
+    trust_remote_code: bool = False
+
+    @field_validator("weight_cache", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if str(value) not in ("auto", "0"):
+            parse_bytes(value)
+        return str(value)
+
+
+class TaskConfig(Section):
+    """What it is tuned on."""
+
+    name: str = Field("arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers")
+    data: str | None = Field(None, description="folder or file with the task's data; default: the hub, or none needed")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
+
+
+BackendSpec = str | dict[str, Any]
+BACKEND_FORMS = (
+    "the name of a backend, or one for each bit-width, is needed; one with options is {name: hqq, group_size: 128}"
+)
+
+
+def _backend_spec(given: Any) -> Any:
+    """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
+    name = given.get("name") if isinstance(given, dict) else given
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{BACKEND_FORMS}; {shortened(given)} is none of these")
+    if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
+        raise ValueError(f"options of backend {name!r} are texts, got {shortened(list(given))}")
+    return given
+
+
+def _is_width(key: Any) -> bool:
+    return (isinstance(key, int) and not isinstance(key, bool)) or (isinstance(key, str) and key.isdecimal())
+
+
+class QuantizationConfig(Section):
+    """How weights are stored at each bit-width."""
+
+    backend: BackendSpec | dict[int, BackendSpec | list[BackendSpec]] = Field(
+        "mixed-calibrated",
+        description="a backend (see `qra backends`), by name or as `{name: hqq, group_size: 128}`; or one for each "
+        "bit-width, `{2: hqq, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
+    )
+    embeddings: Literal["auto"] | tuple[int, ...] = Field(
+        "auto",
+        description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
+        "they are; auto: 3, 4, 5, 6 and 16, as far as the backend can store them",
+    )
+    cache: str | None = Field(None, description="folder of the bank of quantized weights; default: the user's cache")
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @field_validator("embeddings")
+    @classmethod
+    def _known(cls, values: Literal["auto"] | tuple[int, ...]) -> Literal["auto"] | tuple[int, ...]:
+        if values == "auto":
+            return values
+        _check_distinct(values, "choices")
+        if not all(1 <= value <= UNQUANTIZED_BITS for value in values):
+            raise ValueError("embeddings must be from 1 to 16 (16: left as they are)")
+        return tuple(sorted(values))
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _backend(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "name" in given:
+            return _backend_spec(given)
+        if not given or not all(_is_width(key) for key in given):
+            raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
+        several = {int(bits): specs for bits, specs in given.items()}
+        for bits, specs in several.items():
+            if specs == []:
+                raise ValueError(f"at {bits} bits a list names at least one backend")
+            for spec in specs if isinstance(specs, list) else [specs]:
+                _backend_spec(spec)
+        return several
+
+
+def _check_distinct(values: tuple[Any, ...], what: str) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"distinct {what} are needed, at least one")
+
+
+class SpaceConfig(Section):
+    """What may be chosen, and for what."""
+
+    bits: tuple[int, ...] = DEFAULT_BITS
+    ranks: tuple[int, ...] = DEFAULT_RANKS
+    granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
+        "auto",
+        description="what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what "
+        "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
+    )
+
+    @field_validator("bits", "ranks")
+    @classmethod
+    def _known(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        _check_distinct(values, "choices")
+        least, most, end = (1, 16, "16: left unquantized") if info.field_name == "bits" else (0, 4096, "0: no adapter")
+        if not all(least <= value <= most for value in values):
+            raise ValueError(f"{info.field_name} must be from {least} to {most} ({end})")
+        return tuple(sorted(values))
+
+
+Init = Literal["default", "calibrated", "loftq", "pissa", "eva"]
+Schedule = Literal["linear", "cosine", "constant"]
+FINAL_ONLY = frozenset({
+    "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
+    "sample_answers",
+})  # fmt: skip
+"""Fields of `training` that say how the chosen plan is tuned in full, and change nothing that a search measures."""
+
+
+class TrainingConfig(Section):
+    """The short fine-tuning of one evaluation, and the full one of the chosen plan."""
+
+    steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
+    batch_size: int = Field(8, ge=1, description="rows that go through the model together")
+    accumulation: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate")
+    schedule: Schedule = Field(
+        "linear", description="how the learning rate goes on after the warm-up: linear or cosine towards 0, or constant"
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    alpha: float = Field(
+        16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+    init: Init | tuple[Init, ...] = Field(
+        "default",
+        description="where adapters start: default, calibrated, loftq, pissa or eva; of several the search uses the "
+        "first, and before a plan is tuned in full each is tried on it",
+    )
+    scales: bool = Field(
+        False,
+        description="train the scales and offsets of quantized groups along with the adapters, at no bytes; a step "
+        "then takes up to half as long again",
+    )
+    scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
+    max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
+    validation_rows: int = Field(
+        64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
+    hopeless: float = Field(
+        0.5,
+        ge=0,
+        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
+        "unquantized, untuned model's loss to that of a blind guess; 0: never",
+    )
+    shared_steps: int = Field(
+        0,
+        ge=0,
+        description="steps in which one adapter is trained for all plans; each is then scored without training, as the "
+        "lowest fidelity; 0: not offered",
+    )
+    final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
+    final_epochs: float | None = Field(
+        None, gt=0, description="its length in passes over the rows to tune on; wins over final_steps"
+    )
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="steps of it between looks at the validation loss; the adapters of the lowest are kept; 0: those "
+        "of the last step",
+    )
+    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps of it between checkpoints, from which it is resumed; 0: by time alone"
+    )
+    checkpoint_minutes: float = Field(5.0, ge=0, description="likewise minutes; 0: by steps alone")
+    sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
+    test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+
+    @field_validator("init")
+    @classmethod
+    def _inits(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            _check_distinct(value, "initialisations")
+        return value
+
+    @field_validator("patience")
+    @classmethod
+    def _looks(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("evaluate_every"):
+            raise ValueError("it counts looks at the validation loss, set training.evaluate_every as well")
+        return value
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows that one step of the optimizer sees."""
+        return self.batch_size * self.accumulation
+
+    @property
+    def inits(self) -> tuple[Init, ...]:
+        """The initialisations named, the search's own first."""
+        return self.init if isinstance(self.init, tuple) else (self.init,)
+
+
+class SearchConfig(Section):
+    """How the search is done."""
+
+    strategy: str = DEFAULT_STRATEGY
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
+    evaluations: float = Field(
+        DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
+    )
+    metric: Literal["loss", "task"] = Field(
+        "loss",
+        description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
+        "choice the negative log-probability of the right choice among the choices, of generated answers the share "
+        "that is wrong; the loss is recorded beside it",
+    )
+    memory: tuple[str, ...] = Field(
+        (),
+        description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
+        "uniform plan (uniform3r8); none: the whole front",
+    )
+    memory_kind: Literal["resident", "peak"] = Field(
+        "resident", description="what a budget limits: the tuned model's bytes, or those at the peak of training it"
+    )
+    seed: int = Field(0, ge=0)
+    learn_from: str | None = Field(
+        None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
+    )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _texts(cls, values: Any) -> Any:
+        several = (values,) if isinstance(values, (str, int)) else values
+        return tuple(map(str, several)) if isinstance(several, (list, tuple)) else several
+
+    @field_validator("memory")
+    @classmethod
+    def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            check_size(value)
+        return values
