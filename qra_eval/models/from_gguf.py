@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import warnings
@@ -11,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from gguf import GGUFReader
@@ -52,11 +54,17 @@ def convert_gguf(path: str | Path, folder: str | Path, dtype: torch.dtype) -> No
     Raises:
         BadGGUF: the file is broken, or holds another model than it says, or one that is not known.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     path = Path(path)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    config = _checked_config(path, read_header(path), source)
+    header = read_header(path)
+    with _read_once(header):
+        _convert(path, header, source, Path(folder), dtype)
+
+
+def _convert(path: Path, header: Header, source: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = _checked_config(path, header, source)
     with _quiet():
         model, report = _one_line(
             path,
@@ -111,6 +119,22 @@ def file_digest(path: str | Path, *, blocks: int = 4096, block_bytes: int = 1 <<
             file.seek(int(index) * block_bytes)
             digest.update(file.read(block_bytes))
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _read_once(header: Header) -> Iterator[None]:
+    """While it lasts, transformers is given the header that was read, and one map of names.
+
+    Release 5.24 parses the file anew for the config, the weights and the tokenizer, and maps names anew for every
+    module: most of the time that a small model with a large vocabulary takes.
+    """
+    kept = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = lambda *_: header  # type: ignore[assignment, misc]
+    gguf.get_tensor_name_map = functools.cache(kept[1])
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = kept  # type: ignore[misc]
 
 
 @contextmanager
