@@ -22,18 +22,16 @@ ROWS = 8192
 
 @dataclass(frozen=True)
 class FoundTable:
-    """A table of a model: its path (the embedding's, if it is tied), its weight as a linear, and its ends.
+    """A table of a model: its path (the embedding's, if it is tied), and its weight as a linear.
 
     Attributes:
         linear: (vocabulary, hidden), with the model's own parameter for a weight and no bias.
         head: whether a head multiplies by it.
-        embedding: whether an embedding looks it up.
     """
 
     name: str
     linear: nn.Linear
     head: bool
-    embedding: bool
 
 
 def find_tables(model: Any) -> list[FoundTable]:
@@ -51,10 +49,10 @@ def find_tables(model: Any) -> list[FoundTable]:
     names = {id(module): name for name, module in model.named_modules()}
     first = _as_linear(embedding.weight)
     if is_tied(model):
-        return [FoundTable(names[id(embedding)], first, head=True, embedding=True)]
+        return [FoundTable(names[id(embedding)], first, head=True)]
     return [
-        FoundTable(names[id(embedding)], first, head=False, embedding=True),
-        FoundTable(names[id(head)], _as_linear(head.weight), head=True, embedding=False),
+        FoundTable(names[id(embedding)], first, head=False),
+        FoundTable(names[id(head)], _as_linear(head.weight), head=True),
     ]
 
 

@@ -57,7 +57,7 @@ def measure_prior(workbench: Workbench, batches: Sequence[Batch], probe: Batch) 
         units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
     space, model = workbench.space, workbench.quantized
-    bits, groups = model.levels, [g for g in space.groups if g.name not in model.tables]
+    bits, groups = model.levels, [g for g in space.groups if not g.aside]
     fisher = measure_fisher(workbench, bits, batches)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
     kinds = [g.kind or g.name for g in groups]

@@ -117,8 +117,7 @@ class QuantizedModel:
             tables=offered, depth=len(self.blocks),
         )  # fmt: skip
         own, of_tables = (
-            _levels(self.space, [g for g in self.space.groups if (g.name in offered) == aside])
-            for aside in (False, True)
+            _levels(self.space, [g for g in self.space.groups if g.aside == aside]) for aside in (False, True)
         )
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)

@@ -10,17 +10,23 @@ import numpy as np
 
 from qra_search.log.trial import Trial
 from qra_search.space.pareto import non_dominated
+from qra_search.space.space import SearchSpace
 from qra_search.study.study import Study
 
 LAST_SHOWN = 5
-UNIFORM = "uniform"
-"""Origin of the uniform plans that every study begins with."""
 
 
 class Standing:
     """What has been found so far: best plan for each budget by the mean of its losses, cost, and pace."""
 
-    def __init__(self, budgets: Sequence[int] = (), evaluations: float = 0.0, prior_cost: float = 0.0):
+    def __init__(
+        self,
+        budgets: Sequence[int] = (),
+        evaluations: float = 0.0,
+        prior_cost: float = 0.0,
+        space: SearchSpace | None = None,
+    ):
+        self.space = space
         self.budgets, self.evaluations, self.spent = tuple(budgets), evaluations, prior_cost
         self.prior_cost = prior_cost
         self.last: list[Trial] = []
@@ -34,7 +40,7 @@ class Standing:
         """The standing of a study as its log has it."""
         prior = study.prior
         budgets = study.memory_budgets or study.state.budgets
-        standing = cls(budgets, study.evaluations, prior.cost if prior else 0.0)
+        standing = cls(budgets, study.evaluations, prior.cost if prior else 0.0, study.space)
         for trial in study.log.trials:
             if trial.status != "running":
                 standing.add(trial)
@@ -51,7 +57,7 @@ class Standing:
             self.failed += 1
         elif trial.fidelity >= 1.0:
             self._losses.setdefault(trial.plan.key, []).append(trial.loss)
-            self._known.setdefault(trial.plan.key, trial)
+            self._known[trial.plan.key] = trial
 
     @property
     def left(self) -> float:
@@ -66,9 +72,12 @@ class Standing:
         fitting = [
             (trial, sum(losses) / len(losses))
             for key, losses in self._losses.items()
-            if size_of(trial := self._known[key]) <= budget and (not uniform or trial.proposal.origin == UNIFORM)
+            if size_of(trial := self._known[key]) <= budget and (not uniform or self._is_uniform(trial))
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
+
+    def _is_uniform(self, trial: Trial) -> bool:
+        return self.space is not None and self.space.uniform_choice(trial.plan) is not None
 
     def gain(self, budget: int) -> float:
         """How much lower the best loss within a budget is than that of the best uniform plan; nan without one."""

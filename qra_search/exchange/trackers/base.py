@@ -71,7 +71,7 @@ class Tracker(Callback):
     def started(self, study: Study) -> None:
         prior = study.prior
         self.standing = Standing(
-            study.memory_budgets or study.state.budgets, study.evaluations, prior.cost if prior else 0.0
+            study.memory_budgets or study.state.budgets, study.evaluations, prior.cost if prior else 0.0, study.space
         )
         key = f"tracker:{self.name}"
         known = study.log.meta(key)
