@@ -1,88 +1,155 @@
-"""The report in headless Chromium: what axe-core finds at two widths in both themes, and how its pages look.
+"""Reports and the docs site in headless Chromium, at three widths in both themes: what axe-core finds, what is cut.
 
-python benchmarks/cli/browser.py RUN [RUN ...] --screenshots FOLDER
+python benchmarks/cli/browser.py --runs RUN RUN --site site --screenshots FOLDER
 
-Needs chromium and axe-core (`npm install axe-core`, or QRA_AXE names its script). Of several runs the comparison is
-looked at as well.
+Needs chromium, the package playwright, and axe-core (`npm install axe-core`, or QRA_AXE names its script). Of several
+runs the comparison is looked at as well; `make docs` makes the site.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import subprocess
-import sys
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import Browser, Page, sync_playwright
+
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "cli" / "axe.json"
-WIDTHS = {380: 3000, 1600: 2600}
-"""Widths of the pages, and heights of their screenshots, in pixels."""
+RESULTS = ROOT / "benchmarks" / "results" / "cli" / "browser.jsonl"
+WIDTHS = (380, 768, 1440)
+HEIGHT = 1000
+THEMES = ("light", "dark")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+CUT = """() => {
+  const scrolls = (e) => /auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX);
+  const held = (e) => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+    if (scrolls(p)) return true; return false; };
+  const seen = (e) => { const s = getComputedStyle(e), r = e.getBoundingClientRect();
+    return s.visibility !== "hidden" && s.display !== "none" && r.width > 1 && r.height > 1; };
+  const all = [...document.querySelectorAll("body *")].filter((e) => !e.closest("svg, .sr, [data-md-component=skip]"));
+  const wide = all.filter((e) => seen(e) && !held(e) && e.getBoundingClientRect().right > innerWidth + 0.5);
+  const hides = (e) => /hidden|clip/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1
+    && e.innerText && e.innerText.trim() && seen(e);
+  const cut = all.filter((e) => hides(e) && !e.closest(".md-sidebar, .md-search, .md-header, .md-dialog, .md-ellipsis"));
+  return {over: Math.max(0, document.documentElement.scrollWidth - innerWidth),
+    wide: wide.slice(0, 5).map((e) => e.outerHTML.slice(0, 120)), cut: cut.slice(0, 5).map((e) => e.outerHTML.slice(0, 120))};
+}"""
+"""Pixels by which the page is wider than the window, elements that stick out of it, and those that hide their own text."""
+AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then((r) => ({rules: r.passes.length, found:
+  r.violations.map((v) => ({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.length,
+                            first: v.nodes[0].html.slice(0, 160), why: v.nodes[0].failureSummary}))}))"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="folders of runs")
+    parser.add_argument("--site", type=Path, help="folder of the built documentation")
     parser.add_argument("--screenshots", type=Path, help="folder for PNG files; default: none are made")
+    parser.add_argument("--pages", nargs="*", help="only pages of these names")
     options = parser.parse_args()
+    script, rows = axe_script(), []
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        pages = {**reports(options.runs, Path(folder)), **docs(options.site)}
+        for name, file in pages.items():
+            if options.pages and name not in options.pages:
+                continue
+            for row in looked_at(browser, file, script, name, options.screenshots):
+                rows.append(row)
+                if faulty(row):
+                    print(f"{name} {row['width']} {row['theme']}: {json.dumps(faulty(row), indent=1)}", flush=True)
+        if options.site is not None and not options.pages:
+            rows.append(searched(browser, options.site / "index.html"))
+        browser.close()
+    print(f"{len(rows)} rows, {sum(bool(faulty(row)) for row in rows)} with faults")
+    if not options.pages:
+        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def faulty(row: dict[str, Any]) -> dict[str, Any]:
+    """What is wrong with a row; empty if nothing is."""
+    if "search" in row:
+        return {} if row["search_results"] else row
+    return {name: row[name] for name in ("over", "wide", "cut", "violations", "faults") if row[name]}
+
+
+def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
+    """The report of each run, and of all together, by name."""
     from qra_search.report.html.page import write_page
     from qra_search.runs.folder import RunFolder
 
-    browser = _tests()
-    if browser.BROWSER is None or browser.AXE is None:
-        raise SystemExit("chromium and axe-core are needed: see --help")
-    runs = [RunFolder(path).check() for path in options.runs]
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        pages = {run.name: [run] for run in runs} | ({"compared": runs} if len(runs) > 1 else {})
-        for name, of in pages.items():
-            page = write_page(of, Path(folder) / f"{name}.html")
-            for width in WIDTHS:
-                for dark in (False, True):
-                    theme = "dark" if dark else "light"
-                    seen = browser.axe(page, width, Path(folder) / "profile", dark=dark)
-                    assert seen["dark"] is dark and seen["width"] == width
-                    line = {"page": name, "width": width, "theme": theme, "axe": seen["axe"],
-                            "rules_passed": seen["rules"], "violations": seen["found"]}  # fmt: skip
-                    found.append(line)
-                    print(f"{name} {width} {theme}: {len(seen['found'])} violations, {seen['rules']} rules passed")
-                    if options.screenshots is not None:
-                        options.screenshots.mkdir(parents=True, exist_ok=True)
-                        target = options.screenshots / f"{name}-{width}-{theme}.png"
-                        _shoot(browser.BROWSER, page, target, width, dark, Path(folder) / "profile")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    found = [RunFolder(path).check() for path in runs]
+    pages = {f"report-{run.name}": [run] for run in found} | ({"report-compared": found} if len(found) > 1 else {})
+    return {name: write_page(of, folder / f"{name}.html") for name, of in pages.items()}
 
 
-def _shoot(browser: str, page: Path, target: Path, width: int, dark: bool, profile: Path) -> None:
-    """A screenshot; a window has a least width, so a narrow page is shown in a frame and cut out."""
-    frame = page.with_name("shot.html")
-    frame.write_text(
-        f'<!doctype html><style>body{{margin:0}}</style><iframe src="{page.name}" '
-        f'style="width:{width}px;height:{WIDTHS[width]}px;border:0"></iframe>'
-    )
-    subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-         "--disable-background-networking", f"--user-data-dir={profile}", f"--window-size={width},{WIDTHS[width]}",
-         *(["--blink-settings=preferredColorScheme=0"] if dark else []), "--virtual-time-budget=3000",
-         f"--screenshot={target.resolve()}", frame.as_uri()],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+def docs(site: Path | None) -> dict[str, Path]:
+    """The pages of the site by name."""
+    return {} if site is None else {f"docs-{file.stem}": file for file in sorted(site.glob("*.html"))}
 
 
-def _tests() -> Any:
-    """The tests' own way to look at a page."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    spec = importlib.util.spec_from_file_location(
-        "test_browser", ROOT / "tests" / "qra_search" / "report" / "test_browser.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def looked_at(
+    browser: Browser, file: Path, script: str, name: str, screenshots: Path | None
+) -> Iterator[dict[str, Any]]:
+    """A row for every width and theme of a page."""
+    for theme in THEMES:
+        context = browser.new_context(color_scheme="light" if theme == "light" else "dark", bypass_csp=True)
+        page = context.new_page()
+        faults: list[str] = []
+        page.on("pageerror", lambda error, faults=faults: faults.append(str(error)))
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": HEIGHT})
+            page.goto(file.resolve().as_uri())
+            page.evaluate("() => { for (const more of document.querySelectorAll('details')) more.open = true; }")
+            cut = page.evaluate(CUT)
+            page.add_script_tag(content=script)
+            axe = page.evaluate(AXE)
+            yield {"page": name, "width": width, "theme": theme, **cut, "rules_passed": axe["rules"],
+                   "violations": axe["found"], "faults": list(faults)}  # fmt: skip
+            if screenshots is not None:
+                shoot(page, screenshots / f"{name}-{width}-{theme}.png")
+        context.close()
+
+
+def shoot(page: Page, target: Path) -> None:
+    """A picture of the whole page."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=target, full_page=True)
+
+
+def searched(browser: Browser, index: Path) -> dict[str, Any]:
+    """How many pages the site's search finds for a word when it is opened from a folder."""
+    page = browser.new_page()
+    page.goto(index.resolve().as_uri())
+    page.locator("[data-md-component=search-query]").first.fill("embeddings")
+    page.wait_for_timeout(4000)
+    found = page.locator(".md-search-result__item").count()
+    page.close()
+    return {"page": "docs-index", "search": "embeddings", "search_results": found}
+
+
+def chromium() -> str:
+    """The browser's path."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        raise SystemExit("chromium is not installed")
+    return found
+
+
+def axe_script() -> str:
+    """The text of axe-core."""
+    for file in (Path(os.environ.get("QRA_AXE", "axe.min.js")), ROOT / "node_modules" / "axe-core" / "axe.min.js"):
+        if file.is_file():
+            return file.read_text()
+    raise SystemExit("axe-core is needed: `npm install axe-core`, or QRA_AXE names its script")
 
 
 if __name__ == "__main__":
