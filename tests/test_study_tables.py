@@ -164,5 +164,5 @@ def test_the_page_and_the_figure_are_what_the_committed_lines_give(study, tmp_pa
     assert (page.read_text(), drawn(tables.FIGURE)) == expected
     marks, texts = expected[1]
     assert len(marks) > 10 and "found by qra" in texts
-    for task in ("gsm8k", "arc_easy", "arc_challenge"):
-        assert (results / f"{task}.md").read_text() == (committed / f"{task}.md").read_text()
+    for made in ("gsm8k", "arc_easy", "arc_challenge", "details"):
+        assert (results / f"{made}.md").read_text() == (committed / f"{made}.md").read_text()

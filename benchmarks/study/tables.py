@@ -1,4 +1,4 @@
-"""Tables and the figure of the study, from its raw lines alone: `results/study/TASK.md`, and those in `docs/study.md`.
+"""Tables and the figure of the study from its raw lines alone: `results/study/*.md` and those in `docs/study.md`.
 
     python benchmarks/study/tables.py
 
@@ -260,7 +260,8 @@ def main() -> None:
             },
         ),
     }
-    fill(PAGE, tables)
+    for page in (PAGE, options.results / "details.md"):
+        fill(page, tables)
     plain = [r for r in main_task.uniform if not any(f" {init}" in r.name for init in INITS)]
     found = {r.name for r in main_task.ours + low.ours}
     drawn = [r for r in main_task.rows if r.name in found or r.embeddings == 8 or r in plain]
