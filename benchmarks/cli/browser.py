@@ -38,11 +38,12 @@ CUT = """() => {
   const wide = all.filter((e) => seen(e) && !held(e) && e.getBoundingClientRect().right > innerWidth + 0.5);
   const hides = (e) => /hidden|clip/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1
     && e.innerText && e.innerText.trim() && seen(e);
-  const cut = all.filter((e) => hides(e) && !e.closest(".md-sidebar, .md-search, .md-header, .md-dialog, .md-ellipsis"));
-  return {over: Math.max(0, document.documentElement.scrollWidth - innerWidth),
-    wide: wide.slice(0, 5).map((e) => e.outerHTML.slice(0, 120)), cut: cut.slice(0, 5).map((e) => e.outerHTML.slice(0, 120))};
+  const theme = ".md-sidebar, .md-search, .md-header, .md-dialog, .md-ellipsis";
+  const cut = all.filter((e) => hides(e) && !e.closest(theme));
+  const some = (list) => list.slice(0, 5).map((e) => e.outerHTML.slice(0, 120));
+  return {over: Math.max(0, document.documentElement.scrollWidth - innerWidth), wide: some(wide), cut: some(cut)};
 }"""
-"""Pixels by which the page is wider than the window, elements that stick out of it, and those that hide their own text."""
+"""Pixels by which the page is wider than the window, elements that stick out of it, and those that hide their text."""
 AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then((r) => ({rules: r.passes.length, found:
   r.violations.map((v) => ({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.length,
                             first: v.nodes[0].html.slice(0, 160), why: v.nodes[0].failureSummary}))}))"""

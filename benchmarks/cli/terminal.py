@@ -70,7 +70,7 @@ LIVE = ("plan", "search", "finetune")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--screens", type=Path, help="folder for the texts; default: they are not kept")
-    parser.add_argument("--only", nargs="*", help="names of screens; those before them are run as well if they are missed")
+    parser.add_argument("--only", nargs="*", help="names of screens, in place of all")
     options = parser.parse_args()
     rows = []
     for columns in COLUMNS:

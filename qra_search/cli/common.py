@@ -122,6 +122,10 @@ Track = Annotated[
     option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
            "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
 ]  # fmt: skip
+Push = Annotated[
+    str | None,
+    option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
+]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 AGAINST = get_args(AgainstName)
 

@@ -10,6 +10,7 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.engines import ENGINES, Engine
 from qra_search.errors import BadInput, bad_input
+from qra_search.exchange.hub import check_hub, push_export
 from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"
@@ -26,6 +27,7 @@ def export(
         option("--option NAME=VALUE", "An option of the format, such as merge=true or bits=4,8."),
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
+    push_to_hub: common.Push = None,
     as_list: Annotated[bool, option("--list", "List the formats.")] = False,
     as_json: common.Json = False,
 ) -> None:
@@ -59,15 +61,21 @@ def export(
                 raise BadInput(f"{run} cannot be exported as {format}: " + "; ".join(reasons))
             print(f"{run} can be exported as {format}.")
             return
+        if push_to_hub is not None:
+            check_hub(push_to_hub)
         done = exporter.export(run, out or run / "exports" / format)
+    serve = "" if engine is None else engine.serve.format(out=done.path)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
-        return
-    print(f"{done.path}: {_compared(done)}")
-    for note in done.notes:
-        print(f"  - {note}")
-    if engine is not None:
-        print(f"serve it with: {engine.serve.format(out=done.path)}")
+    else:
+        print(f"{done.path}: {_compared(done)}")
+        for note in done.notes:
+            print(f"  - {note}")
+        if serve:
+            print(f"serve it with: {serve}")
+    if push_to_hub is not None:
+        address = push_export(RunFolder(run), done.path, push_to_hub, serve=serve)
+        common.stderr().print(f"uploaded: {address}", soft_wrap=True)
 
 
 def _engine(run: Path) -> Engine:

@@ -12,6 +12,7 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
+from qra_search.exchange.hub import check_hub, push_tuned
 from qra_search.exchange.trackers import check_tracker
 from qra_search.report.finding import finding, headline
 from qra_search.report.terminal.live import make_view
@@ -59,6 +60,7 @@ def finetune(
         option("--set training.FIELD=VALUE", "Any setting of training, such as training.schedule=cosine."),
     ] = None,
     track: common.Track = None,
+    push_to_hub: common.Push = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
@@ -84,6 +86,8 @@ def finetune(
         training_changes(folder.config(), config)
         for spec in track or []:
             check_tracker(spec)
+        if push_to_hub is not None:
+            check_hub(push_to_hub)
         chosen = chosen_plan(folder, memory) if plan is None else _plan(folder, plan)
     view = make_view(common.stderr(), quiet=as_json)
     with view, closing(build_evaluator(config, view.progress)) as evaluator:
@@ -99,6 +103,8 @@ def finetune(
     else:
         print_tested(folder, tested, limit, place)
     check_reloads(place, tested)
+    if push_to_hub is not None:
+        common.stderr().print(f"uploaded: {push_tuned(place, push_to_hub)}", soft_wrap=True)
 
 
 def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) -> RunConfig:
