@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any, NamedTuple
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
             group.name = self.name
             return group
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(self.name)(found)
+        alone.command(self.name, help=flowing(found.__doc__ or ""))(found)
         return typer.main.get_command(alone)
 
 
@@ -66,6 +67,12 @@ ENTRIES = (
           "with statistics."),
 )  # fmt: skip
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs flow into the width of a terminal; what is indented stays as it is."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
 
 
 class LazyGroup(TyperGroup):

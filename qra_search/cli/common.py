@@ -57,7 +57,7 @@ Task = Annotated[
 Data = Annotated[str | None, option("--data PATH", "Folder or file with the task's data.", WHAT)]
 Columns = Annotated[
     str | None,
-    option("--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=question,answer=reply.",
+    option("--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=ask.",
            WHAT),
 ]  # fmt: skip
 Memory = Annotated[

@@ -11,6 +11,7 @@ from qra_search.cli.common import argument, option
 from qra_search.engines import ENGINES, Engine
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.hub import check_hub, push_export
+from qra_search.report.terminal.columns import columns
 from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"
@@ -41,8 +42,11 @@ def export(
         found = {name: plugins.load("exporters", name).summary for name in plugins.names("exporters")}
         if as_json:
             common.emit(found)
-        for name, summary in {} if as_json else found.items():
-            print(f"{name:20s}{summary}")
+            return
+        table = columns("format", "what it is", left=("format", "what it is"))
+        for row in found.items():
+            table.add_row(*row)
+        common.stdout().print(table)
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")

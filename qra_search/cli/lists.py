@@ -32,7 +32,7 @@ def strategies(as_json: common.Json = False) -> None:
         return
     _table(
         ("strategy", "what it does", "options"),
-        [(r["name"], r["summary"], ", ".join(f"{k}={v}" for k, v in r.get("options", {}).items())) for r in rows],
+        [(r["name"], r["summary"], ", ".join(map(_shown, r.get("options", {}).items()))) for r in rows],
     )
     print("\nChoose one with --strategy; options with --set search.options.NAME=VALUE.")
 
@@ -86,6 +86,12 @@ def schema(
         print(dump_config(RunConfig()), end="")
     else:
         common.emit(RunConfig.model_json_schema())
+
+
+def _shown(option: tuple[str, Any]) -> str:
+    """An option with its default, a number in three figures."""
+    name, value = option
+    return f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
 
 
 def _installed(kind: plugins.Kind, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:

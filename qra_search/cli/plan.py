@@ -83,8 +83,8 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
         console.print(f"\nWithin [bold]{format_bytes(budget)}[/] ({weight})\n")
         console.print(forecast_table(foretold, space))
     console.print(
-        "\nPredicted gain: nats of loss by which the planned one ends lower after a short tuning; nothing was tuned. "
-        "The intervals hold 95% of the differences in thirteen recorded searches.",
+        "\nGain: by how many nats of loss the planned one is predicted to end lower, after a short tuning. Chance: the "
+        "interval holds zero. These intervals held 95% of the differences in thirteen recorded searches.",
         style="dim",
     )
     if prior is not None and prior.seconds:
@@ -92,5 +92,5 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     quoted, evaluations = shlex.quote(str(folder.path)), words.evaluations_text(config.search.evaluations)
     next_steps(console, folder, more=[("search on from here", f"qra search {quoted} --evaluations {evaluations}")])
     if costs is not None:
-        console.print(f"What a search takes: {costs.text}.", soft_wrap=True)
-    console.print(f"What it may gain: {worth_text(result.forecast())}.", soft_wrap=True)
+        console.print(f"What a search takes: {costs.text}.")
+    console.print(f"What it may gain: {worth_text(result.forecast())}.")

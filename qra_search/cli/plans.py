@@ -123,7 +123,7 @@ def edit(
 @plans.command("import")
 def import_(
     file: Annotated[Path, argument("FILE", "The other tool's file.")],
-    source: Annotated[str, option("--from F", "autoround, gptqmodel, or plan.")],
+    source: Annotated[str, option("--from F", "autoround, gptqmodel, gguf, or plan.")],
     run: Annotated[Path, option("--run RUN", "The run whose space the plan is for.")],
     out: Out,
     rank: Annotated[int | None, option("--rank N", "Rank of every group; default: the smallest.")] = None,
@@ -134,7 +134,7 @@ def import_(
     ] = "refuse",
     as_json: common.Json = False,
 ) -> None:
-    """Read a plan of AutoRound or GPTQModel into the space of a run.
+    """Read a plan of AutoRound, GPTQModel or a GGUF file into the space of a run.
 
     [bold]Example[/]
 

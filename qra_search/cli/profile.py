@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from qra_search.cli import common
 from qra_search.cli.common import option
@@ -14,6 +15,7 @@ from qra_search.files import write_json
 from qra_search.report import words
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.live import make_view
+from qra_search.space.levels import level_words
 from qra_search.space.space import SearchSpace
 from qra_search.workflow.evaluator import build_evaluator
 
@@ -76,12 +78,17 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     )
     console.print(f"a search is charged {charge} evaluations for it.\n")
     rank = space.uniform_ranks[-1]
-    table = columns("most sensitive", *map(str, space.levels), f"rank {rank}", left=("most sensitive",))
-    table.columns[0].no_wrap = True
+    levels = [level_words(name).removesuffix(" bits") for name in space.bits]
+    table = columns("most sensitive at", *levels, f"rank {rank}", left=("most sensitive at",))
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    common_part = os.path.commonprefix(space.names).rpartition(".")[0]
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
-        damages: list[Any] = [f"+{value:.4f}" for value in prior.bits_damage[g]]
-        table.add_row(space.names[g], *damages, f"-{prior.rank_gain[g, -1]:.4f}")
+        damages = [f"{1000 * value:+.1f}" for value in prior.bits_damage[g]]
+        name = space.names[g].removeprefix(f"{common_part}.")
+        table.add_row(name, *damages, f"{-1000 * prior.rank_gain[g, -1]:+.1f}")
     console.print(table)
-    console.print("\nRise (+) and fall (-) of the loss in nats, one group at a time.")
+    console.print("\nRise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time.")
     if out is not None:
         console.print(f"Written to [bold]{out}[/]")

@@ -88,7 +88,7 @@ def search(
 
     [bold]Example[/]
 
-        qra search --model smollm2 --task arithmetic --memory 108MiB --evaluations 24 --out runs/a
+        qra search --model smollm2 --memory 108MiB --evaluations 24 --out runs/a
     """
     flags: dict[str, Any] = {
         "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits,

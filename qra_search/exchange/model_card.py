@@ -65,7 +65,7 @@ def _measured(run: RunFolder) -> list[str]:
     _, task = words.model_and_task(result[1])
     rows = max(len(t.row_tokens) for t in tested)
     seen = f", {rows} test rows that nothing else saw" if rows else ""
-    known = f"Task `{task}`{seen}. Losses are nats a token."
+    known = f"Task `{Path(task).name}`{seen}. Losses are nats a token."
     return [said(result[0], tested, data["limit"]), "", known, "", *_table(tested, result[0])]
 
 

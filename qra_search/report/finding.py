@@ -164,12 +164,12 @@ def said(result: SearchResult, tested: Sequence[Tested] = (), budget: int | None
 def foretold_text(foretold: Forecast, space: SearchSpace) -> str:
     """A forecast in one sentence."""
     within, rival = f"Within {format_bytes(foretold.budget)}", foretold.rival
-    chosen = f"{within} the sensitivities choose {plan_name(foretold.plan, space)}"
+    chosen = f"{within} the sensitivities choose a plan ({plan_name(foretold.plan, space)})"
     if rival is None:
         return f"{chosen}; no uniform plan fits. Nothing was tuned yet."
     name = f"{plan_name(rival.plan, space)}, {format_bytes(rival.memory_bytes)}"
     if rival.plan == foretold.plan:
-        return f"{chosen}, which is uniform: no other plan is predicted to be better. Nothing was tuned yet."
+        return f"{chosen} that is uniform: no other plan is predicted to be better. Nothing was tuned yet."
     low, high = rival.interval
     by = f"predicted {rival.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if rival.certain else f", {CHANCE} before it is measured"

@@ -19,10 +19,11 @@ FAILURES = ("diverged", "out of memory")
 
 def plan_name(plan: Plan, space: SearchSpace) -> str:
     """`uniform 3 bits, rank 8`, or `mixed, 2.91 bits, rank 11.4` with the averages over the groups; and the level of
-    the embeddings if it is searched."""
+    the embeddings if it is searched, and not that of everything else."""
     tables = dict.fromkeys(b for g, b in zip(space.groups, plan.bits, strict=True) if g.aside)
-    rest = f", embeddings {' and '.join(map(level_words, tables))}" if tables else ""
     choice = space.uniform_choice(plan)
+    apart = bool(tables) and (choice is None or set(tables) != {choice[0]})
+    rest = f", embeddings {' and '.join(map(level_words, tables))}" if apart else ""
     if choice is not None:
         return f"uniform {level_words(choice[0])}, rank {choice[1]}{rest}"
     return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
@@ -59,8 +60,8 @@ def pair_text(low: float, high: float) -> tuple[str, str]:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage: `16.4 %`."""
-    return f"{100 * share:.1f} %"
+    """A share as a percentage: `16.4 %`, `−0.3 %`."""
+    return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def signed_percent(share: float) -> str:

@@ -42,7 +42,7 @@ EVOLVED, PROMOTED, REFINED = "evolved", "promoted", "trust region"
 
 
 class AutoQRAStrategy(Strategy):
-    """The paper's two stages, each told from the log.
+    """The two stages of the paper AutoQRA, each told from the log.
 
     1. Evolution from a warm start by the prior's importances: parents by rank and crowding, layer-atomic crossover,
        importance-guided or budget-coupled mutation, deterministic repair. Offspring are evaluated at the lowest

@@ -24,7 +24,7 @@ OFFSPRING, PROMOTED, REFINED = "offspring", "promoted", "refined"
 
 
 class QRAdaptorStrategy(Strategy):
-    """The paper's three phases, each told from the log.
+    """The three phases of the paper QR-Adaptor, each told from the log.
 
     I. `population` plans whose bits and ranks rise with the prior's sensitivities, jittered.
     II. NSGA-II with layer-atomic crossover and adjacent mutation, until a share of the evaluations is spent.

@@ -102,7 +102,8 @@ def tune_with(
     others = opponents(result.space, limit, against, result)
     _make_room(place, result.space, plan)
     say_rows(evaluator, view)
-    view.say(f"tuning the plan{f' and {len(others)} uniform plans' if others else ''}, {seeds} seed(s) each")
+    rivals = f" and {len(others)} uniform plan{'s' * (len(others) > 1)}" if others else ""
+    view.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
 
     def say_tuned(tested: Tested, done: int, total: int) -> None:
         view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")

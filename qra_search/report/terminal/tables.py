@@ -64,7 +64,8 @@ def next_steps(
             ("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.space, found.rival)}")
         )
     if (place or folder).adapter.is_dir():
-        steps.append(("export it", f"qra export {quoted} --format peft"))
+        engine = folder.config().engine if folder.config_file.is_file() else None
+        steps.append(("export it", f"qra export {quoted}" + ("" if engine else " --format peft")))
     else:
         steps.append(("tune it in full", f"qra finetune {run}"))
     width = max(len(what) for what, _ in (*steps, *more))
@@ -78,7 +79,7 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
     best = min((t.loss for t in tested), default=math.nan)
     heads = (name.replace("_", " ") for name in names)
     found = next((t for t in tested if t.role == FOUND), None)
-    table = columns("plan", "size", "test loss", "lower by", *heads, "time", left=("plan",))
+    table = columns("plan", "size", "test loss", "lower by", *heads, left=("plan",))
     for t in tested:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
@@ -88,7 +89,6 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
             Text(words.test_loss_text(t), style=style),
             "" if found is None or t is found else lower_text(found, t),
             *("" if t.failed else metric_text(t, name) for name in names),
-            words.duration(t.seconds),
         )
     return table
 
@@ -118,42 +118,44 @@ def print_samples(console: Console, tested: Sequence[Tested]) -> None:
 
 def forecast_table(foretold: Forecast, space: SearchSpace) -> Table:
     """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
-    table = columns("plan", "size", "predicted gain", "90% interval", left=("plan",))
+    table = columns("plan", "size", "gain", "90% interval", "", left=("plan", ""))
     chosen = Text("planned: " + words.plan_name(foretold.plan, space), style="bold")
-    table.add_row(chosen, format_bytes(foretold.memory_bytes), "", "")
+    table.add_row(chosen, format_bytes(foretold.memory_bytes))
     for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
-        told = "" if other.certain else ", may be chance"
+        same = other.plan == foretold.plan
         table.add_row(
             words.plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
-            "" if other.plan == foretold.plan else f"{low:+.3f} to {high:+.3f}{told}",
+            "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.certain else "chance",
         )  # fmt: skip
     return table
 
 
 def comparison_table(result: SearchResult) -> Table:
-    """For every budget the best plan and the best uniform plan; a few rows stand for many.
+    """For every budget the best plan, and below it the best uniform plan; a few budgets stand for many.
 
     Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
     """
     rows, space = result.comparisons, result.space
-    table = columns(
-        "within" if result.memory_budgets else "size", "plan found", "estimate", "seen", "size", "best uniform",
-        "estimate", "size", "lower by", left=("plan found", "best uniform"),
-    )  # fmt: skip
+    first = "within" if result.memory_budgets else "up to"
+    table = columns(first, "plan", "size", "estimate", "seen", "lower by", left=("plan",))
+    for fixed in (0, 2, 3, 4, 5):
+        table.columns[fixed].no_wrap = True
     if len(rows) > RESULT_ROWS:
         rows = [rows[round(i * (len(rows) - 1) / (RESULT_ROWS - 1))] for i in range(RESULT_ROWS)]
     for row in rows:
         best, uniform = row.best, row.uniform
         table.add_row(
             format_bytes(row.budget),
-            words.plan_name(best.plan, space),
+            Text("found: " + words.plan_name(best.plan, space), style="bold"),
+            format_bytes(best.memory_bytes),
             Text(words.loss_text(best.loss, best.loss_std), style="bold"),
             words.loss_text(best.observed),
-            format_bytes(best.memory_bytes),
-            "none fits" if uniform is None else words.plan_name(uniform.plan, space),
-            "" if uniform is None else words.loss_text(uniform.loss, uniform.loss_std),
-            "" if uniform is None else format_bytes(uniform.memory_bytes),
             words.percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
         )
+        if uniform is None:
+            table.add_row("", "no uniform plan fits")
+            continue
+        loss = words.loss_text(uniform.loss, uniform.loss_std)
+        table.add_row("", words.plan_name(uniform.plan, space), format_bytes(uniform.memory_bytes), loss, "", "")
     return table
