@@ -93,8 +93,9 @@ def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
 
 
 def docs(site: Path | None) -> dict[str, Path]:
-    """The pages of the site by name."""
-    return {} if site is None else {f"docs-{file.stem}": file for file in sorted(site.glob("*.html"))}
+    """The pages of the site by name; the page that only a server shows is left out, as its links begin at a root."""
+    files = [] if site is None else sorted(set(site.glob("*.html")) - {site / "404.html"})
+    return {f"docs-{file.stem}": file for file in files}
 
 
 def looked_at(

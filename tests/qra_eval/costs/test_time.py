@@ -85,6 +85,16 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     assert module.seconds_per_token(evaluator.workbench) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path: Path, family: str) -> None:
+    """transformers makes an empty tokenizer for some families, by which no row would have a token."""
+    tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
+    evaluator = QuantizedLoRAEvaluator(
+        str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
+    )
+    assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
+
+
 def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> None:
     evaluator = make(tmp_path / "bank")
     first = evaluator.untuned_loss()
