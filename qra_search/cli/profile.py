@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,8 @@ from qra_search.space.levels import level_words
 from qra_search.space.space import SearchSpace
 from qra_search.workflow.evaluator import build_evaluator
 
+LAYERS = "model.layers."
+"""Begins nearly every name, and is left out so that a row fits 80 columns."""
 SHOWN = 10
 
 
@@ -83,11 +84,9 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.no_wrap = True
-    common_part = os.path.commonprefix(space.names).rpartition(".")[0]
     for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
         damages = [f"{1000 * value:+.1f}" for value in prior.bits_damage[g]]
-        name = space.names[g].removeprefix(f"{common_part}.")
-        table.add_row(name, *damages, f"{-1000 * prior.rank_gain[g, -1]:+.1f}")
+        table.add_row(space.names[g].removeprefix(LAYERS), *damages, f"{-1000 * prior.rank_gain[g, -1]:+.1f}")
     console.print(table)
     console.print("\nRise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time.")
     if out is not None:
