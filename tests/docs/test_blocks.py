@@ -96,5 +96,5 @@ def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
-    missing = [p.name for p in PAGES if p.parent.name == "docs" and f"- {p.name}" not in nav]
+    missing = [p.name for p in PAGES if p.parent == ROOT / "docs" and f"- {p.name}" not in nav]
     assert not missing, f"mkdocs.yml names no {missing} in its nav"
