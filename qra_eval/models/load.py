@@ -153,8 +153,9 @@ def _pretrained(
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         except (OSError, ValueError):  # sizes need none
             tokenizer = None
+        # Of some families transformers makes an empty one if the folder has none: no row would have a length.
         if tokenizer is not None and not tokenizer.encode("a", add_special_tokens=False):
-            tokenizer = None  # of some families transformers makes an empty one if the folder has none: no row has length
+            tokenizer = None
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=placing.trust_remote_code)
         return finish_shape(shape, tokenizer, name, spec)

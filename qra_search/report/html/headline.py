@@ -13,7 +13,7 @@ def headline(run: RunData) -> str:
     """What a run has to say, its figures marked; the plain words are those of `run.said`."""
     found = run.finding
     if found is None:
-        return prose(run.said).rstrip(".")
+        return _foretold(run) or prose(run.said).rstrip(".")
     within = f"within {prose(format_bytes(found.budget))}"
     if found.rival is None:
         return f'<span class="found">{prose(loss_text(found.loss))}</span> {within}'
@@ -29,7 +29,9 @@ def lead(run: RunData) -> str:
     """What the headline's figures are."""
     found = run.finding
     if found is None:
-        return "Foretold from the sensitivities alone." if run.plan else "The report fills as evaluations end."
+        if not run.plan:
+            return "The report fills as evaluations end."
+        return f"Foretold from the sensitivities alone. {prose(run.said) if _foretold(run) else ''}".strip()
     data = "on test data that the search never saw" if found.data == "test" else "on validation data"
     if found.rival is None:
         return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."
@@ -51,3 +53,16 @@ def lead(run: RunData) -> str:
             f"{rival}. More evaluations may find one; uniform is the plan to use until then."
         )
     return f"Loss of the plan found {data}, against {rival}: <strong>{prose(gain_text(found))}</strong>."
+
+
+def _foretold(run: RunData) -> str:
+    """The forecast within the largest budget in a few words; empty if there is none, or no uniform plan beside it."""
+    limits = run.result.memory_budgets[-1:]
+    foretold = run.result.forecast(limits[0]) if limits and not run.result.failures() else None
+    if foretold is None or foretold.rival is None or foretold.rival.plan == foretold.plan:
+        return ""
+    rival, within = plan_name(foretold.rival.plan, run.result.space), f"within {format_bytes(foretold.budget)}"
+    if not foretold.rival.certain:
+        return prose(f"Planned {within}: the predicted difference to {rival} is {CHANCE}")
+    gain = prose(f"{foretold.rival.gain:.3f} nats")
+    return f'Predicted <span class="found">{gain}</span> {prose(f"lower than {rival} {within}")}'

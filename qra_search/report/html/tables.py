@@ -52,9 +52,9 @@ def tested_table(run: RunData, tested: Sequence[Tested]) -> str:
     rows = ""
     for t in sorted(tested, key=lambda t: t.loss):
         name = _plan_cell(run, t.plan, "plan found, " if t.role == FOUND else "")
-        metrics = "".join(f"<td>{'–' if t.failed else prose(metric_text(t, n))}</td>" for n in names)
+        metrics = "".join(f"<td>{'–' if t.failed else _two_lines(metric_text(t, n))}</td>" for n in names)
         loss = escape(test_loss_text(t)) if t.failed else _loss(t.loss, t.loss_error)
-        lower = "" if found is None or t is found else prose(lower_text(found, t))
+        lower = "" if found is None or t is found else _two_lines(lower_text(found, t))
         rows += (
             f'<tr{_mark(t.role == FOUND)}><th scope="row">{name}</th><td>{prose(format_bytes(t.memory_bytes))}</td>'
             f"<td>{loss}</td>{metrics}<td{wide}>{lower}</td></tr>"
@@ -92,15 +92,15 @@ def forecast_table(run: RunData) -> str:
         return ""
     rows = (
         f'<tr{_mark(True)}><th scope="row">{_plan_cell(run, foretold.plan, "planned, ")}</th>'
-        f"<td>{prose(format_bytes(foretold.memory_bytes))}</td><td></td><td></td></tr>"
+        f"<td>{prose(format_bytes(foretold.memory_bytes))}</td><td></td></tr>"
     )
     for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
         rows += (
             f'<tr><th scope="row">{_plan_cell(run, other.plan)}</th><td>{prose(format_bytes(other.memory_bytes))}</td>'
-            f"<td>{other.gain:.3f}</td><td>{low:+.3f} to {high:+.3f}</td></tr>"
+            f"<td>{_two_lines(f'{other.gain:.3f} ({low:+.3f} to {high:+.3f})')}</td></tr>"
         )
-    return table(["Plan", "Size", "Predicted gain", "90% interval"], rows, "As foretold by the sensitivities")
+    return table(["Plan", "Size", "Predicted gain, 90% interval"], rows, "As foretold by the sensitivities")
 
 
 def front_table(run: RunData) -> str:
@@ -194,6 +194,12 @@ def _plan_cell(run: RunData, plan: Plan, before: str = "") -> str:
     name = before + plan_name(plan, space)
     small = "" if len(set(plan.bits)) == 1 else f"<small>{prose(bits_counts(plan, space))}</small>"
     return f"{prose(name[:1].upper() + name[1:])}{small}"
+
+
+def _two_lines(text: str) -> str:
+    """A figure, and below it the interval that it has in brackets."""
+    figure, bracket, interval = text.partition(" (")
+    return prose(figure) + (f"<small>{prose(interval.removesuffix(')'))}</small>" if bracket else "")
 
 
 def _loss(value: float, std: float) -> str:
