@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.engines import ENGINES, Engine
+from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.runs.folder import RunFolder
 
@@ -44,7 +45,8 @@ def export(
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    engine = None if format else _engine(run)
+    name = None if format else _engine(run)
+    engine = None if name is None else ENGINES[name]
     with bad_input():
         given = dict(common.pair(text, "--option", PAIR) for text in options or [])
         if engine is not None:
@@ -66,12 +68,20 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
-    if engine is not None:
-        print(f"serve it with: {engine.serve.format(out=done.path)}")
+    if name is not None:
+        print(f"serve it with: {serve_command(name, done.path)}")
 
 
-def _engine(run: Path) -> Engine:
-    """The engine that a run was searched for.
+def serve_command(name: str, out: Path) -> str:
+    """The command that serves an export for an engine."""
+    file = out / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {"r": 1}
+    rank = max(config["r"], *config.get("rank_pattern", {}).values(), 1)
+    return ENGINES[name].serve.format(out=out, rank=room_for(name, rank))
+
+
+def _engine(run: Path) -> str:
+    """Name of the engine that a run was searched for.
 
     Raises:
         BadInput: none; the message names the formats.
@@ -83,7 +93,7 @@ def _engine(run: Path) -> Engine:
             f"--format is missing, and {run} was searched for no engine: give one of "
             f"{', '.join(plugins.names('exporters'))}"
         )
-    return ENGINES[name]
+    return name
 
 
 def _check_tuned(format: str, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Backends `gptq` and `compressed-tensors`: calibrated codes with whole zero points, in the tensors of an engine's file."""
+"""Backends `gptq` and `compressed-tensors`: calibrated codes with whole zero points, in an engine's own tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is whole codes less a whole zero point, times a scale: an engine's tensors as they are."""
+"""A linear layer whose weight is codes less a whole zero point, times a scale: an engine's tensors as they are."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _refit(
 def _rescale(
     steps: Tensor, scale: Tensor, hessian: Tensor, gradient: Tensor, stored: Callable[[Tensor], Tensor]
 ) -> None:
-    """The scale of a group whose weights are steps · scale, in place; steps are (size, rows), the rest as of `_refit`."""
+    """The scale of a group whose weights are steps (size, rows) · scale, in place; the rest as of `_refit`."""
     spread = hessian @ steps
     power, pull = (steps * spread[: len(steps)]).sum(0), (steps * gradient[: len(steps)]).sum(0)
     refitted = stored(scale + torch.where(power > 0, pull / power, 0.0))
