@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,12 @@ class Engine:
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
 
+
+FUSED = (
+    ("qkv", re.compile(r"w?(q|k|v|query|key|value)(_?proj|_lin|_layer)?")),
+    ("gate_up", re.compile(r"(gate|up)(_?proj)?|w1|w3")),
+)
+"""Kinds of linears that some engines run as one matrix, which must then share one format."""
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types of plain linears whose exports are tested."""

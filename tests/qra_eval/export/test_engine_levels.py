@@ -17,7 +17,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 SMALL = (
     "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "uniform4r8", "--granularity", "fused",
-    "--set", "training.steps=1", "--set", "training.batch_size=2", "--set", "training.validation_rows=4",
+    "--set", "training.steps=12", "--set", "training.batch_size=4", "--set", "training.validation_rows=4",
     "--set", "training.test_rows=4", "--set", "training.final_steps=2", "--set", "training.sample_answers=0",
     "--strategy", "random",
 )  # fmt: skip
@@ -38,13 +38,13 @@ def test_a_search_that_was_killed_is_resumed_tuned_and_exported(
     engine: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qra = Qra(capsys)
-    searched = qra("search", *SMALL, "--engine", engine, "-n", 2, "--out", folder,
+    searched = qra("search", *SMALL, "--engine", engine, "-n", 6, "--out", folder,
                    "--set", f"quantization.cache={folder.parent / 'bank'}")  # fmt: skip
     assert searched.status == 0, searched.err
     log = folder / "trials.jsonl"
     whole = log.read_bytes()
     log.write_bytes(whole[: whole.rstrip().rfind(b"\n") + 20])  # killed while the last line was written
-    resumed = qra("search", folder, "-n", 4)
+    resumed = qra("search", folder, "-n", 8)
     assert resumed.status == 0, resumed.err
     tuned = qra("finetune", folder, "--against", "none")
     assert tuned.status == 0, tuned.err
