@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every so many-th layer")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/whole_zeros.jsonl"))
+    parser.add_argument("--only", default="", help="ways whose name holds this text; rows are added to the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model("smollm2")
@@ -56,8 +57,9 @@ def main() -> None:
         for part in (texts[: options.calibration], texts[options.calibration :])
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("")
-    for way, spec in WAYS.items():
+    if not options.only:
+        options.out.write_text("")
+    for way, spec in ((way, spec) for way, spec in WAYS.items() if options.only in way):
         backend = make_backend(spec)
         if backend.unavailable() is not None:
             continue
