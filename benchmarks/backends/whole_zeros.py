@@ -6,7 +6,7 @@ Every way sees the same calibration rows of GSM8K; the error is the mean square 
 that of the output, on rows not calibrated on. A row of the result has the geometric mean over the linears, and the bits
 a weight of all of them, scales and indices included. `gptqmodel` is the library's own quantizer in the same layout, and
 is left out where it is not installed. SmolLM2 comes as a Q4_1 file, whose weights 4 bits with offsets for groups of 32
-hold as they are: that is left out.
+hold as they are: that is left out. Of its rows 128 divides those of 1536, and not those of 576.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "offsets of 16 bits, groups of 32": {"name": "reference-gptq", "group_size": 32},
     "offsets of 16 bits, groups of 64": {"name": "reference-gptq", "group_size": 64},
     "offsets of 16 bits, groups of 96": {"name": "reference-gptq", "group_size": 96},
+    "offsets of 16 bits, groups of 128": {"name": "reference-gptq", "group_size": 128},
     "whole zeros, groups of 32": {"name": "gptq", "group_size": 32},
     "whole zeros, groups of 64": {"name": "gptq", "group_size": 64},
+    "whole zeros, groups of 128 or 64": {"name": "gptq", "group_size": 128},
     "symmetric, groups of 32": {"name": "compressed-tensors", "group_size": 32, "symmetric": True},
     "symmetric, groups of 64": {"name": "compressed-tensors", "group_size": 64, "symmetric": True},
     "gptqmodel's own codes, groups of 64": {"name": "gptqmodel", "group_size": 64},

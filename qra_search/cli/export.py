@@ -45,8 +45,8 @@ def export(
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    name = None if format else _engine(run)
-    engine = None if name is None else ENGINES[name]
+    searched_for = None if format else _engine(run)
+    engine = None if searched_for is None else ENGINES[searched_for]
     with bad_input():
         given = dict(common.pair(text, "--option", PAIR) for text in options or [])
         if engine is not None:
@@ -68,15 +68,15 @@ def export(
     print(f"{done.path}: {_compared(done)}")
     for note in done.notes:
         print(f"  - {note}")
-    if name is not None:
-        print(f"serve it with: {serve_command(name, done.path)}")
+    if searched_for is not None:
+        print(f"serve it with: {serve_command(searched_for, done.path)}")
 
 
 def serve_command(name: str, out: Path) -> str:
     """The command that serves an export for an engine."""
     file = out / "adapter" / "adapter_config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {"r": 1}
-    rank = max(config["r"], *config.get("rank_pattern", {}).values(), 1)
+    config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
     return ENGINES[name].serve.format(out=out, rank=room_for(name, rank))
 
 

@@ -56,7 +56,7 @@ class TestGPTQ(BackendConformance):
 
 
 class TestCompressedTensors(BackendConformance):
-    @pytest.fixture(params=[{}, {"symmetric": True, "group_size": 128}], ids=str)
+    @pytest.fixture(params=[{}, {"symmetric": False, "group_size": 128}], ids=str)
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend({"name": "compressed-tensors", **request.param})
 

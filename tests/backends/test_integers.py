@@ -16,7 +16,7 @@ SPECS = (
     {"name": "gptq"},
     {"name": "gptq", "symmetric": True},
     {"name": "compressed-tensors"},
-    {"name": "compressed-tensors", "symmetric": True},
+    {"name": "compressed-tensors", "symmetric": False},
 )
 
 

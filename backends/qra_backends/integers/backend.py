@@ -145,14 +145,15 @@ class GPTQBackend(IntegerBackend):
 class CompressedTensorsBackend(IntegerBackend):
     """In compressed-tensors' `pack-quantized` form, which vLLM and transformers load.
 
-    8 bits are symmetric always: vLLM's kernels for GPUs take whole zero points at 4 bits only.
+    Symmetric unless said otherwise: at 4 bits zero points buy no more than their bytes, and more kernels do without. 8
+    bits are symmetric always, as vLLM's kernels for GPUs take zero points at 4 bits only.
     """
 
     name: ClassVar[str] = "compressed-tensors"
     bits = (4, 8)
     layer = CompressedIntegers
 
-    def __init__(self, *, group_size: int = 64, symmetric: bool = False, damping: float = 0.1, polish: int = SWEEPS):
+    def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1, polish: int = SWEEPS):
         super().__init__(group_size=group_size, symmetric=symmetric, damping=damping, polish=polish)
 
     def is_symmetric(self, bits: int) -> bool:

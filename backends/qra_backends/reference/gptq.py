@@ -237,10 +237,10 @@ def stacked(
 
     Calls for each column cost about as much as the arithmetic, so all widths share them.
     """
-    scale, offset, zero = (
-        None if parts[0] is None else torch.cat(parts).float().T.contiguous()
-        for parts in zip(*grids.values(), strict=True)
-    )
+    scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
+    offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
+    zeros = [fitted.zero for fitted in grids.values() if fitted.zero is not None]
+    zero = torch.cat(zeros).float().T.contiguous() if zeros else None
     out_features, device = scale.shape[1] // len(grids), scale.device
     highest = torch.tensor([2.0**bits - 1 for bits in grids], device=device).repeat_interleave(out_features)
     codes = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=device)
@@ -249,14 +249,10 @@ def stacked(
 
 def unstacked(stack: Stack, out_features: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Codes (out, in), scale, offset and zero (out, groups) of each width, in float32 but for the codes."""
-    widths = stack.codes.shape[1] // out_features
-
-    def parts(values: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * widths if values is None else [part.T for part in values.split(out_features, dim=1)]
-
-    codes = stack.codes.split(out_features, dim=1)
-    for own, scale, offset, zero in zip(codes, *map(parts, (stack.scale, stack.offset, stack.zero)), strict=True):
-        yield own.T, *(None if part is None else part.contiguous() for part in (scale, offset, zero))
+    for first in range(0, stack.codes.shape[1], out_features):
+        own = slice(first, first + out_features)
+        scale, offset = (values[:, own].T.contiguous() for values in (stack.scale, stack.offset))
+        yield stack.codes[:, own].T, scale, offset, None if stack.zero is None else stack.zero[:, own].T.contiguous()
 
 
 def feed_back(stack: Stack, weight: Tensor, factor: Factor) -> None:
