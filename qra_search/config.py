@@ -56,8 +56,8 @@ class RunConfig(Section):
     search: SearchConfig = SearchConfig()
     engine: str | None = Field(
         None,
-        description="where the result will run (llama.cpp, transformers, gptqmodel): decides the backend, which bits "
-        "there are, and what `qra export` writes",
+        description="where the result will run (llama.cpp, transformers, gptqmodel, vllm): decides the backend, which "
+        "bits there are, and what `qra export` writes",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
 
@@ -176,11 +176,24 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
             f"{source}: quantization.backend is {shortened(given)}: engine {name} runs what backend {engine.backend} "
             "stores, so leave the backend out"
         )
-    lacking = [bits for bits in config.space.bits if bits not in (*engine.bits, UNQUANTIZED_BITS)]
-    if lacking:
+    embeddings = config.quantization.embeddings
+    for field, chosen, known in (
+        ("space.bits", config.space.bits, (*engine.bits, UNQUANTIZED_BITS)),
+        ("quantization.embeddings", () if embeddings == "auto" else embeddings, engine.embeddings),
+    ):
+        if lacking := [str(bits) for bits in chosen if bits not in known]:
+            own = ", ".join(str(bits) for bits in known if bits != UNQUANTIZED_BITS)
+            own = f"{own}, and {UNQUANTIZED_BITS}" if own else f"{UNQUANTIZED_BITS}"
+            raise ConfigError(f"{source}: {field} has {', '.join(lacking)}: engine {name} has {own} for unquantized")
+    granularity = config.space.granularity
+    if engine.granularities is not None and granularity not in engine.granularities:
         raise ConfigError(
-            f"{source}: space.bits has {', '.join(map(str, lacking))}: engine {name} has "
-            f"{', '.join(map(str, engine.bits))}, and 16 for unquantized"
+            f"{source}: space.granularity is {granularity}: engine {name} runs q, k, v as one matrix, and gate, up, "
+            f"so choose {' or '.join(engine.granularities)}"
+        )
+    if engine.ranks is not None and max(config.space.ranks) > max(engine.ranks):
+        raise ConfigError(
+            f"{source}: space.ranks has {max(config.space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ class Engine:
     Attributes:
         backend: whose levels are what the engine stores.
         bits: widths that it has.
-        granularity: what has to share one choice; None: as the model suggests.
+        granularity: what shares one choice unless something else is said; None: as the model suggests.
+        granularities: those that it can run; None: any.
         embeddings: widths that its embeddings and head may have; 16: left as they are.
         format: export format that the engine loads, with `options` of it.
-        serve: the command that serves an export in a folder `{out}`.
+        serve: the command that serves an export in a folder `{out}`, with an adapter of at most `{rank}`.
+        ranks: the largest ranks that it can be told to make room for; None: any.
         families: model types, as transformers names them, that the export can be written for; None: any.
         ropes: kinds of rotary embedding that it can be written for; None: any.
     """
@@ -26,12 +29,22 @@ class Engine:
     format: str
     serve: str
     granularity: str | None = None
+    granularities: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] | None = None
     embeddings: tuple[int, ...] = (16,)
     options: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
 
 
+FUSED = (
+    ("qkv", re.compile(r"w?(q|k|v|query|key|value)(_?proj|_lin|_layer)?")),
+    ("gate_up", re.compile(r"(gate|up)(_?proj)?|w1|w3")),
+)
+"""Kinds of linears that some engines run as one matrix, which must then share one format."""
+
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types of plain linears whose exports are tested."""
 ENGINES: dict[str, Engine] = {
     "llama.cpp": Engine(
         backend="gguf",
@@ -49,11 +62,21 @@ ENGINES: dict[str, Engine] = {
         serve='PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter")',
     ),
     "gptqmodel": Engine(
-        backend="gptqmodel",
+        backend="gptq",
         bits=(2, 3, 4, 8),
         format="gptqmodel",
-        options={"bits": "2,3,4,8"},
         serve="python -c 'from gptqmodel import GPTQModel; GPTQModel.load(\"{out}\")'",
+        families=PLAIN,
+    ),
+    "vllm": Engine(
+        backend="compressed-tensors",
+        bits=(4, 8),
+        granularity="fused",
+        granularities=("fused", "layer"),
+        ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
+        format="compressed-tensors",
+        serve="vllm serve {out} --enable-lora --lora-modules tuned={out}/adapter --max-lora-rank {rank}",
+        families=PLAIN,
     ),
 }
 """By name, as `--engine` takes them."""
@@ -68,6 +91,21 @@ def engine_settings(name: str) -> dict[str, Any]:
         "space.bits": list(engine.bits),
     }
     return settings if engine.granularity is None else {**settings, "space.granularity": engine.granularity}
+
+
+def room_for(name: str, rank: int) -> int:
+    """The smallest largest rank that an engine can be told, with room for `rank`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    ranks = ENGINES[name].ranks
+    if ranks is None:
+        return rank
+    fitting = [most for most in ranks if most >= rank]
+    if not fitting:
+        raise ValueError(f"rank {rank} is above {max(ranks)}, the most that engine {name} takes")
+    return min(fitting)
 
 
 def refusal(name: str, *, family: str, rope: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from qra_eval.export.tuned import TunedRun
+from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search import plugins
 
 Run = TunedRun | str | Path
@@ -126,8 +128,16 @@ class Exporter(ABC):
             if out.exists():
                 out.rmdir()
             shutil.move(partial, out)
+            _at_home(out, partial)
         notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
         return replace(done, path=out, notes=notes)
+
+
+def _at_home(out: Path, partial: Path) -> None:
+    """Let an adapter's config name the folder where its base has come to be."""
+    file = out / ADAPTER_FOLDER / "adapter_config.json"
+    if file.is_file():
+        file.write_text(file.read_text().replace(json.dumps(str(partial)), json.dumps(str(out.resolve()))))
 
 
 def formats() -> dict[str, str]:

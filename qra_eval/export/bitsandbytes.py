@@ -65,7 +65,7 @@ class BitsAndBytesExporter(Exporter):
         config.save_pretrained(out)
         run.base.generation_config.save_pretrained(out)
         run.tokenizer.save_pretrained(out)
-        write_adapter(run, out / ADAPTER_FOLDER)
+        write_adapter(run, out / ADAPTER_FOLDER, base=out)
         notes = [
             f"{len(run.linears) - len(kept)} of {len(run.linears)} searched weights are copies of the plan's own: "
             f"{stored} bytes with their scales",

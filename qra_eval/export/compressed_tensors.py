@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.reference import bitpack
+from qra_backends.integers import layouts
+from qra_backends.integers.linear import CompressedIntegers
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
-from qra_eval.export.grids import IntegerGrid, group_that_divides
-from qra_eval.export.packed import PackedExporter
+from qra_eval.export.grids import IntegerGrid
+from qra_eval.export.packed import WEIGHTS_FILE, PackedExporter
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -21,12 +22,14 @@ LIBRARY = "compressed_tensors"
 
 
 class CompressedTensorsExporter(PackedExporter):
-    """Weights on symmetric grids, packed into 32-bit words; the adapter stays apart, in `adapter/`.
+    """Weights packed into 32-bit words; the adapter stays apart, in `adapter/`.
 
-    A symmetric grid has a level at zero and no offset. A layer whose own grid is such a one keeps it; every other is
-    rounded a second time, onto the grid of least squared error. Options: see `PackedExporter`.
+    Layers of the backend compressed-tensors are copied. Others are written on symmetric grids, which have a level at
+    zero and no offset: a layer whose own grid is such a one keeps it, every other is rounded a second time, onto the
+    grid of least squared error. Options: see `PackedExporter`.
     """
 
+    layer = CompressedIntegers
     name = "compressed-tensors"
     summary = "pack-quantized weights for transformers and vLLM, the adapter beside them"
     pad_ranks = True  # vLLM knows one rank and one scaling
@@ -34,21 +37,43 @@ class CompressedTensorsExporter(PackedExporter):
     adapter = "peft or --lora-modules"
 
     def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
-        return packed_tensors(linear, grid, run.dtype)
+        words = layouts.words_of(grid.codes, grid.bits)
+        found = layouts.compressed_tensors(words, grid.scale.to(run.dtype), None, grid.bits, linear.in_features)
+        return {f"{linear.name}.{key}": tensor for key, tensor in found.items()}
 
     def reload(self, run: TunedRun, out: Path, bits: dict[str, int]) -> tuple[Any, str | None]:
         if importlib.util.find_spec(LIBRARY) is None:
-            return None, "not compared: the package compressed-tensors is not installed here"
+            return self._unpacked(run, out, bits), "compared by unpacking the written file in this process"
         narrow = set(bits.values()) - {4, 8, UNQUANTIZED_BITS}
         note = "2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8)" if narrow else None
         return load_compressed(out, run.dtype), note
 
+    def _unpacked(self, run: TunedRun, out: Path, bits: dict[str, int]) -> Any:
+        """The written file by this project's own arithmetic."""
+        tensors = load_file(out / WEIGHTS_FILE)
+
+        def weight(linear: Chosen) -> Tensor:
+            width, prefix = bits[linear.name], f"{linear.name}."
+            if width == UNQUANTIZED_BITS:
+                return tensors[f"{prefix}weight"]
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            own.pop("bias", None)
+            shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+            size = self.size(run, linear, width)
+            return CompressedIntegers(
+                own, bits=width, group_size=size, **shape, bias=None, dtype=run.dtype
+            ).dequantize()
+
+        return run.with_weights(weight, adapter=not self.merge)
+
     def quantization(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
-        groups: dict[tuple[int, int], list[str]] = {}
+        groups: dict[tuple[int, int, bool], list[str]] = {}
         for linear in run.linears:
-            if bits[linear.name] != UNQUANTIZED_BITS:
-                size = group_that_divides(linear.in_features, self.group_size)
-                key = (bits[linear.name], 0 if size == linear.in_features else size)
+            width = bits[linear.name]
+            if width != UNQUANTIZED_BITS:
+                size, own = self.size(run, linear, width), self.own(run, linear, width)
+                symmetric = own is None or "weight_zero_point" not in own.tensors()
+                key = (width, 0 if size == linear.in_features else size, symmetric)
                 groups.setdefault(key, []).append(linear.name)
         quantized = {name for names in groups.values() for name in names}
         others = [
@@ -69,7 +94,7 @@ class CompressedTensorsExporter(PackedExporter):
                     "weights": {
                         "num_bits": width,
                         "type": "int",
-                        "symmetric": True,
+                        "symmetric": symmetric,
                         "strategy": "group" if size else "channel",
                         "group_size": size or None,
                         "dynamic": False,
@@ -77,21 +102,9 @@ class CompressedTensorsExporter(PackedExporter):
                     "input_activations": None,
                     "output_activations": None,
                 }
-                for index, ((width, size), names) in enumerate(sorted(groups.items()))
+                for index, ((width, size, symmetric), names) in enumerate(sorted(groups.items()))
             },
         }
-
-
-def packed_tensors(linear: Chosen, grid: IntegerGrid, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one linear: a row's codes as one stream of bits, in whole 32-bit words."""
-    codes = F.pad(grid.codes, (0, -grid.codes.shape[1] % 32))
-    words = -(-linear.in_features * grid.bits // 32)
-    packed = bitpack.pack(codes, grid.bits).view(torch.int32).view(linear.out_features, -1)[:, :words]
-    return {
-        f"{linear.name}.weight_packed": packed.contiguous(),
-        f"{linear.name}.weight_scale": grid.scale.to(dtype),
-        f"{linear.name}.weight_shape": torch.tensor([linear.out_features, linear.in_features]),
-    }
 
 
 def load_compressed(folder: Path, dtype: torch.dtype) -> Any:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.reference import bitpack
+from qra_backends.integers import layouts
+from qra_backends.integers.linear import GPTQIntegers, IntegerLinear
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.export.base import Exported
-from qra_eval.export.grids import IntegerGrid, gptq_parts, group_that_divides
-from qra_eval.export.packed import DEFAULT_WIDTHS, GROUP_SIZE, WEIGHTS_FILE, PackedExporter
+from qra_eval.export.grids import IntegerGrid, gptq_parts
+from qra_eval.export.packed import GROUP_SIZE, WEIGHTS_FILE, PackedExporter
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.errors import DISTRIBUTION
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -40,19 +41,23 @@ class GPTQModelExporter(PackedExporter):
 
     name = "gptqmodel"
     summary = "GPTQ checkpoint with `dynamic` bits for GPTQModel, the adapter beside it"
+    layer = GPTQIntegers
     rounded = "as GPTQ's zero points are whole numbers and theirs are not"
     adapter = "peft"
 
     def __init__(
         self,
         group_size: int = GROUP_SIZE,
-        bits: Any = DEFAULT_WIDTHS,
+        bits: Any = None,
         symmetric: bool = False,
         merge: bool = False,
         shards: str = "ignore",
     ):
         super().__init__(group_size, bits, merge, shards)
         self.symmetric = symmetric
+
+    def own(self, run: TunedRun, linear: Chosen, bits: int) -> IntegerLinear | None:
+        return None if self.symmetric else super().own(run, linear, bits)  # that is written in the first format
 
     @property
     def shift(self) -> int:
@@ -78,7 +83,9 @@ class GPTQModelExporter(PackedExporter):
         return SCALE_DTYPE
 
     def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
-        return {f"{linear.name}.{key}": tensor for key, tensor in gptq_tensors(grid, self.shift).items()}
+        words = layouts.words_of(grid.codes, grid.bits)
+        found = layouts.gptq_tensors(words, grid.scale, grid.zero.float(), grid.bits, shift=self.shift)
+        return {f"{linear.name}.{key}": tensor for key, tensor in found.items()}
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         done = super().write(run, out)
@@ -92,23 +99,26 @@ class GPTQModelExporter(PackedExporter):
         def weight(linear: Chosen) -> Tensor:
             if bits[linear.name] == UNQUANTIZED_BITS:
                 return tensors[f"{linear.name}.weight"]
-            return gptq_weight(
-                {key: tensors[f"{linear.name}.{key}"] for key in GPTQ_KEYS}, bits[linear.name], self.shift
-            )
+            own = {key: tensors[f"{linear.name}.{key}"] for key in layouts.GPTQ_KEYS}
+            return gptq_weight(own, bits[linear.name], self.shift)
 
         note = "compared by unpacking the written file in this process; GPTQModel.load(path) loads it"
         return run.with_weights(weight, adapter=not self.merge), note
 
     def quantization(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
         dynamic: dict[str, dict[str, Any]] = {}
-        widths = [width for width in bits.values() if width != UNQUANTIZED_BITS]
-        common = max(set(widths), key=widths.count) if widths else 4
+        ways = [
+            (width, self.size(run, linear, width))
+            for linear in run.linears
+            if (width := bits[linear.name]) != UNQUANTIZED_BITS
+        ]
+        common, group_size = max(ways, key=ways.count, default=(4, self.group_size))
         for linear in run.linears:
-            width, size = bits[linear.name], group_that_divides(linear.in_features, self.group_size)
+            width, size = bits[linear.name], self.size(run, linear, bits[linear.name])
             pattern = f"^{re.escape(linear.name)}$"
             if width == UNQUANTIZED_BITS:
                 dynamic[f"-:{pattern}"] = {}
-            elif width != common or size != self.group_size:
+            elif (width, size) != (common, group_size):
                 dynamic[f"+:{pattern}"] = {
                     "bits": width, "group_size": -1 if size == linear.in_features else size, "sym": self.symmetric
                 }  # fmt: skip
@@ -116,7 +126,7 @@ class GPTQModelExporter(PackedExporter):
             "quant_method": "gptq",
             "checkpoint_format": "gptq" if self.shift else "gptq_v2",
             "bits": common,
-            "group_size": self.group_size,
+            "group_size": group_size,
             "sym": self.symmetric,
             "desc_act": False,
             "lm_head": False,
@@ -124,27 +134,6 @@ class GPTQModelExporter(PackedExporter):
             "dynamic": dynamic,
             "meta": {"quantizer": [f"qra:{_version()}"]},
         }
-
-
-GPTQ_KEYS = ("qweight", "qzeros", "scales", "g_idx")
-
-
-def gptq_tensors(grid: IntegerGrid, shift: int) -> dict[str, Tensor]:
-    """GPTQ's four tensors: codes packed along in, zero points less `shift` along out, in little-endian words of 32
-    bits.
-
-    Shapes: qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales float16 (groups, out), g_idx
-    int32 (in,).
-    """
-    out_features, in_features = grid.codes.shape
-    codes = bitpack.pack(grid.codes, grid.bits).view(torch.int32).view(out_features, -1)
-    zeros = bitpack.pack((grid.zero - shift).t().contiguous(), grid.bits).view(torch.int32)
-    return {
-        "qweight": codes.t().contiguous(),
-        "qzeros": zeros.view(grid.zero.shape[1], -1).contiguous(),
-        "scales": grid.scale.t().to(SCALE_DTYPE).contiguous(),
-        "g_idx": (torch.arange(in_features) // grid.group_size).to(torch.int32),
-    }
 
 
 def gptq_weight(tensors: dict[str, Tensor], bits: int, shift: int) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from qra_backends.base import largest_group
+from qra_backends.integers import layouts
+from qra_backends.integers.linear import IntegerLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.packed import GROUP_DTYPE
 from torch import Tensor, nn
@@ -57,13 +59,16 @@ class IntegerGrid:
 
 
 def affine_of(module: nn.Module) -> Affine | None:
-    """Codes, scale and offset of a layer of the backends reference, hqq, bitsandbytes (int8) and gptqmodel.
+    """Codes, scale and offset of a layer of the backends reference, gptq, compressed-tensors, hqq, bitsandbytes (int8)
+    and gptqmodel.
 
     None if the levels are not evenly spaced (nf4, fp4), or the layer is of a backend that is not known here.
     """
     readers = {
         "PackedLinear": _packed, "HQQLinear": _hqq, "WeightOnlyLinear8bit": _bitsandbytes, "GPTQLinear": _gptq,
     }  # fmt: skip
+    if isinstance(module, IntegerLinear):
+        return Affine(module.codes(), module.scale(), -module.zeros() * module.scale(), module.group_size)
     # By name: an optional library that is not installed has made no layer, and need not be imported to say so.
     reader = readers.get(type(module).__name__)
     return None if reader is None else reader(module)
@@ -219,13 +224,10 @@ def gptq_parts(tensors: Mapping[str, Tensor], bits: int, shift: int) -> tuple[Te
     Args:
         shift: by how much the stored zero points are lower than the real ones.
     """
-    groups, out_features = tensors["scales"].shape
-    in_features = len(tensors["g_idx"])
-    columns = tensors["qweight"].t().contiguous().view(torch.uint8).flatten()
-    codes = bitpack.unpack(columns, bits, out_features * in_features).view(out_features, in_features)
-    packed = tensors["qzeros"].contiguous().view(torch.uint8).flatten()
-    zeros = bitpack.unpack(packed, bits, groups * out_features).view(groups, out_features).float() + shift
-    return codes, tensors["scales"].float().t().contiguous(), zeros.t().contiguous()
+    shape = tensors["scales"].shape[1], len(tensors["g_idx"])
+    codes = bitpack.unpack(layouts.gptq_stream(tensors), bits, shape[0] * shape[1]).view(shape)
+    zeros = layouts.gptq_zeros(tensors, bits, shift=shift)
+    return codes, tensors["scales"].float().t().contiguous(), zeros
 
 
 def _gptq(module: Any) -> Affine | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from qra_backends.integers.linear import IntegerLinear
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,9 +31,11 @@ class PackedExporter(Exporter):
     """A model folder whose searched linears are packed; a format adds its tensors, its config and its reader.
 
     Args:
-        group_size: weights of a row that share a scale; halved for a linear whose row it does not divide.
+        group_size: weights of a row that share a scale, where a linear is rounded again; halved for a linear whose row
+            it does not divide.
         bits: widths that may be written, as a list or as text ("2,3,4,8", or "8" to lose next to nothing). A linear
-            of another width takes the next wider one.
+            of another width takes the next wider one. Default: all if every linear is stored in this format already,
+            else 4 and 8.
         merge: add the adapter to the weights before they are rounded, instead of writing it beside them. At 2 to 4 bits
             this loses much of it.
         shards: `refuse` plans that engines which fuse q, k, v and gate, up cannot load, `widen` the narrower ones, or
@@ -40,6 +43,8 @@ class PackedExporter(Exporter):
     """
 
     symmetric: bool = True
+    layer: ClassVar[type[IntegerLinear]]
+    """Whose tensors are this format's own, to be copied."""
     pad_ranks: ClassVar[bool] = False
     """Whether the adapter is written at one rank for all linears."""
     rounded: ClassVar[str]
@@ -47,11 +52,9 @@ class PackedExporter(Exporter):
     adapter: ClassVar[str]
     """What puts the adapter on top, in a note."""
 
-    def __init__(
-        self, group_size: int = GROUP_SIZE, bits: Any = DEFAULT_WIDTHS, merge: bool = False, shards: str = "refuse"
-    ):
+    def __init__(self, group_size: int = GROUP_SIZE, bits: Any = None, merge: bool = False, shards: str = "refuse"):
         self.group_size, self.merge, self.shards = int(group_size), merge, shards
-        self.widths = widths_of(bits)
+        self._widths = None if bits is None else widths_of(bits)
 
     @abstractmethod
     def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
@@ -65,12 +68,31 @@ class PackedExporter(Exporter):
     def reload(self, run: TunedRun, out: Path, bits: dict[str, int]) -> tuple[Any, str | None]:
         """The model of the written folder, None if nothing here can read it; and a note on that."""
 
+    def widths(self, run: TunedRun) -> tuple[int, ...]:
+        """Those that may be written."""
+        if self._widths is not None:
+            return self._widths
+        quantized = [linear for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
+        return WIDTHS if all(self.own(run, linear, linear.bits) is not None for linear in quantized) else DEFAULT_WIDTHS
+
+    def own(self, run: TunedRun, linear: Chosen, bits: int) -> IntegerLinear | None:
+        """The quantized linear, if its tensors are this format's at so many bits and can be copied."""
+        if self.merge or bits != linear.bits or bits == UNQUANTIZED_BITS:
+            return None
+        module = run.module(linear.name)
+        return module if isinstance(module, self.layer) else None
+
+    def size(self, run: TunedRun, linear: Chosen, bits: int) -> int:
+        """Weights of a row that share a scale in what is written."""
+        own = self.own(run, linear, bits)
+        return group_that_divides(linear.in_features, self.group_size) if own is None else own.group_size
+
     def scale_dtype(self, run: TunedRun) -> torch.dtype:
         """Of the scales as they are stored."""
         return run.dtype
 
     def check(self, run: TunedRun) -> list[str]:
-        _, reasons, _ = target_bits(run.linears, self.widths, self.shards)
+        _, reasons, _ = target_bits(run.linears, self.widths(run), self.shards)
         if not run.is_plain():
             reasons.append(
                 f"{run.config.model_type} computes with transposed or stacked weights, not with linears that could be "
@@ -79,18 +101,25 @@ class PackedExporter(Exporter):
         return reasons
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        bits, _, notes = target_bits(run.linears, self.widths, self.shards)
+        bits, _, notes = target_bits(run.linears, self.widths(run), self.shards)
         state: dict[str, Tensor] = {}
-        kept = quantized = 0
+        kept = quantized = copied = 0
         for linear in run.linears:
             weight = run.merged(linear) if self.merge else run.weight(linear)
             if bits[linear.name] == UNQUANTIZED_BITS:
                 state[f"{linear.name}.weight"] = weight.to(run.dtype)
                 continue
+            own = self.own(run, linear, bits[linear.name])
+            if own is not None:
+                tensors = {f"{linear.name}.{key}": tensor.clone() for key, tensor in own.tensors().items()}
+                state.update(tensors)
+                copied += sum(tensor.nbytes for tensor in tensors.values())
+                kept, quantized = kept + 1, quantized + 1
+                continue
             grid = integer_grid(
                 weight,
                 bits[linear.name],
-                group_that_divides(linear.in_features, self.group_size),
+                self.size(run, linear, bits[linear.name]),
                 symmetric=self.symmetric,
                 scale_dtype=self.scale_dtype(run),
                 own=None if self.merge else run.affine(linear),
@@ -109,14 +138,16 @@ class PackedExporter(Exporter):
         run.base.generation_config.save_pretrained(out)
         run.tokenizer.save_pretrained(out)
         if not self.merge:
-            write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks)
+            write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks, base=out)
             notes.append(f"the adapter is apart, in {out / ADAPTER_FOLDER}: put it on top with {self.adapter}")
         if kept < quantized:
             notes.append(
                 f"{quantized - kept} of {quantized} linears were rounded again, {self.rounded}: "
                 "their weights are not the tuned ones"
             )
-        if kept:
+        if copied:
+            notes.append(f"{kept} of {quantized} linears are copies of the plan's own tensors: {copied} bytes")
+        elif kept:
             notes.append(f"{kept} of {quantized} linears keep the grid that they have, exactly")
         model, note = self.reload(run, out, bits)
         notes += [note] if note else []

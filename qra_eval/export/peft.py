@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.saved import ADAPTER_FOLDER, BASE_FILE, PLAN_FILE, load
+from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, load
 
 README = """---
 library_name: peft
@@ -69,16 +69,23 @@ class PEFTExporter(Exporter):
         return compared(out, [note], run, tuned)
 
 
-def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False) -> None:
+def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False, base: Path | None = None) -> None:
     """Copy the adapter directory; with `pad_ranks` at one rank, and so one scaling, for all linears.
 
     B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
+
+    Args:
+        base: folder of the model that it belongs on, where that is not the run's own.
     """
     shutil.copytree(run.adapter_folder, out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    if base is not None:
+        config["base_model_name_or_path"] = str(base)
+        (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (out / ADAPTER_README).unlink(missing_ok=True)  # it says what the run's own belongs on
     if not pad_ranks:
         return
     rank = max(factors.rank for factors in run.factors.values())
-    config = json.loads((out / "adapter_config.json").read_text())
     scaling = next(f.scaling for f in run.factors.values() if f.rank == rank)
     config.update(r=rank, lora_alpha=scaling * rank, rank_pattern={}, alpha_pattern={})
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

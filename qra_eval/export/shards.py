@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qra_eval.export.tuned import Chosen
-from qra_eval.models.linears import FUSED
+from qra_search.engines import FUSED
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 CHOICES = ("refuse", "widen", "ignore")

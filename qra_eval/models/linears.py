@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from qra_eval.models.experts import Experts, is_stacked, linear_of
+from qra_search.engines import FUSED
 
 Granularity = Literal["module", "expert", "layer", "fused"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
@@ -19,12 +20,6 @@ EXPERT = re.compile(r"(.*\bexperts\.\d+)\..*")
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Kinds that choose experts: a few rows whose error sends whole tokens astray, so they are left alone."""
-
-FUSED = (
-    ("qkv", re.compile(r"w?(q|k|v|query|key|value)(_?proj|_lin|_layer)?")),
-    ("gate_up", re.compile(r"(gate|up)(_?proj)?|w1|w3")),
-)
-"""Kinds that inference engines run as one matrix, which must then share one format."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from qra_eval.models.embeddings import put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
+from qra_eval.models.names import KNOWN
 from qra_eval.quantized import adapters
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.model import QuantizedModel
@@ -32,6 +33,14 @@ ROUNDING = 0.05
 """Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
 adapter makes more than that."""
 ADAPTER_FOLDER = "adapter"
+ADAPTER_README = "README.md"
+README = """---
+library_name: peft
+tags: [lora, qra]
+---
+An adapter for a base that has no address: only `qra_eval.load` on the folder above this one makes it. So
+`adapter_config.json` names none. `qra export` writes base and adapter for other tools.
+"""
 BASE_FILE = "quantized.safetensors"
 PLAN_FILE = "plan.json"
 
@@ -63,7 +72,11 @@ def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
 
 
 def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
-    """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors."""
+    """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
+
+    The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project PEFT
+    would ask the hub, in vain and for half a minute where there is no network.
+    """
     from peft import LoraConfig
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,12 +100,19 @@ def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
         lora_dropout=workbench.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=workbench.quantized.loaded.spec,
+        base_model_name_or_path=_address(workbench.quantized.loaded.spec),
     )
     config.save_pretrained(str(folder))
+    if config.base_model_name_or_path is None:
+        (folder / ADAPTER_README).write_text(README)
     state = adapters.state(workbench.quantized.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
+
+
+def _address(spec: str) -> str | None:
+    """Where others find a model; None if it has a name of this project's, or is a GGUF file."""
+    return None if spec in KNOWN or Path(spec).is_file() else spec
 
 
 def load(folder: str | Path, *, device: str = "cpu") -> Any:

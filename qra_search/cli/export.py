@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.engines import ENGINES, Engine
+from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.hub import check_hub, push_export
 from qra_search.report.terminal.columns import columns
@@ -50,7 +51,8 @@ def export(
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    engine = None if format else _engine(run)
+    searched_for = None if format else _engine(run)
+    engine = None if searched_for is None else ENGINES[searched_for]
     with bad_input():
         given = dict(common.pair(text, "--option", PAIR) for text in options or [])
         if engine is not None:
@@ -68,7 +70,7 @@ def export(
         if push_to_hub is not None:
             check_hub(push_to_hub)
         done = exporter.export(run, out or run / "exports" / format)
-    serve = "" if engine is None else engine.serve.format(out=done.path)
+    serve = "" if searched_for is None else serve_command(searched_for, done.path)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
     else:
@@ -82,8 +84,16 @@ def export(
         common.stderr().print(f"uploaded: {address}", soft_wrap=True)
 
 
-def _engine(run: Path) -> Engine:
-    """The engine that a run was searched for.
+def serve_command(name: str, out: Path) -> str:
+    """The command that serves an export for an engine."""
+    file = out / "adapter" / "adapter_config.json"
+    config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
+    return ENGINES[name].serve.format(out=out, rank=room_for(name, rank))
+
+
+def _engine(run: Path) -> str:
+    """Name of the engine that a run was searched for.
 
     Raises:
         BadInput: none; the message names the formats.
@@ -95,7 +105,7 @@ def _engine(run: Path) -> Engine:
             f"--format is missing, and {run} was searched for no engine: give one of "
             f"{', '.join(plugins.names('exporters'))}"
         )
-    return ENGINES[name]
+    return name
 
 
 def _check_tuned(format: str, run: Path) -> None:

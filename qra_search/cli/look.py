@@ -17,6 +17,7 @@ from qra_search.report.figures import write_figures
 from qra_search.report.finding import said
 from qra_search.report.html.page import write_page
 from qra_search.report.layout import heat_maps
+from qra_search.report.takers import takers_text
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.plan_grid import strip
 from qra_search.runs.final_test import read_test
@@ -105,6 +106,8 @@ def show(
         console.print(strip(result.space, heat), soft_wrap=True)
     if any(isinstance(name, str) for name in result.space.bits):
         console.print("; ".join(map(str, result.space.levels)))
+    if folder.config_file.is_file():
+        console.print(f"\n{takers_text(folder.config(), result.space, plan)}", soft_wrap=True)
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:

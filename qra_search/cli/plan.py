@@ -11,6 +11,7 @@ from qra_search.cli.common import WHERE, option
 from qra_search.config import RunConfig
 from qra_search.report import words
 from qra_search.report.finding import said
+from qra_search.report.takers import takers_text
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import forecast_table, next_steps
 from qra_search.runs.folder import RunFolder
@@ -89,6 +90,8 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
     )
     if prior is not None and prior.seconds:
         console.print(f"Sensitivities of {len(space)} groups, measured in {words.duration(prior.seconds)}.")
+    if (chosen := result.chosen()) is not None:
+        console.print(takers_text(config, space, chosen), soft_wrap=True)
     quoted, evaluations = shlex.quote(str(folder.path)), words.evaluations_text(config.search.evaluations)
     next_steps(console, folder, more=[("search on from here", f"qra search {quoted} --evaluations {evaluations}")])
     if costs is not None:

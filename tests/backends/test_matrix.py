@@ -24,6 +24,8 @@ REFUSED = [(name, bits) for name in backend_names() for bits in WIDTHS if (name,
 NO_MERGE = {
     "reference": "the stored weight is quantized and takes no merge",
     "reference-gptq": "the stored weight is quantized and takes no merge",
+    "gptq": "the stored weight is quantized and takes no merge",
+    "compressed-tensors": "the stored weight is quantized and takes no merge",
     "gptqmodel": "",  # PEFT's GPTQ layer has none, and says so by NotImplementedError alone
 }
 """What is said where an adapter cannot be merged into the stored weight; every other backend merges."""

@@ -9,58 +9,78 @@ to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from qra_backends.base import Backend
 from qra_backends.calibration import check_hessian
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.reference.polish import Stack, polish
+from qra_backends.reference.polish import Stack, as_float16, polish
 
 SWEEPS = 2
 """Of polishing, unless said otherwise: the first brings most, a third next to nothing."""
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
 _ROWS_ELSEWHERE = 1 << 16
-Grid = tuple[Tensor, Tensor]
-"""Scale and offset of every group of a row."""
 
 
-class ReferenceGPTQBackend(ReferenceBackend):
-    """Each column's rounding error is made up for by the columns not yet rounded, as far as the inputs' Hessian allows.
+class Fitted(NamedTuple):
+    """Scale and offset of every group, float32 (out, groups), of values that can be stored.
 
-    Columns go from the largest to the smallest mean squared input. Scale and offset are fixed beforehand (static
-    groups), with the least squared error weighted by the Hessian's diagonal, so the order costs no storage.
-    Without calibration data, say so with `hessian=torch.eye(in_features)`: rounding to nearest with `mse` ranges.
-
-    Args:
-        group_size: weights of a row that share scale and offset.
-        damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
-        polish: sweeps of descent on the output error after the feedback (see `polish`); 0: none.
+    `zero`: whole numbers (out, groups), if the offset is -zero · scale; None if it is free.
     """
 
-    name: ClassVar[str] = "reference-gptq"
-    revision: ClassVar[int] = 2
-    calibrated = True
+    scale: Tensor
+    offset: Tensor
+    zero: Tensor | None = None
 
-    def __init__(self, *, group_size: int = 64, damping: float = 0.1, polish: int = SWEEPS):
-        super().__init__(group_size=group_size, ranges="mse")
+
+class ErrorFeedback(Backend):
+    """The base of backends that fit groups first, then choose codes by feedback and polish both.
+
+    A subclass gives `fit`, `packed` and `size_of`, and sets `damping` and `polish`.
+    """
+
+    calibrated = True
+    damping: float
+    polish: int
+
+    @abstractmethod
+    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
+        """The groups of float32 rows (n, in); importance: (in,), weight of each column's squared error."""
+
+    @abstractmethod
+    def packed(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
+        """The tensors of a block of rows: codes uint8 (n, in), the rest float32 (n, groups)."""
+
+    @abstractmethod
+    def size_of(self, in_features: int) -> int:
+        """Weights of a row that share a scale."""
+
+    def laid_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a weight from its blocks', joined."""
+        return tensors
+
+    def stored(self, values: Tensor) -> Tensor:
+        """Scales as they are read back."""
+        return as_float16(values)
+
+    def calibrate_with(self, damping: float, polish: int) -> None:
+        """Raises ValueError if the settings cannot be."""
         if not damping > 0:
             raise ValueError(f"damping must be positive, got {damping!r}")
         if not isinstance(polish, int) or polish < 0:
             raise ValueError(f"polish must be a number of sweeps, 0 for none, got {polish!r}")
         self.damping, self.polish = damping, polish
-        self.options = {"group_size": group_size, "damping": damping, "polish": polish}
         self._last = WeakTensorKeyDictionary()  # the last Hessian's factor, for the next bit-width; goes when it goes
-
-    def level_name(self, bits: int) -> str:
-        return f"gptq-{bits}"
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         return self._encode(weight, (bits,), hessian)[bits]
@@ -107,17 +127,14 @@ class ReferenceGPTQBackend(ReferenceBackend):
         blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
-            grids = {
-                bits: groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
-                for bits in levels
-            }
-            stack = stacked(grids, self.group_size, rows.shape[1])
+            grids = {bits: self.fit(rows, bits, importance) for bits in levels}
+            stack = stacked(grids, self.size_of(rows.shape[1]), rows.shape[1], self.stored)
             feed_back(stack, rows, factor)
             if self.polish:
                 polish(stack, rows.T.repeat(1, len(levels)), hessian.to(torch.float32), damping, self.polish)
-            for bits, (codes, scale, offset) in zip(levels, unstacked(stack, len(rows)), strict=True):
-                blocks[bits].append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
-        return {bits: joined(parts) for bits, parts in blocks.items()}
+            for bits, parts in zip(levels, unstacked(stack, len(rows)), strict=True):
+                blocks[bits].append(self.packed(bits, *parts))
+        return {bits: self.laid_out(bits, joined(parts)) for bits, parts in blocks.items()}
 
     def _factor(self, hessian: Tensor) -> Factor:
         if hessian.is_inference():  # keeps no version, so a change in place would go unseen
@@ -128,6 +145,43 @@ class ReferenceGPTQBackend(ReferenceBackend):
             factor = factorize(hessian, self.damping)
             self._last[hessian] = (hessian._version, factor)
         return factor
+
+
+class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
+    """Each column's rounding error is made up for by the columns not yet rounded, as far as the inputs' Hessian allows.
+
+    Columns go from the largest to the smallest mean squared input. Scale and offset are fixed beforehand (static
+    groups), with the least squared error weighted by the Hessian's diagonal, so the order costs no storage.
+    Without calibration data, say so with `hessian=torch.eye(in_features)`: rounding to nearest with `mse` ranges.
+
+    Args:
+        group_size: weights of a row that share scale and offset.
+        damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
+        polish: sweeps of descent on the output error after the feedback (see `polish`); 0: none.
+    """
+
+    name: ClassVar[str] = "reference-gptq"
+    revision: ClassVar[int] = 2
+
+    def __init__(self, *, group_size: int = 64, damping: float = 0.1, polish: int = SWEEPS):
+        super().__init__(group_size=group_size, ranges="mse")
+        self.calibrate_with(damping, polish)
+        self.options = {"group_size": group_size, "damping": damping, "polish": polish}
+
+    def level_name(self, bits: int) -> str:
+        return f"gptq-{bits}"
+
+    def size_of(self, in_features: int) -> int:
+        return self.group_size
+
+    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
+        found = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
+        return Fitted(*(values.to(torch.float32) for values in found))
+
+    def packed(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
+        return {
+            "codes": bitpack.pack(codes, bits), "scale": scale.to(GROUP_DTYPE), "offset": offset.to(GROUP_DTYPE)
+        }  # fmt: skip
 
 
 def _rows_at_once(levels: int, device: str) -> int:
@@ -163,34 +217,42 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))
 
 
-def feedback_codes(weight: Tensor, grids: Mapping[int, Grid], group_size: int, factor: Factor) -> dict[int, Tensor]:
+def feedback_codes(
+    weight: Tensor, grids: Mapping[int, tuple[Tensor, Tensor]], group_size: int, factor: Factor
+) -> dict[int, Tensor]:
     """Codes uint8 (out, in) of a float32 weight (out, in) at several bit-widths, under fixed scales and offsets.
 
     Args:
         grids: bits to scale and offset, (out, groups) each.
     """
-    stack = stacked(grids, group_size, weight.shape[1])
+    stack = stacked({bits: Fitted(*grid) for bits, grid in grids.items()}, group_size, weight.shape[1])
     feed_back(stack, weight, factor)
-    return {bits: codes for bits, (codes, _, _) in zip(grids, unstacked(stack, len(weight)), strict=True)}
+    return {bits: codes for bits, (codes, *_) in zip(grids, unstacked(stack, len(weight)), strict=True)}
 
 
-def stacked(grids: Mapping[int, Grid], group_size: int, in_features: int) -> Stack:
+def stacked(
+    grids: Mapping[int, Fitted], group_size: int, in_features: int, stored: Callable[[Tensor], Tensor] = as_float16
+) -> Stack:
     """Bit-widths side by side as rows of one matrix; codes are yet to come.
 
     Calls for each column cost about as much as the arithmetic, so all widths share them.
     """
-    scale, offset = (torch.cat([grid[i] for grid in grids.values()]).float().T.contiguous() for i in (0, 1))
+    scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
+    offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
+    zeros = [fitted.zero for fitted in grids.values() if fitted.zero is not None]
+    zero = torch.cat(zeros).float().T.contiguous() if zeros else None
     out_features, device = scale.shape[1] // len(grids), scale.device
     highest = torch.tensor([2.0**bits - 1 for bits in grids], device=device).repeat_interleave(out_features)
     codes = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=device)
-    return Stack(codes, scale, offset, highest, group_size)
+    return Stack(codes, scale, offset, highest, group_size, zero, stored)
 
 
-def unstacked(stack: Stack, out_features: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Codes (out, in), scale and offset (out, groups) of each width, as they are stored."""
-    parts = (stack.codes, stack.scale.to(GROUP_DTYPE), stack.offset.to(GROUP_DTYPE))
-    widths = zip(*(part.split(out_features, dim=1) for part in parts), strict=True)
-    return ((codes.T, scale.T.contiguous(), offset.T.contiguous()) for codes, scale, offset in widths)
+def unstacked(stack: Stack, out_features: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Codes (out, in), scale, offset and zero (out, groups) of each width, in float32 but for the codes."""
+    for first in range(0, stack.codes.shape[1], out_features):
+        own = slice(first, first + out_features)
+        scale, offset = (values[:, own].T.contiguous() for values in (stack.scale, stack.offset))
+        yield stack.codes[:, own].T, scale, offset, None if stack.zero is None else stack.zero[:, own].T.contiguous()
 
 
 def feed_back(stack: Stack, weight: Tensor, factor: Factor) -> None:

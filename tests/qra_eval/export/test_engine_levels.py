@@ -1,0 +1,131 @@
+"""A run for GPTQModel or vLLM: searched, killed, resumed, tuned and exported; the export is a copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runner import Qra
+from qra_backends.integers import layouts
+from safetensors.torch import load_file
+
+from qra_eval.export.tuned import TunedRun
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+SMALL = (
+    "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "uniform4r8", "--granularity", "fused",
+    "--set", "training.steps=12", "--set", "training.batch_size=4", "--set", "training.validation_rows=4",
+    "--set", "training.test_rows=4", "--set", "training.final_steps=2", "--set", "training.sample_answers=0",
+    "--strategy", "random",
+)  # fmt: skip
+ENGINES = ("gptqmodel", "vllm")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(engine) / "run"
+
+
+def test_a_search_that_was_killed_is_resumed_tuned_and_exported(
+    engine: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qra = Qra(capsys)
+    searched = qra("search", *SMALL, "--engine", engine, "-n", 6, "--out", folder,
+                   "--set", f"quantization.cache={folder.parent / 'bank'}")  # fmt: skip
+    assert searched.status == 0, searched.err
+    log = folder / "trials.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[: whole.rstrip().rfind(b"\n") + 20])  # killed while the last line was written
+    resumed = qra("search", folder, "-n", 8)
+    assert resumed.status == 0, resumed.err
+    tuned = qra("finetune", folder, "--against", "none")
+    assert tuned.status == 0, tuned.err
+    exported = qra("export", folder)
+    assert exported.status == 0, exported.err
+    wanted = {"gptqmodel": "GPTQModel.load", "vllm": "--enable-lora --lora-modules tuned="}[engine]
+    assert "the same logits as the tuned model's, exactly" in exported.out and wanted in exported.out
+    if engine == "vllm":
+        assert "--max-lora-rank 8" in exported.out
+
+
+def tensors_of(run: TunedRun, out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    tensors = load_file(out / "model.safetensors")
+    quantized = [linear.name for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
+    return {
+        name: {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        for name in quantized
+    }
+
+
+def test_the_files_tensors_are_the_plans_in_bytes_and_to_the_bit(engine: str, folder: Path) -> None:
+    run = TunedRun(folder)
+    out = folder / "exports" / {"gptqmodel": "gptqmodel", "vllm": "compressed-tensors"}[engine]
+    levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
+    stored = wanted = 0
+    for linear in run.linears:
+        own = tensors_of(run, out)[linear.name]
+        weight = {"gptqmodel": gptq_by_hand, "vllm": compressed_by_hand}[engine](own, linear.bits)
+        assert torch.equal(weight.to(run.dtype), run.weight(linear))
+        stored += sum(tensor.nbytes for tensor in own.values())
+        wanted += run.backend.storage(levels[linear.group]).bytes(linear.out_features, linear.in_features)
+    assert stored == wanted
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(out.resolve())
+
+
+def bits_of(words: list[int], bits: int) -> list[int]:
+    """Codes of one stream of words, by the arithmetic of integers."""
+    stream = sum((word % 2**32) << (32 * i) for i, word in enumerate(words))
+    return [(stream >> (bits * i)) % 2**bits for i in range(32 * len(words) // bits)]
+
+
+def gptq_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+    codes = torch.tensor([bits_of(column, bits) for column in own["qweight"].t().tolist()])
+    zeros = torch.tensor([bits_of(row, bits) for row in own["qzeros"].tolist()])
+    group = own["g_idx"].long()
+    return (own["scales"].double()[group] * (codes.t() - zeros[group])).t()
+
+
+def compressed_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+    codes = torch.tensor([bits_of(row, bits) for row in own["weight_packed"].tolist()])
+    groups = own["weight_scale"].shape[1]
+    zeros = (
+        torch.tensor([bits_of(column, bits) for column in own["weight_zero_point"].t().tolist()]).t()
+        if "weight_zero_point" in own
+        else torch.full((len(codes), groups), 2 ** (bits - 1))
+    )
+    size = codes.shape[1] // groups
+    return own["weight_scale"].double().repeat_interleave(size, 1) * (codes - zeros.repeat_interleave(size, 1))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--engine", "vllm", "--granularity", "module"), "so choose fused or layer"),
+        (("--engine", "vllm", "--bits", "3,4"), "space.bits has 3: engine vllm has 4, 8, and 16 for unquantized"),
+        (("--engine", "vllm", "--ranks", "8,1024"), "engine vllm takes at most 512"),
+        (("--engine", "vllm", "--set", "quantization.embeddings=4"), "engine vllm has 16 for unquantized"),
+        (("--engine", "gptqmodel", "--bits", "5"), "space.bits has 5: engine gptqmodel has 2, 3, 4, 8"),
+    ],
+)
+def test_what_an_engine_cannot_take_is_refused_before_a_model_is_loaded(
+    arguments: tuple[str, ...], said: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Qra(capsys)("search", "--model", "tiny", *arguments, "--out", tmp_path / "run")
+    assert shown.status == 2 and said in shown.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_points_of_gptqs_first_format_are_read_as_they_were() -> None:
+    zero = torch.tensor([[0.0, 1.0, 7.0, 15.0] * 8]).t()
+    words = layouts.words_of(torch.zeros(32, 32, dtype=torch.uint8), 4)
+    stored = layouts.gptq_tensors(words, torch.ones(32, 1), zero, 4, shift=1)
+    assert torch.equal(layouts.gptq_zeros(stored, 4, shift=1), zero)
