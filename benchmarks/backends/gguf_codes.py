@@ -41,7 +41,9 @@ def main() -> None:
             options.model,
             TaskConfig(name="gsm8k", data=options.data),
             quantization=QuantizationConfig(
-                backend={"name": "gguf", "types": options.types, "feedback": feedback}, embeddings=16, cache=options.cache
+                backend={"name": "gguf", "types": options.types, "feedback": feedback},
+                embeddings=16,
+                cache=options.cache,
             ),
             space=SpaceConfig(
                 bits=(*{GGML_TYPES[name].width for name in options.types}, 16), ranks=(0,), granularity="module"

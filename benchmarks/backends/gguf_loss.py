@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128, help="test rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
+    parser.add_argument("--runs", type=Path, default=None, help="folder to keep the tuned runs in")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gguf_loss.jsonl"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,7 +109,7 @@ def make_evaluator(codes: str, given: argparse.Namespace) -> QuantizedLoRAEvalua
             cache=given.cache,
         ),
         space=SpaceConfig(bits=(2, 3, 4, 5, 8) if ours else (4, 5, 8), ranks=(RANK,), granularity="module"),
-        training=TrainingConfig(batch_size=8, test_rows=given.rows),
+        training=TrainingConfig(batch_size=8, test_rows=given.rows, sample_answers=0),
     )
 
 
@@ -117,12 +118,15 @@ def measured(evaluator: QuantizedLoRAEvaluator, case: Case, steps: int, given: a
     space, workbench = evaluator.space, evaluator.workbench
     plan = uniform(space, case.plan, case.table) if isinstance(case.plan, str) else found(evaluator, case.plan)
     if steps:
-        tuned = evaluator.tune(plan, steps=steps, seed=given.seed)
+        folder = None if given.runs is None else given.runs / f"{case.codes}-{case.plan}"
+        tuned = evaluator.tune(plan, steps=steps, seed=given.seed, folder=folder, kept=folder)
         nats, tokens = tuned.row_nats, tuned.row_tokens
     else:
         workbench.apply(plan, given.seed)
         rows = workbench.rows("test", given.rows)
-        nats, tokens = map(tuple, row_losses(workbench.model, rows, 2 * workbench.settings.batch_size, workbench.device))
+        nats, tokens = map(
+            tuple, row_losses(workbench.model, rows, 2 * workbench.settings.batch_size, workbench.device)
+        )
     return {
         "codes": case.codes,
         "plan": label(case),
