@@ -18,6 +18,7 @@ class Engine:
         format: export format that the engine loads, with `options` of it.
         serve: the command that serves an export in a folder `{out}`.
         families: model types, as transformers names them, that the export can be written for; None: any.
+        experts_together: whether the experts of a layer have to share one choice.
         ropes: kinds of rotary embedding that it can be written for; None: any.
     """
 
@@ -30,6 +31,7 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
+    experts_together: bool = False
 
 
 ENGINES: dict[str, Engine] = {
@@ -39,8 +41,20 @@ ENGINES: dict[str, Engine] = {
         embeddings=(4, 5, 6, 8, 16),
         format="gguf",
         serve="llama-server -m {out}/model.gguf --lora {out}/adapter.gguf",
-        families=("llama", "mistral", "qwen2", "qwen3"),
-        ropes=("default", "llama3"),
+        families=(
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "qwen3_moe",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "phi",
+            "phi3",
+        ),  # fmt: skip
+        ropes=("default", "linear", "llama3"),
+        experts_together=True,
     ),
     "transformers": Engine(
         backend="bitsandbytes-nf4",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,29 @@ def logits(
     Raises:
         RuntimeError: llama.cpp does not load the files, or does not run them.
     """
+    with _loaded(model) as (ffi, lib, loaded):
+        return [_prompt(ffi, lib, loaded, adapter, prompt, threads, cache) for prompt in prompts]
+
+
+def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts by the tokenizer in a file, which needs no weights; without those that stand around a text.
+
+    Raises:
+        RuntimeError: llama.cpp does not load it.
+    """
+    with _loaded(model, vocab_only=True) as (ffi, lib, loaded):
+        vocabulary, found = lib.llama_model_get_vocab(loaded), []
+        for text in texts:
+            raw = text.encode()
+            ids = ffi.new("llama_token[]", len(raw) + 8)
+            count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), False, False)
+            found.append([int(ids[i]) for i in range(count)])
+        return found
+
+
+@contextmanager
+def _loaded(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """The bindings and a model, without llama.cpp's messages; let go afterwards."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()
@@ -42,11 +66,13 @@ def logits(
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
+    for name, value in options.items():
+        setattr(settings, name, value)
     loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
     if loaded == ffi.NULL:
         raise RuntimeError(f"llama.cpp does not load {model}")
     try:
-        return [_prompt(ffi, lib, loaded, adapter, prompt, threads, cache) for prompt in prompts]
+        yield ffi, lib, loaded
     finally:
         lib.llama_model_free(loaded)
         lib.llama_log_set(ffi.NULL, ffi.NULL)
