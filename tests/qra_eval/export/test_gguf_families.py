@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from qra_backends.ggml import library
-from tiny_families import tiny_config_model
+from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import check, export, llama_cpp
@@ -18,7 +18,8 @@ from qra_eval.export.gguf import GGUFExporter
 from qra_eval.export.gguf_files import write_lora
 from qra_eval.export.gguf_names import EXPERT, row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import FAMILIES, layer_types
+from qra_eval.models.gguf_families import FAMILIES, family_reasons, layer_types
+from qra_eval.models.gguf_plan import read_gguf_plan
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.plan import Plan
@@ -102,6 +103,8 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(run: TunedRun, tmp_p
         found = found if number is None else found[int(number[0].split(".")[1])]
         assert np.array_equal(found, weight.numpy()), linear.name
     assert any("loaded in llama.cpp" in note for note in exported.notes)
+    chosen = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
+    assert read_gguf_plan(exported.path / "model.gguf").levels == chosen, "someone else's file is read as a plan"
 
 
 def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> None:
@@ -120,17 +123,11 @@ def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> N
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, more: dict[str, Any], word: str) -> None:
-    from tiny_families import tiny_config
-
-    from qra_eval.models.gguf_families import family_reasons
-
     (reason,) = family_reasons(tiny_config(family, **more))
     assert word in reason
 
 
 def test_the_pattern_of_windows_is_that_of_transformers() -> None:
-    from tiny_families import tiny_config
-
     for name, family in (("gemma2", "gemma2"), ("gemma3", "gemma3_text")):
         config = tiny_config(name, layers=13)
         assert list(config.layer_types) == layer_types(13, FAMILIES[family].window)
