@@ -48,7 +48,6 @@ CASES = (
     Case("ours", 1.0, tuned=True),
     Case("ours", SHARE, tuned=True),
     Case("ours", "Q4_0"),
-    Case("ours", "IQ4_NL"),
     Case("llama.cpp", "Q4_0", tuned=True),
     Case("llama.cpp", "Q4_0", "Q4_0"),
     Case("llama.cpp", "IQ4_NL", tuned=True),
