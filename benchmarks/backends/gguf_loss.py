@@ -83,6 +83,7 @@ def main() -> None:
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             evaluator.close()
+    print(table([json.loads(line) for line in given.out.read_text().splitlines()]))
 
 
 def done(out: Path) -> set[tuple[Any, ...]]:
@@ -160,6 +161,37 @@ def found(evaluator: QuantizedLoRAEvaluator, share: float) -> Plan:
     if plan is None:
         raise RuntimeError(f"no plan takes {budget} bytes")
     return plan
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: bytes as a share of uniform Q4_0's, and losses less its own with twice their standard errors.
+
+    Both are of the same rows: the error is that of a ratio estimated over them.
+    """
+    plans = list(dict.fromkeys((row["codes"], row["plan"]) for row in rows))
+    by_key = {(row["codes"], row["plan"], row["steps"]): row for row in rows}
+    steps = sorted({row["steps"] for row in rows})
+    lines = ["| codes | plan | bytes | " + " | ".join(f"{n} steps" for n in steps) + " |"]
+    lines.append("|---|---|---:|" + "---:|" * len(steps))
+    for codes, plan in plans:
+        cells = []
+        for n in steps:
+            row, rival = by_key.get((codes, plan, n)), by_key.get(("llama.cpp", "uniform Q4_0", n))
+            cells.append("" if row is None else f"{row['loss']:.4f}" + ("" if rival is None else beside(row, rival)))
+        share = by_key[codes, plan, steps[0]]["bytes"] / by_key["llama.cpp", "uniform Q4_0", steps[0]]["bytes"]
+        lines.append(f"| {codes} | {plan} | {share:.1%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def beside(row: dict[str, Any], rival: dict[str, Any]) -> str:
+    if row is rival:
+        return ""
+    tokens = torch.tensor(row["row_tokens"], dtype=torch.float64)
+    apart = torch.tensor(row["row_nats"], dtype=torch.float64) - torch.tensor(rival["row_nats"], dtype=torch.float64)
+    mean = apart.sum() / tokens.sum()
+    count = len(tokens)
+    error = ((apart - mean * tokens).square().sum() * count / (count - 1)).sqrt() / tokens.sum()
+    return f" ({float(mean):+.4f} ± {2 * float(error):.4f})"
 
 
 def weight_bytes(space: SearchSpace, plan: Plan) -> int:

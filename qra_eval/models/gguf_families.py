@@ -110,7 +110,6 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
         ("layer_norm_eps", writer.add_layer_norm_eps),
         ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
         ("final_logit_softcapping", writer.add_final_logit_softcapping),
-        ("num_experts", writer.add_expert_count),
         ("num_local_experts", writer.add_expert_count),
         ("num_experts_per_tok", writer.add_expert_used_count),
         ("moe_intermediate_size", writer.add_expert_feed_forward_length),
@@ -124,11 +123,9 @@ def add_hyperparameters(writer: Any, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
-    seen: set[Any] = set()
     for name, add in optional:
         value = getattr(config, name, None)
-        if value is not None and add not in seen:
-            seen.add(add)
+        if value is not None:
             add(value)
     if family_of(config).window:
         writer.add_sliding_window(config.sliding_window)
