@@ -21,6 +21,7 @@ class Engine:
         serve: the command that serves an export in a folder `{out}`, with an adapter of at most `{rank}`.
         ranks: the largest ranks that it can be told to make room for; None: any.
         families: model types, as transformers names them, that the export can be written for; None: any.
+        experts_together: whether the experts of a layer have to share one choice.
         ropes: kinds of rotary embedding that it can be written for; None: any.
     """
 
@@ -35,6 +36,7 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] | None = None
     ropes: tuple[str, ...] | None = None
+    experts_together: bool = False
 
 
 FUSED = (
@@ -52,8 +54,20 @@ ENGINES: dict[str, Engine] = {
         embeddings=(4, 5, 6, 8, 16),
         format="gguf",
         serve="llama-server -m {out}/model.gguf --lora {out}/adapter.gguf",
-        families=("llama", "mistral", "qwen2", "qwen3"),
-        ropes=("default", "llama3"),
+        families=(
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "qwen3_moe",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "phi",
+            "phi3",
+        ),  # fmt: skip
+        ropes=("default", "linear", "llama3"),
+        experts_together=True,
     ),
     "transformers": Engine(
         backend="bitsandbytes-nf4",

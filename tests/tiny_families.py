@@ -19,6 +19,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", _GROUPED),
     "qwen2": ("qwen2", {**_COMMON, "num_key_value_heads": KV_HEADS}),
     "qwen3": ("qwen3", _GROUPED),
+    "gemma": ("gemma", _GROUPED),
     "gemma2": ("gemma2", {**_GROUPED, "query_pre_attn_scalar": HIDDEN // HEADS, "sliding_window": 32}),
     "gemma3": ("gemma3_text", {**_GROUPED, "query_pre_attn_scalar": HIDDEN // HEADS, "sliding_window": 32}),
     "phi": ("phi", _COMMON),

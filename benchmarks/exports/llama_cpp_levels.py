@@ -2,16 +2,18 @@
 
     python benchmarks/exports/llama_cpp_levels.py RUN --data DIR --out benchmarks/results/llama_cpp_levels.jsonl
 
-RUN is tuned first if it is not there: SmolLM2 on GSM8K, one type after another. The model is computed as it is stored
-(bfloat16), and in float32 from weights as llama.cpp decodes them. llama.cpp's CPU kernels round the inputs of quantized
-products to 8 bits in blocks; `float_path` is what is left without that: the same weights in a file of float32, beside
-the same model in float32. Needs llama-cpp-py-sync.
+RUN is tuned first if it is not there: on GSM8K, one type after another. The model is computed as it is stored
+(bfloat16), and in float32 from weights as llama.cpp decodes them. What makes the difference is found by taking
+roundings out (the same numbers in files of float32), and by doing them in torch (`emulated`; see
+`llama_cpp_rounding`). Needs llama-cpp-py-sync.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,26 +22,29 @@ import gguf
 import numpy as np
 import torch
 from llama_cpp_py_sync import __llama_cpp_tag__
+from llama_cpp_rounding import recast, rounded_inputs
 from qra_backends.ggml.types import TYPES as GGML_TYPES
 from torch import Tensor, nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf import GGUFExporter
 from qra_eval.export.gguf_files import ADAPTER_FILE, MODEL_FILE
 from qra_eval.export.gguf_names import row_order, tensor_namer
 from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.models.embeddings import uninstall_tables
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.space.plan import Plan
 
 TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q5_0")
 MARGIN = 0.5
 """Of the likeliest token over the next, in nats: where it is larger, rounding should not change the likeliest token."""
+TABLES = ("token_embd.weight", "output.weight")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", required=True)
     parser.add_argument("--positions", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=8)
@@ -50,41 +55,85 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if not (given.run / "plan.json").is_file():
-        tune(given.run, given.data, given.cache, given.steps, given.types, not given.own)
+        tune(given)
     run = TunedRun(given.run)
     out = given.run / "exports" / "gguf"
     if not (out / MODEL_FILE).is_file():
         export(run, "gguf", out)
-    prompts = texts(run, Path(given.data), given.positions)
-    row = {"llama.cpp": __llama_cpp_tag__, "backend": run.plan["backend"], **file_facts(run, out / MODEL_FILE)}
-    plain = given.run / "exports" / "float32.gguf"
-    if not plain.is_file():
-        GGUFExporter(weights="f32").write_model(run, plain)
-    for name, file, model in (
-        ("float_path", plain, lambda: run_model(run, run.weight)),
-        ("in_float32", out / MODEL_FILE, lambda: run_model(run, float32_weight(run))),
-        ("as_stored", out / MODEL_FILE, lambda: run_model(run, None)),
-    ):
-        theirs = torch.cat(llama_cpp.logits(file, out / ADAPTER_FILE, prompts))
-        row[name] = difference(logits(model(), prompts), theirs)
-        print(json.dumps({name: row[name]}), flush=True)
+    row = {
+        "model": Path(given.model).name,
+        "llama.cpp": __llama_cpp_tag__,
+        "backend": run.plan["backend"],
+        **file_facts(run, out / MODEL_FILE),
+        **compared(run, out, texts(run, Path(given.data), given.positions)),
+    }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(row) + "\n")
+    with given.out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
-def tune(folder: Path, data: str, cache: str | None, steps: int, types: list[str], feedback: bool) -> None:
+def compared(run: TunedRun, out: Path, prompts: list[list[int]]) -> dict[str, Any]:
+    """Differences of logits: which model is beside which."""
+    found: dict[str, Any] = {}
+
+    def say(name: str, mine: Tensor, theirs: Tensor) -> None:
+        found[name] = difference(mine, theirs)
+        print(json.dumps({name: found[name]}), flush=True)
+
+    with tempfile.TemporaryDirectory() as holder:
+        files = {False: (out / MODEL_FILE, out / ADAPTER_FILE)}
+        files[True] = (Path(holder) / MODEL_FILE, Path(holder) / ADAPTER_FILE)
+
+        def engine(*, linears: bool, tables: bool, adapter: bool, cache: int = llama_cpp.F32) -> Tensor:
+            """llama.cpp on files where some tensors are in float32."""
+            model = Path(holder) / "part.gguf"
+            recast(files[False][0], model, lambda name: tables if name in TABLES else linears)
+            return torch.cat(llama_cpp.logits(model, files[adapter][1], prompts, cache=cache))
+
+        recast(files[False][1], files[True][1], lambda name: True)
+        precise = run_model(run, float32_weight(run))
+        float32 = logits(precise, prompts)
+        say("engine all in float32 / float32", float32, engine(linears=True, tables=True, adapter=True))
+        say("engine but for tables / float32", float32, engine(linears=True, tables=False, adapter=True))
+        say("engine but for the adapter / float32", float32, engine(linears=True, tables=True, adapter=False))
+        theirs = engine(linears=False, tables=True, adapter=True)
+        say("engine but for linears / float32", float32, theirs)
+        with rounded_inputs(precise, run, adapter=False, table=False):
+            say("engine but for linears / emulated", logits(precise, prompts), theirs)
+        theirs = engine(linears=False, tables=False, adapter=False)
+        say("engine / float32", float32, theirs)
+        with rounded_inputs(precise, run, adapter=True, table=True):
+            say("engine / emulated", logits(precise, prompts), theirs)
+        say(
+            "engine, cache in float16 / engine",
+            theirs,
+            engine(linears=False, tables=False, adapter=False, cache=llama_cpp.F16),
+        )
+        del precise
+        stored = logits(run_model(run, None), prompts)
+        say("engine / as stored", stored, theirs)
+        say("float32 / as stored", stored, float32)
+    return found
+
+
+def tune(given: argparse.Namespace) -> None:
     """A plan that has every type, tuned briefly."""
-    bits = tuple({GGML_TYPES[name].width for name in types})
+    bits = tuple({GGML_TYPES[name].width for name in given.types})
     evaluator = QuantizedLoRAEvaluator(
-        "smollm2",
-        TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend={"name": "gguf", "types": types, "feedback": feedback}, cache=cache),
+        given.model,
+        TaskConfig(name="gsm8k", data=given.data),
+        quantization=QuantizationConfig(
+            backend={"name": "gguf", "types": given.types, "feedback": not given.own},
+            embeddings=tuple(sorted(bits)),
+            cache=given.cache,
+        ),
         space=SpaceConfig(bits=bits, ranks=(8,), granularity="module"),
-        training=TrainingConfig(batch_size=4, test_rows=4),
+        training=TrainingConfig(batch_size=4, test_rows=4, sample_answers=0),
     )
     own = [group.bits or evaluator.space.bits for group in evaluator.space.groups]
-    plan = Plan(tuple(names[i % len(names)] for i, names in enumerate(own)), (8,) * len(own))
-    evaluator.tune(plan, steps=steps, folder=folder)
+    ranks = tuple(0 if group.aside else 8 for group in evaluator.space.groups)
+    plan = Plan(tuple(names[i % len(names)] for i, names in enumerate(own)), ranks)
+    evaluator.tune(plan, steps=given.steps, folder=given.run)
     evaluator.close()
 
 
@@ -93,20 +142,24 @@ def file_facts(run: TunedRun, file: Path) -> dict[str, Any]:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     name_of, equal, searched = tensor_namer(run.config), 0, 0
     levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
-    for linear in run.linears:
-        tensor = tensors[f"{name_of(linear.name)}.weight"]
-        weight = float32_weight(run)(linear)
-        order = row_order(run.config, linear.name, linear.out_features)
+    weights = {linear.name: float32_weight(run)(linear) for linear in run.linears}
+    tables: dict[str, Any] = dict(run.tables)
+    weights |= {name: table.dequantize(torch.float32) for name, table in tables.items()}
+    group_of = {linear.name: linear.group for linear in run.linears} | {name: name for name in tables}
+    for name, weight in weights.items():
+        tensor = tensors[f"{name_of(name)}.weight"]
+        order = row_order(run.config, name, len(weight))
         weight = weight if order is None else weight[order]
         decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
         equal += bool(np.array_equal(decoded.view(np.int32), weight.numpy().view(np.int32)))
         searched += int(tensor.n_bytes)
     return {
-        "linears": len(run.linears),
+        "types": dict(Counter(levels[group] for group in group_of.values())),
+        "searched_tensors": len(weights),
         "equal_to_the_bit": equal,
         "searched_bytes_in_the_file": searched,
         "searched_bytes_of_the_plan": sum(
-            run.backend.storage(levels[m.group]).bytes(m.out_features, m.in_features) for m in run.linears
+            run.backend.storage(levels[group_of[name]]).bytes(*weight.shape) for name, weight in weights.items()
         ),
         "bytes_of_all_tensors": int(sum(tensor.n_bytes for tensor in tensors.values())),
         "bytes_of_the_file": file.stat().st_size,
@@ -139,7 +192,13 @@ def run_model(run: TunedRun, weight: Callable[[Chosen], Tensor] | None) -> Any:
     """The tuned model as it is stored, or in float32 with other weights in the searched linears."""
     if weight is None:
         return run.with_weights(run.weight)
-    model = run.with_weights(run.weight).float()
+    model = run.with_weights(run.weight)
+    uninstall_tables(model.get_base_model())
+    model.float()
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    tables: list[Any] = list(run.tables.values())
+    for end, table in zip(ends, tables if len(tables) == 2 else tables * 2, strict=bool(tables)):
+        end.weight = nn.Parameter(table.dequantize(torch.float32), requires_grad=False)
     for linear in run.linears:
         module = model.get_submodule(f"base_model.model.{linear.name}")
         getattr(module, "base_layer", module).weight = nn.Parameter(weight(linear), requires_grad=False)
@@ -154,7 +213,7 @@ def logits(model: Any, prompts: list[list[int]]) -> Tensor:
 
 
 def difference(mine: Tensor, theirs: Tensor) -> dict[str, float]:
-    """Figures of both, over all positions."""
+    """Figures of both, over all positions; the margin is that of `mine`."""
     theirs = theirs[:, : mine.shape[1]]
     gap, same = (mine - theirs).abs(), mine.argmax(-1) == theirs.argmax(-1)
     first, second = mine.topk(2, dim=-1).values.T

@@ -65,7 +65,10 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
     )
     if config.engine is not None:
-        check_engine(config.engine, evaluator.quantized.model.config)
+        quantized = evaluator.quantized
+        check_engine(
+            config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
+        )
     if config.search.memory:
         evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
     return evaluator

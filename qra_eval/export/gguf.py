@@ -15,6 +15,7 @@ from torch import Tensor
 from qra_eval.export import llama_cpp
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.gguf_blocks import TYPES, own_blocks, rounded_blocks, takes
+from qra_eval.export.gguf_experts import expert_reasons, stacked_experts
 from qra_eval.export.gguf_files import (
     ADAPTER_FILE,
     MODEL_FILE,
@@ -25,23 +26,25 @@ from qra_eval.export.gguf_files import (
     write_modelfile,
     write_recipe,
 )
-from qra_eval.export.gguf_names import (
-    ARCHITECTURES,
-    add_hyperparameters,
-    add_tokenizer,
-    architecture_reasons,
-    has_tokenizer,
-    rope_factors,
-    row_order,
-    tensor_namer,
-)
+from qra_eval.export.gguf_names import row_order, tensor_namer
+from qra_eval.export.gguf_tokenizer import add_tokenizer, has_tokenizer
 from qra_eval.export.grids import Affine
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_eval.models.engine import rope
+from qra_eval.models.gguf_families import (
+    add_hyperparameters,
+    family_notes,
+    family_of,
+    family_reasons,
+    rope_factors,
+)
+from qra_eval.models.linears import ROUTERS
+from qra_eval.models.rope import rope
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 QWEN3_HEAD = 128
 """transformers 5.24 does not read `attention.key_length` for qwen3."""
+READ_BACK = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose files transformers reads as llama.cpp does."""
 WEIGHTS = ("plan", "f16", "bf16", "f32")
 
 
@@ -76,7 +79,7 @@ class GGUFExporter(Exporter):
         self.types = _types(types)
 
     def check(self, run: TunedRun) -> list[str]:
-        reasons = architecture_reasons(run)
+        reasons = [*family_reasons(run.config), *expert_reasons(run)]
         narrow = narrow_linears(run)
         if self.k_quants and narrow:
             reasons.append(
@@ -112,7 +115,8 @@ class GGUFExporter(Exporter):
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
         config = run.config
-        writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
+        family = family_of(config)
+        writer = GGUFWriter(path, family.architecture)
         writer.add_type("model")
         # transformers 5.24 takes a llama file for one of architecture `mistral`, which GGUF has not, if its name says
         # so.
@@ -121,14 +125,15 @@ class GGUFExporter(Exporter):
         add_hyperparameters(writer, config)
         writer.add_file_type(LlamaFileType.GUESSED)
         writer.add_quantization_version(2)
-        notes = add_tokenizer(writer, run, self.pre)
+        notes = [*add_tokenizer(writer, run, self.pre), *family_notes(config)]
         name_of, searched = tensor_namer(config), {linear.name: linear for linear in run.linears}
         used: Counter[str] = Counter()
         rest = run.base.state_dict()
         tied = getattr(config, "tie_word_embeddings", False)
+        experts = stacked_experts(run)
         for key in run.skeleton().state_dict():
             owner, _, what = key.rpartition(".")
-            if tied and key == "lm_head.weight":
+            if owner in experts or (tied and key == "lm_head.weight"):
                 continue
             table = run.tables.get(owner) if self.weights == "plan" else None
             if owner in searched and what == "weight":
@@ -141,10 +146,19 @@ class GGUFExporter(Exporter):
                 value = rest[key].detach()
                 order = row_order(config, key, value.shape[0])
                 value = value if order is None else value[order]
-                # llama.cpp wants one-dimensional tensors in full precision.
-                kind = "F32" if value.ndim == 1 or run.dtype == torch.float32 else "BF16"
+                if family.shifted_norms and owner.endswith("norm"):
+                    value = value.float() + 1
+                # llama.cpp wants one-dimensional tensors in full precision, and what chooses experts.
+                full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTERS or run.dtype == torch.float32
+                kind = "F32" if full else "BF16"
                 data = rounded_blocks(value, kind)
             writer.add_tensor(name_of(key), np.ascontiguousarray(data), raw_dtype=GGMLQuantizationType[kind])
+        for linears in (each for kinds in experts.values() for each in kinds):
+            parts = [self._tensor(run, linear) for linear in linears]
+            (kind,) = {kind for _, kind in parts}
+            used[kind] += len(parts)
+            data = np.stack([data for data, _ in parts])
+            writer.add_tensor(f"{name_of(linears[0].name)}.weight", data, raw_dtype=GGMLQuantizationType[kind])
         factors = rope_factors(config)
         if factors is not None:
             writer.add_tensor("rope_freqs.weight", factors.numpy())
@@ -205,6 +219,8 @@ def in_llama_cpp(run: TunedRun, out: Path, *, adapter: bool) -> list[str]:
 def _not_read_back(run: TunedRun) -> str | None:
     """Why transformers 5.24 would compute another model from the file; None if it would not."""
     config, kind = run.config, rope(run.config).get("rope_type", "default")
+    if config.model_type not in READ_BACK:
+        return f"transformers does not read every {config.model_type} GGUF file as llama.cpp does"
     if config.model_type == "qwen3" and config.head_dim != QWEN3_HEAD:
         return (
             f"transformers takes the heads of a qwen3 GGUF file to be {QWEN3_HEAD} wide, and these are "

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qra_eval.export.gguf_blocks import rounded_blocks, takes
-from qra_eval.export.gguf_names import ARCHITECTURES, row_order, tensor_namer
+from qra_eval.export.gguf_names import EXPERT, row_order, tensor_namer
 from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.models.gguf_families import family_of
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, TYPES_FILE, COMMAND_FILE = "model.gguf", "adapter.gguf", "tensor-types.txt", "quantize.sh"
@@ -29,23 +31,25 @@ def write_lora(run: TunedRun, path: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
 
     name_of = tensor_namer(run.config)
-    writer = GGUFWriter(path, ARCHITECTURES[run.config.model_type])
+    writer = GGUFWriter(path, family_of(run.config).architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     ranks = [factors.rank for factors in run.factors.values()]
     common = max(set(ranks), key=ranks.count)
     alpha = next(f.scaling * f.rank for f in run.factors.values() if f.rank == common)
     writer.add_float32("adapter.lora.alpha", alpha)
-    for name, factors in run.factors.items():
+    parts: dict[str, list[Tensor]] = {}
+    for name in (linear.name for linear in run.linears if linear.name in run.factors):  # experts by their number
+        factors = run.factors[name]
         order = row_order(run.config, name, factors.B.shape[0])
         B = factors.B.float() * (factors.scaling * factors.rank / alpha)
         for part, factor in (("a", factors.A.float()), ("b", B if order is None else B[order])):
-            kind = "BF16" if torch.equal(factor, factor.to(torch.bfloat16).float()) else "F32"
-            writer.add_tensor(
-                f"{name_of(name)}.weight.lora_{part}",
-                rounded_blocks(factor.contiguous(), kind),
-                raw_dtype=GGMLQuantizationType[kind],
-            )
+            parts.setdefault(f"{name_of(name)}.weight.lora_{part}", []).append(factor.contiguous())
+    experts = {name_of(name) for name in run.factors if EXPERT.search(name)}
+    for name, several in parts.items():
+        factor = torch.stack(several) if name.partition(".weight.")[0] in experts else several[0]
+        kind = "BF16" if torch.equal(factor, factor.to(torch.bfloat16).float()) else "F32"
+        writer.add_tensor(name, rounded_blocks(factor, kind), raw_dtype=GGMLQuantizationType[kind])
     finish(writer)
 
 
@@ -68,7 +72,7 @@ def write_recipe(run: TunedRun, out: Path) -> list[str]:
             kind = kind if takes(kind, linear.in_features) else "F16"
         kinds.append(kind)
         lines.append(f"{re.escape(name_of(linear.name))}\\.weight={kind.lower()}")
-    (out / TYPES_FILE).write_text("\n".join(lines) + "\n")
+    (out / TYPES_FILE).write_text("\n".join(dict.fromkeys(lines)) + "\n")
     common = max(set(kinds), key=kinds.count)
     (out / COMMAND_FILE).write_text(
         "#!/bin/sh\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 PACKAGE = "llama_cpp_py_sync"
-F32 = 0
-"""GGML_TYPE_F32, for the cache of keys and values."""
+F32, F16 = 0, 1
+"""GGML_TYPE_F32 and GGML_TYPE_F16, for the cache of keys and values."""
+NO_FLASH = 0
+"""LLAMA_FLASH_ATTN_TYPE_DISABLED."""
 
 
 def installed() -> bool:
@@ -21,12 +24,40 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], *, threads: int = 1) -> list[Tensor]:
+def logits(
+    model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], *, threads: int = 1, cache: int = F32
+) -> list[Tensor]:
     """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own.
+
+    Args:
+        cache: in which keys and values are kept; `llama-server` takes F16 unless it is told otherwise.
 
     Raises:
         RuntimeError: llama.cpp does not load the files, or does not run them.
     """
+    with _loaded(model) as (ffi, lib, loaded):
+        return [_prompt(ffi, lib, loaded, adapter, prompt, threads, cache) for prompt in prompts]
+
+
+def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts by the tokenizer in a file, which needs no weights; without those that stand around a text.
+
+    Raises:
+        RuntimeError: llama.cpp does not load it.
+    """
+    with _loaded(model, vocab_only=True) as (ffi, lib, loaded):
+        vocabulary, found = lib.llama_model_get_vocab(loaded), []
+        for text in texts:
+            raw = text.encode()
+            ids = ffi.new("llama_token[]", len(raw) + 8)
+            count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), False, False)
+            found.append([int(ids[i]) for i in range(count)])
+        return found
+
+
+@contextmanager
+def _loaded(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """The bindings and a model, without llama.cpp's messages; let go afterwards."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()
@@ -35,22 +66,28 @@ def logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], 
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
+    for name, value in options.items():
+        setattr(settings, name, value)
     loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
     if loaded == ffi.NULL:
         raise RuntimeError(f"llama.cpp does not load {model}")
     try:
-        return [_prompt(ffi, lib, loaded, adapter, prompt, threads) for prompt in prompts]
+        yield ffi, lib, loaded
     finally:
         lib.llama_model_free(loaded)
         lib.llama_log_set(ffi.NULL, ffi.NULL)
 
 
-def _prompt(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int], threads: int) -> Tensor:
+def _prompt(
+    ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequence[int], threads: int, cache: int
+) -> Tensor:
     count, vocabulary = len(prompt), lib.llama_n_vocab(lib.llama_model_get_vocab(model))
     settings = lib.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(count, 32)
     settings.n_threads = settings.n_threads_batch = threads
-    settings.type_k = settings.type_v = F32
+    settings.type_k = settings.type_v = cache
+    if cache == F32:
+        settings.flash_attn_type = NO_FLASH  # which would cast them to float16
     context = lib.llama_init_from_model(model, settings)
     if context == ffi.NULL:
         raise RuntimeError(f"llama.cpp makes no context of {count} tokens")

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from qra_search.engines import refusal
+from qra_eval.models.gguf_families import family_reasons
+from qra_eval.models.linears import EXPERT
+from qra_eval.models.rope import rope
+from qra_search.engines import ENGINES, refusal
+
+APART = ("module", "expert")
+"""Granularities at which the experts of a layer choose for themselves."""
 
 
-def rope(config: Any) -> dict[str, Any]:
-    """Parameters of a model's rotary embedding."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
+def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granularity: str = "module") -> None:
+    """Raises ValueError if an engine cannot take a model.
 
-
-def check_engine(name: str, config: Any) -> None:
-    """Raises ValueError if an engine cannot take a model of this transformers config."""
+    Args:
+        config: transformers'.
+        linears: the searched ones, by name.
+        granularity: what of them shares one choice.
+    """
     reason = refusal(name, family=config.model_type, rope=rope(config).get("rope_type", "default"))
+    if reason is None and ENGINES[name].format == "gguf":
+        reason = "; ".join(family_reasons(config)) or None
+    if reason is None and ENGINES[name].experts_together and granularity in APART and any(map(EXPERT.match, linears)):
+        reason = (
+            f"engine {name} has the experts of a layer in one tensor, of one type and rank, and granularity "
+            f"{granularity} chooses for each: take --granularity fused, or layer"
+        )
     if reason is not None:
         raise ValueError(reason)

@@ -13,8 +13,9 @@ from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_names import ARCHITECTURES, ROPES, row_order, tensor_namer
+from qra_eval.export.gguf_names import row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
+from qra_eval.models.gguf_families import FAMILIES, ROPES
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.engines import ENGINES
@@ -131,4 +132,4 @@ def test_ollama_is_told_of_both_files(exported: Any) -> None:
 
 def test_the_engines_families_are_those_that_the_export_writes() -> None:
     engine = ENGINES["llama.cpp"]
-    assert set(engine.families or ()) == set(ARCHITECTURES) and engine.ropes == ROPES
+    assert set(engine.families or ()) == set(FAMILIES) and engine.ropes == ROPES

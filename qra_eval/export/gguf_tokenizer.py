@@ -1,0 +1,109 @@
+"""The tokenizer of a GGUF file: byte-level BPE, or the pieces of SentencePiece, which llama.cpp merges by score."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.from_gguf import read_header
+from qra_eval.models.load import gguf_source
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\u2581"
+"""What a space is in pieces."""
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
+    """Write the tokenizer, and give notes; nothing is written of a kind that llama.cpp is not told of here.
+
+    Args:
+        splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
+            came from.
+    """
+    if not has_tokenizer(run):
+        return [
+            "the tokenizer is neither a byte-level BPE nor one of SentencePiece's with bytes to fall back on, and was "
+            "not written: llama.cpp needs a file with a tokenizer, so convert an export as merged with its "
+            "convert_hf_to_gguf.py instead"
+        ]
+    model, tokenizer = _tokenizer_model(run), run.tokenizer
+    count = len(tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(count)))
+    added = tokenizer.added_tokens_decoder
+    kinds = [
+        (CONTROL if added[i].special else USER_DEFINED) if i in added else (UNUSED if token is None else NORMAL)
+        for i, token in enumerate(tokens)
+    ]
+    missing = range(count, run.config.vocab_size)
+    tokens = [f"[UNUSED{i}]" if token is None else token for i, token in enumerate(tokens)]
+    tokens, kinds = tokens + [f"[PAD{i}]" for i in missing], kinds + [UNUSED] * len(missing)
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    pieces = bool(model.get("byte_fallback"))
+    notes = [] if pieces else _name_splits(writer, run, splits)
+    if pieces:
+        kinds = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
+        if tokenizer.unk_token_id is not None:
+            kinds[tokenizer.unk_token_id] = UNKNOWN
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(piece_scores(tokens, merges))
+        first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
+        writer.add_add_space_prefix(first.startswith(SPACE))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        # llama.cpp wants some: of two special tokens, which are taken out of a text before anything is merged.
+        special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+        writer.add_token_merges([" ".join(pair) for pair in merges] or [" ".join((special or tokens)[:2])])
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    for kind, add in (
+        ("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id),
+        ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id),
+    ):  # fmt: skip
+        index = getattr(tokenizer, f"{kind}_token_id")
+        if index is not None:
+            add(index)
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+    return notes
+
+
+def piece_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """llama.cpp merges the two neighbours whose piece has the highest score: the sooner merged, the higher.
+
+    A piece that no merge makes, such as a single character or a byte, has the lowest.
+    """
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def has_tokenizer(run: TunedRun) -> bool:
+    """Whether the tokenizer is of a kind that is written: BPE of bytes, or of characters with bytes to fall back on."""
+    return _tokenizer_model(run).get("type") == "BPE"
+
+
+def _name_splits(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
+    """Say how texts are split before anything is merged."""
+    found = splits or _source_splits(run)
+    writer.add_tokenizer_pre(found or "default")
+    if found is not None:
+        return []
+    return [
+        "the pre-tokenizer is given as `default`, as it is not known here: give llama.cpp's name for it "
+        "(pre=...), or numbers and spaces may be split otherwise than they were in tuning"
+    ]
+
+
+def _tokenizer_model(run: TunedRun) -> dict[str, Any]:
+    backend = getattr(run.tokenizer, "backend_tokenizer", None)
+    return {} if backend is None else json.loads(backend.to_str())["model"]
+
+
+def _source_splits(run: TunedRun) -> str | None:
+    file = gguf_source(run.spec)
+    return None if file is None else read_header(file).value("tokenizer.ggml.pre")

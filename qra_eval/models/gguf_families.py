@@ -1,0 +1,164 @@
+"""What a GGUF file of a model family needs beside its weights: the architecture's keys, and how tensors are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qra_eval.models.rope import rope
+
+ROPES = ("default", "linear", "llama3")
+"""Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        architecture: llama.cpp's name.
+        permuted: whether llama.cpp reorders the rows of q and k for its rotary embedding.
+        shifted_norms: whether the model multiplies by 1 + the weight of a norm, and llama.cpp by what the file has.
+        window: layers in a row of which all but the last see a sliding window; 0: llama.cpp knows no window.
+        scalars: layers of the size whose attention llama.cpp scales by hidden / heads, and all others by the head's
+            width; None: the model does not say otherwise.
+    """
+
+    architecture: str
+    permuted: bool = False
+    shifted_norms: bool = False
+    window: int = 0
+    scalars: int | None = None
+
+
+FAMILIES = {
+    "llama": Family("llama", permuted=True),
+    "mistral": Family("llama", permuted=True),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family("qwen3"),
+    "qwen3_moe": Family("qwen3moe"),
+    "gemma": Family("gemma", shifted_norms=True),
+    "gemma2": Family("gemma2", shifted_norms=True, window=2, scalars=46),
+    "gemma3_text": Family("gemma3", shifted_norms=True, window=6, scalars=62),
+    "phi": Family("phi2"),
+    "phi3": Family("phi3"),
+}
+"""By transformers' model type."""
+
+
+def family_of(config: Any) -> Family:
+    """Raises KeyError if it is not written; see `family_reasons`."""
+    return FAMILIES[config.model_type]
+
+
+def family_reasons(config: Any) -> list[str]:
+    """Why llama.cpp would not compute a model of this transformers config, or why it is not written here."""
+    mend = "export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
+    if config.model_type not in FAMILIES:
+        return [f"{config.model_type} is none of the families that are written as GGUF ({', '.join(FAMILIES)}): {mend}"]
+    reasons, family = [], family_of(config)
+    kind = rope(config).get("rope_type", "default")
+    if kind not in ROPES:
+        reasons.append(f"the rotary embedding is scaled ({kind}), which is not written here: {mend}")
+    own = getattr(config, "layer_types", None)
+    if family.window and own is not None and list(own) != layer_types(config.num_hidden_layers, family.window):
+        reasons.append(
+            f"every {family.window}th layer alone attends beyond the window in llama.cpp, this model has {own}"
+        )
+    wanted = getattr(config, "query_pre_attn_scalar", None)
+    if family.scalars is not None and wanted != attention_scalar(config, family):
+        reasons.append(
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {attention_scalar(config, family)}, this model "
+            f"has {wanted}"
+        )
+    if getattr(config, "norm_topk_prob", True) is False:
+        reasons.append(
+            "llama.cpp lets the weights of the chosen experts sum to 1, this model does not (norm_topk_prob)"
+        )
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        reasons.append("llama.cpp has experts in every layer, this model does not (mlp_only_layers)")
+    if getattr(config, "qk_layernorm", False):
+        reasons.append("llama.cpp has no norms of queries and keys in this family, this model does (qk_layernorm)")
+    return reasons
+
+
+def layer_types(layers: int, period: int) -> list[str]:
+    """What each layer attends to in llama.cpp, in transformers' words."""
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+
+
+def attention_scalar(config: Any, family: Family) -> int:
+    """The root of this divides queries in llama.cpp."""
+    if config.num_hidden_layers == family.scalars:
+        return int(config.hidden_size // config.num_attention_heads)
+    return head_width(config)
+
+
+def head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def add_hyperparameters(writer: Any, config: Any) -> None:
+    """The keys that describe the architecture."""
+    head, turned = head_width(config), rope(config)
+    optional: tuple[tuple[str, Callable[..., None]], ...] = (
+        ("rms_norm_eps", writer.add_layer_norm_rms_eps),
+        ("layer_norm_eps", writer.add_layer_norm_eps),
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+        ("num_local_experts", writer.add_expert_count),
+        ("num_experts_per_tok", writer.add_expert_used_count),
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+    )
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    for name, add in optional:
+        value = getattr(config, name, None)
+        if value is not None:
+            add(value)
+    if family_of(config).window:
+        writer.add_sliding_window(config.sliding_window)
+        near = getattr(config, "rope_parameters", None) or {}
+        writer.add_rope_freq_base_swa(float(near.get("sliding_attention", turned)["rope_theta"]))
+    writer.add_rope_freq_base(float(turned["rope_theta"]))
+    writer.add_rope_dimension_count(int(head * turned.get("partial_rotary_factor", 1.0)))
+    if turned.get("rope_type") == "linear":
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(turned["factor"]))
+
+
+def rope_factors(config: Any) -> Tensor | None:
+    """What llama.cpp divides the rotary frequencies by, float32 (head / 2,); None if no tensor says so.
+
+    Llama 3.1 slows down the frequencies whose waves are longer than the context that it was trained on first.
+    """
+    found = rope(config)
+    if found.get("rope_type", "default") != "llama3":
+        return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    size = 2 * len(scaled)
+    plain = 1.0 / found["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    return plain / scaled
+
+
+def family_notes(config: Any) -> list[str]:
+    """Where llama.cpp computes otherwise, though not on short texts."""
+    window = getattr(config, "sliding_window", None)
+    if not window or family_of(config).window or getattr(config, "use_sliding_window", True) is False:
+        return []
+    return [f"llama.cpp attends to all positions of this family, the model to the last {window}"]

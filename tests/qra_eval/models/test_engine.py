@@ -1,0 +1,32 @@
+"""What an engine cannot take is refused before anything is spent."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_families import tiny_config
+
+from qra_eval.models.engine import check_engine
+
+EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_proj")
+
+
+@pytest.mark.parametrize("granularity", ["module", "expert"])
+def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) -> None:
+    config = tiny_config("qwen3_moe", norm_topk_prob=True)
+    with pytest.raises(ValueError, match=f"granularity {granularity} chooses for each: take --granularity fused"):
+        check_engine("llama.cpp", config, linears=EXPERTS, granularity=granularity)
+    check_engine("llama.cpp", config, linears=EXPERTS, granularity="fused")
+    check_engine("llama.cpp", config, linears=EXPERTS[:1], granularity=granularity)
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm_topk_prob"):
+        check_engine("llama.cpp", tiny_config("qwen3_moe", norm_topk_prob=False), granularity="fused")
+    check_engine("transformers", tiny_config("qwen3_moe", norm_topk_prob=False))
+
+
+def test_scaling_of_the_layers_that_see_all_positions_counts() -> None:
+    own = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config = tiny_config("gemma3", rope_parameters={**own, "full_attention": {"rope_type": "yarn", "factor": 8.0}})
+    with pytest.raises(ValueError, match="yarn"):
+        check_engine("llama.cpp", config)
