@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qra_backends.ggml.types import TYPES
-
-from qra_eval.models.from_gguf import read_header
+from qra_eval.models.names import check_gguf
 from qra_search.exchange.plans import Foreign
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -30,6 +28,11 @@ def read_gguf_plan(path: Path) -> Foreign:
     Raises:
         ValueError: no GGUF file, none of these linears in it, or a type that is not stored here.
     """
+    check_gguf(path)  # before libraries are loaded that take seconds
+    from qra_backends.ggml.types import TYPES
+
+    from qra_eval.models.from_gguf import read_header
+
     levels: dict[str, LevelName] = {}
     widths: dict[str, float] = {}
     for tensor in read_header(path).tensors:

@@ -10,6 +10,7 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.engines import ENGINES, Engine
 from qra_search.errors import BadInput, bad_input
+from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"
@@ -50,6 +51,9 @@ def export(
         if engine is not None:
             format, given = engine.format, {**engine.options, **given}
         _check_tuned(format, run)
+        place = out or run / "exports" / format
+        if not check_only and place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise BadInput(f"{place} exists already: give another place with --out, or remove it first")
         exporter = plugins.load("exporters", format).with_options(
             {name.replace("-", "_"): value for name, value in given.items()}
         )
@@ -59,7 +63,7 @@ def export(
                 raise BadInput(f"{run} cannot be exported as {format}: " + "; ".join(reasons))
             print(f"{run} can be exported as {format}.")
             return
-        done = exporter.export(run, out or run / "exports" / format)
+        done = exporter.export(run, place)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
@@ -87,11 +91,14 @@ def _engine(run: Path) -> Engine:
 
 
 def _check_tuned(format: str, run: Path) -> None:
-    """Raises BadInput for an unknown format, or a folder with nothing tuned, before seconds of loading libraries."""
+    """Raises ValueError for a folder with nothing tuned, or what was cut off, before seconds of loading libraries."""
     if format in plugins.names("exporters"):
         tuned = RunFolder(run)
+        weights = tuned.path / "quantized.safetensors"
         if missing := [file.name for file in (tuned.plan_file, tuned.adapter) if not file.exists()]:
             raise BadInput(f"{run} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+        if weights.is_file():
+            tensor_names(weights)
 
 
 def _compared(done: Any) -> str:
