@@ -65,7 +65,7 @@ def run_benchmark(
         parse_strategy(strategy)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in cells:
-        task.build(chosen[0])
+        task.build(chosen[0]).close()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder)}

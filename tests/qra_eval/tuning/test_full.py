@@ -102,8 +102,12 @@ def test_ctrl_c_saves_the_running_step_and_resumed_it_ends_in_the_same_numbers(w
 
 
 def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
-    with pytest.raises(KeyboardInterrupt) as caught:
-        tune(None, interrupt_at=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tune(None, interrupt_at=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert str(caught.value) == ""
 
 
