@@ -76,10 +76,8 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --ranks '4;8'", "whole numbers with commas between"),
     (f"plan {TINY} --granularity heads", "input should be 'auto', 'module'"),
     (f"plan {TINY} --backend hqqq", "unknown backend 'hqqq'"),
-    (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
     (f"plan {TINY} --backend two=hqq", "one for each bit-width, such as 2=hqq,4=bitsandbytes"),
     (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
-    (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
     (f"plan {TINY} --engine vllm", "unknown engine 'vllm'"),
     (f"plan {TINY} --engine llama.cpp --backend hqq", "leave the backend out"),
     (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4"),
@@ -156,7 +154,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("export", "RUN is missing"),
     ("export tiny --format peft", "run `qra finetune` on it first"),
     ("export tuned --format ggfu", "did you mean gguf"),
-    ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
     ("export tuned --format gptqmodel --option bits", "a name and a value are needed"),
     ("export tuned --format peft --out rows.jsonl", "rows.jsonl exists already"),
     ("export torn --format peft", "quantized.safetensors is no safetensors file"),
@@ -186,6 +183,12 @@ CASES: tuple[tuple[str, str], ...] = (
     ("demo --out land", "land holds another run"),
     ("schema extra", "unexpected extra argument"),
 )
+OF_PLUGINS: tuple[tuple[str, str], ...] = (
+    (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
+    (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
+    ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
+)
+"""What only the class of a plug-in knows, and that class is of torch: an import of torch is added to what they may take."""
 
 
 def world(folder: Path, qra: Callable[[str], None]) -> None:
