@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-from qra_eval.models.device import resolve_device
-from qra_eval.models.load import load_model
-from qra_eval.tuning.saved import load
+from qra_eval.models.device import check_device, resolve_device
 from qra_search.plugins import did_you_mean
 
 _CHOICES = {"doc_to_target": "answer", "doc_to_choice": "choices", "test_split": "test", "fewshot_split": "train"}
@@ -65,14 +63,15 @@ class Harness:
         shots: int | None = None,
         device: str = "auto",
     ):
-        self.device = resolve_device(device)
+        check_device(device)
+        if not tasks:
+            raise ValueError("no task is named: give some, such as arc_easy,gsm8k")
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError('lm-evaluation-harness is not installed: pip install "lm_eval[hf]"')
+        self.device = resolve_device(device)
         from lm_eval.tasks import TaskManager
 
         self.tasks, self.limit, self.batch_size, self.shots = tuple(tasks), limit, batch_size, shots
-        if not self.tasks:
-            raise ValueError("no task is named: give some, such as arc_easy,gsm8k")
         self._manager = TaskManager()
         known = set(self._manager.all_tasks)
         for task in self.tasks:
@@ -122,6 +121,8 @@ class Harness:
         Raises:
             ValueError: there is no tuned plan, or as `score` does.
         """
+        from qra_eval.tuning.saved import load  # seconds, which a refusal does without
+
         return self._scored(*load(folder, device=str(self.device)))
 
     def untuned(self, model: str) -> list[Score]:
@@ -130,6 +131,8 @@ class Harness:
         Args:
             model: as `qra_eval.models.load_model` takes it.
         """
+        from qra_eval.models.load import load_model
+
         loaded = load_model(model, device=self.device)
         return self._scored(loaded.model, loaded.tokenizer)
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES, engine_settings
 from qra_search.errors import BadInput, one_line, shortened
+from qra_search.files import not_utf8
 from qra_search.plugins import did_you_mean, unknown_message
 from qra_search.sections import (
     DEFAULT_EVALUATIONS,
@@ -98,7 +99,9 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
     try:
-        data = read_yaml(path.read_text())
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(not_utf8(path, error))) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not YAML that can be used: {error}") from None
     if data is None:
@@ -239,6 +242,7 @@ def explain(error: ValidationError) -> str:
 
 
 _ALLOWED = {
+    "string_too_short": "a text is needed",
     "model_type": "a mapping of fields is needed, such as {name: ...}",
     "dict_type": "a mapping is needed",
     "tuple_type": "a list is needed",

@@ -131,7 +131,10 @@ def refusal(name: str, *, family: str, rope: str) -> str | None:
     """
     engine = ENGINES[name]
     if engine.families is not None and family not in engine.families:
-        return f"engine {name} is written for {', '.join(engine.families)}, and this model is {family}"
+        return (
+            f"engine {name} is written for {', '.join(engine.families)}, and this model is {family}: take another "
+            "model, or leave the engine out"
+        )
     if engine.ropes is not None and rope not in engine.ropes:
         return f"engine {name} is written for rotary embeddings {', '.join(engine.ropes)}, and this model's is {rope}"
     return None

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 256 << 20
+MAX_HEADER_BYTES = 100 << 20
+"""Of a safetensors file; what is larger is none."""
 DIGEST_SUFFIX = ".sha256"
 BLOCK = 1 << 20
 
@@ -68,6 +70,34 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is not JSON ({error}): give another file; a run's own can be removed, its log has all"
         ) from None
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, by its header; no tensor is read.
+
+    Raises:
+        ValueError: it is no such file, or it is cut off.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, MAX_HEADER_BYTES))
+    try:
+        tensors = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no safetensors file: download or save it again") from None
+    if end > (size := path.stat().st_size):
+        raise ValueError(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
+    return list(tensors)
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> ValueError:
+    """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
+    at = error.object.count(b"\n", 0, error.start) + 1 if line is None else line
+    return ValueError(
+        f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
+        f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"
+    )
 
 
 def sync(path: Path) -> None:

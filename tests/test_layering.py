@@ -33,9 +33,13 @@ OPTIONAL = {
     "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
+    "qra_backends.ggml.types",
     "qra_backends.libraries.",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",
+    "qra_eval.models.from_gguf",
+    "qra_eval.models.load",
     "qra_eval.tasks.batches",
+    "qra_eval.tasks.losses",
     "qra_eval.tuning.saved",
 )
 """Our own modules that import one of them at their top."""

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_backends.ggml.types import TYPES
-
-from qra_eval.models.from_gguf import read_header
+from qra_eval.models.names import check_gguf
 from qra_search.exchange.plans import Foreign
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -39,6 +37,11 @@ def read_gguf_plan(path: Path) -> Foreign:
     Raises:
         ValueError: no GGUF file, none of these linears in it, or a type that is not stored here.
     """
+    check_gguf(path)  # before libraries are loaded that take seconds
+    from qra_backends.ggml.types import TYPES
+
+    from qra_eval.models.from_gguf import read_header
+
     levels: dict[str, LevelName] = {}
     widths: dict[str, float] = {}
     header = read_header(path)

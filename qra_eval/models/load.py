@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from qra_eval import hub
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
 from qra_eval.models.mapped import mixture_from_files
-from qra_eval.models.names import KNOWN, SMOLLM2_PACKAGE, ModelNotFound, check_model, nearest, no_smollm2
+from qra_eval.models.names import SMOLLM2_PACKAGE, ModelNotFound, check_model, no_smollm2, not_on_hub
 from qra_eval.models.tiny import tiny_model
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HUB_SECONDS = 10.0
 
 
 def load_model(
@@ -57,7 +57,7 @@ class _Placing(NamedTuple):
 
 
 def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    check_model(spec)
+    check_model(spec, weights=placing.weights)
     path = Path(spec).expanduser()
     if spec == "smollm2":
         return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
@@ -95,14 +95,6 @@ def _from_gguf(path: Path, name: str, spec: str, dtype: torch.dtype, placing: _P
 
 
 def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json")
-    if placing.weights and not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        raise ValueError(
-            f"{folder} has no safetensors file"
-            + (f", and {pickled[0]} is pickled, which is not read: save it again as safetensors" if pickled else "")
-        )
     try:
         return _pretrained(str(folder), name, spec, dtype, placing, local=True)
     except OSError as error:
@@ -110,21 +102,12 @@ def _from_folder(folder: Path, name: str, spec: str, dtype: torch.dtype, placing
 
 
 def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
-    from huggingface_hub import HfApi
-
-    reason = None
-    try:
-        # One quick question first: loading without a network retries for half a minute.
-        HfApi().model_info(spec, timeout=HUB_SECONDS)
-    except Exception as error:  # whatever the network, the hub or its client raises; said below unless cached
-        reason = _first_line(error)
+    # One quick question first: loading without a network retries for half a minute.
+    reason = hub.unanswered("model", spec)
     try:
         return _pretrained(spec, spec, spec, dtype, placing, local=reason is not None)
     except OSError as error:
-        raise ModelNotFound(
-            f"unknown model {spec!r}{nearest(spec)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub "
-            f"does not give it ({reason or _first_line(error)})"
-        ) from error
+        raise not_on_hub(spec, reason or _first_line(error)) from error
 
 
 def _pretrained(
@@ -137,12 +120,13 @@ def _pretrained(
     local: bool,
 ) -> LoadedModel:
     """Load with transformers; OSError if there are no files, ValueError of one line if they are of no use."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     shared = {"trust_remote_code": placing.trust_remote_code, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(source, **shared)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(f"{spec} comes with code of its own, which runs only with trust_remote_code") from error
         raise ValueError(f"{spec} cannot be loaded ({_first_line(error)})") from error

@@ -138,9 +138,6 @@ def levels_of(bits: Sequence[int], backend: Backend, linears: Iterable[nn.Linear
 
 def check_bits(bits: Sequence[int], backend: Backend) -> None:
     """Raises ValueError if the backend lacks a bit-width, or is unavailable."""
-    reason = backend.unavailable()
-    if reason is not None:
-        raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")
     known = {UNQUANTIZED_BITS, *map(backend.width, backend.bits)}
     lacking = [b for b in bits if b not in known]
     if lacking:
@@ -148,3 +145,6 @@ def check_bits(bits: Sequence[int], backend: Backend) -> None:
             f"backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: it has "
             f"{', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
+    reason = backend.unavailable()  # asked last: it loads the backend's library
+    if reason is not None:
+        raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qra_eval import hub
+from qra_search.files import not_utf8
+
 MAX_LINE_BYTES = 16 << 20
 
 
@@ -75,6 +78,7 @@ def hub_rows(dataset: str, config: str | None, split: str) -> list[tuple[str, di
     """
     from datasets import load_dataset
 
+    check_hub(dataset)
     try:
         loaded = load_dataset(dataset, config, split=split)
     except Exception as error:
@@ -82,20 +86,19 @@ def hub_rows(dataset: str, config: str | None, split: str) -> list[tuple[str, di
     return [(f"{dataset}, {split} row {index}", dict(row)) for index, row in enumerate(loaded)]
 
 
-def unavailable(dataset: str, error: Exception) -> ValueError:
+def check_hub(dataset: str) -> None:
+    """Raises ValueError if the hub does not give a data set, and it was not downloaded before; asks once."""
+    reason = hub.refusal("dataset", dataset)
+    if reason is not None:
+        raise unavailable(dataset, reason)
+
+
+def unavailable(dataset: str, error: Exception | str) -> ValueError:
     """The error for a data set that the hub did not give."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(
-        f"data set {dataset!r} could not be downloaded ({first}): check the network, or give its folder with --data"
-    )
-
-
-def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> ValueError:
-    """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
-    at = error.object.count(b"\n", 0, error.start) + 1 if line is None else line
-    return ValueError(
-        f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
-        f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"
+        f"data set {dataset!r} could not be downloaded ({first}): check its name and the network, or give its folder "
+        "with --data"
     )
 
 

@@ -35,6 +35,10 @@ class GSM8KTask(Task):
             raise ValueError(f"shots must be from 0 to {SHOTS}, got {shots}")
         self.shots = shots
 
+    @property
+    def hub(self) -> str | None:
+        return HUB[0] if self.data is None else None
+
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed, key_of)
         train = shuffled(without(self._rows("train"), test, key_of), 0, key_of)

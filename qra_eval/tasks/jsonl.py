@@ -60,6 +60,10 @@ class JSONLTask(Task):
         self.files: dict[SplitName, Path | None] = {} if self.on_hub else split_files(Path(data))
         self.files |= {name: Path(p) for name, p in (("validation", validation), ("test", test)) if p}  # type: ignore[misc]
 
+    @property
+    def hub(self) -> str | None:
+        return self.data if self.on_hub else None
+
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given: dict[SplitName, list[Row]] = {}
         if self.on_hub:

@@ -50,6 +50,10 @@ class MultipleChoiceTask(Task):
         super().__init__(data, seed, **options)
         self.name, self.source = source.name, source
 
+    @property
+    def hub(self) -> str | None:
+        return self.source.dataset if self.data is None else None
+
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed, key_of)
         train = without(self._rows("train"), test, key_of)

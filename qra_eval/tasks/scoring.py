@@ -10,7 +10,6 @@ import numpy as np
 
 from qra_eval.tasks.encoding import Encoded, chat_prompt, encode_pair
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.losses import row_losses
 
 DEFAULT_LENGTH = 2048
 
@@ -117,6 +116,8 @@ def score_choices(
 def log_likelihoods(model: Any, rows: Sequence[Encoded], *, batch_size: int = 8) -> np.ndarray:
     """float (N,): sum in nats of the log-probabilities of each row's labels."""
     was_training = model.training
+    from qra_eval.tasks.losses import row_losses  # torch, which a task that is refused does without
+
     totals, _ = row_losses(model, rows, batch_size, next(model.parameters()).device)
     model.train(was_training)
     return -np.array(totals)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.example import SPLITS, SplitName
-from qra_eval.tasks.files import MAX_LINE_BYTES, not_utf8, read_jsonl, unavailable
-from qra_search.files import MAX_JSON_BYTES
+from qra_eval.tasks.files import MAX_LINE_BYTES, check_hub, read_jsonl, unavailable
+from qra_search.files import MAX_JSON_BYTES, not_utf8
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -93,6 +93,8 @@ def hub_splits(
     unknown = set(splits or ()) - set(SPLITS)
     if unknown:
         raise ValueError(f"splits are {', '.join(SPLITS)}, got {min(unknown)!r}")
+    if is_hub_name(name):
+        check_hub(name)
     try:
         loaded = load_dataset(name, subset)
     except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file

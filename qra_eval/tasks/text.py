@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
@@ -44,6 +42,10 @@ class TextTask(Task):
         if self.chat:
             raise ValueError("plain text has no prompts that a chat template could be put around: leave `chat` off")
         self.block_characters = block_characters
+
+    @property
+    def hub(self) -> str | None:
+        return HUB[0] if self.data is None else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         given = {name: list(self._blocks(paragraphs)) for name, paragraphs in self._paragraphs().items()}
@@ -82,6 +84,8 @@ class TextTask(Task):
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
         """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
+        import torch  # seconds, which a task that is refused does without
+
         ids: list[int] = []
         for index, example in enumerate(examples):
             text = ("\n\n" if index else "") + example.answer

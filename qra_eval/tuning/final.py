@@ -98,7 +98,7 @@ def tune(
         steps: optimizer steps; default: as the training settings say.
         kept: folder of this tuning's checkpoint and curve; None: neither is written.
         figures: called with the figures of each step.
-        progress: called with `("tune", done, total)`.
+        progress: called with `("tune", done, total)`; if it is resumed, the name says after which step.
 
     Raises:
         EvaluationFailed: the loss is not finite, or memory does not suffice.
@@ -107,7 +107,6 @@ def tune(
     start = time.perf_counter()
     settings = workbench.settings
     steps = workbench.final_steps if steps is None else steps
-    each_step = None if progress is None else (lambda done, total, loss: progress("tune", done, total))
     usual = workbench.init
     try:
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
@@ -118,7 +117,9 @@ def tune(
         batches = workbench.final_batches(steps, seed)
         identity = _identity(workbench, plan, seed, steps, batches)
         watch = FullTuning(settings, lambda: _validation_loss(workbench), identity, kept, figures)
-        trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
+        each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
+        with watch.saving():
+            trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
         rows = workbench.rows("test", settings.test_rows)
         nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
         after = sample_answers(workbench, shown)
@@ -172,6 +173,11 @@ def _identity(workbench: Workbench, plan: Plan, seed: int, steps: int, batches: 
         "evaluate_every": settings.evaluate_every,
         "patience": settings.patience,
     }
+
+
+def _stage(watch: FullTuning) -> str:
+    """What a tuning is called while it runs."""
+    return f"tune, resumed after step {watch.resumed_after}" if watch.resumed_after else "tune"
 
 
 def _validation_loss(workbench: Workbench) -> float:

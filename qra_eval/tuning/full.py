@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qra_eval.tuning.training import Training, Watch
 from qra_search.config import TrainingConfig
 from qra_search.evaluation.protocols import Figures
 from qra_search.files import write_text
+from qra_search.study.interrupt import on_interrupt
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "curve.jsonl"
@@ -35,6 +37,7 @@ class FullTuning(Watch):
     Attributes:
         best_step: the step of the lowest validation loss; None if it was never looked at.
         earlier_seconds: spent on the training before it was resumed.
+        resumed_after: the step of the checkpoint that it was resumed from; 0: it began anew.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class FullTuning(Watch):
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.stale = float("inf"), 0
         self.best_step: int | None = None
+        self.resumed_after, self._interrupted = 0, False
         self._began = self._written = time.monotonic()
         self.earlier_seconds = 0.0
 
@@ -63,6 +67,7 @@ class FullTuning(Watch):
             self.best, more = found
             self.best_loss = float("inf") if more["best_loss"] is None else more["best_loss"]
             self.best_step, self.stale = more["best_step"], more["stale"]
+            self.resumed_after = training.step
         self.earlier_seconds = training.seconds
         self._cut_curve(training.step)
 
@@ -74,7 +79,7 @@ class FullTuning(Watch):
             told["validation_loss"] = self._look(training)
         self._tell(training.step, told)
         stop = bool(self.settings.patience) and self.stale >= self.settings.patience
-        if self.folder is not None and (last or stop or self._due(training.step)):
+        if self.folder is not None and (last or stop or self._interrupted or self._due(training.step)):
             training.stopped = stop and not last
             training.seconds = self.earlier_seconds + time.monotonic() - self._began
             more = {
@@ -82,7 +87,19 @@ class FullTuning(Watch):
             }  # fmt: skip
             write_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity, self.best, more)
             training.seconds, self._written = self.earlier_seconds, time.monotonic()
+        if self._interrupted:
+            raise KeyboardInterrupt(f"step {training.step} of {training.steps} is saved")
         return stop
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
+
+        def stop() -> None:
+            self._interrupted = True
+
+        with on_interrupt(stop) if self.folder is not None else nullcontext():
+            yield
 
     def ended(self, training: Training) -> None:
         """Put the parameters of the lowest validation loss in place, if there are any."""

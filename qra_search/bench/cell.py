@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from qra_search.bench.measured import MeasuredTruth
 from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies import Estimates, Strategy
 from qra_search.strategies.random import random_plan
-from qra_search.study.arguments import check_evaluator
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
 from qra_search.surrogates.prior_table import prior_losses
@@ -45,31 +46,43 @@ def run_cell(
         cell_seconds: processor seconds after which the search asks for nothing more; `complete` then says False.
             Not wall time, so that a busy machine cuts nothing short.
     """
-    evaluator: Any = task.build(seed)
+    with closing(task.build(seed)) as evaluator:
+        return _run(evaluator, strategy, seed, evaluations, reference_cache, cell_seconds)
+
+
+def _run(
+    evaluator: Any, strategy: str, seed: int, evaluations: float, reference_cache: str | None,
+    cell_seconds: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    truth = evaluator if isinstance(evaluator, Oracle) else MeasuredTruth(evaluator)
     budgets = task_budgets(evaluator.space)
     grid = sweep(budgets)
-    reference = evaluator.reference_front(grid, cache=reference_cache)
+    uniform = [best_uniform(truth, b) for b in grid]
+    # Without an oracle the best uniform plan is all that is known before; what any strategy finds is added to it.
+    known, exact = uniform, False
+    if isinstance(truth, Oracle):
+        reference = truth.reference_front(grid, cache=reference_cache)
+        known, exact = list(reference.losses), reference.exact
     timed = Timed(parse_strategy(strategy))
     clock = _Clock(cell_seconds)
     study = Study(
-        check_evaluator(evaluator), strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed,
-        callbacks=[clock],
-    )  # fmt: skip
+        evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, callbacks=[clock]
+    )
     begun = time.perf_counter()
     study.run()
     seconds = time.perf_counter() - begun
     state = study.state
-    looks = [_look(point, state, timed, evaluator, grid) for point in checkpoints(evaluations)]
+    looks = [_look(point, state, timed, truth, grid) for point in checkpoints(evaluations)]
     return {
         "seconds": round(seconds, 3),
         "complete": not clock.stopped,
         "spent": round(state.spent, 4),
         "budgets": list(budgets),
         "grid": list(grid),
-        "reference": list(reference.losses),
-        "reference_exact": reference.exact,
-        "uniform": [best_uniform(evaluator, b) for b in grid],
-        "prior_rank_correlation": _prior_quality(state, evaluator, budgets[1]),
+        "reference": known,
+        "reference_exact": exact,
+        "uniform": uniform,
+        "prior_rank_correlation": _prior_quality(state, truth, budgets[1]) if isinstance(truth, Oracle) else None,
         "checkpoints": looks,
         **_conduct(state.trials, timed),
     }
@@ -91,7 +104,7 @@ def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted([*budgets, *middles]))
 
 
-def best_uniform(evaluator: Oracle, budget: int) -> float:
+def best_uniform(evaluator: Oracle | MeasuredTruth, budget: int) -> float:
     """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan if none fits."""
     space = evaluator.space
     fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= budget]
@@ -138,7 +151,7 @@ class _Clock(Callback):
 
 
 def _look(
-    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle, grid: tuple[int, ...]
+    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle | MeasuredTruth, grid: tuple[int, ...]
 ) -> dict[str, Any]:
     """What would be handed over at each budget of the grid when at most `point` evaluations were spent."""
     then = truncate(state, point)

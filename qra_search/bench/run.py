@@ -65,13 +65,15 @@ def run_benchmark(
         parse_strategy(strategy)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in cells:
-        task.build(chosen[0])
+        task.build(chosen[0]).close()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {cell_key(row) for row in read_rows(folder)}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
     todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in known]
+    if progress is not None and len(todo) < len(wanted):
+        progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} left")
     failed = 0
     # Spawned, not forked: a fork of a process that has threads (torch) may hang.
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

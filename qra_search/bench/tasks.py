@@ -14,6 +14,7 @@ from qra_search import plugins
 from qra_search.config import make_config, read_yaml
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.arguments import check_evaluator
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
 """Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
@@ -29,12 +30,11 @@ MISSCALED = tuple(f"measured-{part}{scale}" for part in ("damage", "gain") for s
 
 @runtime_checkable
 class Oracle(Protocol):
-    """An evaluator whose noise-free loss is known: what a benchmark needs beyond `Evaluator`."""
+    """An evaluator whose noise-free loss is known; any other is judged by evaluations (`MeasuredTruth`)."""
 
     space: SearchSpace
 
     def true_loss(self, plan: Plan) -> float: ...
-
     def true_losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray: ...
 
     def reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Any: ...
@@ -42,33 +42,35 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options, to which the seed is added."""
+    """An evaluator by name with its options, to which the seed is added.
+
+    Attributes:
+        config: further fields of a run's config, dotted, such as `model.name`.
+        seeded: the evaluator has an option `seed`, of the landscape; it always gets the seed as `search.seed`.
+    """
 
     name: str
     evaluator: str = "landscape"
     options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "module"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = True
 
-    def build(self, seed: int) -> Oracle:
+    def build(self, seed: int) -> Any:
         """The evaluator of one seed.
 
         Raises:
             UnknownName, ConfigError, ValueError: the evaluator or its options do not exist.
-            TypeError: the evaluator does not know its noise-free loss.
         """
-        options = {**self.options, "seed": seed}
-        config = make_config(
-            {"evaluator": self.evaluator, "space": {"granularity": self.granularity}, "options": options},
-            source=f"task {self.name}",
-        )
-        evaluator = plugins.load("evaluators", self.evaluator)(config)
-        if not isinstance(evaluator, Oracle):
-            raise TypeError(f"evaluator {self.evaluator!r} does not know its noise-free loss, which a benchmark needs")
-        return evaluator
+        options = {**self.options, **({"seed": seed} if self.seeded else {})}
+        fields = {"space.granularity": self.granularity, "search.seed": seed, **self.config}
+        config = make_config({"evaluator": self.evaluator, "options": options}, fields, source=f"task {self.name}")
+        return check_evaluator(plugins.load("evaluators", self.evaluator)(config))
 
 
 def task_named(text: str) -> Task:
-    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`) or `recorded:LOG`.
+    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`), `recorded:LOG`, or any
+    installed evaluator as `evaluator:NAME?OPTION=VALUE&FIELD=VALUE`, where a field of the config has a dot in its name.
 
     With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise. With
     `-noise0.1` two seeds of a plan differ by so many nats (deviation) instead of as measured. With `-damage0.01` or
@@ -80,11 +82,16 @@ def task_named(text: str) -> Task:
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
         return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
+    if kind == "evaluator" and rest:
+        name, options = with_options(rest)
+        fields = {key: value for key, value in options.items() if "." in key}
+        own = {key: value for key, value in options.items() if "." not in key}
+        return Task(text, name, own, config=fields, seeded=False)
     parts = UNITS.sub("", NOISE.sub("", text)).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"or recorded:LOG (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
+            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
         )
     family, layers, granularity, prior = parts
     options: dict[str, Any] = {"family": family, "layers": int(layers), "prior": prior}
@@ -114,14 +121,24 @@ def parse_strategy(text: str) -> Strategy:
 
     The whole text is the strategy's name in the tables: `qra?residual=false`.
     """
+    name, options = with_options(text)
+    return make_strategy(name, **options)
+
+
+def with_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of `NAME?OPTION=VALUE&OPTION=VALUE`; values are read as YAML.
+
+    Raises:
+        ValueError: it has another form.
+    """
     name, _, query = text.partition("?")
     options: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(f"strategy option {pair!r} is not OPTION=VALUE, in {text!r}")
+            raise ValueError(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
         options[key] = read_yaml(value)
-    return make_strategy(name, **options)
+    return name, options
 
 
 @dataclass(frozen=True)

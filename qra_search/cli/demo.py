@@ -54,6 +54,7 @@ def demo(
     require_model(config)
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
+    folder.check_begin(config, resume=folder.exists)  # before much is said
     view.say(_opening(config, folder))
     with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
         first_look(evaluator, view)

@@ -44,6 +44,8 @@ def evaluate(
         qra evaluate runs/a --tasks arc_easy,gsm8k --data my-data --against best
     """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise BadInput("--tasks is missing: name some of lm-evaluation-harness, such as arc_easy,gsm8k")
     with bad_input():
         folder = RunFolder(run).check()
         plan = folder.plan()

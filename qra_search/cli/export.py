@@ -13,6 +13,7 @@ from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.exchange.hub import check_hub, push_export
 from qra_search.report.terminal.columns import columns
+from qra_search.files import tensor_names
 from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"
@@ -58,6 +59,9 @@ def export(
         if engine is not None:
             format, given = engine.format, {**engine.options, **given}
         _check_tuned(format, run)
+        place = out or run / "exports" / format
+        if not check_only and place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise BadInput(f"{place} exists already: give another place with --out, or remove it first")
         exporter = plugins.load("exporters", format).with_options(
             {name.replace("-", "_"): value for name, value in given.items()}
         )
@@ -69,7 +73,7 @@ def export(
             return
         if push_to_hub is not None:
             check_hub(push_to_hub)
-        done = exporter.export(run, out or run / "exports" / format)
+        done = exporter.export(run, place)
     serve = "" if searched_for is None else serve_command(searched_for, done.path)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
@@ -109,11 +113,14 @@ def _engine(run: Path) -> str:
 
 
 def _check_tuned(format: str, run: Path) -> None:
-    """Raises BadInput for an unknown format, or a folder with nothing tuned, before seconds of loading libraries."""
+    """Raises ValueError for a folder with nothing tuned, or what was cut off, before seconds of loading libraries."""
     if format in plugins.names("exporters"):
         tuned = RunFolder(run)
+        weights = tuned.path / "quantized.safetensors"
         if missing := [file.name for file in (tuned.plan_file, tuned.adapter) if not file.exists()]:
             raise BadInput(f"{run} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+        if weights.is_file():
+            tensor_names(weights)
 
 
 def _compared(done: Any) -> str:

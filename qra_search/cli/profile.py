@@ -56,6 +56,8 @@ def profile(
     ):
         with bad_input():
             built.describe()  # reads the task's data: what is wrong with it shows here
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         prior = built.prior()
         space = built.space
     if prior is None:
@@ -63,7 +65,6 @@ def profile(
     facts = {"groups": list(space.names), "bits": list(space.bits), "ranks": list(space.ranks), **prior.to_dict()}
     if out is not None:
         with bad_input():
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, facts)
     if as_json:
         common.emit(facts)

@@ -99,7 +99,7 @@ def search(
     if not any(_given(context, name) for name in context.params):
         print(context.get_help())
         return
-    if config is not None and RunFolder(config).exists and out in (None, config):
+    if config is not None and _holds_run(config) and out in (None, config):
         out, config, resume = config, None, True
     if resume and config is None and out is not None and RunFolder(out).config_file.is_file():
         config = RunFolder(out).config_file
@@ -136,6 +136,11 @@ def search(
         print_result(common.stdout(), result, folder, complete=complete)
     if not complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def _holds_run(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.exists or folder.holds_old_log
 
 
 def _given(context: typer.Context, name: str) -> bool:

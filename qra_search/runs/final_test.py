@@ -135,6 +135,7 @@ def compare_on_test(
     progress: Progress | None = None,
     figures: Callable[[str], Figures] | None = None,
     on_tuned: Callable[[Tested, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Tested]:
     """Tune every plan once for each seed, write `path` after each, and return what it holds.
 
@@ -149,6 +150,7 @@ def compare_on_test(
         progress: of each tuning.
         figures: by the name of a tuning, what hears of its steps.
         on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
+        say: is given one line if a comparison is resumed: what was found, and what is left.
 
     Raises:
         TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
@@ -162,6 +164,10 @@ def compare_on_test(
     order = [found, *(p for p in others if p.key != found.key)]
     wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}
     entries = [{**e, "role": role} for e in entries if (role := wanted.get(Plan.from_dict(e["plan"]).key)) is not None]
+    total = len(order) * len(seeds)
+    ready = sum(e["seed"] in seeds and "failed" not in e for e in entries)
+    if ready and say is not None:
+        say(f"resumed: {ready} of {total} tunings are done, {total - ready} left")
     for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
         folder = save if plan is found and seed == seeds[0] else None
         entry = next((e for e in entries if e["plan"] == plan.to_dict() and e["seed"] == seed), None)
@@ -186,7 +192,7 @@ def compare_on_test(
             entries.append({"role": FOUND if plan is found else UNIFORM, **entry})
             write_json(path, {**settings, "tuned": entries}, durable=True)
         if on_tuned is not None:
-            on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, len(order) * len(seeds))
+            on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, total)
         if plan is found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
     return _tested(entries)

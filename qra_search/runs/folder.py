@@ -77,12 +77,9 @@ class RunFolder:
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
         return self
 
-    def begin(self, config: RunConfig, *, resume: bool = False) -> None:
-        """Make the folder, or check that its run may be resumed, and write the config into it.
-
-        Raises:
-            RunExists: it holds a run and `resume` is off, or one whose config differs in what may not change.
-        """
+    def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
+        """Raises RunExists if the folder holds a run and `resume` is off, or one whose config differs in what may not
+        change; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
         if self.holds_old_log:
@@ -99,6 +96,15 @@ class RunFolder:
                 )
         if self.exists and not resume:
             raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
+
+    def begin(self, config: RunConfig, *, resume: bool = False) -> None:
+        """Make the folder, or check that its run may be resumed, and write the config into it.
+
+        Raises:
+            RunExists: as `check_begin`.
+            BadInput: it cannot be written.
+        """
+        self.check_begin(config, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config_file, dump_config(config), durable=True)

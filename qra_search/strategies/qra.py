@@ -16,6 +16,7 @@ The plan handed over is the one of lowest posterior mean: a lucky draw is seen t
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from threadpoolctl import ThreadpoolController
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
+from qra_search.plugins import unknown_message
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy
@@ -86,7 +88,9 @@ class QRAStrategy(Strategy):
         self.moves, self.keep, self.all_budgets = moves, keep, all_budgets
         for name in widths:
             if name not in Widths.__dataclass_fields__:
-                raise TypeError(f"qra has no option {name!r}")
+                known = [*inspect.signature(type(self)).parameters, *Widths.__dataclass_fields__]
+                known.remove("widths")
+                raise ValueError(unknown_message("option of strategy 'qra':", name, known))
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
         self.sweeps, self.alike, self.seeds, self.widths = sweeps, alike, seeds, Widths(**widths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Study:
     """One search: an evaluator, a strategy, a trial log, and what may be spent.
 
     Args:
-        evaluator, strategy, evaluations, memory_budget, seed, log, callbacks: as `search` takes them.
+        evaluator, strategy, options, evaluations, memory_budget, seed, log, callbacks: as `search` takes them.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
@@ -65,7 +65,8 @@ class Study:
         self,
         evaluator: Evaluator,
         *,
-        strategy: str | Strategy = DEFAULT_STRATEGY,
+        strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+        options: Mapping[str, Any] | None = None,
         evaluations: float = DEFAULT_EVALUATIONS,
         memory_budget: int | str | Sequence[int | str] | None = None,
         seed: int = 0,
@@ -79,7 +80,7 @@ class Study:
         check_options(evaluations, seed, prior)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve_budgets(self.space, memory_budget)
-        self.strategy = make_strategy(strategy)
+        self.strategy = make_strategy(strategy, **(options or {}))
         self.evaluations = float(evaluations)
         self.seed = int(seed)
         self.batch = batch

@@ -27,9 +27,7 @@ def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = Tr
     """
     with bad_input():
         make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
-        progress("load libraries", 0, 1)
         factory = plugins.load("evaluators", config.evaluator)
-        progress("load libraries", 1, 1)
         options = {"progress": progress, **({} if weights else {"weights": False})}
         evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
         return evaluator

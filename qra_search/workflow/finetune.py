@@ -115,10 +115,11 @@ def tune_with(
             tested = compare_on_test(
                 tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
                 steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,
-                progress=view.progress, figures=figures, on_tuned=say_tuned,
+                progress=view.progress, figures=figures, on_tuned=say_tuned, say=view.say,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        view.say("What was tuned so far is kept: give the same command again to go on.")
+    except KeyboardInterrupt as stop:
+        kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
+        view.say(f"Stopped: {kept}. Give the same command again to go on.")
         raise
     except TuningFailed:
         write_report(folder, config, result, folder.identity(), read_test(folder.test()))

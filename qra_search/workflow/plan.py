@@ -12,7 +12,7 @@ from qra_search.report.terminal.live import View
 from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.study.result import SearchResult
-from qra_search.workflow.run import make_study, write_report
+from qra_search.workflow.run import make_study, resumed_text, write_report
 
 
 def check_plannable(config: RunConfig) -> None:
@@ -33,6 +33,8 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: 
         log = TrialLog(folder.log_file)
     with log:
         study = make_study(evaluator, config, log=log)
+        if (found := resumed_text(study)) is not None:
+            view.say(found)
         result = study.measure()
         identity: dict[str, Any] = identity_in(log)
     if result.prior is None:

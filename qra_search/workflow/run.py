@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -20,10 +18,12 @@ from qra_search.report.data import RunData
 from qra_search.report.html.page import page
 from qra_search.report.notebook import in_notebook, progress_view
 from qra_search.report.terminal.live import View
+from qra_search.report.words import evaluations_text
 from qra_search.runs.final_test import Tested, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import make_strategy
+from qra_search.study.interrupt import on_interrupt
 from qra_search.study.learnt import learnt_prior
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
@@ -168,8 +168,8 @@ def search_with(
         log = TrialLog(folder.log_file)
     with log:
         study = make_study(evaluator, config, log=log, callbacks=(view, *callbacks), executor=executor, batch=batch)
-        if study.log.running:
-            view.say(f"going on with {len(study.log.running)} evaluation(s) that were cut off")
+        if (found := resumed_text(study)) is not None:
+            view.say(found)
         budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
         view.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
         say_rows(evaluator, view)
@@ -181,7 +181,12 @@ def search_with(
             view.say(f"what it costs: {costs.text}")
         if study.prior is not None and len(log) == 0:
             view.say(f"what it may gain: {worth_text(study.result().forecast())}")
-        with stop_on_interrupt(study, view):
+
+        def stop() -> None:
+            study.stop()
+            view.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
+
+        with on_interrupt(stop):
             result = study.run()
         identity = identity_in(log)
     folder.write(result)
@@ -189,6 +194,18 @@ def search_with(
     if not result.candidates and not study.stopping:
         raise StudyFailed(_why_nothing(result, study.evaluations))
     return result, not study.stopping
+
+
+def resumed_text(study: Study) -> str | None:
+    """What a study finds in its log, and what is left to do; None if it begins anew."""
+    state = study.state
+    if not state.trials:
+        return None if state.prior is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
+    left = max(0.0, study.evaluations - state.spent)
+    text = f"resumed: {len(state.trials)} trials are there, {evaluations_text(state.spent)} of "
+    text += f"{evaluations_text(study.evaluations)} evaluations spent, {evaluations_text(left)} left"
+    cut = len(study.log.running)
+    return f"{text}; {cut} evaluation(s) that were cut off are run again" if cut else text
 
 
 def make_study(
@@ -239,29 +256,6 @@ def new_folder(config: RunConfig) -> Path:
     while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
         number += 1
     return path
-
-
-@contextmanager
-def stop_on_interrupt(study: Study, view: View) -> Iterator[None]:
-    """The first Ctrl-C ends the study after the running evaluation, the second at once.
-
-    Outside the main thread, which alone hears of Ctrl-C, nothing is changed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        if study.stopping:
-            raise KeyboardInterrupt
-        study.stop()
-        view.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _view(progress: bool | None) -> View:

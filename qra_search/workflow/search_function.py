@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.evaluation.evaluator import Evaluator
@@ -20,8 +21,9 @@ from qra_search.study.study import Callback, Study
 
 def search(
     evaluator: Evaluator,
-    strategy: str | Strategy = DEFAULT_STRATEGY,
+    strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
     *,
+    options: Mapping[str, Any] | None = None,
     evaluations: float = DEFAULT_EVALUATIONS,
     memory_budget: int | str | Sequence[int | str] | None = None,
     seed: int = 0,
@@ -37,6 +39,8 @@ def search(
     Args:
         evaluator: says what a plan is worth.
         strategy: name of an installed strategy, or a `Strategy`.
+        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
+            each is held against the type that the strategy declares.
         evaluations: full evaluations that may be spent, the prior's cost included.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
@@ -55,8 +59,8 @@ def search(
 
     def study(*views: View) -> Study:
         return Study(
-            evaluator, strategy=strategy, evaluations=evaluations, memory_budget=memory_budget, seed=seed, log=log,
-            executor=executor, batch=batch, prior=prior, callbacks=[*views, *callbacks],
+            evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
+            seed=seed, log=log, executor=executor, batch=batch, prior=prior, callbacks=[*views, *callbacks],
         )  # fmt: skip
 
     if not (in_notebook() if progress is None else progress):

@@ -90,7 +90,7 @@ class View(Callback):
     def progress(self, stage: str, done: int, total: int) -> None:
         """The evaluator's account of its own work: `("quantize", 12, 210)`."""
         if self.stage is None or self.stage.name != stage or done < self.stage.done:
-            self.stage = Stage(stage, total, time.monotonic())
+            self.stage = Stage(stage, total, time.monotonic(), done if done < total else 0)
             self.stage_began(self.stage)
         self.stage.moved(done, total)
         self.stage_moved(self.stage)
@@ -129,7 +129,7 @@ class PlainView(View):
     def stage_began(self, stage: Stage) -> None:
         if self.study is None:
             stage.printed = time.monotonic()
-            self.say(f"{stage.name} ..." if stage.total <= 1 else f"{stage.name}: 0 of {stage.total}")
+            self.say(f"{stage.name} ..." if stage.total <= 1 else f"{stage.name}: {stage.done} of {stage.total}")
 
     def stage_moved(self, stage: Stage) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qra_eval import hub
 from qra_eval.evaluators.checked import check
 from qra_search.config import make_config
 
@@ -19,6 +20,13 @@ CASES = [
     ({"model": {"name": "none.gguf"}}, "no file or folder 'none.gguf'"),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "."}}, "is no model folder: it has no config.json"),
+    ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file"),
+    ({"model": {"name": "neox"}, "engine": "llama.cpp"}, "is written for llama, mistral, qwen2, qwen3, and this model"),
+    ({"model": {"name": "someone/model"}}, "the hub does not give it (no route): check its name and the network"),
+    ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
+    ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),
+    ({"task": {"name": "gsm8k", "data": "none"}}, "none is not a folder"),
+    ({"quantization": {"backend": {2: "reference", 4: ["hqqq", "hqq"]}}}, "unknown backend 'hqqq'"),
     ({"quantization": {"backend": "hqqq"}}, "unknown backend 'hqqq': did you mean hqq?"),
     ({"task": {"name": "arithmatic"}}, "unknown task 'arithmatic': did you mean arithmetic?"),
     ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "unknown option 'digitz'"),
@@ -30,6 +38,11 @@ CASES = [
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a", "ans\n')
+    (tmp_path / "text.gguf").write_text("this is text")
+    (tmp_path / "neox").mkdir()
+    (tmp_path / "neox" / "config.json").write_text('{"model_type": "gpt_neox", "num_hidden_layers": 0}')
+    (tmp_path / "neox" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    monkeypatch.setattr(hub, "refusal", lambda kind, name: "no route")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -71,10 +71,28 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 def test_a_broken_config_or_weight_file_is_refused_in_one_line(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "cannot be loaded" in refused(folder)
+    assert "model.safetensors is cut off" in refused(folder)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    assert "model.safetensors is no safetensors file" in refused(folder)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text("{")
+    assert "config.json is not JSON" in refused(folder)
+    (folder / "config.json").write_text("[]")
+    assert "config.json holds a list" in refused(folder)
+
+
+def test_a_config_that_contradicts_itself_is_refused_in_one_line(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": config["hidden_size"] + 1}))
     assert "cannot be loaded" in refused(folder)
+
+
+def test_weights_of_another_model_are_refused_by_their_layers_before_torch_reads_them(folder, monkeypatch):
+    monkeypatch.setattr(models, "_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    config = json.loads((folder / "config.json").read_text())
+    more = config["num_hidden_layers"] + 3
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": more}))
+    assert f"is of {more} layers, and its safetensors files lack layer {config['num_hidden_layers']}" in refused(folder)
 
 
 def test_missing_weights_are_refused_and_not_made_up(folder):

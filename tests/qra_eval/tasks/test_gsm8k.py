@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from qra_eval import hub
 from qra_eval.tasks import SPLITS, Example, make_task
 from qra_eval.tasks.gsm8k import SHOTS, exact_match
 
@@ -99,6 +100,7 @@ def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 
+    monkeypatch.setattr(hub, "refusal", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"openai/gsm8k.*no route.*--data") as caught:
         make_task("gsm8k").split("test")
@@ -114,6 +116,7 @@ def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
         asked.append((name, config, split))
         return [row(i) for i in (range(40) if split == "train" else range(100, 110))]
 
+    monkeypatch.setattr(hub, "refusal", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     task = make_task("gsm8k")
     assert (

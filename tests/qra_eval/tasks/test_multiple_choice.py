@@ -9,6 +9,7 @@ import pytest
 from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
+from qra_eval import hub
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.multiple_choice import SOURCES
 
@@ -52,6 +53,7 @@ def from_hub(monkeypatch, name, rows):
         assert split in ("train", SOURCES[name].test)
         return rows[: len(rows) // 3] if split != "train" else rows[len(rows) // 3 :]
 
+    monkeypatch.setattr(hub, "refusal", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     return make_task(name)
 

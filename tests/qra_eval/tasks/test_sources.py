@@ -72,7 +72,7 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
 
 
 def test_a_data_set_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="could not be downloaded .*: check the network") as caught:
+    with pytest.raises(ValueError, match="could not be downloaded .*: check its name and the network") as caught:
         hub_splits(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 

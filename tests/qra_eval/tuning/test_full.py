@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from functools import partial
 
 import pytest
@@ -44,7 +45,7 @@ def validation(model):
     return loss
 
 
-def tune(folder, *, kill_at=0, identity="a", validate=validation, **changed):
+def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation, **changed):
     model, wrapped = adapted()
     settings = TrainingConfig(**{**SETTINGS, **changed})
     heard = []
@@ -55,11 +56,15 @@ def tune(folder, *, kill_at=0, identity="a", validate=validation, **changed):
     def progress(step, of, loss):
         if step == kill_at:
             raise Killed
+        if step == interrupt_at:
+            signal.raise_signal(signal.SIGINT)
 
     batches = schedule(rows(16), STEPS * settings.accumulation, 4, 0)
-    trained = train(
-        model, adapters.parameter_groups(wrapped), batches, settings, seed=3, device=CPU, progress=progress, watch=watch
-    )
+    with watch.saving():
+        trained = train(
+            model, adapters.parameter_groups(wrapped), batches, settings, seed=3, device=CPU, progress=progress,
+            watch=watch,
+        )  # fmt: skip
     return adapters.state(wrapped, torch.float32), trained, heard, watch
 
 
@@ -82,6 +87,28 @@ def test_killed_at_any_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_p
     assert (watch.best_loss, watch.best_step) == (whole[3].best_loss, whole[3].best_step)
     assert (tmp_path / CURVE_FILE).read_text() == whole[4]
     assert [step for step, _ in heard] == list(range(1 + (kill_at - 1) // 2 * 2, STEPS + 1))
+
+
+@pytest.mark.parametrize("step", [1, 3, STEPS])
+def test_ctrl_c_saves_the_running_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_path, step):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=f"step {step} of {STEPS} is saved"):
+        tune(tmp_path, interrupt_at=step, checkpoint_every=0, checkpoint_minutes=0)
+    assert signal.getsignal(signal.SIGINT) is before
+    state, trained, heard, watch = tune(tmp_path)
+    assert same(state, whole[0]) and trained.loss == whole[1].loss
+    assert watch.resumed_after == step and [s for s, _ in heard] == list(range(step + 1, STEPS + 1))
+    assert (tmp_path / CURVE_FILE).read_text() == whole[4]
+
+
+def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tune(None, interrupt_at=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert str(caught.value) == ""
 
 
 def test_a_checkpoint_of_another_training_is_not_resumed(whole, tmp_path):

@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
 
     monkeypatch.setattr(final, "compare_on_test", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
-    assert stopped.status == 130 and "give the same command again to go on" in stopped.err
+    assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
     monkeypatch.setattr(final, "compare_on_test", compare)

@@ -1,0 +1,73 @@
+"""The defaults of Python, of the config and of the commands are the same."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search import Study, search
+from qra_search.cli import common
+from qra_search.cli.app import ENTRIES
+from qra_search.config import RunConfig
+
+CONFIG = RunConfig()
+OF_THE_CONFIG = {
+    "strategy": CONFIG.search.strategy,
+    "evaluations": CONFIG.search.evaluations,
+    "memory_budget": list(CONFIG.search.memory) or None,
+    "seed": CONFIG.search.seed,
+    "options": CONFIG.search.options or None,
+}
+RUNS = ("search", "plan", "profile")
+"""Commands whose settings are those of a config."""
+
+
+def defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("function", [search, Study])
+def test_a_search_in_python_has_the_defaults_of_a_config(function: Any) -> None:
+    found = defaults(function)
+    assert {name: found[name] for name in OF_THE_CONFIG} == OF_THE_CONFIG
+
+
+def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
+    found = defaults(QuantizedLoRAEvaluator)
+    assert (found["model"], found["task"]) == (CONFIG.model.name, CONFIG.task.name)
+    for name in ("quantization", "space", "training"):
+        assert found[name] == getattr(CONFIG, name)
+    for name in ("device", "dtype", "compute", "weight_cache", "trust_remote_code"):
+        assert found[name] == getattr(CONFIG.model, name)
+    for name in ("memory_kind", "metric", "seed"):
+        assert found[name] == getattr(CONFIG.search, name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_command_without_options_has_the_defaults_of_a_config(name: str) -> None:
+    (command,) = (entry.load() for entry in ENTRIES if entry.name == name)
+    flags = {p.name: p.default for p in command.params if p.name in common._FLAGS}
+    assert {"model", "task", "seed", "backend"} <= flags.keys()
+    assert {name for name, value in flags.items() if value is not None} == set()
+    assert common.settings(None, sets=None, **flags) == CONFIG
+
+
+def test_finetune_has_the_defaults_of_a_full_tuning_in_python() -> None:
+    from qra_search.cli.finetune import finetune
+    from qra_search.workflow.finetune import tune_with
+
+    command, python = defaults(finetune), defaults(tune_with)
+    shared = python.keys() & command.keys()
+    assert {"memory", "against", "seeds", "steps"} <= shared
+    assert {n: command[n] for n in shared - {"track"}} == {n: python[n] for n in shared - {"track"}}
+
+
+def test_a_flag_stands_for_a_field_that_there_is() -> None:
+    data = CONFIG.model_dump()
+    for path in common._FLAGS.values():
+        section, _, field = path.partition(".")
+        assert section in data and (not field or field.split(".")[0] in data[section]), path
