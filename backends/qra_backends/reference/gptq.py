@@ -9,6 +9,7 @@ to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -57,7 +58,7 @@ class ReferenceGPTQBackend(ReferenceBackend):
             raise ValueError(f"polish must be a number of sweeps, 0 for none, got {polish!r}")
         self.damping, self.polish = damping, polish
         self.options = {"group_size": group_size, "damping": damping, "polish": polish}
-        self._last = WeakTensorKeyDictionary()  # the last Hessian's factor, for the next bit-width; goes when it goes
+        self._last = _Last()
 
     def level_name(self, bits: int) -> str:
         return f"gptq-{bits}"
@@ -122,12 +123,20 @@ class ReferenceGPTQBackend(ReferenceBackend):
     def _factor(self, hessian: Tensor) -> Factor:
         if hessian.is_inference():  # keeps no version, so a change in place would go unseen
             return factorize(hessian, self.damping)
-        version, factor = self._last.get(hessian, (None, None))
+        kept = self._last.factors
+        version, factor = kept.get(hessian, (None, None))
         if factor is None or version != hessian._version:
-            self._last.clear()
+            kept.clear()
             factor = factorize(hessian, self.damping)
-            self._last[hessian] = (hessian._version, factor)
+            kept[hessian] = (hessian._version, factor)
         return factor
+
+
+class _Last(threading.local):
+    """The factor of a thread's last Hessian, for the next linear that reads the same; goes when the Hessian goes."""
+
+    def __init__(self) -> None:
+        self.factors = WeakTensorKeyDictionary()
 
 
 def _rows_at_once(levels: int, device: str) -> int:
