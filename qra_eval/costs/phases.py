@@ -26,6 +26,8 @@ from qra_eval.tuning.workbench import Workbench
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
+RELOAD_LIBRARIES = 356 << 20
+"""The same where nothing but a saved model is loaded."""
 CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
@@ -91,14 +93,17 @@ class _Phases:
         reload = self._resident(adapters=4) + 3 * 32 * vocabulary * 4
         phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
         phases |= {"tune": (final, 0), "reload": (reload, 0)}
-        return {name: self._peak(*parts) for name, parts in phases.items()}
+        return {
+            name: self._peak(*parts, RELOAD_LIBRARIES if name == "reload" else LIBRARIES)
+            for name, parts in phases.items()
+        }
 
-    def _peak(self, device: int, host: int) -> Peak:
+    def _peak(self, device: int, host: int, libraries: int) -> Peak:
         """Of a phase that holds so much on the device beside what always is there, and on the host."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        return Peak(0, LIBRARIES + copied + device + host)
+        return Peak(0, libraries + copied + device + host)
 
     # -- phases --------------------------------------------------------------------------------
     def _quantize(self) -> tuple[int, int]:
