@@ -34,6 +34,7 @@ class Backend(ABC):
         bits: the levels that it stores, by width.
         devices: device types that its modules run on.
         calibrated: True if `quantize` needs a Hessian of the layer's inputs.
+        side_by_side: True if several threads may call `quantize_levels` at once, each with a linear of its own.
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
         options: the keyword arguments that make an equal backend, plain data.
         revision: raised whenever the same input gives other tensors, so that stored ones are made anew.
@@ -47,6 +48,7 @@ class Backend(ABC):
     bits: tuple[Level, ...]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
+    side_by_side: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     options: dict[str, Any]
 

@@ -74,6 +74,7 @@ class MixedBackend(Backend):
         parts = list(self._parts.values())
         self.devices = tuple(d for d in parts[0].backend.devices if all(d in p.backend.devices for p in parts))
         self.calibrated = any(part.backend.calibrated for part in parts)
+        self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
     def unavailable(self) -> str | None:

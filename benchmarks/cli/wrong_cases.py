@@ -188,7 +188,7 @@ OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
     ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
 )
-"""What only the class of a plug-in knows, and that class is of torch: an import of torch is added to what they may take."""
+"""What only the class of a plug-in knows, and that class is of torch: its import is added to what they may take."""
 
 
 def world(folder: Path, qra: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from qra_eval.prior.fisher import LABELS
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
 from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.build import workers
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.starts import fit_bytes
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
@@ -25,6 +26,8 @@ from qra_eval.tuning.workbench import Workbench
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
+RELOAD_LIBRARIES = 356 << 20
+"""The same where nothing but a saved model is loaded."""
 CUDA_LIBRARIES = 2 << 30
 """The same on the host of a GPU."""
 CUDA_CONTEXT = 600 << 20
@@ -90,14 +93,17 @@ class _Phases:
         reload = self._resident(adapters=4) + 3 * 32 * vocabulary * 4
         phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
         phases |= {"tune": (final, 0), "reload": (reload, 0)}
-        return {name: self._peak(*parts) for name, parts in phases.items()}
+        return {
+            name: self._peak(*parts, RELOAD_LIBRARIES if name == "reload" else LIBRARIES)
+            for name, parts in phases.items()
+        }
 
-    def _peak(self, device: int, host: int) -> Peak:
+    def _peak(self, device: int, host: int, libraries: int) -> Peak:
         """Of a phase that holds so much on the device beside what always is there, and on the host."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        return Peak(0, LIBRARIES + copied + device + host)
+        return Peak(0, libraries + copied + device + host)
 
     # -- phases --------------------------------------------------------------------------------
     def _quantize(self) -> tuple[int, int]:
@@ -105,28 +111,37 @@ class _Phases:
         backend, model = self.model.backend, self.model
         levels = model.levels
         linears = {name: m for name, m in model.linears.items() if self.model.layer_of[name] == self.layer}
-        shapes, place = {(m.out_features, m.in_features) for m in linears.values()}, "cuda" if self.gpu else "cpu"
-        work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
+        place = "cuda" if self.gpu else "cpu"
+        # An input's width stands for the input: linears that share one share a matrix, and are worked on in turn.
+        inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for name, m in linears.items():
+            inputs.setdefault((name.rpartition(".")[0], m.in_features), []).append((m.out_features, m.in_features))
+        calibrated = any(map(backend.calibrates, levels))
+        units = list(inputs.values()) if calibrated else [[shape] for shapes in inputs.values() for shape in shapes]
+
+        def at_once(shapes: list[tuple[int, int]]) -> int:
+            work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
+            return work + (4 * shapes[0][1] ** 2 if calibrated else 0)
+
+        side_by_side = workers(backend, len(units), torch.device(place))
+        work = sum(sorted(map(at_once, units), reverse=True)[:side_by_side])
         if "calibrated" in self.settings.inits:
-            work = max(work, *(fit_bytes(*shape) for shape in shapes))
+            work = max(work, *(fit_bytes(*shape) for shapes in units for shape in shapes))
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         tables = [table.linear for table in model.tables.values()]
         at_table = max((self._table_work(linear, place) for linear in tables), default=0)
         stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
         made = max(made, sum(stored))
-        if not any(map(backend.calibrates, levels)):
+        if not calibrated:
             return max(work + placed, at_table), made
         batches = model.calibration_batches()
         rows, tokens = _largest(batches)
-        # An input's width stands for the input: linears that share one share a matrix.
-        inputs = {(name.rpartition(".")[0], m.in_features) for name, m in linears.items()}
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.layerwise.calibration(self._at, rows, tokens) + experts + self._placed()
-        largest = 4 * max(width for _, width in inputs) ** 2
         casts = (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
-        work = max(forward, moments + largest + work + placed, at_table)
+        work = max(forward, moments + work + placed, at_table)
         return casts + work, made + self._hidden(batches, self.passed)
 
     def _table_work(self, table: nn.Linear, place: str) -> int:

@@ -15,8 +15,8 @@ from qra_backends import make_backend
 from qra_eval.costs.cards import cards
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate, prior_charge, seconds_per_token
-from qra_eval.models.attention import use_fast_attention
-from qra_eval.models.device import resolve_device
+from qra_eval.models.attention import expect_fast_attention, use_fast_attention
+from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
 from qra_eval.models.load import load_model
 from qra_eval.prior.kept import kept_or_measured
@@ -142,6 +142,8 @@ class QuantizedLoRAEvaluator(Evaluator):
                 raise ValueError(f"task {task.name!r} has no rows in its {split} split")
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
+        if place.type == "cpu":
+            keep_few_products()
         if progress is not None:
             progress("load model", 0, 1)
         loaded = load_model(
@@ -156,6 +158,8 @@ class QuantizedLoRAEvaluator(Evaluator):
             progress("load model", 1, 1)
         if weights:
             use_fast_attention(loaded.model)
+        elif place.type == "cpu":
+            expect_fast_attention(loaded.model)
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, task.name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(

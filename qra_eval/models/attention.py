@@ -20,6 +20,9 @@ TOLERANCE = 0.05
 """Largest difference of logits from the model's eager attention, in root mean square as a share of their deviation,
 at which the two count as the same. Half precision alone makes 0.01 of SmolLM2; another mask makes more than 0.3."""
 
+SINKS = ("gpt_oss",)
+"""Families whose attention has sinks."""
+
 
 def use_fast_attention(model: Any) -> bool:
     """Switch a CPU model to `matmul_attention` if that computes the same; True if it was switched.
@@ -47,6 +50,23 @@ def use_fast_attention(model: Any) -> bool:
     if not same:
         model.set_attn_implementation(before)
     return same
+
+
+def expect_fast_attention(model: Any) -> bool:
+    """`use_fast_attention` for a model of shapes alone, which cannot be run: by what its config says.
+
+    Estimates of memory follow from it: `matmul_attention` keeps matrices (T, T) where torch's kernel keeps none.
+    """
+    text, before = model.config.get_text_config(), model.config._attn_implementation
+    if getattr(text, "attn_logit_softcapping", None) or text.model_type in SINKS:
+        return False
+    try:
+        _register()
+        model.set_attn_implementation(NAME)
+    except (ValueError, NotImplementedError, AttributeError):
+        model.set_attn_implementation(before)
+        return False
+    return True
 
 
 def matmul_attention(

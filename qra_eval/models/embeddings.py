@@ -145,7 +145,7 @@ class TableHead(nn.Module):
         return self.table.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        plain = self.table.plain
+        plain, hidden = self.table.plain, hidden.contiguous()  # see `loaded.contiguous_input`
         if plain is not None:
             return F.linear(hidden, plain.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
         logits = _Logits.apply(hidden, self.table)

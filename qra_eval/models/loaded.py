@@ -55,6 +55,9 @@ def finish(
     model.eval()
     digest = fingerprint(unstack(model))
     normalise(model)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is not None:
+        head.register_forward_pre_hook(contiguous_input)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     left = {id(p) for found in find_linears(model) for p in found.module.parameters()} if stream else set()
@@ -62,6 +65,15 @@ def finish(
         if id(tensor) not in left:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, name, digest, spec)
+
+
+def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Before a head is called with the last positions alone, which do not lie side by side in memory.
+
+    In half precision on a CPU, torch multiplies such rows one by one, with a copy of the head for each: 500 MiB and 190
+    times as long for 8 rows and a head of 62 MiB.
+    """
+    return (args[0].contiguous(), *args[1:])
 
 
 def finish_shape(model: nn.Module, tokenizer: Any, name: str, spec: str) -> LoadedModel:

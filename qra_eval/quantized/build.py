@@ -8,17 +8,19 @@ killed goes on at the layer where it was. Inputs are those of the unquantized mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+import torch
 from filelock import FileLock, Timeout
-from qra_backends.base import Level
-from torch import nn
+from qra_backends.base import Backend, Level
+from torch import Tensor, nn
 
 from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.quantized.starts import Starts
+from qra_eval.quantized.threads import side_by_side, workers_for
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
@@ -135,20 +137,46 @@ def _quantize(
     done: int,
     total: int,
 ) -> None:
-    """A layer's linears at the levels that it lacks, on the device, each written to its file."""
-    made: dict[Level, dict[str, dict[str, object]]] = {level: {} for level in levels}
-    names = bank.names(layer)
-    owners = [moments.owner(name) if moments is not None else name for name in names]
-    for n, name in enumerate(names):
+    """A layer's linears at the levels that it lacks, on the device, each level written to its file."""
+    made: dict[str, dict[Level, dict[str, Tensor]]] = {}
+
+    def quantize(names: Sequence[str]) -> None:
+        hessian = None if moments is None else moments.hessian(names[0])
+        for name in names:
+            linear: nn.Linear = bank.linears[name]
+            with put(linear, blocks.device, linear.weight.dtype):
+                own = [level for level in levels if storable(bank.backend, level, linear)]
+                modules = bank.backend.quantize_levels(linear, own, hessian=hessian)
+                made[name] = {
+                    level: {key: tensor.cpu() for key, tensor in bank.backend.to_tensors(module).items()}
+                    for level, module in modules.items()
+                }
+        if moments is not None:
+            moments.release(names[0])
+
+    def told(names: Sequence[str]) -> None:
         if progress is not None:
-            progress("quantize", done + n, total)
-        linear: nn.Linear = bank.linears[name]
-        with put(linear, blocks.device, linear.weight.dtype):
-            hessian = None if moments is None else moments.hessian(name)
-            own = [level for level in levels if storable(bank.backend, level, linear)]
-            for level, module in bank.backend.quantize_levels(linear, own, hessian=hessian).items():
-                made[level][name] = {k: t.cpu() for k, t in bank.backend.to_tensors(module).items()}
-        if moments is not None and owners[n] not in owners[n + 1 :]:
-            moments.release(name)
-    for level, tensors in made.items():
-        bank.write(layer, level, tensors)  # type: ignore[arg-type]
+            progress("quantize", done + len(made), total)
+
+    names = bank.names(layer)
+    together = sharing(names, moments, {name: bank.linears[name] for name in names})
+    side_by_side(quantize, together, workers(bank.backend, len(together), blocks.device), told)
+    for level in levels:
+        bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
+
+
+def sharing(names: Sequence[str], moments: LayerMoments | None, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
+    """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(name if moments is None else moments.owner(name), []).append(name)
+
+    def work(names: list[str]) -> int:
+        return sum(linears[name].out_features * linears[name].in_features ** 2 for name in names)
+
+    return sorted(together.values(), key=work, reverse=True)
+
+
+def workers(backend: Backend, items: int, device: torch.device) -> int:
+    """Threads that quantize: one where the backend does not allow more, or a GPU does the work."""
+    return workers_for(items) if backend.side_by_side and device.type == "cpu" else 1

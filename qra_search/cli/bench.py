@@ -23,7 +23,10 @@ def bench(
     ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
-        option("--task T", "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; several may be given."),
+        option(
+            "--task T",
+            "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; repeatable.",
+        ),
     ] = None,  # fmt: skip
     only: Annotated[str | None, option("--only REGEX", "Only the tasks whose name matches.")] = None,
     names: Annotated[

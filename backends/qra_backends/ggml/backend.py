@@ -38,6 +38,7 @@ class GGUFBackend(Backend):
     name: ClassVar[str] = "gguf"
     library: ClassVar[str | None] = library.PACKAGE
     calibrated = True
+    side_by_side = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
 
     def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):

@@ -34,6 +34,7 @@ class ReferenceBackend(Backend):
     name: ClassVar[str] = "reference"
     revision: ClassVar[int] = 2
     bits = bitpack.WIDTHS
+    side_by_side = True
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
         if not isinstance(group_size, int) or group_size < 1:

@@ -9,6 +9,7 @@ to 4608 / L rows. The factor of the last Hessian is kept as long as that Hessian
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -50,6 +51,7 @@ class ErrorFeedback(Backend):
     """
 
     calibrated = True
+    side_by_side = True
     damping: float
     polish: int
 
@@ -80,7 +82,7 @@ class ErrorFeedback(Backend):
         if not isinstance(polish, int) or polish < 0:
             raise ValueError(f"polish must be a number of sweeps, 0 for none, got {polish!r}")
         self.damping, self.polish = damping, polish
-        self._last = WeakTensorKeyDictionary()  # the last Hessian's factor, for the next bit-width; goes when it goes
+        self._last = _Last()
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         return self._encode(weight, (bits,), hessian)[bits]
@@ -139,12 +141,20 @@ class ErrorFeedback(Backend):
     def _factor(self, hessian: Tensor) -> Factor:
         if hessian.is_inference():  # keeps no version, so a change in place would go unseen
             return factorize(hessian, self.damping)
-        version, factor = self._last.get(hessian, (None, None))
+        kept = self._last.factors
+        version, factor = kept.get(hessian, (None, None))
         if factor is None or version != hessian._version:
-            self._last.clear()
+            kept.clear()
             factor = factorize(hessian, self.damping)
-            self._last[hessian] = (hessian._version, factor)
+            kept[hessian] = (hessian._version, factor)
         return factor
+
+
+class _Last(threading.local):
+    """The factor of a thread's last Hessian, for the next linear that reads the same; goes when the Hessian goes."""
+
+    def __init__(self) -> None:
+        self.factors = WeakTensorKeyDictionary()
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):

@@ -12,7 +12,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
 from qra_eval.costs.meter import Meter
-from qra_eval.costs.phases import LIBRARIES, TRAINED_NUMBER, foretell
+from qra_eval.costs.phases import RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
 from qra_eval.costs.sketch import Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
@@ -72,7 +72,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     evaluator = shape_only(tmp_path)
     peaks = foretell(evaluator.workbench)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
-    assert all(peak.device == 0 and peak.host >= LIBRARIES for peak in peaks.values())
+    assert all(peak.device == 0 and peak.host >= RELOAD_LIBRARIES for peak in peaks.values())
     facts = evaluator.estimate()
     assert facts["peak_bytes"] == max(peak.host for peak in peaks.values())
     linears = [m for group in evaluator.space.groups for m in group.linears]

@@ -229,3 +229,13 @@ def test_byte_tokens_are_bytes_and_words_are_learned():
     assert len(byte_tokenizer()("aé🙂")["input_ids"]) == 1 + 2 + 4
     words = word_tokenizer(["Anna has apples"] * 9, 300)
     assert len(words("Anna has apples")["input_ids"]) == 3 and len(words("1234")["input_ids"]) == 4
+
+
+def test_the_head_is_given_the_last_positions_side_by_side(folder):
+    model = load_model(str(folder), dtype=torch.float32).model
+    ids = torch.randint(3, 50, (3, 5), generator=torch.Generator().manual_seed(0))
+    whole, seen = model(input_ids=ids).logits[:, -1:], []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    last = model(input_ids=ids, logits_to_keep=1).logits
+    assert seen == [True]
+    torch.testing.assert_close(last, whole)

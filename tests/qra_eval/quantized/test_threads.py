@@ -1,0 +1,59 @@
+"""Work in several threads that share torch's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from qra_eval.quantized.threads import side_by_side, workers_for
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    whole = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(whole)
+
+
+def test_workers_are_as_many_as_torch_has_threads_and_no_more_than_items() -> None:
+    assert [workers_for(n) for n in (0, 1, 3, 4, 9)] == [1, 1, 3, 4, 4]
+
+
+def test_all_items_are_worked_on_at_once_and_told_to_the_caller() -> None:
+    together = threading.Barrier(2, timeout=30)
+    seen: dict[str, int] = {}
+    told = []
+
+    def work(item: str) -> None:
+        together.wait()  # neither goes on alone
+        seen[item] = torch.get_num_threads()
+
+    def done(item: str) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        told.append(item)
+
+    side_by_side(work, ["a", "b"], 2, done)
+    assert seen == {"a": 2, "b": 2} and sorted(told) == ["a", "b"]
+    assert torch.get_num_threads() == 4
+
+
+def test_one_worker_takes_items_in_order_with_all_threads() -> None:
+    threads, told = [], []
+    side_by_side(lambda _: threads.append(torch.get_num_threads()), [1, 2, 3], 1, told.append)
+    assert told == [1, 2, 3] and threads == [4, 4, 4]
+
+
+def test_after_a_failure_no_further_item_starts_and_threads_are_given_back() -> None:
+    started = []
+
+    def work(item: int) -> None:
+        started.append(item)
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item"):
+        side_by_side(work, list(range(100)), 2, lambda _: None)
+    assert len(started) < 100 and torch.get_num_threads() == 4
