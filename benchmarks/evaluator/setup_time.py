@@ -3,7 +3,9 @@
 python benchmarks/evaluator/setup_time.py --before OLDER_CHECKOUT --task gsm8k --data DIR
 
 Each run is a process of its own. Compared are seconds, the codes of the reference backend, and the order in which the
-priors put the groups; also by the figures before they are scaled, summed as the older one sums them.
+priors put the groups; also by the figures before they are scaled, summed as the older one sums them. Labels are drawn
+from the model: `redrawn` is the older checkout once more, on its own bank, with other draws, and says what two orders
+have in common that differ by nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from scipy.stats import spearmanr
 
@@ -35,7 +39,9 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--backend", default="mixed-calibrated")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--polish", type=int, help="sweeps of this checkout; 0 is what the older one does")
     parser.add_argument("--as-before", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--redrawn", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -44,12 +50,13 @@ def main() -> None:
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            found = {name: run(options, place / name, root, name == "as_before") for name, root in sides(options)}
+            found = {name: run(options, place, name, root) for name, root in sides(options)}
             row: dict[str, Any] = {"model": options.model, "task": options.task, "backend": options.backend}
+            row |= {"polish": options.polish, "threads": torch.get_num_threads()}
             row |= {name: {k: v for k, v in facts.items() if k.endswith("seconds")} for name, facts in found.items()}
             if "before" in found:
                 row["ratio"] = total(found["now"]) / total(found["before"])
-                for name in ("now", "as_before"):
+                for name in ("now", "as_before", "redrawn"):
                     row[f"{name}_to_before"] = {
                         "equal_codes": equal_codes(place / "before", place / name),
                         "spearman_of_figures": spearmans(found["before"]["figures"], found[name]["figures"]),
@@ -64,16 +71,22 @@ def sides(options: argparse.Namespace) -> list[tuple[str, Path]]:
     """This checkout twice: as it is, and with rows that are not padded and labels drawn as the older one draws them."""
     if options.before is None:
         return [("now", ROOT)]
-    return [("before", options.before.resolve()), ("now", ROOT), ("as_before", ROOT)]
+    older = options.before.resolve()
+    return [("before", older), ("now", ROOT), ("as_before", ROOT), ("redrawn", older)]
 
 
-def run(options: argparse.Namespace, folder: Path, root: Path, as_before: bool) -> dict[str, Any]:
+def run(options: argparse.Namespace, place: Path, name: str, root: Path) -> dict[str, Any]:
     """One side, in a process of its own on that side's packages."""
+    folder = place / name
     folder.mkdir()
+    if name == "redrawn":
+        shutil.copytree(place / "before" / "bank", folder / "bank")
     command = [sys.executable, __file__, "--child", str(folder), "--model", options.model, "--task", options.task]
     command += ["--backend", options.backend]
     command += ["--data", str(Path(options.data).resolve())] if options.data else []
-    command += ["--as-before"] if as_before else []
+    if options.polish is not None and root == ROOT:
+        command += ["--polish", str(options.polish)]
+    command += {"as_before": ["--as-before"], "redrawn": ["--redrawn"]}.get(name, [])
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'backends'}"}
     subprocess.run(command, check=True, env=environment, cwd=folder)
     return json.loads((folder / "facts.json").read_text())
@@ -89,10 +102,18 @@ def child(options: argparse.Namespace) -> None:
     if options.as_before and hasattr(batching, "PASS_MULTIPLE"):
         batching.PASS_MULTIPLE, sys.modules[measure.measure_fisher.__module__].LABELS = 1, 1 << 30
 
+    if options.redrawn:
+        drawn, own = torch.multinomial, torch.Generator().manual_seed(1)
+        torch.multinomial = lambda chances, count, **_: drawn(chances, count, generator=own)
+    backend: Any = options.backend
+    if options.polish is not None:
+        choice = {bits: {"name": "reference-gptq", "polish": options.polish} for bits in (2, 3, 4)}
+        backend = {"name": "mixed", "choice": {**choice, 8: "reference"}}
+
     evaluator = QuantizedLoRAEvaluator(
         options.model,
         {"name": options.task, "data": options.data},
-        quantization={"backend": options.backend, "embeddings": 16, "cache": str(options.child / "bank")},
+        quantization={"backend": backend, "embeddings": 16, "cache": str(options.child / "bank")},
     )
     start = time.perf_counter()
     evaluator.quantized.prepare()
