@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--pages", nargs="*", help="only pages of these names; nothing is recorded")
     options = parser.parse_args()
     script, rows = axe_script(), []
+    if not options.pages:
+        RESULTS.write_text("")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         pages = {**reports(options.runs, Path(folder)), **docs(options.site)}
@@ -69,14 +71,21 @@ def main() -> None:
                 continue
             for row in looked_at(browser, file, script, name, options.screenshots):
                 rows.append(row)
+                record(row, options.pages)
                 if faulty(row):
                     print(f"{name} {row['width']} {row['theme']}: {json.dumps(faulty(row), indent=1)}", flush=True)
         if options.site is not None and not options.pages:
             rows.append(searched(browser, options.site / "index.html"))
+            record(rows[-1], options.pages)
         browser.close()
     print(f"{len(rows)} rows, {sum(bool(faulty(row)) for row in rows)} with faults")
-    if not options.pages:
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record(row: dict[str, Any], only: list[str] | None) -> None:
+    """Append a row; those of a run over some pages alone are not kept."""
+    if not only:
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def faulty(row: dict[str, Any]) -> dict[str, Any]:

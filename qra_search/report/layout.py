@@ -79,8 +79,8 @@ def heat_maps(space: SearchSpace, plan: Plan, prior: Prior | None = None) -> lis
     ]
     if prior is not None:
         damage = prior.bits_damage[:, 0]
-        levels, legend = damage_steps(damage)
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
+        levels, legend = damage_steps(damage * scale)
         remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
         labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
         maps.append(HeatMap("prior", "Sensitivity", remark, PRIOR_STEPS, levels.tolist(), labels, legend))

@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from report_runs import evil_space
 
 from qra_search import Group, Linear, Plan, SearchSpace
 from qra_search.contracts.scenarios import toy_space
+from qra_search.evaluation.prior import Prior
 from qra_search.report import colors, words
 from qra_search.report.finding import Finding, headline
 from qra_search.report.html.markup import prose
@@ -85,6 +87,17 @@ def test_groups_that_say_no_place_of_their_own_lie_in_order(places: list[tuple[s
     grid = layout(space(places))
     assert [g for row in grid.cells for g in row if g is not None] == list(range(40))
     assert all(len(row) == len(grid.columns) for row in grid.cells)
+
+
+def test_cells_and_legend_of_the_sensitivities_have_one_unit() -> None:
+    known = evil_space()
+    damage = np.geomspace(0.004, 0.9, len(known))[:, None] * np.array([[1.0, 0.5, 0.1, 0.0]])
+    lowest = np.zeros(len(known), dtype=int)
+    prior = Prior(damage, np.zeros((len(known), len(known.ranks))))
+    found = heat_maps(known, known.decode(lowest, lowest), prior)[-1]
+    assert "in thousandths of a nat" in found.remark
+    low, high = (float(text) for text in found.legend[-1].split(" to "))
+    assert low < float(found.labels[-1]) == high == 900
 
 
 def test_the_steps_of_a_ramp_hold_their_values() -> None:
