@@ -2,7 +2,8 @@
 
     python benchmarks/exports/engine_side.py ENGINE FOLDER PROMPTS.json OUT
 
-OUT.safetensors gets every decoded weight, and for GPTQModel the logits; OUT.json what has other shapes. Imports nothing
+OUT.safetensors gets every decoded weight, and for GPTQModel the logits, in bfloat16 and with everything cast to
+float32 after loading; OUT.json what has other shapes. Imports nothing
 of this project.
 """
 
@@ -53,7 +54,11 @@ def gptqmodel(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.T
             for ids in starts(prompts)
         ]  # fmt: skip
     layer = type(tuned.base_model.model.model.layers[0].mlp.up_proj).__name__
-    return {**weights, "logits": torch.cat(found)}, {"generated": greedy, "adapter_layer": layer}
+    tuned.float()
+    with torch.no_grad():
+        float32 = [tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids in prompts]
+    tensors = {**weights, "logits": torch.cat(found), "logits_in_float32": torch.cat(float32)}
+    return tensors, {"generated": greedy, "adapter_layer": layer}
 
 
 def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

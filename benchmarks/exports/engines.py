@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from engine_side import GENERATED, starts
-from llama_cpp_levels import MARGIN, difference, logits, texts
+from llama_cpp_levels import MARGIN, difference, logits, run_model, texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
-from qra_eval.export.tuned import TunedRun
+from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.config import make_config
 from qra_search.engines import ENGINES
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -61,7 +62,7 @@ def main() -> None:
     if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
         subprocess.run([given.python, side, given.engine, out, given.run / "prompts.json", found], check=True)
     theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
-    model = run.with_weights(run.weight)
+    model = run_model(run, None)
     mine = logits(model, prompts)
     row = {
         "engine": given.engine,
@@ -72,13 +73,25 @@ def main() -> None:
         **file_facts(run, out / "model.safetensors", theirs),
     }
     row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
-    in_float32 = logits(run.with_weights(run.weight).float(), prompts)
+    in_float32 = logits(run_model(run, float32_weight(run)), prompts)
     row["the_model_in_float32"] = difference(mine, in_float32)
+    if "logits_in_float32" in theirs:
+        row["both_in_float32"] = difference(in_float32, theirs["logits_in_float32"])
     row |= continued(model, prompts, facts["generated"])
     print(json.dumps(row), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with given.out.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
+    """The weights as they are decoded, without the rounding to the model's dtype."""
+
+    def weight(linear: Chosen) -> Tensor:
+        module: Any = run.module(linear.name)
+        return module.weight.float() if linear.bits == UNQUANTIZED_BITS else module.dequantize(torch.float32)
+
+    return weight
 
 
 def tune(
