@@ -45,12 +45,15 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=48, help="rows that are calibrated on")
     parser.add_argument("--held-out", type=int, default=16, help="rows on which the error is measured")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th layer")
+    parser.add_argument("--last-layer", type=int, help="the model is cut after it; default: all layers")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/whole_zeros.jsonl"))
     parser.add_argument("--only", default="", help="ways whose name holds this text; rows are added to the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model("smollm2")
+    if options.last_layer is not None:
+        loaded.model.model.layers = loaded.model.model.layers[: options.last_layer + 1]
     names = [f.name for f in find_linears(loaded.model) if f.layer % options.every == 0]
     lines = (options.data / "gsm8k_train.jsonl").read_text().splitlines()[: options.calibration + options.held_out]
     texts = [f"{row['question']} {row['answer']}" for row in map(json.loads, lines)]

@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from engine_side import GENERATED, starts
-from llama_cpp_levels import difference, logits, texts
+from llama_cpp_levels import MARGIN, difference, logits, run_model, texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
-from qra_eval.export.tuned import TunedRun
+from qra_eval.export.tuned import Chosen, TunedRun
 from qra_search.config import make_config
 from qra_search.engines import ENGINES
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", choices=sorted(BITS))
     parser.add_argument("run", type=Path)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", required=True)
     parser.add_argument("--python", required=True)
     parser.add_argument("--bits", type=int, nargs="*", help="levels of the plan, one after another")
@@ -49,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bits = tuple(given.bits or BITS[given.engine])
     if not (given.run / "plan.json").is_file():
-        tune(given.engine, given.run, given.data, given.cache, given.steps, bits)
+        tune(given.engine, given.model, given.run, given.data, given.cache, given.steps, bits)
     run, engine = TunedRun(given.run), ENGINES[given.engine]
     out = given.run / "exports" / engine.format
     if not out.is_dir():
@@ -57,18 +59,24 @@ def main() -> None:
     prompts = texts(run, Path(given.data), given.positions)
     (given.run / "prompts.json").write_text(json.dumps(prompts))
     side, found = Path(__file__).with_name("engine_side.py"), given.run / "engine"
-    subprocess.run([given.python, side, given.engine, out, given.run / "prompts.json", found], check=True)
+    if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
+        subprocess.run([given.python, side, given.engine, out, given.run / "prompts.json", found], check=True)
     theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
-    model = run.with_weights(run.weight)
+    model = run_model(run, None)
     mine = logits(model, prompts)
     row = {
         "engine": given.engine,
         "version": facts["version"],
         "backend": run.plan["backend"],
+        "model": Path(run.spec).name,
         "bits": bits,
         **file_facts(run, out / "model.safetensors", theirs),
     }
     row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
+    in_float32 = logits(run_model(run, float32_weight(run)), prompts)
+    row["the_model_in_float32"] = difference(mine, in_float32)
+    if "logits_in_float32" in theirs:
+        row["both_in_float32"] = difference(in_float32, theirs["logits_in_float32"])
     row |= continued(model, prompts, facts["generated"])
     print(json.dumps(row), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,15 +84,27 @@ def main() -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def tune(engine: str, folder: Path, data: str, cache: str | None, steps: int, bits: tuple[int, ...]) -> None:
+def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
+    """The weights as they are decoded, without the rounding to the model's dtype."""
+
+    def weight(linear: Chosen) -> Tensor:
+        module: Any = run.module(linear.name)
+        return module.weight.float() if linear.bits == UNQUANTIZED_BITS else module.dequantize(torch.float32)
+
+    return weight
+
+
+def tune(
+    engine: str, model: str, folder: Path, data: str, cache: str | None, steps: int, bits: tuple[int, ...]
+) -> None:
     """A plan that has every level, tuned briefly."""
     config = make_config({"engine": engine, "space": {"bits": sorted(set(bits)), "ranks": RANKS}})
     evaluator = QuantizedLoRAEvaluator(
-        "smollm2",
+        model,
         {"name": "gsm8k", "data": data},
         quantization=config.quantization.model_copy(update={"cache": cache}),
         space=config.space,
-        training={"batch_size": 4, "test_rows": 4},
+        training={"batch_size": 4, "test_rows": 4, "sample_answers": 0},
     )
     groups = range(len(evaluator.space))
     plan = Plan(tuple(bits[i % len(bits)] for i in groups), tuple(RANKS[i % len(RANKS)] for i in groups))
@@ -113,11 +133,13 @@ def file_facts(run: TunedRun, file: Path, theirs: dict[str, Tensor]) -> dict[str
 
 def likeliest(mine: Tensor, positions: list[list[list[Any]]]) -> dict[str, Any]:
     """As `difference`, of the logits of each position's likeliest tokens alone."""
-    gaps, same = [], []
+    gaps, same, clear = [], [], []
     for own, some in zip(mine, positions, strict=True):
         tokens, values = zip(*some, strict=True)
         gaps.append((own[list(tokens)] - torch.tensor(values)).abs())
         same.append(int(own.argmax()) == max(some, key=lambda pair: pair[1])[0])
+        first, second = own.topk(2).values.tolist()
+        clear.append(first - second > MARGIN)
     gap = torch.cat(gaps)
     return {
         "largest_logit_difference": round(float(gap.max()), 4),
@@ -125,6 +147,10 @@ def likeliest(mine: Tensor, positions: list[list[list[Any]]]) -> dict[str, Any]:
         "largest_logit": round(float(mine.abs().max()), 2),
         "positions": len(mine),
         "same_next_token": round(sum(same) / len(same), 4),
+        f"same_where_the_margin_is_above_{MARGIN}": round(
+            sum(a and b for a, b in zip(same, clear, strict=True)) / sum(clear), 4
+        ),
+        "share_with_such_a_margin": round(sum(clear) / len(clear), 4),
         "compared_tokens_of_a_position": len(positions[0]),
     }
 

@@ -6,7 +6,7 @@ import pytest
 from cli_runner import Qra
 
 from qra_search.config import ConfigError, dump_config, load_config, make_config
-from qra_search.engines import ENGINES, refusal
+from qra_search.engines import ENGINES, refusal, room_for
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -45,7 +45,16 @@ def test_what_an_engine_has_not_is_refused_in_one_line(data, said):
 def test_models_that_an_engine_cannot_run_are_refused():
     assert refusal("llama.cpp", family="llama", rope="llama3") is None
     assert "this model is gpt2" in str(refusal("llama.cpp", family="gpt2", rope="default"))
+    assert "this model is gpt2" in str(refusal("vllm", family="gpt2", rope="default"))
+    assert refusal("gptqmodel", family="qwen3", rope="yarn") is None
     assert "this model's is yarn" in str(refusal("llama.cpp", family="llama", rope="yarn"))
+
+
+def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
+    assert [room_for("vllm", rank) for rank in (1, 4, 8, 48, 512)] == [1, 8, 8, 64, 512]
+    assert room_for("llama.cpp", 48) == 48
+    with pytest.raises(ValueError, match="rank 600 is above 512"):
+        room_for("vllm", 600)
 
 
 def test_export_without_a_format_needs_an_engine(tmp_path, capsys: pytest.CaptureFixture[str]):

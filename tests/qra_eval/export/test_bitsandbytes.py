@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
 def test_plain_transformers_and_peft_compute_the_tuned_model(run: TunedRun, tmp_path: Any) -> None:
     done = export(run, "bitsandbytes", tmp_path / "out")
     assert done.largest_logit_difference == 0
+    for adapter, base in ((done.path / "adapter", done.path), (run.adapter_folder, Path(run.spec))):
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(base.resolve())
     tensors = load_file(done.path / "model.safetensors")
     for linear in run.linears:
         module = run.module(linear.name)

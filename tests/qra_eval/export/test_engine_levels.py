@@ -129,3 +129,9 @@ def test_zero_points_of_gptqs_first_format_are_read_as_they_were() -> None:
     words = layouts.words_of(torch.zeros(32, 32, dtype=torch.uint8), 4)
     stored = layouts.gptq_tensors(words, torch.ones(32, 1), zero, 4, shift=1)
     assert torch.equal(layouts.gptq_zeros(stored, 4, shift=1), zero)
+
+
+def test_an_adapter_on_a_base_without_an_address_says_who_knows_it(folder: Path) -> None:
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    assert "qra_eval.load" in (folder / "adapter" / "README.md").read_text()
