@@ -134,7 +134,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("log convert land", "trials.sqlite"),
     # tuning
     ("finetune none", "none is no run"),
-    ("finetune begun", "cannot fine-tune"),
+    ("finetune begun", "has no plan yet"),
     ("finetune land", "evaluator 'landscape' cannot fine-tune"),
     ("finetune unplanned", "has no plan yet"),
     ("finetune tiny --plan none.json", "give a plan.json or a run"),
@@ -188,7 +188,7 @@ OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
     ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
 )
-"""What only the class of a plug-in knows, and that class is of torch: an import of torch is added to what they may take."""
+"""What only the class of a plug-in knows, which is of torch: its import is added to what they may take."""
 
 
 def world(folder: Path, qra: Callable[[str], None]) -> None:

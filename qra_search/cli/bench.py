@@ -23,7 +23,11 @@ def bench(
     ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
-        option("--task T", "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; several may be given."),
+        option(
+            "--task T",
+            "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; may "
+            "be given several times.",
+        ),
     ] = None,  # fmt: skip
     only: Annotated[str | None, option("--only REGEX", "Only the tasks whose name matches.")] = None,
     names: Annotated[

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_families import tiny_config_model
 
-from qra_eval.models.tiny import byte_tokenizer
 from qra_eval import hub
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.multiple_choice import SOURCES
 
