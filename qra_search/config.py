@@ -183,7 +183,7 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
     if lacking:
         raise ConfigError(
             f"{source}: space.bits has {', '.join(map(str, lacking))}: engine {name} has "
-            f"{', '.join(map(str, engine.bits))}, and 16 for unquantized"
+            f"{', '.join(str(bits) for bits in engine.bits if bits != UNQUANTIZED_BITS)}, and 16 for unquantized"
         )
 
 
