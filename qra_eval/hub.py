@@ -41,9 +41,9 @@ def downloaded(kind: Kind, name: str) -> bool:
     """Whether the cache holds something of a model or a data set."""
     from huggingface_hub import constants
 
-    parts = f"{kind}s--{name.replace('/', '--')}"
-    datasets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    places = [Path(constants.HF_HUB_CACHE) / parts]
-    if kind == "dataset":
-        places.append(datasets / name.replace("/", "___").lower())
-    return any(place.is_dir() for place in places)
+    if (Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}").is_dir():
+        return True
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    # There `Owner/SomeName` is Owner___some_name.
+    wanted = name.replace("/", "").replace("_", "").lower()
+    return kind == "dataset" and any(p.name.replace("_", "").lower() == wanted for p in prepared.glob("*"))

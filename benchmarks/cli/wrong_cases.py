@@ -61,7 +61,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --task few.jsonl", "3 are needed"),
     (f"plan {TINY} --task turns.jsonl", "turns.jsonl, line 1"),
     (f"plan {TINY} --task rubbish.parquet", "is no Parquet file"),
-    (f"plan {TINY} --task rows.xlsx", "rows.xlsx"),
+    (f"plan {TINY} --task rows.xlsx", "data files end in .jsonl"),
     (f"plan {TINY} --task nobody/nothing", "could not be downloaded"),
     (f"plan {TINY} --task gsm8k --data none", "is not a folder"),
     (f"plan {TINY} --task text --data blank.txt", "has no text"),
@@ -80,7 +80,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
     (f"plan {TINY} --engine vllm", "unknown engine 'vllm'"),
     (f"plan {TINY} --engine llama.cpp --backend hqq", "leave the backend out"),
-    (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4"),
+    (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4, and 16 for unquantized"),
     (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
     # budgets
     (f"search {LAND} --out new --memory 108", "such as 108MiB or 108GiB"),
@@ -122,7 +122,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show none", "none is no run"),
     ("show empty", "holds no trials.jsonl"),
     ("show damaged", "is not a readable trial log"),
-    ("show begun", "has no plan yet"),
+    ("show begun", "go on with `qra search begun`"),
     ("show land --memory much", "is not a memory budget"),
     ("report none", "none is no run"),
     ("report land --out rows.jsonl/x.html", "a file is in the way"),
@@ -134,7 +134,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("log convert land", "trials.sqlite"),
     # tuning
     ("finetune none", "none is no run"),
-    ("finetune begun", "cannot fine-tune"),
+    ("finetune begun", "has no plan yet"),
     ("finetune land", "evaluator 'landscape' cannot fine-tune"),
     ("finetune unplanned", "has no plan yet"),
     ("finetune tiny --plan none.json", "give a plan.json or a run"),
@@ -163,7 +163,7 @@ CASES: tuple[tuple[str, str], ...] = (
     # plans
     ("plans diff none.json land", "give a plan.json or a run"),
     ("plans diff torn.json land", "torn.json is not JSON"),
-    ("plans check land/plan.json --run land5", "the plan is of another space"),
+    ("plans check land/plan.json --run land5", "give one of this run, or read it into its space"),
     ("plans check land --memory 1MiB", "raise --memory"),
     ("plans edit land --set '*=9:4' --out x.json", "known are 2, 3, 4, 8"),
     ("plans edit land --set 'heads=4:4' --out x.json", "no group is named 'heads'"),
@@ -188,7 +188,7 @@ OF_PLUGINS: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
     ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
 )
-"""What only the class of a plug-in knows, and that class is of torch: its import is added to what they may take."""
+"""What only the class of a plug-in knows, which is of torch: its import is added to what they may take."""
 
 
 def world(folder: Path, qra: Callable[[str], None]) -> None:

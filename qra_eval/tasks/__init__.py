@@ -8,7 +8,7 @@ from typing import Any
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.sources import is_file_name, is_hub_name
+from qra_eval.tasks.sources import READERS, is_file_name, is_hub_name
 from qra_search import plugins
 
 __all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode", "make_task"]
@@ -31,6 +31,10 @@ def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 
         if data is not None:
             raise ValueError(f"the task {name_or_path!r} is its own data: leave out {str(data)!r}")
         name_or_path, data = "jsonl", name_or_path
+    elif Path(name_or_path).is_file():
+        raise ValueError(
+            f"{name_or_path}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE"
+        )
     factory = plugins.load("tasks", name_or_path)
     try:
         return factory(data=None if data is None else str(data), seed=seed, **options)

@@ -83,9 +83,9 @@ def task_named(text: str) -> Task:
     if kind == "recorded" and rest:
         return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
     if kind == "evaluator" and rest:
-        name, options = with_options(rest)
-        fields = {key: value for key, value in options.items() if "." in key}
-        own = {key: value for key, value in options.items() if "." not in key}
+        name, given = with_options(rest)
+        fields = {key: value for key, value in given.items() if "." in key}
+        own = {key: value for key, value in given.items() if "." not in key}
         return Task(text, name, own, config=fields, seeded=False)
     parts = UNITS.sub("", NOISE.sub("", text)).split("-")
     if len(parts) != 4 or not parts[1].isdigit():

@@ -25,7 +25,8 @@ def bench(
         list[str] | None,
         option(
             "--task T",
-            "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; repeatable.",
+            "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; may "
+            "be given several times.",
         ),
     ] = None,  # fmt: skip
     only: Annotated[str | None, option("--only REGEX", "Only the tasks whose name matches.")] = None,

@@ -92,7 +92,10 @@ def show(
         if memory is None and folder.plan_file.is_file():
             plan = folder.plan()
     if plan is None:
-        raise BadInput(f"{run} has no plan{f' within {memory}' if memory else ' yet'}: nothing that fits was evaluated")
+        raise BadInput(
+            f"{run} has no plan{f' within {memory}' if memory else ' yet'}: nothing that fits was evaluated; go on "
+            f"with `qra search {run}`"
+        )
     if as_json:
         common.emit(plan_to_dict(result.space, plan))
         return

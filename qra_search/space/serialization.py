@@ -105,8 +105,11 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
         raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
     missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
     if missing or unknown:
+        lacks = f"it lacks {', '.join(sorted(missing)[:3])}" if missing else ""
+        more = f"it has {', '.join(sorted(unknown)[:3])} besides" if unknown else ""
         raise ValueError(
-            f"the plan is of another space: it lacks {sorted(missing)[:3]} and has {sorted(unknown)[:3]} besides"
+            f"the plan is of another space: {' and '.join(filter(None, (lacks, more)))}: give one of this run, or read "
+            "it into its space with `qra plans import --from plan`"
         )
     try:
         plan = Plan(tuple(chosen[n][0] for n in space.names), tuple(chosen[n][1] for n in space.names))

@@ -37,10 +37,10 @@ def typed_options(factory: Callable[..., Any], what: str, options: Mapping[str, 
             for name, value in options.items()}  # fmt: skip
 
 
-def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+def _hints(factory: Any) -> dict[str, Any]:
     """Types of a factory's parameters by name; none if a name in them cannot be resolved, as one for mypy alone."""
     try:
-        return typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+        return typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
     except NameError:
         return {}
 

@@ -38,7 +38,7 @@ def test_without_a_network_it_is_asked_once_with_a_limit(asked: list[Any], kind:
 @pytest.mark.parametrize(
     ("kind", "folder"),
     [("model", "hub/models--someone--thing"), ("dataset", "hub/datasets--someone--thing"),
-     ("dataset", "datasets/someone___thing")],
+     ("dataset", "datasets/someone___thing"), ("dataset", "datasets/Someone___th_ing")],
 )  # fmt: skip
 def test_what_was_downloaded_before_needs_no_hub(asked: list[Any], tmp_path: Path, kind: hub.Kind, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)

@@ -26,6 +26,7 @@ CASES = [
     ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k", "data": "none"}}, "none is not a folder"),
+    ({"task": {"name": "text.gguf"}}, "text.gguf: data files end in .jsonl, .json, .csv"),
     ({"quantization": {"backend": {2: "reference", 4: ["hqqq", "hqq"]}}}, "unknown backend 'hqqq'"),
     ({"quantization": {"backend": "hqqq"}}, "unknown backend 'hqqq': did you mean hqq?"),
     ({"task": {"name": "arithmatic"}}, "unknown task 'arithmatic': did you mean arithmetic?"),

@@ -256,7 +256,9 @@ def test_rows_name_commit_and_versions_but_no_place(small: Path) -> None:
 
 def test_a_second_call_runs_nothing_and_a_wider_one_only_what_is_new(small: Path, tmp_path: Path) -> None:
     (tmp_path / "raw.jsonl").write_bytes((small / "raw.jsonl").read_bytes())
-    again = bench.run_benchmark([TASK], ["random", "additive"], 3, 12, tmp_path, workers=1)
+    said: list[str] = []
+    again = bench.run_benchmark([TASK], ["random", "additive"], 3, 12, tmp_path, workers=1, progress=said.append)
+    assert said == ["resumed: 6 of 6 cells are there, 0 left"]
     assert again == bench.Progress(0, 0, 6)
     wider = bench.run_benchmark([TASK], ["random", "uniform"], [2, 3], 12, tmp_path, workers=1)
     assert wider == bench.Progress(3, 0, 1)

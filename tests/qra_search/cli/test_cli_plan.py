@@ -59,8 +59,9 @@ def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_p
     on = qra("search", tmp_path / "a", "--evaluations", 8)
     assert on.status == 0, on.err
     assert "what it costs: " in on.err and "what it may gain: " in on.err
+    assert "resumed: the sensitivities are measured, no plan is evaluated yet" in on.err
     alone = qra("search", *MODULES, "--memory", "uniform3r8", "-n", 8, "--out", tmp_path / "b")
-    assert alone.status == 0
+    assert alone.status == 0 and "resumed" not in alone.err
     logs = []
     for name in "ab":
         with TrialLog(tmp_path / name / "trials.jsonl") as log:
@@ -73,7 +74,8 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     command = ("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
     qra(*command)
     known = (tmp_path / "a" / "trials.jsonl").read_bytes()
-    assert qra(*command).status == 0
+    again = qra(*command)
+    assert again.status == 0 and again.err.count("resumed: ") == 1
     assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
 
 

@@ -161,7 +161,10 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
     qra: Qra, tmp_path: Path
 ) -> None:
     qra.search(tmp_path / "a", evaluations=6)
-    assert qra("search", "--resume", "--out", tmp_path / "a", "-n", 14).status == 0
+    count = len(trials(tmp_path / "a"))
+    more = qra("search", "--resume", "--out", tmp_path / "a", "-n", 14)
+    assert more.status == 0
+    assert f"resumed: {count} trials are there, " in more.err and " of 14 evaluations spent, " in more.err
     qra.search(tmp_path / "b", evaluations=14)
     assert trials(tmp_path / "a") == trials(tmp_path / "b")
 

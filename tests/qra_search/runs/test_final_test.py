@@ -88,8 +88,9 @@ def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     broken = Tuner(fail_after=2)
     with pytest.raises(KeyboardInterrupt):
         compare_on_test(broken, FOUND, uniform, tmp_path / "t.json", **options)
-    rest = Tuner()
-    tested = compare_on_test(rest, FOUND, uniform, tmp_path / "t.json", **options)
+    rest, said = Tuner(), []
+    tested = compare_on_test(rest, FOUND, uniform, tmp_path / "t.json", **options, say=said.append)
+    assert said == ["resumed: 2 of 4 tunings are done, 2 left"]
     assert not set(broken.calls) & set(rest.calls)
     whole = compare_on_test(Tuner(), FOUND, uniform, tmp_path / "other.json", **options)
     assert tested == whole
