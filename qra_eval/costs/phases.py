@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
+from qra_eval.models.device import has_matrix_units
 from qra_eval.prior.fisher import LABELS
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
@@ -238,8 +239,8 @@ class _Phases:
         return self.tables * item if self.gpu or item != self.stored else 0
 
     def _reordered(self, item: int) -> int:
-        """On a CPU a product in half precision copies its weight into another order: the head's is the largest."""
-        if self.gpu or item != 2:
+        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
+        if self.gpu or item != 2 or not has_matrix_units():
             return 0
         text = self.bench.model.config.get_text_config()
         return max(self.largest, text.vocab_size * text.hidden_size) * item

@@ -63,3 +63,10 @@ def keep_few_products() -> None:
     with each length it met. To make one again costs half a millisecond.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies half precision by AMX; True where torch does not say."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) if hasattr(torch.cpu, "get_capabilities") else True
