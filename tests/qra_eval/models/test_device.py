@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from qra_eval.models.device import resolve_device
+from qra_eval.models.device import has_matrix_units, keep_few_products, resolve_device
 from qra_search import BadInput
 
 
@@ -55,3 +57,21 @@ def test_what_is_no_device_is_refused_with_what_is(gpus, text):
     gpus(2)
     with pytest.raises(BadInput, match="device is .*: auto, cpu, cuda or cuda:1 is needed"):
         resolve_device(text)
+
+
+def test_matrix_units_are_those_that_torch_names(monkeypatch):
+    for known, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False, "avx512_bf16": True}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        assert has_matrix_units() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert has_matrix_units()
+
+
+def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    keep_few_products()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    keep_few_products()
+    assert 1 < int(os.environ[name]) < 1024
