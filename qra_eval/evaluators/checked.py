@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qra_eval.models.device import check_device
 from qra_eval.models.names import check_model, check_on_hub, folder_config
@@ -77,7 +77,7 @@ def check_backend(config: RunConfig) -> None:
 
 def _check_backend_names(config: RunConfig) -> None:
     backend, known = config.quantization.backend, plugins.names("backends")
-    several = [backend] if isinstance(backend, str) or "name" in backend else list(backend.values())
+    several: list[Any] = [backend] if isinstance(backend, str) or "name" in backend else list(backend.values())
     for given in [spec for entry in several for spec in (entry if isinstance(entry, list) else [entry])]:
         name = given if isinstance(given, str) else str(given["name"])
         if not {name, name.rpartition("-")[0]} & set(known):  # variants have a suffix
