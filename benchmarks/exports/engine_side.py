@@ -42,7 +42,10 @@ def gptqmodel(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.T
         for name, module in model.named_modules()
         if isinstance(module, BaseQuantLinear)
     }
-    tuned = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False).to(torch.bfloat16)
+    tuned = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False)
+    for name, parameter in tuned.named_parameters():  # the whole model cast would round the rotary frequencies too
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
     tuned.eval()
     with torch.no_grad():
         found = [tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts]
