@@ -21,7 +21,7 @@ CASES = [
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "."}}, "is no model folder: it has no config.json"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file"),
-    ({"model": {"name": "neox"}, "engine": "llama.cpp"}, "is written for llama, mistral, qwen2, qwen3, and this model"),
+    ({"model": {"name": "neox"}, "engine": "llama.cpp"}, "phi, phi3, and this model is gpt_neox"),
     ({"model": {"name": "someone/model"}}, "the hub does not give it (no route): check its name and the network"),
     ({"task": {"name": "someone/rows"}}, "data set 'someone/rows' could not be downloaded (no route)"),
     ({"task": {"name": "gsm8k"}}, "data set 'openai/gsm8k' could not be downloaded (no route)"),

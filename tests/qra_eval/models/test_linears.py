@@ -22,7 +22,7 @@ from qra_eval.quantized import adapters
 EXPERTS = 4
 model_of = functools.cache(tiny_config_model)
 ATTENTION_AND_FEED_FORWARD = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"), 4 + 3),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), 4 + 3),
     **dict.fromkeys(("phi", "opt"), 4 + 2),
     **dict.fromkeys(("phi3", "gpt2", "gpt_neox"), 2 + 2),
     **dict.fromkeys(("mixtral", "qwen3_moe"), 4 + 3 * EXPERTS),
