@@ -1,0 +1,129 @@
+"""Tasks of the benchmark by name: landscapes, logs and any evaluator; their budgets, and strategies by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_search import Evaluation, Evaluator, Plan, Prior, SearchSpace, bench
+from qra_search.bench.cell import run_cell
+from qra_search.bench.measured import JUDGES
+from qra_search.bench.tables import summarise
+from qra_search.bench.tasks import Task
+from qra_search.plugins import UnknownName
+
+TASK = "interaction-4-layer-measured"
+
+
+def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
+    evaluator = bench.task_named("uneven-6-module-shuffled").build(seed=3)
+    assert len(evaluator.space) == 42
+    assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
+    assert evaluator.prior().source == "shuffled"
+
+
+def test_a_noiseless_task_shows_the_true_loss() -> None:
+    name = "heteroscedastic-4-layer-measured"
+    noisy, exact = (bench.task_named(text).build(0) for text in (name, name + "-noiseless"))
+    plan = exact.space.uniform(3, 8)
+    assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == noisy.true_loss(plan)
+    assert noisy.evaluate(plan, seed=3).loss != noisy.true_loss(plan)
+
+
+def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
+    evaluator = bench.task_named("calibrated-4-layer-measured-noise0.5").build(seed=0)
+    plan = evaluator.space.uniform(3, 8)
+    off = [evaluator.evaluate(plan, seed=seed).loss - evaluator.true_loss(plan) for seed in range(200)]
+    assert 0.4 < np.std(off) < 0.6
+
+
+def test_a_task_says_how_many_times_too_large_a_part_of_its_prior_is() -> None:
+    name = "interaction-4-layer-measured"
+    right, wrong = (bench.task_named(text).build(0).prior() for text in (name, name + "-damage0.01-gain100-noise0.5"))
+    np.testing.assert_allclose(wrong.bits_damage, 0.01 * right.bits_damage)
+    np.testing.assert_allclose(wrong.rank_gain, 100 * right.rank_gain)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["interaction", "interaction-x-layer-measured", "interaction-4-layer-measured-noise",
+     "interaction-4-layer-measured-gain", "recorded:"],
+)  # fmt: skip
+def test_what_is_no_task_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
+        bench.task_named(text)
+
+
+def test_any_evaluator_is_a_task_by_name_with_options_and_fields_of_a_config() -> None:
+    task = bench.task_named("evaluator:landscape?family=uneven&layers=4&space.granularity=layer&space.bits=[2, 4]")
+    one, other = task.build(0), task.build(1)
+    assert one.describe()["landscape"] == "uneven" and len(one.space) == 4 and one.space.bits == (2, 4)
+    assert one.describe() == other.describe()  # the seed is of the search alone
+    with pytest.raises(UnknownName, match="did you mean landscape"):
+        bench.task_named("evaluator:landscpe").build(0)
+    with pytest.raises(ValueError, match="option 'layers' is not OPTION=VALUE"):
+        bench.task_named("evaluator:landscape?layers")
+
+
+class Blind(Evaluator):
+    """A landscape that does not tell its truth, and remembers the seeds that it was asked with."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.space, self.seeds = inner, inner.space, []
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        self.seeds.append(seed)
+        return self.inner.evaluate(plan, fidelity=fidelity, seed=seed)
+
+    def prior(self) -> Prior | None:
+        return self.inner.prior()
+
+
+def test_an_evaluator_without_a_known_truth_is_judged_by_evaluations_with_other_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = bench.task_named(TASK + "-noise0.2")
+    blind = Blind(task.build(0))
+    monkeypatch.setattr(Task, "build", lambda self, seed: blind)
+    row = run_cell(task, "random", 0, 8)
+    assert set(blind.seeds) == {0, *JUDGES}
+    assert row["reference"] == row["uniform"] and not row["reference_exact"] and row["prior_rank_correlation"] is None
+    truth, space = blind.inner, blind.space
+    fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= row["grid"][0]]
+    judged = [np.mean([truth.evaluate(p, seed=s).loss for s in JUDGES]) for p in fitting]
+    assert row["uniform"][0] == pytest.approx(min(judged)) and row["uniform"][0] != min(map(truth.true_loss, fitting))
+    assert summarise([{"task": TASK, "strategy": "random", "seed": 0, "evaluations": 8.0, **row}])["rows"] == 1
+
+
+def test_every_task_of_every_preset_can_be_built() -> None:
+    for preset in bench.PRESETS.values():
+        for task in preset.tasks:
+            if "-64-" not in task:
+                assert bench.task_named(task).build(0).true_loss is not None
+
+
+def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
+    space = bench.task_named(TASK).build(0).space
+    low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
+    assert bench.task_budgets(space) == (low, (low + high) // 2, high)
+
+
+def test_budgets_exist_where_the_space_has_neither_3_nor_4_bits() -> None:
+    space = replace_choices(bench.task_named(TASK).build(0).space, bits=(2, 8), ranks=(4,))
+    budgets = bench.task_budgets(space)
+    assert list(budgets) == sorted(budgets) and budgets[0] >= space.memory.minimum
+
+
+def replace_choices(space, **choices):
+    return SearchSpace(groups=space.groups, **choices)
+
+
+def test_options_of_a_strategy_are_written_behind_its_name() -> None:
+    strategy = bench.parse_strategy("optuna:random")
+    assert strategy.name == "optuna:random"
+    with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: it takes none"):
+        bench.parse_strategy("random?depth=3")
+    with pytest.raises(ValueError, match="is not OPTION=VALUE"):
+        bench.parse_strategy("random?depth")
