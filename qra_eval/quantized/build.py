@@ -159,7 +159,7 @@ def _quantize(
             progress("quantize", done + len(made), total)
 
     names = bank.names(layer)
-    together = sharing(names, moments, {name: bank.linears[name] for name in names})
+    together = sharing(names, moments, bank.linears)
     side_by_side(quantize, together, workers(bank.backend, len(together), blocks.device), told)
     for level in levels:
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
