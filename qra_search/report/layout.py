@@ -98,7 +98,12 @@ def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return np.zeros(len(values), dtype=int), ["0"]
     low = max(float(values.min()), top / 1000)
     if top / low < 1.01:
-        return np.zeros(len(values), dtype=int), [f"{top:.2g}"]
+        return np.zeros(len(values), dtype=int), [_two_figures(top)]
     edges = np.exp(np.linspace(math.log(low), math.log(top), PRIOR_STEPS + 1))
     levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, PRIOR_STEPS - 1)
-    return levels, [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return levels, [f"{_two_figures(a)} to {_two_figures(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _two_figures(value: float) -> str:
+    """Rounded to two figures, and written without an exponent from a thousandth to a million."""
+    return f"{float(f'{value:.2g}'):.6g}"

@@ -177,3 +177,8 @@ def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
     three = space([("q", 0), ("v", 0), ("q", 1)])
     text = strip(three, heat_maps(three, Plan((2, 4, 8), (4, 4, 4)))[0]).plain
     assert [line.split() for line in text.splitlines()] == [["0"], ["q", "2", "8"], ["v", "4"]]
+
+
+def test_steps_of_a_ramp_are_written_without_exponents() -> None:
+    levels, labels = damage_steps(np.array([0.13, 1.0, 130.0]))
+    assert levels[0] == 0 and labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130")
