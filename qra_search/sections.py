@@ -146,7 +146,7 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "calibrated", "loftq", "pissa", "eva"]
+Init = Literal["default", "calibrated", "caldera", "loftq", "pissa", "eva"]
 Schedule = Literal["linear", "cosine", "constant"]
 FINAL_ONLY = frozenset({
     "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
@@ -173,8 +173,8 @@ class TrainingConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
-        description="where adapters start: default, calibrated, loftq, pissa or eva; of several the search uses the "
-        "first, and before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated, caldera, loftq, pissa or eva; of several the search "
+        "uses the first, and before a plan is tuned in full each is tried on it",
     )
     scales: bool = Field(
         False,

@@ -4,7 +4,8 @@
 
 Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
 sensitivities within so many MiB, embeddings among the groups; beside them are uniform plans, embeddings at the same
-width, tuned alike. `--table` prints what is there beside 16-bit LoRA of rank 32 on the same rows (`final.jsonl`).
+width, tuned alike, and 16-bit LoRA of rank 32. Every seed draws its own rows to tune on, the same for all. `--table`
+prints what is there beside the 16-bit adapter of the same seeds.
 """
 
 from __future__ import annotations
@@ -34,15 +35,24 @@ BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 REFERENCE = "16-bit r32"
+SEEDS = range(5)
+"""Each draws its own rows and batches."""
 DRAWS = 10_000
 
 
-def evaluator(data: str, init: str, scales: bool, cache: str | None) -> QuantizedLoRAEvaluator:
+ZEROS: dict[str, Any] = {
+    "16-bit": protocol.BACKEND,
+    "whole": {2: "gptq", 3: "gptq", 4: "gptq", 5: "reference-gptq", 6: "reference-gptq", 8: "gptq"},
+}
+"""How groups store their zero points: as the study's backend does, or as GPTQModel and vLLM read them."""
+
+
+def evaluator(data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit") -> QuantizedLoRAEvaluator:
     pieces = {"init": init, "scales": scales}
     return QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name="gsm8k", data=data),
-        quantization=QuantizationConfig(backend=protocol.BACKEND, embeddings=EMBEDDINGS, cache=cache),
+        quantization=QuantizationConfig(backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache),
         space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
         training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **pieces}),
     )
@@ -63,6 +73,20 @@ def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     return found
 
 
+def sixteen_bits(data: str) -> tuple[QuantizedLoRAEvaluator, Plan]:
+    """The usual LoRA of rank 32: nothing is quantized."""
+    made = QuantizedLoRAEvaluator(
+        protocol.MODEL,
+        TaskConfig(name="gsm8k", data=data),
+        quantization=QuantizationConfig(embeddings=16),
+        space=SpaceConfig(bits=(16,), ranks=(32,), granularity="module"),
+        training=protocol.TRAINING,
+    )
+    plan = made.space.uniform(16, 32)
+    assert plan is not None
+    return made, plan
+
+
 def words(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     """How many linears a plan has at each width and rank, and the width of its embeddings."""
     linears = [i for i, group in enumerate(space.groups) if not group.aside]
@@ -78,9 +102,10 @@ def main() -> None:
     parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only the first so many")
     parser.add_argument("--init", default="calibrated", help="where adapters start")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
+    parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
     parser.add_argument("--only", default="", help="only plans in whose name this regular expression is found")
     parser.add_argument("--cache", help="folder of the bank")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -88,22 +113,28 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out / "budgets.jsonl"
     if options.table:
-        print_table(read(path), read(RESULTS / "final.jsonl"))
+        print_table(read(path))
         return
     if options.data is None:
         parser.error("--data is needed")
     torch.set_num_threads(options.threads)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = evaluator(options.data, options.init, not options.no_scales, options.cache)
-    for seed in protocol.SEEDS[: options.seeds]:
-        for name, plan in plans(made).items():
-            key = {"plan": name, "init": options.init, "scales": not options.no_scales, "seed": seed}
-            if not re.search(options.only, name) or any(all(d[k] == key[k] for k in key) for d in read(path)):
+    made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros)
+    sides = {name: (made, plan) for name, plan in plans(made).items()}
+    sides[REFERENCE] = sixteen_bits(options.data)
+    for seed in SEEDS[: options.seeds]:
+        for name, (side, plan) in sides.items():
+            key = {"plan": name, "seed": seed}
+            if name != REFERENCE:
+                key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
+            if not re.search(options.only, name) or any(
+                all(d.get(k, "16-bit") == key[k] for k in key) for d in read(path)
+            ):
                 continue
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
-            line = {**key, **words(made.space, plan), **tuned(made, plan, seed), "commit": commit}
+            line = {**key, **words(side.space, plan), **tuned(side, plan, seed), "commit": commit}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
@@ -113,27 +144,34 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
-    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows, seed by seed."""
-    rival = {d["seed"]: d for d in final if d["task"] == "gsm8k" and d["row"] == REFERENCE}
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds."""
+    rival = {d["seed"]: d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for d in lines:
-        groups[d["plan"], d["init"], d["scales"]].append(d)
-    print("| plan | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |\n|" + "---|" * 8)
-    for (plan, init, scales), some in groups.items():
+        groups[d["plan"], d.get("zeros", "16-bit"), d.get("init", "default"), d.get("scales", False)].append(d)
+    print(
+        "| plan | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |\n|" + "---|" * 9
+    )
+    for (plan, zeros, init, scales), some in groups.items():
         low, mean, high = interval(some, [rival[d["seed"]] for d in some])
         print(
-            f"| {plan} | {init} | {'trained' if scales else 'fitted'} | {some[0]['memory_bytes'] / MIB:.1f} | "
-            f"{some[0]['embeddings'][0]} | {len(some)} | {np.mean([d['test_loss'] for d in some]):.4f} | "
-            f"{mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+            f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
+            f"{some[0]['memory_bytes'] / MIB:.1f} | {' '.join(map(str, some[0]['embeddings']))} | {len(some)} | "
+            f"{np.mean([d['test_loss'] for d in some]):.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
         )
 
 
 def interval(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Relative difference of the loss, and its interval from rows drawn again, the same for both and for all seeds."""
-    own, other = (np.sum([d["row_losses"] for d in side], axis=0) for side in (mine, theirs))
-    drawn = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
-    ratios = own[drawn].sum(1) / other[drawn].sum(1) - 1
+    """Relative difference of the loss, and its interval: rows and pairs of seeds are drawn again."""
+    own, other = (np.array([d["row_losses"] for d in side]) for side in (mine, theirs))
+    seeds, rows = own.shape
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, rows, (DRAWS, rows))
+    weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
+    ratios = np.array(
+        [(w @ own[:, at]).sum() / (w @ other[:, at]).sum() - 1 for w, at in zip(weights, drawn, strict=True)]
+    )
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(own.sum() / other.sum() - 1), float(high)
 

@@ -1,4 +1,5 @@
-"""What each piece beside the allocation brings, at no bytes: polish, start of the adapters, trained scales; resumable.
+"""What each piece beside the allocation brings, at no bytes: polish, start of the adapters (alone, or fitted in turn
+with the bases), trained scales; resumable.
 
     python benchmarks/study/pieces.py --data DIR --minutes 50
 
@@ -37,6 +38,8 @@ class Pieces:
     name: str
     polish: int = 0
     options: tuple[tuple[str, Any], ...] = ()
+    ranks: tuple[int, ...] = protocol.RANKS
+    """Of the space: in turn, the least is taken out of the bases."""
 
     @property
     def backend(self) -> dict[int, Any]:
@@ -45,7 +48,7 @@ class Pieces:
         return {2: gptq, 3: gptq, 4: gptq, 8: "bitsandbytes-int8"}
 
 
-CALIBRATED = ("init", "calibrated")
+CALIBRATED, IN_TURN = ("init", "calibrated"), ("init", "caldera")
 VARIANTS = (
     Pieces("plain"),
     Pieces("polish", 2),
@@ -53,6 +56,10 @@ VARIANTS = (
     Pieces("polish, start", 2, (CALIBRATED,)),
     Pieces("scales", 0, (("scales", True),)),
     Pieces("polish, start, scales", 2, (CALIBRATED, ("scales", True))),
+    Pieces("polish, in turn", 2, (IN_TURN,)),
+    Pieces("polish, in turn, scales", 2, (IN_TURN, ("scales", True))),
+    Pieces("polish, in turn at rank 8", 2, (IN_TURN,), (8,)),
+    Pieces("polish, in turn at rank 8, scales", 2, (IN_TURN, ("scales", True)), (8,)),
 )
 
 
@@ -73,7 +80,7 @@ def evaluator(data: str, pieces: Pieces, cache: str | None) -> QuantizedLoRAEval
         protocol.MODEL,
         TaskConfig(name="gsm8k", data=data),
         quantization=QuantizationConfig(backend=pieces.backend, embeddings=16, cache=cache),
-        space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
+        space=SpaceConfig(bits=protocol.BITS, ranks=pieces.ranks, granularity="module"),
         training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **dict(pieces.options)}),
     )
 
@@ -103,6 +110,8 @@ def main() -> None:
                 key = (plan_name, pieces.name, seed)
                 if any((d["plan"], d["pieces"], d["seed"]) == key for d in lines):
                     continue
+                if not set(plan.ranks) <= set(pieces.ranks):
+                    continue
                 if not re.search(options.only, f"{plan_name}: {pieces.name}"):
                     continue
                 if until is not None and time.monotonic() > until:
@@ -125,7 +134,8 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str,
     prepared = time.perf_counter()
     bench.apply(plan, seed)
     untuned = bench.held_out("validation", bench.settings.validation_rows)
-    trained = bench.train(bench.settings.final_steps, seed)
+    steps = bench.settings.final_steps
+    trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
     losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
     return {
         "test_loss": round(sum(losses) / sum(tokens), 5),

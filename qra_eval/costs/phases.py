@@ -19,9 +19,9 @@ from qra_eval.prior.fisher import LABELS
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
 from qra_eval.quantized.bank import tensor_bytes
-from qra_eval.quantized.build import workers
 from qra_eval.quantized.calibration import likeness
-from qra_eval.quantized.starts import fit_bytes
+from qra_eval.quantized.starts import FITTED, fit_bytes
+from qra_eval.quantized.threads import workers
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tuning.workbench import Workbench
 
@@ -126,9 +126,17 @@ class _Phases:
 
         side_by_side = workers(backend, len(units), torch.device(place))
         work = sum(sorted(map(at_once, units), reverse=True)[:side_by_side])
-        if "calibrated" in self.settings.inits:
-            work = max(work, *(fit_bytes(*shape) for shapes in units for shape in shapes))
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
+        turns = "caldera" in self.settings.inits
+        if set(FITTED) & set(self.settings.inits):
+
+            def fitted_at_once(shapes: list[tuple[int, int]]) -> int:
+                return max(fit_bytes(*shape) for shape in shapes) + (at_once(shapes) if turns else 0)
+
+            work = max(work, sum(sorted(map(fitted_at_once, units), reverse=True)[:side_by_side]))
+            directions = 4 * max(model.space.ranks) * len(levels)
+            factors = directions * sum(m.out_features + m.in_features for m in linears.values())
+            made = max(made, factors + (made if turns else 0))
         placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         tables = [table.linear for table in model.tables.values()]
         at_table = max((self._table_work(linear, place) for linear in tables), default=0)

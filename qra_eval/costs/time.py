@@ -18,6 +18,7 @@ from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.prior.measure import probed
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
+from qra_eval.quantized.starts import FITTED, TURNS
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.workbench import Workbench
 from qra_search.space.levels import LevelName
@@ -49,7 +50,9 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
     model = workbench.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(workbench)
-    if not cached and (model.backend.calibrated or "calibrated" in workbench.settings.inits):
+    if not cached and "caldera" in workbench.settings.inits:
+        setup *= 1 + TURNS
+    if not cached and (model.backend.calibrated or set(FITTED) & set(workbench.settings.inits)):
         setup += pace * sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
     phases = foretell(workbench, budget)
     return {
@@ -72,9 +75,17 @@ def _evaluation_passes(workbench: Workbench) -> float:
 
 
 def bank_bytes(workbench: Workbench) -> int:
-    """Bytes of every linear at every level."""
-    storage = workbench.quantized.backend.storage
-    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(workbench).items() for b in levels)
+    """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
+    model, kinds = workbench.quantized, set(FITTED) & set(workbench.settings.inits)
+    storage, directions = model.backend.storage, 4 * max(workbench.space.ranks)
+    whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(workbench).items() for b in levels)
+    if "caldera" in kinds:
+        whole += sum(
+            storage(b).bytes(m.out_features, m.in_features) for m in model.linears.values() for b in model.levels
+        )
+    return whole + len(kinds) * directions * len(model.levels) * sum(
+        m.out_features + m.in_features for m in model.linears.values()
+    )
 
 
 def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:

@@ -77,6 +77,14 @@ class Bank:
         for layer, names in self._names.items():
             check_shapes(backend, {name: self.linears[name] for name in names}, self._levels.get(layer, self.bits))
 
+    def like(self, fingerprint: str, names: Sequence[str]) -> Bank:
+        """A bank of other versions of some of the linears, in the same folder and at the same levels."""
+        return Bank(
+            {name: self.linears[name] for name in names}, self.backend, self.bits, self.folder, fingerprint,
+            calibration=self.calibration, layers=self.layer_of, levels=self._levels, device=self.device,
+            room=self.room, compute=self.compute,
+        )  # fmt: skip
+
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""

@@ -8,19 +8,18 @@ killed goes on at the layer where it was. Inputs are those of the unquantized mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
-import torch
 from filelock import FileLock, Timeout
-from qra_backends.base import Backend, Level
+from qra_backends.base import Level
 from torch import Tensor, nn
 
 from qra_eval.quantized.bank import Bank, storable
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.quantized.starts import Starts
-from qra_eval.quantized.threads import side_by_side, workers_for
+from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
@@ -113,7 +112,7 @@ def _build(
             if layer in missing:
                 _quantize(bank, blocks, layer, missing[layer], moments, progress, done, total)
             if starts is not None and moments is not None and layer in fitted:
-                starts.fit(layer, fitted[layer], moments)
+                starts.fit(layer, fitted[layer], moments, blocks.device)
             if layer in layers:
                 done += len(names)
                 if progress is not None:
@@ -163,20 +162,3 @@ def _quantize(
     side_by_side(quantize, together, workers(bank.backend, len(together), blocks.device), told)
     for level in levels:
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})
-
-
-def sharing(names: Sequence[str], moments: LayerMoments | None, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
-    """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
-    together: dict[str, list[str]] = {}
-    for name in names:
-        together.setdefault(name if moments is None else moments.owner(name), []).append(name)
-
-    def work(names: list[str]) -> int:
-        return sum(linears[name].out_features * linears[name].in_features ** 2 for name in names)
-
-    return sorted(together.values(), key=work, reverse=True)
-
-
-def workers(backend: Backend, items: int, device: torch.device) -> int:
-    """Threads that quantize: one where the backend does not allow more, or a GPU does the work."""
-    return workers_for(items) if backend.side_by_side and device.type == "cpu" else 1

@@ -6,13 +6,15 @@ All start from the quantized base. With s the adapter's scaling, alpha over its 
 - `loftq`: s B A is the best rank-r fit to what quantization lost, W - Q(W) (Li et al. 2023, one iteration, which is
   what peft does by default).
 - `calibrated`: the same fit, but by the squared error of the layer's output on calibration rows; see `starts`.
+- `caldera`: likewise, with the base quantized in turn without what the fit holds (Saha et al. 2024); it takes the bytes
+  that Q(W) takes.
 - `pissa`: s B A is the best rank-r fit to W, and the base is Q(W - s B A) (Meng et al. 2024); it takes the bytes that
   Q(W) takes.
 - `eva`: the rows of A are the leading principal components of the layer's inputs, B zero (Paischer et al. 2024; ranks
   are the plan's, so its redistribution of rank is not used).
 
-Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq` and `calibrated` start as `default` does
-there.
+Only `default` depends on the seed. At 16 bits nothing is lost, so `loftq`, `calibrated` and `caldera` start as
+`default` does there.
 """
 
 from __future__ import annotations
@@ -47,12 +49,12 @@ class Initialiser:
     Decompositions and re-quantized bases are made when a plan first asks for them, and kept.
 
     Args:
-        kind: `default`, `loftq`, `calibrated`, `pissa` or `eva`.
+        kind: `default`, `loftq`, `calibrated`, `caldera`, `pissa` or `eva`.
         alpha: B A is multiplied by alpha over the rank.
         max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
         inputs: gives names and moments of the linears, layer by layer; needed by `eva`, which takes its principal
             components from them, and by `pissa` on a calibrated backend, for which Hessians are kept in mapped files.
-        starts: complete; needed by `calibrated`.
+        starts: complete; needed by `calibrated` and `caldera`.
     """
 
     def __init__(
@@ -80,9 +82,15 @@ class Initialiser:
         self._residuals: OrderedDict[tuple[str, LevelName, int], nn.Module] = OrderedDict()
         self._room = RESIDUAL_CACHE_BYTES
 
-    def base(self, name: str, bits: LevelName, rank: int) -> tuple[int, ...]:
-        """What the base depends on beside the level: the rank, if the adapter's first product is taken out of it."""
-        return (rank,) if self.kind == "pissa" and rank > 0 else ()
+    def base(self, name: str, bits: LevelName, rank: int) -> tuple[int | str, ...]:
+        """What the base depends on beside the level: what is taken out of it."""
+        if self.kind == "pissa" and rank > 0:
+            return (rank,)
+        return () if self._bank(bits, rank) is self.bank else (self.kind,)
+
+    def _bank(self, bits: LevelName, rank: int) -> Bank:
+        """Where the base comes from."""
+        return self.bank if self.starts is None or rank == 0 or bits == UNQUANTIZED_BITS else self.starts.bases
 
     def factors(self, name: str, bits: LevelName, rank: int, seed: int) -> Factors:
         """A (rank, in) and B (out, rank), float32."""
@@ -101,7 +109,7 @@ class Initialiser:
     def weight(self, name: str, bits: LevelName, rank: int) -> Tensor:
         """The dequantized base (out, in) under an adapter of this rank."""
         if self.kind != "pissa" or rank == 0:
-            return self.bank.weight(name, bits)
+            return self._bank(bits, rank).weight(name, bits)
         if bits == UNQUANTIZED_BITS:
             weight = self._residual(name, rank).weight
         else:
@@ -111,7 +119,7 @@ class Initialiser:
     def module(self, name: str, bits: LevelName, rank: int) -> nn.Module:
         """The base as a module that holds quantized tensors; a plain linear at 16 bits."""
         if self.kind != "pissa" or rank == 0:
-            return self.bank.module(name, bits)
+            return self._bank(bits, rank).module(name, bits)
         if bits == UNQUANTIZED_BITS:
             return self._residual(name, rank)
         key = (name, bits, rank)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import model_space, table_levels
-from qra_eval.quantized.starts import Starts
+from qra_eval.quantized.starts import FITTED, Starts
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -134,6 +133,7 @@ class QuantizedModel:
         self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
+        self._starts: dict[str, Starts] = {}
         self._initialisers: dict[str, Initialiser] = {}
 
     # -- made at the first call ----------------------------------------------------------------
@@ -156,7 +156,7 @@ class QuantizedModel:
         """Quantize, or read what an earlier run quantized, and make room for adapters."""
         if self._wrapped is None:
             head = next((name for name, table in self.tables.items() if table.head), None)
-            starts = self.starts if "calibrated" in self.settings.inits else None
+            starts = next((self.starts(kind) for kind in self.settings.inits if kind in FITTED), None)
             build(self._bank, self.blocks, self.calibration_batches(), self.progress, starts, head=head)
             self._wrapped = adapters.install(self.model, list(self.linears))
             self._placed = install_tables(self.model, self.backend) if self.tables else {}
@@ -170,11 +170,14 @@ class QuantizedModel:
             self._put_rest_in(self.compute)
         return self._wrapped
 
-    @cached_property
-    def starts(self) -> Starts:
-        """Calibrated starts of adapters, which may be missing."""
-        calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-        return Starts(self._bank, max(self.space.ranks), calibration, layers)
+    def starts(self, kind: str) -> Starts:
+        """Fitted starts of adapters of one of the kinds in `FITTED`, which may be missing."""
+        if kind not in self._starts:
+            calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+            ranks = self.space.ranks
+            taken = min((rank for rank in ranks if rank), default=0) if kind == "caldera" else 0
+            self._starts[kind] = Starts(self._bank, max(ranks), calibration, layers, taken=taken)
+        return self._starts[kind]
 
     def initialiser(self, kind: str) -> Initialiser:
         """What gives bases and factors by one kind of initialisation; made at the first call.
@@ -182,7 +185,7 @@ class QuantizedModel:
         Making it may pass calibration rows through the unquantized model, so no plan is in place afterwards.
         """
         if kind not in self._initialisers:
-            starts = self.starts if kind == "calibrated" else None
+            starts = self.starts(kind) if kind in FITTED else None
             if starts is not None and starts.missing():
                 self.unquantize()
                 build(self.bank, self.blocks, self.calibration_batches(), self.progress, starts)
@@ -310,7 +313,8 @@ class QuantizedModel:
         for table in self._placed.values():
             table.set_base()
         self._in_place = {}
-        self._bank.forget()
+        for bank in (self._bank, *(starts.bases for starts in self._starts.values())):
+            bank.forget()
         tensors = [*self.model.parameters(), *self.model.buffers()]
         own = {id(factor) for factor in adapters.trainable(self.wrapped)}
         moved = [tensor for tensor in tensors if tensor.device.type != "cpu" and id(tensor) not in own]

@@ -4,6 +4,10 @@ With H + damping = C Cᵀ the best product B A of a rank, by the squared error o
 singular value decomposition of (W - Q) C, times C⁻¹ on the right (as in LQER, Zhang et al. 2024, with the whole matrix
 in place of its diagonal). Its leading directions serve every smaller rank, so one decomposition for each linear and
 level, kept beside the bank, serves all plans.
+
+In turn (`caldera`; Saha et al. 2024) the base is quantized once more without what the fit holds, W - B A, and the fit
+made anew to what that base loses. The rank that is taken out is one for all plans, the least of the space, so that the
+base follows from its level alone.
 """
 
 from __future__ import annotations
@@ -15,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import LayerMoments
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_search.space.levels import LevelName
 
+FITTED = ("calibrated", "caldera")
+"""Initialisations whose factors are fitted: once to the bank's bases, and in turn with bases of their own."""
+TURNS = 2
+"""How often a base is quantized again without its fit."""
 STARTS_VERSION = 1
 """Of how starts are fitted and laid out: files of another version are not read."""
 DAMPING = 0.1
@@ -38,10 +47,18 @@ class Starts:
         rank: the largest; files hold so many directions.
         calibration: identifies the rows that the Hessians are of.
         layers: of the bank, whose linears have adapters.
+        taken: rank of the fit without which bases are quantized again, in turn; 0: they are those of the bank.
+
+    Attributes:
+        bases: the bank of the bases that the factors go with.
     """
 
-    def __init__(self, bank: Bank, rank: int, calibration: str, layers: Collection[int]):
-        self.bank, self.rank, self.calibration, self.layers = bank, rank, calibration, layers
+    def __init__(self, bank: Bank, rank: int, calibration: str, layers: Collection[int], *, taken: int = 0):
+        self.bank, self.rank, self.calibration, self.layers, self.taken = bank, rank, calibration, layers, taken
+        self.bases = bank
+        if taken:
+            identity = f"{bank.fingerprint}-without-{taken}-{TURNS}-{STARTS_VERSION}-{calibration}"
+            self.bases = bank.like(identity, [name for name in bank.linears if bank.layer_of[name] in layers])
         self._files: dict[Path, Any] = {}
         self._paths: dict[tuple[int, LevelName], Path] = {}
 
@@ -60,7 +77,7 @@ class Starts:
     def path(self, layer: int, level: LevelName) -> Path:
         """The file of a layer's linears at a level."""
         if (layer, level) not in self._paths:
-            whole = self.bank.path(layer, level)
+            whole = self.bases.path(layer, level)
             identity = [STARTS_VERSION, whole.name, self.calibration, self.rank]
             digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
             self._paths[layer, level] = whole.with_name(f"{digest}-start-{layer}.safetensors")
@@ -69,32 +86,47 @@ class Starts:
     def missing(self) -> dict[int, list[LevelName]]:
         """Levels that each layer lacks; layers that lack none are left out."""
         wanted = {at: [b for b in self.bank.levels(at) if self.bank.stored(at, b)] for at in self.layers}
-        lacking = {at: [b for b in some if not self._opened(self.path(at, b))] for at, some in wanted.items()}
+        bare = self.bases.missing() if self.taken else {}
+        lacking = {
+            at: [b for b in some if b in bare.get(at, ()) or not self._opened(self.path(at, b))]
+            for at, some in wanted.items()
+        }
         return {layer: levels for layer, levels in lacking.items() if levels}
 
     @torch.no_grad()
-    def fit(self, layer: int, levels: Sequence[LevelName], moments: LayerMoments) -> None:
-        """Make the files of a layer at some levels, which the bank has, from the moments of its linears' inputs."""
-        names = self.bank.names(layer)
-        made: dict[LevelName, dict[str, Tensor]] = {level: {} for level in levels}
-        owners = [moments.owner(name) for name in names]
-        roots: dict[str, Tensor] = {}
-        for n, (name, owner) in enumerate(zip(names, owners, strict=True)):
-            weight = self.bank.linears[name].weight.detach()
-            device = self.bank.device or weight.device
-            if owner not in roots:
-                roots[owner] = metric(moments.hessian(name).to(device))
-                moments.release(name)
-            for level in levels:
-                if name not in self.bank.stored(layer, level):
-                    continue
-                lost = weight.to(device).float() - self.bank.backend.dequantize(self.bank.module(name, level)).float()
-                A, B = calibrated_factors(lost, roots[owner], self.rank)
-                made[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}
-            if owner not in owners[n + 1 :]:
-                del roots[owner]
-        for level, tensors in made.items():
-            write_tensors(tensors, self.path(layer, level))
+    def fit(self, layer: int, levels: Sequence[LevelName], moments: LayerMoments, device: torch.device) -> None:
+        """Make the files of a layer at some levels, which the bank has, from the moments of its linears' inputs.
+
+        Args:
+            device: where the bank gives its weights.
+        """
+        backend, linears = self.bank.backend, self.bank.linears
+        factors: dict[LevelName, dict[str, Tensor]] = {level: {} for level in levels}
+        bases: dict[LevelName, dict[str, dict[str, Tensor]]] = {level: {} for level in levels}
+
+        def fit_to(names: Sequence[str]) -> None:
+            hessian = moments.hessian(names[0]).to(device)
+            root = metric(hessian)
+            for name in names:
+                weight = linears[name].weight.detach().to(device).float()
+                for level in levels:
+                    if name not in self.bank.stored(layer, level):
+                        continue
+                    base = self.bank.module(name, level)
+                    for _ in range(TURNS if self.taken else 0):
+                        A, B = calibrated_factors(weight - backend.dequantize(base).float(), root, self.taken)
+                        base = backend.quantize(_linear(weight - B @ A), level, hessian=hessian)
+                    A, B = calibrated_factors(weight - backend.dequantize(base).float(), root, self.rank)
+                    factors[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}
+                    bases[level][name] = {k: t.cpu() for k, t in backend.to_tensors(base).items()} if self.taken else {}
+            moments.release(names[0])
+
+        together = sharing(self.bank.names(layer), moments, linears)
+        side_by_side(fit_to, together, workers(backend, len(together), device), lambda names: None)
+        for level in levels:
+            if self.taken:
+                self.bases.write(layer, level, {name: bases[level][name] for name in self.bank.stored(layer, level)})
+            write_tensors(factors[level], self.path(layer, level))
 
     def _opened(self, path: Path) -> bool:
         if path not in self._files:
@@ -105,6 +137,13 @@ class Starts:
             except (DamagedFile, OSError):  # made again
                 return False
         return True
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A linear of this weight (out, in), to be quantized."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    return made
 
 
 def fit_bytes(out_features: int, in_features: int) -> int:

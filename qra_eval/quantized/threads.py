@@ -7,18 +7,35 @@ Linears side by side, a thread each, gain all that the cores have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
+from qra_backends.base import Backend
+from torch import nn
+
+from qra_eval.quantized.calibration import LayerMoments
 
 Item = TypeVar("Item")
 
 
-def workers_for(items: int) -> int:
-    """How many threads work on so many items: as many as torch has, at most."""
-    return max(1, min(items, torch.get_num_threads()))
+def workers(backend: Backend, items: int, device: torch.device) -> int:
+    """Threads that quantize so many items: as many as torch has; one if a GPU does it or the backend says so."""
+    allowed = backend.side_by_side and device.type == "cpu"
+    return max(1, min(items, torch.get_num_threads())) if allowed else 1
+
+
+def sharing(names: Sequence[str], moments: LayerMoments | None, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
+    """Linears that share a Hessian, which is factorized once for them; those that take longest come first."""
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(name if moments is None else moments.owner(name), []).append(name)
+
+    def work(names: list[str]) -> int:
+        return sum(linears[name].out_features * linears[name].in_features ** 2 for name in names)
+
+    return sorted(together.values(), key=work, reverse=True)
 
 
 def side_by_side(

@@ -51,7 +51,7 @@ def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_tak
     assert evaluator.workbench.init == "default" and build().tune(plan, steps=1).init_losses == {}
 
 
-@pytest.mark.parametrize("init", ["calibrated", "loftq", "pissa", "eva"])
+@pytest.mark.parametrize("init", ["calibrated", "caldera", "loftq", "pissa", "eva"])
 def test_each_initialisation_trains_on_its_own_start_and_reloads(build, init, tmp_path):
     evaluator = build(bits=(2, 4, 16), init=init)
     plan = mixed_plan(evaluator.space)

@@ -11,6 +11,7 @@ from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
+from qra_eval.quantized.calibration import input_moments
 from qra_eval.quantized.starts import DAMPING, Starts, calibrated_factors, leading_directions, metric
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
@@ -102,3 +103,32 @@ def test_starts_are_fitted_once_and_read_again(prepared, monkeypatch):
     assert layers[-1] == 1 and len(layers) == len(set(layers)) + 1
     others = Starts(bank, 2, "rows", every), Starts(bank, 4, "other rows", every)
     assert all(other.missing() for other in others) and not Starts(bank, 4, "rows", every).missing()
+
+
+def test_in_turn_less_of_the_output_is_lost_and_the_bank_stays_as_it_was(prepared):
+    bank, blocks, batches = prepared
+    every = set(bank.layer_of.values())
+    once, turned = Starts(bank, 4, "rows", every), Starts(bank, 4, "rows", every, taken=2)
+    build(bank, blocks, batches, starts=once)
+    files = {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}
+    build(bank, blocks, batches, starts=turned)
+    assert files.items() <= {path: path.read_bytes() for path in bank.folder.glob("*.safetensors")}.items()
+    assert once.bases is bank and turned.bases is not bank
+    hessians = {}
+    for names, moments in input_moments(blocks, bank.linears, bank.layer_of, batches):
+        hessians |= {name: moments.hessian(name) for name in names}
+
+    def lost(starts, name, rank):
+        A, B = starts.factors(name, 2)
+        return output_error(
+            bank.linears[name].weight - starts.bases.weight(name, 2) - B[:, :rank] @ A[:rank], hessians[name]
+        )
+
+    for rank in (2, 4):
+        ratios = [lost(turned, name, rank) / lost(once, name, rank) for name in bank.linears]
+        assert sum(ratios) / len(ratios) < 0.97
+    again = Starts(bank, 4, "rows", every, taken=2)
+    assert not again.missing()
+    again.bases.path(1, 4).unlink()
+    assert Starts(bank, 4, "rows", every, taken=2).missing() == {1: [4]}
+    assert Starts(bank, 4, "rows", every, taken=1).missing().keys() == every

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from qra_backends import make_backend
 
-from qra_eval.quantized.threads import side_by_side, workers_for
+from qra_eval.quantized.threads import side_by_side, workers
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,11 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(whole)
 
 
+CPU = torch.device("cpu")
+
+
 def test_workers_are_as_many_as_torch_has_threads_and_no_more_than_items() -> None:
-    assert [workers_for(n) for n in (0, 1, 3, 4, 9)] == [1, 1, 3, 4, 4]
+    assert [workers(make_backend("reference"), n, CPU) for n in (0, 1, 3, 4, 9)] == [1, 1, 3, 4, 4]
 
 
 def test_all_items_are_worked_on_at_once_and_told_to_the_caller() -> None:
