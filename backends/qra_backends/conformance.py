@@ -134,12 +134,16 @@ class BackendConformance:
                     assert counted == 0, f"{bits} bits, {shape}"
                     continue
                 scale, offset, size = groups
-                assert counted == scale.numel() + offset.numel() and scale.shape == offset.shape
+                assert counted == scale.numel() + (0 if offset is None else offset.numel())
+                assert offset is None or scale.shape == offset.shape
                 assert torch.equal(backend.dequantize(backend.retrained(module, groups)), before)
-                changed = backend.retrained(module, groups._replace(scale=2 * scale, offset=offset + scale))
+                moved = None if offset is None else offset + scale
+                changed = backend.retrained(module, groups._replace(scale=2 * scale, offset=moved))
                 assert weight_bytes(changed) == weight_bytes(module)
-                wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
-                expected = 2 * (before.float() - shift) + shift + wide
+                expected = 2 * before.float()
+                if offset is not None:
+                    wide, shift = (part.float().repeat_interleave(size, 1)[:, : shape[1]] for part in (scale, offset))
+                    expected += wide - shift
                 assert torch.allclose(backend.dequantize(changed).float(), expected, rtol=1e-2, atol=1e-3)
                 assert torch.equal(backend.dequantize(module), before), "the module given was changed"
 

@@ -1,4 +1,4 @@
-"""Groups of a quantized weight whose scale and offset can be trained, and the product whose gradient reaches them."""
+"""Groups of a quantized weight whose numbers can be trained, and the product whose gradient reaches them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch.nn import functional as F
 class Groups(NamedTuple):
     """Weights are scale · code + offset, with one of each for `size` weights of a row; the last group may be shorter.
 
-    Scale and offset are (out, groups), in the dtype that they are stored in.
+    Scale and offset are (out, groups), in the dtype that they are stored in. Without offsets all weights of a group are
+    in proportion to its scale: codes less a whole zero point, or blocks that have scales of their own inside.
     """
 
     scale: Tensor
-    offset: Tensor
+    offset: Tensor | None
     size: int
 
 
@@ -31,7 +32,7 @@ def grouped_linear(
 
     Args:
         x: (..., in).
-        groups: scale and offset float32 (out, groups), rounded to what can be stored.
+        groups: float32 (out, groups), rounded to what can be stored.
         dequantize: gives W (out, in), in x's dtype.
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
@@ -47,7 +48,7 @@ def grouped_linear(
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, size: int,
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, size: int,
         dequantize: Callable[[Groups], Tensor], bias: Tensor | None, keep: bool,
     ) -> Tensor:  # fmt: skip
         weight = dequantize(Groups(scale, offset, size))
@@ -65,10 +66,13 @@ class _GroupedLinear(torch.autograd.Function):
         if not any(ctx.needs_input_grad[1:3]):
             return dx, None, None, None, None, None, None
         whole = grad.flatten(0, -2).T @ x.flatten(0, -2)
-        by_offset = _summed(whole, ctx.size)
+        by_offset = None if offset is None else _summed(whole, ctx.size)
         # Codes are (weight - offset) / scale, so they need not be unpacked again.
-        by_scale = (_summed(whole.mul_(weight), ctx.size) - offset * by_offset) / torch.where(scale == 0, 1.0, scale)
-        return dx, torch.where(scale == 0, 0.0, by_scale), by_offset, None, None, None, None
+        along = _summed(whole.mul_(weight), ctx.size)
+        if offset is not None:
+            along = along - offset * by_offset
+        by_scale = torch.where(scale == 0, 0.0, along / torch.where(scale == 0, 1.0, scale))
+        return dx, by_scale, by_offset, None, None, None, None
 
 
 def _summed(whole: Tensor, size: int) -> Tensor:

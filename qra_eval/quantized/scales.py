@@ -1,7 +1,8 @@
 """Scales and offsets of a quantized weight's groups, trained along with the adapters, at no bytes.
 
 A scale s and an offset o become s (1 + d) and o + s e. The changes d and e, which begin at 0, are what the optimizer
-sees: so one rate serves all linears. What is multiplied by is rounded to what is stored.
+sees: so one rate serves all linears. What is multiplied by is rounded to what is stored. Formats without offsets have
+their scales trained alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class TrainedGroups(nn.Module):
         self.backend, self.keep = backend, keep
         self.first = groups
         self.scale_change = nn.Parameter(torch.zeros_like(groups.scale, dtype=torch.float32))
-        self.offset_change = nn.Parameter(torch.zeros_like(groups.offset, dtype=torch.float32))
+        offset = None if groups.offset is None else torch.zeros_like(groups.offset, dtype=torch.float32)
+        self.offset_change = None if offset is None else nn.Parameter(offset)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """What `module` makes of x (..., in), with its groups as they are now."""
@@ -42,11 +44,14 @@ class TrainedGroups(nn.Module):
 
     def _now(self) -> Groups:
         """Float32, rounded as they are stored; gradients pass the rounding."""
-        scale, offset = self.first.scale.float(), self.first.offset.float()
-        found = scale * (1 + self.scale_change), offset + scale * self.offset_change
-        rounded = [f + (f.to(self.first.scale.dtype).float() - f).detach() for f in found]
-        return Groups(rounded[0], rounded[1], self.first.size)
+        scale, offset = self.first.scale.float(), self.first.offset
+        if offset is not None:
+            offset = self._rounded(offset.float() + scale * self.offset_change)
+        return Groups(self._rounded(scale * (1 + self.scale_change)), offset, self.first.size)
+
+    def _rounded(self, found: Tensor) -> Tensor:
+        return found + (found.to(self.first.scale.dtype).float() - found).detach()
 
     def _stored(self, groups: Groups) -> Groups:
-        dtype = self.first.scale.dtype
-        return Groups(groups.scale.to(dtype), groups.offset.to(dtype), groups.size)
+        dtype, offset = self.first.scale.dtype, groups.offset
+        return Groups(groups.scale.to(dtype), None if offset is None else offset.to(dtype), groups.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from qra_backends import Groups, grouped_linear, make_backend
+from qra_backends.ggml.decode import decode, put_half, with_scales
+from qra_backends.ggml.types import TYPES
 from torch import Tensor, nn
 
 
@@ -52,3 +54,24 @@ def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
     assert backend.trainable(module) is None and backend.trainable_numbers(4, 8, 64) == 0
     with pytest.raises(NotImplementedError, match="hqq"):
         backend.retrained(module, Groups(torch.ones(8, 1), torch.ones(8, 1), 64))
+
+
+def test_without_offsets_the_gradient_is_by_the_scale_alone():
+    x, codes, groups = case()
+    scale, twin = (groups.scale.clone().requires_grad_() for _ in range(2))
+    ours = grouped_linear(x, Groups(scale, None, 16), lambda g: written_out(codes, g._replace(offset=0 * g.scale)))
+    theirs = x @ written_out(codes, Groups(twin, 0 * groups.offset, 16)).T
+    (ours**2).sum().backward()
+    (theirs**2).sum().backward()
+    torch.testing.assert_close(scale.grad, twin.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))
+def test_every_block_type_has_its_scale_where_it_is_said_to_be(kind):
+    blocks = torch.randint(0, 256, (4, kind.block_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    blocks = with_scales(blocks, kind, torch.full((4, 1), 0.25))
+    if kind.offset:
+        put_half(blocks, kind.scale_at + 2, torch.full((4, 1), 0.5))
+    before = decode(blocks, kind, torch.float64)
+    assert before.isfinite().all() and before.any()
+    assert torch.equal(decode(with_scales(blocks, kind, torch.full((4, 1), 0.75)), kind, torch.float64), 3 * before)

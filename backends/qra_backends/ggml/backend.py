@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.calibration import check_hessian
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import decode
+from qra_backends.ggml.decode import decode, half, with_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
 from qra_backends.ggml.types import TYPES, GGMLType
+from qra_backends.groups import Groups
 from qra_backends.reference.gptq import factorize
+from qra_backends.storage import ceil_div
 
 DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
 """Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
@@ -129,6 +131,28 @@ class GGUFBackend(Backend):
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         own = _own(module)
         return decode(own.blocks[at], own.kind, own.dtype)
+
+    def trainable(self, module: nn.Module) -> Groups:
+        own = _own(module)
+        scale = half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
+        return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
+
+    def trainable_numbers(self, bits: str, out_features: int, in_features: int) -> int:
+        self.check_bits(bits)
+        return out_features * ceil_div(in_features, TYPES[bits].block)
+
+    def retrained(self, module: nn.Module, groups: Groups) -> GGMLLinear:
+        own = _own(module)
+        blocks = own.blocks.view(-1, own.kind.block_bytes)
+        changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1))
+        return GGMLLinear(
+            changed.view_as(own.blocks),
+            own.kind,
+            out_features=own.out_features,
+            in_features=own.in_features,
+            bias=own.bias,
+            dtype=own.dtype,
+        )
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return {"blocks": _own(module).blocks.clone()}

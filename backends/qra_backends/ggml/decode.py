@@ -80,26 +80,45 @@ def with_codes(blocks: Tensor, kind: GGMLType, codes: Tensor) -> Tensor:
 
 def scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
     """Scale, and offset if the type has one, of every group: float32 (n, groups)."""
+    whole = half(blocks, kind.scale_at)
+    least = half(blocks, kind.scale_at + 2) if kind.offset else None
     if kind.block == 32:
-        return half(blocks, 0), half(blocks, 2) if kind.offset else None
+        return whole, least
     if kind.name == "Q2_K":
+        assert least is not None
         both = blocks[:, :16]
-        return half(blocks, 80) * (both & 0xF), -(half(blocks, 82) * (both >> 4))
+        return whole * (both & 0xF), -(least * (both >> 4))
     if kind.name in ("Q4_K", "Q5_K"):
-        scale, least = _six_bits(blocks[:, 4:16])
-        return half(blocks, 0) * scale, -(half(blocks, 2) * least)
+        assert least is not None
+        scale, lowest = _six_bits(blocks[:, 4:16])
+        return whole * scale, -(least * lowest)
     if kind.name == "Q3_K":
         packed = blocks[:, 96:108]
         low = _spread(packed[:, :8], Plane(0, 8, 8, 4))
         high = _spread(packed[:, 8:], Plane(0, 4, 4, 2))
-        return half(blocks, 108) * ((low | (high << 4)).float() - 32), None
+        return whole * ((low | (high << 4)).float() - 32), None
     if kind.name == "Q6_K":
-        return half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8), None
+        return whole * blocks[:, 192:208].contiguous().view(torch.int8), None
     if kind.name == "IQ4_XS":
         low = _spread(blocks[:, 4:8], Plane(0, 4, 1, 4))
         high = _spread(blocks[:, 2:4], Plane(0, 2, 1, 2))
-        return half(blocks, 0) * ((low | (high << 4)).float() - 32), None
+        return whole * ((low | (high << 4)).float() - 32), None
     raise ValueError(f"no scales are known of {kind.name}")
+
+
+def with_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:
+    """New blocks (n, bytes) with other 16-bit scales, float32 (n, 1), and offsets in the same proportion."""
+    made, before = blocks.clone(), half(blocks, kind.scale_at)
+    put_half(made, kind.scale_at, scale)
+    if kind.offset:
+        ratio = torch.where(before == 0, 1.0, scale / torch.where(before == 0, 1.0, before))
+        put_half(made, kind.scale_at + 2, half(blocks, kind.scale_at + 2) * ratio)
+    return made
+
+
+def put_half(blocks: Tensor, at: int, values: Tensor) -> None:
+    """Write numbers (n, 1) as the float16 at byte `at` of every block."""
+    blocks[:, at : at + 2] = values.to(torch.float16).view(torch.uint8)
 
 
 def half(blocks: Tensor, at: int) -> Tensor:

@@ -35,6 +35,7 @@ class GGMLType:
         zero: what is taken from a code before it is multiplied by its scale.
         flip: bits of the stored byte that are the other way round in the code (signed bytes).
         offset: whether a group has an offset beside its scale.
+        scale_at: the byte where its 16-bit scale is; if there are offsets, that of these follows it.
         even: whether codes are evenly spaced numbers.
         needs_library: whether only llama.cpp's own library can quantize to it.
     """
@@ -48,6 +49,7 @@ class GGMLType:
     zero: int = 0
     flip: int = 0
     offset: bool = False
+    scale_at: int = 0
     even: bool = True
     needs_library: bool = field(default=True)
 
@@ -65,10 +67,10 @@ _ALL = (
     GGMLType("IQ2_XXS", 2, 256, 66, 32, even=False),
     GGMLType("IQ2_XS", 2, 256, 74, 16, even=False),
     GGMLType("IQ2_S", 2, 256, 82, 16, even=False),
-    GGMLType("Q2_K", 2, 256, 84, 16, (Plane(16, 80, 32, 2),), offset=True),
+    GGMLType("Q2_K", 2, 256, 84, 16, (Plane(16, 80, 32, 2),), offset=True, scale_at=80),
     GGMLType("IQ3_XXS", 3, 256, 98, 32, even=False),
     GGMLType("IQ3_S", 3, 256, 110, 32, even=False),
-    GGMLType("Q3_K", 3, 256, 110, 16, (Plane(32, 96, 32, 2), Plane(0, 32, 32, 1, at=2)), zero=4),
+    GGMLType("Q3_K", 3, 256, 110, 16, (Plane(32, 96, 32, 2), Plane(0, 32, 32, 1, at=2)), zero=4, scale_at=108),
     GGMLType("IQ4_XS", 4, 256, 136, 32, (Plane(8, 136, 16, 4),), even=False),
     GGMLType("IQ4_NL", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), even=False),
     GGMLType("Q4_0", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), zero=8, needs_library=False),
@@ -77,7 +79,7 @@ _ALL = (
     GGMLType("Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16, needs_library=False),
     GGMLType("Q5_K", 5, 256, 176, 32, (Plane(48, 176, 32, 4), Plane(16, 48, 32, 1, at=4)), offset=True),
     GGMLType("Q5_1", 5, 32, 24, 32, (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)), offset=True, needs_library=False),
-    GGMLType("Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32),
+    GGMLType("Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32, scale_at=208),
     GGMLType("Q8_0", 8, 32, 34, 32, (Plane(2, 34, 32, 8),), zero=128, flip=0x80, needs_library=False),
 )
 TYPES: dict[str, GGMLType] = {kind.name: kind for kind in _ALL}

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import check_tensors, copy_bias, largest_group
+from qra_backends.groups import Groups
 from qra_backends.integers import layouts
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import CompressedIntegers, GPTQIntegers, IntegerLinear
 from qra_backends.reference.gptq import SWEEPS, ErrorFeedback, Fitted
-from qra_backends.storage import StorageFormat
+from qra_backends.storage import StorageFormat, ceil_div
 
 GROUP_SIZES = (32, 64, 128)
 LARGEST = torch.finfo(torch.float16).max
@@ -112,6 +113,18 @@ class IntegerBackend(ErrorFeedback):
             bias=copy_bias(bias, dtype, next(iter(tensors.values())).device),
             dtype=dtype,
         )
+
+    def trainable(self, module: nn.Module) -> Groups:
+        own = self._own(module)
+        # bfloat16 has every number of `as_16_bits`, so rounding to it is rounding to what is stored.
+        return Groups(own.scale().to(torch.bfloat16), None, own.group_size)
+
+    def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
+        self.check_bits(bits)
+        return out_features * ceil_div(in_features, self.size_of(in_features))
+
+    def retrained(self, module: nn.Module, groups: Groups) -> IntegerLinear:
+        return self._own(module).scaled(as_16_bits(groups.scale))
 
     def _own(self, module: nn.Module) -> IntegerLinear:
         if not isinstance(module, self.layer):

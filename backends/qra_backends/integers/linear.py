@@ -19,10 +19,12 @@ _STORAGE = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float
 class IntegerLinear(DequantizedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - zero[o, g]), g = i // group_size.
 
-    Buffers: the tensors of the engine, by their names in its files; `float_name` is the one of floats.
+    Buffers: the tensors of the engine, by their names in its files; `float_name` is the one of floats, which has groups
+    as rows if they come first.
     """
 
     float_name: str
+    groups_first = False
 
     def __init__(
         self,
@@ -48,6 +50,20 @@ class IntegerLinear(DequantizedLinear):
             for name, tensor in self._buffers.items()
             if tensor is not None
         }
+
+    def scaled(self, scale: Tensor) -> IntegerLinear:
+        """A layer with other scales, float32 (out, groups), that shares all else."""
+        stored = self.tensors()[self.float_name]
+        laid_out = scale.to(stored.dtype).t() if self.groups_first else scale.to(stored.dtype)
+        return type(self)(
+            {**self.tensors(), self.float_name: laid_out.contiguous()},
+            bits=self.bits,
+            group_size=self.group_size,
+            out_features=self.out_features,
+            in_features=self.in_features,
+            bias=self.bias,
+            dtype=self.dtype,
+        )
 
     @abstractmethod
     def stream(self) -> Tensor:
@@ -81,6 +97,7 @@ class GPTQIntegers(IntegerLinear):
     """In GPTQ's second format."""
 
     float_name = "scales"
+    groups_first = True
 
     def stream(self) -> Tensor:
         return layouts.gptq_stream(self.tensors())
