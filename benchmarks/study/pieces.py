@@ -133,6 +133,19 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str,
     evaluator.quantized.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
+    found = measured(evaluator, seed)
+    return {
+        **found,
+        "memory_bytes": evaluator.space.memory_bytes(plan),
+        "compute": str(evaluator.quantized.compute).removeprefix("torch."),
+        "quantize_seconds": round(prepared - start, 1),
+        "seconds": round(time.perf_counter() - prepared, 1),
+    }
+
+
+def measured(evaluator: QuantizedLoRAEvaluator, seed: int) -> dict[str, Any]:
+    """The final tuning of the plan in place, measured on the test rows."""
+    bench = evaluator.workbench
     untuned = bench.held_out("validation", bench.settings.validation_rows)
     steps = bench.settings.final_steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
@@ -141,11 +154,7 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str,
         "test_loss": round(sum(losses) / sum(tokens), 5),
         "train_loss": round(trained.loss, 5),
         "untuned_validation_loss": round(untuned, 5),
-        "memory_bytes": evaluator.space.memory_bytes(plan),
-        "compute": str(evaluator.quantized.compute).removeprefix("torch."),
-        "quantize_seconds": round(prepared - start, 1),
         "train_seconds": round(trained.seconds, 1),
-        "seconds": round(time.perf_counter() - prepared, 1),
         "row_losses": [round(x, 4) for x in losses],
         "row_tokens": tokens,
     }
