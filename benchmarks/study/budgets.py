@@ -26,7 +26,8 @@ from pieces import RESULTS, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.prior_table import prior_table
 
@@ -87,13 +88,21 @@ def sixteen_bits(data: str) -> tuple[QuantizedLoRAEvaluator, Plan]:
     return made, plan
 
 
-def words(space: SearchSpace, plan: Plan) -> dict[str, Any]:
-    """How many linears a plan has at each width and rank, and the width of its embeddings."""
+def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
+    """How many linears a plan has at each width and rank, the width of embeddings, and the numbers it trains."""
+    space, backend = made.space, made.quantized.backend
+    trained = 0
+    for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
+        for m in group.linears:
+            trained += rank * (m.out_features + m.in_features)
+            if made.workbench.settings.scales and bits != UNQUANTIZED_BITS and not group.aside:
+                trained += backend.trainable_numbers(bits, m.out_features, m.in_features)
     linears = [i for i, group in enumerate(space.groups) if not group.aside]
     return {
         "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in linears).items())},
         "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in linears).items())},
         "embeddings": [plan.bits[i] for i, group in enumerate(space.groups) if group.aside],
+        "trained_numbers": trained,
     }
 
 
@@ -134,7 +143,7 @@ def main() -> None:
                 continue
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
-            line = {**key, **words(side.space, plan), **tuned(side, plan, seed), "commit": commit}
+            line = {**key, **words(side, plan), **tuned(side, plan, seed), "commit": commit}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
