@@ -25,6 +25,7 @@ import torch
 from pieces import RESULTS, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.scoring import score_choices
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
@@ -48,14 +49,16 @@ ZEROS: dict[str, Any] = {
 """How groups store their zero points: as the study's backend does, or as GPTQModel and vLLM read them."""
 
 
-def evaluator(data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit") -> QuantizedLoRAEvaluator:
+def evaluator(
+    data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit", task: str = "gsm8k"
+) -> QuantizedLoRAEvaluator:
     pieces = {"init": init, "scales": scales}
     return QuantizedLoRAEvaluator(
         protocol.MODEL,
-        TaskConfig(name="gsm8k", data=data),
+        TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache),
         space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
-        training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **pieces}),
+        training=protocol.TRAINING.model_validate({**protocol.settings(task).model_dump(), **pieces}),
     )
 
 
@@ -74,14 +77,14 @@ def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     return found
 
 
-def sixteen_bits(data: str) -> tuple[QuantizedLoRAEvaluator, Plan]:
+def sixteen_bits(data: str, task: str) -> tuple[QuantizedLoRAEvaluator, Plan]:
     """The usual LoRA of rank 32: nothing is quantized."""
     made = QuantizedLoRAEvaluator(
         protocol.MODEL,
-        TaskConfig(name="gsm8k", data=data),
+        TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(embeddings=16),
         space=SpaceConfig(bits=(16,), ranks=(32,), granularity="module"),
-        training=protocol.TRAINING,
+        training=protocol.settings(task),
     )
     plan = made.space.uniform(16, 32)
     assert plan is not None
@@ -114,13 +117,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only the first so many")
     parser.add_argument("--init", default="calibrated", help="where adapters start")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
+    parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
     parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
     parser.add_argument("--only", default="", help="only plans in whose name this regular expression is found")
     parser.add_argument("--cache", help="folder of the bank")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    path = options.out / "budgets.jsonl"
+    gsm8k = options.task == "gsm8k"
+    path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
     if options.table:
         print_table(read(path))
         return
@@ -129,9 +134,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros)
+    made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros, options.task)
     sides = {name: (made, plan) for name, plan in plans(made).items()}
-    sides[REFERENCE] = sixteen_bits(options.data)
+    sides[REFERENCE] = sixteen_bits(options.data, options.task)
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
             key = {"plan": name, "seed": seed}
@@ -144,9 +149,19 @@ def main() -> None:
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
             line = {**key, **words(side, plan), **tuned(side, plan, seed), "commit": commit}
+            if not gsm8k:
+                line["row_right"] = right(side)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
+
+
+def right(made: QuantizedLoRAEvaluator) -> list[int]:
+    """Whether the likeliest choice of each test row is the right one, by the plan in place: 1 or 0."""
+    bench = made.workbench
+    rows = bench.rows.task.split("test")[: bench.settings.test_rows]
+    scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
+    return (scores.margins > 0).astype(int).tolist()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -159,30 +174,44 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for d in lines:
         groups[d["plan"], d.get("zeros", "16-bit"), d.get("init", "default"), d.get("scales", False)].append(d)
-    print(
-        "| plan | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |\n|" + "---|" * 9
-    )
+    head = "| plan | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
+    chosen = any("row_right" in d for d in lines)
+    print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
+    print("|" + "---|" * (11 if chosen else 9))
     for (plan, zeros, init, scales), some in groups.items():
-        low, mean, high = interval(some, [rival[d["seed"]] for d in some])
-        print(
+        others = [rival[d["seed"]] for d in some]
+        low, mean, high = (f"{x:+.1%}" for x in interval(some, others, "row_losses", relative=True))
+        line = (
             f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {' '.join(map(str, some[0]['embeddings']))} | {len(some)} | "
-            f"{np.mean([d['test_loss'] for d in some]):.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+            f"{np.mean([d['test_loss'] for d in some]):.4f} | {mean} [{low}, {high}] |"
         )
+        if chosen:
+            low, mean, high = (f"{100 * x:+.1f}" for x in interval(some, others, "row_right", relative=False))
+            line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
+        print(line)
 
 
-def interval(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Relative difference of the loss, and its interval: rows and pairs of seeds are drawn again."""
-    own, other = (np.array([d["row_losses"] for d in side]) for side in (mine, theirs))
+def interval(
+    mine: list[dict[str, Any]], theirs: list[dict[str, Any]], of: str, *, relative: bool
+) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the difference of a figure of rows; rows and pairs of seeds are drawn again.
+
+    Args:
+        relative: to theirs, of the sums; else the difference of the means.
+    """
+    own, other = (np.array([d[of] for d in side], dtype=float) for side in (mine, theirs))
     seeds, rows = own.shape
     generator = np.random.default_rng(0)
-    drawn = generator.integers(0, rows, (DRAWS, rows))
+    drawn = generator.multinomial(rows, np.full(rows, 1 / rows), DRAWS)
     weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
-    ratios = np.array(
-        [(w @ own[:, at]).sum() / (w @ other[:, at]).sum() - 1 for w, at in zip(weights, drawn, strict=True)]
-    )
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(own.sum() / other.sum() - 1), float(high)
+
+    def difference(weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        sums = [((weights @ side) * drawn).sum(-1) for side in (own, other)]
+        return sums[0] / sums[1] - 1 if relative else (sums[0] - sums[1]) / (weights.sum(-1) * drawn.sum(-1))
+
+    low, high = np.quantile(difference(weights, drawn), (0.025, 0.975))
+    return float(low), float(difference(np.ones(seeds), np.ones(rows))), float(high)
 
 
 if __name__ == "__main__":
