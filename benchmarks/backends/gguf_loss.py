@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +43,16 @@ class Case(NamedTuple):
     plan: str | float
     table: str = TABLE
     tuned: bool = False
+    scales: bool = False
+    """Whether the blocks' scales are trained along."""
 
 
 CASES = (
     Case("ours", 1.0, tuned=True),
     Case("ours", SHARE, tuned=True),
-    Case("ours", "Q4_0"),
+    Case("ours", 1.0, tuned=True, scales=True),
+    Case("ours", SHARE, tuned=True, scales=True),
+    Case("ours", "Q4_0", tuned=True),
     Case("llama.cpp", "Q4_0", tuned=True),
     Case("llama.cpp", "Q4_0", "Q4_0"),
     Case("llama.cpp", "IQ4_NL", tuned=True),
@@ -63,6 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--rows", type=int, default=128, help="test rows")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="only rows in whose `codes: plan` this regular expression is found")
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
     parser.add_argument("--runs", type=Path, default=None, help="folder to keep the tuned runs in")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gguf_loss.jsonl"))
@@ -70,13 +76,15 @@ def main() -> None:
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for tuning in (False, True):
-        for codes in ("ours", "llama.cpp") if tuning else ("llama.cpp", "ours"):
-            wanted = [case for case in CASES if case.codes == codes and case.tuned >= tuning]
-            steps = given.steps if tuning else 0
+        steps = given.steps if tuning else 0
+        for codes, scales in (("ours", False), ("llama.cpp", False), ("ours", True)):
+            wanted = [case for case in CASES if (case.codes, case.scales) == (codes, scales)]
+            wanted = [case for case in wanted if (case.tuned if tuning else not scales)]
+            wanted = [case for case in wanted if re.search(given.only, f"{codes}: {label(case)}")]
             missing = [case for case in wanted if (codes, label(case), steps, given.seed) not in done(given.out)]
             if not missing:
                 continue
-            evaluator = make_evaluator(codes, given)
+            evaluator = make_evaluator(codes, scales, given)
             for case in missing:
                 row = measured(evaluator, case, steps, given)
                 print(json.dumps({**row, "row_nats": None}), flush=True)
@@ -94,11 +102,11 @@ def done(out: Path) -> set[tuple[Any, ...]]:
 
 def label(case: Case) -> str:
     if isinstance(case.plan, float):
-        return f"found at {case.plan:.0%} of Q4_0's bytes"
+        return f"found at {case.plan:.0%} of Q4_0's bytes{', scales trained' if case.scales else ''}"
     return f"uniform {case.plan}{'' if case.table == TABLE else ', pure'}"
 
 
-def make_evaluator(codes: str, given: argparse.Namespace) -> QuantizedLoRAEvaluator:
+def make_evaluator(codes: str, scales: bool, given: argparse.Namespace) -> QuantizedLoRAEvaluator:
     ours = codes == "ours"
     return QuantizedLoRAEvaluator(
         "smollm2",
@@ -109,7 +117,7 @@ def make_evaluator(codes: str, given: argparse.Namespace) -> QuantizedLoRAEvalua
             cache=given.cache,
         ),
         space=SpaceConfig(bits=(2, 3, 4, 5, 8) if ours else (4, 5, 8), ranks=(RANK,), granularity="module"),
-        training=TrainingConfig(batch_size=8, test_rows=given.rows, sample_answers=0),
+        training=TrainingConfig(batch_size=8, test_rows=given.rows, sample_answers=0, scales=scales),
     )
 
 
@@ -118,7 +126,9 @@ def measured(evaluator: QuantizedLoRAEvaluator, case: Case, steps: int, given: a
     space, workbench = evaluator.space, evaluator.workbench
     plan = uniform(space, case.plan, case.table) if isinstance(case.plan, str) else found(evaluator, case.plan)
     if steps:
-        folder = None if given.runs is None else given.runs / f"{case.codes}-{case.plan}"
+        folder = (
+            None if given.runs is None else given.runs / f"{case.codes}-{case.plan}{'-scales' if case.scales else ''}"
+        )
         tuned = evaluator.tune(plan, steps=steps, seed=given.seed, folder=folder, kept=folder)
         nats, tokens = tuned.row_nats, tuned.row_tokens
     else:
@@ -178,7 +188,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for n in steps:
             row, rival = by_key.get((codes, plan, n)), by_key.get(("llama.cpp", "uniform Q4_0", n))
             cells.append("" if row is None else f"{row['loss']:.4f}" + ("" if rival is None else beside(row, rival)))
-        share = by_key[codes, plan, steps[0]]["bytes"] / by_key["llama.cpp", "uniform Q4_0", steps[0]]["bytes"]
+        taken = next(row["bytes"] for row in rows if (row["codes"], row["plan"]) == (codes, plan))
+        share = taken / by_key["llama.cpp", "uniform Q4_0", steps[0]]["bytes"]
         lines.append(f"| {codes} | {plan} | {share:.1%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
