@@ -89,8 +89,9 @@ def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_tr
 
 
 def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path) -> None:
-    usual, along, fitted = (
-        foretell(shape_only(tmp_path, **more).workbench) for more in ({}, {"scales": True}, {"init": "calibrated"})
+    usual, along, fitted, turned = (
+        foretell(shape_only(tmp_path, **more).workbench)
+        for more in ({}, {"scales": True}, {"init": "calibrated"}, {"init": "caldera"})
     )
     bench = shape_only(tmp_path).workbench
     numbers = sum(
@@ -98,8 +99,11 @@ def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path)
         for m in bench.quantized.linears.values()
     )
     assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers
-    assert along["reload"] == usual["reload"] and fitted["quantize"].host >= usual["quantize"].host
+    assert along["reload"] == usual["reload"]
+    assert turned["quantize"].host >= fitted["quantize"].host >= usual["quantize"].host
     assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
+    once, twice = (shape_only(tmp_path, init=init).estimate()["disk_bytes"] for init in ("calibrated", "caldera"))
+    assert twice - once == shape_only(tmp_path).estimate()["disk_bytes"] < once
 
 
 def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
