@@ -83,6 +83,15 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     assert frozen.evaluate(plan).loss != evaluator.evaluate(plan).loss == loss
 
 
+@pytest.mark.parametrize("backend", ["gptq", "compressed-tensors", {"name": "gguf", "types": ["Q4_0", "Q8_0"]}])
+def test_scales_of_what_engines_read_are_trained_saved_and_reloaded(build, tmp_path, backend):
+    frozen, evaluator = (build(backend, bits=(4, 8, 16), scales=scales) for scales in (False, True))
+    plan = mixed_plan(evaluator.space)
+    assert evaluator.evaluate(plan).loss != frozen.evaluate(plan).loss
+    tuned = evaluator.tune(plan, steps=2, folder=tmp_path)
+    assert tuned.reload_difference == 0.0 and tuned.memory_bytes == frozen.space.memory_bytes(plan)
+
+
 def test_pissa_meets_a_calibrated_backend(build):
     evaluator = build("reference-gptq", init="pissa")
     assert evaluator.evaluate(evaluator.space.uniform(2, 8)).loss > 0
