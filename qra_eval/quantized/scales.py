@@ -45,7 +45,7 @@ class TrainedGroups(nn.Module):
     def _now(self) -> Groups:
         """Float32, rounded as they are stored; gradients pass the rounding."""
         scale, offset = self.first.scale.float(), self.first.offset
-        if offset is not None:
+        if offset is not None and self.offset_change is not None:
             offset = self._rounded(offset.float() + scale * self.offset_change)
         return Groups(self._rounded(scale * (1 + self.scale_change)), offset, self.first.size)
 

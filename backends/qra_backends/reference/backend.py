@@ -118,6 +118,7 @@ class ReferenceBackend(Backend):
 
     def retrained(self, module: nn.Module, groups: Groups) -> PackedLinear:
         packed = _packed(module)
+        assert groups.offset is not None  # `trainable` gave offsets
         return PackedLinear(
             packed.codes,
             groups.scale,
