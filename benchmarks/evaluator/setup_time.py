@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, place: Path, name: str, root: Path) -> dict
     folder = place / name
     folder.mkdir()
     if name == "redrawn":
-        shutil.copytree(place / "before" / "bank", folder / "bank")
+        shutil.copytree(place / "before" / "bank", folder / "bank", ignore=shutil.ignore_patterns("prior-*"))
     command = [sys.executable, __file__, "--child", str(folder), "--model", options.model, "--task", options.task]
     command += ["--backend", options.backend]
     command += ["--data", str(Path(options.data).resolve())] if options.data else []
