@@ -49,11 +49,11 @@ class Runs:
 
     def __init__(self, data: str, work: Path, cache: str | None, seed: int):
         self.data, self.work, self.cache, self.seed = data, work, cache, seed
-        self.base = self._evaluator(protocol.MODEL)
+        self.base = self._evaluator(protocol.MODEL, WIDTHS)
 
-    def _evaluator(self, model: str) -> QuantizedLoRAEvaluator:
+    def _evaluator(self, model: str, widths: tuple[int, ...]) -> QuantizedLoRAEvaluator:
         return protocol.evaluator(
-            "gsm8k", self.data, bits=(*WIDTHS, UNQUANTIZED_BITS), ranks=(0, RANK), model=model, cache=self.cache
+            "gsm8k", self.data, bits=(*widths, UNQUANTIZED_BITS), ranks=(0, RANK), model=model, cache=self.cache
         )
 
     def plan(self, bits: int, rank: int) -> Plan:
@@ -85,7 +85,8 @@ class Runs:
 
     def quantized_merged(self, tuned_bits: int, bits: int) -> dict[str, Any]:
         """A merged model, calibrated through itself and quantized, without adapters; as it is at 16 bits."""
-        made = self._evaluator(str(self.merged_folder(tuned_bits)))
+        widths = WIDTHS if tuned_bits == UNQUANTIZED_BITS else (bits,)  # of one model all widths are quantized together
+        made = self._evaluator(str(self.merged_folder(tuned_bits)), widths)
         plan = self.plan(bits, 0)
         made.quantized.prepare()
         made.workbench.apply(plan, self.seed)
