@@ -1,0 +1,122 @@
+"""Bits that other tools choose, beside ours at the same bytes, quantized and tuned alike; resumable.
+
+    python benchmarks/study/peers.py --data DIR --minutes 50
+
+The tools' choices are lines of `peer_plans.jsonl` (`peer_plans.py`), so none of them is needed here. Beside each is the
+exact optimum of our sensitivities within its bytes. Rank 2 everywhere, embeddings in 16 bits. Each tuning is a line of
+`peers.jsonl`, in the form of `pieces.jsonl`; `--table` prints them in pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import protocol
+import torch
+from budgets import MIB, interval, read
+from pieces import RESULTS, tuned
+
+from qra_search.space.space import Plan, SearchSpace
+from qra_search.strategies.additive import additive_plan
+from qra_search.surrogates.prior_table import prior_table
+
+RANK = 2
+OURS = "sensitivities"
+
+
+def plan_of(space: SearchSpace, bits: dict[str, int]) -> Plan:
+    """The plan of a tool's choice, bits by linear.
+
+    Raises:
+        ValueError: other linears than the space's.
+    """
+    names = [linear.name for group in space.groups for linear in group.linears]
+    if set(names) != set(bits):
+        raise ValueError(f"{len(set(names) ^ set(bits))} linears are in the model or the tool's choice alone")
+    return Plan(tuple(bits[name] for name in names), (RANK,) * len(names))
+
+
+def name_of(choice: dict[str, Any]) -> str:
+    asked = "" if choice["target"] is None else f" at {choice['target']:g} bits"
+    return f"{choice['tool']} {choice['version']}, {choice['way']}{asked}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="only the first so many")
+    parser.add_argument("--only", default="", help="only choices in whose name this regular expression is found")
+    parser.add_argument("--cache", help="folder of the bank")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    path = options.out / "peers.jsonl"
+    if options.table:
+        print_table(read(path))
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    torch.set_num_threads(options.threads)
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
+    space, table = made.space, prior_table(made.space, made.prior())
+    chosen = {name_of(d): plan_of(space, d["bits"]) for d in read(RESULTS / "peer_plans.jsonl")}
+    for seed in protocol.SEEDS[: options.seeds]:
+        for name in sorted(chosen, key=lambda name: space.memory_bytes(chosen[name])):
+            if not re.search(options.only, name):
+                continue
+            bytes_given = space.memory_bytes(chosen[name])
+            ours = additive_plan(space, table, bytes_given)
+            assert ours is not None  # the other plan fits, so one does
+            for plan_name, plan in ((name, chosen[name]), (OURS, ours)):
+                key = {"plan": plan_name, "within_bytes": bytes_given, "seed": seed}
+                if any(all(d[k] == key[k] for k in key) for d in read(path)):
+                    continue
+                if until is not None and time.monotonic() > until:
+                    raise SystemExit(protocol.LEFT)
+                line = {**key, **words(space, plan), **tuned(made, plan, seed), "commit": commit}
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                size = line["memory_bytes"] / MIB
+                print(f"seed {seed}  {plan_name}: {size:.2f} MiB, {line['test_loss']:.4f}", flush=True)
+
+
+def words(space: SearchSpace, plan: Plan) -> dict[str, Any]:
+    """How many linears a plan has at each width, and the mean bits of a weight in them."""
+    weights = [group.weights for group in space.groups]
+    mean = sum(bits * n for bits, n in zip(plan.bits, weights, strict=True)) / sum(weights)
+    return {"linears": {str(b): n for b, n in sorted(Counter(plan.bits).items())}, "mean_bits": round(mean, 3)}
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Each choice and ours within its bytes: mean test loss over seeds, and the change from theirs to ours, 95%."""
+    print("| choice | linears at each width | mean bits | MiB | seeds | test loss | ours | change |\n|" + "---|" * 8)
+    for name in dict.fromkeys(d["plan"] for d in sorted(lines, key=lambda d: d["within_bytes"]) if d["plan"] != OURS):
+        theirs = {d["seed"]: d for d in lines if d["plan"] == name}
+        given = next(iter(theirs.values()))["within_bytes"]
+        ours = {d["seed"]: d for d in lines if d["plan"] == OURS and d["within_bytes"] == given}
+        seeds = [seed for seed in theirs if seed in ours]
+        if not seeds:
+            continue
+        first = theirs[seeds[0]]
+        low, mean, high = interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        widths = ", ".join(f"{n} at {bits}" for bits, n in first["linears"].items())
+        losses = [sum(side[s]["test_loss"] for s in seeds) / len(seeds) for side in (theirs, ours)]
+        print(
+            f"| {name} | {widths} | {first['mean_bits']:.2f} | {first['memory_bytes'] / MIB:.1f} | {len(seeds)} | "
+            f"{losses[0]:.4f} | {losses[1]:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+        )
+
+
+if __name__ == "__main__":
+    main()
