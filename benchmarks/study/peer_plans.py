@@ -1,7 +1,7 @@
 """Bits that other tools choose for every linear, as plain data for `peers.py`; each tool in a run of its own.
 
     python benchmarks/study/peer_plans.py autoround --data DIR --work FOLDER
-    python benchmarks/study/peer_plans.py modelopt --data DIR
+    python benchmarks/study/peer_plans.py modelopt --data DIR --work FOLDER
     python benchmarks/study/peer_plans.py llama.cpp
 
 The first needs `auto-round`, the second `nvidia-modelopt`. A line of `peer_plans.jsonl` is a tool, its version, its
@@ -34,9 +34,8 @@ from qra_search.files import write_json
 TARGETS = (2.6, 3.25)
 """Mean bits of a weight in the linears, scales and offsets left out."""
 GROUP = 64
-CALIBRATION_ROWS = 128
-"""As many as calibrate the quantizer that all plans are quantized by."""
-SCORED_ROWS = 64
+SCORED_ROWS = 32
+"""Calibration rows that the tools see; our sensitivities see 16."""
 SCORED_TOKENS = 128
 LLAMA_CPP = "b11434"
 Plans = Iterator[tuple[str, float | None, dict[str, int]]]
@@ -48,7 +47,7 @@ def autoround(data: str, work: Path) -> Plans:
     from auto_round import AutoRound, AutoScheme
     from auto_round.schemes import QuantizationScheme
 
-    examples = make_task("gsm8k", data=data, seed=0).split("calibration")[: 2 * SCORED_ROWS]
+    examples = make_task("gsm8k", data=data, seed=0).split("calibration")[: 4 * SCORED_ROWS]
     work.mkdir(parents=True, exist_ok=True)
     rows = work / "rows.json"
     write_json(rows, [{"text": example.prompt + example.answer} for example in examples])
@@ -77,30 +76,28 @@ def modelopt(data: str, work: Path) -> Plans:
     from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher as Searcher
 
     rules = Searcher.quant_grouping_rules
+    formats = [weight_only(bits) for bits in protocol.BITS]
+    work.mkdir(parents=True, exist_ok=True)
     for way, used in (("auto_quantize", []), ("auto_quantize, tied", rules)):
         Searcher.quant_grouping_rules = used
         for target in TARGETS:
             loaded = load_model(protocol.MODEL, dtype=torch.float32)
             names = linears(loaded.model)
             seen = Rows(make_task("gsm8k", data=data, seed=0), "gsm8k", loaded.tokenizer, protocol.TRAINING.max_length)
-            batches = passed_together(seen("calibration", CALIBRATION_ROWS))
+            batches = passed_together(seen("calibration", SCORED_ROWS))
+            layers = {"module_name_patterns": list(names), "quantization_formats": formats, "allow_no_quant": False}
             model, _ = mtq.auto_quantize(
                 loaded.model,
-                constraints={"effective_bits": target},
+                constraints={"effective_bits": target, "cost": {"excluded_module_name_patterns": ["lm_head"]}},
                 data_loader=batches,
                 forward_step=lambda model, batch: model(input_ids=batch.input_ids, use_cache=False).logits,
                 loss_func=loss,
-                quantization_formats=[],
-                module_search_spaces=[
-                    {
-                        "module_name_patterns": list(names),
-                        "quantization_formats": [(weight_only(bits), f"W{bits}G{GROUP}") for bits in protocol.BITS],
-                        "allow_no_quant": False,
-                    }
-                ],
-                disabled_layers="*lm_head*",
-                num_calib_steps=len(batches),
+                quantization_formats=formats,
+                module_search_spaces=[layers],
+                disabled_layers="lm_head",
+                num_calib_steps=1,  # scales come from the weights alone
                 num_score_steps=len(batches),
+                checkpoint=str(work / f"{way}.pth"),
             )
             yield way, target, {name: model.get_submodule(name).weight_quantizer.num_bits for name in names}
 
@@ -111,13 +108,16 @@ def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def weight_only(bits: int) -> dict[str, Any]:
-    """ModelOpt's format of so many bits in groups, scales by the largest weight."""
+    """ModelOpt's format of so many bits in groups, the scale of a group that of the least squared error.
+
+    By its default, the largest weight, 2 bits would have three levels of which two are hardly used.
+    """
     return {
         "quant_cfg": [
             {"quantizer_name": "*", "enable": False},
             {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "block_sizes": {-1: GROUP}}},
         ],
-        "algorithm": "max",
+        "algorithm": {"method": "mse", "start_multiplier": 0.25, "stop_multiplier": 1.0, "step_size": 0.05},
     }
 
 
@@ -163,13 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", choices=TOOLS)
     parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
-    parser.add_argument("--work", type=Path, help="folder of AutoRound's scores")
+    parser.add_argument("--work", type=Path, help="folder of scores, with which a stopped run is resumed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    needed = {"autoround": ("data", "work"), "modelopt": ("data",)}.get(options.tool, ())
-    if missing := [name for name in needed if getattr(options, name) is None]:
-        parser.error(f"{options.tool} needs --{' and --'.join(missing)}")
+    if options.tool != "llama.cpp" and (options.data is None or options.work is None):
+        parser.error(f"{options.tool} needs --data and --work")
     torch.set_num_threads(options.threads)
     path = options.out / "peer_plans.jsonl"
     plans, tool_version = TOOLS[options.tool]
