@@ -46,6 +46,12 @@ def test_a_choice_for_another_model_is_refused(study):
         study("peers").plan_of(space(), {"q": 2, "v": 2})
 
 
+def test_ours_takes_no_more_bytes_than_the_smallest_choice_of_the_same_bits(study):
+    choices = [{"target": 2.6, "way": "a"}, {"target": 2.6, "way": "b"}, {"target": None, "way": "c"},
+               {"target": None, "way": "d"}, {"target": 3.25, "way": "a"}]  # fmt: skip
+    assert study("peers").same_bytes(choices, [12, 11, 5, 6, 20]) == [11, 11, 5, 6, 20]
+
+
 def test_each_choice_stands_beside_ours_within_its_own_bytes(study, capsys):
     peers = study("peers")
     words = {"linears": {"3": 2}, "mean_bits": 3.0, "seed": 0}
@@ -58,7 +64,7 @@ def test_each_choice_stands_beside_ours_within_its_own_bytes(study, capsys):
     ])  # fmt: skip
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1].strip() for row in rows] == ["a", "b"]
-    assert [row[8].split()[0] for row in rows] == ["-10.0%", "+10.0%"]
+    assert [row[9].split()[0] for row in rows] == ["-10.0%", "+10.0%"]
 
 
 def test_ways_are_compared_with_the_kept_adapter_of_their_own_width(study, capsys):

@@ -119,6 +119,7 @@ def steps(runs: Runs, done: set[tuple[str, int]]) -> Iterator[tuple[str, int, di
     for bits in WIDTHS:
         if (KEPT, bits) not in done or ((AGAIN, bits) not in done and not runs.is_merged(bits)):
             yield KEPT, bits, runs.tune(bits)
+    for bits in WIDTHS:
         if (AGAIN, bits) not in done:
             yield AGAIN, bits, runs.quantized_merged(bits, bits)
 

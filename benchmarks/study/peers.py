@@ -2,9 +2,10 @@
 
     python benchmarks/study/peers.py --data DIR --minutes 50
 
-The tools' choices are lines of `peer_plans.jsonl` (`peer_plans.py`), so none of them is needed here. Beside each is the
-exact optimum of our sensitivities within its bytes. Rank 2 everywhere, embeddings in 16 bits. Each tuning is a line of
-`peers.jsonl`, in the form of `pieces.jsonl`; `--table` prints them in pairs.
+The tools' choices are lines of `peer_plans.jsonl` (`peer_plans.py`), so none of them is needed here. Beside those that
+were asked for the same mean bits is the exact optimum of our sensitivities within the bytes of the smallest. Rank 2
+everywhere, embeddings in 16 bits. Each tuning is a line of `peers.jsonl`, in the form of `pieces.jsonl`; `--table`
+prints them in pairs.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def name_of(choice: dict[str, Any]) -> str:
     return f"{choice['tool']} {choice['version']}, {choice['way']}{asked}"
 
 
+def same_bytes(choices: list[dict[str, Any]], own: list[int]) -> list[int]:
+    """Bytes that ours may take beside each choice: the least of those that were asked for the same bits."""
+    asked = [(d["target"], d["way"] if d["target"] is None else None) for d in choices]
+    return [min(size for other, size in zip(asked, own, strict=True) if other == mine) for mine in asked]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
@@ -70,16 +77,17 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
     space, table = made.space, prior_table(made.space, made.prior())
-    chosen = {name_of(d): plan_of(space, d["bits"]) for d in read(RESULTS / "peer_plans.jsonl")}
+    choices = read(RESULTS / "peer_plans.jsonl")
+    chosen = {name_of(d): plan_of(space, d["bits"]) for d in choices}
+    within = dict(zip(chosen, same_bytes(choices, [space.memory_bytes(plan) for plan in chosen.values()]), strict=True))
     for seed in protocol.SEEDS[: options.seeds]:
-        for name in sorted(chosen, key=lambda name: space.memory_bytes(chosen[name])):
+        for name in sorted(chosen, key=within.__getitem__):
             if not re.search(options.only, name):
                 continue
-            bytes_given = space.memory_bytes(chosen[name])
-            ours = additive_plan(space, table, bytes_given)
-            assert ours is not None  # the other plan fits, so one does
+            ours = additive_plan(space, table, within[name])
+            assert ours is not None  # another plan fits, so one does
             for plan_name, plan in ((name, chosen[name]), (OURS, ours)):
-                key = {"plan": plan_name, "within_bytes": bytes_given, "seed": seed}
+                key = {"plan": plan_name, "within_bytes": within[name], "seed": seed}
                 if any(all(d[k] == key[k] for k in key) for d in read(path)):
                     continue
                 if until is not None and time.monotonic() > until:
@@ -100,7 +108,10 @@ def words(space: SearchSpace, plan: Plan) -> dict[str, Any]:
 
 def print_table(lines: list[dict[str, Any]]) -> None:
     """Each choice and ours within its bytes: mean test loss over seeds, and the change from theirs to ours, 95%."""
-    print("| choice | linears at each width | mean bits | MiB | seeds | test loss | ours | change |\n|" + "---|" * 8)
+    print(
+        "| choice | linears at each width | mean bits | MiB | seeds | test loss | ours, MiB | its loss | change |\n|"
+        + "---|" * 9
+    )
     for name in dict.fromkeys(d["plan"] for d in sorted(lines, key=lambda d: d["within_bytes"]) if d["plan"] != OURS):
         theirs = {d["seed"]: d for d in lines if d["plan"] == name}
         given = next(iter(theirs.values()))["within_bytes"]
@@ -114,7 +125,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         losses = [sum(side[s]["test_loss"] for s in seeds) / len(seeds) for side in (theirs, ours)]
         print(
             f"| {name} | {widths} | {first['mean_bits']:.2f} | {first['memory_bytes'] / MIB:.1f} | {len(seeds)} | "
-            f"{losses[0]:.4f} | {losses[1]:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+            f"{losses[0]:.4f} | {ours[seeds[0]]['memory_bytes'] / MIB:.1f} | {losses[1]:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
         )
 
 
