@@ -70,36 +70,35 @@ def autoround(data: str, work: Path) -> Plans:
 def modelopt(data: str, work: Path) -> Plans:
     """`auto_quantize` on simulated weight-only formats: its gradient scores, then its linear program.
 
-    First one format for each linear, then tied as its rules tie them for engines: q, k and v, and gate and up.
+    Its rules would tie q, k and v, and gate and up, for engines that run them as one; here each linear is free, as
+    for the others.
     """
     from modelopt.torch import quantization as mtq
-    from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher as Searcher
+    from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher
 
-    rules = Searcher.quant_grouping_rules
+    AutoQuantizeGradientSearcher.quant_grouping_rules = []
     formats = [weight_only(bits) for bits in protocol.BITS]
     work.mkdir(parents=True, exist_ok=True)
-    for way, used in (("auto_quantize", []), ("auto_quantize, tied", rules)):
-        Searcher.quant_grouping_rules = used
-        for target in TARGETS:
-            loaded = load_model(protocol.MODEL, dtype=torch.float32)
-            names = linears(loaded.model)
-            seen = Rows(make_task("gsm8k", data=data, seed=0), "gsm8k", loaded.tokenizer, protocol.TRAINING.max_length)
-            batches = passed_together(seen("calibration", SCORED_ROWS))
-            layers = {"module_name_patterns": list(names), "quantization_formats": formats, "allow_no_quant": False}
-            model, _ = mtq.auto_quantize(
-                loaded.model,
-                constraints={"effective_bits": target, "cost": {"excluded_module_name_patterns": ["lm_head"]}},
-                data_loader=batches,
-                forward_step=lambda model, batch: model(input_ids=batch.input_ids, use_cache=False).logits,
-                loss_func=loss,
-                quantization_formats=formats,
-                module_search_spaces=[layers],
-                disabled_layers="lm_head",
-                num_calib_steps=1,  # scales come from the weights alone
-                num_score_steps=len(batches),
-                checkpoint=str(work / f"{way}.pth"),
-            )
-            yield way, target, {name: model.get_submodule(name).weight_quantizer.num_bits for name in names}
+    for target in TARGETS:
+        loaded = load_model(protocol.MODEL, dtype=torch.float32)
+        names = linears(loaded.model)
+        seen = Rows(make_task("gsm8k", data=data, seed=0), "gsm8k", loaded.tokenizer, protocol.TRAINING.max_length)
+        batches = passed_together(seen("calibration", SCORED_ROWS))
+        layers = {"module_name_patterns": list(names), "quantization_formats": formats, "allow_no_quant": False}
+        model, _ = mtq.auto_quantize(
+            loaded.model,
+            constraints={"effective_bits": target, "cost": {"excluded_module_name_patterns": ["lm_head"]}},
+            data_loader=batches,
+            forward_step=lambda model, batch: model(input_ids=batch.input_ids, use_cache=False).logits,
+            loss_func=loss,
+            quantization_formats=formats,
+            module_search_spaces=[layers],
+            disabled_layers="lm_head",
+            num_calib_steps=1,  # scales come from the weights alone
+            num_score_steps=len(batches),
+            checkpoint=str(work / "scores.pth"),
+        )
+        yield "auto_quantize", target, {name: model.get_submodule(name).weight_quantizer.num_bits for name in names}
 
 
 def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -122,10 +122,11 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         first = theirs[seeds[0]]
         low, mean, high = interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
         widths = ", ".join(f"{n} at {bits}" for bits, n in first["linears"].items())
-        losses = [sum(side[s]["test_loss"] for s in seeds) / len(seeds) for side in (theirs, ours)]
+        their_loss, our_loss = (sum(side[s]["test_loss"] for s in seeds) / len(seeds) for side in (theirs, ours))
+        our_size = ours[seeds[0]]["memory_bytes"] / MIB
         print(
-            f"| {name} | {widths} | {first['mean_bits']:.2f} | {first['memory_bytes'] / MIB:.1f} | {len(seeds)} | "
-            f"{losses[0]:.4f} | {ours[seeds[0]]['memory_bytes'] / MIB:.1f} | {losses[1]:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+            f"| {name} | {widths} | {first['mean_bits']:.2f} | {first['memory_bytes'] / MIB:.2f} | {len(seeds)} | "
+            f"{their_loss:.4f} | {our_size:.2f} | {our_loss:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
         )
 
 
