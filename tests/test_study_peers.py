@@ -96,3 +96,5 @@ def test_a_merged_model_has_the_loss_of_the_tuned_one_and_no_adapters_bytes(stud
     assert abs(tuned["test_loss"] - before["test_loss"]) > 0.01
     assert after["test_loss"] == pytest.approx(tuned["test_loss"], abs=0.002)
     assert after["memory_bytes"] < tuned["memory_bytes"]
+    again = merged.Runs(str(tmp_path), tmp_path / "work", str(tmp_path / "bank"), 0)
+    assert again.quantized_below(16)["row_losses"] == tuned["row_losses"]

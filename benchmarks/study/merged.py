@@ -65,22 +65,28 @@ class Runs:
         """Tune on a base of so many bits, and write the merged model."""
         plan = self.plan(bits, RANK)
         line = tuned(self.base, plan, self.seed)
-        run = self.work / f"seed-{self.seed}" / f"{bits}-bit"
-        saved.save(self.base.workbench, plan, run)
-        write_plain(TunedRun(run), self.merged_folder(bits), torch.bfloat16)
+        saved.save(self.base.workbench, plan, self.run_folder(bits))
+        write_plain(TunedRun(self.run_folder(bits)), self.merged_folder(bits), torch.bfloat16)
         return line
 
+    def run_folder(self, bits: int) -> Path:
+        """Of what was tuned on a base of so many bits."""
+        return self.work / f"seed-{self.seed}" / f"{bits}-bit"
+
     def merged_folder(self, bits: int) -> Path:
-        """Of the model that was tuned on so many bits and merged."""
+        """Of the same, merged."""
         return self.work / f"seed-{self.seed}" / f"{bits}-bit-merged"
 
     def is_merged(self, bits: int) -> bool:
         return (self.merged_folder(bits) / "config.json").is_file()
 
     def quantized_below(self, bits: int) -> dict[str, Any]:
-        """The adapters in place as the last tuning left them, on a base of so many bits."""
+        """The adapters that were tuned in 16 bits, on a base of so many bits."""
         plan, bench = self.plan(bits, RANK), self.base.workbench
-        bench.quantized.apply(plan, self.seed, bench.init, keep_adapters=True)
+        bench.quantized.prepare()
+        bench.apply(plan, self.seed)
+        for name, found in TunedRun(self.run_folder(UNQUANTIZED_BITS)).factors.items():
+            bench.quantized.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
         return measured(self.base, plan)
 
     def quantized_merged(self, tuned_bits: int, bits: int) -> dict[str, Any]:
@@ -109,9 +115,10 @@ def measured(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 def steps(runs: Runs, done: set[tuple[str, int]]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Way, bits and figures of all that is not done, the tuning in 16 bits first."""
     wide = UNQUANTIZED_BITS
-    if {(UNMERGED, wide), *((LATER, bits) for bits in WIDTHS)} - done or not runs.is_merged(wide):
+    if (UNMERGED, wide) not in done or not runs.is_merged(wide):
         yield UNMERGED, wide, runs.tune(wide)
-        for bits in WIDTHS:
+    for bits in WIDTHS:
+        if (LATER, bits) not in done:
             yield LATER, bits, runs.quantized_below(bits)
     for bits in (wide, *WIDTHS):
         if (MERGED, bits) not in done:
