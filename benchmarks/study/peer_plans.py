@@ -59,9 +59,12 @@ def autoround(data: str, work: Path) -> Plans:
         loaded = load_model(protocol.MODEL)
         scheme = AutoScheme(
             avg_bits=target, options=options, dataset=str(rows), nsamples=SCORED_ROWS, seqlen=SCORED_TOKENS,
-            ignore_scale_zp_bits=True, enable_torch_compile=False,
+            ignore_scale_zp_bits=True, enable_torch_compile=False, low_cpu_mem_usage=False,
         )  # fmt: skip
-        rounder = AutoRound(loaded.model, loaded.tokenizer, scheme=scheme, iters=0, dataset=str(rows))
+        rounder = AutoRound(
+            loaded.model, loaded.tokenizer, scheme=scheme, iters=0, dataset=str(rows), nsamples=SCORED_ROWS,
+            seqlen=SCORED_TOKENS, enable_torch_compile=False,
+        )  # fmt: skip
         rounder.quantize()
         chosen = {name: rounder.layer_config[name]["bits"] for name in linears(load_model(protocol.MODEL).model)}
         yield "AutoScheme", target, chosen
