@@ -37,6 +37,9 @@ class NevergradStrategy(OutsideStrategy):
         space.random_state.seed(problem.seed)
         with quiet():
             optimizer = ng.optimizers.registry[self.optimizer](space, budget=problem.evaluations)
+            # What is suggested to NGOpt does not count for what it chose, which would begin anew at every proposal.
+            if isinstance(optimizer, ng.optimization.optimizerlib.NGOptBase):
+                optimizer = optimizer.optim
             # Evolution takes its parents in the order of telling: a rebuilt one would always take the same first.
             for i in np.random.default_rng(problem.seed).permutation(len(problem.losses)):
                 point = problem.points[i]
