@@ -221,6 +221,6 @@ PRESETS = {
         [task + "-noiseless" for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
     ),
 }  # fmt: skip
-"""`quick` is for a first look; `main`, `samplers` and `outside` compare everything at one size, the others vary one thing each:
-size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what landscapes
-are calibrated to."""
+"""`quick` is for a first look; `main`, `samplers` and `outside` compare everything at one size, the others vary one
+thing each: size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what
+landscapes are calibrated to."""
