@@ -164,7 +164,7 @@ def test_an_optimizer_of_nevergrad_that_cannot_be_rebuilt_says_so():
 
 def test_an_unknown_method_of_ax_is_named():
     with pytest.raises(ValueError, match="unknown method of Ax 'fsat': did you mean fast"):
-        make_strategy("ax:fsat")
+        AxStrategy("fsat")
 
 
 @pytest.mark.parametrize("name", CLASSES)
