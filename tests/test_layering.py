@@ -29,9 +29,8 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-    "ConfigSpace", "IPython", "ax", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
-    "joblib", "llama_cpp_py_sync", "lm_eval", "mlflow", "nevergrad", "optimum", "optuna", "ray", "smac", "trackio",
-    "wandb",
+    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
+    "llama_cpp_py_sync", "lm_eval", "mlflow", "nevergrad", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.ggml.types",

@@ -20,8 +20,6 @@ NEEDS = {
     "gptqmodel": ("gptqmodel", {"qra_backends.libraries.gptqmodel_linear"}, {"gptqmodel"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
-    "smac": ("smac", set(), set(), {"smac"}),
-    "ax": ("ax-platform", set(), set(), {"ax"}),
     "nevergrad": ("nevergrad", set(), set(), {"nevergrad"}),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),

@@ -40,7 +40,7 @@ print(best.plan)
 STRATEGIES = [name if name != "optuna" else "optuna:tpe" for name in plugins.names("strategies")]
 
 
-EXTRAS = ("ax", "nevergrad", "optuna", "smac")
+EXTRAS = ("nevergrad", "optuna")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

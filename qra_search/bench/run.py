@@ -23,10 +23,7 @@ from qra_search.files import write_text
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
-PACKAGES = (
-    "numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", "smac", "ax-platform", "nevergrad",
-    DISTRIBUTION,
-)  # fmt: skip
+PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", "optuna", "nevergrad", DISTRIBUTION)
 
 
 @dataclass(frozen=True)

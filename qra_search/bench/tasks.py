@@ -180,7 +180,7 @@ PRESETS = {
     ),
     "outside": Preset(
         _grid([32], "layer", "measured"),
-        ["random", "nsga2", "optuna:tpe", "nevergrad", "smac", "ax", "qra"],
+        ["random", "nsga2", "optuna:tpe", "nevergrad", "qra"],
         seeds=20,
         evaluations=50,
     ),

@@ -10,7 +10,7 @@ from qra_search.strategies import Strategy, make_strategy
 
 SPECS = [name for name in plugins.names("strategies") if name != "optuna"] + ["optuna:tpe", "optuna:random"]
 FINITE = ("uniform",)
-EXTRAS = ("ax", "nevergrad", "optuna", "smac")
+EXTRAS = ("nevergrad", "optuna")
 """Strategies that need the optional package of their name."""
 
 

@@ -15,13 +15,9 @@ from qra_search.contracts import StrategyContract
 from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.space import Plan
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.strategies.ax import AxStrategy
 from qra_search.strategies.nevergrad import NevergradStrategy
 from qra_search.strategies.outside import ASKED, OutsideStrategy, Problem, quiet
-from qra_search.strategies.smac import SMACStrategy
 from qra_search.study.study import check_proposals
-
-CLASSES = {"ax": AxStrategy, "nevergrad": NevergradStrategy, "smac": SMACStrategy}
 
 
 class Repeating(OutsideStrategy):
@@ -109,32 +105,19 @@ def test_log_and_warnings_are_silent_within_and_as_before_afterwards():
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_it_proposes_lawfully_and_learns_from_the_log(name):
-    pytest.importorskip(name, reason=f"the optional extra {name} is not installed")
+def test_it_proposes_lawfully_and_learns_from_the_log():
+    pytest.importorskip("nevergrad", reason="the optional extra nevergrad is not installed")
     evaluator = ToyEvaluator(toy_space(3))
     state = logged_state(evaluator, 12, budgets=budgets_of(evaluator.space, 1.0))
-    strategy = make_strategy(name)
-    # More than one: a fifth of what SMAC asks for is random.
+    strategy = make_strategy("nevergrad")
     proposals = strategy.propose(state, 3)
     check_proposals(proposals, state)
-    assert {p.origin for p in proposals} == {name}
+    assert {p.origin for p in proposals} == {"nevergrad"}
     shuffled = tuple(
         replace(t, evaluation=replace(t.evaluation, loss=u.loss))
         for t, u in zip(state.trials, reversed(state.trials), strict=True)
     )
     assert strategy.propose(replace(state, trials=shuffled), 3) != proposals
-
-
-@pytest.mark.parametrize("name", ["ax", "smac"])
-def test_a_model_finds_the_lowest_of_a_slope(name):
-    pytest.importorskip(name, reason=f"the optional extra {name} is not installed")
-    rng = np.random.default_rng(0)
-    points = np.unique(rng.integers(0, 4, (40, 3)), axis=0)
-    points = points[points.sum(1) < 8]
-    problem = Problem(np.array([4, 4, 4]), points, 10.0 - points.sum(1), seed=1, evaluations=50)
-    asked = next(make_strategy(name).suggestions(problem))
-    assert asked.sum() > points.sum(1).max()
 
 
 def test_nevergrad_takes_its_optimizer_by_name():
@@ -162,20 +145,14 @@ def test_an_optimizer_of_nevergrad_that_cannot_be_rebuilt_says_so():
         make_strategy("nevergrad:EDA").propose(state, 1)
 
 
-def test_an_unknown_method_of_ax_is_named():
-    with pytest.raises(ValueError, match="unknown method of Ax 'fsat': did you mean fast"):
-        AxStrategy("fsat")
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_missing_package_is_named(name, monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     real = builtins.__import__
 
     def without(module, *args, **kwargs):
-        if module.partition(".")[0] == name:
+        if module.partition(".")[0] == "nevergrad":
             raise ImportError(module)
         return real(module, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=rf"pip install 'qra-toolkit\[{name}\]'"):
-        CLASSES[name]()
+    with pytest.raises(ImportError, match=r"pip install 'qra-toolkit\[nevergrad\]'"):
+        NevergradStrategy()
