@@ -178,6 +178,12 @@ PRESETS = {
         seeds=20,
         evaluations=50,
     ),
+    "outside": Preset(
+        _grid([32], "layer", "measured"),
+        ["random", "nsga2", "optuna:tpe", "nevergrad", "qra"],
+        seeds=20,
+        evaluations=50,
+    ),
     "sizes": Preset(
         _grid([16, 64], "layer", "measured"),
         ["random", "additive", "nsga2", "optuna:tpe", "qra"],
@@ -215,6 +221,6 @@ PRESETS = {
         [task + "-noiseless" for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
     ),
 }  # fmt: skip
-"""`quick` is for a first look; `main` and `samplers` compare everything at one size, the others vary one thing each:
-size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what landscapes
-are calibrated to."""
+"""`quick` is for a first look; `main`, `samplers` and `outside` compare everything at one size, the others vary one
+thing each: size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what
+landscapes are calibrated to."""

