@@ -40,6 +40,8 @@ REFERENCE = "16-bit r32"
 SEEDS = range(5)
 """Each draws its own rows and batches."""
 DRAWS = 10_000
+EARLIER: dict[str, Any] = {"zeros": "16-bit", "own_rows": False, "init": "default", "scales": False}
+"""What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 
 
 ZEROS: dict[str, Any] = {
@@ -127,7 +129,7 @@ def main() -> None:
     gsm8k = options.task == "gsm8k"
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
     if options.table:
-        print_table(read(path))
+        print_table(read(path), read(RESULTS / "final.jsonl") if gsm8k else [])
         return
     if options.data is None:
         parser.error("--data is needed")
@@ -139,11 +141,11 @@ def main() -> None:
     sides[REFERENCE] = sixteen_bits(options.data, options.task)
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
-            key = {"plan": name, "seed": seed}
+            key = {"plan": name, "seed": seed, "own_rows": True}
             if name != REFERENCE:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
             if not re.search(options.only, name) or any(
-                all(d.get(k, "16-bit") == key[k] for k in key) for d in read(path)
+                all({**EARLIER, **d}[k] == key[k] for k in key) for d in read(path)
             ):
                 continue
             if until is not None and time.monotonic() > until:
@@ -168,22 +170,30 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def print_table(lines: list[dict[str, Any]]) -> None:
-    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds."""
-    rival = {d["seed"]: d for d in lines if d["plan"] == REFERENCE}
+def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
+    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds.
+
+    Args:
+        final: lines with the 16-bit adapters of the seeds that have the same rows.
+    """
+    shared = [{**d, "plan": REFERENCE} for d in final if d["task"] == "gsm8k" and d["row"] == REFERENCE]
+    rival = {(d["seed"], d.get("own_rows", False)): d for d in [*shared, *lines] if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for d in lines:
-        groups[d["plan"], d.get("zeros", "16-bit"), d.get("init", "default"), d.get("scales", False)].append(d)
+    for line in lines:
+        d = {**EARLIER, **line}
+        if (d["seed"], d["own_rows"]) in rival:
+            groups[d["plan"], d["zeros"], d["init"], d["scales"], d["own_rows"]].append(d)
     head = "| plan | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
     chosen = any("row_right" in d for d in lines)
     print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
     print("|" + "---|" * (11 if chosen else 9))
-    for (plan, zeros, init, scales), some in groups.items():
-        others = [rival[d["seed"]] for d in some]
+    for (plan, zeros, init, scales, own), some in groups.items():
+        others = [rival[d["seed"], own] for d in some]
         low, mean, high = (f"{x:+.1%}" for x in interval(some, others, "row_losses", relative=True))
+        embeddings, seeds = " ".join(map(str, some[0]["embeddings"])), f"{len(some)}{'' if own else ', same rows'}"
         line = (
             f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
-            f"{some[0]['memory_bytes'] / MIB:.1f} | {' '.join(map(str, some[0]['embeddings']))} | {len(some)} | "
+            f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
             f"{np.mean([d['test_loss'] for d in some]):.4f} | {mean} [{low}, {high}] |"
         )
         if chosen:
