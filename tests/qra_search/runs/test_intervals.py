@@ -30,23 +30,23 @@ def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
     assert paired_interval(rows[0], rows[1], [3] * 20) == paired_interval(rows[0], rows[1], [3] * 20)
 
 
-def tested(*losses: float, rows: tuple[float, ...] = (), failed: str = "") -> Tested:
+def on_test_rows(*losses: float, rows: tuple[float, ...] = (), failed: str = "") -> Tested:
     return Tested("found", Plan((2,), (4,)), 9, losses, failed=failed, row_nats=rows, row_tokens=(1,) * len(rows))
 
 
 def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:
-    assert difference(tested(1.0), tested(2.0)) is None
-    low, high = difference(tested(1.0, 1.2), tested(2.0, 2.0)) or (0.0, 0.0)
+    assert difference(on_test_rows(1.0), on_test_rows(2.0)) is None
+    low, high = difference(on_test_rows(1.0, 1.2), on_test_rows(2.0, 2.0)) or (0.0, 0.0)
     # Standard error of the mean of two losses that differ by 0.2: 0.1.
     assert (low, high) == pytest.approx((-0.9 - 0.196, -0.9 + 0.196))
-    assert difference(tested(1.0, failed="out of memory: 1"), tested(2.0)) is None
+    assert difference(on_test_rows(1.0, failed="out of memory: 1"), on_test_rows(2.0)) is None
 
 
 def test_rows_and_seeds_widen_the_interval_together() -> None:
     rows = tuple(np.random.default_rng(4).normal(1.0, 1.0, 40))
     flat = (2.0,) * 40
     mean = float(np.mean(rows))
-    alone = difference(tested(mean, rows=rows), tested(2.0, rows=flat))
-    both = difference(tested(mean - 0.3, mean + 0.3, rows=rows), tested(2.0, 2.0, rows=flat))
+    alone = difference(on_test_rows(mean, rows=rows), on_test_rows(2.0, rows=flat))
+    both = difference(on_test_rows(mean - 0.3, mean + 0.3, rows=rows), on_test_rows(2.0, 2.0, rows=flat))
     assert alone is not None and both is not None
     assert both[0] < alone[0] and both[1] > alone[1]
