@@ -10,10 +10,8 @@ prints what is there beside the 16-bit adapter of the same seeds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import protocol
-import torch
 from pieces import RESULTS, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -112,19 +109,12 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
-    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only the first so many")
+    parser = protocol.options(__doc__, seeds=len(SEEDS))
     parser.add_argument("--init", default="calibrated", help="where adapters start")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
     parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
     parser.add_argument("--only", default="", help="only plans in whose name this regular expression is found")
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     gsm8k = options.task == "gsm8k"
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
@@ -133,9 +123,7 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("--data is needed")
-    torch.set_num_threads(options.threads)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    until, commit = protocol.begin(options)
     made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros, options.task)
     sides = {name: (made, plan) for name, plan in plans(made).items()}
     sides[REFERENCE] = sixteen_bits(options.data, options.task)

@@ -8,9 +8,7 @@ Each measurement is a line of `merged.jsonl`, in the form of `pieces.jsonl`. One
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import protocol
 import torch
 from budgets import MIB, interval, read
-from pieces import RESULTS, tuned
+from pieces import tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.merged import write_plain
@@ -132,15 +130,8 @@ def steps(runs: Runs, done: set[tuple[str, int]]) -> Iterator[tuple[str, int, di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
+    parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--work", type=Path, help="folder of tuned runs and merged models")
-    parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes; run again to go on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=1, help="only the first so many")
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     path = options.out / "merged.jsonl"
     if options.table:
@@ -148,9 +139,7 @@ def main() -> None:
         return
     if options.data is None or options.work is None:
         parser.error("--data and --work are needed")
-    torch.set_num_threads(options.threads)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    until, commit = protocol.begin(options)
     for seed in protocol.SEEDS[: options.seeds]:
         done = {(d["way"], d["bits"]) for d in read(path) if d["seed"] == seed}
         for way, bits, figures in steps(Runs(options.data, options.work, options.cache, seed), done):

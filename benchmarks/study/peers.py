@@ -10,17 +10,13 @@ prints them in pairs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import protocol
-import torch
 from budgets import MIB, interval, read
 from pieces import RESULTS, tuned
 
@@ -56,15 +52,8 @@ def same_bytes(choices: list[dict[str, Any]], own: list[int]) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
-    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=1, help="only the first so many")
+    parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--only", default="", help="only choices in whose name this regular expression is found")
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     path = options.out / "peers.jsonl"
     if options.table:
@@ -72,9 +61,7 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("--data is needed")
-    torch.set_num_threads(options.threads)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    until, commit = protocol.begin(options)
     made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
     space, table = made.space, prior_table(made.space, made.prior())
     choices = read(RESULTS / "peer_plans.jsonl")

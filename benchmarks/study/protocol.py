@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+import subprocess
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
@@ -108,6 +111,31 @@ def data_folder(text: str) -> str:
     if not Path(text).is_dir():
         raise ArgumentTypeError(f"{text} is not a folder: give the one with gsm8k_train.jsonl and the others")
     return text
+
+
+def options(doc: str | None, seeds: int) -> ArgumentParser:
+    """What the resumable scripts of the study are told on the command line.
+
+    Args:
+        seeds: how many are tuned unless something else is said.
+    """
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=data_folder, help="folder with gsm8k_train.jsonl")
+    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=seeds, help="only the first so many")
+    parser.add_argument("--cache", help="folder of the bank")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "study")
+    parser.add_argument("--table", action="store_true")
+    return parser
+
+
+def begin(given: Namespace) -> tuple[float | None, str]:
+    """When to begin nothing more, by `time.monotonic`, and the commit; torch has as many threads as were asked for."""
+    torch.set_num_threads(given.threads)
+    until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return until, found.stdout.strip()
 
 
 def settings(task: str) -> TrainingConfig:

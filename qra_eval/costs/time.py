@@ -77,15 +77,12 @@ def _evaluation_passes(workbench: Workbench) -> float:
 def bank_bytes(workbench: Workbench) -> int:
     """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
     model, kinds = workbench.quantized, set(FITTED) & set(workbench.settings.inits)
-    storage, directions = model.backend.storage, 4 * max(workbench.space.ranks)
+    storage, linears = model.backend.storage, model.linears.values()
     whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(workbench).items() for b in levels)
     if "caldera" in kinds:
-        whole += sum(
-            storage(b).bytes(m.out_features, m.in_features) for m in model.linears.values() for b in model.levels
-        )
-    return whole + len(kinds) * directions * len(model.levels) * sum(
-        m.out_features + m.in_features for m in model.linears.values()
-    )
+        whole += sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+    factors = 4 * max(workbench.space.ranks) * len(model.levels) * sum(m.out_features + m.in_features for m in linears)
+    return whole + len(kinds) * factors
 
 
 def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:

@@ -203,10 +203,15 @@ class Bank:
 
 def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:
     """A copy of a linear on a device."""
-    made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-    made.weight = nn.Parameter(linear.weight.detach().to(device), requires_grad=False)
-    if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
+    return linear_of(linear.weight.detach().to(device), linear.bias)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A frozen linear of this weight (out, in), with a bias (out,) on the weight's device."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().to(weight.device), requires_grad=False)
     return made
 
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qra_eval.quantized.adapters import first_factors
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.bank import Bank, linear_of
 from qra_eval.quantized.calibration import LayerMoments
 from qra_eval.quantized.starts import Starts
 from qra_eval.quantized.tensorfile import open_tensors
@@ -151,11 +151,7 @@ class Initialiser:
         linear = self.bank.linears[name]
         A, B = self.factors(name, UNQUANTIZED_BITS, rank, 0)
         weight = (self._whole(name) - self.alpha / rank * B @ A).to(linear.weight.dtype)
-        made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        made.weight = nn.Parameter(weight, requires_grad=False)
-        if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach().to(weight.device), requires_grad=False)
-        return made
+        return linear_of(weight, linear.bias)
 
     def _whole(self, name: str) -> Tensor:
         """The unquantized weight in float32, where plans are put in place."""

@@ -5,9 +5,9 @@ singular value decomposition of (W - Q) C, times C⁻¹ on the right (as in LQER
 in place of its diagonal). Its leading directions serve every smaller rank, so one decomposition for each linear and
 level, kept beside the bank, serves all plans.
 
-In turn (`caldera`; Saha et al. 2024) the base is quantized once more without what the fit holds, W - B A, and the fit
-made anew to what that base loses. The rank that is taken out is one for all plans, the least of the space, so that the
-base follows from its level alone.
+In turn (`caldera`; Saha et al. 2024) the base is quantized again, twice, without what the fit holds, W - B A, and the
+fit made anew to what that base loses. The rank that is taken out is one for all plans, the least of the space, so that
+the base follows from its level alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.bank import Bank, linear_of
 from qra_eval.quantized.calibration import LayerMoments
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.quantized.threads import sharing, side_by_side, workers
@@ -115,7 +115,7 @@ class Starts:
                     base = self.bank.module(name, level)
                     for _ in range(TURNS if self.taken else 0):
                         A, B = calibrated_factors(weight - backend.dequantize(base).float(), root, self.taken)
-                        base = backend.quantize(_linear(weight - B @ A), level, hessian=hessian)
+                        base = backend.quantize(linear_of(weight - B @ A), level, hessian=hessian)
                     A, B = calibrated_factors(weight - backend.dequantize(base).float(), root, self.rank)
                     factors[level] |= {f"{name}::A": A.cpu(), f"{name}::B": B.cpu()}
                     bases[level][name] = {k: t.cpu() for k, t in backend.to_tensors(base).items()} if self.taken else {}
@@ -137,13 +137,6 @@ class Starts:
             except (DamagedFile, OSError):  # made again
                 return False
         return True
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    """A linear of this weight (out, in), to be quantized."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    return made
 
 
 def fit_bytes(out_features: int, in_features: int) -> int:
