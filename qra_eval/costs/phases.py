@@ -23,6 +23,7 @@ from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.starts import FITTED, fit_bytes
 from qra_eval.quantized.threads import workers
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
+from qra_eval.tuning.saved import CHECKED_TOKENS
 from qra_eval.tuning.workbench import Workbench
 
 LIBRARIES = 372 << 20
@@ -86,14 +87,12 @@ class _Phases:
         self.layerwise = self._sketch(passing, layers=self._depths()[1], rank=0)
 
     def all(self) -> dict[str, Peak]:
-        settings, bench = self.settings, self.bench
+        settings = self.settings
         step = self._step(settings.steps, "validation", settings.validation_rows)
         final = self._step(settings.final_steps, "test", settings.test_rows)
         quantize, prior = self._quantize(), self._prior(torch.float32)
-        vocabulary = bench.model.config.get_text_config().vocab_size
-        reload = self._resident(adapters=4) + 3 * 32 * vocabulary * 4
         phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
-        phases |= {"tune": (final, 0), "reload": (reload, 0)}
+        phases |= {"tune": (final, 0), "reload": (self._reload(), 0)}
         return {
             name: self._peak(*parts, RELOAD_LIBRARIES if name == "reload" else LIBRARIES)
             for name, parts in phases.items()
@@ -202,6 +201,15 @@ class _Phases:
         labels = max(len(b.targets) for b in batches)
         measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
+
+    def _reload(self) -> int:
+        """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
+
+        peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
+        """
+        logits = 3 * 4 * CHECKED_TOKENS * self.bench.model.config.get_text_config().vocab_size
+        computing = self.adapters * self.stored + self.largest * self.stored + logits
+        return self._resident(adapters=0) + max(4 * self.adapters, computing)
 
     def _trained_scales(self) -> int:
         """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from qra_backends.modules.functional import dequantized_linear
 
 
+NUMBERS_AT_ONCE = 1 << 20
+"""Of a weight, while it is dequantized: a CPU makes two copies in float32 of what it multiplies."""
+
+
 class SteadyLinear4bit(Linear4bit):
     """A Linear4bit that never repacks itself.
 
@@ -71,7 +75,12 @@ class WeightOnlyLinear8bit(Linear8bitLt):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype` (default: the layer's own); products are rounded once, from float32."""
-        return self.weight.data.to(dtype or self.compute_dtype).mul_(self.row_scale[:, None] / 127)
+        codes, scale = self.weight.data, self.row_scale[:, None] / 127
+        weight = torch.empty(codes.shape, dtype=dtype or self.compute_dtype, device=codes.device)
+        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1])
+        for some, scales, into in zip(codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True):
+            torch.mul(some, scales, out=into)
+        return weight
 
     def rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
