@@ -56,6 +56,8 @@ adapters take most in training), gradient checkpointing, and GiB asked for."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512, help="of a row; a batch is one row")
+    parser.add_argument("--scales", action="store_true", help="trained along with the adapters")
+    parser.add_argument("--models", nargs="+", default=list(shapes()), choices=shapes())
     options = parser.parse_args()
     print(
         f"| model | budget | ranks to | checkpointing | GiB of the GPU: {', '.join(PHASES)} | host, at most | asked |"
@@ -63,12 +65,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, RESULTS.open("a") as file:
         for name, budget, ranks, checkpointing, asked in CASES:
-            row = foretold(Path(folder) / name, shapes()[name], budget, ranks, checkpointing, options.tokens)
+            if name not in options.models:
+                continue
+            training = {"gradient_checkpointing": checkpointing, "max_length": options.tokens, "scales": options.scales}
+            row = foretold(Path(folder) / name, shapes()[name], budget, ranks, training)
             device, host = ", ".join(f"{row['device'][phase]:.1f}" for phase in PHASES), max(row["host"].values())
             words = f"{budget or '8 bits, rank 32'} | {ranks[-1]} | {'yes' if checkpointing else 'no'}"
             print(f"| {name} | {words} | {device} | {host:.1f} | {asked:g} |", flush=True)
             facts = {"model": name, "budget": budget, "ranks": ranks, "checkpointing": checkpointing, **row}
-            facts |= {"asked": asked, "tokens": options.tokens, "commit": commit()}
+            facts |= {"asked": asked, "tokens": options.tokens, "scales": options.scales, "commit": commit()}
             file.write(json.dumps(facts) + "\n")
 
 
@@ -76,14 +81,13 @@ PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
 
 
 def foretold(
-    folder: Path, config: PretrainedConfig, budget: str | None, ranks: tuple[int, ...], checkpointing: bool, tokens: int
+    folder: Path, config: PretrainedConfig, budget: str | None, ranks: tuple[int, ...], training: dict[str, Any]
 ) -> dict[str, Any]:
     """Peaks in GiB by phase, of the device and of the host."""
     config.save_pretrained(folder)
     evaluator = QuantizedLoRAEvaluator(
-        str(folder), "arithmetic", space={"ranks": ranks},
-        training={"batch_size": 1, "max_length": tokens, "gradient_checkpointing": checkpointing}, weights=False,
-    )  # fmt: skip
+        str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
+    )
     size = None if budget is None else size_in(evaluator.space, budget)
     peaks = foretell(evaluator.workbench, size, gpu=True)
     return {

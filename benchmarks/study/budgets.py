@@ -4,7 +4,7 @@
 
 Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
 sensitivities within so many MiB, embeddings among the groups; beside them are uniform plans, embeddings at the same
-width, tuned alike, and 16-bit LoRA of rank 32. Every seed draws its own rows to tune on, the same for all. `--table`
+width, tuned alike, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8. Every seed draws its own rows to tune on, the same for all. `--table`
 prints what is there beside the 16-bit adapter of the same seeds.
 """
 
@@ -34,6 +34,9 @@ BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 REFERENCE = "16-bit r32"
+NF4 = "nf4 4-bit r8"
+USUAL = {REFERENCE: (protocol.BACKEND, 16, 32), NF4: ("bitsandbytes-nf4", 4, 8)}
+"""Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits."""
 SEEDS = range(5)
 """Each draws its own rows and batches."""
 DRAWS = 10_000
@@ -76,16 +79,17 @@ def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     return found
 
 
-def sixteen_bits(data: str, task: str) -> tuple[QuantizedLoRAEvaluator, Plan]:
-    """The usual LoRA of rank 32: nothing is quantized."""
+def usual(name: str, data: str, task: str, cache: str | None) -> tuple[QuantizedLoRAEvaluator, Plan]:
+    """LoRA of one rank, on one width everywhere, as it is usually done: nothing but the adapter is trained."""
+    backend, bits, rank = USUAL[name]
     made = QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name=task, data=data),
-        quantization=QuantizationConfig(embeddings=16),
-        space=SpaceConfig(bits=(16,), ranks=(32,), granularity="module"),
+        quantization=QuantizationConfig(backend=backend, embeddings=16, cache=cache),
+        space=SpaceConfig(bits=(bits,), ranks=(rank,), granularity="module"),
         training=protocol.settings(task),
     )
-    plan = made.space.uniform(16, 32)
+    plan = made.space.uniform(bits, rank)
     assert plan is not None
     return made, plan
 
@@ -126,11 +130,11 @@ def main() -> None:
     until, commit = protocol.begin(options)
     made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros, options.task)
     sides = {name: (made, plan) for name, plan in plans(made).items()}
-    sides[REFERENCE] = sixteen_bits(options.data, options.task)
+    sides |= {name: usual(name, options.data, options.task, options.cache) for name in USUAL}
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
             key = {"plan": name, "seed": seed, "own_rows": True}
-            if name != REFERENCE:
+            if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
             if not re.search(options.only, name) or any(
                 all({**EARLIER, **d}[k] == key[k] for k in key) for d in read(path)
@@ -162,10 +166,11 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds.
 
     Args:
-        final: lines with the 16-bit adapters of the seeds that have the same rows.
+        final: lines with LoRA as it is usually done, of the seeds that have the same rows.
     """
-    shared = [{**d, "plan": REFERENCE} for d in final if d["task"] == "gsm8k" and d["row"] == REFERENCE]
-    rival = {(d["seed"], d.get("own_rows", False)): d for d in [*shared, *lines] if d["plan"] == REFERENCE}
+    shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
+    lines = [*shared, *lines]
+    rival = {(d["seed"], d.get("own_rows", False)): d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         d = {**EARLIER, **line}
@@ -178,7 +183,11 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     for (plan, zeros, init, scales, own), some in groups.items():
         others = [rival[d["seed"], own] for d in some]
         low, mean, high = (f"{x:+.1%}" for x in interval(some, others, "row_losses", relative=True))
-        embeddings, seeds = " ".join(map(str, some[0]["embeddings"])), f"{len(some)}{'' if own else ', same rows'}"
+        embeddings, seeds = (
+            " ".join(map(str, some[0].get("embeddings") or [16])),
+            f"{len(some)}{'' if own else ', same rows'}",
+        )
+        zeros = "–" if plan in USUAL else zeros
         line = (
             f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "

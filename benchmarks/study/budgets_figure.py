@@ -2,8 +2,7 @@
 
     python benchmarks/study/budgets_figure.py docs/images/budgets.svg
 
-Found plans are those of `budgets.jsonl`; uniform ones and 16-bit LoRA those of `final.jsonl`, each the mean over the
-seeds that are there.
+Each point is the mean over the seeds of `budgets.jsonl` that drew rows of their own; plans are tuned with all pieces.
 """
 
 from __future__ import annotations
@@ -14,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budgets import MIB, REFERENCE, read
+from budgets import EARLIER, MIB, NF4, REFERENCE, USUAL, read
 from pieces import RESULTS
 
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 SIZE = (760, 420)
-RIVALS = {
-    "nf4 4-bit r8": "QLoRA, nf4",
-    "hqq 4-bit r8": "hqq, 4 bits",
-    "gptq 4-bit r8": "GPTQ, 4 bits",
-    "gptq 3-bit r8": "GPTQ, 3 bits",
-    REFERENCE: "16-bit LoRA, rank 32",
-}
-"""Rows of `final.jsonl`, and what they are called; all but the last of rank 8."""
+WHOLE = {"own_rows": True, "init": "calibrated", "scales": True, "zeros": "16-bit"}
+NAMES = {NF4: "QLoRA, nf4, rank 8", REFERENCE: "16-bit LoRA, rank 32"}
 HIGHEST = 1.25
 """Test loss; plans above are left out."""
 
@@ -41,9 +34,10 @@ def means(lines: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
 
 
 def draw() -> str:
-    final = [d for d in read(RESULTS / "final.jsonl") if d["task"] == "gsm8k"]
-    rivals = {RIVALS[n]: at for n, at in means(final, "row").items() if n in RIVALS}
-    plans = means(read(RESULTS / "budgets.jsonl"), "plan")
+    lines = [{**EARLIER, **d} for d in read(RESULTS / "budgets.jsonl")]
+    whole = [d for d in lines if all(d[k] == WHOLE[k] for k in (["own_rows"] if d["plan"] in USUAL else WHOLE))]
+    plans = means(whole, "plan")
+    rivals = {NAMES[n]: plans[n] for n in USUAL}
     found = sorted(at for n, at in plans.items() if n.startswith("sens") and at[1] < HIGHEST)
     uniform = {n.replace("-bit r8", " bits everywhere"): at for n, at in plans.items() if n.startswith("uniform")}
     with style() as c:
@@ -57,7 +51,7 @@ def draw() -> str:
         for color, some in (("found", uniform), ("soft", rivals)):
             for name, at in some.items():
                 axes.plot(*at, marker="o", markersize=9, color=c[color], linestyle="none", clip_on=False)
-                side = "left" if name == RIVALS[REFERENCE] else "right"
+                side = "left" if name == NAMES[REFERENCE] else "right"
                 put_label(axes, taken, name, at, (10, 0), side=side, moves=(0, 14, -14), color=c["soft"])
     return to_svg(figure, theme="screen", hover={})
 
