@@ -4,8 +4,9 @@
 
 Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
 sensitivities within so many MiB, embeddings among the groups. Beside them are uniform plans, embeddings at the same
-width, tuned alike, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8. Every seed draws
-its own rows to tune on, the same for all. `--table` prints what is there beside the 16-bit adapter of the same seeds.
+width, tuned alike, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8. Every seed
+draws its own rows to tune on, the same for all. `--table` prints what is there beside the 16-bit adapter of the same
+seeds.
 """
 
 from __future__ import annotations

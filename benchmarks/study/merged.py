@@ -17,12 +17,11 @@ from typing import Any
 import protocol
 import torch
 from budgets import MIB, interval, read
-from pieces import tuned
+from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.merged import write_plain
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning import saved
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
@@ -99,14 +98,10 @@ class Runs:
 
 def measured(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     """The model in place on the test rows, in the form of `pieces.tuned`."""
-    bench = evaluator.workbench
-    losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
     return {
-        "test_loss": round(sum(losses) / sum(tokens), 5),
+        **on_test_rows(evaluator),
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "compute": str(evaluator.quantized.compute).removeprefix("torch."),
-        "row_losses": [round(x, 4) for x in losses],
-        "row_tokens": tokens,
     }
 
 

@@ -149,15 +149,16 @@ def measured(evaluator: QuantizedLoRAEvaluator, seed: int) -> dict[str, Any]:
     untuned = bench.held_out("validation", bench.settings.validation_rows)
     steps = bench.settings.final_steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
+    facts = {"train_loss": round(trained.loss, 5), "untuned_validation_loss": round(untuned, 5)}
+    return {**on_test_rows(evaluator), **facts, "train_seconds": round(trained.seconds, 1)}
+
+
+def on_test_rows(evaluator: QuantizedLoRAEvaluator) -> dict[str, Any]:
+    """Loss a token of the model in place, and loss and tokens of every row."""
+    bench = evaluator.workbench
     losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
-    return {
-        "test_loss": round(sum(losses) / sum(tokens), 5),
-        "train_loss": round(trained.loss, 5),
-        "untuned_validation_loss": round(untuned, 5),
-        "train_seconds": round(trained.seconds, 1),
-        "row_losses": [round(x, 4) for x in losses],
-        "row_tokens": tokens,
-    }
+    rows = {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
+    return {"test_loss": round(sum(losses) / sum(tokens), 5), **rows}
 
 
 if __name__ == "__main__":
