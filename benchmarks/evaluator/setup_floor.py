@@ -1,0 +1,94 @@
+"""What bank and prior of SmolLM2 take at the least: their matrix products, at the rate of bare ones on this machine.
+
+    python benchmarks/evaluator/setup_floor.py --data DIR
+
+The products of torch's that one thread asks for are counted while the bank is made, without polish, and the prior is
+measured, from an empty cache. Error feedback, which runs in threads of its own, is left out of the count. Beside them
+is the rate of bare products of the model's shapes, before and after. A line of `setup_floor.jsonl` is a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
+
+RESULTS = Path(__file__).parents[1] / "results" / "setup_floor.jsonl"
+SHAPES = ((1024, 576, 1536), (1024, 1536, 576), (1024, 576, 576))
+"""Tokens, inputs and outputs of the model's linears."""
+RATE_SECONDS = 4.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with gsm8k_train.jsonl")
+    options = parser.parse_args()
+    gptq = {"name": "reference-gptq", "polish": 0}
+    with tempfile.TemporaryDirectory() as cache:
+        evaluator = QuantizedLoRAEvaluator(
+            "smollm2",
+            TaskConfig(name="gsm8k", data=options.data),
+            quantization=QuantizationConfig(
+                backend={2: gptq, 3: gptq, 4: gptq, 8: "reference"}, embeddings=16, cache=cache
+            ),
+            space=SpaceConfig(bits=(2, 3, 4, 8)),
+        )
+        rates, phases = [rate()], {}
+        for name, work in (("quantize", evaluator.quantized.prepare), ("prior", evaluator.prior)):
+            start = time.perf_counter()
+            with Operations() as counted:
+                work()
+            phases[name] = {"seconds": time.perf_counter() - start, "operations": counted.total}
+            rates.append(rate())
+    best = max(rates)
+    row: dict[str, Any] = {"commit": commit(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    row |= {"compute": str(evaluator.quantized.compute), "rates": rates, "phases": phases}
+    row["floor_seconds"] = {name: found["operations"] / best for name, found in phases.items()}
+    print(json.dumps(row, indent=1))
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+class Operations(TorchDispatchMode):
+    """Counts those of matrix products. torch's FlopCounterMode also follows modules, which `autograd.grad` forbids."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def rate() -> float:
+    """Operations a second of bare products in float32, the best of several."""
+    best = 0.0
+    for tokens, inputs, outputs in SHAPES:
+        x, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
+        until = time.perf_counter() + RATE_SECONDS / len(SHAPES)
+        while (start := time.perf_counter()) < until:
+            torch.nn.functional.linear(x, weight)
+            best = max(best, 2 * tokens * inputs * outputs / (time.perf_counter() - start))
+    return best
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
