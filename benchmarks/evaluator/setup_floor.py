@@ -76,7 +76,7 @@ class Operations(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.total[str(args[-1].dtype)] += count(*args, **(kwargs or {}), out_val=out)
+            self.total[str(args[1].dtype)] += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
