@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from peak_memory import commit
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
@@ -73,11 +74,6 @@ def quantized(data: str, polish: int, init: str) -> dict[str, float]:
         start, processor = time.perf_counter(), time.process_time()
         evaluator.quantized.prepare()
         return {"clock": time.perf_counter() - start, "processor": time.process_time() - processor}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import commit
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -92,11 +92,6 @@ def measured_rates() -> dict[str, float]:
                 seconds = time.perf_counter() - start
                 best[str(dtype)] = max(best[str(dtype)], 2 * tokens * inputs * outputs / seconds)
     return best
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

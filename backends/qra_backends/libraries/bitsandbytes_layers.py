@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from qra_backends.modules.functional import dequantized_linear
 
-
 NUMBERS_AT_ONCE = 1 << 20
 """Of a weight, while it is dequantized: a CPU makes two copies in float32 of what it multiplies."""
 
