@@ -77,7 +77,9 @@ def main() -> None:
     theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
     model = run_model(run, None)
     mine = logits(model, prompts)
-    row |= {"version": facts["version"], "kernel_of_8_bits": "of the benchmark" if given.plain_8bit else "its own"}
+    row["version"] = facts["version"]
+    if given.plain_8bit:
+        row["kernel_of_8_bits"] = "of the benchmark"
     row |= file_facts(run, out / "model.safetensors", theirs)
     row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
     in_float32 = logits(run_model(run, float32_weight(run)), prompts)
