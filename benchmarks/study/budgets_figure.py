@@ -2,7 +2,8 @@
 
     python benchmarks/study/budgets_figure.py docs/images/budgets.svg
 
-Each point is the mean over the seeds of `budgets.jsonl` that drew rows of their own; plans are tuned with all pieces.
+Each point is the mean over the seeds of `budgets.jsonl` that drew rows of their own; plans are tuned with trained
+scales, from the usual start if such lines are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from pieces import RESULTS
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 SIZE = (760, 420)
-WHOLE = {"own_rows": True, "init": "calibrated", "scales": True, "zeros": "16-bit"}
+TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit"}
+"""What plans of the picture share."""
+STARTS = ("default", "calibrated")
+"""The first that a plan was tuned with is taken."""
 NAMES = {NF4: "QLoRA, nf4, rank 8", REFERENCE: "16-bit LoRA, rank 32"}
 HIGHEST = 1.25
 """Test loss; plans above are left out."""
@@ -35,8 +39,11 @@ def means(lines: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
 
 def draw() -> str:
     lines = [{**EARLIER, **d} for d in read(RESULTS / "budgets.jsonl")]
-    whole = [d for d in lines if all(d[k] == WHOLE[k] for k in (["own_rows"] if d["plan"] in USUAL else WHOLE))]
-    plans = means(whole, "plan")
+    usual = means([d for d in lines if d["plan"] in USUAL and d["own_rows"]], "plan")
+    alike = [d for d in lines if d["plan"] not in USUAL and all(d[k] == TUNED[k] for k in TUNED)]
+    plans = usual
+    for start in reversed(STARTS):
+        plans |= means([d for d in alike if d["init"] == start], "plan")
     rivals = {NAMES[n]: plans[n] for n in USUAL}
     found = sorted(at for n, at in plans.items() if n.startswith("sens") and at[1] < HIGHEST)
     uniform = {n.replace("-bit r8", " bits everywhere"): at for n, at in plans.items() if n.startswith("uniform")}

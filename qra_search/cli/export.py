@@ -100,8 +100,10 @@ def _engine(run: Path) -> str:
     """Name of the engine that a run was searched for.
 
     Raises:
-        BadInput: none; the message names the formats.
+        BadInput: there is no such folder, or none; the message names the formats.
     """
+    if not run.is_dir():
+        raise BadInput(f"{run} is no folder: give that of a run, tuned by `qra finetune`")
     folder = RunFolder(run)
     name = folder.config().engine if folder.config_file.is_file() else None
     if name is None:

@@ -60,3 +60,8 @@ def test_room_for_an_adapter_is_the_smallest_that_the_engine_can_be_told():
 def test_export_without_a_format_needs_an_engine(tmp_path, capsys: pytest.CaptureFixture[str]):
     shown = Qra(capsys)("export", str(tmp_path))
     assert shown.status == 2 and "was searched for no engine: give one of" in shown.err
+
+
+def test_export_of_no_folder_says_so(tmp_path, capsys: pytest.CaptureFixture[str]):
+    shown = Qra(capsys)("export", str(tmp_path / "none"))
+    assert shown.status == 2 and "is no folder" in shown.err.splitlines()[-1]
