@@ -39,9 +39,8 @@ def means(lines: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
 
 def draw() -> str:
     lines = [{**EARLIER, **d} for d in read(RESULTS / "budgets.jsonl")]
-    usual = means([d for d in lines if d["plan"] in USUAL and d["own_rows"]], "plan")
+    plans = means([d for d in lines if d["plan"] in USUAL and d["own_rows"]], "plan")
     alike = [d for d in lines if d["plan"] not in USUAL and all(d[k] == TUNED[k] for k in TUNED)]
-    plans = usual
     for start in reversed(STARTS):
         plans |= means([d for d in alike if d["init"] == start], "plan")
     rivals = {NAMES[n]: plans[n] for n in USUAL}

@@ -11,9 +11,8 @@ a line of `requantized.jsonl`; what is there is not measured again.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import Any
 import budgets
 import protocol
 import torch
-from pieces import RESULTS, measured
+from pieces import measured
 from qra_backends import SecondMoment
 from torch.nn import functional as F
 
@@ -41,37 +40,35 @@ FLOOR = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
-    parser.add_argument("--cache", help="folder of the bank")
+    parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--plans", nargs="+", default=PLANS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    path = RESULTS / "requantized.jsonl"
+    path = options.out / "requantized.jsonl"
+    if options.table:
+        for line in budgets.read(path):
+            print(line["plan"], line["side"], line["seed"], line["untuned_validation_loss"], line["test_loss"])
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    until, commit = protocol.begin(options)
     made = budgets.evaluator(options.data, "default", False, options.cache)
     plans = budgets.plans(made)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    for name in options.plans:
-        for side in SIDES:
-            key = {"plan": name, "side": side, "seed": options.seed}
-            if any(all(line[k] == key[k] for k in key) for line in budgets.read(path)):
-                continue
-            made.workbench.apply(plans[name], options.seed)
-            start = time.perf_counter()
-            SIDES[side](made, plans[name])
-            seconds = round(time.perf_counter() - start, 1)
-            line: dict[str, Any] = {
-                **key,
-                "quantize_seconds": seconds,
-                **measured(made, options.seed),
-                "commit": commit,
-            }
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(name, side, line["untuned_validation_loss"], line["test_loss"], flush=True)
-            made.quantized.unquantize()
+    done = [(line["plan"], line["side"], line["seed"]) for line in budgets.read(path)]
+    for seed, name, side in itertools.product(range(options.seeds), options.plans, SIDES):
+        if (name, side, seed) in done:
+            continue
+        if until is not None and time.monotonic() > until:
+            raise SystemExit(protocol.LEFT)
+        made.workbench.apply(plans[name], seed)
+        start = time.perf_counter()
+        SIDES[side](made, plans[name])
+        seconds = round(time.perf_counter() - start, 1)
+        key: dict[str, Any] = {"plan": name, "side": side, "seed": seed, "quantize_seconds": seconds}
+        line = {**key, **measured(made, seed), "commit": commit}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(name, side, line["untuned_validation_loss"], line["test_loss"], flush=True)
+        made.quantized.unquantize()
 
 
 @torch.no_grad()

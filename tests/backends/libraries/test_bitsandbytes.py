@@ -138,6 +138,17 @@ def test_int8_is_what_the_library_computes_in_train_mode():
         assert torch.equal(ours(x), layer.to("cpu").train()(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(dtype, monkeypatch: pytest.MonkeyPatch):
+    from qra_backends.libraries import bitsandbytes_layers as layers
+
+    module = make_backend("bitsandbytes-int8").quantize(source(37, 64), 8)
+    expected = (module.weight.data.float() * (module.row_scale[:, None] / 127)).to(dtype)
+    for at_once in (1, 64 * 5, 1 << 20):
+        monkeypatch.setattr(layers, "NUMBERS_AT_ONCE", at_once)
+        assert torch.equal(module.dequantize(dtype), expected)
+
+
 def test_four_bits_are_what_the_library_dequantizes():
     linear = source(192, 576)
     layer, backend = library_linear4bit(linear), make_backend("bitsandbytes")
