@@ -25,7 +25,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 PRIOR_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Of these, on which groups are degraded for real, at most; and about as many tokens."""
-PRIOR_VERSION = 5
+PRIOR_VERSION = 6
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
 
