@@ -15,12 +15,13 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft_rivals
 import protocol
-from pieces import RESULTS, tuned
+from lines import MIB, RESULTS, change, interval, read
+from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.scoring import score_choices
@@ -30,17 +31,23 @@ from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.prior_table import prior_table
 
-MIB = 1 << 20
 BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 REFERENCE = "16-bit r32"
 NF4 = "nf4 4-bit r8"
-USUAL = {REFERENCE: (protocol.BACKEND, 16, 32), NF4: ("bitsandbytes-nf4", 4, 8)}
-"""Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits."""
+DORA = "16-bit r32 DoRA"
+USUAL = {
+    REFERENCE: (protocol.BACKEND, 16, 32),
+    NF4: ("bitsandbytes-nf4", 4, 8),
+    "16-bit r16": (protocol.BACKEND, 16, 16),
+    "16-bit r64": (protocol.BACKEND, 16, 64),
+    DORA: (protocol.BACKEND, 16, 32),
+}
+"""Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits: rank 16 trains about as many numbers as
+the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
 SEEDS = range(5)
 """Each draws its own rows and batches."""
-DRAWS = 10_000
 EARLIER: dict[str, Any] = {"zeros": "16-bit", "own_rows": False, "init": "default", "scales": False}
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 
@@ -131,7 +138,7 @@ def main() -> None:
     until, commit = protocol.begin(options)
     made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros, options.task)
     sides = {name: (made, plan) for name, plan in plans(made).items()}
-    sides |= {name: usual(name, options.data, options.task, options.cache) for name in USUAL}
+    sides |= {name: usual(name, options.data, options.task, options.cache) for name in USUAL if gsm8k or name != DORA}
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
             key = {"plan": name, "seed": seed, "own_rows": True}
@@ -143,12 +150,28 @@ def main() -> None:
                 continue
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
-            line = {**key, **words(side, plan), **tuned(side, plan, seed), "commit": commit}
+            figures = tuned_dora(side, plan, seed) if name == DORA else tuned(side, plan, seed)
+            line = {**key, **words(side, plan), **figures, "commit": commit}
             if not gsm8k:
                 line["row_right"] = right(side)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
+
+
+def tuned_dora(made: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str, Any]:
+    """The final tuning of a uniform plan by PEFT's DoRA, in the form of `pieces.tuned`."""
+    start = time.perf_counter()
+    model, trained = peft_rivals.dora(made, plan.bits[0], plan.ranks[0], seed)
+    scales = sum(p.numel() for n, p in model.named_parameters() if "magnitude" in n)
+    return {
+        **on_test_rows(made, model),
+        "train_loss": round(trained.loss, 5),
+        "memory_bytes": made.space.memory_bytes(plan) + 2 * scales,
+        "compute": str(made.quantized.compute).removeprefix("torch."),
+        "seconds": round(time.perf_counter() - start, 1),
+        "trained_numbers": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
 
 
 def right(made: QuantizedLoRAEvaluator) -> list[int]:
@@ -157,10 +180,6 @@ def right(made: QuantizedLoRAEvaluator) -> list[int]:
     rows = bench.rows.task.split("test")[: bench.settings.test_rows]
     scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
     return (scores.margins > 0).astype(int).tolist()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
@@ -183,43 +202,18 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     print("|" + "---|" * (11 if chosen else 9))
     for (plan, zeros, init, scales, own), some in groups.items():
         others = [rival[d["seed"], own] for d in some]
-        low, mean, high = (f"{x:+.1%}" for x in interval(some, others, "row_losses", relative=True))
-        embeddings, seeds = (
-            " ".join(map(str, some[0].get("embeddings") or [16])),
-            f"{len(some)}{'' if own else ', same rows'}",
-        )
+        embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
+        seeds = f"{len(some)}{'' if own else ', same rows'}"
         zeros = "–" if plan in USUAL else zeros
         line = (
             f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
-            f"{np.mean([d['test_loss'] for d in some]):.4f} | {mean} [{low}, {high}] |"
+            f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
         )
         if chosen:
             low, mean, high = (f"{100 * x:+.1f}" for x in interval(some, others, "row_right", relative=False))
             line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
         print(line)
-
-
-def interval(
-    mine: list[dict[str, Any]], theirs: list[dict[str, Any]], of: str, *, relative: bool
-) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of the difference of a figure of rows; rows and pairs of seeds are drawn again.
-
-    Args:
-        relative: to theirs, of the sums; else the difference of the means.
-    """
-    own, other = (np.array([d[of] for d in side], dtype=float) for side in (mine, theirs))
-    seeds, rows = own.shape
-    generator = np.random.default_rng(0)
-    drawn = generator.multinomial(rows, np.full(rows, 1 / rows), DRAWS)
-    weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
-
-    def difference(weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        sums = [((weights @ side) * drawn).sum(-1) for side in (own, other)]
-        return sums[0] / sums[1] - 1 if relative else (sums[0] - sums[1]) / (weights.sum(-1) * drawn.sum(-1))
-
-    low, high = np.quantile(difference(weights, drawn), (0.025, 0.975))
-    return float(low), float(difference(np.ones(seeds), np.ones(rows))), float(high)
 
 
 if __name__ == "__main__":

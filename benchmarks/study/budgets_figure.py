@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budgets import EARLIER, MIB, NF4, REFERENCE, USUAL, read
-from pieces import RESULTS
+from budgets import EARLIER, NF4, REFERENCE, USUAL
+from lines import MIB, RESULTS, read
 
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
@@ -24,7 +24,7 @@ TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit"}
 """What plans of the picture share."""
 STARTS = ("default", "calibrated")
 """The first that a plan was tuned with is taken."""
-NAMES = {NF4: "QLoRA, nf4, rank 8", REFERENCE: "16-bit LoRA, rank 32"}
+NAMES = {REFERENCE: "16-bit LoRA, rank 32", NF4: "QLoRA, nf4, rank 8"}
 HIGHEST = 1.25
 """Test loss; plans above are left out."""
 
@@ -43,7 +43,7 @@ def draw() -> str:
     alike = [d for d in lines if d["plan"] not in USUAL and all(d[k] == TUNED[k] for k in TUNED)]
     for start in reversed(STARTS):
         plans |= means([d for d in alike if d["init"] == start], "plan")
-    rivals = {NAMES[n]: plans[n] for n in USUAL}
+    rivals = {name: plans[n] for n, name in NAMES.items()}
     found = sorted(at for n, at in plans.items() if n.startswith("sens") and at[1] < HIGHEST)
     uniform = {n.replace("-bit r8", " bits everywhere"): at for n, at in plans.items() if n.startswith("uniform")}
     with style() as c:

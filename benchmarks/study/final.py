@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import adalora
+import peft_rivals
 import protocol
 import torch
 
@@ -53,7 +53,7 @@ def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, i
 def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = "default") -> tuple[Any, Trained]:
     """The model after a plan's final tuning under the evaluator's settings, and what was seen of it."""
     if init == "adalora":
-        return adalora.tune(evaluator, plan.bits[0], plan.ranks[0], seed)
+        return peft_rivals.adalora(evaluator, plan.bits[0], plan.ranks[0], seed)
     evaluator.workbench.init = init
     evaluator.workbench.apply(plan, seed)
     return evaluator.workbench.model, evaluator.workbench.train(evaluator.quantized.settings.final_steps, seed)

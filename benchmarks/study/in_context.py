@@ -14,11 +14,11 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import protocol
 import torch
+from lines import RESULTS
 from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
@@ -30,7 +30,6 @@ from qra_eval.tasks.batches import passed_together
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 SEARCHES = ("qra", "additive", "nsga2", "qr_adaptor", "autoqra")
 POINTS = (None, 4, 3)
 """Bits of all linears while figures are measured; None: nothing is quantized."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import protocol
 import torch
-from budgets import MIB, interval, read
+from lines import MIB, change, read
 from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -155,9 +155,8 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         for way in WAYS:
             some = [d for d in lines if (d["way"], d["bits"]) == (way, bits) and d["seed"] in rival]
             if some:
-                low, mean, high = interval(some, [rival[d["seed"]] for d in some], "row_losses", relative=True)
-                change = "–" if way == KEPT else f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
-                print(f"| {bits} | {way} | {cells(some)} | {change} |")
+                beside = "–" if way == KEPT else change(some, [rival[d["seed"]] for d in some])
+                print(f"| {bits} | {way} | {cells(some)} | {beside} |")
     for way in (UNMERGED, MERGED):
         some = [d for d in wide if d["way"] == way]
         if some:

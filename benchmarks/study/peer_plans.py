@@ -21,8 +21,7 @@ from typing import Any
 
 import protocol
 import torch
-from budgets import read
-from pieces import RESULTS
+from lines import RESULTS, read
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model

@@ -17,8 +17,8 @@ from collections import Counter
 from typing import Any
 
 import protocol
-from budgets import MIB, interval, read
-from pieces import RESULTS, tuned
+from lines import MIB, RESULTS, change, read
+from pieces import tuned
 
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
@@ -107,13 +107,13 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         if not seeds:
             continue
         first = theirs[seeds[0]]
-        low, mean, high = interval([ours[s] for s in seeds], [theirs[s] for s in seeds], "row_losses", relative=True)
+        beside = change([ours[s] for s in seeds], [theirs[s] for s in seeds])
         widths = ", ".join(f"{n} at {bits}" for bits, n in first["linears"].items())
         their_loss, our_loss = (sum(side[s]["test_loss"] for s in seeds) / len(seeds) for side in (theirs, ours))
         our_size = ours[seeds[0]]["memory_bytes"] / MIB
         print(
             f"| {name} | {widths} | {first['mean_bits']:.2f} | {first['memory_bytes'] / MIB:.2f} | {len(seeds)} | "
-            f"{their_loss:.4f} | {our_size:.2f} | {our_loss:.4f} | {mean:+.1%} [{low:+.1%}, {high:+.1%}] |"
+            f"{their_loss:.4f} | {our_size:.2f} | {our_loss:.4f} | {beside} |"
         )
 
 

@@ -9,24 +9,24 @@ of `final.jsonl`. All variants of a plan are tuned with the first seed before an
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import protocol
-import torch
+from lines import MIB, RESULTS, change, read
+from torch import nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.losses import row_losses
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 from qra_search.space.space import Plan, SearchSpace
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
+SEEDS = 5
+"""Each but the first draws its own rows; the first has those of an evaluation."""
 FOUND = "sensitivity-module-0-low"
 """The search whose plan spares what is sensitive, at the bytes between uniform 2 and 3 bits."""
 
@@ -86,29 +86,25 @@ def evaluator(data: str, pieces: Pieces, cache: str | None) -> QuantizedLoRAEval
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
-    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
+    parser = protocol.options(__doc__, seeds=SEEDS)
     parser.add_argument(
         "--only", default="", help="only lines in whose `plan: pieces` this regular expression is found"
     )
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     path = options.out / "pieces.jsonl"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if options.table:
+        print_table(read(path))
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    until, commit = protocol.begin(options)
     made: dict[str, QuantizedLoRAEvaluator] = {}
     first = evaluator(options.data, VARIANTS[0], options.cache)
-    for seed in protocol.SEEDS[: options.seeds]:
+    for seed in range(options.seeds):
         for plan_name, plan in plans(first.space, RESULTS).items():
             for pieces in VARIANTS:
-                lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
                 key = (plan_name, pieces.name, seed)
-                if any((d["plan"], d["pieces"], d["seed"]) == key for d in lines):
+                if any((d["plan"], d["pieces"], d["seed"]) == key for d in read(path)):
                     continue
                 if not set(plan.ranks) <= set(pieces.ranks):
                     continue
@@ -124,6 +120,17 @@ def main() -> None:
                 with path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(f"seed {seed}  {plan_name}: {pieces.name:24} {line['test_loss']:.4f}", flush=True)
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Mean test loss of each plan with some pieces, and the change from the same plan without any of them."""
+    print("| plan | pieces | MiB | seeds | test loss | against none, same seeds |\n|" + "---|" * 6)
+    for plan, name in dict.fromkeys((d["plan"], d["pieces"]) for d in sorted(lines, key=lambda d: d["plan"])):
+        mine, plain = ({d["seed"]: d for d in lines if (d["plan"], d["pieces"]) == (plan, n)} for n in (name, "plain"))
+        both = [seed for seed in mine if seed in plain]
+        beside = change([mine[s] for s in both], [plain[s] for s in both]) if name != "plain" else "–"
+        size, mean = next(iter(mine.values()))["memory_bytes"] / MIB, sum(d["test_loss"] for d in mine.values())
+        print(f"| {plan} | {name} | {size:.1f} | {len(mine)} | {mean / len(mine):.4f} | {beside} ({len(both)}) |")
 
 
 def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str, Any]:
@@ -153,10 +160,10 @@ def measured(evaluator: QuantizedLoRAEvaluator, seed: int) -> dict[str, Any]:
     return {**on_test_rows(evaluator), **facts, "train_seconds": round(trained.seconds, 1)}
 
 
-def on_test_rows(evaluator: QuantizedLoRAEvaluator) -> dict[str, Any]:
-    """Loss a token of the model in place, and loss and tokens of every row."""
+def on_test_rows(evaluator: QuantizedLoRAEvaluator, model: nn.Module | None = None) -> dict[str, Any]:
+    """Loss a token of a model, the one in place unless another is given, and loss and tokens of every row."""
     bench = evaluator.workbench
-    losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
+    losses, tokens = row_losses(model or bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
     rows = {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
     return {"test_loss": round(sum(losses) / sum(tokens), 5), **rows}
 

@@ -15,7 +15,8 @@ import json
 import numpy as np
 import protocol
 import torch
-from in_context import RESULTS, SEARCHES, commit, held_out, score, trials
+from in_context import SEARCHES, commit, held_out, score, trials
+from lines import RESULTS
 from scipy.stats import spearmanr
 
 from qra_eval.prior import measure

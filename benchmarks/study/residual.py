@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import protocol
 import torch
-from in_context import RESULTS, SEARCHES, held_out, trials
+from in_context import SEARCHES, held_out, trials
+from lines import RESULTS
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
