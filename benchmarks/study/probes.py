@@ -3,8 +3,9 @@
     python benchmarks/study/probes.py --data DIR --cache BANK
 
 Groups of three depths for each kind are degraded at both of their lowest bit-widths; the sensitivities are then scaled
-by all of these probes, by every second one in turn (two ways to begin), by those of one bit-width, and by none. For
-each: rank correlation with the losses of each recorded search, and the error of a line fitted to the other searches.
+by all of these probes, by every second one in turn (two ways to begin), by those of one bit-width, and by none. Beside
+them is the prior that the recorded searches themselves had, an older one. For each: rank correlation with the losses of
+each recorded search, and the error of a line fitted to the other searches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from qra_eval.prior import measure
 from qra_eval.prior.fisher import measure_fisher
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
 from qra_eval.tasks.batches import passed_together
+from qra_search.evaluation.prior import Prior
+from qra_search.log.trial_log import TrialLog
 
 
 def main() -> None:
@@ -47,12 +50,17 @@ def main() -> None:
     probes.sort(key=lambda probe: pairs.index(probe[:2]))
     recorded = {name: trials(name, evaluator) for name in SEARCHES}
     row = {"commit": commit(), "searches": {name: len(some[2]) for name, some in recorded.items()}}
-    for way, some in ways(probes).items():
-        damage = measure.no_less_than_wider(measure.scale_damage(raw, kinds, some), space.widths)
+    damages = {
+        way: (len(some), measure.no_less_than_wider(measure.scale_damage(raw, kinds, some), space.widths))
+        for way, some in ways(probes).items()
+    }
+    older = TrialLog(RESULTS / "trials-gsm8k-qra-module-0.jsonl").meta("prior")
+    damages["as recorded"] = (len(probes), Prior.from_dict(older).bits_damage)
+    for way, (count, damage) in damages.items():
         scores = {name: score(damage, gain, bits, ranks) for name, (bits, ranks, _) in recorded.items()}
         losses = {name: figures[2] for name, figures in recorded.items()}
         row[way] = {
-            "probes": len(some),
+            "probes": count,
             "rank": {n: round(float(spearmanr(scores[n], losses[n]).statistic), 4) for n in SEARCHES},
             "held-out error": held_out(scores, losses, "line"),
         }
