@@ -24,6 +24,7 @@ from lines import MIB, RESULTS, change, interval, read
 from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.prior.kept import PRIOR_VERSION
 from qra_eval.tasks.scoring import score_choices
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -48,7 +49,7 @@ USUAL = {
 the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
 SEEDS = range(5)
 """Each draws its own rows and batches."""
-EARLIER: dict[str, Any] = {"zeros": "16-bit", "own_rows": False, "init": "default", "scales": False}
+EARLIER: dict[str, Any] = {"zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5}
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 
 
@@ -144,6 +145,7 @@ def main() -> None:
             key = {"plan": name, "seed": seed, "own_rows": True}
             if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
+                key["prior"] = PRIOR_VERSION
             if not re.search(options.only, name) or any(
                 all({**EARLIER, **d}[k] == key[k] for k in key) for d in read(path)
             ):
@@ -195,18 +197,19 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     for line in lines:
         d = {**EARLIER, **line}
         if (d["seed"], d["own_rows"]) in rival:
-            groups[d["plan"], d["zeros"], d["init"], d["scales"], d["own_rows"]].append(d)
-    head = "| plan | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
+            groups[d["plan"], d["zeros"], d["init"], d["scales"], d["own_rows"], d["prior"]].append(d)
+    head = "| plan | prior | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
     chosen = any("row_right" in d for d in lines)
     print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
-    print("|" + "---|" * (11 if chosen else 9))
-    for (plan, zeros, init, scales, own), some in groups.items():
+    print("|" + "---|" * (12 if chosen else 10))
+    for (plan, zeros, init, scales, own, prior), some in groups.items():
         others = [rival[d["seed"], own] for d in some]
         embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
         seeds = f"{len(some)}{'' if own else ', same rows'}"
-        zeros = "–" if plan in USUAL else zeros
+        if plan in USUAL:
+            zeros = prior = "–"
         line = (
-            f"| {plan} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
+            f"| {plan} | {prior} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
             f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
         )

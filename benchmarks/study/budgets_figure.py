@@ -20,7 +20,7 @@ from lines import MIB, RESULTS, read
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 SIZE = (760, 420)
-TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit"}
+TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit", "prior": 5}
 """What plans of the picture share."""
 STARTS = ("default", "calibrated")
 """The first that a plan was tuned with is taken."""
