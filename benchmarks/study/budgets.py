@@ -49,7 +49,10 @@ USUAL = {
 the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
 SEEDS = range(5)
 """Each draws its own rows and batches."""
-EARLIER: dict[str, Any] = {"zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5}
+EARLIER: dict[str, Any] = {
+    "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5,
+    "steps": protocol.TRAINING.final_steps,
+}  # fmt: skip
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 
 
@@ -61,9 +64,10 @@ ZEROS: dict[str, Any] = {
 
 
 def evaluator(
-    data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit", task: str = "gsm8k"
-) -> QuantizedLoRAEvaluator:
-    pieces = {"init": init, "scales": scales}
+    data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit", task: str = "gsm8k",
+    steps: int = protocol.TRAINING.final_steps,
+) -> QuantizedLoRAEvaluator:  # fmt: skip
+    pieces = {"init": init, "scales": scales, "final_steps": steps}
     return QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name=task, data=data),
@@ -88,7 +92,7 @@ def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     return found
 
 
-def usual(name: str, data: str, task: str, cache: str | None) -> tuple[QuantizedLoRAEvaluator, Plan]:
+def usual(name: str, data: str, task: str, cache: str | None, steps: int) -> tuple[QuantizedLoRAEvaluator, Plan]:
     """LoRA of one rank, on one width everywhere, as it is usually done: nothing but the adapter is trained."""
     backend, bits, rank = USUAL[name]
     made = QuantizedLoRAEvaluator(
@@ -96,7 +100,7 @@ def usual(name: str, data: str, task: str, cache: str | None) -> tuple[Quantized
         TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(backend=backend, embeddings=16, cache=cache),
         space=SpaceConfig(bits=(bits,), ranks=(rank,), granularity="module"),
-        training=protocol.settings(task),
+        training=protocol.settings(task).model_copy(update={"final_steps": steps}),
     )
     plan = made.space.uniform(bits, rank)
     assert plan is not None
@@ -123,7 +127,8 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 
 def main() -> None:
     parser = protocol.options(__doc__, seeds=len(SEEDS))
-    parser.add_argument("--init", default="calibrated", help="where adapters start")
+    parser.add_argument("--init", default="default", help="where adapters start")
+    parser.add_argument("--steps", type=int, default=protocol.TRAINING.final_steps, help="of the tuning")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
     parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
@@ -137,12 +142,17 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed")
     until, commit = protocol.begin(options)
-    made = evaluator(options.data, options.init, not options.no_scales, options.cache, options.zeros, options.task)
+    fixed = (options.cache, options.zeros, options.task, options.steps)
+    made = evaluator(options.data, options.init, not options.no_scales, *fixed)
     sides = {name: (made, plan) for name, plan in plans(made).items()}
-    sides |= {name: usual(name, options.data, options.task, options.cache) for name in USUAL if gsm8k or name != DORA}
+    sides |= {
+        name: usual(name, options.data, options.task, options.cache, options.steps)
+        for name in USUAL
+        if gsm8k or name != DORA
+    }
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
-            key = {"plan": name, "seed": seed, "own_rows": True}
+            key = {"plan": name, "seed": seed, "own_rows": True, "steps": options.steps}
             if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
                 key["prior"] = PRIOR_VERSION
@@ -192,24 +202,26 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     """
     shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
     lines = [*shared, *lines]
-    rival = {(d["seed"], d.get("own_rows", False)): d for d in lines if d["plan"] == REFERENCE}
+    lines = [{**EARLIER, **d} for d in lines]
+    rival = {(d["seed"], d["own_rows"], d["steps"]): d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
-        d = {**EARLIER, **line}
-        if (d["seed"], d["own_rows"]) in rival:
-            groups[d["plan"], d["zeros"], d["init"], d["scales"], d["own_rows"], d["prior"]].append(d)
-    head = "| plan | prior | zeros | start | scales | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
+    for d in lines:
+        if (d["seed"], d["own_rows"], d["steps"]) in rival:
+            groups[d["plan"], d["prior"], d["zeros"], d["init"], d["scales"], d["steps"], d["own_rows"]].append(d)
+    head = (
+        "| plan | prior | zeros | start | scales | steps | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
+    )
     chosen = any("row_right" in d for d in lines)
     print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
-    print("|" + "---|" * (12 if chosen else 10))
-    for (plan, zeros, init, scales, own, prior), some in groups.items():
-        others = [rival[d["seed"], own] for d in some]
+    print("|" + "---|" * (13 if chosen else 11))
+    for (plan, prior, zeros, init, scales, steps, own), some in groups.items():
+        others = [rival[d["seed"], own, steps] for d in some]
         embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
         seeds = f"{len(some)}{'' if own else ', same rows'}"
         if plan in USUAL:
             zeros = prior = "–"
         line = (
-            f"| {plan} | {prior} | {zeros} | {init} | {'trained' if scales else 'fitted'} | "
+            f"| {plan} | {prior} | {zeros} | {init} | {'trained' if scales else 'fitted'} | {steps} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
             f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
         )

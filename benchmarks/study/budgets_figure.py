@@ -20,7 +20,7 @@ from lines import MIB, RESULTS, read
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 SIZE = (760, 420)
-TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit", "prior": 5}
+TUNED = {"own_rows": True, "scales": True, "zeros": "16-bit", "prior": 5, "steps": EARLIER["steps"]}
 """What plans of the picture share."""
 STARTS = ("default", "calibrated")
 """The first that a plan was tuned with is taken."""
@@ -39,7 +39,7 @@ def means(lines: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
 
 def draw() -> str:
     lines = [{**EARLIER, **d} for d in read(RESULTS / "budgets.jsonl")]
-    plans = means([d for d in lines if d["plan"] in USUAL and d["own_rows"]], "plan")
+    plans = means([d for d in lines if d["plan"] in USUAL and d["own_rows"] and d["steps"] == TUNED["steps"]], "plan")
     alike = [d for d in lines if d["plan"] not in USUAL and all(d[k] == TUNED[k] for k in TUNED)]
     for start in reversed(STARTS):
         plans |= means([d for d in alike if d["init"] == start], "plan")

@@ -2,8 +2,9 @@
 
     python benchmarks/study/run.py --data DIR --minutes 55
 
-The first pieces answer most: the search, its plans and their closest rivals with every seed; then other strategies,
-bits alone, ranks alone; then other tasks and what carries over to them. Each evaluation and each tuning is kept as it
+The first pieces answer most: bytes needed for a quality, what each piece brings, plans of other tools, and the order of
+tuning and quantizing. Then come the search, its plans and their closest rivals with every seed; other strategies, bits
+alone, ranks alone; other tasks and what carries over to them. Each evaluation and each tuning is kept as it
 ends, so that a piece may be broken off at any moment. `--threads` must stay the same: it changes the last digits.
 """
 
@@ -17,11 +18,22 @@ from pathlib import Path
 
 import protocol
 
+from qra_eval.models.loaded import cache_root
+
 HERE = Path(__file__).parent
 STRATEGIES = ("qr_adaptor", "nsga2", "additive", "autoqra", "random")
 OTHER_TASKS = protocol.TASKS[1:]
+TIMED = ("search", "final", "budgets", "pieces", "peers", "merged")
+"""Scripts that end by themselves after so many minutes."""
 LONGER = r"^((qra|sensitivity)-module-0 @ (3-bit|midway)|gptq 3-bit r\d+|gptq 4-bit r8|16-bit r32|hqq 3-bit r2)$"
-PIECES = (
+PIECES: tuple[tuple[str, ...], ...] = (
+    ("budgets",),
+    ("budgets", "--task", "arc_easy"),
+    ("budgets", "--init", "calibrated"),
+    ("budgets", "--steps", str(protocol.LONGER), "--seeds", "1"),
+    ("pieces",),
+    ("peers",),
+    ("merged",),
     ("search", "--strategy", "sensitivity"),
     ("search", "--strategy", "qra"),
     ("search", "--strategy", "sensitivity", "--embeddings", "8"),
@@ -63,7 +75,9 @@ def main() -> None:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
         if script not in ("tables", "looks"):
             command += ["--data", options.data, "--threads", str(options.threads)]
-            if until is not None and script in ("search", "final"):
+            if script == "merged":
+                command += ["--work", str(cache_root() / "study" / script)]
+            if until is not None and script in TIMED:
                 command += ["--minutes", f"{max(0.0, (until - time.monotonic()) / 60):.2f}"]
         print("$", " ".join(command[1:]), flush=True)
         status = subprocess.run(command, check=False).returncode
