@@ -139,9 +139,7 @@ def main() -> None:
     if options.table:
         print_table(read(path), read(RESULTS / "final.jsonl") if gsm8k else [])
         return
-    if options.data is None:
-        parser.error("--data is needed")
-    until, commit = protocol.begin(options)
+    until, commit = protocol.begin(parser, options)
     fixed = (options.cache, options.zeros, options.task, options.steps)
     made = evaluator(options.data, options.init, not options.no_scales, *fixed)
     sides = {name: (made, plan) for name, plan in plans(made).items()}

@@ -10,14 +10,11 @@ curve (loss = a + m (1 - exp(-score / m)), which lets damage saturate, or a stra
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import sys
 
 import numpy as np
 import protocol
-import torch
 from lines import RESULTS
 from scipy.optimize import least_squares
 from scipy.stats import spearmanr
@@ -36,17 +33,14 @@ POINTS = (None, 4, 3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = protocol.options(__doc__, seeds=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
     tables = damages(evaluator)
     gain = evaluator.prior().rank_gain
     recorded = {name: trials(name, evaluator) for name in SEARCHES}
-    row = {"commit": commit(), "searches": {name: len(found[2]) for name, found in recorded.items()}}
+    row = {"commit": commit, "searches": {name: len(found[2]) for name, found in recorded.items()}}
     for way, damage in tables.items():
         scores = {name: score(damage, gain, bits, ranks) for name, (bits, ranks, _) in recorded.items()}
         losses = {name: found[2] for name, found in recorded.items()}
@@ -118,11 +112,6 @@ def value(p: np.ndarray, x: np.ndarray, curve: str) -> np.ndarray:
     """Loss by the parameters a, slope and log m of a curve."""
     slope = p[1] * x
     return p[0] + (slope if curve == "line" else np.exp(p[2]) * -np.expm1(-slope / np.exp(p[2])))
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -132,9 +132,9 @@ def main() -> None:
     if options.table:
         print_table(read(path))
         return
-    if options.data is None or options.work is None:
-        parser.error("--data and --work are needed")
-    until, commit = protocol.begin(options)
+    until, commit = protocol.begin(parser, options)
+    if options.work is None:
+        parser.error("--work is needed")
     for seed in protocol.SEEDS[: options.seeds]:
         done = {(d["way"], d["bits"]) for d in read(path) if d["seed"] == seed}
         for way, bits, figures in steps(Runs(options.data, options.work, options.cache, seed), done):

@@ -59,9 +59,7 @@ def main() -> None:
     if options.table:
         print_table(read(path))
         return
-    if options.data is None:
-        parser.error("--data is needed")
-    until, commit = protocol.begin(options)
+    until, commit = protocol.begin(parser, options)
     made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
     space, table = made.space, prior_table(made.space, made.prior())
     choices = read(RESULTS / "peer_plans.jsonl")

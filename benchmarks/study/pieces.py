@@ -95,9 +95,7 @@ def main() -> None:
     if options.table:
         print_table(read(path))
         return
-    if options.data is None:
-        parser.error("--data is needed")
-    until, commit = protocol.begin(options)
+    until, commit = protocol.begin(parser, options)
     made: dict[str, QuantizedLoRAEvaluator] = {}
     first = evaluator(options.data, VARIANTS[0], options.cache)
     for seed in range(options.seeds):

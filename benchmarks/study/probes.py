@@ -10,13 +10,11 @@ each recorded search, and the error of a line fitted to the other searches.
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import numpy as np
 import protocol
-import torch
-from in_context import SEARCHES, commit, held_out, score, trials
+from in_context import SEARCHES, held_out, score, trials
 from lines import RESULTS
 from scipy.stats import spearmanr
 
@@ -29,12 +27,9 @@ from qra_search.log.trial_log import TrialLog
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = protocol.options(__doc__, seeds=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
     bench, model, space = evaluator.workbench, evaluator.quantized, evaluator.space
     gain = evaluator.prior().rank_gain
@@ -49,7 +44,7 @@ def main() -> None:
         probes = measure.degrade_groups(bench, blocks, model.levels, pairs, probe_batch(rows))[0]
     probes.sort(key=lambda probe: pairs.index(probe[:2]))
     recorded = {name: trials(name, evaluator) for name in SEARCHES}
-    row = {"commit": commit(), "searches": {name: len(some[2]) for name, some in recorded.items()}}
+    row = {"commit": commit, "searches": {name: len(some[2]) for name, some in recorded.items()}}
     damages = {
         way: (len(some), measure.no_less_than_wider(measure.scale_damage(raw, kinds, some), space.widths))
         for way, some in ways(probes).items()

@@ -130,8 +130,14 @@ def options(doc: str | None, seeds: int) -> ArgumentParser:
     return parser
 
 
-def begin(given: Namespace) -> tuple[float | None, str]:
-    """When to begin nothing more, by `time.monotonic`, and the commit; torch has as many threads as were asked for."""
+def begin(parser: ArgumentParser, given: Namespace) -> tuple[float | None, str]:
+    """When to begin nothing more, by `time.monotonic`, and the commit; torch has as many threads as were asked for.
+
+    Raises:
+        SystemExit: no data was given, which only `--table` does without.
+    """
+    if given.data is None:
+        parser.error("--data is needed")
     torch.set_num_threads(given.threads)
     until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

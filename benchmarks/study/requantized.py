@@ -22,6 +22,7 @@ from typing import Any
 import budgets
 import protocol
 import torch
+from lines import read
 from pieces import measured
 from qra_backends import SecondMoment
 from torch.nn import functional as F
@@ -45,15 +46,13 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out / "requantized.jsonl"
     if options.table:
-        for line in budgets.read(path):
+        for line in read(path):
             print(line["plan"], line["side"], line["seed"], line["untuned_validation_loss"], line["test_loss"])
         return
-    if options.data is None:
-        parser.error("--data is needed")
-    until, commit = protocol.begin(options)
+    until, commit = protocol.begin(parser, options)
     made = budgets.evaluator(options.data, "default", False, options.cache)
     plans = budgets.plans(made)
-    done = [(line["plan"], line["side"], line["seed"]) for line in budgets.read(path)]
+    done = [(line["plan"], line["side"], line["seed"]) for line in read(path)]
     for seed, name, side in itertools.product(range(options.seeds), options.plans, SIDES):
         if (name, side, seed) in done:
             continue

@@ -35,9 +35,7 @@ def main() -> None:
     parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--shares", type=Path, help="NumPy file of the captured shares, read if it is there")
     options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data is needed")
-    _, commit = protocol.begin(options)
+    _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
     prior = evaluator.prior()
     if options.shares is not None and options.shares.exists():

@@ -97,13 +97,16 @@ def print_table(lines: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> No
         theirs = {d["seed"]: d for d in lines if d["bits"] == bits}
         ours = {d["seed"]: d for d in pieces if (d["plan"], d["pieces"]) == (f"{bits}-bit r{RANK}", OURS)}
         both = [seed for seed in theirs if seed in ours]
-        sides = [[side[seed] for seed in both] for side in (theirs, ours)]
-        figures = [
-            f"{side[0]['memory_bytes'] / MIB:.1f} |{f' {len(both)} |' if n == 0 else ''} "
-            f"{sum(d['test_loss'] for d in side) / len(both):.4f}"
-            for n, side in enumerate(sides)
-        ]
-        print(f"| {bits} | {' | '.join(figures)} | {change(sides[1], sides[0])} |")
+        if not both:
+            continue
+        mine, others = ([side[seed] for seed in both] for side in (ours, theirs))
+        (our_size, our_loss), (size, loss) = (
+            (side[0]["memory_bytes"] / MIB, sum(d["test_loss"] for d in side) / len(side)) for side in (mine, others)
+        )
+        print(
+            f"| {bits} | {size:.1f} | {len(both)} | {loss:.4f} | {our_size:.1f} | {our_loss:.4f} | "
+            f"{change(mine, others)} |"
+        )
 
 
 def main() -> None:
