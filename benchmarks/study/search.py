@@ -3,6 +3,7 @@
     python benchmarks/study/search.py --data DIR --strategy qra --minutes 50
     python benchmarks/study/search.py --data DIR --strategy sensitivity    # the prior's own plans: nothing is tuned
     python benchmarks/study/search.py --data DIR --ranks 8                 # bits alone; --bits 4: ranks alone
+    python benchmarks/study/search.py --data DIR --newest                  # the round of budgets.py: embeddings, scales
 
 The log lies in runs/study; after every piece it is exported as JSONL beside the results, and the plans that the
 strategy would hand over at each budget are written to `plans.jsonl`.
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import protocol
 import torch
+from budgets import BUDGETS
+from budgets import evaluator as with_all_pieces
+from lines import MIB
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.log.logtools import merge
@@ -29,6 +33,8 @@ from qra_search.surrogates.prior_table import flat_prior, prior_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 SENSITIVITY = "sensitivity"
+NEWEST = "-newest"
+"""Ends the names of searches whose plans `budgets.py` tunes."""
 
 
 class Pieces(Callback):
@@ -58,12 +64,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
     parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
     parser.add_argument("--low", action="store_true", help="budgets from uniform 2-bit to 3-bit instead")
+    parser.add_argument("--newest", action="store_true", help="embeddings searched, scales trained, budgets of budgets.py")
     parser.add_argument("--flat", action="store_true", help="without a measured prior: larger linears matter more")
     parser.add_argument("--seeds", type=int, default=1, help="evaluate with so many seeds in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", type=float, default=protocol.EVALUATIONS)
     parser.add_argument("--minutes", type=float, help="begin no evaluation after so many minutes; run again to go on")
     parser.add_argument("--threads", type=int, default=1, help="of torch; the same number gives the same losses")
+    parser.add_argument("--cache", help="folder of the bank")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--logs", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
@@ -71,22 +79,27 @@ def main() -> None:
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short + "-wide" * options.wide + "-flat" * options.flat
     name += f"-s{options.seeds}" * (options.seeds > 1)
-    name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low
+    name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low + NEWEST * options.newest
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
     options.logs.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    evaluator = protocol.evaluator(
-        options.task,
-        options.data,
-        bits=tuple(options.bits or protocol.BITS),
-        ranks=tuple(options.ranks or protocol.RANKS),
-        granularity=options.granularity,
-        embeddings=options.embeddings,
-        training=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
-    )
-    budgets = protocol.budgets(options.task, options.data, low=options.low)
-    least = evaluator.space.memory_bytes(evaluator.space.uniform(min(evaluator.space.bits), min(evaluator.space.ranks)))
+    if options.newest:
+        evaluator = with_all_pieces(options.data, "default", True, options.cache, task=options.task)
+        budgets = {f"{budget} MiB": budget * MIB for budget in BUDGETS[:3]}
+    else:
+        evaluator = protocol.evaluator(
+            options.task,
+            options.data,
+            bits=tuple(options.bits or protocol.BITS),
+            ranks=tuple(options.ranks or protocol.RANKS),
+            granularity=options.granularity,
+            embeddings=options.embeddings,
+            training=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
+            cache=options.cache,
+        )
+        budgets = protocol.budgets(options.task, options.data, low=options.low)
+    least = evaluator.space.memory.minimum
     budgets = {label: budget for label, budget in budgets.items() if budget >= least}
     if options.strategy == SENSITIVITY:
         rows = [{**row, "embeddings": options.embeddings} for row in by_sensitivity(evaluator, budgets, name)]
