@@ -3,10 +3,10 @@
     python benchmarks/study/budgets.py --data DIR --minutes 50
 
 Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
-sensitivities within so many MiB, embeddings among the groups. Beside them are uniform plans, embeddings at the same
-width, tuned alike, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8. Every seed
-draws its own rows to tune on, the same for all. `--table` prints what is there beside the 16-bit adapter of the same
-seeds.
+sensitivities within so many MiB, embeddings among the groups; those that searches found (`search.py --newest`) follow.
+Beside them are uniform plans, embeddings at the same width, tuned alike, and LoRA as it is usually done: in 16 bits with
+rank 32, and QLoRA's nf4 with rank 8. Every seed draws its own rows to tune on, the same for all. `--table` prints what is
+there beside the 16-bit adapter of the same seeds, and searches' plans beside the sensitivities' of the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import zlib
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -47,10 +48,13 @@ USUAL = {
 }
 """Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits: rank 16 trains about as many numbers as
 the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
+PLANS = "plans-newest.jsonl"
+"""What searches found."""
+SENSITIVITIES = "sensitivities"
 SEEDS = range(5)
 """Each draws its own rows and batches."""
 EARLIER: dict[str, Any] = {
-    "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5,
+    "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None,
     "steps": protocol.TRAINING.final_steps,
 }  # fmt: skip
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
@@ -84,12 +88,21 @@ def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     for budget in BUDGETS:
         plan = additive_plan(space, table, budget * MIB)
         if plan is not None:
-            found[f"sensitivities {budget} MiB"] = plan
+            found[f"{SENSITIVITIES} {budget} MiB"] = plan
     for bits in (3, 4):
         uniform = space.uniform(bits, 8)
         assert uniform is not None  # both are in the space
         found[f"uniform {bits}-bit r8"] = uniform
     return found
+
+
+def searched(task: str) -> dict[str, Plan]:
+    """By strategy and budget: the plans that searches handed over."""
+    return {
+        f"{row['search'].split('-')[1]} {row['budget']}": protocol.expanded(row)
+        for row in read(RESULTS / PLANS)
+        if row["search"].startswith(f"{task}-")
+    }
 
 
 def usual(name: str, data: str, task: str, cache: str | None, steps: int) -> tuple[QuantizedLoRAEvaluator, Plan]:
@@ -142,7 +155,8 @@ def main() -> None:
     until, commit = protocol.begin(parser, options)
     fixed = (options.cache, options.zeros, options.task, options.steps)
     made = evaluator(options.data, options.init, not options.no_scales, *fixed)
-    sides = {name: (made, plan) for name, plan in plans(made).items()}
+    others = searched(options.task)
+    sides = {name: (made, plan) for name, plan in (plans(made) | others).items()}
     sides |= {
         name: usual(name, options.data, options.task, options.cache, options.steps)
         for name in USUAL
@@ -154,6 +168,8 @@ def main() -> None:
             if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
                 key["prior"] = PRIOR_VERSION
+            if name in others:
+                key["choices"] = zlib.crc32(repr(plan).encode())
             if not re.search(options.only, name) or any(
                 all({**EARLIER, **d}[k] == key[k] for k in key) for d in read(path)
             ):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import protocol
 import torch
-from budgets import BUDGETS
+from budgets import BUDGETS, PLANS
 from budgets import evaluator as with_all_pieces
 from lines import MIB
 
@@ -33,8 +33,6 @@ from qra_search.surrogates.prior_table import flat_prior, prior_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 SENSITIVITY = "sensitivity"
-NEWEST = "-newest"
-"""Ends the names of searches whose plans `budgets.py` tunes."""
 
 
 class Pieces(Callback):
@@ -79,7 +77,7 @@ def main() -> None:
     name = f"{options.task}-{options.strategy.replace(':', '_')}-{options.granularity}-{options.seed}"
     name += "-short" * options.short + "-wide" * options.wide + "-flat" * options.flat
     name += f"-s{options.seeds}" * (options.seeds > 1)
-    name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low + NEWEST * options.newest
+    name += f"-e{options.embeddings}" * (options.embeddings != 16) + "-low" * options.low + "-newest" * options.newest
     for letter, some in (("b", options.bits), ("r", options.ranks)):
         name += f"-{letter}{'.'.join(map(str, some))}" if some else ""
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -144,7 +142,7 @@ def main() -> None:
                 }
             )
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
-    keep(options.out / "plans.jsonl", name, rows)
+    keep(options.out / (PLANS if options.newest else "plans.jsonl"), name, rows)
     print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
     if pieces.broke_off:
         raise SystemExit(protocol.LEFT)
