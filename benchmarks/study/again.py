@@ -14,6 +14,7 @@ from pathlib import Path
 
 import protocol
 import torch
+from lines import RESULTS
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--compute", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "study" / "again.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "again.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     trials = [t for t in TrialLog(options.log) if t.evaluation is not None][: options.trials]

@@ -3,10 +3,10 @@
     python benchmarks/study/budgets.py --data DIR --minutes 50
 
 Each tuning is a line of `budgets.jsonl`, in the form of `pieces.jsonl`. Plans are the exact optimum of the measured
-sensitivities within so many MiB, embeddings among the groups; those that searches found (`search.py --newest`) follow.
-Beside them are uniform plans, embeddings at the same width, tuned alike, and LoRA as it is usually done: in 16 bits with
-rank 32, and QLoRA's nf4 with rank 8. Every seed draws its own rows to tune on, the same for all. `--table` prints what is
-there beside the 16-bit adapter of the same seeds, and searches' plans beside the sensitivities' of the same bytes.
+sensitivities within so many MiB, embeddings among the groups, and those that searches found (`search.py --newest`).
+Beside them are uniform plans, embeddings at the same width, tuned alike, and LoRA as it is usually done: in 16 bits
+with rank 32, and QLoRA's nf4 with rank 8. Every seed draws its own rows to tune on, the same for all. `--table` prints
+what is there beside the 16-bit adapter of the same seeds, and searches' plans beside the sensitivities'.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def main() -> None:
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
     if options.table:
         print_table(read(path), read(RESULTS / "final.jsonl") if gsm8k else [])
+        print_searched([{**EARLIER, **d} for d in read(path)])
         return
     until, commit = protocol.begin(parser, options)
     fixed = (options.cache, options.zeros, options.task, options.steps)
@@ -243,6 +244,28 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
             low, mean, high = (f"{100 * x:+.1f}" for x in interval(some, others, "row_right", relative=False))
             line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
         print(line)
+
+
+def print_searched(lines: list[dict[str, Any]]) -> None:
+    """Mean test loss of the plans that searches found, and the difference to the sensitivities'."""
+    alike = {"own_rows": True, "scales": True, "init": "default", "zeros": "16-bit", "steps": EARLIER["steps"]}
+    by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for d in lines:
+        if d["plan"] not in USUAL and all(d[k] == v for k, v in alike.items()):
+            by_plan[d["plan"]].setdefault(d["seed"], d)
+    print("\n| found by | within | MiB | embeddings | seeds | test loss | against the sensitivities' |\n|" + "---|" * 7)
+    for plan, mine in by_plan.items():
+        strategy, _, budget = plan.partition(" ")
+        rival = by_plan[f"{SENSITIVITIES} {budget}"]
+        both = [seed for seed in mine if seed in rival]
+        if strategy == SENSITIVITIES or not both:
+            continue
+        some, others = ([side[seed] for seed in both] for side in (mine, rival))
+        size, loss = some[0]["memory_bytes"] / MIB, np.mean([d["test_loss"] for d in some])
+        embeddings = " ".join(map(str, some[0]["embeddings"]))
+        print(
+            f"| {strategy} | {budget} | {size:.1f} | {embeddings} | {len(both)} | {loss:.4f} | {change(some, others)} |"
+        )
 
 
 if __name__ == "__main__":

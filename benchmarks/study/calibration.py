@@ -16,12 +16,12 @@ from pathlib import Path
 
 import protocol
 import torch
+from lines import RESULTS, read
 from scipy.stats import spearmanr
 
 from qra_eval.prior import kept as priors
 from qra_eval.quantized import model as quantized_model
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 QUANTIZER_ROWS = (128, 32, 512)
 PRIOR_ROWS = (64, 16, 4)
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "calibration.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = read(options.out)
 
     def keep(row: dict) -> None:
         print(row, flush=True)

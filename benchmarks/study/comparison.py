@@ -7,7 +7,6 @@ bootstrap draws of rows and of seeds together; with m comparisons against found 
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -15,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import protocol
+from lines import DRAWS
+from lines import read as lines
 
-DRAWS = 10_000
 CALIBRATED = "best uniform plan of no more bytes"
 UNCALIBRATED = "best of those not calibrated"
 OURS = "qra-module-0"
@@ -68,11 +68,6 @@ class Row:
 def shown(loss: float | None) -> str:
     """A loss, where plans were evaluated at all."""
     return "–" if loss is None else f"{loss:.4f}"
-
-
-def lines(path: Path) -> list[dict]:
-    """The lines of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read(path: Path, task: str) -> list[Row]:

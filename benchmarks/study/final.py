@@ -9,29 +9,24 @@ first, with every seed; then more rivals.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import peft_rivals
 import protocol
-import torch
+from lines import read
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.training import Trained
 from qra_search.space.space import Plan
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
-
 
 def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, int, Plan | protocol.Uniform]]:
     """(seed, name, backend, bits of embeddings, bit-width or 0 where mixed, plan) of all that is tuned, in order."""
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     of = "" if source == task else f"{source}'s "
     mine = [
         (
@@ -41,7 +36,7 @@ def jobs(path: Path, task: str, source: str) -> list[tuple[int, str, str, int, i
             0,
             protocol.expanded(row),
         )
-        for row in sorted(found, key=lambda row: row.get("embeddings", 16), reverse=True)  # loads fewer models
+        for row in sorted(read(path), key=lambda row: row.get("embeddings", 16), reverse=True)  # loads fewer models
         if row["search"].startswith(f"{source}-")
     ]
     first, more = (
@@ -60,30 +55,22 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=protocol.data_folder, help="folder with gsm8k_train.jsonl")
+    parser = protocol.options(__doc__, seeds=len(protocol.SEEDS))
     parser.add_argument("--task", default="gsm8k")
     parser.add_argument(
         "--plans-of", metavar="TASK", help="tune the plans found on this task instead: what carries over"
     )
-    parser.add_argument("--minutes", type=float, help="begin no tuning after so many minutes; run again to go on")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="tune for so many instead, into final-STEPS.jsonl")
-    parser.add_argument("--seeds", type=int, default=len(protocol.SEEDS), help="only the first so many")
     parser.add_argument("--only", default="", help="only rows in whose name this regular expression is found")
     parser.add_argument("--backwards", action="store_true", help="the least telling first: for a second process")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    until, commit = protocol.begin(parser, options)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / (f"final-{options.steps}.jsonl" if options.steps else "final.jsonl")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     evaluators: dict[str, object] = {}
     todo = jobs(options.out / "plans.jsonl", options.task, options.plans_of or options.task)
     for seed, name, backend, embeddings, bits, plan in reversed(todo) if options.backwards else todo:
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in lines):
+        if any(d["task"] == options.task and d["row"] == name and d["seed"] == seed for d in read(path)):
             continue
         if not re.search(options.only, name) or seed not in protocol.SEEDS[: options.seeds]:
             continue
@@ -94,7 +81,13 @@ def main() -> None:
         if key not in evaluators:
             evaluators.clear()  # one model at a time
             evaluators[key] = protocol.evaluator(
-                options.task, options.data, backend=backend, bits=widths, ranks=(2, 4, 8, 16, 32), embeddings=embeddings
+                options.task,
+                options.data,
+                backend=backend,
+                bits=widths,
+                ranks=(2, 4, 8, 16, 32),
+                embeddings=embeddings,
+                cache=options.cache,
             )
         evaluator = evaluators[key]
         start = time.perf_counter()

@@ -6,18 +6,16 @@ python benchmarks/study/looks.py
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import protocol
+from lines import RESULTS, read
 from scipy.stats import spearmanr
 
 from qra_search.evaluation.prior import Prior
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
-
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 
 
 def by(values: np.ndarray, labels: list[str], weights: np.ndarray) -> dict[str, float]:
@@ -46,8 +44,7 @@ def main() -> None:
     kinds = [g.kind for g in space.groups]
     depth = np.array([g.depth or 0 for g in space.groups])
     quarter = [f"{['first', 'second', 'third', 'last'][int(4 * d / (depth.max() + 1))]} quarter" for d in depth]
-    lines = (options.results / "plans.jsonl").read_text().splitlines()
-    plans = [d for d in map(json.loads, lines) if d["search"] == options.search]
+    plans = [d for d in read(options.results / "plans.jsonl") if d["search"] == options.search]
     damage = prior.bits_damage[:, 0] / weights
     for title, labels in (("By kind of linear", kinds), ("By depth", quarter)):
         names = list(dict.fromkeys(labels))

@@ -17,10 +17,10 @@ from pathlib import Path
 import protocol
 import torch
 from final import tuned
+from lines import RESULTS, read
 
 from qra_eval.tasks.losses import row_losses
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 CASES = (
     (4, 8, 16, 5e-4),
     (4, 32, 64, 5e-4),
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "pace.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read(options.out)
     evaluator = protocol.evaluator("gsm8k", options.data, ranks=(2, 4, 8, 32))
     for bits, rank, alpha, rate, *init in CASES:
         case = {

@@ -49,6 +49,9 @@ class Pieces:
 
 
 CALIBRATED, IN_TURN = ("init", "calibrated"), ("init", "caldera")
+LAST = (IN_TURN, ("scales", True))
+RATES = (0.001, 0.003, 0.002, 0.004)
+"""Of the adapters, to be judged on validation rows; all other lines have 0.002, and the earlier of them no such loss."""
 VARIANTS = (
     Pieces("plain"),
     Pieces("polish", 2),
@@ -59,14 +62,19 @@ VARIANTS = (
     Pieces("polish, in turn", 2, (IN_TURN,)),
     Pieces("polish, in turn, scales", 2, (IN_TURN, ("scales", True))),
     Pieces("polish, in turn at rank 8", 2, (IN_TURN,), (8,)),
-    Pieces("polish, in turn at rank 8, scales", 2, (IN_TURN, ("scales", True)), (8,)),
+    Pieces("polish, in turn at rank 8, scales", 2, LAST, (8,)),
+    *(
+        Pieces(f"polish, in turn at rank 8, scales, at {rate}", 2, (*LAST, ("learning_rate", rate)), (8,))
+        for rate in RATES
+    ),
 )
 
 
 def plans(space: SearchSpace, out: Path) -> dict[str, Plan]:
     """By name, the most telling first: uniform ones of rank 8, and a found one with two ranks."""
-    found = [json.loads(line) for line in (out / "plans.jsonl").read_text().splitlines()]
-    spared = protocol.expanded(next(d for d in found if d["search"] == f"gsm8k-{FOUND}" and d["budget"] == "2.5-bit"))
+    spared = protocol.expanded(
+        next(d for d in read(out / "plans.jsonl") if d["search"] == f"gsm8k-{FOUND}" and d["budget"] == "2.5-bit")
+    )
     return {
         "2-bit r8": space.uniform(2, 8),
         "spared r2": spared,
@@ -155,6 +163,7 @@ def measured(evaluator: QuantizedLoRAEvaluator, seed: int) -> dict[str, Any]:
     steps = bench.settings.final_steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
     facts = {"train_loss": round(trained.loss, 5), "untuned_validation_loss": round(untuned, 5)}
+    facts["validation_loss"] = round(bench.held_out("validation", bench.settings.validation_rows), 5)
     return {**on_test_rows(evaluator), **facts, "train_seconds": round(trained.seconds, 1)}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lines import RESULTS
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
@@ -125,7 +126,7 @@ def options(doc: str | None, seeds: int) -> ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=seeds, help="only the first so many")
     parser.add_argument("--cache", help="folder of the bank")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "study")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     return parser
 

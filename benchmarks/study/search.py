@@ -20,7 +20,7 @@ import protocol
 import torch
 from budgets import BUDGETS, PLANS
 from budgets import evaluator as with_all_pieces
-from lines import MIB
+from lines import MIB, RESULTS, read
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.log.logtools import merge
@@ -31,7 +31,6 @@ from qra_search.strategies.additive import additive_plan
 from qra_search.study.study import Callback, Study
 from qra_search.surrogates.prior_table import flat_prior, prior_table
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 SENSITIVITY = "sensitivity"
 
 
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", help="search over these only")
     parser.add_argument("--embeddings", type=int, default=16, choices=[8, 16])
     parser.add_argument("--low", action="store_true", help="budgets from uniform 2-bit to 3-bit instead")
-    parser.add_argument("--newest", action="store_true", help="embeddings searched, scales trained, budgets of budgets.py")
+    parser.add_argument("--newest", action="store_true", help="the round of budgets.py: embeddings, scales")
     parser.add_argument("--flat", action="store_true", help="without a measured prior: larger linears matter more")
     parser.add_argument("--seeds", type=int, default=1, help="evaluate with so many seeds in turn")
     parser.add_argument("--seed", type=int, default=0)
@@ -150,9 +149,8 @@ def main() -> None:
 
 def keep(path: Path, name: str, rows: list[dict]) -> None:
     """Write a search's plans in place of those that it had before."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["search"] != name]
-    path.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n")
+    kept = [row for row in read(path) if row["search"] != name]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
 
 
 def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], name: str) -> list[dict]:

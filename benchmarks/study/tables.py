@@ -30,9 +30,9 @@ from comparison import (
     shown,
     table_of,
 )
+from lines import RESULTS
 from scipy.stats import spearmanr
 
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURE = DOCS / "images" / "study.svg"
 PAGE = DOCS / "study.md"
