@@ -51,7 +51,7 @@ class Pieces:
 CALIBRATED, IN_TURN = ("init", "calibrated"), ("init", "caldera")
 LAST = (IN_TURN, ("scales", True))
 RATES = (0.001, 0.003, 0.002, 0.004)
-"""Of the adapters, to be judged on validation rows; all other lines have 0.002, and the earlier of them no such loss."""
+"""Of the adapters, to be judged by the loss on validation rows, which older lines lack; all others have 0.002."""
 VARIANTS = (
     Pieces("plain"),
     Pieces("polish", 2),

@@ -2,10 +2,11 @@
 
     python benchmarks/study/run.py --data DIR --minutes 55
 
-The first pieces answer most: bytes needed for a quality, what each piece brings, plans of other tools, and the order of
-tuning and quantizing. Then come the search, its plans and their closest rivals with every seed; other strategies, bits
-alone, ranks alone; other tasks and what carries over to them. Each evaluation and each tuning is kept as it
-ends, so that a piece may be broken off at any moment. `--threads` must stay the same: it changes the last digits.
+The first pieces answer most: bytes needed for a quality, by the sensitivities and by searches, what each piece brings,
+plans of other tools, and the order of tuning and quantizing. Then come earlier rounds: the search, its plans and their
+closest rivals with every seed; other strategies, bits alone, ranks alone; other tasks and what carries over to them.
+Each evaluation and each tuning is kept as it ends, so that a piece may be broken off at any moment. `--threads` must
+stay the same: it changes the last digits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ TIMED = ("search", "final", "budgets", "pieces", "peers", "merged")
 LONGER = r"^((qra|sensitivity)-module-0 @ (3-bit|midway)|gptq 3-bit r\d+|gptq 4-bit r8|16-bit r32|hqq 3-bit r2)$"
 PIECES: tuple[tuple[str, ...], ...] = (
     ("budgets",),
-    ("budgets", "--task", "arc_easy"),
+    *(("search", "--newest", "--strategy", s) for s in ("qra", "nsga2", "qr_adaptor", "autoqra")),
+    ("budgets",),
+    *(("budgets", "--task", t) for t in ("arc_easy", "arc_challenge")),
     ("budgets", "--init", "calibrated"),
     ("budgets", "--steps", str(protocol.LONGER), "--seeds", "1"),
     ("pieces",),
