@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from commit import commit
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from qra_eval.costs.phases import foretell
@@ -95,11 +95,6 @@ def foretold(
         "device": {name: peak.device / 2**30 for name, peak in peaks.items()},
         "host": {name: peak.host / 2**30 for name, peak in peaks.items()},
     }
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
+from commit import commit
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -80,11 +80,6 @@ def agreement(rows: list[dict], way: str) -> dict[str, list[float]]:
         name: [round(x, 4) for x in (measure(pairs), *np.quantile([measure(s) for s in samples], (0.025, 0.975)))]
         for name, measure in measures.items()
     }
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import torch
+from commit import commit
 
 from qra_eval.harness import Harness
 from qra_eval.models.load import load_model
@@ -51,11 +51,6 @@ def main() -> None:
         print(json.dumps(row))
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

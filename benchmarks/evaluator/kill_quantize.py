@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from commit import commit
+
 RESULTS = Path(__file__).parents[1] / "results" / "kill_quantize.jsonl"
 
 
@@ -87,11 +89,6 @@ def digests(folder: Path) -> dict[str, str]:
 
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commit import commit
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from qra_eval import load
@@ -79,11 +80,6 @@ def timed(*arguments: str) -> dict[str, float]:
     subprocess.run([Path(sys.executable).parent / "qra", *arguments], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(max(before, peak) / 2**20, 3)}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import threading
 from pathlib import Path
 
 import torch
+from commit import commit
 
 from qra_eval.costs.peak_memory import StepMemory, step_memory
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -167,11 +168,6 @@ def own_pages() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise ValueError("no RssAnon in the process's status: Linux is needed")
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

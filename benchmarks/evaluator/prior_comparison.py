@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from commit import commit
 from rank_correlation import correlation
 
 from qra_eval.evaluators.quantized_lora import build
@@ -90,11 +90,6 @@ def main() -> None:
     for way in ("fisher", "kl"):
         found = correlation(way, truth, np.array([r[way] for r in rows]), 0.0)
         print(f"| {way} | {found.rho:.2f} | {found.low:.2f} to {found.high:.2f} | {found.plans} |")
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from commit import commit
 from scipy import stats
 
 from qra_search.cli.common import pair
@@ -202,11 +202,6 @@ def markdown(rows: list[RankCorrelation]) -> str:
     for r in rows:
         lines.append(f"| {r.name} | {r.cost:.3g} | {r.rho:.2f} | {r.low:.2f} to {r.high:.2f} | {r.plans} |")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from commit import commit
 from torch import nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -166,11 +167,6 @@ def as_features(row: Encoded) -> dict[str, torch.Tensor]:
 def collate(some: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     padding = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     return {k: nn.utils.rnn.pad_sequence([s[k] for s in some], True, v) for k, v in padding.items()}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

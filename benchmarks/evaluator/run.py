@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from commit import commit
 from torch import nn
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -264,11 +264,6 @@ def products(evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: tor
                 scores @ q, scores.transpose(1, 2) @ q  # noqa: B018
                 q @ q.transpose(1, 2), scores.transpose(1, 2) @ q  # noqa: B018
     return sum(b.tokens for b in batches) / (time.perf_counter() - start)
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

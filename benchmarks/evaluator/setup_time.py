@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from commit import commit
 from safetensors import safe_open
 from scipy.stats import spearmanr
 
@@ -164,11 +165,6 @@ def tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
 def spearmans(old: list[list[float]], new: list[list[float]]) -> list[float]:
     """Rank correlation over the groups, at each width."""
     return [float(spearmanr(a, b).statistic) for a, b in zip(np.array(old).T, np.array(new).T, strict=True)]
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from pathlib import Path
+
+from commit import commit
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
@@ -71,11 +72,6 @@ def measured(options: argparse.Namespace, backend: str) -> list[dict[str, object
             "prepared_seconds": round(prepared, 1), "commit": commit(),
         })  # fmt: skip
     return rows
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from commit import commit
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.load import load_model
@@ -146,11 +146,6 @@ def sft(model: Path, chats: list[list[dict[str, str]]], folder: Path, batch_size
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

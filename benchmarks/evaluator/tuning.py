@@ -17,13 +17,13 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from commit import commit
 from safetensors.torch import load_file
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -176,11 +176,6 @@ def as_features(batch: Batch) -> dict[str, torch.Tensor]:
     labels = torch.full((ids.numel(),), IGNORED)
     labels[batch.positions + 1] = batch.targets
     return {"input_ids": ids, "labels": labels.view_as(ids), "attention_mask": torch.ones_like(ids)}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":
