@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import peft_rivals
 import protocol
-from lines import MIB, RESULTS, change, interval, read
+from lines import MIB, RESULTS, change, difference, read, rows_of
 from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -241,7 +241,8 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
             f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
         )
         if chosen:
-            low, mean, high = (f"{100 * x:+.1f}" for x in interval(some, others, "row_right", relative=False))
+            right_of = (rows_of(side, "row_right") for side in (some, others))
+            low, mean, high = (f"{100 * x:+.1f}" for x in difference(*right_of, relative=False))
             line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
         print(line)
 

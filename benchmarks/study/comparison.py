@@ -1,20 +1,18 @@
 """What the study compares: every plan that was tuned to the end, its rivals, and paired intervals of the differences.
 
-Differences are paired: the same test rows and the same seeds on both sides. Intervals are percentiles of 10,000
-bootstrap draws of rows and of seeds together; with m comparisons against found plans each is at level 1 - 0.05 / m
-(Bonferroni), so that all hold at once with 95%.
+Differences are paired, and their intervals taken, as `lines.difference` says; with m comparisons against found plans
+each is at level 1 - 0.05 / m (Bonferroni), so that all hold at once with 95%.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import protocol
-from lines import DRAWS
+from lines import difference
 from lines import read as lines
 
 CALIBRATED = "best uniform plan of no more bytes"
@@ -79,26 +77,11 @@ def read(path: Path, task: str) -> list[Row]:
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
 
 
-@cache
-def resampled(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed (DRAWS, seeds) and each row (DRAWS, rows) is in each bootstrap draw."""
-    rng = np.random.default_rng(0)
-    drawn = np.empty((DRAWS, seeds)), np.empty((DRAWS, rows))
-    for k in range(DRAWS):
-        for counts in drawn:
-            size = counts.shape[1]
-            counts[k] = np.bincount(rng.integers(size, size=size), minlength=size)
-    return drawn
-
-
 def change(a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS) -> tuple[float, float, float]:
     """Relative change of the loss from b to a, and its interval: (a - b) / b. Over those of `seeds` that both have."""
     shared = sorted(set(a.by_seed) & set(b.by_seed) & set(seeds))
-    first, second = (np.array([r.by_seed[s] for s in shared]) for r in (a, b))
-    of, rows = resampled(*first.shape)
-    draws = ((rows @ first.T) * of).sum(1) / ((rows @ second.T) * of).sum(1) - 1
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(first.sum() / second.sum() - 1), float(low), float(high)
+    low, mean, high = difference(*(np.array([r.by_seed[s] for s in shared]) for r in (a, b)), level=level)
+    return mean, low, high
 
 
 def percent(x: float) -> str:

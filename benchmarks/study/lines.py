@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,43 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def interval(
-    mine: list[dict[str, Any]], theirs: list[dict[str, Any]], of: str, *, relative: bool
-) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of the difference of a figure of rows; rows and pairs of seeds are drawn again.
-
-    Args:
-        relative: to theirs, of the sums; else the difference of the means.
-    """
-    own, other = (np.array([d[of] for d in side], dtype=float) for side in (mine, theirs))
-    seeds, rows = own.shape
+@cache
+def resampled(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed (DRAWS, seeds) and each row (DRAWS, rows) is in each bootstrap draw."""
     generator = np.random.default_rng(0)
     drawn = generator.multinomial(rows, np.full(rows, 1 / rows), DRAWS)
-    weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
+    return generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS), drawn
 
-    def difference(weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+
+def difference(
+    own: np.ndarray, other: np.ndarray, *, relative: bool = True, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the difference of two sides, paired: the same seeds and the same test rows.
+
+    The interval holds percentiles of 10,000 bootstrap draws of rows and of seeds together.
+
+    Args:
+        own, other: (seeds, rows).
+        relative: to the other, of the sums; else the difference of the means.
+        level: share of the draws within the interval.
+    """
+    seeds, rows = own.shape
+    weights, drawn = resampled(seeds, rows)
+
+    def of(weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         sums = [((weights @ side) * drawn).sum(-1) for side in (own, other)]
         return sums[0] / sums[1] - 1 if relative else (sums[0] - sums[1]) / (weights.sum(-1) * drawn.sum(-1))
 
-    low, high = np.quantile(difference(weights, drawn), (0.025, 0.975))
-    return float(low), float(difference(np.ones(seeds), np.ones(rows))), float(high)
+    low, high = np.quantile(of(weights, drawn), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(of(np.ones(seeds), np.ones(rows))), float(high)
+
+
+def rows_of(lines: list[dict[str, Any]], figure: str) -> np.ndarray:
+    """(seeds, rows): a figure of every test row, by lines of one seed each."""
+    return np.array([line[figure] for line in lines], dtype=float)
 
 
 def change(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
     """Relative difference of the losses of test rows, with its interval."""
-    low, mean, high = (f"{x:+.1%}" for x in interval(mine, theirs, "row_losses", relative=True))
+    low, mean, high = (f"{x:+.1%}" for x in difference(*(rows_of(side, "row_losses") for side in (mine, theirs))))
     return f"{mean} [{low}, {high}]"
