@@ -15,6 +15,7 @@ import yaml
 
 from qra_eval.models.device import check_device, resolve_device
 from qra_search.plugins import did_you_mean
+from qra_search.runs.folder import RunFolder
 
 _CHOICES = {"doc_to_target": "answer", "doc_to_choice": "choices", "test_split": "test", "fewshot_split": "train"}
 LOCAL: dict[str, dict[str, Any]] = {
@@ -123,17 +124,17 @@ class Harness:
         """
         from qra_eval.tuning.saved import load  # seconds, which a refusal does without
 
-        return self._scored(*load(folder, device=str(self.device)))
+        return self._scored(*load(folder, device=str(self.device), trust_remote_code=RunFolder(folder).trusts_code))
 
-    def untuned(self, model: str) -> list[Score]:
+    def untuned(self, model: str, *, trust_remote_code: bool = False) -> list[Score]:
         """The scores of a model as it is: neither quantized nor tuned.
 
         Args:
-            model: as `qra_eval.models.load_model` takes it.
+            model, trust_remote_code: as `qra_eval.models.load_model` takes them.
         """
         from qra_eval.models.load import load_model
 
-        loaded = load_model(model, device=self.device)
+        loaded = load_model(model, device=self.device, trust_remote_code=trust_remote_code)
         return self._scored(loaded.model, loaded.tokenizer)
 
     def _scored(self, model: Any, tokenizer: Any) -> list[Score]:

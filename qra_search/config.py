@@ -18,6 +18,7 @@ from qra_search.sections import (
     DEFAULT_EVALUATIONS,
     DEFAULT_STRATEGY,
     FINAL_ONLY,
+    SEARCH_ONLY,
     ModelConfig,
     QuantizationConfig,
     Schedule,
@@ -30,9 +31,9 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 __all__ = [
-    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "FINAL_ONLY", "ConfigError", "ModelConfig", "QuantizationConfig",
-    "RunConfig", "Schedule", "SearchConfig", "SpaceConfig", "TaskConfig", "TrainingConfig", "differences",
-    "dump_config", "explain", "load_config", "make_config", "read_yaml",
+    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "FINAL_ONLY", "SEARCH_ONLY", "ConfigError", "ModelConfig",
+    "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig", "TaskConfig", "TrainingConfig",
+    "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
 
 MAX_CONFIG_BYTES = 1 << 20

@@ -153,6 +153,8 @@ FINAL_ONLY = frozenset({
     "sample_answers",
 })  # fmt: skip
 """Fields of `training` that say how the chosen plan is tuned in full, and change nothing that a search measures."""
+SEARCH_ONLY = frozenset({"steps", "hopeless", "shared_steps"})
+"""Those that say how a plan is evaluated, and change nothing of how the chosen one is tuned in full."""
 
 
 class TrainingConfig(Section):

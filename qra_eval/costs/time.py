@@ -71,7 +71,7 @@ def _evaluation_passes(workbench: Workbench) -> float:
     if not settings.scales:
         return tokens
     rows = workbench.rows("calibration", workbench.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.batch_size / len(rows)
+    return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.rows_a_step / len(rows)
 
 
 def bank_bytes(workbench: Workbench) -> int:

@@ -19,6 +19,7 @@ from qra_eval.models.attention import expect_fast_attention, use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
 from qra_eval.models.load import load_model
+from qra_eval.models.loaded import positions
 from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
@@ -30,6 +31,7 @@ from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
 from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import Figures, Progress, RowCount
@@ -160,6 +162,9 @@ class QuantizedLoRAEvaluator(Evaluator):
             use_fast_attention(loaded.model)
         elif place.type == "cpu":
             expect_fast_attention(loaded.model)
+        most = positions(loaded.model)
+        if most is not None and training.max_length > most:
+            raise BadInput(f"training.max_length is {training.max_length}: {model} has positions for {most} tokens")
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, task.name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(

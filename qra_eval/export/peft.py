@@ -64,7 +64,7 @@ class PEFTExporter(Exporter):
         for name in (BASE_FILE, PLAN_FILE):
             shutil.copyfile(run.folder / name, out / name)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
-        tuned, _ = load(out)
+        tuned, _ = load(out, trust_remote_code=run.trusted)
         note = f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter'
         return compared(out, [note], run, tuned)
 

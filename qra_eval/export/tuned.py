@@ -20,6 +20,7 @@ from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import find_linears, is_conv1d
 from qra_eval.models.load import load_model
 from qra_eval.tuning import saved
+from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 SENTENCES = (
@@ -73,6 +74,7 @@ class TunedRun:
             raise ValueError(
                 f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
             )
+        self.trusted = RunFolder(self.folder).trusts_code
         self.plan: dict[str, Any] = json.loads((self.folder / saved.PLAN_FILE).read_text())
 
     @classmethod
@@ -92,7 +94,7 @@ class TunedRun:
 
     @cached_property
     def _base(self) -> tuple[Any, Any, dict[str, nn.Module]]:
-        model, tokenizer = saved.load_base(self.folder)
+        model, tokenizer = saved.load_base(self.folder, trust_remote_code=self.trusted)
         tables = quantized_tables(model)
         uninstall_tables(model)
         return model.eval(), tokenizer, tables
@@ -129,7 +131,8 @@ class TunedRun:
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(load_model(self.spec).model)}
+        loaded = load_model(self.spec, trust_remote_code=self.trusted)
+        shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(loaded.model)}
         return tuple(
             Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
             for group in self.plan["groups"]
@@ -187,7 +190,7 @@ class TunedRun:
     @cached_property
     def live_logits(self) -> list[Tensor]:
         """Logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them."""
-        tuned, _ = saved.load(self.folder)
+        tuned, _ = saved.load(self.folder, trust_remote_code=self.trusted)
         return self.logits(tuned)
 
     @torch.no_grad()
@@ -214,7 +217,7 @@ class TunedRun:
         """The tuned model with other weights (out, in) in the searched linears, and with or without its adapter."""
         from peft import PeftModel
 
-        model, _ = saved.load_base(self.folder)
+        model, _ = saved.load_base(self.folder, trust_remote_code=self.trusted)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
             new = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -237,7 +240,7 @@ class TunedRun:
 
         config = self.config  # loads the model, which must not come to lie on the meta device
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=self.trusted)
 
     def plain_state(self, weight: Callable[[Chosen], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for the searched linears.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ def load_model(
         ModelNotFound: there is no such model, or the hub cannot be reached.
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
-    return _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
+    loaded = _load(spec, dtype or STORAGE_DTYPE, _Placing(device, trust_remote_code, stream, weights))
+    return replace(loaded, trust_remote_code=trust_remote_code)
 
 
 class _Placing(NamedTuple):

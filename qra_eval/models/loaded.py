@@ -32,6 +32,7 @@ class LoadedModel:
         name: how it was asked for; loads the same model again.
         fingerprint: hash of the weights, equal wherever they came from.
         spec: as `name`, with paths made absolute.
+        trust_remote_code: whether code that comes with it was run.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
     """
 
@@ -41,6 +42,7 @@ class LoadedModel:
     fingerprint: str
     spec: str
     weights: bool = True
+    trust_remote_code: bool = False
 
 
 def finish(
@@ -65,6 +67,15 @@ def finish(
         if id(tensor) not in left:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, name, digest, spec)
+
+
+def positions(model: nn.Module) -> int | None:
+    """Most tokens of a row that a model with a table of positions takes; None where it computes them."""
+    tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    if not any(name.rpartition(".")[2] in POSITION_TABLES for name in tables):
+        return None
+    most: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    return most
 
 
 def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -96,6 +107,8 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
+"""What GPT-2, OPT and others call the embedding of positions."""
 STORAGE_DTYPE = torch.bfloat16
 """In which a model is kept unless the caller asks otherwise, on every machine: bytes are counted in it."""
 

@@ -31,7 +31,8 @@ def mixture_from_files(folder: Path, config: Any, dtype: torch.dtype) -> nn.Modu
         OSError: there are no such files.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import GENERATION_CONFIG_NAME
 
     with torch.device("meta"):
         shape = unstack(AutoModelForCausalLM.from_config(config, dtype=dtype))
@@ -52,6 +53,8 @@ def mixture_from_files(folder: Path, config: Any, dtype: torch.dtype) -> nn.Modu
     for name in [name for name, _ in model.named_buffers() if name in where]:
         model.get_buffer(name).copy_(opened[where[name]].get_tensor(name))
     model.tie_weights()
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 

@@ -47,7 +47,8 @@ class AdaptedLinear(AdaptableLinear):
         """Take a module, or a plain weight (out, in), as the frozen base."""
         self.base, self.frozen = module, weight
         bias = self.linear.bias
-        self.frozen_bias = None if bias is None or weight is None else bias.detach().to(weight.dtype)
+        # Beside a weight on a card the model's own bias may still lie on the host.
+        self.frozen_bias = None if bias is None or weight is None else bias.detach().to(weight.device, weight.dtype)
 
     def set_adapter(self, A: Tensor | None, B: Tensor | None, scaling: float, dropout: float = 0.0) -> None:
         """Take copies of the factors A (rank, in) and B (out, rank); None: no adapter."""

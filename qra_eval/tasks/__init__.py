@@ -10,6 +10,7 @@ from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.sources import READERS, is_file_name, is_hub_name
 from qra_search import plugins
+from qra_search.errors import shortened
 
 __all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode", "make_task"]
 
@@ -39,6 +40,7 @@ def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 
     try:
         return factory(data=None if data is None else str(data), seed=seed, **options)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"task {name_or_path!r}: unknown option {str(error).rpartition(' ')[2]}") from error
+        if "unexpected keyword argument" in str(error):
+            raise ValueError(f"task {name_or_path!r}: unknown option {str(error).rpartition(' ')[2]}") from error
+        given = ", ".join(f"{name}={shortened(value)}" for name, value in options.items())
+        raise ValueError(f"task {name_or_path!r}: an option is of the wrong kind in {given} ({error})") from error

@@ -46,6 +46,10 @@ class Task(ABC):
         limits: Mapping[str, int] | None = None,
         chat: bool = False,
     ):
+        if not isinstance(limits or {}, Mapping) or any(
+            not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (limits or {}).values()
+        ):
+            raise ValueError(f"limits are rows of splits, at least 1, such as {{test: 100}}, got {limits!r}")
         unknown = set(limits or ()) - set(SPLITS)
         if unknown:
             raise ValueError(f"limits for the unknown split {min(unknown)!r}: splits are {', '.join(SPLITS)}")

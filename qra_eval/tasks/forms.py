@@ -52,7 +52,7 @@ def to_example(row: dict[str, Any], where: str, columns: Mapping[str, str] | Non
                 raise ValueError(f"{where}: no column {column!r} for {field}, only {_names(row)}")
         row = {field: row[column] for field, column in columns.items()}
     if row.get("messages") is not None:
-        return _chat(_turns(field_of(row, "messages", list, where), where), where)
+        return _chat(_turns(row, where), where)
     if row.get("conversations") is not None:
         return _chat(_sharegpt(row, where), where)
     if "instruction" in row:
@@ -62,8 +62,8 @@ def to_example(row: dict[str, Any], where: str, columns: Mapping[str, str] | Non
     if asked is not None and answered is not None:
         prompt, answer = _text(row, asked, where), _text(row, answered, where)
         apart = not prompt[-1].isspace() and not answer[0].isspace()
-        messages = ({"role": "user", "content": prompt.strip()},)
-        return Example(prompt, f" {answer}" if apart else answer, messages=messages)
+        messages = (*_system(row), {"role": "user", "content": prompt.strip()})
+        return Example(_before(row) + prompt, f" {answer}" if apart else answer, messages=messages)
     raise ValueError(
         f"{where}: fields are {_names(row)}; allowed are {FORMS}; name others by --columns prompt=...,answer=..."
     )
@@ -75,25 +75,38 @@ def _instruction(row: dict[str, Any], where: str) -> Example:
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
     answer = _text(row, "output", where)
-    return Example(f"{prompt}### Response:\n", answer, messages=({"role": "user", "content": asked},))
+    messages = (*_system(row), {"role": "user", "content": asked})
+    return Example(f"{_before(row)}{prompt}### Response:\n", answer, messages=messages)
 
 
-def _turns(messages: list[Any], where: str) -> list[dict[str, str]]:
-    turns = []
-    for index, message in enumerate(messages):
+def _system(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The turn of a row's field `system`, if it has one that is not blank."""
+    text = row.get("system")
+    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
+
+
+def _before(row: Mapping[str, Any]) -> str:
+    """What stands before a prompt that goes through no chat template."""
+    return "".join(f"{turn['content']}\n\n" for turn in _system(row))
+
+
+def _turns(row: dict[str, Any], where: str) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    for index, message in enumerate(field_of(row, "messages", list, where)):
         place = f"{where}, message {index + 1}"
         if not isinstance(message, dict):
             raise ValueError(f"{place} is a {type(message).__name__}, an object with role and content is needed")
         if field_of(message, "role", str, place) not in ROLES:
             raise ValueError(f"{place}: role is {message['role']!r}, allowed are {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            raise ValueError(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
         turns.append({"role": message["role"], "content": field_of(message, "content", str, place)})
-    return turns
+    own = any(turn["role"] == "system" for turn in turns)
+    return turns if own else [*_system(row), *turns]
 
 
 def _sharegpt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
-    turns = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        turns.append({"role": "system", "content": row["system"]})
+    turns = _system(row)
     for index, message in enumerate(field_of(row, "conversations", list, where)):
         place = f"{where}, conversation turn {index + 1}"
         if not isinstance(message, dict):

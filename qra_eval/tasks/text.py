@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
@@ -23,14 +23,21 @@ SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 BLOCK_CHARACTERS = 4000
 
 
+class Text(NamedTuple):
+    """A text in parts that are never cut: lines that follow each other, or paragraphs with a blank line between."""
+
+    parts: Sequence[str]
+    lines: bool = False
+
+
 class TextTask(Task):
-    """Blocks of paragraphs.
+    """Blocks of running text.
 
     Args:
-        data: a .txt file, a .jsonl file of `{"text"}`, or a folder with train, validation (or valid) and test files of
-            either kind; None: WikiText-2 from the hub. What a folder lacks is split off its train file, by whole
-            blocks of about `block_characters`.
-        block_characters: size of the blocks; paragraphs (or rows) are never cut.
+        data: a .txt file, which is taken as it is, a .jsonl file of `{"text"}`, or a folder with train, validation (or
+            valid) and test files of either kind; None: WikiText-2 from the hub. What a folder lacks is split off its
+            train file, by whole blocks of about `block_characters`.
+        block_characters: size of the blocks; lines (or rows) are never cut.
     """
 
     name = "text"
@@ -48,15 +55,15 @@ class TextTask(Task):
         return HUB[0] if self.data is None else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: list(self._blocks(paragraphs)) for name, paragraphs in self._paragraphs().items()}
+        given = {name: list(self._blocks(text)) for name, text in self._texts().items()}
         splits = split_off(given, self.seed)
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         return {**splits, "test": given.get("test", splits["test"])}
 
-    def _paragraphs(self) -> dict[SplitName, list[str]]:
+    def _texts(self) -> dict[SplitName, Text]:
         if self.data is None:
             hub: dict[SplitName, str] = {"calibration": "train", "validation": "validation", "test": "test"}
-            return {n: [row["text"].strip("\n") for _, row in hub_rows(*HUB, split)] for n, split in hub.items()}
+            return {n: Text([row["text"].strip("\n") for _, row in hub_rows(*HUB, split)]) for n, split in hub.items()}
         path = Path(self.data)
         if path.is_file():
             return {"calibration": _read(path)}
@@ -71,16 +78,19 @@ class TextTask(Task):
             raise ValueError(f"{path} has no train file: train.txt or train.jsonl is needed")
         return {name: _read(file) for name, file in found.items()}
 
-    def _blocks(self, paragraphs: Sequence[str]) -> Iterator[Example]:
+    def _blocks(self, text: Text) -> Iterator[Example]:
         block: list[str] = []
         size = 0
-        for paragraph in [*paragraphs, None]:
-            if block and (paragraph is None or size >= self.block_characters):
-                yield Example("", "\n\n".join(block), meta={"text": True})
+        for part in [*text.parts, None]:
+            # Lines are parted where one is blank, unless that takes as long again.
+            least = self.block_characters * (2 if text.lines and part is not None and part.strip() else 1)
+            if part is None or size >= least:
+                if size:
+                    yield Example("", ("\n" if text.lines else "\n\n").join(block).strip("\n"), meta={"text": True})
                 block, size = [], 0
-            if paragraph is not None and paragraph.strip():
-                block.append(paragraph)
-                size += len(paragraph)
+            if part is not None and (text.lines or part.strip()):
+                block.append(part)
+                size += len(part.strip())
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Encoded]:
         """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
@@ -103,18 +113,18 @@ class TextTask(Task):
         return {"perplexity": math.exp(nats / tokens)}
 
 
-def _read(path: Path) -> list[str]:
-    """Paragraphs of a text file, or rows of a JSON Lines file."""
+def _read(path: Path) -> Text:
+    """Lines of a text file, rows of a JSON Lines file, or lines of a WikiText file, each of which is a paragraph."""
     if path.suffix == ".jsonl":
-        paragraphs = [field_of(row, "text", str, f"{path}, line {number}") for number, row in read_jsonl(path)]
+        text = Text([field_of(row, "text", str, f"{path}, line {number}") for number, row in read_jsonl(path)])
     else:
         try:
-            paragraphs = path.read_text(encoding="utf-8").splitlines()
+            text = Text(path.read_text(encoding="utf-8").split("\n"), lines=path.suffix == ".txt")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if not any(paragraph.strip() for paragraph in paragraphs):
+    if not any(part.strip() for part in text.parts):
         raise ValueError(f"{path} has no text")
-    return paragraphs
+    return text
 
 
 def _is_part(path: Path, stems: Sequence[str]) -> bool:

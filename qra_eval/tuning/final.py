@@ -18,9 +18,9 @@ from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.workbench import ANSWER, Workbench
-from qra_search.errors import describe, one_line
+from qra_search.errors import BadInput, describe, one_line
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import Figures, Progress, ReloadFailed
+from qra_search.evaluation.protocols import NO_ADAPTER, Figures, Progress, ReloadFailed
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
@@ -101,9 +101,12 @@ def tune(
         progress: called with `("tune", done, total)`; if it is resumed, the name says after which step.
 
     Raises:
+        BadInput: the plan is to be saved, and has no adapter.
         EvaluationFailed: the loss is not finite, or memory does not suffice.
         ReloadFailed: what was saved does not load back to the same logits.
     """
+    if folder is not None and not any(plan.ranks):
+        raise BadInput(NO_ADAPTER)
     start = time.perf_counter()
     settings = workbench.settings
     steps = workbench.final_steps if steps is None else steps
@@ -203,10 +206,10 @@ def sample_answers(workbench: Workbench, count: int) -> list[tuple[dict[str, str
     """The first test rows that have a prompt (`prompt`, `wanted`), and greedy answers by what is in place."""
     if count == 0:
         return []
-    task, settings = workbench.rows.task, workbench.settings
+    task = workbench.rows.task
     examples = [example for example in task.split("test")[:count] if example.prompt.strip()]
     answers = task.answers(
-        workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=settings.max_length + SAMPLE_TOKENS
+        workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=workbench.with_room(SAMPLE_TOKENS)
     )
     return [({"prompt": e.prompt, "wanted": e.answer}, answer) for e, answer in zip(examples, answers, strict=True)]
 
@@ -240,5 +243,5 @@ def score(workbench: Workbench, rows: int) -> dict[str, float]:
     task = workbench.rows.task
     return task.metrics(
         workbench.model, workbench.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
-        max_length=settings.max_length + SHORT_ANSWER,
+        max_length=workbench.with_room(SHORT_ANSWER),
     )  # fmt: skip

@@ -21,6 +21,8 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.workbench import Workbench
+from qra_search.errors import BadInput
+from qra_search.evaluation.protocols import NO_ADAPTER
 from qra_search.files import write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -87,7 +89,7 @@ def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
         if rank > 0
     }
     if not ranks:
-        raise ValueError("the plan has rank 0 everywhere: there is no adapter to save")
+        raise BadInput(NO_ADAPTER)
     alpha = workbench.settings.alpha
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
@@ -115,8 +117,11 @@ def _address(spec: str) -> str | None:
     return None if spec in KNOWN or Path(spec).is_file() else spec
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> Any:
+def load(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
+
+    Args:
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
@@ -125,7 +130,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Any:
     from peft import PeftModel
 
     folder = Path(folder)
-    model, tokenizer = load_base(folder, device=device)
+    model, tokenizer = load_base(folder, device=device, trust_remote_code=trust_remote_code)
     with named_as_it_is(model):
         tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
     # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
@@ -138,8 +143,8 @@ def load(folder: str | Path, *, device: str = "cpu") -> Any:
     return tuned, tokenizer
 
 
-def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
-    """The quantized base of a tuned run, and its tokenizer; raises as `load` does."""
+def load_base(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder = Path(folder)
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
@@ -148,7 +153,7 @@ def load_base(folder: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
     dtype = getattr(torch, data["dtype"])
     if data.get("embeddings", UNQUANTIZED_BITS) != UNQUANTIZED_BITS:
         raise ValueError(f"{folder} keeps embeddings in a form of an earlier version: run `qra finetune` on it again")
-    loaded = load_model(data["model"], dtype=dtype, device=device, stream=True)
+    loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
@@ -202,7 +207,8 @@ def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
         model.eval()
         mine = model(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
     with workbench.quantized.released():
-        reloaded, _ = load(folder, device=str(workbench.device))
+        trust = workbench.quantized.loaded.trust_remote_code
+        reloaded, _ = load(folder, device=str(workbench.device), trust_remote_code=trust)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
         reloaded.get_base_model().set_attn_implementation(workbench.model.config._attn_implementation)
         with one_by_one(reloaded):

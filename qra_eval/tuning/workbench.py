@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from qra_eval.models.loaded import positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -124,8 +125,13 @@ class Workbench:
         task, settings = self.rows.task, self.settings
         return task.objective(
             self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * settings.batch_size,
-            max_length=settings.max_length + ANSWER,
+            max_length=self.with_room(ANSWER),
         )  # fmt: skip
+
+    def with_room(self, tokens: int) -> int:
+        """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
+        asked, most = self.settings.max_length + tokens, positions(self.model)
+        return asked if most is None else min(asked, most)
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
@@ -159,8 +165,15 @@ class Workbench:
         settings = self.settings
         if settings.final_epochs is None:
             return settings.final_steps
-        rows = len(self.rows.task.split("calibration"))
-        return max(1, math.ceil(settings.final_epochs * rows / settings.rows_a_step))
+        whole, part = divmod(settings.final_epochs, 1)
+        rows = self._all_rows
+        batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
+        return max(1, math.ceil(batches / settings.accumulation))
+
+    @property
+    def _all_rows(self) -> int:
+        """Rows to tune on: of running text, those that its blocks are cut into."""
+        return len(self.rows("calibration", len(self.rows.task.split("calibration"))))
 
     @property
     def trained_rows(self) -> int:
@@ -178,7 +191,7 @@ class Workbench:
         found: dict[str, RowCount] = {}
         for split, asked in counts.items():
             if split == "calibration" and settings.final_epochs is not None:
-                asked = min(asked, len(self.rows.task.split(split)))  # passes over what there is ask for no more
+                asked = min(asked, self._all_rows)  # passes over what there is ask for no more
             rows = self.rows(split, asked)
             cut = sum(row.cut > 0 for row in rows)
             found[split] = RowCount(asked, min(asked, len(rows)), cut, max(len(row) + row.cut for row in rows))

@@ -189,9 +189,8 @@ def stderr() -> Console:
 
 
 def emit(data: Any) -> None:
-    """Print a result as JSON."""
-    json.dump(data, sys.stdout, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
+    """Print a result as JSON, whole or not at all."""
+    print(json.dumps(data, indent=1, allow_nan=False))
 
 
 def read_plan(space: SearchSpace, path: Path) -> Plan:
@@ -220,7 +219,7 @@ def plan_data(path: Path) -> dict[str, Any]:
     return data
 
 
-PAIR = "a field and a value are needed, such as training.steps=20"
+PAIR = "a field and a value are needed, such as training.learning_rate=0.0005"
 
 
 def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from rich.markup import escape
+
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
@@ -78,12 +80,13 @@ def evaluate(
             keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
         if against != "none":
             view.say("scoring the model as it was")
-            keep("untuned", None, None, harness.untuned(read_json(folder.plan_file)["model"]))
+            model, trust = read_json(folder.plan_file)["model"], folder.trusts_code
+            keep("untuned", None, None, harness.untuned(model, trust_remote_code=trust))
     if as_json:
         common.emit(read_json(folder.path / FILE))
         return
     _print(rows, space)
-    common.stdout().print(f"\nWritten to [bold]{folder.path / FILE}[/]", soft_wrap=True)
+    common.stdout().print(f"\nWritten to [bold]{escape(str(folder.path / FILE))}[/]", soft_wrap=True)
 
 
 def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:

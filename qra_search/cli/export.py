@@ -104,8 +104,7 @@ def _engine(run: Path) -> str:
     """
     if not run.is_dir():
         raise BadInput(f"{run} is no folder: give that of a run, tuned by `qra finetune`")
-    folder = RunFolder(run)
-    name = folder.config().engine if folder.config_file.is_file() else None
+    name = RunFolder(run).engine()
     if name is None:
         raise BadInput(
             f"--format is missing, and {run} was searched for no engine: give one of "

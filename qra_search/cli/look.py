@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.config import differences
-from qra_search.errors import BadInput, bad_input, one_line
+from qra_search.errors import BadInput, bad_input, describe, one_line
 from qra_search.report import words
 from qra_search.report.data import RunData
 from qra_search.report.figures import write_figures
@@ -24,7 +26,8 @@ from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.sizes import describe_size
+from qra_search.space.sizes import budget_in, describe_size
+from qra_search.study.result import SearchResult
 
 Runs = Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")]
 
@@ -65,9 +68,9 @@ def report(
         common.emit({"report": str(path), "figures": [str(file) for file in written]})
         return
     console = common.stdout()
-    console.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(str(path))}[/]", soft_wrap=True)
     for file in written:
-        console.print(f"Figure: {file}", soft_wrap=True)
+        console.print(f"Figure: {file}", soft_wrap=True, markup=False)
 
 
 def show(
@@ -86,8 +89,8 @@ def show(
     """
     common.check_unit(memory)
     (folder,) = _checked([run])
-    result = folder.result()
     with bad_input():
+        result = folder.result()
         plan = result.chosen(memory) if memory is not None or result.memory_budgets or result.candidates else None
         if memory is None and folder.plan_file.is_file():
             plan = folder.plan()
@@ -100,7 +103,7 @@ def show(
         common.emit(plan_to_dict(result.space, plan))
         return
     console = common.stdout()
-    console.print(f"[bold]{said(result, read_test(folder.test()))}[/]\n")
+    console.print(f"[bold]{escape(_headline(result, folder, memory))}[/]\n")
     size = describe_size(result.space, result.space.memory_bytes(plan))
     console.print(f"{words.plan_name(plan, result.space)}, {size}")
     console.print(f"{words.bits_counts(plan, result.space)}\n")
@@ -111,6 +114,14 @@ def show(
         console.print("; ".join(map(str, result.space.levels)))
     if folder.config_file.is_file():
         console.print(f"\n{takers_text(folder.config(), result.space, plan)}", soft_wrap=True)
+
+
+def _headline(result: SearchResult, folder: RunFolder, memory: str | None) -> str:
+    """What was found, by the comparison on test data where that is of the plan that is shown."""
+    if memory is None:
+        return said(result, read_test(folder.test()))
+    limit = budget_in(result.space, memory)
+    return said(result, read_test(folder.record(limit).test()), limit)
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:
@@ -141,7 +152,8 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     best_of = [r for r in rows if r["loss"] is not None]
     if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
         low = min(best_of, key=lambda r: r["loss"])
-        console.print(f"Lowest loss within the same budget: [bold]{low['run']}[/], {words.loss_text(low['loss'])}.")
+        loss = words.loss_text(low["loss"])
+        console.print(f"Lowest loss within the same budget: [bold]{escape(low['run'])}[/], {loss}.")
 
 
 def runs(
@@ -160,12 +172,12 @@ def runs(
     for run in find_runs(folder):
         try:
             rows.append(_row(run))
-        except ValueError as error:  # one unreadable log must not hide the others
-            rows.append({"run": str(run.path), "unreadable": str(error)})
+        except Exception as error:  # one unreadable run must not hide the others
+            rows.append({"run": str(run.path), "unreadable": describe(error)})
     if as_json:
         common.emit(rows)
     elif not rows:
-        common.stdout().print(f"No runs in {folder}.")
+        common.stdout().print(f"No runs in {folder}.", markup=False)
     else:
         common.stdout().print(_table([r for r in rows if "unreadable" not in r]))
         for row in rows:
@@ -192,11 +204,16 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "failed": len(result.failures()),
         "data": found.data if found else None,
         "budget": found.budget if found else None,
-        "loss": found.loss if found else None,
+        "loss": _finite(found.loss) if found else None,
         "memory_bytes": found.memory_bytes if found else None,
-        "uniform_loss": rival.rival_loss if rival else None,
-        "gain": rival.gain if rival else None,
+        "uniform_loss": _finite(rival.rival_loss) if rival else None,
+        "gain": _finite(rival.gain) if rival else None,
     }
+
+
+def _finite(x: float) -> float | None:
+    """A figure as JSON has it: a tuning that failed has none."""
+    return x if math.isfinite(x) else None
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -206,7 +223,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for r in rows:
         planned = "" if r["evaluations"] is None else f"/{words.evaluations_text(r['evaluations'])}"
         table.add_row(
-            r["run"],
+            escape(r["run"]),
             f"{r['strategy']}, seed {r['seed']}",
             words.evaluations_text(r["spent"]) + planned,
             format_bytes(r["budget"]) if r["budget"] else "",

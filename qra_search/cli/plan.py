@@ -63,6 +63,9 @@ def plan(
     check_plannable(settings)
     folder = RunFolder(out or new_folder(settings))
     view = make_view(common.stderr(), quiet=as_json)
+    if folder.exists and folder.config_file.is_file() and "evaluations" not in settings.search.model_fields_set:
+        known = folder.config().search.evaluations  # of the search that has begun here
+        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"evaluations": known})})
     with opened(settings, folder, view, resume=folder.exists) as (built, _):
         result = plan_with(built, settings, folder, view)
         costs = foretold_costs(built, settings.search.evaluations, result.prior)

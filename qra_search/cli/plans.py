@@ -18,7 +18,7 @@ from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import plan_to_dict
+from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.space.sizes import describe_size, size_in
 from qra_search.space.space import Plan, SearchSpace
 
@@ -37,8 +37,9 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
         qra plans diff runs/a runs/b/plan.json
     """
     plans = [common.plan_data(path) for path in (first, second)]
-    one, two = ({g["name"]: (g["bits"], g["rank"]) for g in data["groups"]} for data in plans)
-    one_bytes, two_bytes = (int(data["memory_bytes"]) for data in plans)
+    with bad_input():
+        one, two = map(choices_in, plans)
+    one_bytes, two_bytes = (_bytes(*side) for side in zip((first, second), plans, strict=True))
     rows: list[dict[str, Any]] = [
         {"group": name, "first": one.get(name), "second": two.get(name)}
         for name in [*one, *(n for n in two if n not in one)]
@@ -50,7 +51,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
     for row in rows:
         before, after = (_text(row[side]) for side in ("first", "second"))
         print(f"{row['group']}: {before} -> {after}")
-    sizes = f"{format_bytes(one_bytes)} and {format_bytes(two_bytes)}"
+    sizes = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in (one_bytes, two_bytes))
     print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
 
 
@@ -111,8 +112,7 @@ def edit(
     changed = common.read_plan(space, plan)
     for change in changes:
         changed = _changed(space, changed, change)
-    with bad_input():
-        write_json(out, plan_to_dict(space, changed))
+    _write(out, space, changed)
     size = space.memory_bytes(changed)
     if as_json:
         common.emit({"plan": str(out), "memory_bytes": size})
@@ -143,7 +143,7 @@ def import_(
     space = _space(run, run)
     with bad_input():
         found = import_plan(file, source, space, rank=rank, default_bits=default_bits, rounding=rounding)  # type: ignore[arg-type]
-        write_json(out, plan_to_dict(space, found.plan))
+    _write(out, space, found.plan)
     size = space.memory_bytes(found.plan)
     if as_json:
         common.emit({"plan": str(out), "memory_bytes": size, "notes": list(found.notes)})
@@ -151,6 +151,28 @@ def import_(
     print(f"{out}: {describe_size(space, size)}")
     for note in found.notes:
         print(f"  - {note}")
+
+
+def _bytes(path: Path, data: dict[str, Any]) -> int | None:
+    """Bytes of a plan: by the space of the run that it lies in, else as its file says; None if that says nothing."""
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    if folder.exists:
+        space = _space(path, None)
+        return space.memory_bytes(common.read_plan(space, path))
+    size = data.get("memory_bytes")
+    return size if isinstance(size, int) else None
+
+
+def _write(out: Path, space: SearchSpace, plan: Plan) -> None:
+    """Raises BadInput for the plan.json of what was tuned: it says which plan that is."""
+    tuned = RunFolder(out.parent)
+    if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
+        raise BadInput(
+            f"{out} says which plan the adapter beside it was tuned for: give another file with --out, and tune that "
+            f"with `qra finetune {out.parent} --plan FILE`"
+        )
+    with bad_input():
+        write_json(out, plan_to_dict(space, plan))
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:

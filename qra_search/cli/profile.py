@@ -6,6 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
+from rich.markup import escape
+
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
@@ -91,4 +93,4 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     console.print(table)
     console.print("\nRise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time.")
     if out is not None:
-        console.print(f"Written to [bold]{out}[/]")
+        console.print(f"Written to [bold]{escape(str(out))}[/]")

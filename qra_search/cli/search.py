@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,7 @@ def search(
             )  # fmt: skip
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
-            view.say(f"Stopped at once; what ended is saved. Go on with: qra search {folder.path}")
+            view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:
         common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})

@@ -125,6 +125,9 @@ class ScoredOnRows(Protocol):
     def scored(self) -> int: ...
 
 
+NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+
+
 class ReloadFailed(RunFailed):
     """What full tuning saved does not load back as it was tuned; `tuned` is what had been measured by then."""
 

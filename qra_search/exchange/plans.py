@@ -15,7 +15,7 @@ from qra_search import plugins
 from qra_search.space.groups import Group
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import PLAN_FORMAT
+from qra_search.space.serialization import PLAN_FORMAT, choices_in
 from qra_search.space.space import Plan, SearchSpace
 
 Rounding = Literal["refuse", "nearest", "up", "down"]
@@ -137,9 +137,13 @@ def read_plan(path: Path) -> Foreign:
     data = _object(path)
     if data.get("format") != PLAN_FORMAT:
         raise ValueError(f"{path} is of format {data.get('format')!r}, {PLAN_FORMAT!r} is needed")
-    found = {name: group for group in data["groups"] for name in group["linears"]}
-    bits = {name: float(group.get("width", group["bits"])) for name, group in found.items()}
-    ranks = {name: int(group["rank"]) for name, group in found.items()}
+    choices_in(data)
+    try:
+        found = {name: group for group in data["groups"] for name in group["linears"]}
+        bits = {name: float(group.get("width", group["bits"])) for name, group in found.items()}
+        ranks = {name: int(group["rank"]) for name, group in found.items()}
+    except (LookupError, TypeError, ValueError):
+        raise ValueError(f"{path}: a group lacks its linears, or its bits or rank are no number") from None
     return Foreign(bits.get, tuple(bits), ranks, {name: group["bits"] for name, group in found.items()})
 
 

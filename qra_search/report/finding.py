@@ -49,8 +49,8 @@ class Finding:
 
     @property
     def gain(self) -> float:
-        """How much lower the loss is, as a share of the rival's."""
-        return 1.0 - self.loss / self.rival_loss
+        """How much lower the loss is, as a share of the rival's; nan if that is zero."""
+        return 1.0 - self.loss / self.rival_loss if self.rival_loss else math.nan
 
     @property
     def gains(self) -> tuple[float, float] | None:

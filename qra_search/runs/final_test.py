@@ -142,6 +142,7 @@ def compare_on_test(
     A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps, rows and settings
     is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is
     saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was measured.
+    Uniform plans that were tuned alike before stay in the comparison, also if they are not among `others` now.
 
     Args:
         space: of the plans.
@@ -163,7 +164,9 @@ def compare_on_test(
     entries = data.get("tuned", []) if same else []
     order = [found, *(p for p in others if p.key != found.key)]
     wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}
-    entries = [{**e, "role": role} for e in entries if (role := wanted.get(Plan.from_dict(e["plan"]).key)) is not None]
+    roles = [wanted.get(Plan.from_dict(e["plan"]).key) for e in entries]
+    earlier = [e for e, role in zip(entries, roles, strict=True) if role is None and e["role"] == UNIFORM]
+    entries = [{**e, "role": role} for e, role in zip(entries, roles, strict=True) if role is not None]
     total = len(order) * len(seeds)
     ready = sum(e["seed"] in seeds and "failed" not in e for e in entries)
     if ready and say is not None:
@@ -190,12 +193,12 @@ def compare_on_test(
                     "failed": str(error),
                 }  # fmt: skip
             entries.append({"role": FOUND if plan is found else UNIFORM, **entry})
-            write_json(path, {**settings, "tuned": entries}, durable=True)
+            write_json(path, {**settings, "tuned": entries + earlier}, durable=True)
         if on_tuned is not None:
             on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, total)
         if plan is found and "failed" in entry:
             raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
-    return _tested(entries)
+    return _tested(entries + earlier)
 
 
 def tuning_name(plan: Plan, seed: int, space: SearchSpace) -> str:

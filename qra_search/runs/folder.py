@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
+from qra_search.runs.final_test import FOUND, TEST_FORMAT, read_test
 from qra_search.space.serialization import plan_from_dict
-from qra_search.space.space import Plan
+from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
 from qra_search.study.candidate import Candidate
@@ -24,6 +24,10 @@ LOG_NAME = "trials.jsonl"
 OLD_LOG_NAME = "trials.sqlite"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
+EARLIER = "earlier-"
+"""Likewise of one with what was tuned before, and was set aside."""
+BASELINES = "baselines"
+"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
 """Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
@@ -124,6 +128,26 @@ class RunFolder:
             raise NoRun(f"{self.path} has no {self.config_file.name}: only a run of `qra search` can be resumed")
         return load_config(self.config_file)
 
+    @property
+    def run(self) -> RunFolder:
+        """The run that what is tuned here belongs to: of a record, of what was set aside and of a uniform plan the one
+        that it lies in."""
+        if self.path.parent.name == BASELINES:
+            return RunFolder(self.path.parents[1])
+        inside = self.path.name.startswith((WITHIN, EARLIER)) and not self.config_file.is_file()
+        return RunFolder(self.path.parent) if inside else self
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether the run was begun with leave to run code that comes with its model."""
+        run = self.run
+        return run.config_file.is_file() and run.config().model.trust_remote_code
+
+    def engine(self) -> str | None:
+        """Name of the engine that the run was searched for."""
+        run = self.run
+        return run.config().engine if run.config_file.is_file() else None
+
     def record(self, limit: int) -> RunFolder:
         """Where what is tuned within another budget than the run's own is kept: a folder in this one, which is
         exported as a run is."""
@@ -163,14 +187,26 @@ class RunFolder:
         What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ...;
         a plan that was tuned keeps its file, which says more than the search knows.
         """
-        tuned = self.plan_file.read_text() if self.adapter.is_dir() and self.plan_file.is_file() else None
-        plan = result.chosen()
-        same = tuned is not None and plan_from_dict(result.space, json.loads(tuned)) == plan
-        if tuned is not None and not same:
-            self.set_aside()
+        kept = None
+        if self.adapter.is_dir():
+            if self.tuned(result.space) == result.chosen():
+                kept = self.plan_file.read_text()
+            else:
+                self.set_aside()
         result.write(self.path)
-        if same and tuned is not None:
-            write_text(self.plan_file, tuned)
+        if kept is not None:
+            write_text(self.plan_file, kept)
+
+    def tuned(self, space: SearchSpace) -> Plan | None:
+        """The plan that the adapter here was tuned for: `plan.json`, if the comparison that followed was of the same;
+        None if these differ, or if it cannot be read."""
+        try:
+            plan = plan_from_dict(space, read_json(self.plan_file))
+        except ValueError:
+            return None
+        test = self.test() or {}
+        compared = [t.plan for t in read_test(test) if t.role == FOUND] if test.get("format") == TEST_FORMAT else []
+        return None if compared and compared[0] != plan else plan
 
     def plan(self) -> Plan:
         """The plan of `plan.json`, or the one that it would hold.
@@ -192,7 +228,7 @@ class RunFolder:
     def set_aside(self) -> Path:
         """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""
         number = 1
-        while (folder := self.path / f"earlier-{number}").exists():
+        while (folder := self.path / f"{EARLIER}{number}").exists():
             number += 1
         folder.mkdir()
         for item in (self.adapter, self.path / "quantized.safetensors", self.plan_file, self.test_file):

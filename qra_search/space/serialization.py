@@ -90,19 +90,32 @@ def _way(level: Level) -> dict[str, Any]:
     return {} if isinstance(level.name, int) else {"width": level.width, "backend": level.backend}
 
 
-def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
-    """The plan of `plan_to_dict`, by the names of its groups.
+def choices_in(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
+    """Bits and rank by group, of a plan as plain data; whether a space allows them is not looked at.
 
     Raises:
-        ValueError: another format, a group that is missing or unknown, or a choice the space does not allow.
+        ValueError: its groups are not of that form, or one comes twice.
     """
-    known = data.get("format") if isinstance(data, Mapping) else None
-    if known != PLAN_FORMAT:
-        raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
     try:
         chosen = {str(g["name"]): (g["bits"], g["rank"]) for g in data["groups"]}
     except (LookupError, TypeError, AttributeError):
         raise ValueError("the plan's groups are not a list of mappings with name, bits and rank") from None
+    if len(chosen) < len(data["groups"]):
+        names = [str(g["name"]) for g in data["groups"]]
+        raise ValueError(f"the plan has the group {next(n for n in names if names.count(n) > 1)} twice: leave one out")
+    return chosen
+
+
+def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
+    """The plan of `plan_to_dict`, by the names of its groups.
+
+    Raises:
+        ValueError: another format, a group that is missing, unknown or there twice, or a choice not allowed.
+    """
+    known = data.get("format") if isinstance(data, Mapping) else None
+    if known != PLAN_FORMAT:
+        raise ValueError(f"plan format is {repr(known)[:80]}, {PLAN_FORMAT!r} is needed")
+    chosen = choices_in(data)
     missing, unknown = set(space.names) - set(chosen), set(chosen) - set(space.names)
     if missing or unknown:
         lacks = f"it lacks {', '.join(sorted(missing)[:3])}" if missing else ""

@@ -54,6 +54,8 @@ def size_in(space: SearchSpace, text: str | int | float) -> int:
     if match := _PER_WEIGHT.fullmatch(text):
         return space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
     if match := _PERCENT.fullmatch(text):
+        if not space.uniform_ranks:
+            raise BadInput(f"memory budget {text!r} is of a uniform plan, and no rank is allowed for all: give bytes")
         rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
         names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
         whole = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each

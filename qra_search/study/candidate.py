@@ -30,7 +30,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Comparison:
     """The best plan under a budget against the best uniform plan under it. `gain` is how much lower its loss
-    is, as a share of the uniform plan's loss."""
+    is, as a share of the uniform plan's loss; nan without one, or if that is zero."""
 
     budget: int
     best: Candidate
@@ -42,4 +42,6 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        return float("nan") if self.uniform is None else 1.0 - self.best.loss / self.uniform.loss
+        if self.uniform is None or not self.uniform.loss:
+            return float("nan")
+        return 1.0 - self.best.loss / self.uniform.loss

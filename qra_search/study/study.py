@@ -217,7 +217,7 @@ def uniform_design(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """
     uniform = [(plan, space.memory_bytes(plan)) for plan in space.uniform_plans()]
     chosen: dict[str, Plan] = {}
-    if not budgets:
+    if not budgets and uniform:
         middle = space.uniform_ranks[len(space.uniform_ranks) // 2]
         chosen = {plan.key: plan for plan, _ in uniform if plan.ranks[0] == middle}
     for budget in budgets:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, differences
+from qra_search.config import SEARCH_ONLY, RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
 from qra_search.exchange.trackers.base import flat
 from qra_search.exchange.trackers.tuning import tracked
-from qra_search.files import read_json
+from qra_search.files import write_json
 from qra_search.report import words
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import TUNING, Against, Tested, TuningFailed, compare_on_test, opponents, read_test
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.final_test import (
+    TUNING,
+    UNIFORM,
+    Against,
+    Tested,
+    TuningFailed,
+    compare_on_test,
+    opponents,
+    read_test,
+)
+from qra_search.runs.folder import BASELINES, RunFolder
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import plan_from_dict
 from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
@@ -33,8 +40,6 @@ from qra_search.workflow.run import write_report
 PLAN_FILE = "plan.json"
 UNCHANGING = {"test_rows", "checkpoint_every", "checkpoint_minutes", "sample_answers"}
 """Settings that change nothing of how a plan is tuned; the test rows of a comparison are recorded by themselves."""
-BASELINES = "baselines"
-"""Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
 
 
 def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
@@ -92,10 +97,12 @@ def tune_with(
         track: trackers that hear of every step, such as `tensorboard`.
 
     Raises:
-        BadInput: the evaluator cannot tune.
+        BadInput: the evaluator cannot tune, or the plan has no adapter.
         TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
     tuner = check_tunes(evaluator, config)
+    if not any(plan.ranks):
+        raise BadInput(NO_ADAPTER)
     result = folder.result()
     limit = limit_of(result, plan, memory)
     place = place_of(folder, result, limit, memory)
@@ -137,6 +144,11 @@ def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
     found = {}
     for path, (old, new) in differences(known, config).items():
         section, _, name = path.partition(".")
+        if section == "training" and name in SEARCH_ONLY:
+            raise BadInput(
+                f"{path} is of the search's evaluations, and changes nothing of a full tuning: how long that is, "
+                f"--steps or training.final_steps says"
+            )
         if section == "training" and name not in UNCHANGING:
             found[name] = new
         elif section != "training" and path != "model.device":
@@ -207,9 +219,10 @@ def _folder_name(uniform: Plan) -> str:
 def _make_room(place: RunFolder, space: SearchSpace, plan: Plan) -> None:
     """Set aside what was tuned of another plan; the uniform plans it was compared with are not tuned again."""
     place.path.mkdir(parents=True, exist_ok=True)
-    tuned = read_json(place.plan_file) if place.adapter.is_dir() else None
-    if tuned is None or plan_from_dict(space, tuned) == plan:
+    if not place.adapter.is_dir() or place.tuned(space) == plan:
         return
-    earlier = place.set_aside()
-    if (earlier / place.test_file.name).is_file():
-        shutil.copy2(earlier / place.test_file.name, place.test_file)
+    test = place.test()
+    place.set_aside()
+    if test is not None:
+        uniform = [e | {"role": UNIFORM} for e in test["tuned"] if space.uniform_choice(Plan.from_dict(e["plan"]))]
+        write_json(place.test_file, {**test, "tuned": uniform}, durable=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig, load_config, make_config
-from qra_search.errors import bad_input, needed
+from qra_search.errors import BadInput, bad_input, needed
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
@@ -123,6 +123,7 @@ def opened(
     fresh = not folder.exists
     if fresh:
         learnt_log(config)  # before a model is loaded for nothing
+    before = folder.config_file.read_text() if folder.config_file.is_file() else None
     folder.begin(config, resume=resume)
     try:
         with view, ExitStack() as stack:
@@ -140,6 +141,12 @@ def opened(
                     evaluator = RemoteEvaluator(pool)
                 view.progress(f"start {workers.count} workers", 1, 1)
                 yield evaluator, pool
+    except BadInput:  # such as a log of another search: these are not the settings of what is here
+        if not fresh and before is None:
+            folder.config_file.unlink()
+        elif not fresh and before is not None:
+            write_text(folder.config_file, before, durable=True)
+        raise
     finally:
         if fresh:
             _forget_if_empty(folder)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,14 +34,15 @@ SAMPLE = 220
 
 def print_result(console: Console, result: SearchResult, folder: RunFolder, *, complete: bool = True) -> None:
     """The finding in a sentence, the plans against uniform, and what to do next."""
-    console.print(f"\n[bold]{said(result, read_test(folder.test()))}[/]\n")
+    console.print(f"\n[bold]{escape(said(result, read_test(folder.test())))}[/]\n")
     if result.comparisons:
         console.print(comparison_table(result))
     failed = len(result.failures())
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
     console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
     if not complete:
-        console.print(f"Interrupted and saved. Go on with: [bold]qra search {folder.path}[/]", soft_wrap=True)
+        command = escape(f"qra search {shlex.quote(str(folder.path))}")
+        console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
         return
     next_steps(console, folder)
 
@@ -57,20 +59,19 @@ def next_steps(
         more: steps after these, each in words and as a command.
     """
     run, quoted = shlex.quote(str(folder.path)), shlex.quote(str((place or folder).path))
-    console.print(f"Report: [bold]{folder.report_file}[/]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
     steps = [("look at the plan", f"qra show {run}")]
     if found is not None and found.rival is not None and not found.beats and found.rival != found.plan:
         steps.append(
             ("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.space, found.rival)}")
         )
     if (place or folder).adapter.is_dir():
-        engine = folder.config().engine if folder.config_file.is_file() else None
-        steps.append(("export it", f"qra export {quoted}" + ("" if engine else " --format peft")))
+        steps.append(("export it", f"qra export {quoted}" + ("" if folder.engine() else " --format peft")))
     else:
         steps.append(("tune it in full", f"qra finetune {run}"))
     width = max(len(what) for what, _ in (*steps, *more))
     for what, command in (*steps, *more):
-        console.print(f"  {what + ':':{width + 1}}  [bold]{command}[/]", soft_wrap=True)
+        console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
 def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:

@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Plan
 from qra_search.config import ConfigError, QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.errors import BadInput
 
 SMALL = {"steps": 4, "batch_size": 4, "validation_rows": 8, "test_rows": 8, "final_steps": 6}
 
@@ -180,3 +183,20 @@ def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
         QuantizedLoRAEvaluator("tiny", training=7)
     with pytest.raises(TypeError, match="task is a list"):
         QuantizedLoRAEvaluator("tiny", ["arithmetic"])
+
+
+def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
+    tiny_config_model("gpt2", normalised=False, vocabulary=320, max_position_embeddings=64).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+
+    def build(max_length):
+        return QuantizedLoRAEvaluator(
+            str(tmp_path), space={"bits": (4,), "ranks": (4,)}, quantization={"cache": str(tmp_path / "bank")},
+            training={**SMALL, "max_length": max_length},
+        )  # fmt: skip
+
+    with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):
+        build(65)
+    bench = build(64).workbench
+    assert bench.with_room(64) == 64
+    assert QuantizedLoRAEvaluator("tiny", training={"max_length": 100}).workbench.with_room(64) == 164

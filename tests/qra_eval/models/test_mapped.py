@@ -38,6 +38,12 @@ def test_the_logits_are_those_of_transformers(saved):
     assert not any(t.is_meta for t in [*apart.parameters(), *apart.buffers()])
 
 
+def test_end_tokens_and_sampling_of_the_checkpoint_are_kept(saved):
+    (saved / "generation_config.json").write_text('{"eos_token_id": [0, 1], "do_sample": true, "temperature": 0.6}')
+    mixture = mixture_from_files(saved, AutoConfig.from_pretrained(saved), torch.bfloat16)
+    assert mixture.generation_config.eos_token_id == [0, 1] and mixture.generation_config.temperature == 0.6
+
+
 def test_weights_in_several_files_are_found_by_the_index(saved):
     tensors = load_file(saved / "model.safetensors")
     names, index = sorted(tensors), {}

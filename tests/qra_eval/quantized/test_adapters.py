@@ -40,6 +40,13 @@ def test_a_plain_weight_gives_the_same_as_its_module():
     assert torch.equal(plain, wrapper(x)) and torch.equal(plain, base(x))
 
 
+def test_the_bias_is_where_the_plain_weight_is():
+    """As on a card, where the model's own linears stay on the host; the meta device stands in for one."""
+    wrapped = adapters.AdaptedLinear(nn.Linear(8, 4))
+    wrapped.set_base(weight=torch.empty(4, 8, device="meta", dtype=torch.bfloat16))
+    assert wrapped.frozen_bias.is_meta and wrapped.frozen_bias.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("needs_input_gradient", [True, False])
 def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operations(bias, needs_input_gradient):

@@ -68,6 +68,14 @@ def test_limits_keep_the_first_of_a_split():
         Counted(limits={"train": 5})
 
 
+@pytest.mark.parametrize("options", [{"limits": 50}, {"limits": {"test": -1}}, {"limits": {"test": True}},
+                                     {"sizes": 50}, {"digits": 3}])  # fmt: skip
+def test_an_option_of_the_wrong_kind_is_refused_in_a_line(options):
+    with pytest.raises(ValueError, match="at least 1, such as|an option is of the wrong kind in") as caught:
+        make_task("arithmetic", **options).split("test")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_split_names_the_known_ones():
     with pytest.raises(ValueError, match="calibration, validation, test"):
         Counted().split("train")

@@ -45,6 +45,25 @@ def test_the_four_forms(tmp_path, row, prompt, answer):
     assert (example.prompt, example.answer) == (prompt, answer)
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "Hi", "answer": "Arr"}, "Be a pirate.\n\nHi"),
+        ({"instruction": "Hi", "output": "Arr"}, "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n"),
+        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr"}]},
+         "System: Be a pirate.\nUser: Hi\nAssistant:"),
+    ],
+)  # fmt: skip
+def test_a_system_text_beside_them_is_the_first_turn(tmp_path, row, prompt):
+    (example,) = read_examples(write(tmp_path / "x.jsonl", [row | {"system": "Be a pirate."}]))
+    assert example.prompt == prompt
+    assert example.messages == (
+        {"role": "system", "content": "Be a pirate."}, {"role": "user", "content": "Hi"},
+    )  # fmt: skip
+    (same,) = read_examples(write(tmp_path / "x.jsonl", [row | {"system": " "}]))
+    assert len(same.messages) == 1
+
+
 def test_chats_keep_their_turns_for_the_chat_template(tmp_path):
     turns = [
         {"role": "system", "content": "Be brief."},
@@ -83,6 +102,10 @@ def test_chats_keep_their_turns_for_the_chat_template(tmp_path):
         ({"messages": []}, "must end with an answer of the assistant"),
         ({"messages": ["hi"]}, "message 1 is a str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "message 2 has tool_calls, which are not learnt",
+        ),
         ({"messages": [{"role": "user"}]}, "no field 'content'"),
         ({"messages": [{"role": "user", "content": "x"}]}, "must end with an answer"),
     ],

@@ -47,6 +47,21 @@ def test_rows_are_full_and_together_hold_the_text(file):
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(fewer[:-1], rows, strict=False))
 
 
+def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
+    code = "".join(f"def f{i}(x):\n    if x:\n        return {i}\n\n    return -{i}\n\n\n" for i in range(120))
+    path = tmp_path / "code.txt"
+    path.write_text(code)
+    task = make_task("text", data=path, block_characters=200)
+    answers = [example.answer for split in SPLITS for example in task.split(split)]
+    assert all(answer in code for answer in answers)
+    assert sum(answer.count("def ") for answer in answers) == 120
+    assert max(map(len, answers)) < 400
+    path.write_text("\n".join(paragraphs(0, 300)))  # with no blank line at all
+    answers = [e.answer for split in SPLITS for e in make_task("text", data=path, block_characters=200).split(split)]
+    assert sorted(line for answer in answers for line in answer.split("\n")) == sorted(paragraphs(0, 300))
+    assert 200 < max(map(len, answers)) < 500
+
+
 def test_files_of_a_folder_are_the_splits(tmp_path):
     (tmp_path / "wiki.train.tokens").write_text("\n".join(paragraphs(0, 300)))
     (tmp_path / "wiki.valid.tokens").write_text("\n".join(paragraphs(300, 340)))

@@ -9,6 +9,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning import final
 from qra_eval.tuning.saved import ReloadMismatch
 from qra_eval.tuning.training import Diverged
+from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.protocols import ReloadFailed
 
@@ -21,6 +22,12 @@ def evaluator(tmp_path_factory):
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
         training={"batch_size": 2, "test_rows": 4, "max_length": 64, "sample_answers": 3},
     )
+
+
+def test_a_plan_without_any_adapter_is_refused_before_it_is_tuned(evaluator, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluator.workbench, "train", raising(AssertionError("it was tuned")))
+    with pytest.raises(BadInput, match="rank 0 everywhere, so there is no adapter to tune and save"):
+        evaluator.tune(evaluator.space.uniform(4, 0), folder=tmp_path)
 
 
 def raising(error):

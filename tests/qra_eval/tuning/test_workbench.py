@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks import make_task
+from qra_eval.tasks.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,25 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator):
     assert bench.final_steps == len(bench.rows.task.split("calibration")) // 2 // 4
     evaluator.quantized.settings = settings
     assert bench.final_steps == settings.final_steps
+
+
+def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
+    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", limits={"calibration": 9}), "nine",
+                                            bench.tokenizer, 64))  # fmt: skip
+    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 3.0, "batch_size": 2})
+    batches = bench.final_batches(bench.final_steps, 1)
+    evaluator.quantized.settings = settings
+    assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
+
+
+def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(evaluator, monkeypatch, tmp_path):
+    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    (tmp_path / "t.txt").write_text("\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200)))
+    task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
+    monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
+    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 1.0, "batch_size": 2})
+    rows, steps, counts = bench.rows("calibration", 1000), bench.final_steps, bench.row_counts()
+    evaluator.quantized.settings = settings
+    assert len(rows) > 4 * len(task.split("calibration"))
+    assert steps == math.ceil(len(rows) / 2) and counts["calibration"].asked == len(rows)

@@ -20,11 +20,6 @@ from qra_search.files import write_digest
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 def every_command() -> list[tuple[str, ...]]:
     """Names of all commands, groups with theirs."""
     found: list[tuple[str, ...]] = []

@@ -15,11 +15,6 @@ from qra_search.executors import choose
 SEARCH = ("search", *LANDSCAPE, "--out", "new")
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of different spaces, and files that are wrong in many ways."""

@@ -41,7 +41,7 @@ class Harness:
         value = 0.25 if folder.name.startswith("uniform-") else 0.5
         return [Score(task, "acc", value, 0.01, self.options["limit"] or 100) for task in self.tasks]
 
-    def untuned(self, model: str) -> list[Score]:
+    def untuned(self, model: str, *, trust_remote_code: bool) -> list[Score]:
         assert model == "a-model"
         return [Score(task, "acc", 0.125, None, 100) for task in self.tasks]
 
@@ -85,11 +85,6 @@ def tuned(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plans:
     run.adapter.mkdir()
     write_json(run.plan_file, {**json.loads(run.plan_file.read_text()), "model": "a-model"})
     return seen
-
-
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
 
 
 def test_the_tuned_plan_is_scored_and_the_scores_written(qra, tmp_path, tuned):

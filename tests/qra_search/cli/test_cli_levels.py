@@ -13,11 +13,6 @@ from qra_search.cli.plans import _changed
 from qra_search.contracts.scenarios import TWO_WAYS, toy_space
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space = toy_space(bits=TWO_WAYS, ranks=(0, 4, 8))

@@ -13,11 +13,6 @@ from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_from_dict
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of one space: `a` by the additive strategy, `b` by random; modules of three layers."""

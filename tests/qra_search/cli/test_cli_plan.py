@@ -17,11 +17,6 @@ from qra_search.surrogates.prior_table import prior_table
 MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(qra: Qra, tmp_path: Path) -> None:
     done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a", "--json")
     assert done.status == 0, done.err

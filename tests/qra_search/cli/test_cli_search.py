@@ -39,11 +39,6 @@ main(sys.argv[1:])
 """
 
 
-@pytest.fixture
-def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
-    return Qra(capsys)
-
-
 def slow_search(out: Path, *, evaluations: int = 60) -> subprocess.Popen[str]:
     """The same search as `Qra.search`, a tenth of a second an evaluation, in a process of its own."""
     command = ["search", *LANDSCAPE, "--strategy", "random", "-n", str(evaluations), "--memory", "uniform3r8"]

@@ -1,0 +1,69 @@
+"""Models with code of their own: run with leave alone, which the run's settings tell exports and scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_families import tiny_config_model
+
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tuning import saved
+from qra_search.runs.folder import RunFolder
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+class MineForCausalLM(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+CONFIG = "evaluator: quantized-lora\nmodel:\n  name: {model}\n  trust_remote_code: {trust}\n"
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "mine"
+    tiny_config_model("llama", normalised=False, vocabulary=320, pad_token_id=1).bfloat16().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    (folder / "modeling_mine.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    config |= {"auto_map": names, "architectures": ["MineForCausalLM"], "model_type": "mine"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_path):
+    evaluator = QuantizedLoRAEvaluator(
+        model,
+        quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
+        space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
+        training={"batch_size": 2, "test_rows": 2, "max_length": 64, "final_steps": 1, "sample_answers": 0},
+        trust_remote_code=True,
+    )
+    run = tmp_path / "run"
+    tuned = evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
+    assert tuned.reload_difference == 0.0
+    with pytest.raises(ValueError, match="runs only with trust_remote_code"):
+        saved.load(run)
+    loaded, _ = saved.load(run, trust_remote_code=True)
+    assert type(loaded.get_base_model()).__name__ == "MineForCausalLM"
+    for trust in (False, True):
+        RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust=str(trust).lower()))
+        exported = TunedRun(run)
+        assert exported.trusted == trust
+        if trust:
+            assert exported.is_plain() and len(exported.linears) == len(evaluator.quantized.linears)
+
+
+@pytest.mark.parametrize("inside", ["", "within-90MiB", "earlier-1", "baselines/uniform-4-bit-rank-4"])
+def test_whatever_lies_in_a_run_has_its_settings(tmp_path, inside):
+    (tmp_path / "config.yaml").write_text(CONFIG.format(model="tiny", trust="true"))
+    assert RunFolder(tmp_path / inside).trusts_code
+    assert not RunFolder(tmp_path / inside / "other").trusts_code

@@ -1,0 +1,73 @@
+"""A landscape that tunes at once, and the command line, for the tests of commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import Qra
+
+from qra_search import Plan, plugins
+from qra_search.cli import demo
+from qra_search.config import RunConfig
+from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.files import write_json
+from qra_search.space.serialization import plan_to_dict
+
+
+@pytest.fixture
+def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
+    return Qra(capsys)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    plan: Plan
+    seed: int
+    steps: int
+    test_loss: float
+    memory_bytes: int
+    seconds: float = 1.5
+    metrics: dict[str, float] = field(default_factory=lambda: {"exact_match": 0.25})
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
+    uniform plans (`failing` is True), mixed ones (False), or what was saved (`forgetful`)."""
+    from qra_eval.evaluators.landscape import build
+
+    load, seen = plugins.load, {"built": 0, "tuned": [], "devices": [], "failing": None, "forgetful": False, "kept": []}
+
+    def tuning(config: RunConfig, *, progress: Any = None) -> Any:
+        evaluator: Any = build(config)
+        seen["built"] += 1
+        seen["devices"].append(config.model.device)
+
+        def tune(plan: Plan, *, seed: int, steps: int | None, folder: Path | None, progress: Any, kept: Path,
+                 figures: Any) -> Tuned:  # fmt: skip
+            seen["tuned"].append((plan, seed, steps))
+            seen["kept"].append(kept)
+            if figures is not None:
+                figures(1, {"loss": 2.5, "rate": 1e-3})
+                figures(2, {"loss": 2.0, "validation_loss": float("inf")})
+            progress("tune", 1, 1)
+            if (evaluator.space.uniform_choice(plan) is not None) == seen["failing"]:
+                raise EvaluationFailed("out of memory: 3 GiB more are needed")
+            done = Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
+            if folder is not None:
+                (folder / "adapter").mkdir(exist_ok=True)
+                write_json(folder / "plan.json", plan_to_dict(evaluator.space, plan))
+                if seen["forgetful"]:
+                    raise ReloadFailed("logits differ by up to 0.5", done)
+            return done
+
+        evaluator.tune = tune
+        return evaluator
+
+    monkeypatch.setattr(demo, "MODEL_PACKAGE", "qra_search")  # installed; no model is loaded
+    monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))
+    return seen
