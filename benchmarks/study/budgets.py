@@ -177,10 +177,15 @@ def main() -> None:
                 continue
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
-            figures = tuned_dora(side, plan, seed) if name == DORA else tuned(side, plan, seed)
-            line = {**key, **words(side, plan), **figures, "commit": commit}
-            if not gsm8k:
-                line["row_right"] = right(side)
+            rest = {k: v for k, v in key.items() if k != "plan"}
+            twin = next((d for d in read(path) if name in others and all(d.get(k) == rest[k] for k in rest)), None)
+            if twin is not None:  # the same plan, handed over for another budget
+                line = {**twin, **key}
+            else:
+                figures = tuned_dora(side, plan, seed) if name == DORA else tuned(side, plan, seed)
+                line = {**key, **words(side, plan), **figures, "commit": commit}
+                if not gsm8k:
+                    line["row_right"] = right(side)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
