@@ -15,13 +15,13 @@ import json
 import re
 import time
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
-import numpy as np
 import peft_rivals
 import protocol
-from lines import MIB, RESULTS, change, difference, read, rows_of
+from budgets_table import DORA, PLANS, SENSITIVITIES, USUAL, print_searched, print_table, whole
+from lines import MIB, RESULTS, read
 from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -36,30 +36,8 @@ from qra_search.surrogates.prior_table import prior_table
 BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
-REFERENCE = "16-bit r32"
-NF4 = "nf4 4-bit r8"
-DORA = "16-bit r32 DoRA"
-USUAL = {
-    REFERENCE: (protocol.BACKEND, 16, 32),
-    NF4: ("bitsandbytes-nf4", 4, 8),
-    "16-bit r16": (protocol.BACKEND, 16, 16),
-    "16-bit r64": (protocol.BACKEND, 16, 64),
-    DORA: (protocol.BACKEND, 16, 32),
-}
-"""Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits: rank 16 trains about as many numbers as
-the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
-PLANS = "plans-newest.jsonl"
-"""What searches found."""
-SENSITIVITIES = "sensitivities"
 SEEDS = range(5)
 """Each draws its own rows and batches."""
-EARLIER: dict[str, Any] = {
-    "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None,
-    "steps": protocol.TRAINING.final_steps,
-}  # fmt: skip
-"""What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
-
-
 ZEROS: dict[str, Any] = {
     "16-bit": protocol.BACKEND,
     "whole": {2: "gptq", 3: "gptq", 4: "gptq", 5: "reference-gptq", 6: "reference-gptq", 8: "gptq"},
@@ -151,13 +129,13 @@ def main() -> None:
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
     if options.table:
         print_table(read(path), read(RESULTS / "final.jsonl") if gsm8k else [])
-        print_searched([{**EARLIER, **d} for d in read(path)])
+        print_searched(read(path))
         return
     until, commit = protocol.begin(parser, options)
     fixed = (options.cache, options.zeros, options.task, options.steps)
     made = evaluator(options.data, options.init, not options.no_scales, *fixed)
-    others = searched(options.task)
-    sides = {name: (made, plan) for name, plan in (plans(made) | others).items()}
+    found = searched(options.task)
+    sides = {name: (made, plan) for name, plan in (plans(made) | found).items()}
     sides |= {
         name: usual(name, options.data, options.task, options.cache, options.steps)
         for name in USUAL
@@ -169,26 +147,27 @@ def main() -> None:
             if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
                 key["prior"] = PRIOR_VERSION
-            if name in others:
+            if name in found:
                 key["choices"] = zlib.crc32(repr(plan).encode())
-            if not re.search(options.only, name) or any(
-                all({**EARLIER, **d}[k] == key[k] for k in key) for d in read(path)
-            ):
+            if not re.search(options.only, name) or like(key, read(path)):
                 continue
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
-            rest = {k: v for k, v in key.items() if k != "plan"}
-            twin = next((d for d in read(path) if name in others and all(d.get(k) == rest[k] for k in rest)), None)
-            if twin is not None:  # the same plan, handed over for another budget
-                line = {**twin, **key}
-            else:
+            # A search may hand over one plan for two budgets: it is tuned once.
+            line = like({k: v for k, v in key.items() if k != "plan"}, read(path)) if name in found else None
+            if line is None:
                 figures = tuned_dora(side, plan, seed) if name == DORA else tuned(side, plan, seed)
-                line = {**key, **words(side, plan), **figures, "commit": commit}
-                if not gsm8k:
-                    line["row_right"] = right(side)
+                line = {**words(side, plan), **figures, "commit": commit}
+                line |= {} if gsm8k else {"row_right": right(side)}
+            line = {**line, **key}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}  {name}: {line['memory_bytes'] / MIB:.1f} MiB, {line['test_loss']:.4f}", flush=True)
+
+
+def like(key: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first line that says the same; None if there is none."""
+    return next((line for line in lines if key.items() <= whole(line).items()), None)
 
 
 def tuned_dora(made: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str, Any]:
@@ -212,66 +191,6 @@ def right(made: QuantizedLoRAEvaluator) -> list[int]:
     rows = bench.rows.task.split("test")[: bench.settings.test_rows]
     scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
     return (scores.margins > 0).astype(int).tolist()
-
-
-def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
-    """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds.
-
-    Args:
-        final: lines with LoRA as it is usually done, of the seeds that have the same rows.
-    """
-    shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
-    lines = [*shared, *lines]
-    lines = [{**EARLIER, **d} for d in lines]
-    rival = {(d["seed"], d["own_rows"], d["steps"]): d for d in lines if d["plan"] == REFERENCE}
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for d in lines:
-        if (d["seed"], d["own_rows"], d["steps"]) in rival:
-            groups[d["plan"], d["prior"], d["zeros"], d["init"], d["scales"], d["steps"], d["own_rows"]].append(d)
-    head = (
-        "| plan | prior | zeros | start | scales | steps | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
-    )
-    chosen = any("row_right" in d for d in lines)
-    print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
-    print("|" + "---|" * (13 if chosen else 11))
-    for (plan, prior, zeros, init, scales, steps, own), some in groups.items():
-        others = [rival[d["seed"], own, steps] for d in some]
-        embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
-        seeds = f"{len(some)}{'' if own else ', same rows'}"
-        if plan in USUAL:
-            zeros = prior = "–"
-        line = (
-            f"| {plan} | {prior} | {zeros} | {init} | {'trained' if scales else 'fitted'} | {steps} | "
-            f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
-            f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
-        )
-        if chosen:
-            right_of = (rows_of(side, "row_right") for side in (some, others))
-            low, mean, high = (f"{100 * x:+.1f}" for x in difference(*right_of, relative=False))
-            line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
-        print(line)
-
-
-def print_searched(lines: list[dict[str, Any]]) -> None:
-    """Mean test loss of the plans that searches found, and the difference to the sensitivities'."""
-    alike = {"own_rows": True, "scales": True, "init": "default", "zeros": "16-bit", "steps": EARLIER["steps"]}
-    by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for d in lines:
-        if d["plan"] not in USUAL and all(d[k] == v for k, v in alike.items()):
-            by_plan[d["plan"]].setdefault(d["seed"], d)
-    print("\n| found by | within | MiB | embeddings | seeds | test loss | against the sensitivities' |\n|" + "---|" * 7)
-    for plan, mine in by_plan.items():
-        strategy, _, budget = plan.partition(" ")
-        rival = by_plan[f"{SENSITIVITIES} {budget}"]
-        both = [seed for seed in mine if seed in rival]
-        if strategy == SENSITIVITIES or not both:
-            continue
-        some, others = ([side[seed] for seed in both] for side in (mine, rival))
-        size, loss = some[0]["memory_bytes"] / MIB, np.mean([d["test_loss"] for d in some])
-        embeddings = " ".join(map(str, some[0]["embeddings"]))
-        print(
-            f"| {strategy} | {budget} | {size:.1f} | {embeddings} | {len(both)} | {loss:.4f} | {change(some, others)} |"
-        )
 
 
 if __name__ == "__main__":

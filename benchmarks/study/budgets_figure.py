@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budgets import EARLIER, NF4, REFERENCE, USUAL
+from budgets_table import EARLIER, NF4, REFERENCE, USUAL
 from lines import MIB, RESULTS, read
 
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg

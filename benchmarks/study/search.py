@@ -18,8 +18,9 @@ from pathlib import Path
 
 import protocol
 import torch
-from budgets import BUDGETS, PLANS
+from budgets import BUDGETS
 from budgets import evaluator as with_all_pieces
+from budgets_table import PLANS
 from lines import MIB, RESULTS, read
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
