@@ -98,3 +98,25 @@ def test_a_merged_model_has_the_loss_of_the_tuned_one_and_no_adapters_bytes(stud
     assert after["memory_bytes"] < tuned["memory_bytes"]
     again = merged.Runs(str(tmp_path), tmp_path / "work", str(tmp_path / "bank"), 0)
     assert again.quantized_below(16)["row_losses"] == tuned["row_losses"]
+
+
+def test_a_plan_that_a_search_handed_over_twice_is_known_by_its_choices(study):
+    budgets = study("budgets")
+    lines = [tuning(1.2, plan="nsga2 62 MiB", seed=0, choices=7, own_rows=True), tuning(1.1, plan="16-bit r32", seed=0)]
+    assert budgets.like({"choices": 7, "seed": 0, "init": "default"}, lines) is lines[0]
+    assert budgets.like({"plan": "16-bit r32", "seed": 0, "own_rows": False, "choices": None}, lines) is lines[1]
+    assert budgets.like({"choices": 7, "seed": 1}, lines) is None
+
+
+def test_what_searches_found_stands_beside_the_sensitivities_of_the_same_budget_and_seeds(study, capsys):
+    alike = {"own_rows": True, "scales": True, "embeddings": [4]}
+    study("budgets_table").print_searched([
+        tuning(1.0, plan="sensitivities 62 MiB", seed=0, **alike),
+        tuning(1.0, plan="sensitivities 62 MiB", seed=1, **alike),
+        tuning(9.0, plan="sensitivities 62 MiB", seed=0, **alike, prior=6),  # a later one of the same seed
+        tuning(1.1, plan="nsga2 62 MiB", seed=1, **alike, choices=7),
+        tuning(1.1, plan="nsga2 72 MiB", seed=1, **alike, choices=7),  # nothing stands beside it
+        tuning(1.1, plan="nsga2 62 MiB", seed=0, own_rows=True, embeddings=[4]),  # scales were not trained
+    ])  # fmt: skip
+    rows = [line for line in capsys.readouterr().out.splitlines() if "MiB |" in line and "nsga2" in line]
+    assert rows == ["| nsga2 | 62 MiB | 3.0 | 4 | 1 | 1.1000 | +10.0% [+10.0%, +10.0%] |"]

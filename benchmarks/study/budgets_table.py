@@ -84,7 +84,7 @@ def print_searched(lines: list[dict[str, Any]]) -> None:
     print("\n| found by | within | MiB | embeddings | seeds | test loss | against the sensitivities' |\n|" + "---|" * 7)
     for plan, mine in by_plan.items():
         strategy, _, budget = plan.partition(" ")
-        rival = by_plan[f"{SENSITIVITIES} {budget}"]
+        rival = by_plan.get(f"{SENSITIVITIES} {budget}", {})
         both = [seed for seed in mine if seed in rival]
         if strategy == SENSITIVITIES or not both:
             continue
