@@ -28,6 +28,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.sizes import budget_in, describe_size
 from qra_search.study.result import SearchResult
+from qra_search.workflow.finetune import place_of
 
 Runs = Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")]
 
@@ -121,7 +122,7 @@ def _headline(result: SearchResult, folder: RunFolder, memory: str | None) -> st
     if memory is None:
         return said(result, read_test(folder.test()))
     limit = budget_in(result.space, memory)
-    return said(result, read_test(folder.record(limit).test()), limit)
+    return said(result, read_test(place_of(folder, result, limit, memory).test()), limit)
 
 
 def compare(runs: Runs, as_json: common.Json = False) -> None:

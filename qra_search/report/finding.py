@@ -101,7 +101,9 @@ def _on_test(space: SearchSpace, tuned: Tested, tested: Sequence[Tested], limit:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
     rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
-    rival = min(rivals, key=lambda t: t.loss, default=None)
+    # A mean over fewer seeds, of a comparison made before, stands beside what was tuned alike, not in its place.
+    alike = [t for t in rivals if len(t.losses) >= len(tuned.losses)]
+    rival = min(alike or rivals, key=lambda t: t.loss, default=None)
     if rival is None:
         return Finding(*known)
     noise = math.hypot(tuned.loss_error, rival.loss_error)

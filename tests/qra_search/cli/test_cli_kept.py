@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from cli_runner import LANDSCAPE, Qra
 
+from qra_search.report.finding import finding
+from qra_search.runs.final_test import read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.space.space import Plan
@@ -70,6 +72,9 @@ def test_uniform_plans_tuned_before_stay_in_the_comparison(qra: Qra, tuned: RunF
     assert len(tuner["tuned"]) == calls + 2  # the plan and its best rival, with the second seed
     entries = json.loads(tuned.test_file.read_text())["tuned"]
     assert len(entries) == len(first) + 2 and all(entry in entries for entry in first)
+    with_two = [t for t in read_test(tuned.test()) if len(t.losses) == 2]
+    found = finding(tuned.result(), read_test(tuned.test()))
+    assert len(with_two) == 2 and found is not None and found.rival in [t.plan for t in with_two]
     assert qra("finetune", tuned.path, "--against", "all").status == 0
     assert len(tuner["tuned"]) == calls + 2
 
@@ -130,7 +135,13 @@ def test_a_tuning_that_failed_has_no_loss_in_json(qra: Qra, tuned: RunFolder, tu
 def test_show_says_what_was_found_within_the_budget_that_is_asked_for(qra: Qra, tuned: RunFolder) -> None:
     size = tuned.result().space.memory_bytes(tuned.result().space.uniform(2, 8))
     shown = qra("show", tuned.path, "--memory", str(size))
-    assert shown.status == 0 and "Test loss" not in shown.out and f"{size / 2**20:.1f} MiB" in shown.out.splitlines()[0]
+    assert (
+        shown.status == 0
+        and "test loss" not in shown.out.lower()
+        and f"{size / 2**20:.1f} MiB" in shown.out.splitlines()[0]
+    )
+    first = qra("show", tuned.path).out.splitlines()[0]
+    assert "test loss" in first and qra("show", tuned.path, "--memory", "uniform3r8").out.startswith(first)
 
 
 def test_a_damaged_result_is_bad_input(qra: Qra, tuned: RunFolder) -> None:
