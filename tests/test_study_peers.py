@@ -108,9 +108,9 @@ def test_a_plan_that_a_search_handed_over_twice_is_known_by_its_choices(study):
     assert budgets.like({"choices": 7, "seed": 1}, lines) is None
 
 
-def test_what_searches_found_stands_beside_the_sensitivities_of_the_same_budget_and_seeds(study, capsys):
+def test_what_searches_found_stands_beside_the_sensitivities_of_the_same_budget_and_seeds(study):
     alike = {"own_rows": True, "scales": True, "embeddings": [4]}
-    study("budgets_table").print_searched([
+    table = study("budgets_table").searched_table([
         tuning(1.0, plan="sensitivities 62 MiB", seed=0, **alike),
         tuning(1.0, plan="sensitivities 62 MiB", seed=1, **alike),
         tuning(9.0, plan="sensitivities 62 MiB", seed=0, **alike, prior=6),  # a later one of the same seed
@@ -118,5 +118,7 @@ def test_what_searches_found_stands_beside_the_sensitivities_of_the_same_budget_
         tuning(1.1, plan="nsga2 72 MiB", seed=1, **alike, choices=7),  # nothing stands beside it
         tuning(1.1, plan="nsga2 62 MiB", seed=0, own_rows=True, embeddings=[4]),  # scales were not trained
     ])  # fmt: skip
-    rows = [line for line in capsys.readouterr().out.splitlines() if "MiB |" in line and "nsga2" in line]
-    assert rows == ["| nsga2 | 62 MiB | 3.0 | 4 | 1 | 1.1000 | +10.0% [+10.0%, +10.0%] |"]
+    assert table[2:] == [
+        "| 62 MiB | sensitivities | 3.0 | 4 | 2 | 1.0000 | – |",
+        "| 62 MiB | nsga2 | 3.0 | 4 | 1 | 1.1000 | +10.0% [+10.0%, +10.0%] |",
+    ]

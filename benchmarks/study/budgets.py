@@ -20,7 +20,7 @@ from typing import Any
 
 import peft_rivals
 import protocol
-from budgets_table import DORA, PLANS, SENSITIVITIES, USUAL, print_searched, print_table, whole
+from budgets_table import DORA, PLANS, SENSITIVITIES, USUAL, print_table, searched_table, whole
 from lines import MIB, RESULTS, read
 from pieces import on_test_rows, tuned
 
@@ -129,7 +129,7 @@ def main() -> None:
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
     if options.table:
         print_table(read(path), read(RESULTS / "final.jsonl") if gsm8k else [])
-        print_searched(read(path))
+        print("", *searched_table(read(path)), sep="\n")
         return
     until, commit = protocol.begin(parser, options)
     fixed = (options.cache, options.zeros, options.task, options.steps)

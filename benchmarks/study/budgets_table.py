@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import protocol
-from lines import MIB, change, difference, rows_of
+from lines import MIB, change, difference, rows_of, table_of
 
 REFERENCE = "16-bit r32"
 NF4 = "nf4 4-bit r8"
@@ -74,23 +74,25 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
         print(line)
 
 
-def print_searched(lines: list[dict[str, Any]]) -> None:
-    """Mean test loss of the plans that searches found, and the difference to the sensitivities'."""
+def searched_table(lines: list[dict[str, Any]]) -> list[str]:
+    """Mean test loss of the plans that searches found, and the difference to the sensitivities' of the same seeds."""
     alike = {"own_rows": True, "scales": True, "init": "default", "zeros": "16-bit", "steps": EARLIER["steps"]}
     by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for d in map(whole, lines):
         if d["plan"] not in USUAL and all(d[k] == v for k, v in alike.items()):
             by_plan[d["plan"]].setdefault(d["seed"], d)
-    print("\n| found by | within | MiB | embeddings | seeds | test loss | against the sensitivities' |\n|" + "---|" * 7)
-    for plan, mine in by_plan.items():
+    body = []
+    for plan in sorted(by_plan, key=lambda plan: plan.partition(" ")[2]):
         strategy, _, budget = plan.partition(" ")
-        rival = by_plan.get(f"{SENSITIVITIES} {budget}", {})
+        mine, rival = by_plan[plan], by_plan.get(f"{SENSITIVITIES} {budget}", {})
         both = [seed for seed in mine if seed in rival]
-        if strategy == SENSITIVITIES or not both:
+        if not both:
             continue
         some, others = ([side[seed] for seed in both] for side in (mine, rival))
         size, loss = some[0]["memory_bytes"] / MIB, np.mean([d["test_loss"] for d in some])
         embeddings = " ".join(map(str, some[0]["embeddings"]))
-        print(
-            f"| {strategy} | {budget} | {size:.1f} | {embeddings} | {len(both)} | {loss:.4f} | {change(some, others)} |"
-        )
+        against = "–" if strategy == SENSITIVITIES else change(some, others)
+        body.append([budget, strategy, f"{size:.1f}", embeddings, str(len(both)), f"{loss:.4f}", against])
+    return table_of(
+        ["within", "found by", "MiB", "embeddings", "seeds", "test loss", "against the sensitivities'"], body
+    )

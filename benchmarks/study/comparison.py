@@ -7,7 +7,7 @@ each is at level 1 - 0.05 / m (Bonferroni), so that all hold at once with 95%.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +183,3 @@ def brief(c: Comparison, names: Sequence[str]) -> list[list[str]]:
         cells = [interval(change(f, rivals[name], c.level)) if name in rivals else "–" for name in names]
         found.append([str(f.budget), f"{f.bytes / 2**20:.1f}", f"{f.loss:.4f}", *cells])
     return found
-
-
-def table_of(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,8 @@ def change(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
     """Relative difference of the losses of test rows, with its interval."""
     low, mean, high = (f"{x:+.1%}" for x in difference(*(rows_of(side, "row_losses") for side in (mine, theirs))))
     return f"{mean} [{low}, {high}]"
+
+
+def table_of(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]

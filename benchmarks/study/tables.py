@@ -14,6 +14,7 @@ from pathlib import Path
 import figure
 import numpy as np
 import protocol
+from budgets_table import searched_table
 from comparison import (
     CALIBRATED,
     OURS,
@@ -28,9 +29,8 @@ from comparison import (
     percent,
     read,
     shown,
-    table_of,
 )
-from lines import RESULTS
+from lines import RESULTS, table_of
 from scipy.stats import spearmanr
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -239,6 +239,7 @@ def main() -> None:
             | {"sensitivity-module-0-low": "sensitivities"},
         ),
         "against": [main_task.together, "", *main_task.against_uniform()],
+        "found": searched_table(lines(options.results / "budgets.jsonl")),
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
         "beginnings": beginnings(lines(options.results / "pace.jsonl"), main_task.rows),
