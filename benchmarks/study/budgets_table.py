@@ -81,18 +81,19 @@ def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     for d in map(whole, lines):
         if d["plan"] not in USUAL and all(d[k] == v for k, v in alike.items()):
             by_plan[d["plan"]].setdefault(d["seed"], d)
-    body = []
-    for plan in sorted(by_plan, key=lambda plan: plan.partition(" ")[2]):
+    rows = []
+    for plan, mine in by_plan.items():
         strategy, _, budget = plan.partition(" ")
-        mine, rival = by_plan[plan], by_plan.get(f"{SENSITIVITIES} {budget}", {})
+        rival = by_plan.get(f"{SENSITIVITIES} {budget}", {})
         both = [seed for seed in mine if seed in rival]
         if not both:
             continue
         some, others = ([side[seed] for seed in both] for side in (mine, rival))
-        size, loss = some[0]["memory_bytes"] / MIB, np.mean([d["test_loss"] for d in some])
+        size, loss = some[0]["memory_bytes"] / MIB, float(np.mean([d["test_loss"] for d in some]))
         embeddings = " ".join(map(str, some[0]["embeddings"]))
         against = "–" if strategy == SENSITIVITIES else change(some, others)
-        body.append([budget, strategy, f"{size:.1f}", embeddings, str(len(both)), f"{loss:.4f}", against])
+        rows.append((budget, loss, [strategy, f"{size:.1f}", embeddings, str(len(both)), f"{loss:.4f}", against]))
+    body = [[budget, *cells] for budget, _, cells in sorted(rows)]
     return table_of(
         ["within", "found by", "MiB", "embeddings", "seeds", "test loss", "against the sensitivities'"], body
     )

@@ -50,7 +50,7 @@ class Pieces:
 
 CALIBRATED, IN_TURN = ("init", "calibrated"), ("init", "caldera")
 LAST = (IN_TURN, ("scales", True))
-RATES = (0.001, 0.003, 0.002, 0.004)
+RATES = (0.001, 0.002, 0.003)
 """Of the adapters, to be judged by the loss on validation rows, which older lines lack; all others have 0.002."""
 VARIANTS = (
     Pieces("plain"),

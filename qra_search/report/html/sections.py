@@ -97,7 +97,7 @@ def foretold(run: RunData) -> str:
         return ""
     say = (
         "Predicted from the sensitivities alone, in nats of loss after a short tuning; nothing was tuned yet. The "
-        "intervals hold 95% of the differences in thirteen recorded searches."
+        "intervals hold 95% of the differences in seventeen recorded searches."
     )
     return _section("Against uniform, as foretold", say, table)
 
