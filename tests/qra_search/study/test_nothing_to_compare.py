@@ -1,0 +1,43 @@
+"""A search ends well where there is nothing to compare with, or nothing to be a share of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from qra_search import Plan, search
+from qra_search.contracts.scenarios import ToyEvaluator, toy_space
+from qra_search.errors import BadInput
+from qra_search.evaluation.evaluator import Evaluation
+from qra_search.report.finding import finding, headline
+from qra_search.space.groups import Group, Linear
+from qra_search.space.sizes import size_in
+from qra_search.space.space import SearchSpace
+from qra_search.study.study import uniform_design
+
+
+class AllRight(ToyEvaluator):
+    """As by a task's own measure: the loss is zero once no group has fewer than 4 bits."""
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        loss = 0.0 if min(plan.bits) >= 4 else 0.25
+        return Evaluation(loss=loss, memory_bytes=self.space.memory_bytes(plan))
+
+
+def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
+    result = search(AllRight(toy_space()), strategy="random", evaluations=8, memory_budget="uniform4r8")
+    (comparison,) = result.comparisons
+    assert comparison.uniform is not None and comparison.uniform.loss == 0.0
+    assert math.isnan(comparison.gain) and not comparison.beats_uniform
+    found = finding(result)
+    assert found is not None and math.isnan(found.gain) and "No plan found" in headline(found)
+
+
+def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
+    linear = Linear(name="q", out_features=64, in_features=64)
+    head = Group(name="head", linears=(linear.model_copy(update={"name": "h"}),), ranks=(0,))
+    space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
+    assert space.uniform_ranks == () and uniform_design(space, ()) == []
+    with pytest.raises(BadInput, match="no rank is allowed for all: give bytes"):
+        size_in(space, "75%")
