@@ -148,7 +148,7 @@ def main() -> None:
                 key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
                 key["prior"] = PRIOR_VERSION
             if name in found:
-                key["choices"] = zlib.crc32(repr(plan).encode())
+                key["choices"] = zlib.crc32(plan.key.encode())
             if not re.search(options.only, name) or like(key, read(path)):
                 continue
             if until is not None and time.monotonic() > until:

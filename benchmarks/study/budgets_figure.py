@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budgets_table import EARLIER, NF4, REFERENCE, USUAL
+from budgets_table import EARLIER, NF4, REFERENCE, USUAL, whole
 from lines import MIB, RESULTS, read
 
 from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
@@ -38,7 +38,7 @@ def means(lines: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
 
 
 def draw() -> str:
-    lines = [{**EARLIER, **d} for d in read(RESULTS / "budgets.jsonl")]
+    lines = list(map(whole, read(RESULTS / "budgets.jsonl")))
     plans = means([d for d in lines if d["plan"] in USUAL and d["own_rows"] and d["steps"] == TUNED["steps"]], "plan")
     alike = [d for d in lines if d["plan"] not in USUAL and all(d[k] == TUNED[k] for k in TUNED)]
     for start in reversed(STARTS):

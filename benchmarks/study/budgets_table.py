@@ -43,8 +43,7 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
         final: lines with LoRA as it is usually done, of the seeds that have the same rows.
     """
     shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
-    lines = [*shared, *lines]
-    lines = list(map(whole, lines))
+    lines = list(map(whole, [*shared, *lines]))
     rival = {(d["seed"], d["own_rows"], d["steps"]): d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for d in lines:

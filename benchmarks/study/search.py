@@ -99,9 +99,10 @@ def main() -> None:
         budgets = protocol.budgets(options.task, options.data, low=options.low)
     least = evaluator.space.memory.minimum
     budgets = {label: budget for label, budget in budgets.items() if budget >= least}
+    plans = options.out / (PLANS if options.newest else "plans.jsonl")
     if options.strategy == SENSITIVITY:
         rows = [{**row, "embeddings": options.embeddings} for row in by_sensitivity(evaluator, budgets, name)]
-        keep(options.out / "plans.jsonl", name, rows)
+        keep(plans, name, rows)
         return
     log = TrialLog(options.logs / f"{name}.jsonl")
     pieces = Pieces(options.minutes)
@@ -142,7 +143,7 @@ def main() -> None:
                 }
             )
             print(f"{label:8} {best.memory_bytes / 2**20:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
-    keep(options.out / (PLANS if options.newest else "plans.jsonl"), name, rows)
+    keep(plans, name, rows)
     print(f"{result.spent:.1f} evaluations spent, {forwards / epoch:.3f} of an epoch", flush=True)
     if pieces.broke_off:
         raise SystemExit(protocol.LEFT)

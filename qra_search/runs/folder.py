@@ -189,7 +189,8 @@ class RunFolder:
         """
         kept = None
         if self.adapter.is_dir():
-            if self.tuned(result.space) == result.chosen():
+            tuned = self.tuned(result.space)
+            if tuned is not None and tuned == result.chosen():
                 kept = self.plan_file.read_text()
             else:
                 self.set_aside()

@@ -142,9 +142,9 @@ def opened(
                 view.progress(f"start {workers.count} workers", 1, 1)
                 yield evaluator, pool
     except BadInput:  # such as a log of another search: these are not the settings of what is here
-        if not fresh and before is None:
-            folder.config_file.unlink()
-        elif not fresh and before is not None:
+        if before is None:
+            folder.config_file.unlink(missing_ok=True)
+        else:
             write_text(folder.config_file, before, durable=True)
         raise
     finally:

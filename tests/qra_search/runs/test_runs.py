@@ -114,6 +114,16 @@ def test_what_was_tuned_for_another_plan_is_set_aside(tmp_path: Path) -> None:
     assert best is not None and folder.plan() == best.plan
 
 
+def test_an_adapter_of_which_no_plan_is_known_is_set_aside(tmp_path: Path) -> None:
+    folder, _ = searched(tmp_path / "a")
+    folder.adapter.mkdir()
+    folder.plan_file.unlink()
+    nothing = Study(ToyEvaluator(toy_space()), strategy="random", evaluations=1).result()
+    assert nothing.chosen() is None
+    folder.write(nothing)
+    assert (folder.path / "earlier-1" / "adapter").is_dir() and not folder.adapter.exists()
+
+
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(NoRun, match="is not a folder"):
         RunFolder(tmp_path / "none").check()
