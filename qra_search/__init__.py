@@ -9,7 +9,7 @@ from qra_search import display
 
 if TYPE_CHECKING:
     from qra_search.errors import BadInput
-    from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Prior
+    from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Sensitivities
     from qra_search.log import Proposal, StudyState, Trial, TrialLog
     from qra_search.space import (
         BudgetTooSmall,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         StorageFormat,
     )
     from qra_search.strategies import Strategy
-    from qra_search.study import Callback, Candidate, SearchResult, Study
+    from qra_search.study import Callback, EvaluatedPlan, SearchResult, Study
     from qra_search.workflow.run import run
     from qra_search.workflow.search_function import search
 
@@ -31,7 +31,7 @@ __all__ = [
     "BadInput",
     "BudgetTooSmall",
     "Callback",
-    "Candidate",
+    "EvaluatedPlan",
     "Evaluation",
     "EvaluationFailed",
     "Evaluator",
@@ -41,7 +41,7 @@ __all__ = [
     "Linear",
     "MemoryModel",
     "Plan",
-    "Prior",
+    "Sensitivities",
     "Proposal",
     "SearchResult",
     "SearchSpace",
@@ -58,14 +58,14 @@ __all__ = [
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
     "errors": ("BadInput",),
-    "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Prior"),
+    "evaluation": ("Evaluation", "EvaluationFailed", "Evaluator", "Sensitivities"),
     "log": ("Proposal", "StudyState", "Trial", "TrialLog"),
     "space": (
         "BudgetTooSmall", "Group", "GroupwiseFormat", "Level", "Linear", "MemoryModel", "Plan", "SearchSpace",
         "StorageFormat",
     ),
     "strategies": ("Strategy",),
-    "study": ("Callback", "Candidate", "SearchResult", "Study"),
+    "study": ("Callback", "EvaluatedPlan", "SearchResult", "Study"),
     "workflow.run": ("run",),
     "workflow.search_function": ("search",),
 }  # fmt: skip

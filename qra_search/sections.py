@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from qra_search.errors import shortened
+from qra_search.space.budgets import check_size
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
-from qra_search.space.sizes import check_size
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
 DEFAULT_STRATEGY = "qra"

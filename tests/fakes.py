@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search import Evaluation, Evaluator, Group, Linear, Plan, Prior, SearchSpace
+from qra_search import Evaluation, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities
 
 
 def make_space(groups: int = 6, bits=(2, 3, 4, 8), ranks=(4, 8, 16), **options) -> SearchSpace:
@@ -45,8 +45,8 @@ class AdditiveEvaluator(Evaluator):
             self.true_loss(plan) + jitter, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed, seconds=0.01
         )
 
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         if not self.with_prior:
             return None
         damage = self.weights[:, None] * 4.0 ** (2 - np.array(self.space.bits, dtype=float))
-        return Prior(damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact")
+        return Sensitivities(damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact")

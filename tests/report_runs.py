@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, Prior, SearchSpace, Study
+from qra_search import Evaluation, EvaluationFailed, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities, Study
 from qra_search.config import make_config
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
@@ -50,11 +50,11 @@ class Bits(Evaluator):
         loss += 0.5 if len(set(plan.bits)) == 1 else 0.0
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=1.0, fidelity=fidelity, seed=seed)
 
-    def prior(self) -> Prior:
+    def sensitivities(self) -> Sensitivities:
         import numpy as np
 
         groups = np.arange(1.0, len(self.space) + 1)[:, None]
-        return Prior(groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0)
+        return Sensitivities(groups * [[0.1, 0.05, 0.01, 0.0]], groups * [[0.0, 0.01, 0.02]], cost=1.5, seconds=3.0)
 
     def describe(self) -> dict[str, str]:
         return {"model": f"model {EVIL}", "task": self.name}

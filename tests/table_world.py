@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.contracts.scenarios import toy_space
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.table import Rows
+from qra_search.testing.scenarios import toy_space
 
 NOISE = 0.002
 
@@ -24,9 +24,9 @@ class World:
         left = np.array([0.7, 0.55, 0.4])[:R]
         self.gain = np.tile(0.05 * np.arange(R) / G, (G, 1))
         self.table = damage[:, :, None] * left - self.gain[:, None, :]
-        prior = damage * rng.lognormal(0.0, prior_error, damage.shape)
-        self.prior = Prior(prior[rng.permutation(G)] if shuffled else prior, self.gain)
-        self.basis = TableBasis(self.space, self.prior)
+        sensitivities = damage * rng.lognormal(0.0, prior_error, damage.shape)
+        self.sensitivities = Sensitivities(sensitivities[rng.permutation(G)] if shuffled else sensitivities, self.gain)
+        self.basis = TableBasis(self.space, self.sensitivities)
         self.rng = rng
 
     def plans(self, count: int) -> tuple[np.ndarray, np.ndarray]:

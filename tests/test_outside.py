@@ -11,7 +11,7 @@ from qra_search import plugins
 
 SCRIPT = """
 import sys
-from qra_search import Evaluation, Evaluator, Group, Linear, Plan, Prior, SearchResult, SearchSpace, search
+from qra_search import Evaluation, Evaluator, Group, Linear, Plan, Sensitivities, SearchResult, SearchSpace, search
 
 class Mine(Evaluator):
     def __init__(self):

@@ -63,8 +63,8 @@ def test_the_table_leaves_out_plans_that_failed_at_either_fidelity():
         for fidelity, losses in ((0.25, cheap), (1.0, full))
         for n, loss in enumerate(losses)
     ]
-    prior, low = table(records)
-    assert (prior.name, prior.plans) == ("the prior alone", 0)
+    sensitivities, low = table(records)
+    assert (sensitivities.name, sensitivities.plans) == ("the prior alone", 0)
     assert (low.name, low.plans, low.cost) == ("fidelity 0.25", 3, 0.25) and low.rho == pytest.approx(-1)
 
 
@@ -72,4 +72,6 @@ def test_an_exact_prior_without_interaction_ranks_plans_of_one_rank_as_their_los
     evaluator = AdditiveEvaluator(make_space(ranks=(8,)))
     plans = plans_of_like_size(evaluator.space, evaluator.space.memory.maximum // 2, 12)
     full = np.array([evaluator.true_loss(p) for p in plans])
-    assert correlation("", full, prior_losses(evaluator.space, evaluator.prior(), plans), 0.0).rho == pytest.approx(1)
+    assert correlation(
+        "", full, prior_losses(evaluator.space, evaluator.sensitivities(), plans), 0.0
+    ).rho == pytest.approx(1)

@@ -113,7 +113,7 @@ def test_what_searches_found_stands_beside_the_sensitivities_of_the_same_budget_
     table = study("budgets_table").searched_table([
         tuning(1.0, plan="sensitivities 62 MiB", seed=0, **alike),
         tuning(1.0, plan="sensitivities 62 MiB", seed=1, **alike),
-        tuning(9.0, plan="sensitivities 62 MiB", seed=0, **alike, prior=6),  # a later one of the same seed
+        tuning(9.0, plan="sensitivities 62 MiB", seed=0, **alike, sensitivities=6),  # a later one of the same seed
         tuning(1.1, plan="nsga2 62 MiB", seed=1, **alike, choices=7),
         tuning(1.1, plan="nsga2 72 MiB", seed=1, **alike, choices=7),  # nothing stands beside it
         tuning(1.1, plan="nsga2 62 MiB", seed=0, own_rows=True, embeddings=[4]),  # scales were not trained

@@ -40,7 +40,7 @@ def modules() -> dict[str, str]:
     for package in ("qra_search", "qra_eval", "qra_backends"):
         folder = importlib.import_module(package).__path__
         for found in pkgutil.walk_packages(folder, f"{package}."):
-            if found.name.endswith("__main__") or found.name in ("qra_backends.conformance", "qra_search.contracts"):
+            if found.name.endswith("__main__") or found.name in ("qra_backends.conformance", "qra_search.testing"):
                 continue
             try:
                 importlib.import_module(found.name)
@@ -85,7 +85,7 @@ def backends() -> dict[str, str]:
 def strategies() -> dict[str, str]:
     """Search a toy with every strategy; those that refuse, with the reason."""
     from qra_search import plugins, search
-    from qra_search.contracts.scenarios import ToyEvaluator
+    from qra_search.testing.scenarios import ToyEvaluator
 
     refused = {}
     for name in plugins.names("strategies"):

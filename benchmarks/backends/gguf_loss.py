@@ -158,8 +158,8 @@ def measured(evaluator: QuantizedLoRAEvaluator, case: Case, steps: int, given: a
 def uniform(space: SearchSpace, kind: str, table: str) -> Plan:
     """A type for every linear, and another for the table."""
     return Plan(
-        tuple(table if group.aside else kind for group in space.groups),
-        tuple(0 if group.aside else RANK for group in space.groups),
+        tuple(table if group.is_embedding else kind for group in space.groups),
+        tuple(0 if group.is_embedding else RANK for group in space.groups),
     )
 
 
@@ -167,7 +167,7 @@ def found(evaluator: QuantizedLoRAEvaluator, share: float) -> Plan:
     """The exact optimum for the sensitivities at a share of the bytes of uniform Q4_0."""
     space = evaluator.space
     budget = int(share * space.memory_bytes(uniform(space, "Q4_0", TABLE)))
-    plan = additive_plan(space, prior_table(space, evaluator.prior()), budget)
+    plan = additive_plan(space, prior_table(space, evaluator.sensitivities()), budget)
     if plan is None:
         raise RuntimeError(f"no plan takes {budget} bytes")
     return plan

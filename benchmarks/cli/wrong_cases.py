@@ -179,7 +179,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("bench --task additive-4-layer-flat --strategy nsga3", "did you mean nsga2"),
     ("bench --tables-only --out nothing", "run the benchmark first"),
     (f"profile {LAND} --set options.prior=none", "measures no prior"),
-    (f"profile {LAND} --out /proc/x/prior.json", "/proc/x"),
+    (f"profile {LAND} --out /proc/x/sensitivities.json", "/proc/x"),
     ("demo --out land", "land holds another run"),
     ("schema extra", "unexpected extra argument"),
 )

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from qra_eval.costs.phases import foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.space.sizes import size_in
+from qra_search.space.budgets import size_in
 
 RESULTS = Path(__file__).parents[1] / "results" / "estimates.jsonl"
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False}

@@ -17,9 +17,9 @@ from commit import commit
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.fisher import measure_fisher
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import degrade_groups
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.fisher import measure_fisher
+from qra_eval.sensitivities.measure import degrade_groups
 from qra_eval.tasks.batches import passed_together
 
 RESULTS = Path(__file__).parents[1] / "results" / "fisher.jsonl"

@@ -26,7 +26,7 @@ from qra_eval.landscapes.noise import generator
 from qra_search.bench.cell import best_uniform
 from qra_search.bench.tasks import task_budgets
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
@@ -57,9 +57,9 @@ class OnlyCheap(RecordedEvaluator):
         loss = self.cheap.loss(self.true_loss(plan), plan, self.seed)
         return Evaluation(loss, self.space.memory_bytes(plan), seconds=0.0, seed=seed)
 
-    def prior(self) -> Prior | None:
-        prior = super().prior()
-        return prior and replace(prior, cost=prior.cost / self.cheap.share)
+    def sensitivities(self) -> Sensitivities | None:
+        sensitivities = super().sensitivities()
+        return sensitivities and replace(sensitivities, cost=sensitivities.cost / self.cheap.share)
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     record = read_record([options.log])
     n, third = options.evaluations, options.evaluations / 3
-    paid = record.prior.cost if record.prior else 0.0
+    paid = record.sensitivities.cost if record.sensitivities else 0.0
     ways: list[tuple[str, Any, float]] = [
         (f"{n} full evaluations", lambda seed: RecordedEvaluator(record, seed=seed), n + paid),
         ("full evaluations at a third of the cost", lambda seed: RecordedEvaluator(record, seed=seed), third),

@@ -22,8 +22,8 @@ from commit import commit
 from rank_correlation import correlation
 
 from qra_eval.evaluators.quantized_lora import build
-from qra_eval.prior.kept import PRIOR_ROWS
-from qra_eval.prior.measure import degrade_groups
+from qra_eval.sensitivities.cache import PRIOR_ROWS
+from qra_eval.sensitivities.measure import degrade_groups
 from qra_eval.tasks.batches import bucketed
 from qra_search.cli.common import pair
 from qra_search.config import make_config
@@ -65,7 +65,7 @@ def main() -> None:
 
     chosen = np.random.default_rng(0).permutation(len(space))[: options.groups].tolist()
     if any(g not in done for g in chosen):
-        prior = evaluator.prior()
+        sensitivities = evaluator.sensitivities()
         whole = tuned(None)
         batch = bucketed(evaluator.rows("calibration", PRIOR_ROWS), evaluator.quantized.settings.batch_size)[0]
         start = time.perf_counter()
@@ -74,14 +74,14 @@ def main() -> None:
             divergence, tokens = degrade_groups(evaluator.workbench, blocks, [lowest], pairs, batch)
         seconds = time.perf_counter() - start
         costs = {
-            "fisher": prior.cost,
+            "fisher": sensitivities.cost,
             "kl": tokens / evaluator.workbench.evaluation_tokens() * len(space) / len(chosen),
         }
         keep({"what": "costs", **costs, "kl_seconds": seconds, "bits": lowest, "setting": evaluator.describe()})
         for g, _, kl in divergence:
             if g not in done:
                 row = {"what": "group", "group": g, "name": space.names[g], "kl": kl}
-                row |= {"fisher": float(prior.bits_damage[g, 0]), "retuned": tuned(g) - whole}
+                row |= {"fisher": float(sensitivities.bits_damage[g, 0]), "retuned": tuned(g) - whole}
                 done[g] = keep(row)
                 print(f"{len(done)} of {len(chosen)} groups", file=sys.stderr, flush=True)
     rows = [done[g] for g in chosen]

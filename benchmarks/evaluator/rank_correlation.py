@@ -23,10 +23,10 @@ from scipy import stats
 from qra_search.cli.common import pair
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import EvaluationFailed
+from qra_search.space.budgets import size_in
 from qra_search.space.sampling import leaning_plan
-from qra_search.space.sizes import size_in
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.surrogates.prior_table import prior_losses
 
 REPLICATE = 1
@@ -102,11 +102,11 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
         keep({"what": "setting", "commit": commit(), "threads": torch.get_num_threads(), **identity})
     plans = plans_of_like_size(space, size_in(space, options.memory), options.plans)
     if not any(r["what"] == "prior" for r in records):
-        prior = evaluator.prior()
-        scores = prior_losses(space, prior, plans)
+        sensitivities = evaluator.sensitivities()
+        scores = prior_losses(space, sensitivities, plans)
         shared = 3 * evaluator.shared.adapter().tokens / evaluator.workbench.evaluation_tokens()
         cost = evaluator.prior_report["cost"]
-        keep({"what": "prior", "cost": cost, "seconds": prior.seconds, "prior": prior.to_dict()})
+        keep({"what": "prior", "cost": cost, "seconds": sensitivities.seconds, "prior": sensitivities.to_dict()})
         keep({"what": "shared", "cost": shared, "steps": config.training.shared_steps})
         for plan, score in zip(plans, scores, strict=True):
             keep({"what": "prior score", "plan": plan.key, "score": float(score)})
@@ -138,7 +138,7 @@ def plans_of_like_size(space: SearchSpace, budget: int, count: int, seed: int = 
         BudgetTooSmall: no plan fits.
         ValueError: too few plans of that size turned up.
     """
-    levels, rng = Levels(space), np.random.default_rng([seed, 0xF1DE])
+    levels, rng = PlanCodec(space), np.random.default_rng([seed, 0xF1DE])
     found: dict[str, Plan] = {}
     for _ in range(ATTEMPTS * count):
         plan = levels.decode(levels.repair(levels.encode([leaning_plan(space, rng)])[0], budget, rng))

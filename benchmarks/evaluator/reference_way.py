@@ -63,7 +63,7 @@ def main() -> None:
         print(reference(options, *options.one))
         return
     evaluator = build(options)
-    evaluator.prior()  # and the bank: what a search does once
+    evaluator.sensitivities()  # and the bank: what a search does once
     theirs, ours, pauses = [], [], []
     for bits, rank in () if options.warm else PLANS:
         start = time.perf_counter()

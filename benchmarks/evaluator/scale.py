@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import Watch, commit, own_pages
+from peak_memory import TrainerCallback, commit, own_pages
 from random_models import SHAPES, Shape, write_model, write_rows
 
 import qra_eval
@@ -173,9 +173,9 @@ def quantize(make: Make, folder: Path) -> dict[str, Any]:
     return {"passes": [min(passes), max(passes)]}
 
 
-def prior(make: Make, folder: Path) -> dict[str, Any]:
+def sensitivities(make: Make, folder: Path) -> dict[str, Any]:
     evaluator = quantized(make)
-    return {"cost": evaluator.prior().cost}
+    return {"cost": evaluator.sensitivities().cost}
 
 
 def search(make: Make, folder: Path) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def reload(make: Make, folder: Path) -> dict[str, Any]:
     return {"logits": list(model(input_ids=torch.ones(1, 32, dtype=torch.long)).logits.shape)}
 
 
-WORK = {"load": load, "quantize": quantize, "prior": prior, "search": search, "tune": tune, "reload": reload}
+WORK = {"load": load, "quantize": quantize, "prior": sensitivities, "search": search, "tune": tune, "reload": reload}
 
 
 def quantized(make: Make) -> QuantizedLoRAEvaluator:
@@ -221,7 +221,7 @@ def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -
     evaluator.progress(name, done, total)
 
 
-class StageWatch(Watch):
+class StageWatch(TrainerCallback):
     """Also remembers what was going on at the peak."""
 
     stage = at = "start"

@@ -96,7 +96,8 @@ def run(options: argparse.Namespace, place: Path, name: str, root: Path) -> dict
 def child(options: argparse.Namespace) -> None:
     """Quantize and measure from an empty cache, and write down what came of it."""
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_eval.prior import kept, measure
+    from qra_eval.sensitivities import cache as kept
+    from qra_eval.sensitivities import measure
     from qra_eval.tasks import batches as batching
     from qra_eval.tasks.batches import bucketed
 
@@ -119,10 +120,10 @@ def child(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     evaluator.quantized.prepare()
     quantized = time.perf_counter()
-    prior = evaluator.prior()
+    sensitivities = evaluator.sensitivities()
     done = time.perf_counter()
     facts = {"quantize_seconds": quantized - start, "prior_seconds": done - quantized}
-    facts["damage"] = prior.bits_damage.tolist()
+    facts["damage"] = sensitivities.bits_damage.tolist()
     bench, model = evaluator.workbench, evaluator.quantized
     model.unquantize()
     rows = bench.rows("calibration", kept.PRIOR_ROWS)

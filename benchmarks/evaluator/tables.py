@@ -15,8 +15,8 @@ from pathlib import Path
 from commit import commit
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import degrade_tables
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.measure import degrade_tables
 
 RESULTS = Path(__file__).parents[1] / "results" / "tables.jsonl"
 NARROW = (2, 3, 4, 5, 6)
@@ -64,7 +64,7 @@ def measured(options: argparse.Namespace, backend: str) -> list[dict[str, object
             loss = evaluator.workbench.held_out("validation", options.rows)
         for name in model.tables:
             model.put_table(name, None)
-        tables = [group for group in space.groups if group.aside]
+        tables = [group for group in space.groups if group.is_embedding]
         size = sum(model.backend.storage(b).bytes(t.out_features, t.in_features) for g in tables for t in g.linears)
         rows.append({
             "model": options.model, "task": options.task, "backend": backend, "bits": b, "bytes": size,

@@ -131,7 +131,7 @@ def tune(given: argparse.Namespace) -> None:
         training=TrainingConfig(batch_size=4, test_rows=4, sample_answers=0),
     )
     own = [group.bits or evaluator.space.bits for group in evaluator.space.groups]
-    ranks = tuple(0 if group.aside else 8 for group in evaluator.space.groups)
+    ranks = tuple(0 if group.is_embedding else 8 for group in evaluator.space.groups)
     plan = Plan(tuple(names[i % len(names)] for i, names in enumerate(own)), ranks)
     evaluator.tune(plan, steps=given.steps, folder=given.run)
     evaluator.close()

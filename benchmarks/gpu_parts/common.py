@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluator.peak_memory import Watch
+from evaluator.peak_memory import TrainerCallback
 from evaluator.random_models import SHAPES, write_model, write_rows
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -53,7 +53,7 @@ def measured(device: str) -> Iterator[dict[str, Any]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    with Watch() as watch:
+    with TrainerCallback() as watch:
         yield found
         synchronize(device)
     found |= {"seconds": time.perf_counter() - start, "host": watch.most}

@@ -43,7 +43,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield row
     _, row = phase("quantize", evaluator.quantized.prepare)
     yield {**row, "foretold_seconds": estimate["setup_seconds"]}
-    _, row = phase("prior", evaluator.prior)
+    _, row = phase("prior", evaluator.sensitivities)
     yield {**row, "foretold_seconds": estimate["prior_seconds"]}
     space = evaluator.space
     largest, smallest = (space.uniform(pick(space.bits), pick(space.ranks)) for pick in (max, min))

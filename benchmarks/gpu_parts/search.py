@@ -34,10 +34,15 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator.quantized.prepare()
     yield {**head, "phase": "quantize", **found}
     with measured(options.device) as found:
-        prior = evaluator.prior()
-    yield {**head, "phase": "prior", "cost": prior.cost, **found}
+        sensitivities = evaluator.sensitivities()
+    yield {**head, "phase": "prior", "cost": sensitivities.cost, **found}
     with measured(options.device) as found:
-        result = search(evaluator, evaluations=prior.cost + EVALUATIONS, memory_budget="uniform3r8", prior=prior)
+        result = search(
+            evaluator,
+            evaluations=sensitivities.cost + EVALUATIONS,
+            memory_budget="uniform3r8",
+            sensitivities=sensitivities,
+        )
     best = result.best()
     if best is None:
         raise RuntimeError("the search evaluated no plan that fits its budget")

@@ -83,7 +83,7 @@ def by_modules(record: Record) -> None:
         plain = np.array([of_layer[d] * share[kind] for d, kind in zip(depth, kinds, strict=True)])
         print(f"spread of modules beyond layer and kind, {bits} bits: {np.log(damage[:, k] / plain).std():.3f}")
     print(summary(model))
-    error = cross_validate(space, record.prior, fit_of(record))
+    error = cross_validate(space, record.sensitivities, fit_of(record))
     print(f"deviation between seeds {record.seed_noise:.4f}; {len(record.loss)} plans; {error}")
 
 

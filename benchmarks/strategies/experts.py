@@ -6,7 +6,7 @@ import numpy as np
 
 from qra_eval.evaluators.landscape import Landscape
 from qra_eval.landscapes.families import Tables
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space import Group, Linear, SearchSpace
 
 LAYERS, EXPERTS = 48, 128
@@ -61,7 +61,9 @@ def expert_landscape(layers: int = LAYERS, experts: int = EXPERTS, seed: int = 0
         cap=18.0,
     )
     wrong = np.exp(rng.normal(0.0, PRIOR_ERROR, damage.shape)), np.exp(rng.normal(0.0, PRIOR_ERROR, (groups, 1)))
-    return Landscape(tables, space, prior=Prior(damage * wrong[0], gain * wrong[1], cost=1.5), seed=seed)
+    return Landscape(
+        tables, space, sensitivities=Sensitivities(damage * wrong[0], gain * wrong[1], cost=1.5), seed=seed
+    )
 
 
 def _linear(name: str, shape: tuple[int, int]) -> Linear:

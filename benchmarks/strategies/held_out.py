@@ -19,7 +19,7 @@ from qra_eval.evaluators.recorded import Record, RecordedEvaluator, read_record,
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.damage_model import DamageModel, Fit, fit_surrogate
 from qra_eval.landscapes.shapes import KINDS, make_space
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 
 BROKEN_RISE = 1.0
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{len(loss)} plans of {len(record.space)} groups, loss {loss.min():.4f} to {loss.max():.4f}")
     print(f"deviation between seeds {record.seed_noise:.4f}")
     print(summary(RecordedEvaluator(record).surrogate))
-    for name, value in cross_validate(record.space, record.prior, fit_of(record), options.folds).items():
+    for name, value in cross_validate(record.space, record.sensitivities, fit_of(record), options.folds).items():
         print(f"{name} {value:.4f}")
 
 
@@ -51,7 +51,9 @@ def fit_of(record: Record) -> Fit:
     return Fit(record.b, record.r, record.loss, record.seed_noise / np.sqrt(record.replicates))
 
 
-def cross_validate(space: SearchSpace, prior: Prior | None, data: Fit, folds: int = 5) -> dict[str, float]:
+def cross_validate(
+    space: SearchSpace, sensitivities: Sensitivities | None, data: Fit, folds: int = 5
+) -> dict[str, float]:
     """Errors on held-out plans, everything fitted anew in every fold.
 
     Returns:
@@ -64,7 +66,7 @@ def cross_validate(space: SearchSpace, prior: Prior | None, data: Fit, folds: in
     predicted = np.empty(len(data.loss))
     for k in range(folds):
         model = fit_surrogate(
-            space, prior, Fit(*(values[fold != k] for values in (data.b, data.r, data.loss, data.noise)))
+            space, sensitivities, Fit(*(values[fold != k] for values in (data.b, data.r, data.loss, data.noise)))
         )
         predicted[fold == k] = model.losses(data.b[fold == k], data.r[fold == k])
     error = predicted - data.loss
@@ -126,14 +128,14 @@ def read_plain(
     return record_of(space, None if damage is None else layer_prior(space, Path(damage)), seen)
 
 
-def layer_prior(space: SearchSpace, path: Path) -> Prior:
+def layer_prior(space: SearchSpace, path: Path) -> Sensitivities:
     """The prior of a space of layers, from untuned losses with one layer at 2 or at 3 bits."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     loss = {(row["layer"], row["bits"]): row["loss"] - measured.UNTUNED for row in rows}
     two, three = (np.maximum([loss[g, b] for g in range(len(space))], measured.LEAST_DAMAGE) for b in (2, 3))
     columns = [measured.damage_by_bits(two, three, bits) for bits in space.widths.tolist()]
     gain = np.tile(measured.HQQ.gain_at(np.array(space.ranks)) / len(space), (len(space), 1))
-    return Prior(np.stack(columns, axis=1), gain, source="single layers, untuned")
+    return Sensitivities(np.stack(columns, axis=1), gain, source="single layers, untuned")
 
 
 if __name__ == "__main__":

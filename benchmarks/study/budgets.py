@@ -25,7 +25,7 @@ from lines import MIB, RESULTS, read
 from pieces import on_test_rows, tuned
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.kept import PRIOR_VERSION
+from qra_eval.sensitivities.cache import PRIOR_VERSION
 from qra_eval.tasks.scoring import score_choices
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -62,7 +62,7 @@ def evaluator(
 def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
     """By name: the sensitivities' within each budget, then uniform ones."""
     space, found = made.space, {}
-    table = prior_table(space, made.prior())
+    table = prior_table(space, made.sensitivities())
     for budget in BUDGETS:
         plan = additive_plan(space, table, budget * MIB)
         if plan is not None:
@@ -105,13 +105,13 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
         for m in group.linears:
             trained += rank * (m.out_features + m.in_features)
-            if made.workbench.settings.scales and bits != UNQUANTIZED_BITS and not group.aside:
+            if made.workbench.settings.scales and bits != UNQUANTIZED_BITS and not group.is_embedding:
                 trained += backend.trainable_numbers(bits, m.out_features, m.in_features)
-    linears = [i for i, group in enumerate(space.groups) if not group.aside]
+    linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     return {
         "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in linears).items())},
         "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in linears).items())},
-        "embeddings": [plan.bits[i] for i, group in enumerate(space.groups) if group.aside],
+        "embeddings": [plan.bits[i] for i, group in enumerate(space.groups) if group.is_embedding],
         "trained_numbers": trained,
     }
 

@@ -55,14 +55,14 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     chosen = any("row_right" in d for d in lines)
     print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
     print("|" + "---|" * (13 if chosen else 11))
-    for (plan, prior, zeros, init, scales, steps, own), some in groups.items():
+    for (plan, sensitivities, zeros, init, scales, steps, own), some in groups.items():
         others = [rival[d["seed"], own, steps] for d in some]
         embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
         seeds = f"{len(some)}{'' if own else ', same rows'}"
         if plan in USUAL:
-            zeros = prior = "–"
+            zeros = sensitivities = "–"
         line = (
-            f"| {plan} | {prior} | {zeros} | {init} | {'trained' if scales else 'fitted'} | {steps} | "
+            f"| {plan} | {sensitivities} | {zeros} | {init} | {'trained' if scales else 'fitted'} | {steps} | "
             f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
             f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
         )

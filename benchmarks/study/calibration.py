@@ -19,8 +19,8 @@ import torch
 from lines import RESULTS, read
 from scipy.stats import spearmanr
 
-from qra_eval.prior import kept as priors
 from qra_eval.quantized import model as quantized_model
+from qra_eval.sensitivities import cache as priors
 
 QUANTIZER_ROWS = (128, 32, 512)
 PRIOR_ROWS = (64, 16, 4)
@@ -47,11 +47,11 @@ def main() -> None:
         if any(d.get("prior_rows") == PRIOR_ROWS[-1] for d in done):
             break
         priors.PRIOR_ROWS = rows
-        prior = protocol.evaluator("gsm8k", options.data).prior()
-        damages = prior.bits_damage if damages is None else damages
-        alike = {f"{b}-bit": round(float(spearmanr(damages[:, i], prior.bits_damage[:, i])[0]), 4)
+        sensitivities = protocol.evaluator("gsm8k", options.data).sensitivities()
+        damages = sensitivities.bits_damage if damages is None else damages
+        alike = {f"{b}-bit": round(float(spearmanr(damages[:, i], sensitivities.bits_damage[:, i])[0]), 4)
                  for i, b in enumerate((2, 3))}  # fmt: skip
-        keep({"prior_rows": rows, "rank_correlation_with_largest": alike, "cost": round(prior.cost, 3)})
+        keep({"prior_rows": rows, "rank_correlation_with_largest": alike, "cost": round(sensitivities.cost, 3)})
     priors.PRIOR_ROWS = kept
     for rows in QUANTIZER_ROWS:
         quantized_model.CALIBRATION_ROWS = rows

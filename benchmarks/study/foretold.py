@@ -27,10 +27,10 @@ def differences(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true differences (N,) in nats of a log's pairs; both empty if its prior was not measured."""
     with TrialLog(path) as log:
         state = recorded_state(log)
-    if state.prior is None or MEASURED not in state.prior.source:
+    if state.sensitivities is None or MEASURED not in state.sensitivities.source:
         return np.zeros(0), np.zeros(0)
     trials = [t for t in state.full if t.seed == state.seed]
-    predicted = prior_losses(state.space, state.prior, [t.plan for t in trials])
+    predicted = prior_losses(state.space, state.sensitivities, [t.plan for t in trials])
     true = np.array([t.loss for t in trials])
     size = [state.space.memory_bytes(t.plan) for t in trials]
     pairs = [

@@ -20,9 +20,9 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.fisher import measure_fisher
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import degrade_groups, no_less_than_wider, probed, scale_damage
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.fisher import measure_fisher
+from qra_eval.sensitivities.measure import degrade_groups, no_less_than_wider, probed, scale_damage
 from qra_eval.tasks.batches import passed_together
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
@@ -38,7 +38,7 @@ def main() -> None:
     _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
     tables = damages(evaluator)
-    gain = evaluator.prior().rank_gain
+    gain = evaluator.sensitivities().rank_gain
     recorded = {name: trials(name, evaluator) for name in SEARCHES}
     row = {"commit": commit, "searches": {name: len(found[2]) for name, found in recorded.items()}}
     for way, damage in tables.items():

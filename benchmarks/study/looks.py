@@ -13,7 +13,7 @@ import protocol
 from lines import RESULTS, read
 from scipy.stats import spearmanr
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     log = TrialLog(options.results / f"trials-{options.search}.jsonl")
     space = recorded_space(log)
-    prior = Prior.from_dict(log.meta("prior"))
+    sensitivities = Sensitivities.from_dict(log.meta("prior"))
     trials = [t for t in log if t.evaluation is not None]
     text = [f"# What {options.search} found"]
     weights = np.array([g.weights for g in space.groups], float)
@@ -45,7 +45,7 @@ def main() -> None:
     depth = np.array([g.depth or 0 for g in space.groups])
     quarter = [f"{['first', 'second', 'third', 'last'][int(4 * d / (depth.max() + 1))]} quarter" for d in depth]
     plans = [d for d in read(options.results / "plans.jsonl") if d["search"] == options.search]
-    damage = prior.bits_damage[:, 0] / weights
+    damage = sensitivities.bits_damage[:, 0] / weights
     for title, labels in (("By kind of linear", kinds), ("By depth", quarter)):
         names = list(dict.fromkeys(labels))
         rows = []
@@ -59,7 +59,7 @@ def main() -> None:
     rows = []
     for d in plans:
         plan = protocol.expanded(d)
-        gain = prior.rank_gain[:, -1] / weights
+        gain = sensitivities.rank_gain[:, -1] / weights
         rows.append([d["budget"], f"{spearmanr(damage, plan.bits)[0]:.2f}", f"{spearmanr(gain, plan.ranks)[0]:.2f}",
                      f"{spearmanr(plan.bits, plan.ranks)[0]:.2f}"])  # fmt: skip
     text += table(

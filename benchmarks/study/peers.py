@@ -61,7 +61,7 @@ def main() -> None:
         return
     until, commit = protocol.begin(parser, options)
     made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
-    space, table = made.space, prior_table(made.space, made.prior())
+    space, table = made.space, prior_table(made.space, made.sensitivities())
     choices = read(RESULTS / "peer_plans.jsonl")
     chosen = {name_of(d): plan_of(space, d["bits"]) for d in choices}
     within = dict(zip(chosen, same_bytes(choices, [space.memory_bytes(plan) for plan in chosen.values()]), strict=True))

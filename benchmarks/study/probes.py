@@ -18,11 +18,11 @@ from in_context import SEARCHES, held_out, score, trials
 from lines import RESULTS
 from scipy.stats import spearmanr
 
-from qra_eval.prior import measure
-from qra_eval.prior.fisher import measure_fisher
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities import measure
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.fisher import measure_fisher
 from qra_eval.tasks.batches import passed_together
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.trial_log import TrialLog
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
     bench, model, space = evaluator.workbench, evaluator.quantized, evaluator.space
-    gain = evaluator.prior().rank_gain
+    gain = evaluator.sensitivities().rank_gain
     rows = bench.rows("calibration", PRIOR_ROWS)
     model.unquantize()
     found = measure_fisher(bench, model.levels, passed_together(rows)).damage
@@ -50,7 +50,7 @@ def main() -> None:
         for way, some in ways(probes).items()
     }
     older = TrialLog(RESULTS / "trials-gsm8k-qra-module-0.jsonl").meta("prior")
-    damages["as recorded"] = (len(probes), Prior.from_dict(older).bits_damage)
+    damages["as recorded"] = (len(probes), Sensitivities.from_dict(older).bits_damage)
     for way, (count, damage) in damages.items():
         scores = {name: score(damage, gain, bits, ranks) for name, (bits, ranks, _) in recorded.items()}
         losses = {name: figures[2] for name, figures in recorded.items()}

@@ -28,9 +28,9 @@ from qra_backends import SecondMoment
 from torch.nn import functional as F
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.prior.fisher import LABELS
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import LayerMoments
+from qra_eval.sensitivities.fisher import LABELS
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan

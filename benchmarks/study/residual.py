@@ -24,8 +24,8 @@ from lines import RESULTS
 from scipy.stats import spearmanr
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.adapter_init import metric
 from qra_eval.quantized.calibration import pass_through
-from qra_eval.quantized.starts import metric
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     _, commit = protocol.begin(parser, options)
     evaluator = protocol.evaluator("gsm8k", options.data, cache=options.cache)
-    prior = evaluator.prior()
+    sensitivities = evaluator.sensitivities()
     if options.shares is not None and options.shares.exists():
         captured = np.load(options.shares)
     else:
@@ -54,8 +54,8 @@ def main() -> None:
     }
     for gained in (True, False):
         for part in PARTS:
-            table = prior.bits_damage[:, :, None] * (1 - part * captured)
-            table = table - prior.rank_gain[:, None, :] * gained
+            table = sensitivities.bits_damage[:, :, None] * (1 - part * captured)
+            table = table - sensitivities.rank_gain[:, None, :] * gained
             scores = {name: score(table, bits, ranks) for name, (bits, ranks, _) in recorded.items()}
             row[f"{part:g} of the residual, {'with' if gained else 'without'} the gain of rank"] = {
                 "rank": {n: round(float(spearmanr(scores[n], losses[n]).statistic), 4) for n in SEARCHES},

@@ -114,7 +114,7 @@ def main() -> None:
         seed=options.seed,
         log=log,
         callbacks=[pieces],
-        prior=flat_prior(evaluator.space) if options.flat else None,
+        sensitivities=flat_prior(evaluator.space) if options.flat else None,
     )
     result = study.run()
     kept = options.out / f"trials-{name}.jsonl"
@@ -135,7 +135,8 @@ def main() -> None:
                     "loss": round(best.loss, 5),
                     "observed": round(best.observed, 5),
                     "spent": result.spent,
-                    "prior_cost": evaluator.prior_report.get("cost") or (result.prior.cost if result.prior else 0.0),
+                    "prior_cost": evaluator.prior_report.get("cost")
+                    or (result.sensitivities.cost if result.sensitivities else 0.0),
                     "epoch_share": round(forwards / epoch, 4),
                     "compute": str(evaluator.quantized.compute).removeprefix("torch."),
                     "embeddings": options.embeddings,
@@ -157,15 +158,17 @@ def keep(path: Path, name: str, rows: list[dict]) -> None:
 
 def by_sensitivity(evaluator: QuantizedLoRAEvaluator, budgets: dict[str, int], name: str) -> list[dict]:
     """The best plans if the prior were true, as post-training mixed precision would choose: no tuning in the loop."""
-    space, prior = evaluator.space, evaluator.prior()
+    space, sensitivities = evaluator.space, evaluator.sensitivities()
     rows = []
     for label, budget in budgets.items():
-        plan = additive_plan(space, prior_table(space, prior), budget)
+        plan = additive_plan(space, prior_table(space, sensitivities), budget)
         assert plan is not None
         row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
-        row |= {"loss": None, "spent": prior.cost, "prior_cost": prior.cost}
+        row |= {"loss": None, "spent": sensitivities.cost, "prior_cost": sensitivities.cost}
         row |= {
-            "epoch_share": round(prior.cost * evaluator.workbench.evaluation_tokens() / epoch_forwards(evaluator), 4)
+            "epoch_share": round(
+                sensitivities.cost * evaluator.workbench.evaluation_tokens() / epoch_forwards(evaluator), 4
+            )
         }
         rows.append(row | protocol.compact(protocol.by_linear(space, plan)))
         print(f"{label:8} {space.memory_bytes(plan) / 2**20:7.2f} MiB  {plan}", flush=True)

@@ -81,12 +81,12 @@ def alike(plans: list[dict], again: list[dict], before: list[dict], budgets: lis
     """
     here, there, then = ({(d["search"], d["budget"]): np.array(protocol.expanded(d).bits) for d in some}
                          for some in (plans, again, before))  # fmt: skip
-    mine, prior = "gsm8k-qra-module-0", "gsm8k-sensitivity-module-0"
+    mine, sensitivities = "gsm8k-qra-module-0", "gsm8k-sensitivity-module-0"
     pairs = [
         ("the search, on another machine", mine, (there, mine)),
-        ("the sensitivities, on another machine", prior, (there, prior)),
+        ("the sensitivities, on another machine", sensitivities, (there, sensitivities)),
         ("the search, by an earlier version", mine, (then, mine)),
-        ("the search and the sensitivities", mine, (here, prior)),
+        ("the search and the sensitivities", mine, (here, sensitivities)),
         ("the search with another seed", mine, (here, "gsm8k-qra-module-1")),
         *((f"the search on {task}", mine, (here, f"{task}-qra-module-0")) for task in protocol.TASKS[1:]),
         *((f"{name}'s search", mine, (here, f"gsm8k-{name}-module-0")) for name in ("nsga2", "autoqra", "qr_adaptor")),

@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_search import search  # noqa: E402
-from qra_search.contracts.scenarios import ToyEvaluator, toy_space  # noqa: E402
 from qra_search.log import lines  # noqa: E402
 from qra_search.log.errors import LogMismatch  # noqa: E402
 from qra_search.log.lines import Contents  # noqa: E402
+from qra_search.testing.scenarios import ToyEvaluator, toy_space  # noqa: E402
 
 
 def written(trials: int) -> bytes:

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 from common import record  # noqa: E402
 
-from qra_search.contracts.scenarios import ToyEvaluator  # noqa: E402
 from qra_search.executors import RayExecutor  # noqa: E402
 from qra_search.executors.work import IDENTITY  # noqa: E402
+from qra_search.testing.scenarios import ToyEvaluator  # noqa: E402
 
 
 class Seeing(ToyEvaluator):

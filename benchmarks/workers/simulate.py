@@ -24,8 +24,8 @@ from simulator import SimulatedExecutor, lognormal_duration, peak_memory, report
 
 from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
 from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
-from qra_search.contracts.scenarios import budgets_of  # noqa: E402
 from qra_search.strategies.random import repair  # noqa: E402
+from qra_search.testing.scenarios import budgets_of  # noqa: E402
 
 SECONDS = 60.0
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
@@ -176,7 +176,7 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     for trial in log.running:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
     if count:  # a log with trials is not given a prior any more
-        log.set_meta("prior", landscape.prior().to_dict())
+        log.set_meta("prior", landscape.sensitivities().to_dict())
     return log
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan, SearchSpace
 
@@ -203,8 +203,8 @@ class RecordedRun(Evaluator):
         prior: its prior.
     """
 
-    def __init__(self, space: SearchSpace, trials: Sequence[Trial], prior: Prior | None = None):
-        self.space, self._prior = space, prior
+    def __init__(self, space: SearchSpace, trials: Sequence[Trial], sensitivities: Sensitivities | None = None):
+        self.space, self._prior = space, sensitivities
         self._exact = {t.proposal.key: t for t in trials if t.status != "running"}
         self._near = {(t.plan.key, t.fidelity): t for t in trials if t.done}
         self.fidelities = tuple(sorted({t.fidelity for t in trials} | {1.0}))
@@ -218,7 +218,7 @@ class RecordedRun(Evaluator):
             raise EvaluationFailed(trial.reason)
         return trial.evaluation
 
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         return self._prior
 
 

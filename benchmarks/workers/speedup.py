@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
 
 from qra_search import Proposal, Study  # noqa: E402
-from qra_search.contracts.scenarios import ToyEvaluator  # noqa: E402
+from qra_search.testing.scenarios import ToyEvaluator  # noqa: E402
 
 SECONDS = 1.0
 

@@ -50,7 +50,7 @@ def sensitivity_figure() -> Figure:
     """Heat map of the prior's damage at the lowest bit-width: kinds down, layers across, log scale."""
     from matplotlib.patches import Patch
 
-    prior = json.loads((RESULTS / "prior.json").read_text())
+    prior = json.loads((RESULTS / "sensitivities.json").read_text())
     damage = {name: max(row[0], 1e-9) for name, row in zip(prior["groups"], prior["bits_damage"], strict=True)}
     layers = 1 + max(_layer(name) for name in damage)
     low, high = min(damage.values()), max(damage.values())

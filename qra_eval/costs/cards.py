@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from qra_eval.costs.phases import Peak, foretell
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
-from qra_search.space.sizes import size_in
+from qra_search.space.budgets import size_in
 
 CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
@@ -20,7 +20,7 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 """Budgets that are tried, the best first, where the plan asked for is too large."""
 
 
-def cards(workbench: Workbench, budget: int | None) -> list[dict[str, Any]]:
+def cards(workbench: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     """What each card needs: see `qra_search.evaluation.protocols.FitsCards`."""
     tried: list[tuple[str, str, Peak]] = []
     found: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ def cards(workbench: Workbench, budget: int | None) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def _ways(workbench: Workbench, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _ways(workbench: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
     """Settings in words, the phase that takes most with them and its peak; the most comfortable first."""
     settings = workbench.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}

@@ -31,8 +31,8 @@ from qra_eval.costs.phases import TRAINED_NUMBER
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tasks.losses import batch_loss, labelled_head
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.shared_adapter import uniform_like
-from qra_eval.tuning.workbench import Workbench
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat
 from qra_search.space.space import SearchSpace
@@ -94,13 +94,13 @@ class _InTraining:
         return self.stored.bytes(out_features, in_features) + TRAINED_NUMBER * numbers
 
 
-def step_memory(workbench: Workbench) -> StepMemory:
+def step_memory(workbench: FineTuner) -> StepMemory:
     """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
     space, item = workbench.space, workbench.quantized.dtype.itemsize
     batches = workbench.batches(max(1, workbench.settings.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
-    linears = [linear for group in space.groups if not group.aside for linear in group.linears]
+    linears = [linear for group in space.groups if not group.is_embedding for linear in group.linears]
     head = 2 * labels * workbench.model.get_output_embeddings().weight.shape[0] * item
     layers, outside = _saved_by_batch(workbench, rows, tokens)
     wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))
@@ -122,7 +122,7 @@ def step_memory(workbench: Workbench) -> StepMemory:
     )
 
 
-def _saved_by_batch(workbench: Workbench, rows: int, tokens: int) -> tuple[list[int], int]:
+def _saved_by_batch(workbench: FineTuner, rows: int, tokens: int) -> tuple[list[int], int]:
     """Bytes that a batch saves for its backward pass: of each decoder layer, and of all else but the logits."""
     space = workbench.space
     ranks = [r for r in space.ranks if r > 0]

@@ -15,16 +15,16 @@ from torch import nn
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
-from qra_eval.prior.fisher import LABELS
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import probed
-from qra_eval.quantized.bank import tensor_bytes
+from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
-from qra_eval.quantized.starts import FITTED, fit_bytes
 from qra_eval.quantized.threads import workers
+from qra_eval.quantized.weight_cache import tensor_bytes
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.fisher import LABELS
+from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
-from qra_eval.tuning.workbench import Workbench
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -52,7 +52,7 @@ class Peak:
     host: int
 
 
-def foretell(workbench: Workbench, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
+def foretell(workbench: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
     """The peak of every phase.
 
     Args:
@@ -63,7 +63,7 @@ def foretell(workbench: Workbench, budget: int | None = None, *, gpu: bool | Non
 
 
 class _Phases:
-    def __init__(self, workbench: Workbench, budget: int | None, gpu: bool | None):
+    def __init__(self, workbench: FineTuner, budget: int | None, gpu: bool | None):
         self.bench, model = workbench, workbench.quantized
         self.model, self.settings, self.space = model, workbench.settings, model.space
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
@@ -90,8 +90,8 @@ class _Phases:
         settings = self.settings
         step = self._step(settings.steps, "validation", settings.validation_rows)
         final = self._step(settings.final_steps, "test", settings.test_rows)
-        quantize, prior = self._quantize(), self._prior(torch.float32)
-        phases = {"load": (0, 0), "quantize": quantize, "prior": prior, "search": (step, 0)}
+        quantize, sensitivities = self._quantize(), self._prior(torch.float32)
+        phases = {"load": (0, 0), "quantize": quantize, "prior": sensitivities, "search": (step, 0)}
         phases |= {"tune": (final, 0), "reload": (self._reload(), 0)}
         return {
             name: self._peak(*parts, RELOAD_LIBRARIES if name == "reload" else LIBRARIES)

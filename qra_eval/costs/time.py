@@ -14,13 +14,13 @@ from torch import nn
 from qra_eval.costs.phases import foretell
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
-from qra_eval.prior.kept import PRIOR_ROWS, probe_batch
-from qra_eval.prior.measure import probed
+from qra_eval.quantized.adapter_init import FITTED, TURNS
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.quantized.starts import FITTED, TURNS
+from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
 SCALES = 1.5
@@ -34,7 +34,7 @@ TIMED_OUT, TIMED_IN = 512, 2048
 """Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are drawn out from it."""
 
 
-def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
+def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
     """Seconds and bytes of a search that is yet to begin; no weight of the model is needed.
 
     Args:
@@ -65,7 +65,7 @@ def estimate(workbench: Workbench, budget: int | None = None) -> dict[str, Any]:
     }
 
 
-def _evaluation_passes(workbench: Workbench) -> float:
+def _evaluation_passes(workbench: FineTuner) -> float:
     """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
     settings, tokens = workbench.settings, workbench.evaluation_tokens()
     if not settings.scales:
@@ -74,7 +74,7 @@ def _evaluation_passes(workbench: Workbench) -> float:
     return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.rows_a_step / len(rows)
 
 
-def bank_bytes(workbench: Workbench) -> int:
+def bank_bytes(workbench: FineTuner) -> int:
     """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
     model, kinds = workbench.quantized, set(FITTED) & set(workbench.settings.inits)
     storage, linears = model.backend.storage, model.linears.values()
@@ -85,7 +85,7 @@ def bank_bytes(workbench: Workbench) -> int:
     return whole + len(kinds) * factors
 
 
-def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
+def _shapes(workbench: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
     model = workbench.quantized
 
@@ -97,7 +97,7 @@ def _shapes(workbench: Workbench) -> Counter[tuple[tuple[int, int], tuple[LevelN
     return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in tables)
 
 
-def seconds_per_token(workbench: Workbench) -> float:
+def seconds_per_token(workbench: FineTuner) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
     If the model has no weights here, the layer is one of made-up weights.
@@ -126,7 +126,7 @@ def _quickest(work: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _stand_in(workbench: Workbench) -> tuple[Blocks, float]:
+def _stand_in(workbench: FineTuner) -> tuple[Blocks, float]:
     """A model of one layer, of made-up weights; and the share of the vocabulary that it has."""
     from transformers import AutoModelForCausalLM
 
@@ -140,11 +140,11 @@ def _stand_in(workbench: Workbench) -> tuple[Blocks, float]:
     return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size / whole
 
 
-def _vocabulary(workbench: Workbench) -> int:
+def _vocabulary(workbench: FineTuner) -> int:
     return int(workbench.model.config.get_text_config().vocab_size)
 
 
-def quantization_seconds(workbench: Workbench) -> float:
+def quantization_seconds(workbench: FineTuner) -> float:
     """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
     model = workbench.quantized
     counts = _shapes(workbench)
@@ -163,7 +163,7 @@ def quantization_seconds(workbench: Workbench) -> float:
     return total
 
 
-def _timed_quantization(workbench: Workbench, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
+def _timed_quantization(workbench: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
     """Seconds to quantize a made-up linear at some levels."""
     model = workbench.quantized
     levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
@@ -174,7 +174,7 @@ def _timed_quantization(workbench: Workbench, rows: int, columns: int, levels: S
     return time.perf_counter() - start
 
 
-def prior_tokens(workbench: Workbench) -> float:
+def prior_tokens(workbench: FineTuner) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
     rows = workbench.rows("calibration", PRIOR_ROWS)
@@ -183,7 +183,7 @@ def prior_tokens(workbench: Workbench) -> float:
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
-def prior_charge(workbench: Workbench) -> float:
+def prior_charge(workbench: FineTuner) -> float:
     """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
     tokens = prior_tokens(workbench)
     if workbench.quantized.backend.calibrated:

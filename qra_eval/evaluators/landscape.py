@@ -17,7 +17,7 @@ from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpace
 
 PRIORS = ("measured", "flat", "shuffled", "none")
@@ -48,7 +48,7 @@ class Landscape(Truth):
         tables: Tables,
         space: SearchSpace,
         *,
-        prior: Prior | None = None,
+        sensitivities: Sensitivities | None = None,
         noise: float = measured.SEED_NOISE,
         noise_slope: float = 0.0,
         seed_shift: float = 0.0,
@@ -59,7 +59,7 @@ class Landscape(Truth):
         self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
         self.seed_shift, self.seed_share = seed_shift, seed_share
-        self._prior = prior
+        self._prior = sensitivities
         self._identity = dict(identity or {})
         self._at: dict[float, Tables] = {1.0: tables}
 
@@ -94,7 +94,7 @@ class Landscape(Truth):
     def additive_table(self) -> np.ndarray:
         return self.tables.additive_table()
 
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         return self._prior
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def make_landscape(
     layers: int = 32,
     granularity: str = "layer",
     seed: int = 0,
-    prior: str = "measured",
+    sensitivities: str = "measured",
     *,
     damage_scale: float = 1.0,
     gain_scale: float = 1.0,
@@ -136,8 +136,8 @@ def make_landscape(
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
-    if prior not in PRIORS:
-        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
+    if sensitivities not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     for name, scale in (("damage_scale", damage_scale), ("gain_scale", gain_scale)):
         if not scale > 0:
             raise ValueError(f"{name} must be positive, got {scale}")
@@ -145,21 +145,22 @@ def make_landscape(
     noise = traits.noise if noise is None else noise
     space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
-    given = _make_prior(prior, family, tables, space, generator("prior", family, seed))
+    given = _make_prior(sensitivities, family, tables, space, generator("prior", family, seed))
     if given is not None:
         damage, gain = damage_scale * given.bits_damage, gain_scale * given.rank_gain
         given = replace(given, bits_damage=damage, rank_gain=gain)
     return Landscape(
         tables,
         space,
-        prior=given,
+        sensitivities=given,
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
         seed_shift=traits.seed_shift if noise else 0.0,
         seed_share=traits.seed_share if noise else 0.0,
         seed=seed,
         identity={
-            "landscape": family, "layers": layers, "granularity": granularity, "seed": seed, "prior": prior,
+            "landscape": family, "layers": layers, "granularity": granularity, "seed": seed,
+            "sensitivities": sensitivities,
             "damage_scale": damage_scale, "gain_scale": gain_scale, "noise": noise, "shape": shape,
         },
     )  # fmt: skip
@@ -180,13 +181,15 @@ def build(config: RunConfig) -> Landscape:
         raise ValueError(f"options of the landscape evaluator: {error}") from None
 
 
-def _make_prior(kind: str, family: str, tables: Tables, space: SearchSpace, rng: np.random.Generator) -> Prior | None:
+def _make_prior(
+    kind: str, family: str, tables: Tables, space: SearchSpace, rng: np.random.Generator
+) -> Sensitivities | None:
     if kind == "none":
         return None
     weights = np.array([group.weights for group in space.groups], dtype=float)
     share = (weights / weights.sum())[:, None]
     if kind == "flat":
-        return Prior(share * tables.damage.sum(0), share * tables.gain.sum(0), cost=0.0, source="flat")
+        return Sensitivities(share * tables.damage.sum(0), share * tables.gain.sum(0), cost=0.0, source="flat")
     traits = FAMILIES[family]
     damage = tables.damage
     if not traits.prior_kinds:
@@ -202,4 +205,4 @@ def _make_prior(kind: str, family: str, tables: Tables, space: SearchSpace, rng:
     if kind == "shuffled":
         order = rng.permutation(len(damage))
         damage, gain = damage[order], gain[order]
-    return Prior(damage, gain, cost=PRIOR_COST, source=kind)
+    return Sensitivities(damage, gain, cost=PRIOR_COST, source=kind)

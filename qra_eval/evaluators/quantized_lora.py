@@ -20,22 +20,22 @@ from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import positions
-from qra_eval.prior.kept import kept_or_measured
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
+from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import Tuned, tune
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
-from qra_eval.tuning.workbench import Workbench
 from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import Figures, Progress, RowCount
-from qra_search.space.sizes import resolve_budgets
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")
@@ -173,7 +173,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         )  # fmt: skip
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.workbench = Workbench(self.quantized, self.rows)
+        self.workbench = FineTuner(self.quantized, self.rows)
         self.workbench.metric = metric
         self._highest: float | None = None
         if memory_kind == "peak":
@@ -251,16 +251,16 @@ class QuantizedLoRAEvaluator(Evaluator):
             )
         return self._highest
 
-    def prior(self) -> Prior:
+    def sensitivities(self) -> Sensitivities:
         """Sensitivity of the groups: as an earlier run of the same content kept it, or measured and kept.
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        prior, self.prior_report = kept_or_measured(self.workbench)
+        sensitivities, self.prior_report = kept_or_measured(self.workbench)
         if self.shared is not None:
             self.shared.adapter()
-            prior = replace(prior, cost=prior.cost + self.shared.due())
-        return prior
+            sensitivities = replace(sensitivities, cost=sensitivities.cost + self.shared.due())
+        return sensitivities
 
     def describe(self) -> dict[str, Any]:
         return self.workbench.describe()

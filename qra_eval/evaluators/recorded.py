@@ -19,7 +19,7 @@ from qra_eval.landscapes.noise import generator
 from qra_eval.landscapes.reference import Truth
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Plan, SearchSpace
@@ -46,7 +46,7 @@ class Record:
     loss: np.ndarray
     replicates: np.ndarray
     seed_noise: float
-    prior: Prior | None
+    sensitivities: Sensitivities | None
 
 
 class RecordedEvaluator(Truth):
@@ -59,7 +59,7 @@ class RecordedEvaluator(Truth):
     def __init__(self, record: Record, *, seed: int = 0, identity: Mapping[str, Any] | None = None):
         self.record, self.space, self.seed = record, record.space, seed
         data = Fit(record.b, record.r, record.loss, record.seed_noise / np.sqrt(record.replicates))
-        self.surrogate: DamageModel = fit_surrogate(record.space, record.prior, data)
+        self.surrogate: DamageModel = fit_surrogate(record.space, record.sensitivities, data)
         self._identity = dict(identity or {})
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -76,8 +76,8 @@ class RecordedEvaluator(Truth):
     def additive_table(self) -> np.ndarray:
         return self.surrogate.additive_table()
 
-    def prior(self) -> Prior | None:
-        return self.record.prior
+    def sensitivities(self) -> Sensitivities | None:
+        return self.record.sensitivities
 
     def describe(self) -> dict[str, Any]:
         return dict(self._identity)
@@ -96,7 +96,7 @@ def read_record(logs: Sequence[str | Path]) -> Record:
     return record_of(*_read_logs(paths))
 
 
-def record_of(space: SearchSpace, prior: Prior | None, seen: Mapping[Plan, Sequence[float]]) -> Record:
+def record_of(space: SearchSpace, sensitivities: Sensitivities | None, seen: Mapping[Plan, Sequence[float]]) -> Record:
     """The record of plans with the losses that were seen of each, one a seed.
 
     Raises:
@@ -110,7 +110,7 @@ def record_of(space: SearchSpace, prior: Prior | None, seen: Mapping[Plan, Seque
     freedom = sum(len(v) - 1 for v in losses)
     noise = (squares / freedom) ** 0.5 if freedom else measured.SEED_NOISE
     count = np.array([len(v) for v in losses])
-    return Record(space, b, r, np.array([float(np.mean(v)) for v in losses]), count, max(noise, 1e-4), prior)
+    return Record(space, b, r, np.array([float(np.mean(v)) for v in losses]), count, max(noise, 1e-4), sensitivities)
 
 
 def build(config: RunConfig) -> RecordedEvaluator:
@@ -127,8 +127,8 @@ def build(config: RunConfig) -> RecordedEvaluator:
     return RecordedEvaluator(record, seed=seed, identity=identity)
 
 
-def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[Plan, list[float]]]:
-    space, prior = None, None
+def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Sensitivities | None, dict[Plan, list[float]]]:
+    space, sensitivities = None, None
     seen: dict[Plan, list[float]] = {}
     by_seed: dict[tuple[Plan, int], list[float]] = {}
     for path in paths:
@@ -138,11 +138,11 @@ def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Prior | None, dict[P
                 raise ValueError(f"{path.name} is of another search space than {paths[0].name}: fit them one by one")
             space = space or own
             data = log.meta("prior")
-            prior = prior or (Prior.from_dict(data) if data else None)
+            sensitivities = sensitivities or (Sensitivities.from_dict(data) if data else None)
             for trial in log.trials:
                 if trial.done and trial.fidelity >= 1.0:
                     by_seed.setdefault((trial.plan, trial.seed), []).append(trial.loss)
     for (plan, _), losses in by_seed.items():  # one seed twice, as in two searches' logs, says nothing of the noise
         seen.setdefault(plan, []).append(float(np.mean(losses)))
     assert space is not None
-    return space, prior, seen
+    return space, sensitivities, seen

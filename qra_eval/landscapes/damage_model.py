@@ -21,7 +21,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import least_squares, minimize
 
 from qra_eval.landscapes import measured
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.surrogates.prior_table import flat_prior
 
@@ -157,14 +157,14 @@ class DamageModel:
         return table + of_bits[:, :, None]
 
 
-def fit_surrogate(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:
+def fit_surrogate(space: SearchSpace, sensitivities: Sensitivities | None, data: Fit) -> DamageModel:
     """The surrogate of these evaluations; without a prior every weight is taken to be damaged alike."""
-    model = _fit_constants(space, prior, data)
+    model = _fit_constants(space, sensitivities, data)
     return model.conditioned(data)
 
 
-def _fit_constants(space: SearchSpace, prior: Prior | None, data: Fit) -> DamageModel:
-    damage = np.maximum((prior or _unknown(space)).bits_damage, 0.0)
+def _fit_constants(space: SearchSpace, sensitivities: Sensitivities | None, data: Fit) -> DamageModel:
+    damage = np.maximum((sensitivities or _unknown(space)).bits_damage, 0.0)
     weights = np.array([group.weights for group in space.groups], dtype=float)
     pooled = damage.sum(0) * (weights / weights.sum())[:, None]
     bits = len(space.bits)
@@ -193,7 +193,7 @@ def _fit_constants(space: SearchSpace, prior: Prior | None, data: Fit) -> Damage
     return model_of(solution.x)
 
 
-def _unknown(space: SearchSpace) -> Prior:
+def _unknown(space: SearchSpace) -> Sensitivities:
     """The flat prior at the size of real damage: all groups at 2 bits together rise by what was measured."""
     flat = flat_prior(space)
     scale = measured.DAMAGE_2.sum()

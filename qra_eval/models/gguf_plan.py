@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.models.names import check_gguf
-from qra_search.exchange.plans import Foreign
+from qra_search.integrations.plans import Foreign
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 

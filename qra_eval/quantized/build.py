@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from qra_backends.base import Level
 from torch import Tensor, nn
 
-from qra_eval.quantized.bank import Bank, storable
+from qra_eval.quantized.adapter_init import AdapterInit
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
-from qra_eval.quantized.starts import Starts
 from qra_eval.quantized.threads import sharing, side_by_side, workers
+from qra_eval.quantized.weight_cache import QuantizedWeightCache, storable
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.protocols import Progress
 from qra_search.space.levels import LevelName
@@ -32,11 +32,11 @@ WAIT_SECONDS = 1.0
 
 
 def build(
-    bank: Bank,
+    bank: QuantizedWeightCache,
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None = None,
-    starts: Starts | None = None,
+    starts: AdapterInit | None = None,
     *,
     head: str | None = None,
 ) -> None:
@@ -74,17 +74,17 @@ def build(
         raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
 
 
-def _missing(bank: Bank, starts: Starts | None) -> list[int]:
+def _missing(bank: QuantizedWeightCache, starts: AdapterInit | None) -> list[int]:
     """Layers that lack a level, or a start."""
     return sorted({*bank.missing(), *(starts.missing() if starts is not None else ())})
 
 
 def _build(
-    bank: Bank,
+    bank: QuantizedWeightCache,
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None,
-    starts: Starts | None,
+    starts: AdapterInit | None,
     head: str | None,
 ) -> None:
     missing, layers = bank.missing(), _missing(bank, starts)
@@ -127,7 +127,7 @@ def _build(
 
 
 def _quantize(
-    bank: Bank,
+    bank: QuantizedWeightCache,
     blocks: Blocks,
     layer: int,
     levels: Sequence[LevelName],

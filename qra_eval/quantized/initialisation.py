@@ -29,11 +29,11 @@ from qra_backends.base import Backend
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qra_eval.quantized.adapter_init import AdapterInit
 from qra_eval.quantized.adapters import first_factors
-from qra_eval.quantized.bank import Bank, linear_of
 from qra_eval.quantized.calibration import LayerMoments
-from qra_eval.quantized.starts import Starts
 from qra_eval.quantized.tensorfile import open_tensors
+from qra_eval.quantized.weight_cache import QuantizedWeightCache, linear_of
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -60,13 +60,13 @@ class Initialiser:
     def __init__(
         self,
         kind: str,
-        bank: Bank,
+        bank: QuantizedWeightCache,
         backend: Backend,
         *,
         alpha: float,
         max_rank: int,
         inputs: Callable[[], Iterable[tuple[Sequence[str], LayerMoments]]] | None = None,
-        starts: Starts | None = None,
+        starts: AdapterInit | None = None,
     ):
         self.kind, self.bank, self.backend, self.alpha, self.max_rank = kind, bank, backend, alpha, max_rank
         self.starts = starts
@@ -88,7 +88,7 @@ class Initialiser:
             return (rank,)
         return () if self._bank(bits, rank) is self.bank else (self.kind,)
 
-    def _bank(self, bits: LevelName, rank: int) -> Bank:
+    def _bank(self, bits: LevelName, rank: int) -> QuantizedWeightCache:
         """Where the base comes from."""
         return self.bank if self.starts is None or rank == 0 or bits == UNQUANTIZED_BITS else self.starts.bases
 

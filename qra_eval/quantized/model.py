@@ -15,14 +15,14 @@ from qra_eval.models.embeddings import FoundTable, Table, find_tables, install_t
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized import adapters
-from qra_eval.quantized.bank import Bank, bank_folder, tensor_bytes, weight_bytes
+from qra_eval.quantized.adapter_init import FITTED, AdapterInit
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import LayerMoments, input_moments
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import model_space, table_levels
-from qra_eval.quantized.starts import FITTED, Starts
+from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -116,11 +116,12 @@ class QuantizedModel:
             tables=offered, depth=len(self.blocks),
         )  # fmt: skip
         own, of_tables = (
-            _levels(self.space, [g for g in self.space.groups if g.aside == aside]) for aside in (False, True)
+            _levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
+            for is_embedding in (False, True)
         )
         self.levels = tuple(b for b in own if b != UNQUANTIZED_BITS)
         self.table_levels = tuple(b for b in of_tables if b != UNQUANTIZED_BITS)
-        self._bank = Bank(
+        self._bank = QuantizedWeightCache(
             {**self.linears, **{name: linear for name, (linear, _) in offered.items()}},
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=self._calibration_hash(), layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)),
@@ -133,12 +134,12 @@ class QuantizedModel:
         self.applied: tuple[Plan, str]
         self._rest: list[Tensor] = []
         self._stored: list[Tensor] | None = None
-        self._starts: dict[str, Starts] = {}
+        self._starts: dict[str, AdapterInit] = {}
         self._initialisers: dict[str, Initialiser] = {}
 
     # -- made at the first call ----------------------------------------------------------------
     @property
-    def bank(self) -> Bank:
+    def bank(self) -> QuantizedWeightCache:
         """Every linear at every bit-width; quantized, or read from the cache, at the first call."""
         self.prepare()
         return self._bank
@@ -170,13 +171,13 @@ class QuantizedModel:
             self._put_rest_in(self.compute)
         return self._wrapped
 
-    def starts(self, kind: str) -> Starts:
+    def starts(self, kind: str) -> AdapterInit:
         """Fitted starts of adapters of one of the kinds in `FITTED`, which may be missing."""
         if kind not in self._starts:
             calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
             ranks = self.space.ranks
             taken = min((rank for rank in ranks if rank), default=0) if kind == "caldera" else 0
-            self._starts[kind] = Starts(self._bank, max(ranks), calibration, layers, taken=taken)
+            self._starts[kind] = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
         return self._starts[kind]
 
     def initialiser(self, kind: str) -> Initialiser:

@@ -10,7 +10,7 @@ from qra_backends.base import Backend
 from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, group_kind
-from qra_eval.quantized.bank import storable
+from qra_eval.quantized.weight_cache import storable
 from qra_search.config import SpaceConfig
 from qra_search.space.groups import Group, Linear
 from qra_search.space.levels import Level, LevelName
@@ -93,7 +93,7 @@ def _table_group(name: str, linear: nn.Linear, levels: Sequence[LevelName], dept
         ranks=(0,),
         kind=name.rpartition(".")[2],
         depth=depth,
-        aside=True,
+        is_embedding=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from qra_eval.tuning.training import Training, Watch
+from qra_eval.tuning.training import TrainerCallback, Training
 
 WINDOW = 3
 """Steps over which losses are averaged: batches differ by more than a step gains."""
@@ -46,7 +46,7 @@ def is_hopeless(losses: Sequence[float], steps: int, highest: float) -> bool:
     return optimistic_end(losses, steps) > highest
 
 
-class StopHopeless(Watch):
+class StopHopeless(TrainerCallback):
     """Ends a training of which no plausible end lies at or below `highest`."""
 
     def __init__(self, highest: float):

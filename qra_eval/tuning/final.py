@@ -14,10 +14,10 @@ import torch
 
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
+from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
-from qra_eval.tuning.workbench import ANSWER, Workbench
 from qra_search.errors import BadInput, describe, one_line
 from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.evaluation.protocols import NO_ADAPTER, Figures, Progress, ReloadFailed
@@ -75,7 +75,7 @@ class Tuned:
 
 
 def tune(
-    workbench: Workbench,
+    workbench: FineTuner,
     plan: Plan,
     evaluate: Callable[[Plan, int], float],
     *,
@@ -161,7 +161,7 @@ def tune(
         workbench.init = usual
 
 
-def _identity(workbench: Workbench, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
+def _identity(workbench: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint that says the same is one of it."""
     settings, digest = workbench.settings, hashlib.sha256()
     for batch in batches:
@@ -183,14 +183,14 @@ def _stage(watch: FullTuning) -> str:
     return f"tune, resumed after step {watch.resumed_after}" if watch.resumed_after else "tune"
 
 
-def _validation_loss(workbench: Workbench) -> float:
+def _validation_loss(workbench: FineTuner) -> float:
     """As an evaluation measures it, amid a training."""
     loss = workbench.held_out("validation", workbench.settings.validation_rows)
     workbench.model.train()
     return loss
 
 
-def _saved(workbench: Workbench, tuned: Tuned, folder: str | Path) -> Tuned:
+def _saved(workbench: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:
     """Save what was tuned, and check that it loads back the same."""
     start = time.perf_counter()
     save(workbench, tuned.plan, folder)
@@ -202,7 +202,7 @@ def _saved(workbench: Workbench, tuned: Tuned, folder: str | Path) -> Tuned:
     return replace(tuned, reload_difference=difference, seconds=tuned.seconds + time.perf_counter() - start)
 
 
-def sample_answers(workbench: Workbench, count: int) -> list[tuple[dict[str, str], str]]:
+def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
     """The first test rows that have a prompt (`prompt`, `wanted`), and greedy answers by what is in place."""
     if count == 0:
         return []
@@ -215,7 +215,7 @@ def sample_answers(workbench: Workbench, count: int) -> list[tuple[dict[str, str
 
 
 def _try_inits(
-    workbench: Workbench, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
+    workbench: FineTuner, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
 ) -> dict[str, float]:
     """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed."""
     losses: dict[str, float] = {}
@@ -230,7 +230,7 @@ def _try_inits(
     return losses
 
 
-def score(workbench: Workbench, rows: int) -> dict[str, float]:
+def score(workbench: FineTuner, rows: int) -> dict[str, float]:
     """The task's own figures on the first test rows, for the plan and adapters in place.
 
     Empty if answers are long, unless the search went by these figures: an answer is written token by token, each as

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
-from qra_eval.tuning.training import Training, Watch
+from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.config import TrainingConfig
 from qra_search.evaluation.protocols import Figures
 from qra_search.files import write_text
@@ -22,7 +22,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "curve.jsonl"
 
 
-class FullTuning(Watch):
+class FullTuning(TrainerCallback):
     """What a full tuning needs beside its steps, so that it can be followed, broken off at any step, and resumed.
 
     A checkpoint changes nothing of what comes after it: resumed on the same machine, the training ends in the same

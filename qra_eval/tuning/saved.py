@@ -20,7 +20,7 @@ from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.protocols import NO_ADAPTER
 from qra_search.files import write_json
@@ -51,7 +51,7 @@ class ReloadMismatch(RuntimeError):
     """The saved adapter, reloaded, does not compute what the tuned model does."""
 
 
-def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
+def save(workbench: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
     folder, quantized = Path(folder), workbench.quantized
@@ -73,7 +73,7 @@ def save(workbench: Workbench, plan: Plan, folder: str | Path) -> None:
     write_json(folder / PLAN_FILE, data)
 
 
-def write_adapter(workbench: Workbench, plan: Plan, folder: Path) -> None:
+def write_adapter(workbench: FineTuner, plan: Plan, folder: Path) -> None:
     """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
 
     The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project PEFT
@@ -192,7 +192,7 @@ def load_base(folder: str | Path, *, device: str = "cpu", trust_remote_code: boo
 
 
 @torch.no_grad()
-def check_reload(workbench: Workbench, plan: Plan, folder: str | Path) -> float:
+def check_reload(workbench: FineTuner, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives.
 
     The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval.quantized.adapters import AdaptedLinear, first_factors, trainable
-from qra_eval.quantized.bank import bank_folder
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.weight_cache import bank_folder
 from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning import training
-from qra_eval.tuning.workbench import Workbench
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
@@ -58,7 +58,7 @@ class SharedScores:
         fidelity: share of a full evaluation that forward passes over the held-out rows are; below all others.
     """
 
-    def __init__(self, workbench: Workbench, below: float):
+    def __init__(self, workbench: FineTuner, below: float):
         self.workbench = workbench
         held_out = sum(map(len, workbench.rows("validation", workbench.settings.validation_rows)))
         self.fidelity = min(round(held_out / workbench.evaluation_tokens(), 4), 0.99 * below)
@@ -102,7 +102,7 @@ class SharedScores:
         )
 
 
-def train_shared(workbench: Workbench, steps: int) -> SharedAdapter:
+def train_shared(workbench: FineTuner, steps: int) -> SharedAdapter:
     """Train the factors over the smallest, the largest and random plans; AdamW and rates as in an evaluation.
 
     Each plan's gradient is clipped by itself, so that a broken plan does not drown the others.
@@ -152,7 +152,7 @@ def train_shared(workbench: Workbench, steps: int) -> SharedAdapter:
     return SharedAdapter(adapter.A, adapter.B, tokens)
 
 
-def put(workbench: Workbench, adapter: SharedAdapter, plan: Plan) -> None:
+def put(workbench: FineTuner, adapter: SharedAdapter, plan: Plan) -> None:
     """Put a plan in place with its adapters cut from the shared one; they share its memory."""
     quantized, settings = workbench.quantized, workbench.settings
     quantized.apply(plan, 0, workbench.init, keep_adapters=True)
@@ -187,7 +187,7 @@ def uniform_like(space: SearchSpace, place: int, rank: int) -> Plan:
     return Plan(bits, ranks)
 
 
-def _read(path: Path, workbench: Workbench) -> SharedAdapter:
+def _read(path: Path, workbench: FineTuner) -> SharedAdapter:
     file = open_tensors(path)
     names = list(workbench.quantized.wrapped)
     A, B = ({name: file.get_tensor(f"{side}::{name}").to(workbench.device) for name in names} for side in "AB")

@@ -98,7 +98,7 @@ class Training:
         self.tokens += sum(batch.tokens for batch in batches)
 
 
-class Watch:
+class TrainerCallback:
     """Hears of a training, and may set its state, look at the model between steps, and end it; this one does nothing.
 
     Between `begin` and the end of the training the model is in training mode; a watch leaves it so.
@@ -124,7 +124,7 @@ def train(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, float], None] | None = None,
-    watch: Watch | None = None,
+    watch: TrainerCallback | None = None,
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
@@ -133,7 +133,7 @@ def train(
     """
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
-    start, size, watch = time.perf_counter(), settings.accumulation, watch or Watch()
+    start, size, watch = time.perf_counter(), settings.accumulation, watch or TrainerCallback()
     torch.manual_seed(seed)
     training = Training(groups, settings, len(batches) // size, device)
     with _in_training(model) as head:

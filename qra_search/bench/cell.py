@@ -172,7 +172,7 @@ def _look(
 
 def truncate(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
-    spent = state.prior.cost if state.prior else 0.0
+    spent = state.sensitivities.cost if state.sensitivities else 0.0
     kept = 0
     for trial in state.trials:
         spent += trial.charged
@@ -221,12 +221,12 @@ def _prior_quality(state: StudyState, evaluator: Oracle, budget: int) -> float |
     """Spearman correlation of the prior's additive loss with the truth over random plans of about equal bytes."""
     from scipy.stats import spearmanr
 
-    if state.prior is None:
+    if state.sensitivities is None:
         return None
     rng = np.random.default_rng(state.seed)
     plans = {p.key: p for p in (random_plan(state, rng, budget) for _ in range(RANK_PLANS))}
     if len(plans) < 3:
         return None
-    predicted = prior_losses(state.space, state.prior, list(plans.values()))
+    predicted = prior_losses(state.space, state.sensitivities, list(plans.values()))
     truth = evaluator.true_losses(*state.space.encode_many(plans.values()))
     return round(float(spearmanr(predicted, truth).statistic), 4)

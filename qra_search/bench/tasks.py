@@ -93,8 +93,8 @@ def task_named(text: str) -> Task:
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
             f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
         )
-    family, layers, granularity, prior = parts
-    options: dict[str, Any] = {"family": family, "layers": int(layers), "prior": prior}
+    family, layers, granularity, sensitivities = parts
+    options: dict[str, Any] = {"family": family, "layers": int(layers), "sensitivities": sensitivities}
     options |= {f"{part}_scale": float(scale) for part, scale in UNITS.findall(text)}
     if noise := NOISE.search(text):
         options["noise"] = 0.0 if noise[1] == "less" else float(noise[1])
@@ -152,7 +152,9 @@ class Preset:
 
 
 def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
-    return [f"{family}-{n}-{granularity}-{prior}" for prior in priors for family in FAMILIES for n in layers]
+    return [
+        f"{family}-{n}-{granularity}-{sensitivities}" for sensitivities in priors for family in FAMILIES for n in layers
+    ]
 
 
 ABLATED = (

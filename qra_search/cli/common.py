@@ -15,7 +15,7 @@ from qra_search.config import RunConfig, load_config, make_config, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
-from qra_search.runs.final_test import Against as AgainstName
+from qra_search.runs.comparison import Against as AgainstName
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace

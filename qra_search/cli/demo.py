@@ -16,7 +16,7 @@ from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import ShowsUntuned
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.finding import said
 from qra_search.report.terminal.live import View, make_view
 from qra_search.runs.folder import RunFolder
@@ -64,7 +64,9 @@ def demo(
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
-        search = f"qra search {shlex.quote(str(out))} --evaluations {words.evaluations_text(config.search.evaluations)}"
+        search = (
+            f"qra search {shlex.quote(str(out))} --evaluations {formatting.evaluations_text(config.search.evaluations)}"
+        )
         print_tested(folder, tested, result.memory_budgets[-1], folder, more=[("search further", search)])
     check_reloads(folder, tested)
 

@@ -12,9 +12,9 @@ from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
 from qra_search.errors import bad_input
 from qra_search.evaluation.protocols import RowCount
-from qra_search.exchange.trackers import check_tracker
+from qra_search.integrations.trackers import check_tracker
+from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
-from qra_search.report.words import duration, evaluations_text
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.costs import Costs

@@ -11,8 +11,8 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
-from qra_search.exchange.hub import check_hub, push_export
 from qra_search.files import tensor_names
+from qra_search.integrations.hub import check_hub, push_export
 from qra_search.report.terminal.columns import columns
 from qra_search.runs.folder import RunFolder
 

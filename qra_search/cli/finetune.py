@@ -12,14 +12,14 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput, bad_input
-from qra_search.exchange.hub import check_hub, push_tuned
-from qra_search.exchange.trackers import check_tracker
+from qra_search.integrations.hub import check_hub, push_tuned
+from qra_search.integrations.trackers import check_tracker
 from qra_search.report.finding import finding, headline
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
-from qra_search.runs.final_test import Against, Tested
+from qra_search.runs.comparison import Against, TestResult
 from qra_search.runs.folder import RunFolder
-from qra_search.space.sizes import uniform_in
+from qra_search.space.budgets import uniform_in
 from qra_search.space.space import Plan
 from qra_search.workflow.evaluator import build_evaluator, on_device
 from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, training_changes, tune_with
@@ -114,7 +114,7 @@ def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) ->
 
 
 def print_tested(
-    folder: RunFolder, tested: list[Tested], limit: int, place: RunFolder, *, more: Sequence[tuple[str, str]] = ()
+    folder: RunFolder, tested: list[TestResult], limit: int, place: RunFolder, *, more: Sequence[tuple[str, str]] = ()
 ) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next.
 

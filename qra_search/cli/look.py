@@ -13,20 +13,20 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.config import differences
 from qra_search.errors import BadInput, bad_input, describe, one_line
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.data import RunData
+from qra_search.report.engine_support import takers_text
 from qra_search.report.figures import write_figures
 from qra_search.report.finding import said
 from qra_search.report.html.page import write_page
 from qra_search.report.layout import heat_maps
-from qra_search.report.takers import takers_text
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.plan_grid import strip
-from qra_search.runs.final_test import read_test
+from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, find_runs
+from qra_search.space.budgets import budget_in, describe_size
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.sizes import budget_in, describe_size
 from qra_search.study.result import SearchResult
 from qra_search.workflow.finetune import place_of
 
@@ -106,8 +106,8 @@ def show(
     console = common.stdout()
     console.print(f"[bold]{escape(_headline(result, folder, memory))}[/]\n")
     size = describe_size(result.space, result.space.memory_bytes(plan))
-    console.print(f"{words.plan_name(plan, result.space)}, {size}")
-    console.print(f"{words.bits_counts(plan, result.space)}\n")
+    console.print(f"{formatting.plan_name(plan, result.space)}, {size}")
+    console.print(f"{formatting.bits_counts(plan, result.space)}\n")
     for heat in heat_maps(result.space, plan):
         console.print(f"[bold]{heat.ramp}[/]")
         console.print(strip(result.space, heat), soft_wrap=True)
@@ -153,7 +153,7 @@ def compare(runs: Runs, as_json: common.Json = False) -> None:
     best_of = [r for r in rows if r["loss"] is not None]
     if len({r["budget"] for r in best_of}) == 1 and len(best_of) > 1 and len({r["data"] for r in best_of}) == 1:
         low = min(best_of, key=lambda r: r["loss"])
-        loss = words.loss_text(low["loss"])
+        loss = formatting.loss_text(low["loss"])
         console.print(f"Lowest loss within the same budget: [bold]{escape(low['run'])}[/], {loss}.")
 
 
@@ -222,15 +222,15 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = columns(*heads, left=("run", "strategy", "data"))
     table.columns[0].style, table.columns[0].overflow = "bold", "fold"
     for r in rows:
-        planned = "" if r["evaluations"] is None else f"/{words.evaluations_text(r['evaluations'])}"
+        planned = "" if r["evaluations"] is None else f"/{formatting.evaluations_text(r['evaluations'])}"
         table.add_row(
             escape(r["run"]),
             f"{r['strategy']}, seed {r['seed']}",
-            words.evaluations_text(r["spent"]) + planned,
+            formatting.evaluations_text(r["spent"]) + planned,
             format_bytes(r["budget"]) if r["budget"] else "",
-            words.loss_text(r["loss"]) if r["loss"] is not None else "none yet",
-            words.loss_text(r["uniform_loss"]) if r["uniform_loss"] is not None else "",
-            words.percent(r["gain"]) if r["gain"] is not None and r["gain"] > 0 else "",
+            formatting.loss_text(r["loss"]) if r["loss"] is not None else "none yet",
+            formatting.loss_text(r["uniform_loss"]) if r["uniform_loss"] is not None else "",
+            formatting.percent(r["gain"]) if r["gain"] is not None and r["gain"] > 0 else "",
             r["data"] or "",
         )
     return table

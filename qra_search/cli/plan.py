@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from qra_search.cli import common
 from qra_search.cli.common import WHERE, option
 from qra_search.config import RunConfig
-from qra_search.report import words
+from qra_search.report import formatting
+from qra_search.report.engine_support import takers_text
 from qra_search.report.finding import said
-from qra_search.report.takers import takers_text
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import forecast_table, next_steps
 from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
-from qra_search.space.sizes import bits_per_weight
 from qra_search.study.result import SearchResult
 from qra_search.workflow.costs import Costs, foretold_costs, worth_text
 from qra_search.workflow.plan import check_plannable, plan_with
@@ -68,7 +68,7 @@ def plan(
         settings = settings.model_copy(update={"search": settings.search.model_copy(update={"evaluations": known})})
     with opened(settings, folder, view, resume=folder.exists) as (built, _):
         result = plan_with(built, settings, folder, view)
-        costs = foretold_costs(built, settings.search.evaluations, result.prior)
+        costs = foretold_costs(built, settings.search.evaluations, result.sensitivities)
     if as_json:
         common.emit({"folder": str(folder.path), **result.to_dict()})
     else:
@@ -77,7 +77,7 @@ def plan(
 
 def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, costs: Costs | None) -> None:
     """What is foretold for every budget, and the commands that go on from there."""
-    console, space, prior = common.stdout(), result.space, result.prior
+    console, space, sensitivities = common.stdout(), result.space, result.sensitivities
     console.print(f"\n[bold]{said(result)}[/]")
     for budget in result.memory_budgets:
         foretold = result.forecast(budget)
@@ -91,11 +91,13 @@ def print_planned(folder: RunFolder, config: RunConfig, result: SearchResult, co
         "interval holds zero. These intervals held 95% of the differences in seventeen recorded searches.",
         style="dim",
     )
-    if prior is not None and prior.seconds:
-        console.print(f"Sensitivities of {len(space)} groups, measured in {words.duration(prior.seconds)}.")
+    if sensitivities is not None and sensitivities.seconds:
+        console.print(
+            f"Sensitivities of {len(space)} groups, measured in {formatting.duration(sensitivities.seconds)}."
+        )
     if (chosen := result.chosen()) is not None:
         console.print(takers_text(config, space, chosen), soft_wrap=True)
-    quoted, evaluations = shlex.quote(str(folder.path)), words.evaluations_text(config.search.evaluations)
+    quoted, evaluations = shlex.quote(str(folder.path)), formatting.evaluations_text(config.search.evaluations)
     next_steps(console, folder, more=[("search on from here", f"qra search {quoted} --evaluations {evaluations}")])
     if costs is not None:
         console.print(f"What a search takes: {costs.text}.")

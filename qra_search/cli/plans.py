@@ -11,15 +11,15 @@ import typer
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
-from qra_search.exchange.plans import import_plan
 from qra_search.files import write_json
+from qra_search.integrations.plans import import_plan
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import describe_size, size_in
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
-from qra_search.space.sizes import describe_size, size_in
 from qra_search.space.space import Plan, SearchSpace
 
 plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
@@ -180,7 +180,7 @@ def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     bits_text, colon, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
     # Embeddings have levels of their own: a pattern that meets linears too is meant for these.
-    hits = [i for i in hits if not space.groups[i].aside] or hits
+    hits = [i for i in hits if not space.groups[i].is_embedding] or hits
     if not equals or not pattern or not (rank_text.isdigit() or not rank_text):
         raise BadInput(f"--set is {change!r}: GROUPS=BITS:RANK is needed, such as '*.v_proj=8:16' or '*.v_proj=nf4:'")
     if not hits:

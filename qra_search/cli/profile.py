@@ -11,9 +11,9 @@ from rich.markup import escape
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.live import make_view
 from qra_search.space.levels import level_words
@@ -46,7 +46,7 @@ def profile(
 
     [bold]Example[/]
 
-        qra profile --model smollm2 --task arithmetic --out prior.json
+        qra profile --model smollm2 --task arithmetic --out sensitivities.json
     """
     settings = common.settings(
         config, sets=sets, model=model, task=task, data=data, columns=columns, bits=bits, ranks=ranks,
@@ -60,26 +60,32 @@ def profile(
             built.describe()  # reads the task's data: what is wrong with it shows here
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
-        prior = built.prior()
+        sensitivities = built.sensitivities()
         space = built.space
-    if prior is None:
-        raise BadInput(f"evaluator {settings.evaluator!r} measures no prior: search with another one, or without")
-    facts = {"groups": list(space.names), "bits": list(space.bits), "ranks": list(space.ranks), **prior.to_dict()}
+    if sensitivities is None:
+        raise BadInput(
+            f"evaluator {settings.evaluator!r} measures no sensitivities: search with another one, or without"
+        )
+    facts = {
+        "groups": list(space.names),
+        "bits": list(space.bits),
+        "ranks": list(space.ranks),
+        **sensitivities.to_dict(),
+    }
     if out is not None:
         with bad_input():
             write_json(out, facts)
     if as_json:
         common.emit(facts)
     else:
-        _print(space, prior, out)
+        _print(space, sensitivities, out)
 
 
-def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
+def _print(space: SearchSpace, sensitivities: Sensitivities, out: Path | None) -> None:
     console = common.stdout()
-    charge = words.evaluations_text(prior.cost)
-    console.print(
-        f"[bold]Prior[/] of {len(space)} groups ({prior.source}), measured in {words.duration(prior.seconds)};"
-    )
+    charge = formatting.evaluations_text(sensitivities.cost)
+    took = formatting.duration(sensitivities.seconds)
+    console.print(f"[bold]Sensitivities[/] of {len(space)} groups ({sensitivities.source}), measured in {took};")
     console.print(f"a search is charged {charge} evaluations for it.\n")
     rank = space.uniform_ranks[-1]
     levels = [level_words(name).removesuffix(" bits") for name in space.bits]
@@ -87,9 +93,9 @@ def _print(space: SearchSpace, prior: Prior, out: Path | None) -> None:
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.no_wrap = True
-    for g in (-prior.bits_damage[:, 0]).argsort()[:SHOWN]:
-        damages = [f"{1000 * value:+.1f}" for value in prior.bits_damage[g]]
-        table.add_row(space.names[g].removeprefix(LAYERS), *damages, f"{-1000 * prior.rank_gain[g, -1]:+.1f}")
+    for g in (-sensitivities.bits_damage[:, 0]).argsort()[:SHOWN]:
+        damages = [f"{1000 * value:+.1f}" for value in sensitivities.bits_damage[g]]
+        table.add_row(space.names[g].removeprefix(LAYERS), *damages, f"{-1000 * sensitivities.rank_gain[g, -1]:+.1f}")
     console.print(table)
     console.print("\nRise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time.")
     if out is not None:

@@ -13,7 +13,7 @@ from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.cli.status import INTERRUPTED
 from qra_search.errors import bad_input
-from qra_search.exchange.trackers import make_tracker
+from qra_search.integrations.trackers import make_tracker
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import Estimates, ReportsProgress, ShowsUntuned, Tunes
+from qra_search.evaluation.sensitivities import Sensitivities
 
 __all__ = [
     "Estimates",
     "Evaluation",
     "EvaluationFailed",
     "Evaluator",
-    "Prior",
+    "Sensitivities",
     "ReportsProgress",
     "ShowsUntuned",
     "Tunes",

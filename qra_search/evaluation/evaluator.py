@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qra_search.errors import RunFailed
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 
 
@@ -63,7 +63,7 @@ class Evaluator(ABC):
             EvaluationFailed: it cannot be evaluated (out of memory, not finite); the search goes on.
         """
 
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         """Sensitivity of the groups, measured once and cached; None if there is none."""
         return None
 

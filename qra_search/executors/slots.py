@@ -9,7 +9,7 @@ from queue import LifoQueue
 from typing import Any, TypeVar
 
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
 from qra_search.executors.work import IDENTITY, PRIOR, Reply, Request, evaluation_request, unpack
 from qra_search.log.trial import Proposal
@@ -177,9 +177,9 @@ class RemoteEvaluator(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
 
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         data = self._executor.ask(PRIOR).result()
-        return None if data is None else Prior.from_dict(data)
+        return None if data is None else Sensitivities.from_dict(data)
 
     def describe(self) -> dict[str, Any]:
         return dict(self._description)

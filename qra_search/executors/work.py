@@ -75,8 +75,8 @@ def _identity(evaluator: Evaluator, request: Request) -> Reply:
 
 
 def _prior(evaluator: Evaluator, request: Request) -> Reply:
-    prior = evaluator.prior()
-    return {"ok": None if prior is None else prior.to_dict()}
+    sensitivities = evaluator.sensitivities()
+    return {"ok": None if sensitivities is None else sensitivities.to_dict()}
 
 
 _SERVE = {"evaluate": _evaluate, "identity": _identity, "prior": _prior}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.errors import LogDamaged, LogMismatch
 from qra_search.log.lines import NOT_A_LOG, short
 from qra_search.log.state import StudyState
@@ -54,13 +54,13 @@ def recorded_state(log: TrialLog) -> StudyState:
     space = recorded_space(log)
     _check_trials(log, space)
     with _readable(log):
-        prior = Prior.from_dict(log.meta("prior")) if log.meta("prior") else None
-        if prior is not None:
-            prior.check(space)
+        sensitivities = Sensitivities.from_dict(log.meta("prior")) if log.meta("prior") else None
+        if sensitivities is not None:
+            sensitivities.check(space)
         return StudyState(
             space,
             log.trials,
-            prior,
+            sensitivities,
             tuple(map(int, log.meta("budgets") or ())),
             int(log.meta("seed") or 0),
             float((log.meta(STUDY) or {}).get("evaluations", 100.0)),

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.log.trial import Trial
 from qra_search.space.memory import MemoryModel
 from qra_search.space.space import Plan, SearchSpace
@@ -33,7 +33,7 @@ class StudyState:
 
     space: SearchSpace
     trials: tuple[Trial, ...] = ()
-    prior: Prior | None = None
+    sensitivities: Sensitivities | None = None
     memory_budgets: tuple[int, ...] = ()
     seed: int = 0
     evaluations: float = 100.0
@@ -80,7 +80,7 @@ class StudyState:
     @cached_property
     def spent(self) -> float:
         """Full evaluations spent so far: the prior, and every trial at its charge."""
-        return (self.prior.cost if self.prior else 0.0) + sum(t.charged for t in self.trials)
+        return (self.sensitivities.cost if self.sensitivities else 0.0) + sum(t.charged for t in self.trials)
 
     def rng(self, offset: int = 0) -> np.random.Generator:
         """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""

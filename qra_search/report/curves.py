@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qra_search.runs.final_test import TUNING
+from qra_search.runs.comparison import TUNING
 
 CURVE_FILE = "curve.jsonl"
 SHOWN_POINTS = 60

@@ -13,11 +13,11 @@ from qra_search.log.trial import Trial
 from qra_search.report.curves import Curve, read_curves
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
-from qra_search.runs.final_test import Tested, read_test
+from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import Candidate, SearchResult
+from qra_search.study.result import EvaluatedPlan, SearchResult
 
 POINTS_SHOWN = 400
 """Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
@@ -50,7 +50,7 @@ class Record:
 
     folder: str
     budget: int
-    tested: tuple[Tested, ...]
+    tested: tuple[TestResult, ...]
 
     @classmethod
     def read(cls, place: RunFolder) -> Record:
@@ -67,7 +67,7 @@ class RunData:
     result: SearchResult
     identity: dict[str, Any]
     config: RunConfig | None
-    tested: tuple[Tested, ...]
+    tested: tuple[TestResult, ...]
     tuned: bool
     records: tuple[Record, ...] = ()
 
@@ -84,7 +84,7 @@ class RunData:
     @classmethod
     def of(
         cls, run: RunFolder, result: SearchResult, identity: dict[str, Any], config: RunConfig | None,
-        tested: Sequence[Tested],
+        tested: Sequence[TestResult],
     ) -> RunData:  # fmt: skip
         """What is at hand of a run, of which only the comparisons within other budgets are read."""
         records = tuple(Record.read(place) for place in run.records())
@@ -119,7 +119,7 @@ class RunData:
         return self.finding.plan if self.finding else self.result.chosen() if self.result.memory_budgets else None
 
     @cached_property
-    def shown(self) -> tuple[Candidate, ...]:
+    def shown(self) -> tuple[EvaluatedPlan, ...]:
         """The candidates that charts show, cheapest first."""
         candidates = self.result.candidates
         if len(candidates) <= POINTS_SHOWN:
@@ -149,9 +149,9 @@ class RunData:
     def costs(self) -> tuple[Cost, ...]:
         """What the prior took, and the trials of each origin."""
         parts = []
-        prior = self.result.prior
-        if prior is not None:
-            parts.append(Cost(PRIOR, 0, prior.cost, prior.seconds))
+        sensitivities = self.result.sensitivities
+        if sensitivities is not None:
+            parts.append(Cost(PRIOR, 0, sensitivities.cost, sensitivities.seconds))
         for origin in self.origins:
             trials = [t for t in self.result.trials if (t.proposal.origin or "proposal") == origin]
             seconds = sum(t.evaluation.seconds for t in trials if t.evaluation is not None)
@@ -166,7 +166,7 @@ class RunData:
     @cached_property
     def spent(self) -> tuple[float, ...]:
         """Evaluations spent after each trial, the prior's cost included."""
-        start = self.result.prior.cost if self.result.prior else 0.0
+        start = self.result.sensitivities.cost if self.result.sensitivities else 0.0
         return tuple(itertools.accumulate((t.charged for t in self.result.trials), initial=start))[1:]
 
     @cached_property

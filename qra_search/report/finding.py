@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qra_search.report.words import loss_text, pair_text, percent, plan_name, signed_percent
-from qra_search.runs.final_test import FOUND, Tested, difference
+from qra_search.report.formatting import loss_text, pair_text, percent, plan_name, signed_percent
+from qra_search.runs.comparison import FOUND, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import Candidate, SearchResult
+from qra_search.study.result import EvaluatedPlan, SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
 CHANCE = "too small to tell from chance"
@@ -75,7 +75,7 @@ class Finding:
         return self.data == "test" and self.beats and self.interval is None and not math.isfinite(self.noise)
 
 
-def finding(result: SearchResult, tested: Sequence[Tested] = (), budget: int | None = None) -> Finding | None:
+def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> Finding | None:
     """What was found, on test data if the final comparison was made; None if nothing fits or ended.
 
     Args:
@@ -97,7 +97,7 @@ def finding(result: SearchResult, tested: Sequence[Tested] = (), budget: int | N
     return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, _error(best, rival))
 
 
-def _on_test(space: SearchSpace, tuned: Tested, tested: Sequence[Tested], limit: int) -> Finding:
+def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
     rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
@@ -111,7 +111,7 @@ def _on_test(space: SearchSpace, tuned: Tested, tested: Sequence[Tested], limit:
     return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval)
 
 
-def _error(best: Candidate, rival: Candidate) -> float:
+def _error(best: EvaluatedPlan, rival: EvaluatedPlan) -> float:
     return math.hypot(best.loss_std, rival.loss_std)
 
 
@@ -153,7 +153,7 @@ def doubt_text(found: Finding) -> str:
     return f"a difference {CHANCE}, 95% interval {low} to {high}"
 
 
-def said(result: SearchResult, tested: Sequence[Tested] = (), budget: int | None = None) -> str:
+def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> str:
     """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is foretold."""
     found = finding(result, tested, budget)
     if found is not None or result.failures():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report.colors import PRIOR_STEPS
 from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace
@@ -69,7 +69,7 @@ class HeatMap:
     legend: Sequence[str]
 
 
-def heat_maps(space: SearchSpace, plan: Plan, prior: Prior | None = None) -> list[HeatMap]:
+def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
     """Bits and ranks of a plan, and the damage by the prior if there is one."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
     shown, ranked = [*map(str, plan.bits)], [*map(str, plan.ranks)]
@@ -77,8 +77,8 @@ def heat_maps(space: SearchSpace, plan: Plan, prior: Prior | None = None) -> lis
         HeatMap("bits", "Bits", "of the frozen weights", len(space.bits), bits, shown, [*map(str, space.levels)]),
         HeatMap("rank", "Rank", "of the adapter", len(space.ranks), ranks, ranked, [f"rank {r}" for r in space.ranks]),
     ]
-    if prior is not None:
-        damage = prior.bits_damage[:, 0]
+    if sensitivities is not None:
+        damage = sensitivities.bits_damage[:, 0]
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
         levels, legend = damage_steps(damage * scale)
         remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"

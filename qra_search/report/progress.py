@@ -16,7 +16,7 @@ from qra_search.study.study import Study
 LAST_SHOWN = 5
 
 
-class Standing:
+class BestSoFar:
     """What has been found so far: best plan for each budget by the mean of its losses, cost, and pace."""
 
     def __init__(
@@ -36,11 +36,11 @@ class Standing:
         self._session, self._session_spent = time.monotonic(), 0.0
 
     @classmethod
-    def of(cls, study: Study) -> Standing:
+    def of(cls, study: Study) -> BestSoFar:
         """The standing of a study as its log has it."""
-        prior = study.prior
+        sensitivities = study.sensitivities
         budgets = study.memory_budgets or study.state.budgets
-        standing = cls(budgets, study.evaluations, prior.cost if prior else 0.0, study.space)
+        standing = cls(budgets, study.evaluations, sensitivities.cost if sensitivities else 0.0, study.space)
         for trial in study.log.trials:
             if trial.status != "running":
                 standing.add(trial)

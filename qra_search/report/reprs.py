@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.display import register
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.figures import to_svg
 from qra_search.report.figures.charts import front_figure
@@ -74,7 +74,7 @@ def _finding(result: SearchResult) -> str:
 def _spent(result: SearchResult) -> str:
     failed = len(result.failures())
     text = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
-    return f"{text}; spent {words.evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
+    return f"{text}; spent {formatting.evaluations_text(result.spent)}; strategy {result.strategy}, seed {result.seed}."
 
 
 def _space_facts(space: SearchSpace) -> list[tuple[str, Any]]:

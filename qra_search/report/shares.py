@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from qra_search.report.words import percent
-from qra_search.runs.final_test import Tested
+from qra_search.report.formatting import percent
+from qra_search.runs.comparison import TestResult
 
 Z = 1.96
 """Standard errors on either side that hold 95%."""
@@ -27,7 +27,7 @@ def share_interval(share: float, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def metric_text(tested: Tested, name: str) -> str:
+def metric_text(tested: TestResult, name: str) -> str:
     """A figure of a tuned plan: a share of rows in percent with its interval, anything else as a number."""
     value = tested.metrics[name]
     if name not in SHARES or not 0 <= value <= 1:

@@ -12,12 +12,12 @@ from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.final_test import FOUND, TEST_FORMAT, read_test
+from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
 from qra_search.space.serialization import plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.candidate import Candidate
+from qra_search.study.evaluated_plan import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
@@ -171,7 +171,7 @@ class RunFolder:
         if written and written.get("trials") == len(state.trials) and not state.pending and "candidates" in written:
             candidates = tuple(_candidate(c) for c in written["candidates"])
             return SearchResult(
-                state.space, state.trials, candidates, state.memory_budgets, state.prior, written["strategy"],
+                state.space, state.trials, candidates, state.memory_budgets, state.sensitivities, written["strategy"],
                 state.seed, state.spent,
             )  # fmt: skip
         return SearchResult.from_state(state, _strategy(study.get("strategy", "")))
@@ -182,7 +182,7 @@ class RunFolder:
             return identity_in(log)
 
     def write(self, result: SearchResult) -> None:
-        """Write `result.json`, `prior.json` and `plan.json`.
+        """Write `result.json`, `sensitivities.json` and `plan.json`.
 
         What was tuned for another plan than the one that is now best is moved into `earlier-1`, `earlier-2`, ...;
         a plan that was tuned keeps its file, which says more than the search knows.
@@ -263,7 +263,7 @@ def _strategy(name: str) -> Strategy:
         return stand_in
 
 
-def _candidate(data: Mapping[str, Any]) -> Candidate:
+def _candidate(data: Mapping[str, Any]) -> EvaluatedPlan:
     std = float("nan") if data["loss_std"] is None else data["loss_std"]
     plan = Plan.from_dict(data["plan"])
-    return Candidate(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])
+    return EvaluatedPlan(plan, data["loss"], std, data["memory_bytes"], data["observed"], data["evaluations"])

@@ -31,8 +31,8 @@ class Group(BaseModel):
     """Linears that share one choice of bits and rank.
 
     `bits` (names of levels) and `ranks` narrow the space's choices for this group; None allows all of them.
-    A group `aside`, such as a table of embeddings, follows uniform plans as far as it can: it takes their level, or the
-    next wider that it allows, and its own lowest rank.
+    A group that `is_embedding` follows uniform plans as far as it can: it takes their level, or the next wider that it
+    allows, and its own lowest rank.
     `kind` names what such groups have in common across layers (`v_proj`, `layer`), and `depth` is the
     index of the decoder layer: both only inform models of the loss, and may be left out.
     """
@@ -45,7 +45,7 @@ class Group(BaseModel):
     ranks: tuple[int, ...] | None = None
     kind: str = ""
     depth: int | None = None
-    aside: bool = False
+    is_embedding: bool = False
 
     @property
     def weights(self) -> int:

@@ -75,7 +75,7 @@ class SearchSpace(Displayed):
                 if own is not None and (not own or not set(own) <= set(known)):
                     raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
         if not self._following:
-            raise ValueError("a space needs at least one group that is not aside")
+            raise ValueError("a space needs at least one group that is not an embedding")
 
     # -- how it shows itself -----------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -204,8 +204,8 @@ class SearchSpace(Displayed):
         if level is None:
             return None
         plan = Plan(
-            tuple(self._widened(level, group) if group.aside else level.name for group in self.groups),
-            tuple(min(group.ranks or self.ranks) if group.aside else rank for group in self.groups),
+            tuple(self._widened(level, group) if group.is_embedding else level.name for group in self.groups),
+            tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
         )
         return plan if self.contains(plan) else None
 
@@ -246,7 +246,7 @@ class SearchSpace(Displayed):
     @cached_property
     def _following(self) -> list[int]:
         """The groups that follow a uniform plan."""
-        return [i for i, group in enumerate(self.groups) if not group.aside]
+        return [i for i, group in enumerate(self.groups) if not group.is_embedding]
 
     def _widened(self, level: Level, group: Group) -> LevelName:
         """The level itself, or the next wider, else the widest, that a group allows."""

@@ -38,7 +38,7 @@ class AdditiveStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
-        table = posterior_table(state) if learn else prior_table(state.space, state.prior)
+        table = posterior_table(state) if learn else prior_table(state.space, state.sensitivities)
         seen = set(state.seen)
         proposals: list[Proposal] = []
         for budget in _sweep(state):
@@ -67,12 +67,12 @@ def posterior_table(state: StudyState) -> np.ndarray:
     """float (G, B, R): the prior's table, each group's damage and the gain scaled to the trials at full fidelity."""
     estimates = mean_estimates(state.full)
     b, r = state.space.encode_many(estimates.plans)
-    prior = usable_prior(state.space, state.prior)
-    damage = prior_table(state.space, replace(prior, rank_gain=np.zeros_like(prior.rank_gain)))
+    sensitivities = usable_prior(state.space, state.sensitivities)
+    damage = prior_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
     rows = np.arange(len(damage))
-    gain = prior.rank_gain[rows, r].sum(1)
+    gain = sensitivities.rank_gain[rows, r].sum(1)
     scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)
-    return scale[:, None, None] * damage - gain_scale * prior.rank_gain[:, None, :]
+    return scale[:, None, None] * damage - gain_scale * sensitivities.rank_gain[:, None, :]
 
 
 def _sweep(state: StudyState) -> Iterator[int]:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.evolution.edits import Levels, mutate, one_by_one
+from qra_search.strategies.evolution.edits import PlanCodec, mutate, one_by_one
 from qra_search.strategies.evolution.importance import (
     Importance,
     coverage_encoding,
@@ -81,7 +81,7 @@ class AutoQRAStrategy(Strategy):
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, levels, rng = Importance.of(state.space, state.prior), Levels(state.space), state.rng()
+        importance, levels, rng = Importance.of(state.space, state.sensitivities), PlanCodec(state.space), state.rng()
         proposal = None
         if state.spent < self.evolution * state.evaluations and screening_helps(state):
             scores = Scores(state, importance)
@@ -139,9 +139,9 @@ class Scores:
     """
 
     def __init__(self, state: StudyState, importance: Importance):
-        self.state, self.levels = state, Levels(state.space)
+        self.state, self.levels = state, PlanCodec(state.space)
         self._encode = coverage_encoding(self.levels, importance)
-        self._table = prior_table(state.space, state.prior)
+        self._table = prior_table(state.space, state.sensitivities)
         proxy = state.fidelities[0]
         self._screening = proxy < 1.0
         self.full = mean_losses(state.full)
@@ -215,7 +215,9 @@ def trust_radius(state: StudyState, budget: int) -> int:
     return radius
 
 
-def trust_region(levels: Levels, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator) -> np.ndarray:
+def trust_region(
+    levels: PlanCodec, center: np.ndarray, radius: int, budget: int, rng: np.random.Generator
+) -> np.ndarray:
     """int (M, 2 G): rows within `radius` single steps of the center and within the budget; all atomic edits are in."""
     drawn = [center]
     for _ in range(REGION_DRAWS if radius > 1 else 0):

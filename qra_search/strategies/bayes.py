@@ -9,7 +9,7 @@ from qra_search.log.trial import Proposal
 from qra_search.space.pareto import non_dominated
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy, mean_losses
-from qra_search.strategies.evolution.edits import Levels, fresh_plans
+from qra_search.strategies.evolution.edits import PlanCodec, fresh_plans
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
 from qra_search.surrogates.gp import level_values, warped_levels
@@ -76,10 +76,10 @@ class BayesStrategy(Strategy):
     def _believe(self, state: StudyState) -> Belief | None:
         values = warped_levels(state.space)
         return believe(
-            Levels(state.space),
+            PlanCodec(state.space),
             mean_losses(state.full),
             lambda rows: level_values(values, rows),
-            prior_table(state.space, state.prior),
+            prior_table(state.space, state.sensitivities),
             ard=2 * len(state.space) <= MANY_VARIABLES,
             pending=[t.plan for t in state.pending],
             seed=state.seed,
@@ -124,13 +124,13 @@ class BayesStrategy(Strategy):
 
     def _design(self, state: StudyState) -> list[np.ndarray]:
         """Additive optima of the prior that were not tried yet, largest budget first."""
-        table = prior_table(state.space, state.prior)
+        table = prior_table(state.space, state.sensitivities)
         plans = [additive_plan(state.space, table, budget) for budget in reversed(state.budgets)]
         fresh = {p.key: p for p in plans if p is not None and p.key not in state.seen}
-        return list(Levels(state.space).encode(list(fresh.values()))) if fresh else []
+        return list(PlanCodec(state.space).encode(list(fresh.values()))) if fresh else []
 
     def _random(self, state: StudyState, rng: np.random.Generator) -> np.ndarray:
-        levels = Levels(state.space)
+        levels = PlanCodec(state.space)
         return levels.repair(levels.random(rng), state.budgets[rng.integers(len(state.budgets))], rng)
 
 

@@ -12,7 +12,7 @@ from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans, mutate
+from qra_search.strategies.evolution.edits import PlanCodec, budget_in_turn, fresh_plans, mutate
 from qra_search.strategies.evolution.operators import child, survivors
 from qra_search.surrogates.prior_table import prior_table
 
@@ -41,7 +41,7 @@ class NSGA2Strategy(Strategy):
         self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        levels = Levels(state.space)
+        levels = PlanCodec(state.space)
         parents: dict[int, Any] = {}
 
         def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -57,12 +57,12 @@ class NSGA2Strategy(Strategy):
         return fresh_plans(state, n, draw)
 
     def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        levels, kind = Levels(state.space), rng.random()
+        levels, kind = PlanCodec(state.space), rng.random()
         budget = state.budgets[(len(state.trials) + offset) % len(state.budgets)]
-        if state.prior is not None and kind < PRIOR_SHARE:
+        if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
-            plan = additive_plan(state.space, prior_table(state.space, state.prior), within)
+            plan = additive_plan(state.space, prior_table(state.space, state.sensitivities), within)
             if plan is not None:
                 return levels.encode([plan])[0], "additive"
         uniform = [p for p in state.space.uniform_plans() if state.space.memory_bytes(p) <= state.memory_limit]
@@ -87,14 +87,14 @@ def survivors_of(state: StudyState, losses: Mapping[Plan, float], size: int, gen
     """At most `size` of the plans by rank and crowding in (loss, exact bytes), a pymoo Population; None if too few."""
     if len(losses) < 2:
         return None
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     rows = levels.encode(list(losses))
     rng = np.random.default_rng([state.seed, generation])
     return survivors(rows, np.column_stack([list(losses.values()), levels.bytes(rows)]), size, rng)
 
 
 def child_of(
-    levels: Levels,
+    levels: PlanCodec,
     parents: Any,
     budget: int,
     rng: np.random.Generator,

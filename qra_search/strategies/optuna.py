@@ -14,7 +14,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.plugins import unknown_message
 from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans
+from qra_search.strategies.evolution.edits import PlanCodec, budget_in_turn, fresh_plans
 
 SAMPLERS = {
     "gp": "GPSampler",
@@ -50,7 +50,7 @@ class OptunaStrategy(Strategy):
         _optuna()
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        levels = Levels(state.space)
+        levels = PlanCodec(state.space)
         with _quiet():
             study = self._study(state, levels)
             space = _distributions(levels)
@@ -61,7 +61,7 @@ class OptunaStrategy(Strategy):
 
             return fresh_plans(state, n, draw)
 
-    def _study(self, state: StudyState, levels: Levels) -> Any:
+    def _study(self, state: StudyState, levels: PlanCodec) -> Any:
         """An Optuna study that holds the log."""
         optuna = _optuna()
         alone = len(state.memory_budgets) == 1
@@ -105,21 +105,21 @@ class OptunaStrategy(Strategy):
         return study
 
 
-def _distributions(levels: Levels) -> dict[str, Any]:
+def _distributions(levels: PlanCodec) -> dict[str, Any]:
     """One integer a variable with more than one allowed level: its place among them."""
     optuna = _optuna()
     counts = levels.allowed.sum(1)
     return {str(v): optuna.distributions.IntDistribution(0, int(c) - 1) for v, c in enumerate(counts) if c > 1}
 
 
-def _row(levels: Levels, params: dict[str, int]) -> np.ndarray:
+def _row(levels: PlanCodec, params: dict[str, int]) -> np.ndarray:
     row = levels.allowed.argmax(1)
     for name, place in params.items():
         row[int(name)] = np.flatnonzero(levels.allowed[int(name)])[place]
     return row
 
 
-def _params(levels: Levels, trial: Trial) -> dict[str, int]:
+def _params(levels: PlanCodec, trial: Trial) -> dict[str, int]:
     row = levels.encode([trial.plan])[0]
     places = levels.allowed.cumsum(1)[np.arange(levels.variables), row] - 1
     return {str(v): int(places[v]) for v in np.flatnonzero(levels.allowed.sum(1) > 1)}

@@ -14,7 +14,7 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.evolution.edits import Levels, fresh_plans
+from qra_search.strategies.evolution.edits import PlanCodec, fresh_plans
 
 ASKED = 3
 """Times that an optimizer is asked for one proposal before a random plan takes its place: some take seconds each time,
@@ -53,7 +53,7 @@ class OutsideStrategy(Strategy):
         """int (V,) each: what the optimizer asks for, the best first; it may end."""
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        levels = Levels(state.space)
+        levels = PlanCodec(state.space)
         free = np.flatnonzero(levels.allowed.sum(1) > 1)
         only = levels.allowed.argmax(1)
         running: dict[int, Iterator[np.ndarray]] = {}
@@ -89,7 +89,7 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _problem(state: StudyState, levels: Levels, free: np.ndarray, budget: int) -> Problem:
+def _problem(state: StudyState, levels: PlanCodec, free: np.ndarray, budget: int) -> Problem:
     losses = mean_losses([t for t in state.full if state.space.memory_bytes(t.plan) <= budget])
     rows = levels.encode(list(losses)) if losses else np.zeros((0, levels.variables), int)
     places = levels.allowed.cumsum(1) - 1

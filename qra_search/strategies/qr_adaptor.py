@@ -12,7 +12,7 @@ from qra_search.log.trial import Proposal, Trial
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.evolution.edits import Levels, one_by_one
+from qra_search.strategies.evolution.edits import PlanCodec, one_by_one
 from qra_search.strategies.evolution.importance import Importance
 from qra_search.strategies.gp.belief import Belief
 from qra_search.strategies.gp.refine import atomic_edits, evolve, refine, tried_in_full
@@ -49,7 +49,7 @@ class QRAdaptorStrategy(Strategy):
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, levels = Importance.of(state.space, state.prior), Levels(state.space)
+        importance, levels = Importance.of(state.space, state.sensitivities), PlanCodec(state.space)
 
         def parents(before: Sequence[Trial], generation: int) -> Any:
             return parents_of(state, [t for t in before if t.done], self.population, generation)

@@ -129,7 +129,7 @@ class QRAStrategy(Strategy):
         """The table given the log; None if nothing was evaluated in full."""
         if not len(rows):
             return None
-        basis = TableBasis(state.space, state.prior, alike=self.alike)
+        basis = TableBasis(state.space, state.sensitivities, alike=self.alike)
         fit = TableFit(basis, rows.at(fitted_rows(rows)), self.widths)
         noise = replicate_noise(state)
         if noise > 0:
@@ -169,7 +169,7 @@ class QRAStrategy(Strategy):
     def _without_model(self, state: StudyState, asked: set[str], k: int) -> Proposal | None:
         """The prior's own optimum for the budget in turn; where it is taken, a random plan; None if none is left."""
         budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
-        plan = additive_plan(state.space, prior_table(state.space, state.prior), budget)
+        plan = additive_plan(state.space, prior_table(state.space, state.sensitivities), budget)
         if plan is not None and plan.key not in asked:
             return Proposal(plan, seed=self._seed(state, k), origin="prior")
         rng = state.rng(k)

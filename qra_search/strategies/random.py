@@ -8,7 +8,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 
 ATTEMPTS = 200
 
@@ -36,5 +36,5 @@ class RandomStrategy(Strategy):
 
 def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
     """A random plan of at most `budget` bytes."""
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     return levels.decode(levels.repair(levels.random(rng), budget, rng))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qra_search.study.candidate import Candidate, Comparison
+from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
 
-__all__ = ["Callback", "Candidate", "Comparison", "SearchResult", "Study", "StudyFailed"]
+__all__ = ["Callback", "EvaluatedPlan", "Comparison", "SearchResult", "Study", "StudyFailed"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from qra_search.errors import needed
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 
 
 def check_evaluator(evaluator: Any) -> Evaluator:
@@ -19,11 +19,13 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
 
 
-def check_options(evaluations: Any, seed: Any, prior: Any) -> None:
+def check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
     """Raises BadInput for the first option that is of another kind than a study takes."""
     if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
         raise needed("evaluations", evaluations, "a positive number is needed")
     if not (isinstance(seed, Integral) and int(seed) >= 0):
         raise needed("seed", seed, "a whole number from 0 on is needed")
-    if not (prior is None or isinstance(prior, Prior)):
-        raise needed("prior", prior, "a Prior is needed; of JSON data Prior.from_dict makes one")
+    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
+        raise needed(
+            "sensitivities", sensitivities, "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
+        )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.prior_table import prior_losses, prior_table
@@ -22,7 +22,7 @@ uniform plans of seventeen recorded searches lie within, all 133 of those four s
 
 
 @dataclass(frozen=True)
-class Foretold:
+class UniformPrediction:
     """A uniform plan that fits, and by how much its predicted loss is above that of the plan chosen.
 
     Attributes:
@@ -57,10 +57,10 @@ class Forecast:
     budget: int
     plan: Plan
     memory_bytes: int
-    uniform: tuple[Foretold, ...]
+    uniform: tuple[UniformPrediction, ...]
 
     @property
-    def rival(self) -> Foretold | None:
+    def rival(self) -> UniformPrediction | None:
         """The uniform plan of lowest predicted loss, the cheapest of equals; None if none fits."""
         return min(self.uniform, key=lambda u: (u.gain, u.memory_bytes), default=None)
 
@@ -80,21 +80,21 @@ class Forecast:
         }  # fmt: skip
 
 
-def forecast(space: SearchSpace, prior: Prior, budget: int) -> Forecast | None:
+def forecast(space: SearchSpace, sensitivities: Sensitivities, budget: int) -> Forecast | None:
     """The multiple-choice knapsack over the prior, solved exactly, beside the uniform plans; None if nothing fits.
 
     Args:
         budget: bytes.
     """
-    plan = additive_plan(space, prior_table(space, prior), budget)
+    plan = additive_plan(space, prior_table(space, sensitivities), budget)
     if plan is None:
         return None
     fitting = [uniform for uniform in space.uniform_plans() if space.memory_bytes(uniform) <= budget]
-    losses = prior_losses(space, prior, [plan, *fitting])
+    losses = prior_losses(space, sensitivities, [plan, *fitting])
     uniform = []
     for other, loss in zip(fitting, losses[1:], strict=True):
         gain = float(loss - losses[0])
         deviation = 0.0 if other == plan else math.hypot(FACTOR * gain, LEAST)
-        uniform.append(Foretold(other, space.memory_bytes(other), gain, deviation))
+        uniform.append(UniformPrediction(other, space.memory_bytes(other), gain, deviation))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     return Forecast(budget, plan, space.memory_bytes(plan), tuple(uniform))

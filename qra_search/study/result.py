@@ -11,21 +11,21 @@ import numpy as np
 
 from qra_search.display import Displayed
 from qra_search.errors import BadInput
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
+from qra_search.space.budgets import budget_in
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
-from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.candidate import Candidate, Comparison
+from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
 from qra_search.study.forecast import Forecast, forecast
 from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
-__all__ = ["Candidate", "Comparison", "SearchResult"]
+__all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,9 +38,9 @@ class SearchResult(Displayed):
 
     space: SearchSpace
     trials: tuple[Trial, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[EvaluatedPlan, ...]
     memory_budgets: tuple[int, ...] = ()
-    prior: Prior | None = None
+    sensitivities: Sensitivities | None = None
     strategy: str = ""
     seed: int = 0
     spent: float = 0.0
@@ -55,25 +55,25 @@ class SearchResult(Displayed):
         candidates = []
         for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True):
             losses, size = seen[plan.key], state.space.memory_bytes(plan)
-            candidates.append(Candidate(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
+            candidates.append(EvaluatedPlan(plan, float(mean), float(std), size, float(np.mean(losses)), len(losses)))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         return cls(
-            state.space, state.trials, tuple(candidates), state.memory_budgets, state.prior, strategy.name,
+            state.space, state.trials, tuple(candidates), state.memory_budgets, state.sensitivities, strategy.name,
             state.seed, state.spent,
         )  # fmt: skip
 
     @property
-    def front(self) -> list[Candidate]:
+    def front(self) -> list[EvaluatedPlan]:
         """Plans that no other beats in both loss and bytes, cheapest first."""
         losses, sizes = [c.loss for c in self.candidates], [c.memory_bytes for c in self.candidates]
         return [self.candidates[i] for i in non_dominated(np.array(losses), np.array(sizes))]
 
     @property
-    def uniform(self) -> list[Candidate]:
+    def uniform(self) -> list[EvaluatedPlan]:
         """The uniform plans that were evaluated, cheapest first."""
         return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
 
-    def best(self, memory_budget: int | str | None = None) -> Candidate | None:
+    def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
         evaluated.
 
@@ -108,7 +108,11 @@ class SearchResult(Displayed):
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        return None if self.prior is None else forecast(self.space, self.prior, self._budget(memory_budget))
+        return (
+            None
+            if self.sensitivities is None
+            else forecast(self.space, self.sensitivities, self._budget(memory_budget))
+        )
 
     def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
@@ -177,12 +181,12 @@ class SearchResult(Displayed):
         }
 
     def write(self, folder: str | Path) -> None:
-        """Write `result.json`, `prior.json` (if there is a prior) and `plan.json` (the plan chosen) into a folder."""
+        """Write `result.json`, `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", self.to_dict())
-        if self.prior is not None:
-            write_json(folder / "prior.json", self.prior.to_dict())
+        if self.sensitivities is not None:
+            write_json(folder / "sensitivities.json", self.sensitivities.to_dict())
         plan = self.chosen()
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
@@ -192,12 +196,14 @@ class SearchResult(Displayed):
             return budget_in(self.space, memory_budget)
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
-    def _within(self, candidates: list[Candidate] | tuple[Candidate, ...], budget: int | str | None) -> list[Candidate]:
+    def _within(
+        self, candidates: list[EvaluatedPlan] | tuple[EvaluatedPlan, ...], budget: int | str | None
+    ) -> list[EvaluatedPlan]:
         limit = self._budget(budget)
         return [c for c in candidates if c.memory_bytes <= limit]
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
+def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
     return {**vars(candidate), "plan": candidate.plan.to_dict(), "loss_std": _finite(candidate.loss_std)}
 
 

@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from qra_search.log.trial import Trial
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidate import Candidate
+from qra_search.study.evaluated_plan import EvaluatedPlan
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
 
 
-def candidate_rows(space: SearchSpace, candidates: Iterable[Candidate], front: Iterable[Candidate]) -> list[Row]:
+def candidate_rows(
+    space: SearchSpace, candidates: Iterable[EvaluatedPlan], front: Iterable[EvaluatedPlan]
+) -> list[Row]:
     """A row for each candidate, which says whether it is on the front."""
     on_front = {c.plan.key for c in front}
     return [

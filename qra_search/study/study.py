@@ -10,14 +10,14 @@ from typing import Any
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.errors import RunFailed, needed
 from qra_search.evaluation.evaluator import Evaluation, Evaluator, check_evaluation
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
 from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.levels import LevelName
-from qra_search.space.sizes import resolve_budgets
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.arguments import check_evaluator, check_options
@@ -74,10 +74,10 @@ class Study:
         executor: Executor | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
-        prior: Prior | None = None,
+        sensitivities: Sensitivities | None = None,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, prior)
+        check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve_budgets(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
@@ -100,22 +100,22 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
-        self._given_prior = prior
+        self._given_prior = sensitivities
         self._stopping = False
 
     @property
     def state(self) -> StudyState:
         """What the strategy sees now."""
         return StudyState(
-            self.space, self.log.trials, self.prior, self.memory_budgets, self.seed, self.evaluations,
+            self.space, self.log.trials, self.sensitivities, self.memory_budgets, self.seed, self.evaluations,
             self.evaluator.fidelities,
         )  # fmt: skip
 
     @property
-    def prior(self) -> Prior | None:
+    def sensitivities(self) -> Sensitivities | None:
         """The prior that the log holds; `run` measures it when the log has none."""
         data = self.log.meta("prior")
-        return Prior.from_dict(data) if data else None
+        return Sensitivities.from_dict(data) if data else None
 
     def run(self) -> SearchResult:
         """Go on until the budget is spent, the strategy has nothing left to ask, or `stop` is called.
@@ -199,10 +199,10 @@ class Study:
     def _measure_prior(self) -> None:
         # If lines of the log are damaged, the prior may have been in one of them.
         if self.log.meta("prior") is None and (len(self.log) == 0 or self.log.damage):
-            prior = self._given_prior or self.evaluator.prior()
-            if prior is not None:
-                prior.check(self.space)
-                self.log.set_meta("prior", prior.to_dict())
+            sensitivities = self._given_prior or self.evaluator.sensitivities()
+            if sensitivities is not None:
+                sensitivities.check(self.space)
+                self.log.set_meta("prior", sensitivities.to_dict())
 
     def _tell(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:

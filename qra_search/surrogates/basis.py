@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.surrogates.likeness import Dense, covariance
 from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR = 0.05
-"""Prior damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
+"""Sensitivities damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
@@ -29,10 +29,10 @@ class TableBasis:
         cell: covariance (B R, B R) of log damage shared by all groups.
     """
 
-    def __init__(self, space: SearchSpace, prior: Prior | None, *, alike: bool = True):
-        prior = prior or flat_prior(space)
+    def __init__(self, space: SearchSpace, sensitivities: Sensitivities | None, *, alike: bool = True):
+        sensitivities = sensitivities or flat_prior(space)
         self.shape = (len(space), len(space.bits), len(space.ranks))
-        damage = np.maximum(prior.bits_damage, 0.0)
+        damage = np.maximum(sensitivities.bits_damage, 0.0)
         mean = damage.mean(0)
         self.live = np.broadcast_to(mean > 0, damage.shape)
         log = np.log(np.where(self.live, np.maximum(damage, FLOOR * mean), 1.0))
@@ -43,7 +43,7 @@ class TableBasis:
         usual = usual if usual.any() else np.ones(len(ranks), bool)
         h = np.log1p(ranks / max(float(np.median(ranks[usual])), 1.0))
         self.h = h - h[usual].mean()
-        gain = np.maximum(prior.rank_gain, 0.0)
+        gain = np.maximum(sensitivities.rank_gain, 0.0)
         gain = np.maximum(gain - np.where(space.ranks_allowed, gain, np.inf).min(1, keepdims=True), 0.0)
         if not gain.any() and len(ranks) > 1:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01

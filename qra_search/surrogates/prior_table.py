@@ -6,38 +6,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 
 
-def prior_table(space: SearchSpace, prior: Prior | None) -> np.ndarray:
+def prior_table(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
     """float (G, B, R): loss in nats that each choice adds according to the prior.
 
     Damage falls with rank as the prior's `repair` says, since an adapter repairs a part of it. Without a prior every
     weight is taken to be damaged alike, by the round-to-nearest error of its bit-width, and rank to gain in proportion
     to log2.
     """
-    prior = usable_prior(space, prior)
+    sensitivities = usable_prior(space, sensitivities)
     ranks = np.asarray(space.ranks, dtype=float)
-    left = (1.0 + ranks) ** -prior.repair
-    return prior.bits_damage[:, :, None] * left - prior.rank_gain[:, None, :]
+    left = (1.0 + ranks) ** -sensitivities.repair
+    return sensitivities.bits_damage[:, :, None] * left - sensitivities.rank_gain[:, None, :]
 
 
-def prior_losses(space: SearchSpace, prior: Prior, plans: Sequence[Plan]) -> np.ndarray:
+def prior_losses(space: SearchSpace, sensitivities: Sensitivities, plans: Sequence[Plan]) -> np.ndarray:
     """Loss (N,) of plans by the prior alone, up to a constant: its table, added up over groups."""
     bits, ranks = space.encode_many(plans)
-    return prior_table(space, prior)[np.arange(len(space)), bits, ranks].sum(1)
+    return prior_table(space, sensitivities)[np.arange(len(space)), bits, ranks].sum(1)
 
 
-def usable_prior(space: SearchSpace, prior: Prior | None) -> Prior:
+def usable_prior(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:
     """The prior itself, or the flat one where there is none or it says nothing (all its entries are zero)."""
-    return prior if prior is not None and (prior.bits_damage.any() or prior.rank_gain.any()) else flat_prior(space)
+    return (
+        sensitivities
+        if sensitivities is not None and (sensitivities.bits_damage.any() or sensitivities.rank_gain.any())
+        else flat_prior(space)
+    )
 
 
-def flat_prior(space: SearchSpace) -> Prior:
+def flat_prior(space: SearchSpace) -> Sensitivities:
     """What is known before anything is measured: error falls fourfold a bit, and larger groups matter more."""
     share = np.array([g.weights for g in space.groups], dtype=float)
     share /= share.sum()
     error = np.array([4.0 ** (2 - b) if b < 16 else 0.0 for b in space.widths])
     gain = np.log2(1.0 + np.asarray(space.ranks, dtype=float)) * 0.01
-    return Prior(share[:, None] * error, share[:, None] * gain, source="flat")
+    return Sensitivities(share[:, None] * error, share[:, None] * gain, source="flat")

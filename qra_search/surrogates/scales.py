@@ -13,7 +13,7 @@ NOISES = (0.01, 0.03, 0.1, 0.3)
 ERROR_GROWTH = 0.05
 """Rise of that deviation with the loss above the best: a broken plan says little about good ones."""
 WIDE = 10.0
-"""Prior deviation of the constant and the common slopes, relative to what least squares would give them."""
+"""Sensitivities deviation of the constant and the common slopes, relative to what least squares would give them."""
 LEAST_SCALE = 0.05
 ROUNDING = 1e-9
 """A column whose deviation is below this share of its size is constant but for rounding."""

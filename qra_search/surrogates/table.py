@@ -278,16 +278,17 @@ class TableFit:
     def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
         of_rows, spread_out = self._of_rows
-        prior = []
+        sensitivities = []
         for k, (v, J) in enumerate(zip(self.variances, of_rows, strict=True)):
             cov = self._covariance(k)
             w = rng.standard_normal((len(width), J.shape[1] if cov is None else cov.columns)) * v**0.5
-            prior.append(w if cov is None else cov.mixed(w))
+            sensitivities.append(w if cov is None else cov.mixed(w))
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
-        seen = sum(w @ J.T for w, J in zip(prior, of_rows, strict=True)) + noise
+        seen = sum(w @ J.T for w, J in zip(sensitivities, of_rows, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
         theta = [
-            th + width[:, None] * (w - (s.T @ back).T) for th, w, s in zip(self.theta, prior, spread_out, strict=True)
+            th + width[:, None] * (w - (s.T @ back).T)
+            for th, w, s in zip(self.theta, sensitivities, spread_out, strict=True)
         ]
         return self._damage(theta) - self._gain(theta)[:, :, None, :]
 

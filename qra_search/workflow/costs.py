@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import ForetellsCosts
-from qra_search.report import words
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.report import formatting
 from qra_search.study.forecast import Forecast
 
 DEAR = 1 / 3
@@ -26,46 +26,48 @@ class Costs:
     """
 
     evaluations: float
-    prior: float
+    sensitivities: float
     seconds: float = math.nan
 
     @property
     def left(self) -> float:
         """Evaluations that are left for plans."""
-        return max(0.0, self.evaluations - self.prior)
+        return max(0.0, self.evaluations - self.sensitivities)
 
     @property
     def dear(self) -> bool:
         """Whether the sensitivities take so much that little is left of the search."""
-        return self.prior > DEAR * self.evaluations
+        return self.sensitivities > DEAR * self.evaluations
 
     @property
     def text(self) -> str:
         """In a sentence, with a warning if the sensitivities are dear."""
         count = round(self.left)
-        time = f", about {words.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
+        time = f", about {formatting.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
         return f"{count} plans tuned briefly{time}; {self.charge_text}"
 
     @property
     def charge_text(self) -> str:
         """What the sensitivities are charged, with a warning if they are dear."""
-        known = f"the sensitivities are charged as {words.evaluations_text(self.prior)} of "
-        known += f"{words.evaluations_text(self.evaluations)} evaluations"
+        known = f"the sensitivities are charged as {formatting.evaluations_text(self.sensitivities)} of "
+        known += f"{formatting.evaluations_text(self.evaluations)} evaluations"
         if not self.dear:
             return known
         return f"{known}: more than a third, so raise --evaluations (or training.steps, of which each has few)"
 
 
-def foretold_costs(evaluator: Evaluator, evaluations: float, prior: Prior | None = None) -> Costs | None:
+def foretold_costs(
+    evaluator: Evaluator, evaluations: float, sensitivities: Sensitivities | None = None
+) -> Costs | None:
     """What a search of so many evaluations will cost; None if nothing tells it.
 
     Args:
         prior: the sensitivities, if they are measured: their cost is known then.
     """
     if isinstance(evaluator, ForetellsCosts):
-        charge = evaluator.prior_charge() if prior is None else prior.cost
+        charge = evaluator.prior_charge() if sensitivities is None else sensitivities.cost
         return Costs(evaluations, charge, evaluator.evaluation_seconds())
-    return None if prior is None else Costs(evaluations, prior.cost)
+    return None if sensitivities is None else Costs(evaluations, sensitivities.cost)
 
 
 def worth_text(foretold: Forecast | None) -> str:

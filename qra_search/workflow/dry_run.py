@@ -11,10 +11,10 @@ from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Estimates, ForetellsCosts
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.sizes import resolve_budgets
-from qra_search.study.learnt import learnt_prior
 from qra_search.study.study import uniform_design
+from qra_search.study.transfer import learnt_prior
 from qra_search.workflow.evaluator import learnt_log
 from qra_search.workflow.rows import row_counts
 
@@ -43,14 +43,16 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
     if "evaluation_seconds" in estimate:
         if source is not None:
             estimate["prior_seconds"] = 0.0  # learnt, not measured
-        prior, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
+        sensitivities, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.
-        charged = prior / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
+        charged = sensitivities / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
         if isinstance(evaluator, ForetellsCosts) and source is None:
             charged = evaluator.prior_charge()
         estimate["prior_charge"] = charged
         estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
-        estimate["total_seconds"] = setup + prior + estimate["evaluation_seconds"] * estimate["evaluations_left"]
+        estimate["total_seconds"] = (
+            setup + sensitivities + estimate["evaluation_seconds"] * estimate["evaluations_left"]
+        )
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),

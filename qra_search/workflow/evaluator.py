@@ -13,7 +13,7 @@ from qra_search.evaluation.evaluator import Evaluator
 from qra_search.evaluation.protocols import Progress, Tunes
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies import make_strategy
-from qra_search.study.learnt import check_exists
+from qra_search.study.transfer import check_exists
 
 
 def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = True) -> Evaluator:

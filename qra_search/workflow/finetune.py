@@ -11,26 +11,26 @@ from qra_search.config import SEARCH_ONLY, RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
-from qra_search.exchange.trackers.base import flat
-from qra_search.exchange.trackers.tuning import tracked
 from qra_search.files import write_json
-from qra_search.report import words
+from qra_search.integrations.trackers.base import flat
+from qra_search.integrations.trackers.tuning import tracked
+from qra_search.report import formatting
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import (
+from qra_search.runs.comparison import (
     TUNING,
     UNIFORM,
     Against,
-    Tested,
+    TestResult,
     TuningFailed,
     compare_on_test,
     opponents,
     read_test,
 )
 from qra_search.runs.folder import BASELINES, RunFolder
+from qra_search.space.budgets import budget_in
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.space.sizes import budget_in
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
@@ -85,7 +85,7 @@ def tune_with(
     seeds: int = 1,
     steps: int | None = None,
     track: Sequence[str] = (),
-) -> list[Tested]:
+) -> list[TestResult]:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
 
     Another plan that was tuned in the same place is set aside.
@@ -112,7 +112,7 @@ def tune_with(
     rivals = f" and {len(others)} uniform plan{'s' * (len(others) > 1)}" if others else ""
     view.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
 
-    def say_tuned(tested: Tested, done: int, total: int) -> None:
+    def say_tuned(tested: TestResult, done: int, total: int) -> None:
         view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
     changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
@@ -156,7 +156,7 @@ def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def check_reloads(folder: RunFolder, tested: Sequence[Tested]) -> None:
+def check_reloads(folder: RunFolder, tested: Sequence[TestResult]) -> None:
     """Raises RunFailed if what was saved of the plan found is not what was tuned; all else is recorded by then."""
     for found in tested:
         if found.reload_error:
@@ -203,12 +203,12 @@ def tuned_baselines(
     return [(other, place) for other, place in places if (place / PLAN_FILE).is_file()]
 
 
-def tested_text(tested: Tested, space: SearchSpace) -> str:
+def tested_text(tested: TestResult, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
     return (
-        f"{words.plan_name(tested.plan, space)}: test loss {words.test_loss_text(tested)}{metrics}, "
-        f"{format_bytes(tested.memory_bytes)}, {words.duration(tested.seconds)}"
+        f"{formatting.plan_name(tested.plan, space)}: test loss {formatting.test_loss_text(tested)}{metrics}, "
+        f"{format_bytes(tested.memory_bytes)}, {formatting.duration(tested.seconds)}"
     )
 
 

@@ -9,7 +9,7 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.terminal.live import View
-from qra_search.runs.final_test import read_test
+from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.study.result import SearchResult
 from qra_search.workflow.run import make_study, resumed_text, write_report
@@ -37,7 +37,7 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: 
             view.say(found)
         result = study.measure()
         identity: dict[str, Any] = identity_in(log)
-    if result.prior is None:
+    if result.sensitivities is None:
         if not result.trials:
             folder.log_file.unlink()  # nothing came of it: no run is left
         raise BadInput(

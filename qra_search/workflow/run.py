@@ -15,18 +15,18 @@ from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.data import RunData
+from qra_search.report.formatting import evaluations_text
 from qra_search.report.html.page import page
 from qra_search.report.notebook import in_notebook, progress_view
 from qra_search.report.terminal.live import View
-from qra_search.report.words import evaluations_text
-from qra_search.runs.final_test import Tested, read_test
+from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import make_strategy
 from qra_search.study.interrupt import on_interrupt
-from qra_search.study.learnt import learnt_prior
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
+from qra_search.study.transfer import learnt_prior
 from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
@@ -64,8 +64,8 @@ def run(
 ) -> SearchResult:
     """Search as `qra search` does, and leave the same folder.
 
-    The folder gets `config.yaml`, the trial log, `result.json`, `prior.json`, `plan.json` and `report.html`. Ctrl-C
-    ends the search after the running evaluation; `resume=True` continues it.
+    The folder gets `config.yaml`, the trial log, `result.json`, `sensitivities.json`, `plan.json` and
+    `report.html`. Ctrl-C ends the search after the running evaluation; `resume=True` continues it.
 
     Args:
         config: a `RunConfig`, its fields as a mapping, or the path of a YAML file.
@@ -183,10 +183,10 @@ def search_with(
         hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
         if hint is not None:
             view.say(f"not searched: {hint}")
-        costs = foretold_costs(evaluator, study.evaluations, study.prior) if len(log) == 0 else None
+        costs = foretold_costs(evaluator, study.evaluations, study.sensitivities) if len(log) == 0 else None
         if costs is not None:
             view.say(f"what it costs: {costs.text}")
-        if study.prior is not None and len(log) == 0:
+        if study.sensitivities is not None and len(log) == 0:
             view.say(f"what it may gain: {worth_text(study.result().forecast())}")
 
         def stop() -> None:
@@ -207,7 +207,9 @@ def resumed_text(study: Study) -> str | None:
     """What a study finds in its log, and what is left to do; None if it begins anew."""
     state = study.state
     if not state.trials:
-        return None if state.prior is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
+        return (
+            None if state.sensitivities is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
+        )
     left = max(0.0, study.evaluations - state.spent)
     text = f"resumed: {len(state.trials)} trials are there, {evaluations_text(state.spent)} of "
     text += f"{evaluations_text(study.evaluations)} evaluations spent, {evaluations_text(left)} left"
@@ -232,10 +234,10 @@ def make_study(
     with bad_input():
         # A log keeps the prior that it has: the other run may be gone by now.
         source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        prior = None if source is None else learnt_prior(source, evaluator.space)
+        sensitivities = None if source is None else learnt_prior(source, evaluator.space)
         return Study(
             evaluator,
-            prior=prior,
+            sensitivities=sensitivities,
             strategy=make_strategy(config.search.strategy, **config.search.options),
             evaluations=config.search.evaluations,
             memory_budget=list(config.search.memory) or None,
@@ -248,7 +250,7 @@ def make_study(
 
 
 def write_report(
-    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[Tested]
+    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
 ) -> None:
     """Write `report.html` of a run from what is at hand; nothing is read again."""
     write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))

@@ -8,8 +8,8 @@ from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.prior import Prior
 from qra_search.evaluation.protocols import ReportsProgress
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.notebook import in_notebook, progress_view
@@ -30,7 +30,7 @@ def search(
     log: str | Path | TrialLog = MEMORY,
     executor: Executor | None = None,
     batch: int | None = None,
-    prior: Prior | None = None,
+    sensitivities: Sensitivities | None = None,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
@@ -60,7 +60,8 @@ def search(
     def study(*views: View) -> Study:
         return Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
-            seed=seed, log=log, executor=executor, batch=batch, prior=prior, callbacks=[*views, *callbacks],
+            seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
+            callbacks=[*views, *callbacks],
         )  # fmt: skip
 
     if not (in_notebook() if progress is None else progress):

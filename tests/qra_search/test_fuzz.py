@@ -24,8 +24,8 @@ from qra_search.log.convert import convert
 from qra_search.log.errors import LogMismatch
 from qra_search.log.lines import Contents
 from qra_search.log.logtools import check, write_log
+from qra_search.space.budgets import size_in
 from qra_search.space.serialization import plan_from_dict
-from qra_search.space.sizes import size_in
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -213,7 +213,7 @@ def test_any_content_under_a_right_checksum_is_read_or_named(log_file, at, chang
 # -- no object construction on any load path ---------------------------------------------------------
 
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
-MAY_PICKLE = {"contracts"}
+MAY_PICKLE = {"testing"}
 """Folders that pickle what they made themselves a moment ago: the contract tests send strategies to a process."""
 
 

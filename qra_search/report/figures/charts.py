@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import SHAPES, WIDE, Size, fit, new_figure, put_label, style, to_png, to_svg
 from qra_search.report.figures.heat import plan_figure
-from qra_search.report.words import loss_text
+from qra_search.report.formatting import loss_text
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 

@@ -11,8 +11,8 @@ import numpy as np
 from qra_search.report.colors import ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import new_figure, style
+from qra_search.report.formatting import plan_name
 from qra_search.report.layout import heat_maps
-from qra_search.report.words import plan_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +23,9 @@ CELL = 27
 
 def plan_figure(run: RunData, *, dark: bool = False) -> Figure:
     """Bits and rank of the plan found, and the prior if there is one; kinds down, layers across."""
-    plan, space, grid, prior = run.plan, run.result.space, run.layout, run.result.prior
+    plan, space, grid, sensitivities = run.plan, run.result.space, run.layout, run.result.sensitivities
     assert plan is not None
-    maps = heat_maps(space, plan, prior)
+    maps = heat_maps(space, plan, sensitivities)
     left, across, high = 28 + 8 * max(map(len, grid.rows)), CELL * len(grid.columns), CELL * len(grid.rows)
     width, height = max(left + across + 18, 520), 40 + (high + 56) * len(maps)
     with style(dark):

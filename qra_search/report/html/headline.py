@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qra_search.report.data import RunData
 from qra_search.report.finding import CHANCE, doubt_text, gain_text
+from qra_search.report.formatting import loss_text, pair_text, plan_name
 from qra_search.report.html.markup import prose
-from qra_search.report.words import loss_text, pair_text, plan_name
 from qra_search.space.memory import format_bytes
 
 
@@ -31,7 +31,7 @@ def lead(run: RunData) -> str:
     if found is None:
         if not run.plan:
             return "The report fills as evaluations end."
-        return f"Foretold from the sensitivities alone. {prose(run.said) if _foretold(run) else ''}".strip()
+        return f"UniformPrediction from the sensitivities alone. {prose(run.said) if _foretold(run) else ''}".strip()
     data = "on test data that the search never saw" if found.data == "test" else "on validation data"
     if found.rival is None:
         return f"Loss of the best plan found {data}. There is no uniform plan to compare it with under this budget."

@@ -13,10 +13,10 @@ from qra_search.files import write_text
 from qra_search.report.colors import PRIOR_STEPS, palette, ramp_css
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import page_rules
+from qra_search.report.formatting import plan_name
 from qra_search.report.html import sections
 from qra_search.report.html.headline import headline, lead
 from qra_search.report.html.markup import escape
-from qra_search.report.words import plan_name
 from qra_search.runs.folder import RunFolder
 
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -59,7 +59,7 @@ def page(runs: Sequence[RunData]) -> str:
 
 def embedded(run: RunData) -> dict[str, Any]:
     """What the script needs of a run: the grid, and the plans of the chart as texts of levels."""
-    space, prior = run.result.space, run.result.prior
+    space, sensitivities = run.result.space, run.result.sensitivities
     bit = {b: LEVELS[i] for i, b in enumerate(space.bits)}
     rank = {r: LEVELS[i] for i, r in enumerate(space.ranks)}
     points = []
@@ -84,8 +84,8 @@ def embedded(run: RunData) -> dict[str, Any]:
         "ranks": list(space.ranks),
         "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
         "groups": list(space.names),
-        "damage": [f"{v:.3g}" for v in prior.bits_damage[:, 0]] if prior else None,
-        "gain": [f"{v:.3g}" for v in prior.rank_gain[:, -1]] if prior else None,
+        "damage": [f"{v:.3g}" for v in sensitivities.bits_damage[:, 0]] if sensitivities else None,
+        "gain": [f"{v:.3g}" for v in sensitivities.rank_gain[:, -1]] if sensitivities else None,
         "points": points,
         "best": next((i for i, c in enumerate(run.shown) if c.plan == run.plan), -1),
     }

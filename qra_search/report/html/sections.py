@@ -10,20 +10,20 @@ import yaml
 
 from qra_search.config import dump_config
 from qra_search.errors import one_line
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.data import Record, RunData
 from qra_search.report.figures import charts as figures
 from qra_search.report.figures.canvas import SHAPES
 from qra_search.report.finding import CHANCE, finding
 from qra_search.report.finding import headline as finding_headline
+from qra_search.report.formatting import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
 from qra_search.report.html import embedded as charts
 from qra_search.report.html import heatmap, tables
 from qra_search.report.html.markup import escape, prose
 from qra_search.report.layout import heat_maps
-from qra_search.report.words import bits_counts, duration, evaluations_text, loss_text, percent, plan_name
-from qra_search.runs.final_test import FOUND
+from qra_search.runs.comparison import FOUND
+from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes
-from qra_search.space.sizes import bits_per_weight
 
 SAMPLE = 400
 """Characters of a prompt or an answer that are shown."""
@@ -48,18 +48,18 @@ def facts(run: RunData) -> str:
     items.append(
         ("Evaluations spent", evaluations_text(result.spent), f"{plans} plans{failed}; strategy {result.strategy}")
     )
-    prior = "no prior was measured"
-    if result.prior is not None:
-        charge = evaluations_text(result.prior.cost)
-        prior = f"{duration(result.prior.seconds)} for the prior, charged as {charge} evaluations"
-    items.append(("Time in evaluations", duration(run.seconds), prior))
+    sensitivities = "no prior was measured"
+    if result.sensitivities is not None:
+        charge = evaluations_text(result.sensitivities.cost)
+        sensitivities = f"{duration(result.sensitivities.seconds)} for the prior, charged as {charge} evaluations"
+    items.append(("Time in evaluations", duration(run.seconds), sensitivities))
     cells = "".join(f"<div><dt>{prose(a)}</dt><dd>{prose(b)}<small>{prose(c)}</small></dd></div>" for a, b, c in items)
     return f'<dl class="facts">{cells}</dl>'
 
 
 def eyebrow(run: RunData) -> str:
     """Which run it is."""
-    model, task = words.model_and_task(run.identity)
+    model, task = formatting.model_and_task(run.identity)
     if "landscape" in run.identity:
         model = model or f"landscape {run.identity['landscape']}"
     elif run.config is not None:
@@ -145,7 +145,7 @@ def plan(run: RunData) -> str:
     if found is None:
         return ""
     space, grid = run.result.space, run.layout
-    heats = heat_maps(space, found, run.result.prior)
+    heats = heat_maps(space, found, run.result.sensitivities)
     maps = "".join(f"<div>{heatmap.heat_table(grid, heat)}</div>" for heat in heats)
     which = (
         f'<p class="which"><span>Shown: <strong>{prose(plan_name(found, space))}: '

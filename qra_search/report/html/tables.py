@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 from qra_search.report.data import PRIOR, RunData
 from qra_search.report.figures.charts import origin_mark
-from qra_search.report.html.markup import escape, prose
-from qra_search.report.shares import metric_text
-from qra_search.report.terminal.tables import lower_text
-from qra_search.report.words import (
+from qra_search.report.formatting import (
     bits_counts,
     duration,
     evaluations_text,
@@ -20,10 +17,13 @@ from qra_search.report.words import (
     signed_percent,
     test_loss_text,
 )
-from qra_search.runs.final_test import FOUND, Tested, metrics_of
+from qra_search.report.html.markup import escape, prose
+from qra_search.report.shares import metric_text
+from qra_search.report.terminal.tables import lower_text
+from qra_search.runs.comparison import FOUND, TestResult, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan
-from qra_search.study.result import Candidate
+from qra_search.study.result import EvaluatedPlan
 
 FAILURES_SHOWN = 50
 RIVALS_SHOWN = 2
@@ -41,7 +41,7 @@ def table(head: Sequence[str], rows: str, caption: str) -> str:
     )
 
 
-def tested_table(run: RunData, tested: Sequence[Tested]) -> str:
+def tested_table(run: RunData, tested: Sequence[TestResult]) -> str:
     """A final comparison, best first; empty if it was not made."""
     if not tested:
         return ""
@@ -180,7 +180,7 @@ def _overview_cells(run: RunData) -> str:
     )
 
 
-def _validation_row(run: RunData, c: Candidate, best: Candidate) -> str:
+def _validation_row(run: RunData, c: EvaluatedPlan, best: EvaluatedPlan) -> str:
     name = _plan_cell(run, c.plan, "best plan, " if c is best else "")
     return (
         f'<tr{_mark(c is best)}><th scope="row">{name}</th><td>{prose(format_bytes(c.memory_bytes))}</td>'

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.log.trial import Trial
-from qra_search.report.progress import Standing, size_of
+from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
+from qra_search.report.progress import BestSoFar, size_of
 from qra_search.report.terminal.columns import columns
-from qra_search.report.words import duration, evaluations_text, percent, plan_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import Callback, Study
@@ -69,7 +69,7 @@ class View(Callback):
     def __init__(self) -> None:
         self.stage: Stage | None = None
         self.study: Study | None = None
-        self.standing = Standing()
+        self.standing = BestSoFar()
         self._began = time.monotonic()
 
     @property
@@ -100,7 +100,7 @@ class View(Callback):
 
     def started(self, study: Study) -> None:
         self.study = study
-        self.standing = Standing.of(study)
+        self.standing = BestSoFar.of(study)
 
     def finished(self, study: Study, trial: Trial) -> None:
         self.standing.add(trial)
@@ -276,7 +276,7 @@ def trial_text(trial: Trial, space: SearchSpace) -> str:
     return f"{where}: loss {trial.loss:.4f}{predicted}, {size}, {plan_name(trial.plan, space)}, {seconds}"
 
 
-def best_text(standing: Standing, budget: int) -> str:
+def best_text(standing: BestSoFar, budget: int) -> str:
     """The best plan within a budget in one line; empty if none fits."""
     best = standing.best(budget)
     if best is None:

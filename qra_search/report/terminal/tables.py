@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.errors import one_line
-from qra_search.report import words
+from qra_search.report import formatting
 from qra_search.report.finding import Finding, said
 from qra_search.report.shares import metric_text
 from qra_search.report.terminal.columns import columns
-from qra_search.runs.final_test import FOUND, Tested, difference, metrics_of, read_test
+from qra_search.runs.comparison import FOUND, TestResult, difference, metrics_of, read_test
+from qra_search.space.budgets import uniform_text
 from qra_search.space.memory import format_bytes
-from qra_search.space.sizes import uniform_text
 from qra_search.space.space import SearchSpace
 from qra_search.study.forecast import Forecast
 
@@ -39,7 +39,7 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
         console.print(comparison_table(result))
     failed = len(result.failures())
     counts = f"{len(result.trials)} evaluations" + (f", {failed} failed" if failed else "")
-    console.print(f"\n{counts}; spent {words.evaluations_text(result.spent)} of the search's evaluations.")
+    console.print(f"\n{counts}; spent {formatting.evaluations_text(result.spent)} of the search's evaluations.")
     if not complete:
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
@@ -74,7 +74,7 @@ def next_steps(
         console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
-def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
+def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> Table:
     """The final comparison, cheapest first, the plan found marked, and how much lower its loss is than each other."""
     names = metrics_of(tested)
     best = min((t.loss for t in tested), default=math.nan)
@@ -85,27 +85,27 @@ def tested_table(tested: Sequence[Tested], space: SearchSpace) -> Table:
         mark = "found: " if t.role == FOUND else ""
         style = "bold green" if t.loss == best else ("bold" if t.role == FOUND else "")
         table.add_row(
-            Text(mark + words.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
+            Text(mark + formatting.plan_name(t.plan, space), style="bold" if t.role == FOUND else ""),
             format_bytes(t.memory_bytes),
-            Text(words.test_loss_text(t), style=style),
+            Text(formatting.test_loss_text(t), style=style),
             "" if found is None or t is found else lower_text(found, t),
             *("" if t.failed else metric_text(t, name) for name in names),
         )
     return table
 
 
-def lower_text(found: Tested, other: Tested) -> str:
+def lower_text(found: TestResult, other: TestResult) -> str:
     """How much lower a loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
     if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
         return ""
-    share, interval = words.percent(1 - found.loss / other.loss), difference(found, other)
+    share, interval = formatting.percent(1 - found.loss / other.loss), difference(found, other)
     if interval is None:
         return f"{share}, no interval"
-    low, high = (words.signed_percent(-end / other.loss).removesuffix(" %") for end in reversed(interval))
+    low, high = (formatting.signed_percent(-end / other.loss).removesuffix(" %") for end in reversed(interval))
     return f"{share} ({low} to {high}{', chance' if interval[0] <= 0 <= interval[1] else ''})"
 
 
-def print_samples(console: Console, tested: Sequence[Tested]) -> None:
+def print_samples(console: Console, tested: Sequence[TestResult]) -> None:
     """Generated answers of the plan found, from before its tuning and after."""
     samples = next((t.samples for t in tested if t.role == FOUND), ())
     if not samples:
@@ -120,13 +120,13 @@ def print_samples(console: Console, tested: Sequence[Tested]) -> None:
 def forecast_table(foretold: Forecast, space: SearchSpace) -> Table:
     """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
     table = columns("plan", "size", "gain", "90% interval", "", left=("plan", ""))
-    chosen = Text("planned: " + words.plan_name(foretold.plan, space), style="bold")
+    chosen = Text("planned: " + formatting.plan_name(foretold.plan, space), style="bold")
     table.add_row(chosen, format_bytes(foretold.memory_bytes))
     for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
         low, high = other.interval
         same = other.plan == foretold.plan
         table.add_row(
-            words.plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
+            formatting.plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
             "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.certain else "chance",
         )  # fmt: skip
     return table
@@ -148,15 +148,15 @@ def comparison_table(result: SearchResult) -> Table:
         best, uniform = row.best, row.uniform
         table.add_row(
             format_bytes(row.budget),
-            Text("found: " + words.plan_name(best.plan, space), style="bold"),
+            Text("found: " + formatting.plan_name(best.plan, space), style="bold"),
             format_bytes(best.memory_bytes),
-            Text(words.loss_text(best.loss, best.loss_std), style="bold"),
-            words.loss_text(best.observed),
-            words.percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
+            Text(formatting.loss_text(best.loss, best.loss_std), style="bold"),
+            formatting.loss_text(best.observed),
+            formatting.percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
         )
         if uniform is None:
             table.add_row("", "no uniform plan fits")
             continue
-        loss = words.loss_text(uniform.loss, uniform.loss_std)
-        table.add_row("", words.plan_name(uniform.plan, space), format_bytes(uniform.memory_bytes), loss, "", "")
+        loss = formatting.loss_text(uniform.loss, uniform.loss_std)
+        table.add_row("", formatting.plan_name(uniform.plan, space), format_bytes(uniform.memory_bytes), loss, "", "")
     return table

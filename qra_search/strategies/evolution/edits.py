@@ -17,7 +17,7 @@ ATTEMPTS = 60
 
 
 @dataclass(frozen=True)
-class Levels:
+class PlanCodec:
     """A plan as one row of 2 G levels: the bits of every group, then the rank of every group.
 
     Variables v < G are bits, v >= G are ranks. Levels index `space.bits` and `space.ranks`, so that a step of
@@ -138,7 +138,7 @@ class Levels:
         return np.concatenate(padded)
 
 
-def mutate(levels: Levels, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+def mutate(levels: PlanCodec, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """int (2 G,): the row with some variables one adjacent level up or down.
 
     Args:
@@ -188,7 +188,7 @@ def fresh_plans(
         draw: from the offset of the proposal and its generator, a row (2 G,) and its origin; drawn again while
             the plan is known, then random plans within the budget take its place; None ends the list.
     """
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     seen = set(state.seen)
     proposals: list[Proposal] = []
     for offset in range(n):

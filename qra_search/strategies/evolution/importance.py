@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.strategies.evolution.edits import Levels, mutate
+from qra_search.strategies.evolution.edits import PlanCodec, mutate
 from qra_search.surrogates.gp import level_values, ordinal_levels
 from qra_search.surrogates.prior_table import flat_prior
 
@@ -29,12 +29,12 @@ class Importance:
     ranks: np.ndarray
 
     @classmethod
-    def of(cls, space: SearchSpace, prior: Prior | None) -> Importance:
+    def of(cls, space: SearchSpace, sensitivities: Sensitivities | None) -> Importance:
         """Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all alike where it is 0."""
-        prior = prior or flat_prior(space)
+        sensitivities = sensitivities or flat_prior(space)
         rows = np.arange(len(space))
-        damage = prior.bits_damage[rows, space.bits_allowed.argmax(1)]
-        gain = prior.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
+        damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
+        gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
         return cls(_share_of_largest(damage), _share_of_largest(gain))
 
     @property
@@ -43,7 +43,7 @@ class Importance:
         return np.concatenate([self.bits, self.ranks])
 
 
-def warm_start(levels: Levels, importance: Importance, budget: int) -> np.ndarray:
+def warm_start(levels: PlanCodec, importance: Importance, budget: int) -> np.ndarray:
     """int (2 G,): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
 
     A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
@@ -67,7 +67,7 @@ def warm_start(levels: Levels, importance: Importance, budget: int) -> np.ndarra
 
 
 def jittered_start(
-    levels: Levels, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
+    levels: PlanCodec, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
 ) -> np.ndarray:
     """int (2 G,): a warm start of which each variable took, with chance `rate`, one step; within the budget."""
     row = warm_start(levels, importance, budget)
@@ -75,7 +75,7 @@ def jittered_start(
 
 
 def repair_by_importance(
-    levels: Levels, row: np.ndarray, budget: int, importance: Importance, keep: int | None = None
+    levels: PlanCodec, row: np.ndarray, budget: int, importance: Importance, keep: int | None = None
 ) -> np.ndarray:
     """int (2 G,): the row brought under the budget by the single steps down that cost least (eqs. 4 and 5).
 
@@ -107,7 +107,7 @@ def repair_by_importance(
 
 
 def mutate_by_importance(
-    levels: Levels,
+    levels: PlanCodec,
     row: np.ndarray,
     budget: int,
     importance: Importance,
@@ -135,7 +135,7 @@ def mutate_by_importance(
     return repair_by_importance(levels, mutated, budget, importance, keep=at) if raising else mutated
 
 
-def coverage_encoding(levels: Levels, importance: Importance):
+def coverage_encoding(levels: PlanCodec, importance: Importance):
     """Ordinal places of all variables, and how well bits and ranks cover what is important (eq. 9).
 
     Returns:

@@ -10,7 +10,7 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Estimates, mean_estimates
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.surrogates.gp import Kernel, LossGP, fit_loss_gp
 
 MIN_FIT = 4
@@ -32,7 +32,7 @@ class Belief:
         ceiling: loss above which observations were cut off.
     """
 
-    levels: Levels
+    levels: PlanCodec
     gp: LossGP
     encoding: Encoding
     table: np.ndarray
@@ -61,7 +61,7 @@ class Belief:
 
 
 def believe(
-    levels: Levels,
+    levels: PlanCodec,
     known: Mapping[Plan, float],
     encoding: Encoding,
     table: np.ndarray,

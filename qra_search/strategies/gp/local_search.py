@@ -10,7 +10,7 @@ from qra_search.log.state import StudyState
 from qra_search.space import knapsack
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.surrogates.prior_table import prior_table
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -33,7 +33,7 @@ class LocalSearch:
         limit: bytes that no candidate may exceed.
     """
 
-    def __init__(self, levels: Levels, score: Score, seen: Iterable[str], limit: int):
+    def __init__(self, levels: PlanCodec, score: Score, seen: Iterable[str], limit: int):
         self.levels, self.score, self.limit = levels, score, limit
         width = levels.variables
         known = [levels.encode([Plan.from_key(k)]) for k in seen]
@@ -77,7 +77,7 @@ class LocalSearch:
         return steps if len(steps) <= NEIGHBOURS else steps[rng.choice(len(steps), NEIGHBOURS, replace=False)]
 
 
-def around(levels: Levels, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def around(levels: PlanCodec, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2 G): the adjacent steps and some memory-neutral swaps of every row."""
     blocks = [np.concatenate([levels.neighbours(row), levels.swaps(row, 2 * SWAPS, rng)]) for row in rows]
     return np.concatenate([np.zeros((0, levels.variables), np.int64), *blocks])
@@ -85,7 +85,7 @@ def around(levels: Levels, rows: np.ndarray, rng: np.random.Generator) -> np.nda
 
 def additive_rows(state: StudyState, budgets: Iterable[int], draws: int, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2 G): additive optima of the prior at some budgets, and of tables perturbed group by group."""
-    levels, table = Levels(state.space), prior_table(state.space, state.prior)
+    levels, table = PlanCodec(state.space), prior_table(state.space, state.sensitivities)
     budgets = list(budgets)
     plans = [additive_plan(state.space, table, b) for b in budgets]
     for i in range(draws):

@@ -10,7 +10,7 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.base import mean_losses
-from qra_search.strategies.evolution.edits import Levels, fresh_plans
+from qra_search.strategies.evolution.edits import PlanCodec, fresh_plans
 from qra_search.strategies.evolution.importance import JITTER, Importance, coverage_encoding, jittered_start
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch
@@ -35,12 +35,12 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
         gaps = [known[plan] - low[plan] for plan in low if plan in known]
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     return believe(
         levels,
         known,
         coverage_encoding(levels, importance),
-        prior_table(state.space, state.prior),
+        prior_table(state.space, state.sensitivities),
         kernel="matern52",
         ard=False,
         use_proxy=False,
@@ -62,7 +62,7 @@ def evolve(
         parents_of: from the trials of the generations before, and their number, what is bred from; None if too few.
         breed: from these, the budget in turn and a generator, a row (2 G,) and its origin.
     """
-    levels, proxy, budget = Levels(state.space), state.fidelities[0], budgets_in_turn(state)[0]
+    levels, proxy, budget = PlanCodec(state.space), state.fidelities[0], budgets_in_turn(state)[0]
     tried = [t for t in state.trials if t.fidelity == proxy]
     warm = sum(t.proposal.origin == WARM_START for t in tried)
     generation = len(tried) // population
@@ -87,7 +87,7 @@ def refine(
     """
     belief = matern_belief(state, importance)
     found = None if belief is None else best_improvement(state, belief, tried_in_full(state), neighbourhood)
-    levels, budget = Levels(state.space), budgets_in_turn(state)[0]
+    levels, budget = PlanCodec(state.space), budgets_in_turn(state)[0]
     if found is not None:
         return Proposal(levels.decode(found[0]), seed=state.seed, origin=origin(found[1]))
     starts = fresh_plans(state, 1, lambda _, rng: (jittered_start(levels, importance, budget, rng), WARM_START))
@@ -133,7 +133,7 @@ def budgets_in_turn(state: StudyState) -> list[int]:
     return list(state.budgets[start:] + state.budgets[:start])
 
 
-def atomic_edits(levels: Levels, row: np.ndarray) -> np.ndarray:
+def atomic_edits(levels: PlanCodec, row: np.ndarray) -> np.ndarray:
     """int (M, 2 G): all rows one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
     single = levels.neighbours(row)
     both = []

@@ -13,11 +13,11 @@ import pytest
 from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landscape
 from qra_eval.landscapes import FAMILIES, GRANULARITIES, measured
 from qra_search.config import make_config
-from qra_search.contracts import EvaluatorContract
 from qra_search.log.state import StudyState
 from qra_search.space.memory import BudgetTooSmall
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.random import random_plan
+from qra_search.testing import EvaluatorContract
 
 
 class TestContract(EvaluatorContract):
@@ -171,14 +171,17 @@ def test_totals_do_not_depend_on_the_number_of_layers() -> None:
 
 
 def test_priors_have_the_stated_quality() -> None:
-    made = {prior: make_landscape("interaction", 32, seed=4, prior=prior) for prior in PRIORS}
+    made = {
+        sensitivities: make_landscape("interaction", 32, seed=4, sensitivities=sensitivities)
+        for sensitivities in PRIORS
+    }
     true = made["measured"].tables.damage
     assert all((made[p].tables.damage == true).all() for p in PRIORS)
-    measured_prior, flat, shuffled = (made[p].prior() for p in ("measured", "flat", "shuffled"))
-    assert made["none"].prior() is None
-    for prior in (measured_prior, flat, shuffled):
-        prior.check(made["flat"].space)
-        assert (np.diff(prior.bits_damage, axis=1) <= 0).all()
+    measured_prior, flat, shuffled = (made[p].sensitivities() for p in ("measured", "flat", "shuffled"))
+    assert made["none"].sensitivities() is None
+    for sensitivities in (measured_prior, flat, shuffled):
+        sensitivities.check(made["flat"].space)
+        assert (np.diff(sensitivities.bits_damage, axis=1) <= 0).all()
     assert np.log(measured_prior.bits_damage[:, 0] / true[:, 0]).std() == pytest.approx(0.35, rel=0.4)
     assert np.ptp(flat.bits_damage, axis=0) == pytest.approx(0.0, abs=1e-12)
     assert sorted(map(tuple, shuffled.bits_damage)) == sorted(map(tuple, measured_prior.bits_damage))
@@ -190,8 +193,8 @@ def test_priors_have_the_stated_quality() -> None:
 def test_a_priors_parts_may_be_in_other_units_than_nats_while_the_losses_stay(damage: float, gain: float) -> None:
     right = make_landscape("interaction", 6, seed=4)
     other = make_landscape("interaction", 6, seed=4, damage_scale=damage, gain_scale=gain)
-    np.testing.assert_allclose(other.prior().bits_damage, damage * right.prior().bits_damage)
-    np.testing.assert_allclose(other.prior().rank_gain, gain * right.prior().rank_gain)
+    np.testing.assert_allclose(other.sensitivities().bits_damage, damage * right.sensitivities().bits_damage)
+    np.testing.assert_allclose(other.sensitivities().rank_gain, gain * right.sensitivities().rank_gain)
     plan = right.space.uniform(3, 8)
     assert other.evaluate(plan).loss == right.evaluate(plan).loss
     assert other.describe() != right.describe()
@@ -204,7 +207,9 @@ def test_a_scale_of_units_that_is_not_positive_is_refused() -> None:
 
 def test_a_misleading_prior_errs_systematically_over_depth() -> None:
     landscapes = [make_landscape("misleading", 32, seed=s) for s in range(5)]
-    error = np.mean([np.log(ls.prior().bits_damage[:, 0] / ls.tables.damage[:, 0]) for ls in landscapes], axis=0)
+    error = np.mean(
+        [np.log(ls.sensitivities().bits_damage[:, 0] / ls.tables.damage[:, 0]) for ls in landscapes], axis=0
+    )
     assert error[-8:].mean() - error[:8].mean() > 1.0
 
 
@@ -263,7 +268,9 @@ def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     first = landscape.reference_front((budget,), cache=str(tmp_path))
     monkeypatch.setattr(reference, "_MEMORY", {})
     monkeypatch.setattr(reference, "_solve_all", None)
-    again = make_landscape("interaction", 4, seed=11, prior="none").reference_front((budget,), cache=str(tmp_path))
+    again = make_landscape("interaction", 4, seed=11, sensitivities="none").reference_front(
+        (budget,), cache=str(tmp_path)
+    )
     assert again == first
     with pytest.raises(TypeError):
         make_landscape("interaction", 4, seed=12).reference_front((budget,), cache=str(tmp_path))
@@ -277,10 +284,10 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
 def test_a_config_names_a_landscape() -> None:
     config = make_config({
         "evaluator": "landscape", "space": {"granularity": "fused", "bits": [2, 4]},
-        "options": {"family": "compensation", "layers": 3, "seed": 5, "prior": "none"},
+        "options": {"family": "compensation", "layers": 3, "seed": 5, "sensitivities": "none"},
     })  # fmt: skip
     landscape = build(config)
-    assert len(landscape.space) == 12 and landscape.space.bits == (2, 4) and landscape.prior() is None
+    assert len(landscape.space) == 12 and landscape.space.bits == (2, 4) and landscape.sensitivities() is None
     with pytest.raises(ValueError, match="family must be one of additive"):
         build(make_config({"options": {"family": "flat"}}))
     with pytest.raises(ValueError, match="unknown option of the landscape evaluator 'layer': did you mean layers"):

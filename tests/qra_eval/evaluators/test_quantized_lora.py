@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.quantized.bank import tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
@@ -63,7 +63,7 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
         training=TrainingConfig(steps=1, batch_size=4, validation_rows=8),
     )  # fmt: skip
     late.progress = lambda stage, done, total: told.append((stage, done == total))
-    late.prior()
+    late.sensitivities()
     assert {"quantize", "measure sensitivity", "probe groups"} <= {stage for stage, last in told if last}
 
 
@@ -87,7 +87,7 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
     assert not large.quantized.materialised
     plan = large.space.uniform(2, 4)
     before = large.evaluate(plan).loss
-    large.prior()
+    large.sensitivities()
     assert not large.quantized.bank._weights
     assert large.evaluate(plan).loss == before
 
@@ -192,7 +192,7 @@ def test_a_search_on_a_real_model_ends_with_plans_within_the_budget(build):
     evaluator = build(granularity="layer", ranks=(4, 8))
     budget = evaluator.space.memory_bytes(evaluator.space.uniform(3, 8))
     result = search(evaluator, evaluations=6, memory_budget=budget)
-    assert result.best().memory_bytes <= budget and result.prior is not None and not result.failures()
+    assert result.best().memory_bytes <= budget and result.sensitivities is not None and not result.failures()
 
 
 def test_a_folder_without_a_tuned_plan_is_refused(tmp_path):

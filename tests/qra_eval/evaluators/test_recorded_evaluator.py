@@ -16,9 +16,9 @@ from qra_eval.landscapes.damage_model import Fit, fit_surrogate
 from qra_eval.landscapes.measured import SEED_NOISE
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
-from qra_search.contracts import EvaluatorContract
 from qra_search.space.space import Plan
 from qra_search.study.study import Study
+from qra_search.testing import EvaluatorContract
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "strategies"))
 from held_out import BROKEN_RISE, cross_validate, fit_of, read_plain  # noqa: E402
@@ -61,12 +61,12 @@ class TestContract(EvaluatorContract):
 
 def test_a_log_gives_back_its_space_its_plans_and_its_prior(landscape: Landscape, recorded: RecordedEvaluator) -> None:
     assert recorded.space.signature == landscape.space.signature
-    assert (recorded.record.prior.bits_damage == landscape.prior().bits_damage).all()
+    assert (recorded.record.sensitivities.bits_damage == landscape.sensitivities().bits_damage).all()
     assert len(recorded.record.loss) >= 80
 
 
 def test_it_predicts_plans_that_it_was_not_shown(landscape: Landscape, recorded: RecordedEvaluator) -> None:
-    error = cross_validate(recorded.space, recorded.record.prior, fit_of(recorded.record))
+    error = cross_validate(recorded.space, recorded.record.sensitivities, fit_of(recorded.record))
     assert error["r2_good"] > 0.9 and error["rank_correlation_good"] > 0.9
     assert error["rmse_good"] < 0.3 * error["spread_good"]
     # What it says of its own error holds against the noise-free truth on fresh plans as well.
@@ -81,7 +81,7 @@ def test_it_predicts_plans_that_it_was_not_shown(landscape: Landscape, recorded:
 def test_a_shuffled_log_is_said_to_be_unpredictable(recorded: RecordedEvaluator) -> None:
     record = recorded.record
     loss = np.random.default_rng(0).permutation(record.loss)
-    error = cross_validate(record.space, record.prior, Fit(record.b, record.r, loss, np.full(len(loss), 0.005)))
+    error = cross_validate(record.space, record.sensitivities, Fit(record.b, record.r, loss, np.full(len(loss), 0.005)))
     assert error["r2_good"] < 0.3
 
 
@@ -107,7 +107,7 @@ def test_many_predictions_equal_single_ones_and_the_kernel_written_out(recorded:
 def test_with_little_noise_the_fit_goes_through_its_data(landscape: Landscape, recorded: RecordedEvaluator) -> None:
     record = recorded.record
     true = landscape.true_losses(record.b, record.r)
-    model = fit_surrogate(record.space, record.prior, Fit(record.b, record.r, true, np.full(len(true), 1e-4)))
+    model = fit_surrogate(record.space, record.sensitivities, Fit(record.b, record.r, true, np.full(len(true), 1e-4)))
     good = true < true.min() + BROKEN_RISE
     assert np.abs(model.losses(record.b, record.r) - true)[good].max() < 0.03
 
@@ -180,5 +180,5 @@ def test_too_few_or_missing_evaluations_are_refused(tmp_path: Path) -> None:
 def test_it_predicts_real_evaluations_of_a_small_model() -> None:
     record: Record = read_plain([TUNED, SEARCHED], DAMAGE)
     assert len(record.loss) == 41
-    error = cross_validate(record.space, record.prior, fit_of(record), folds=41)
+    error = cross_validate(record.space, record.sensitivities, fit_of(record), folds=41)
     assert error["rmse_good"] < 0.05 and error["r2_good"] > 0.95

@@ -19,7 +19,7 @@ from qra_eval.models.gguf_families import FAMILIES, ROPES
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.engines import ENGINES
-from qra_search.exchange.plans import import_plan
+from qra_search.integrations.plans import import_plan
 from qra_search.space.plan import Plan
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
@@ -53,7 +53,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
 def run(evaluator: QuantizedLoRAEvaluator, tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
     space, folder = evaluator.space, tmp_path_factory.mktemp("run")
     own = [group.bits or space.bits for group in space.groups]
-    ranks = [0 if group.aside else (4, 8)[i % 2] for i, group in enumerate(space.groups)]
+    ranks = [0 if group.is_embedding else (4, 8)[i % 2] for i, group in enumerate(space.groups)]
     plan = Plan(tuple(own[i][i % len(own[i])] for i in range(len(own))), tuple(ranks))
     assert set(plan.bits) == set(TYPES)
     evaluator.tune(plan, steps=2, folder=folder)
@@ -69,10 +69,12 @@ def test_groups_are_offered_the_types_that_their_rows_allow(evaluator: Quantized
     offered = {group.kind: group.bits for group in evaluator.space.groups}
     assert offered["q_proj"] is None and offered["down_proj"] == ("Q4_0", "Q8_0")
     assert {plan.bits[0] for plan in evaluator.space.uniform_plans()} == {"Q4_0", "Q8_0"}
-    prior = evaluator.prior().bits_damage
+    sensitivities = evaluator.sensitivities().bits_damage
     allowed = evaluator.space.bits_allowed
-    assert (prior[allowed] > 0).all()
-    assert (prior[:, evaluator.space.bits.index("Q4_0")] > prior[:, evaluator.space.bits.index("Q8_0")]).all()
+    assert (sensitivities[allowed] > 0).all()
+    assert (
+        sensitivities[:, evaluator.space.bits.index("Q4_0")] > sensitivities[:, evaluator.space.bits.index("Q8_0")]
+    ).all()
 
 
 def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun, exported: Any) -> None:

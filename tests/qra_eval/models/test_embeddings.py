@@ -16,7 +16,7 @@ from qra_eval.models import embeddings
 from qra_eval.models.embeddings import Table, TableEmbedding, TableHead, find_tables, install_tables, uninstall_tables
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.prior.measure import filled
+from qra_eval.sensitivities.measure import filled
 from qra_search.config import SpaceConfig, TrainingConfig
 from qra_search.space.space import Plan
 
@@ -104,7 +104,7 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
 ):
     evaluator = evaluator_of(folder_of(family), options, [3, 6, 8, 16])
     space = evaluator.space
-    tables = [group for group in space.groups if group.aside]
+    tables = [group for group in space.groups if group.is_embedding]
     assert len(tables) == (1 if family in TIED else 2)
     assert all((g.bits, g.ranks) == ((3, 6, 8, 16), (0,)) for g in tables)
     assert {g.bits for g in space.groups[: -len(tables)]} == {(3, 8)} and space.ranks == (0, 4)
@@ -114,7 +114,7 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     less = storage(8).bytes(rows.out_features, rows.in_features) - storage(3).bytes(rows.out_features, rows.in_features)
     assert space.memory_bytes(wide) - space.memory_bytes(narrow) == less
     assert evaluator.evaluate(narrow).loss != evaluator.evaluate(wide).loss
-    damage = evaluator.prior().bits_damage[-1]
+    damage = evaluator.sensitivities().bits_damage[-1]
     assert damage[0] > damage[1] > damage[2] > damage[3] == 0
     evaluator.tune(narrow, steps=2, folder=tmp_path / "run")  # what is reloaded must give equal logits
     model, _ = load(tmp_path / "run")

@@ -61,10 +61,10 @@ def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
         space=SpaceConfig(bits=(16,), ranks=(0, 4), granularity="layer"),
         training=TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=4, final_steps=2),
     )
-    prior = evaluator.prior()
-    assert prior.bits_damage.shape == (len(evaluator.space), 1) and not prior.bits_damage.any()
-    assert (prior.rank_gain[:, 1] > 0).all()
-    result = search(evaluator, evaluations=prior.cost + 3, seed=0)
+    sensitivities = evaluator.sensitivities()
+    assert sensitivities.bits_damage.shape == (len(evaluator.space), 1) and not sensitivities.bits_damage.any()
+    assert (sensitivities.rank_gain[:, 1] > 0).all()
+    result = search(evaluator, evaluations=sensitivities.cost + 3, seed=0)
     assert len(result.trials) >= 2 and not result.failures()
     assert {trial.plan.bits for trial in result.trials} == {(16,) * len(evaluator.space)}
     evaluator.close()

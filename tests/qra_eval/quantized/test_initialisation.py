@@ -12,10 +12,10 @@ from torch import nn
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
-from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import input_moments
 from qra_eval.quantized.initialisation import Initialiser, input_components, low_rank_factors
+from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
 
@@ -32,7 +32,7 @@ def linears(dtype=torch.float32):
 
 @pytest.fixture
 def bank(tmp_path):
-    bank = Bank(linears(), make_backend("reference"), (2, 4, 16), tmp_path, "test")
+    bank = QuantizedWeightCache(linears(), make_backend("reference"), (2, 4, 16), tmp_path, "test")
     for bits in (2, 4):
         made = {name: bank.backend.quantize(linear, bits) for name, linear in bank.linears.items()}
         bank.write(0, bits, {name: bank.backend.to_tensors(module) for name, module in made.items()})
@@ -153,7 +153,7 @@ def test_eva_is_pefts_incremental_pca_of_the_inputs(model):
 
 def test_eva_takes_its_components_as_rows_of_a_and_starts_at_zero(model, tmp_path):
     linears = {f.name: f.module for f in find_linears(model)}
-    bank = Bank(linears, make_backend("reference"), (2,), tmp_path, "test")
+    bank = QuantizedWeightCache(linears, make_backend("reference"), (2,), tmp_path, "test")
     made = initialiser("eva", bank, inputs=lambda: layers_of(model, some_batches()))
     name = next(iter(linears))
     A, B = made.factors(name, 2, 2, 0)
@@ -163,7 +163,7 @@ def test_eva_takes_its_components_as_rows_of_a_and_starts_at_zero(model, tmp_pat
 
 def test_the_hessians_that_pissa_needs_on_a_calibrated_backend_are_read_from_files(model, tmp_path):
     linears = {f.name: f.module for f in find_linears(model)}
-    bank = Bank(linears, make_backend("reference-gptq"), (2,), tmp_path, "test")
+    bank = QuantizedWeightCache(linears, make_backend("reference-gptq"), (2,), tmp_path, "test")
     made = initialiser("pissa", bank, inputs=lambda: layers_of(model, some_batches()))
     for names, moments in layers_of(model, some_batches()):
         assert all(torch.equal(made.hessians[name], moments.hessian(name)) for name in names)

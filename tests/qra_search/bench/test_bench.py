@@ -41,7 +41,7 @@ def test_a_truncated_log_holds_only_what_had_been_paid_for() -> None:
     study.run()
     then = truncate(study.state, 10)
     assert then.trials == study.state.trials[: len(then.trials)]
-    assert then.prior.cost == 1.5 and len(then.trials) == 8 and then.spent == 9.5
+    assert then.sensitivities.cost == 1.5 and len(then.trials) == 8 and then.spent == 9.5
     assert truncate(study.state, 1e9).trials == study.state.trials
 
 

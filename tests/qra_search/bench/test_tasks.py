@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_search import Evaluation, Evaluator, Plan, Prior, SearchSpace, bench
+from qra_search import Evaluation, Evaluator, Plan, SearchSpace, Sensitivities, bench
 from qra_search.bench.cell import run_cell
 from qra_search.bench.measured import JUDGES
 from qra_search.bench.tables import summarise
@@ -21,7 +21,7 @@ def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
     evaluator = bench.task_named("uneven-6-module-shuffled").build(seed=3)
     assert len(evaluator.space) == 42
     assert evaluator.describe()["landscape"] == "uneven" and evaluator.describe()["seed"] == 3
-    assert evaluator.prior().source == "shuffled"
+    assert evaluator.sensitivities().source == "shuffled"
 
 
 def test_a_noiseless_task_shows_the_true_loss() -> None:
@@ -41,7 +41,9 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
 
 def test_a_task_says_how_many_times_too_large_a_part_of_its_prior_is() -> None:
     name = "interaction-4-layer-measured"
-    right, wrong = (bench.task_named(text).build(0).prior() for text in (name, name + "-damage0.01-gain100-noise0.5"))
+    right, wrong = (
+        bench.task_named(text).build(0).sensitivities() for text in (name, name + "-damage0.01-gain100-noise0.5")
+    )
     np.testing.assert_allclose(wrong.bits_damage, 0.01 * right.bits_damage)
     np.testing.assert_allclose(wrong.rank_gain, 100 * right.rank_gain)
 
@@ -77,8 +79,8 @@ class Blind(Evaluator):
         self.seeds.append(seed)
         return self.inner.evaluate(plan, fidelity=fidelity, seed=seed)
 
-    def prior(self) -> Prior | None:
-        return self.inner.prior()
+    def sensitivities(self) -> Sensitivities | None:
+        return self.inner.sensitivities()
 
 
 def test_an_evaluator_without_a_known_truth_is_judged_by_evaluations_with_other_seeds(

@@ -152,7 +152,7 @@ CASES = [
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
-    (("profile", *LANDSCAPE, "--set", "options.prior=none"), "evaluator 'landscape' measures no prior"),
+    (("profile", *LANDSCAPE, "--set", "options.sensitivities=none"), "evaluator 'landscape' measures no sensitivities"),
     (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
     (("bench", "--only", "hills"), "--only is 'hills': no task matches; there are interaction-16-layer-measured"),

@@ -13,8 +13,8 @@ from qra_search import Plan
 from qra_search.cli import demo
 from qra_search.config import make_config
 from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import size_in
 from qra_search.space.memory import format_bytes
-from qra_search.space.sizes import size_in
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
 

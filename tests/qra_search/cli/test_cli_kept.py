@@ -10,7 +10,7 @@ import pytest
 from cli_runner import LANDSCAPE, Qra
 
 from qra_search.report.finding import finding
-from qra_search.runs.final_test import read_test
+from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.space.space import Plan

@@ -10,7 +10,7 @@ from cli_runner import Qra
 from report_runs import make_run
 
 from qra_search.cli.plans import _changed
-from qra_search.contracts.scenarios import TWO_WAYS, toy_space
+from qra_search.testing.scenarios import TWO_WAYS, toy_space
 
 
 @pytest.fixture(scope="module")

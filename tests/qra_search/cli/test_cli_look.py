@@ -134,12 +134,12 @@ def test_plan_check_counts_the_bytes_that_the_space_counts(qra: Qra, runs: Path,
 
 
 def test_profile_shows_the_most_sensitive_groups_first(qra: Qra, tmp_path: Path) -> None:
-    out = tmp_path / "p" / "prior.json"
+    out = tmp_path / "p" / "sensitivities.json"
     shown = qra("profile", *LANDSCAPE, "--out", out)
     assert shown.status == 0
-    prior = json.loads(out.read_text())
-    order = sorted(range(4), key=lambda g: -prior["bits_damage"][g][0])
+    sensitivities = json.loads(out.read_text())
+    order = sorted(range(4), key=lambda g: -sensitivities["bits_damage"][g][0])
     lines = shown.out.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("most sensitive"))
-    assert [line.split()[0] for line in lines[first + 1 : first + 5]] == [prior["groups"][g] for g in order]
-    assert qra("profile", *LANDSCAPE, "--json").json["groups"] == prior["groups"]
+    assert [line.split()[0] for line in lines[first + 1 : first + 5]] == [sensitivities["groups"][g] for g in order]
+    assert qra("profile", *LANDSCAPE, "--json").json["groups"] == sensitivities["groups"]

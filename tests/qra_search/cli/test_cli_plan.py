@@ -22,8 +22,8 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "a")
     result, (budget,) = run.result(), run.result().memory_budgets
-    assert result.trials == () and result.prior is not None
-    table = prior_table(result.space, result.prior)
+    assert result.trials == () and result.sensitivities is not None
+    table = prior_table(result.space, result.sensitivities)
     groups = len(result.space)
     size = result.space.memory.choice.reshape(groups, -1)
     best = solve(table.reshape(groups, -1), size, budget - result.space.fixed_bytes)
@@ -78,7 +78,7 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     ("options", "says"),
     [
         ((), "say with --memory how many bytes the plan may take"),
-        (("--memory", "uniform3r8", "--set", "options.prior=none"), "measures no sensitivities"),
+        (("--memory", "uniform3r8", "--set", "options.sensitivities=none"), "measures no sensitivities"),
         (("--memory", "1KiB"), "is below the smallest plan"),
     ],
 )

@@ -68,7 +68,7 @@ def trials(folder: Path) -> list[tuple[object, ...]]:
 def test_a_search_leaves_all_its_files(qra: Qra, tmp_path: Path) -> None:
     done = qra.search(tmp_path / "a")
     assert done.status == 0
-    names = {"config.yaml", "trials.jsonl", "prior.json", "result.json", "plan.json", "report.html"}
+    names = {"config.yaml", "trials.jsonl", "sensitivities.json", "result.json", "plan.json", "report.html"}
     assert names <= {file.name for file in (tmp_path / "a").iterdir()}
     assert "within" in done.out and "uniform 3 bits, rank 8" in done.out
     assert "qra show" in done.out and "qra finetune" in done.out

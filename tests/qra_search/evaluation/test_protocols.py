@@ -10,8 +10,8 @@ from qra_eval.evaluators.landscape import build
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search import search
 from qra_search.config import make_config
-from qra_search.contracts.scenarios import ToyEvaluator
 from qra_search.evaluation import Estimates, ReportsProgress, ShowsUntuned, Tunes
+from qra_search.testing.scenarios import ToyEvaluator
 
 ALL = (Estimates, Tunes, ShowsUntuned, ReportsProgress)
 

@@ -202,7 +202,7 @@ def test_an_evaluator_in_a_worker_stands_for_one_here():
         remote, local = RemoteEvaluator(executor), workers.Misbehaving()
         assert remote.space.signature == local.space.signature
         assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
-        assert remote.prior() is None
+        assert remote.sensitivities() is None
         result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)
     assert [t.loss for t in result.trials] == [local.evaluate(t.plan).loss for t in result.trials]
 

@@ -136,9 +136,9 @@ def test_a_lost_header_is_bound_and_measured_again(tmp_path):
     path.write_bytes(content.replace(b'"space"', b'"spice"', 1).replace(b'{"header":{"prior"', b'{"header":{"prier"'))
     with pytest.warns(DamagedLines):
         study = Study(AdditiveEvaluator(), **OPTIONS, log=path)
-    assert study.prior is None
+    assert study.sensitivities is None
     assert facts(study.run().trials) == facts(truth)
-    assert study.prior is not None and study.log.meta("space") == study.space.signature
+    assert study.sensitivities is not None and study.log.meta("space") == study.space.signature
 
 
 def test_lines_that_lost_the_end_between_them_are_both_read(content):

@@ -9,13 +9,13 @@ import pytest
 from report_runs import evil_space
 
 from qra_search import Group, Linear, Plan, SearchSpace
-from qra_search.contracts.scenarios import toy_space
-from qra_search.evaluation.prior import Prior
-from qra_search.report import colors, words
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.report import colors, formatting
 from qra_search.report.finding import Finding, headline
 from qra_search.report.html.markup import prose
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.terminal.plan_grid import strip
+from qra_search.testing.scenarios import toy_space
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:
@@ -93,8 +93,8 @@ def test_cells_and_legend_of_the_sensitivities_have_one_unit() -> None:
     known = evil_space()
     damage = np.geomspace(0.004, 0.9, len(known))[:, None] * np.array([[1.0, 0.5, 0.1, 0.0]])
     lowest = np.zeros(len(known), dtype=int)
-    prior = Prior(damage, np.zeros((len(known), len(known.ranks))))
-    found = heat_maps(known, known.decode(lowest, lowest), prior)[-1]
+    sensitivities = Sensitivities(damage, np.zeros((len(known), len(known.ranks))))
+    found = heat_maps(known, known.decode(lowest, lowest), sensitivities)[-1]
     assert "in thousandths of a nat" in found.remark
     low, high = (float(text) for text in found.legend[-1].split(" to "))
     assert low < float(found.labels[-1]) == high == 900
@@ -121,7 +121,7 @@ def test_the_steps_of_a_ramp_hold_their_values() -> None:
     ],
 )
 def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
     [((1.43, 1.71), ("1.43", "1.71")), ((1.4312, 1.4349), ("1.431", "1.435")), ((2.0, 2.0), ("2.00", "2.00"))],
 )
 def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[float, float], texts: tuple[str, str]) -> None:
-    assert words.pair_text(*pair) == texts
+    assert formatting.pair_text(*pair) == texts
 
 
 def found(**changes: object) -> Finding:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qra_search import search
-from qra_search.contracts.scenarios import ToyEvaluator, toy_space
-from qra_search.report.progress import Standing
+from qra_search.report.progress import BestSoFar
+from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
 def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
@@ -14,7 +14,7 @@ def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() 
     trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials
     uniform = [t for t in trials if space.uniform_choice(t.plan) is not None]
     assert 0 < len(uniform) < len(trials)
-    standing = Standing((space.memory.maximum,), 8, space=space)
+    standing = BestSoFar((space.memory.maximum,), 8, space=space)
     for trial in trials:
         other = "uniform" if trial not in uniform else "someone"
         standing.add(replace(trial, proposal=replace(trial.proposal, origin=other)))

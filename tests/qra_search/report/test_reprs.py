@@ -130,9 +130,9 @@ def test_an_evaluator_that_tells_of_its_own_work_is_heard(monkeypatch: pytest.Mo
     class Telling(Bits):
         progress: Any = None
 
-        def prior(self) -> Any:
+        def sensitivities(self) -> Any:
             self.progress("measure", 1, 2)
-            return super().prior()
+            return super().sensitivities()
 
     told: list[tuple[str, int, int]] = []
     view = NotebookView(Displayed())

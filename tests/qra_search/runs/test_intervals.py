@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qra_search import Plan
-from qra_search.runs.final_test import Tested, difference
+from qra_search.runs.comparison import TestResult, difference
 from qra_search.runs.intervals import LEAST_ROWS, paired_interval
 
 
@@ -30,8 +30,8 @@ def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
     assert paired_interval(rows[0], rows[1], [3] * 20) == paired_interval(rows[0], rows[1], [3] * 20)
 
 
-def on_test_rows(*losses: float, rows: tuple[float, ...] = (), failed: str = "") -> Tested:
-    return Tested("found", Plan((2,), (4,)), 9, losses, failed=failed, row_nats=rows, row_tokens=(1,) * len(rows))
+def on_test_rows(*losses: float, rows: tuple[float, ...] = (), failed: str = "") -> TestResult:
+    return TestResult("found", Plan((2,), (4,)), 9, losses, failed=failed, row_nats=rows, row_tokens=(1,) * len(rows))
 
 
 def test_without_rows_the_spread_over_seeds_is_the_interval_and_one_seed_has_none() -> None:

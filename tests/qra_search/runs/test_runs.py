@@ -9,9 +9,9 @@ import pytest
 
 from qra_search import Study
 from qra_search.config import RunConfig, make_config
-from qra_search.contracts.scenarios import ToyEvaluator, toy_space
 from qra_search.runs.folder import NoRun, RunExists, RunFolder, find_runs
 from qra_search.study.result import SearchResult
+from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
 def config(**search: object) -> RunConfig:

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace, plugins, search
-from qra_search.contracts.scenarios import TWO_WAYS, ToyEvaluator, toy_space
-from qra_search.exchange.plans import import_plan
-from qra_search.report import words
+from qra_search.integrations.plans import import_plan
+from qra_search.report import formatting
+from qra_search.space.budgets import size_in
 from qra_search.space.levels import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
-from qra_search.space.sizes import size_in
+from qra_search.testing.scenarios import TWO_WAYS, ToyEvaluator, toy_space
 
 WAYS = (8, 2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq", GroupwiseFormat(4, 32)))
 PLAN = Plan((2, "hqq-4", "nf4", 8, "hqq-4"), (4, 8, 4, 8, 4))
@@ -127,10 +127,10 @@ def test_the_record_of_a_space_keeps_them():
 
 def test_words_count_bits_and_name_levels():
     space = two_ways()
-    assert words.plan_name(space.uniform("nf4", 8), space) == "uniform nf4, rank 8"
-    assert words.plan_name(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
-    assert words.plan_name(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
-    assert words.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
+    assert formatting.plan_name(space.uniform("nf4", 8), space) == "uniform nf4, rank 8"
+    assert formatting.plan_name(space.uniform(8, 8), space) == "uniform 8 bits, rank 8"
+    assert formatting.plan_name(PLAN, space) == "mixed, 4.40 bits, rank 5.6"
+    assert formatting.bits_counts(PLAN, space) == "1 at 2 bits, 1 at nf4, 2 at hqq-4, 1 at 8 bits"
 
 
 @pytest.mark.parametrize("strategy", plugins.names("strategies"))

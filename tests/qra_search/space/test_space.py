@@ -127,7 +127,7 @@ def with_a_table() -> SearchSpace:
     groups = [Group(name=n, linears=(Linear(name=n, out_features=8, in_features=8),), bits=(2, 4), ranks=(4, 8))
               for n in "ab"]  # fmt: skip
     table = Linear(name="table", out_features=64, in_features=8)
-    groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), aside=True))
+    groups.append(Group(name="table", linears=(table,), bits=(4, 16), ranks=(0,), is_embedding=True))
     return SearchSpace(groups=groups, bits=(2, 4, 16), ranks=(0, 4, 8))
 
 
@@ -142,8 +142,8 @@ def test_a_group_aside_takes_the_level_of_a_uniform_plan_or_the_next_wider(with_
 
 def test_some_group_has_to_follow_uniform_plans():
     linear = Linear(name="a", out_features=8, in_features=8)
-    with pytest.raises(ValueError, match="at least one group that is not aside"):
-        SearchSpace(groups=[Group(name="a", linears=(linear,), aside=True)])
+    with pytest.raises(ValueError, match="at least one group that is not an embedding"):
+        SearchSpace(groups=[Group(name="a", linears=(linear,), is_embedding=True)])
 
 
 def test_lists_and_numpy_numbers_are_kept_as_plain_ones():

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.autoqra import (
@@ -22,10 +21,11 @@ from qra_search.strategies.autoqra import (
     trust_radius,
     trust_region,
 )
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.evolution.importance import Importance
 from qra_search.strategies.gp.refine import WARM_START
 from qra_search.surrogates.promotion import MIN_PAIRS
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
 
 
@@ -87,7 +87,7 @@ def test_the_promoted_plan_is_the_one_with_the_lowest_predicted_loss_that_fits()
 
 def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
     state = screened_state(pairs=3)
-    scores = Scores(state, Importance.of(state.space, state.prior))
+    scores = Scores(state, Importance.of(state.space, state.sensitivities))
     low = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}
     gap = np.mean([scores.full[k] - low[k] for k in scores.full])
     rows = scores.levels.encode(list(scores.cheap))
@@ -96,7 +96,7 @@ def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
 
 def test_the_model_learns_the_full_loss_from_the_pairs():
     state = screened_state(pairs=MIN_PAIRS + 6)
-    scores = Scores(state, Importance.of(state.space, state.prior))
+    scores = Scores(state, Importance.of(state.space, state.sensitivities))
     quiet = ToyEvaluator(state.space, noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in scores.cheap])
     predicted = scores.predict(scores.levels.encode(list(scores.cheap)))
@@ -124,7 +124,7 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated():
     assert origins.count(WARM_START) == 6 and origins.count(EVOLVED) > 3 and PROMOTED not in origins
     evaluator = ToyEvaluator(toy_space(6))
     state = logged_state(evaluator, 30)
-    scores = Scores(state, Importance.of(state.space, state.prior))
+    scores = Scores(state, Importance.of(state.space, state.sensitivities))
     rng = np.random.default_rng(0)
     rows = np.array([scores.levels.random(rng) for _ in range(8)])
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])
@@ -179,7 +179,7 @@ def test_another_budgets_refinements_leave_the_radius_alone():
 
 def test_a_trust_region_lies_within_its_radius_and_budget():
     space = toy_space(8)
-    levels, rng = Levels(space), np.random.default_rng(0)
+    levels, rng = PlanCodec(space), np.random.default_rng(0)
     budget = budgets_of(space, 0.5)[0]
     center = levels.repair(levels.random(rng), budget, rng)
     region = trust_region(levels, center, 5, budget, rng)

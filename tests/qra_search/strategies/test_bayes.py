@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.strategies.bayes import BayesStrategy
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.gp.local_search import LocalSearch, linearized_row
 from qra_search.surrogates.hypervolume_improvement import Strips
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.workflow.search_function import search
 
 
 def all_rows(space):
-    levels = Levels(space)
+    levels = PlanCodec(space)
     return np.array(list(itertools.product(*(np.flatnonzero(row) for row in levels.allowed))))
 
 
@@ -45,7 +45,7 @@ def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
     state = small_state(pending=1)
     without = replace(state, trials=state.trials[:-1])
     pending = state.pending[0].plan
-    row = Levels(state.space).encode([pending])
+    row = PlanCodec(state.space).encode([pending])
     strategy = BayesStrategy()
     assert strategy._believe(state).predict(row)[1][0] < strategy._believe(without).predict(row)[1][0]
     assert pending.key not in {p.plan.key for p in strategy.propose(state, 3)}
@@ -54,7 +54,7 @@ def test_a_pending_plan_lowers_the_interest_in_its_neighbourhood():
 def test_what_it_expected_is_recorded():
     state, strategy = small_state(), BayesStrategy()
     proposal = strategy.propose(state, 1)[0]
-    mean, std = strategy._believe(state).predict(Levels(state.space).encode([proposal.plan]))
+    mean, std = strategy._believe(state).predict(PlanCodec(state.space).encode([proposal.plan]))
     assert (proposal.predicted_loss, proposal.predicted_std) == (mean[0], std[0])
 
 
@@ -77,7 +77,7 @@ def test_it_beats_random_search_on_a_landscape_with_interaction():
 
 def test_climbing_ends_where_no_step_helps():
     state = scenario("groups with fewer choices")
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     weights = np.random.default_rng(0).standard_normal(levels.variables)
     candidates = LocalSearch(levels, lambda rows: rows @ weights, (), state.memory_limit)
     ends, values = candidates.climb(levels.random(np.random.default_rng(1))[None], np.random.default_rng(2))
@@ -89,7 +89,7 @@ def test_climbing_ends_where_no_step_helps():
 
 def test_known_and_too_large_plans_are_no_candidates():
     state = scenario("a log that another strategy wrote")
-    levels = Levels(state.space)
+    levels = PlanCodec(state.space)
     known = levels.encode([t.plan for t in state.trials])
     candidates = LocalSearch(levels, lambda rows: np.zeros(len(rows)), state.seen, state.memory_limit)
     assert len(candidates.best(known)[0]) == 0
@@ -99,7 +99,7 @@ def test_known_and_too_large_plans_are_no_candidates():
 
 def test_the_linearized_row_is_optimal_where_the_model_is_additive():
     space = toy_space(3, bits=(2, 3, 4), ranks=(4, 8))
-    levels = Levels(space)
+    levels = PlanCodec(space)
     table = np.random.default_rng(0).random(levels.allowed.shape)
     budget = budgets_of(space, 0.5)[0]
 

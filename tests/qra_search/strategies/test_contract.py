@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qra_search import plugins
-from qra_search.contracts import StrategyContract
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.testing import StrategyContract
 
 SPECS = [name for name in plugins.names("strategies") if name != "optuna"] + ["optuna:tpe", "optuna:random"]
 FINITE = ("uniform",)

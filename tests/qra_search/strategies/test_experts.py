@@ -24,7 +24,7 @@ def state():
     space = landscape.space
     plans = space.uniform_plans()
     trials = tuple(Trial(i, Proposal(p), "done", landscape.evaluate(p)) for i, p in enumerate(plans[:10]))
-    return StudyState(space, trials, landscape.prior(), (space.memory_bytes(plans[7]) + 10**8,))
+    return StudyState(space, trials, landscape.sensitivities(), (space.memory_bytes(plans[7]) + 10**8,))
 
 
 @pytest.mark.parametrize("trials", [0, 10])

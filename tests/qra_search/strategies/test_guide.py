@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qra_search.contracts import StrategyContract
+from qra_search.testing import StrategyContract
 
 GUIDE = Path(__file__).parents[3] / "docs" / "add-a-strategy.md"
 MODULE = "printed_climber"

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search import Prior
-from qra_search.contracts.scenarios import budgets_of, toy_space
+from qra_search import Sensitivities
 from qra_search.space.memory import BudgetTooSmall
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.evolution.importance import (
     EPSILON,
     Importance,
@@ -20,11 +19,12 @@ from qra_search.strategies.evolution.importance import (
     repair_by_importance,
     warm_start,
 )
+from qra_search.testing.scenarios import budgets_of, toy_space
 
 SPACE = toy_space(6)
-LEVELS = Levels(SPACE)
+LEVELS = PlanCodec(SPACE)
 DAMAGE = np.array([0.1, 0.8, 0.2, 1.6, 0.4, 0.05])
-PRIOR = Prior(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
+PRIOR = Sensitivities(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
 IMPORTANCE = Importance.of(SPACE, PRIOR)
 
 
@@ -34,7 +34,7 @@ def test_importance_is_damage_at_the_fewest_bits_and_gain_at_the_largest_rank():
 
 
 def test_a_prior_of_zeros_makes_all_groups_alike():
-    zero = Importance.of(SPACE, Prior(np.zeros((6, 4)), np.zeros((6, 3))))
+    zero = Importance.of(SPACE, Sensitivities(np.zeros((6, 4)), np.zeros((6, 3))))
     assert (zero.bits == 1).all() and (zero.ranks == 1).all()
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.log.trial import Proposal
-from qra_search.strategies.evolution.edits import Levels, budget_in_turn, fresh_plans, one_by_one
+from qra_search.strategies.evolution.edits import PlanCodec, budget_in_turn, fresh_plans, one_by_one
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 
 SPACE = toy_space(4, restricted=True)
-LEVELS = Levels(SPACE)
+LEVELS = PlanCodec(SPACE)
 
 
 @given(st.integers(0, 10_000))
@@ -52,7 +52,7 @@ def test_swaps_move_one_variable_up_and_another_down(seed):
 
 
 def test_a_space_of_one_plan_has_no_moves():
-    levels = Levels(toy_space(2, bits=(4,), ranks=(8,)))
+    levels = PlanCodec(toy_space(2, bits=(4,), ranks=(8,)))
     row = levels.random(np.random.default_rng(0))
     assert len(levels.neighbours(row)) == 0
     assert len(levels.swaps(row, 5, np.random.default_rng(0))) == 0
@@ -75,7 +75,7 @@ def test_budgets_take_turns_by_the_number_of_the_proposal():
 
 def test_fresh_plans_draws_again_then_falls_back_on_random_plans():
     state = scenario("a log that another strategy wrote")
-    known = Levels(state.space).encode([state.trials[0].plan])[0]
+    known = PlanCodec(state.space).encode([state.trials[0].plan])[0]
     proposals = fresh_plans(state, 2, lambda offset, rng: (known, "stubborn"))
     assert [p.origin for p in proposals] == ["random", "random"]
     assert not {p.plan.key for p in proposals} & state.seen
@@ -84,7 +84,7 @@ def test_fresh_plans_draws_again_then_falls_back_on_random_plans():
 
 def test_fresh_plans_ends_where_nothing_is_left():
     state = logged_state(ToyEvaluator(toy_space(1, bits=(2,), ranks=(4, 8))), 2)
-    row = Levels(state.space).encode([state.trials[0].plan])[0]
+    row = PlanCodec(state.space).encode([state.trials[0].plan])[0]
     assert fresh_plans(state, 3, lambda offset, rng: (row, "x")) == []
 
 

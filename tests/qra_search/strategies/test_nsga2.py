@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 
 from qra_search import SearchSpace
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.strategies.evolution import operators as op
-from qra_search.strategies.evolution.edits import Levels, mutate
+from qra_search.strategies.evolution.edits import PlanCodec, mutate
 from qra_search.strategies.nsga2 import NSGA2Strategy, child_of, parents_of
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
 
 SPACE = toy_space(6, restricted=True)
-LEVELS = Levels(SPACE)
+LEVELS = PlanCodec(SPACE)
 
 
 def random_rows(seed: int, count: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_adjacent_levels_skip_those_a_group_may_not_take():
     narrow = SearchSpace(
         groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
     )
-    levels = Levels(narrow)
+    levels = PlanCodec(narrow)
     assert levels.above[0, 0] == 3 and levels.below[0, 3] == 0
     assert levels.above[0, 3] == 3 and levels.below[0, 0] == 0
 
@@ -105,7 +105,7 @@ def test_parents_are_distinct_survivors_of_the_trials_given():
     state = logged_state(ToyEvaluator(), 11)
     assert parents_of(state, state.full[:1], 4, 0) is None
     parents = parents_of(state, state.full[:8], 4, 2)
-    known = {tuple(r) for r in Levels(state.space).encode([t.plan for t in state.trials[:8]])}
+    known = {tuple(r) for r in PlanCodec(state.space).encode([t.plan for t in state.trials[:8]])}
     assert len(parents) == 4
     assert {tuple(p.X) for p in parents} <= known
 
@@ -133,7 +133,7 @@ def test_children_descend_from_survivors():
     state = logged_state(evaluator, 18)
     parents = [p.X for p in parents_of(state, state.full, 6, 3)]
     for proposal in strategy.propose(state, 3):
-        row = Levels(state.space).encode([proposal.plan])[0]
+        row = PlanCodec(state.space).encode([proposal.plan])[0]
         assert min(int((row != p).sum()) for p in parents) == 1
 
 

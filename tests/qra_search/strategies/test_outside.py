@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.contracts import StrategyContract
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.space import Plan
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.nevergrad import NevergradStrategy
 from qra_search.strategies.outside import ASKED, OutsideStrategy, Problem, quiet
 from qra_search.study.study import check_proposals
+from qra_search.testing import StrategyContract
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 
 
 class Repeating(OutsideStrategy):

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.contracts.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.strategies.evolution.edits import Levels
+from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.evolution.importance import Importance, warm_start
 from qra_search.strategies.gp.refine import WARM_START, atomic_edits, best_improvement, matern_belief
 from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
 
 
@@ -40,8 +40,8 @@ def test_the_first_plan_is_the_sensitivity_informed_one():
     budgets = budgets_of(evaluator.space, 0.4)
     state = logged_state(evaluator, 0, budgets=budgets)
     proposal = QRAdaptorStrategy().propose(state, 1)[0]
-    levels = Levels(state.space)
-    expected = warm_start(levels, Importance.of(state.space, state.prior), budgets[0])
+    levels = PlanCodec(state.space)
+    expected = warm_start(levels, Importance.of(state.space, state.sensitivities), budgets[0])
     assert proposal.plan == levels.decode(expected)
 
 
@@ -79,7 +79,7 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
     low = [replace(t, proposal=replace(t.proposal, fidelity=0.25)) for t in state.trials]
     low = [replace(t, evaluation=evaluator.evaluate(t.plan, fidelity=0.25)) for t in low]
     both = [replace(t, id=8 + i) for i, t in enumerate(state.trials[:5])]
-    belief = matern_belief(replace(state, trials=(*low, *both)), Importance.of(state.space, state.prior))
+    belief = matern_belief(replace(state, trials=(*low, *both)), Importance.of(state.space, state.sensitivities))
     assert len(belief.rows) == 8
     gap = np.mean([state.trials[i].loss - low[i].loss for i in range(5)])
     shifted = [low[i].loss + gap for i in range(5, 8)]
@@ -90,14 +90,14 @@ def test_a_plan_enters_the_model_once_and_proxy_losses_are_moved_by_the_gap():
             strict=True,
         )
     )
-    rows = Levels(state.space).encode([t.plan for t in low[5:]])
+    rows = PlanCodec(state.space).encode([t.plan for t in low[5:]])
     assert [known[tuple(r)] for r in rows] == pytest.approx(np.minimum(shifted, belief.ceiling).tolist())
 
 
 def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edits():
     evaluator = ToyEvaluator(toy_space(4))
     state = logged_state(evaluator, 21, budgets=budgets_of(evaluator.space, 0.5))
-    belief = matern_belief(state, Importance.of(state.space, state.prior))
+    belief = matern_belief(state, Importance.of(state.space, state.sensitivities))
     assert belief.gp.kernel == "matern52" and belief.gp.slope == 0.0
     row, budget = best_improvement(state, belief, set(state.seen), front_edits)
     assert budget == state.memory_budgets[0]
@@ -116,7 +116,7 @@ def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edi
 
 def test_atomic_edits_are_steps_of_one_choice_or_of_both_in_one_group():
     space = toy_space(3, restricted=True)
-    levels = Levels(space)
+    levels = PlanCodec(space)
     row = levels.random(np.random.default_rng(3))
     edits = atomic_edits(levels, row)
     assert len({tuple(e) for e in edits}) == len(edits)

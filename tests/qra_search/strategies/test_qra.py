@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
-from qra_search.contracts import StrategyContract
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies import make_strategy
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
 from qra_search.study.study import Study
+from qra_search.testing import StrategyContract
 
 
 class TestQRA(StrategyContract):
@@ -37,7 +37,7 @@ def replicated(noise, plans=4, seeds=4):
         Trial(i, Proposal(plan, seed=seed), "done", evaluator.evaluate(plan, seed=seed))
         for i, (plan, seed) in enumerate(asked)
     )
-    return StudyState(evaluator.space, trials, evaluator.prior())
+    return StudyState(evaluator.space, trials, evaluator.sensitivities())
 
 
 def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
@@ -59,7 +59,7 @@ def test_what_was_seen_at_a_lower_fidelity_is_not_taken_for_a_full_evaluation():
     full = tuple(Trial(i, Proposal(p), "done", evaluator.evaluate(p)) for i, p in enumerate(plans[:4]))
     wrong = replace(evaluator.evaluate(plans[5]), loss=-9.0, fidelity=0.25)
     low = Trial(4, Proposal(plans[5], fidelity=0.25), "done", wrong)
-    alone, both = (StudyState(space, trials, evaluator.prior()) for trials in (full, (*full, low)))
+    alone, both = (StudyState(space, trials, evaluator.sensitivities()) for trials in (full, (*full, low)))
     expected, found = (QRAStrategy().estimate(state) for state in (alone, both))
     assert found.plans == expected.plans and found.mean == pytest.approx(expected.mean)
 
@@ -97,6 +97,6 @@ def test_a_log_with_a_seed_for_every_trial_is_fitted_all_the_same():
     trials = tuple(
         Trial(i, Proposal(plan, seed=i), "done", evaluator.evaluate(plan, seed=i)) for i, plan in enumerate(plans)
     )
-    found = QRAStrategy().estimate(StudyState(space, trials, evaluator.prior()))
+    found = QRAStrategy().estimate(StudyState(space, trials, evaluator.sensitivities()))
     losses = [t.loss for t in trials]
     assert np.corrcoef(found.mean, losses)[0, 1] > 0.99 and np.isfinite(found.std).all()

@@ -39,7 +39,10 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
         ({"seed": 1.5}, "seed is 1.5"),
         ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
         ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
-        ({"prior": {"bits_damage": []}}, "a Prior is needed; of JSON data Prior.from_dict makes one"),
+        (
+            {"sensitivities": {"bits_damage": []}},
+            "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them",
+        ),
         ({"callbacks": Callback()}, "a list of callbacks is needed"),
         ({"callbacks": [print]}, "an instance of a subclass of Callback is needed"),
         ({"callbacks": [Callback]}, "a callback is the class Callback"),
@@ -67,5 +70,7 @@ def test_a_candidate_in_the_place_of_its_plan_is_named() -> None:
     result = search(AdditiveEvaluator(), strategy="random", evaluations=6)
     candidate: Any = result.best()
     for ask in (result.space.memory_bytes, AdditiveEvaluator().space.encode):
-        with pytest.raises(BadInput, match="plan is Candidate.*: a Plan is needed; that of a candidate is its `plan`"):
+        with pytest.raises(
+            BadInput, match="plan is EvaluatedPlan.*: a Plan is needed; that of a candidate is its `plan`"
+        ):
             ask(candidate)

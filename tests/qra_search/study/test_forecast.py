@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from qra_search.contracts.scenarios import toy_space
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.forecast import FACTOR, LEAST, WITHIN, forecast
+from qra_search.testing.scenarios import toy_space
 
 
 @pytest.fixture
@@ -20,40 +20,40 @@ def space() -> SearchSpace:
 
 
 @pytest.fixture
-def prior(space: SearchSpace) -> Prior:
+def sensitivities(space: SearchSpace) -> Sensitivities:
     damage = np.array([[0.9, 0.3, 0.1], [0.2, 0.1, 0.05], [0.4, 0.02, 0.01]])
-    return Prior(damage, np.full((3, 2), 0.01) * [[1.0, 1.5]], repair=0.0)
+    return Sensitivities(damage, np.full((3, 2), 0.01) * [[1.0, 1.5]], repair=0.0)
 
 
-def loss(space: SearchSpace, prior: Prior, plan: Plan) -> float:
+def loss(space: SearchSpace, sensitivities: Sensitivities, plan: Plan) -> float:
     b, r = space.encode(plan)
-    return sum(float(prior.bits_damage[g, b[g]] - prior.rank_gain[g, r[g]]) for g in range(len(space)))
+    return sum(float(sensitivities.bits_damage[g, b[g]] - sensitivities.rank_gain[g, r[g]]) for g in range(len(space)))
 
 
-def test_the_plan_is_the_best_of_all_that_fit(space: SearchSpace, prior: Prior) -> None:
+def test_the_plan_is_the_best_of_all_that_fit(space: SearchSpace, sensitivities: Sensitivities) -> None:
     every = [
         Plan(bits, ranks)
         for bits in itertools.product(space.bits, repeat=3)
         for ranks in itertools.product(space.ranks, repeat=3)
     ]
     for budget in sorted({space.memory_bytes(plan) for plan in every})[::3]:
-        found = forecast(space, prior, budget)
+        found = forecast(space, sensitivities, budget)
         assert found is not None and found.memory_bytes <= budget
-        best = min(loss(space, prior, plan) for plan in every if space.memory_bytes(plan) <= budget)
-        assert loss(space, prior, found.plan) == pytest.approx(best)
+        best = min(loss(space, sensitivities, plan) for plan in every if space.memory_bytes(plan) <= budget)
+        assert loss(space, sensitivities, found.plan) == pytest.approx(best)
 
 
 def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_said(
-    space: SearchSpace, prior: Prior
+    space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
     budget = space.memory_bytes(Plan((3, 3, 3), (8, 8, 8)))
-    found = forecast(space, prior, budget)
+    found = forecast(space, sensitivities, budget)
     assert found is not None
     assert {u.plan.key for u in found.uniform} == {
         p.key for p in space.uniform_plans() if space.memory_bytes(p) <= budget
     }
     for other in found.uniform:
-        gain = loss(space, prior, other.plan) - loss(space, prior, found.plan)
+        gain = loss(space, sensitivities, other.plan) - loss(space, sensitivities, found.plan)
         assert other.gain == pytest.approx(gain)
         half = WITHIN * math.hypot(FACTOR * gain, LEAST)
         assert other.interval == pytest.approx((gain - half, gain + half))
@@ -62,9 +62,9 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
 
 
 def test_a_uniform_optimum_is_its_own_rival_and_a_budget_that_nothing_fits_foretells_nothing(
-    space: SearchSpace, prior: Prior
+    space: SearchSpace, sensitivities: Sensitivities
 ) -> None:
-    whole = forecast(space, prior, space.memory.maximum)
+    whole = forecast(space, sensitivities, space.memory.maximum)
     assert whole is not None and whole.rival is not None
     assert whole.rival.plan == whole.plan and whole.rival.interval == (0.0, 0.0)
-    assert forecast(space, prior, space.memory.minimum - 1) is None
+    assert forecast(space, sensitivities, space.memory.minimum - 1) is None

@@ -7,14 +7,14 @@ import math
 import pytest
 
 from qra_search import Plan, search
-from qra_search.contracts.scenarios import ToyEvaluator, toy_space
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.report.finding import finding, headline
+from qra_search.space.budgets import size_in
 from qra_search.space.groups import Group, Linear
-from qra_search.space.sizes import size_in
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import uniform_design
+from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
 class AllRight(ToyEvaluator):

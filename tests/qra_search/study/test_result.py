@@ -10,8 +10,8 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Plan, search
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
-from qra_search.space.sizes import resolve_budgets
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_folder_holds_result_plan_and_prior(result, evaluator, tmp_path):
     plan = plan_from_dict(evaluator.space, json.loads((tmp_path / "plan.json").read_text()))
     assert plan == result.best().plan
     assert data["front"][0]["memory_bytes"] == result.front[0].memory_bytes
-    assert json.loads((tmp_path / "prior.json").read_text())["cost"] == 0.5
+    assert json.loads((tmp_path / "sensitivities.json").read_text())["cost"] == 0.5
 
 
 def test_a_plan_of_another_space_is_refused(evaluator):

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from qra_search.contracts.scenarios import toy_space
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.surrogates.basis import FLOOR, TableBasis
+from qra_search.testing.scenarios import toy_space
 
 
 def test_damage_near_zero_by_luck_is_not_zero():
     space = toy_space(4)
     damage = np.tile([1.0, 0.3, 0.1, 0.01], (4, 1))
     damage[2, 0] = 0.0
-    basis = TableBasis(space, Prior(damage, np.zeros((4, 3))))
+    basis = TableBasis(space, Sensitivities(damage, np.zeros((4, 3))))
     np.testing.assert_allclose(np.exp(basis.log_damage[2, 0]), FLOOR * 0.75)
     np.testing.assert_allclose(np.exp(basis.log_damage[1]), damage[1])
 
 
 def test_a_bit_width_without_any_damage_does_none():
     space = toy_space(3, bits=(2, 4, 16))
-    basis = TableBasis(space, Prior(np.tile([1.0, 0.2, 0.0], (3, 1)), np.zeros((3, 3))))
+    basis = TableBasis(space, Sensitivities(np.tile([1.0, 0.2, 0.0], (3, 1)), np.zeros((3, 3))))
     assert basis.live.tolist() == [[True, True, False]] * 3
 
 
 def test_a_prior_of_zeros_and_none_at_all_can_be_used():
     space = toy_space(3)
-    zeros = Prior(np.zeros((3, 4)), np.zeros((3, 3)))
-    for prior in (None, zeros):
-        basis = TableBasis(space, prior)
+    zeros = Sensitivities(np.zeros((3, 4)), np.zeros((3, 3)))
+    for sensitivities in (None, zeros):
+        basis = TableBasis(space, sensitivities)
         assert np.isfinite(basis.log_damage).all() and np.isfinite(basis.gain).all()
 
 
 def test_gain_is_drawn_half_way_to_the_mean_and_rises_from_zero():
     space = toy_space(2)
     gain = np.array([[0.1, 0.2, 0.3], [0.1, 0.4, 0.7]])
-    basis = TableBasis(space, Prior(np.ones((2, 4)), gain))
+    basis = TableBasis(space, Sensitivities(np.ones((2, 4)), gain))
     np.testing.assert_allclose(basis.gain, [[0.0, 0.15, 0.3], [0.0, 0.25, 0.5]])

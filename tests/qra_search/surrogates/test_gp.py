@@ -9,8 +9,8 @@ import pytest
 import torch
 from nehvi import quality_model
 
-from qra_search.contracts.scenarios import toy_space
 from qra_search.surrogates.gp import fit_loss_gp, level_values, ordinal_levels, seeded_torch, warped_levels
+from qra_search.testing.scenarios import toy_space
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.random((30, 6))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qra_search.contracts.scenarios import toy_space
 from qra_search.space import Group, Linear, SearchSpace
 from qra_search.surrogates.likeness import MOST_DENSE, ByKindAndDepth, Dense, covariance, likeness
+from qra_search.testing.scenarios import toy_space
 
 
 def space_of(*kinds_and_depths):

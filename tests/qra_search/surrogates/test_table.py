@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from table_world import World
 
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.likeness import ByKindAndDepth
@@ -102,8 +102,10 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
     error = {}
     for scales in ((1.0, 1.0), (damage, gain)):
         world = World()
-        prior = Prior(scales[0] * world.prior.bits_damage, scales[1] * world.prior.rank_gain)
-        fit = refined(TableFit(TableBasis(world.space, prior), world.rows(40), Widths()))
+        sensitivities = Sensitivities(
+            scales[0] * world.sensitivities.bits_damage, scales[1] * world.sensitivities.rank_gain
+        )
+        fit = refined(TableFit(TableBasis(world.space, sensitivities), world.rows(40), Widths()))
         b, r = world.plans(200)
         mean, _ = fit.joint(b, r)
         error[scales] = np.std(mean - world.loss(b, r)) / np.std(world.loss(b, r))

@@ -7,7 +7,7 @@ import math
 from fakes import AdditiveEvaluator
 
 from qra_search.config import make_config
-from qra_search.evaluation.prior import Prior
+from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.study.forecast import forecast
 from qra_search.workflow.costs import Costs, foretold_costs, worth_text
 from qra_search.workflow.dry_run import dry_run
@@ -31,15 +31,15 @@ def test_the_charge_is_warned_of_from_a_third_of_the_evaluations_on() -> None:
 
 def test_the_time_is_that_of_the_evaluations_that_are_left() -> None:
     costs = foretold_costs(Foretelling(), 15)
-    assert costs is not None and (costs.prior, costs.left) == (5.0, 10.0)
+    assert costs is not None and (costs.sensitivities, costs.left) == (5.0, 10.0)
     assert costs.text.startswith("10 plans tuned briefly, about 5 min 00 s;")
 
 
 def test_a_measured_prior_is_charged_what_it_took_and_an_evaluator_that_foretells_nothing_says_nothing() -> None:
-    prior = AdditiveEvaluator().prior()
-    assert isinstance(prior, Prior)
-    known = foretold_costs(AdditiveEvaluator(), 15, prior)
-    assert known is not None and known.prior == prior.cost and math.isnan(known.seconds)
+    sensitivities = AdditiveEvaluator().sensitivities()
+    assert isinstance(sensitivities, Sensitivities)
+    known = foretold_costs(AdditiveEvaluator(), 15, sensitivities)
+    assert known is not None and known.sensitivities == sensitivities.cost and math.isnan(known.seconds)
     assert foretold_costs(AdditiveEvaluator(), 15) is None
 
 
@@ -50,9 +50,11 @@ def test_a_dry_run_is_charged_what_the_evaluator_foretells() -> None:
 
 def test_a_search_is_said_to_check_what_is_clear_and_to_measure_what_is_not() -> None:
     evaluator = AdditiveEvaluator()
-    prior = evaluator.prior()
-    assert prior is not None
-    clear = forecast(evaluator.space, prior, evaluator.space.memory.minimum + evaluator.space.memory.maximum >> 1)
+    sensitivities = evaluator.sensitivities()
+    assert sensitivities is not None
+    clear = forecast(
+        evaluator.space, sensitivities, evaluator.space.memory.minimum + evaluator.space.memory.maximum >> 1
+    )
     assert clear is not None and clear.rival is not None
     assert ("checks the prediction" in worth_text(clear)) == clear.rival.certain
     assert "measures it" in worth_text(None)

@@ -27,7 +27,9 @@ SETTINGS: dict[str, Any] = {
 
 def contents(folder: Path) -> dict[str, str]:
     """The files of a run that hold no times."""
-    return {name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "prior.json", "result.json")}
+    return {
+        name: (folder / name).read_text() for name in ("config.yaml", "plan.json", "sensitivities.json", "result.json")
+    }
 
 
 def test_it_leaves_the_folder_that_the_command_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

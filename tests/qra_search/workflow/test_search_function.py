@@ -31,10 +31,10 @@ def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_
     class Reporting(AdditiveEvaluator):
         progress: Any = None
 
-        def prior(self) -> Any:
+        def sensitivities(self) -> Any:
             self.progress("measure the prior", 0, 2)
             self.progress("measure the prior", 2, 2)
-            return super().prior()
+            return super().sensitivities()
 
     evaluator = Reporting()
     search(evaluator, strategy="random", evaluations=3, progress=True)

@@ -200,7 +200,7 @@ def test_several_runs_are_compared_and_then_shown_one_by_one(run: RunFolder, tmp
 
 def test_a_run_without_prior_predictions_failures_or_config_has_a_page(tmp_path: Path) -> None:
     class Plain(Bits):
-        def prior(self) -> None:  # type: ignore[override]
+        def sensitivities(self) -> None:  # type: ignore[override]
             return None
 
     study = Study(

@@ -10,7 +10,7 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
-from qra_search.report.progress import Standing
+from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal import live
 from qra_search.report.terminal.live import PlainView, RichView, View, make_view
 
@@ -178,7 +178,7 @@ def test_the_standing_agrees_with_the_result() -> None:
 def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
     first = study(View(), evaluations=12)
     first.run()
-    again = Standing.of(first)
+    again = BestSoFar.of(first)
     assert again.count == len(first.log)
     assert again.best(first.memory_budgets[0]) is not None
     assert math.isnan(again.left)
@@ -188,7 +188,7 @@ def test_the_time_left_follows_this_sessions_pace(clock: list[float]) -> None:
     view = View()
     running = study(view, evaluations=20)
     clock[0] = 100.0
-    standing = Standing.of(running)
+    standing = BestSoFar.of(running)
     running.run()
     trials = running.log.trials
     for trial in trials[:4]:

@@ -1,0 +1,79 @@
+"""The prior of an evaluator: measured once, and kept from one run to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qra_eval.quantized.model import CALIBRATION_ROWS
+from qra_eval.quantized.weight_cache import bank_folder
+from qra_eval.sensitivities.measure import measure_prior
+from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tuning.fine_tuner import FineTuner
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.files import write_json
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+PRIOR_ROWS = 16
+PROBE_ROWS, PROBE_TOKENS = 8, 512
+"""Of these, on which groups are degraded for real, at most; and about as many tokens."""
+PRIOR_VERSION = 6
+"""Of the way in which the prior is measured: a kept one of another version is not used."""
+
+
+def kept_or_measured(workbench: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+    """The prior as an earlier run of the same content kept it, or measured and kept; and the report of its measuring.
+
+    Its cost is what measuring took, whether or not it was measured again.
+    """
+    path = prior_file(workbench)
+    try:
+        data = json.loads(path.read_text())
+        return Sensitivities.from_dict(data["prior"]), data["report"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not whole
+        sensitivities, report = measured(workbench)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"prior": sensitivities.to_dict(), "report": report})
+    return sensitivities, report
+
+
+def probe_batch(rows: Sequence[Encoded]) -> Batch:
+    """The rows on which groups are degraded for real: drawn at random, for the shortest are not like the others."""
+    count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return collate([rows[i] for i in drawn], multiple=PASS_MULTIPLE)
+
+
+def prior_file(workbench: FineTuner) -> Path:
+    """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
+    model = workbench.quantized
+    levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
+    identity = [PRIOR_VERSION, model.identity, levels, model.space.signature]
+    identity += [workbench.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
+    identity += [workbench.rows.hash(calibration=PRIOR_ROWS), workbench.evaluation_tokens(), str(model.compute)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
+
+
+def measured(workbench: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+    """The prior, measured on the first calibration rows; see `qra_eval.sensitivities.measure`."""
+    model = workbench.quantized
+    model.prepare()  # quantizing is no part of the prior's time
+    start = time.perf_counter()
+    model.unquantize()
+    rows = workbench.rows("calibration", PRIOR_ROWS)
+    sensitivities, report = measure_prior(workbench, passed_together(rows), probe_batch(rows))
+    tokens = report["forward_tokens"]
+    if model.backend.calibrated:
+        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
+    cost = tokens / workbench.evaluation_tokens()
+    seconds = time.perf_counter() - start
+    return replace(sensitivities, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}

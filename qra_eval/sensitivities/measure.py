@@ -1,0 +1,277 @@
+"""The prior: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
+
+A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
+prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
+the gradient at the linear's output for labels drawn from the model itself (Fisher information); what positions have in
+common is left out (see `fisher`). One backward pass gives x and g of every linear; each bit-width then costs one
+product D x. That ranks groups well but the scale of large damage is off, so a few groups are degraded for real, and a
+straight line in logarithms maps the one onto the other, with an intercept for each kind of linear. Tables of embeddings
+are few, and are degraded for real at every level.
+
+One group at 3 bits moves the prediction by 1e-4 to 1e-3 nats, as much as the rounding of a whole pass in bfloat16:
+passes with degraded groups are made in float32, and D is taken before it is multiplied, not as products' difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qra_eval.quantized.blocks import Blocks, Flow
+from qra_eval.sensitivities.fisher import measure_fisher
+from qra_eval.tasks.batches import Batch
+from qra_eval.tuning.fine_tuner import FineTuner
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.space.levels import LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import SearchSpace
+
+DEPTHS = 3
+"""Groups of each kind that are degraded for real, spread over depth."""
+PROBED_BITS = 2
+"""The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
+MANY_PROBES = 24
+"""With more probes than so many, each group is degraded at one of its bit-widths only, in turn: 21 instead of 42 tell
+recorded evaluations of SmolLM2 apart as well (benchmarks/study/probes.py)."""
+KIND_RIDGE = 1.0
+"""Strength with which a kind's intercept is drawn to the common one, in observations."""
+RANK_GAIN = 0.5
+"""Nats that adapters on all groups are taken to gain together, spread by gradient spectrum: SmolLM2 on GSM8K gains as
+much in 12 steps."""
+RANK_POWER = 0.01
+"""A rank gains the share of the spectrum within it to this power: nearly all of it at any rank. With one alpha for all
+ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
+
+
+def measure_prior(workbench: FineTuner, batches: Sequence[Batch], probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
+    """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
+
+    Args:
+        probe: the batch on which groups are degraded for real.
+
+    Returns:
+        The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
+        units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
+    """
+    space, model = workbench.space, workbench.quantized
+    bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
+    fisher = measure_fisher(workbench, bits, batches)
+    raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
+    kinds = [g.kind or g.name for g in groups]
+    pairs = probed(space)
+    with model.in_float32() as blocks:
+        probes, probe_tokens = degrade_groups(workbench, blocks, bits, pairs, probe)
+        tables, table_tokens = degrade_tables(workbench, blocks, probe)
+    scaled = scale_damage(raw, kinds, probes)
+    damage = np.full((len(space), len(space.bits)), np.nan)
+    damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
+    for k, b in enumerate(bits):
+        damage[: len(groups), space.bits.index(b)] = scaled[:, k]
+    damage[~space.bits_allowed & (space.widths != UNQUANTIZED_BITS)] = np.nan
+    for name, figures in tables.items():
+        damage[space.names.index(name), [space.bits.index(b) for b in figures]] = list(figures.values())
+    damage = no_less_than_wider(filled(damage, space.widths), space.widths)
+    sensitivities = Sensitivities(
+        damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes", repair=0.0
+    )
+    report = {
+        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens + table_tokens,
+        "probes": [
+            {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
+            for g, k, kl in probes
+        ],
+        "log_correlation": _log_correlation([(raw[g, k], kl) for g, k, kl in probes]),
+    }
+    return sensitivities, report
+
+
+def probed(space: SearchSpace) -> list[tuple[int, int]]:
+    """The groups of linears that are degraded for real, and at which of the levels of linears below 16 bits."""
+    groups = [g for g in space.groups if not g.is_embedding]
+    kinds = [g.kind or g.name for g in groups]
+    allowed = space.bits_allowed[: len(groups)]
+    allowed = allowed[:, allowed.any(0) & (space.widths != UNQUANTIZED_BITS)]
+    lowest = {g: np.flatnonzero(allowed[g])[:PROBED_BITS].tolist() for g in _spread(kinds)}
+    if sum(map(len, lowest.values())) > MANY_PROBES:
+        lowest = {g: levels[n % len(levels) :][:1] for n, (g, levels) in enumerate(lowest.items()) if levels}
+    return [(g, k) for g, levels in lowest.items() for k in levels]
+
+
+def no_less_than_wider(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Damage (G, B), raised where it is below that of more bits: of the least of them, where a width has several."""
+    raised = damage.copy()
+    floor = np.zeros(len(damage))
+    for width in sorted(set(widths.tolist()), reverse=True):
+        raised[:, widths == width] = np.maximum(raised[:, widths == width], floor[:, None])
+        floor = raised[:, widths == width].min(1)
+    return raised
+
+
+def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Damage (G, B) with what a group cannot choose (NaN) put in between its own: surrogates compare all levels.
+
+    Logarithms are interpolated linearly in bits; outside, damage falls fourfold a bit.
+    """
+    made = damage.copy()
+    for row in made:
+        known = ~np.isnan(row)
+        lossy = known & (row > 0)
+        if not lossy.any():
+            row[~known] = 0.0
+            continue
+        order = np.argsort(widths[lossy], kind="stable")
+        at, log = widths[lossy][order].astype(float), np.log(row[lossy])[order]
+        for i in np.flatnonzero(~known):
+            outside = min(0.0, widths[i] - at[0]) + max(0.0, widths[i] - at[-1])
+            row[i] = np.exp(np.interp(widths[i], at, log) - outside * np.log(4.0))
+    return made
+
+
+def degrade_tables(workbench: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict[str, dict[LevelName, float]], int]:
+    """KL of the prediction on a batch with one table alone degraded, at each of its levels; and tokens passed forward.
+
+    Args:
+        blocks: computing in float32.
+
+    Returns:
+        By table, level to nats a labelled token.
+    """
+    model = workbench.quantized
+    pairs = [(name, level) for name in model.tables for level in model.table_levels]
+    found: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
+    if not pairs:
+        return found, 0
+    with blocks.running(), torch.no_grad():
+        flows: dict[tuple[str, LevelName] | None, Flow] = {}
+        for pair in (None, *pairs):
+            with _degraded(workbench, pair):
+                flows[pair] = blocks.enter(batch)
+        for layer in range(len(blocks)):
+            with blocks.placed(layer):
+                blocks.advance(layer, list(flows.values()))
+        reference = blocks.logits(flows[None], flows[None].hidden.to(blocks.device)).float()
+        likely = reference.softmax(-1)
+        for pair in pairs:
+            with _degraded(workbench, pair):
+                logits = blocks.logits(flows[pair], flows[pair].hidden.to(blocks.device)).float()
+            found[pair[0]][pair[1]] = divergence(reference, likely, logits)
+    return found, (1 + len(pairs)) * batch.tokens
+
+
+@contextmanager
+def _degraded(workbench: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
+    """One table at a level, the rest as it was loaded."""
+    model = workbench.quantized
+    if pair is not None:
+        model.put_table(*pair)
+    try:
+        yield
+    finally:
+        if pair is not None:
+            model.put_table(pair[0], None)
+
+
+def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
+    """Mean KL divergence in nats of what logits (M, V) predict from what the reference does; `logits` is overwritten.
+
+    log E exp(change) - E change under what was likely, the reference's softmax: of small changes no digit is lost.
+    """
+    change = logits.sub_(reference)
+    return max(float(((likely * change.expm1()).sum(-1).log1p() - (likely * change).sum(-1)).mean()), 0.0)
+
+
+def degrade_groups(
+    workbench: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
+) -> tuple[list[tuple[int, int, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
+
+    A probe leaves the unquantized pass at its group's layer, and goes on beside the others, layer by layer: a layer's
+    weights are put in place once for all. One batch is enough: the same positions are compared throughout.
+
+    Args:
+        blocks: computing in float32.
+
+    Returns:
+        (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
+    """
+    groups, model = workbench.space.groups, workbench.quantized
+    tokens, found = float(batch.tokens), []
+    with blocks.running(), torch.no_grad():
+        flow = blocks.enter(batch)
+        probes: dict[tuple[int, int], Tensor] = {}
+        for layer in range(len(blocks)):
+            with blocks.placed(layer):
+                for pair, hidden in probes.items():
+                    probes[pair] = blocks.step(layer, flow, hidden.to(blocks.device)).cpu()
+                for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
+                    names = [linear.name for linear in groups[g].linears]
+                    for name in names:
+                        model.wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
+                    probes[g, k] = blocks.step(layer, flow).cpu()
+                    for name in names:
+                        model.wrapped[name].set_base()
+                    tokens += (1 - layer / len(blocks)) * batch.tokens
+                blocks.advance(layer, [flow])
+            if workbench.progress is not None:
+                workbench.progress("probe groups", layer + 1, len(blocks))
+        reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
+        likely = reference.softmax(-1)
+        for (g, k), hidden in probes.items():
+            logits = blocks.logits(flow, hidden.to(blocks.device)).float()
+            found.append((g, k, divergence(reference, likely, logits)))
+    return found, round(tokens)
+
+
+def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
+    """Fisher figures (G, B) on the scale of the probes: log KL = slope * log figure + intercept of the kind.
+
+    Ridge regression: intercepts are drawn to their common mean, so a kind with odd probes does not run away.
+    """
+    floor = max(float(raw.max(initial=0.0)) * 1e-9, 1e-300)
+    log_raw = np.log(np.maximum(raw, floor))
+    usable = [(g, k, kl) for g, k, kl in probes if kl > 1e-8 and raw[g, k] > floor]
+    if len(usable) < 3:
+        return np.where(raw > floor, raw, 0.0)
+    names = sorted(set(kinds))
+    center = float(np.mean([log_raw[g, k] for g, k, _ in usable]))
+    design = np.zeros((len(usable), 2 + len(names)))
+    target = np.log([kl for *_, kl in usable])
+    for i, (g, k, _) in enumerate(usable):
+        design[i, 0], design[i, 1], design[i, 2 + names.index(kinds[g])] = 1.0, log_raw[g, k] - center, 1.0
+    penalty = np.diag([1e-9, 1e-9] + [KIND_RIDGE] * len(names))
+    weights = np.linalg.solve(design.T @ design + penalty, design.T @ target)
+    slope = max(float(weights[1]), 0.1)
+    offsets = np.array([weights[2 + names.index(kind)] for kind in kinds])
+    return np.where(raw > floor, np.exp(weights[0] + slope * (log_raw - center) + offsets[:, None]), 0.0)
+
+
+def _rank_gain(space: SearchSpace, spectrum: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float (G, R): what each rank gains; `RANK_GAIN` in all at the largest rank."""
+    gain, nothing = np.zeros((len(space), len(space.ranks))), np.zeros(1)
+    for i, group in enumerate(space.groups):
+        for j, rank in enumerate(space.ranks):
+            gain[i, j] = sum(float(spectrum.get(m.name, nothing)[:rank].sum()) for m in group.linears)
+    most = gain[:, -1:]
+    share = np.divide(gain, most, out=np.zeros_like(gain), where=most > 0)
+    return share**RANK_POWER * most * (RANK_GAIN / max(most.sum(), 1e-30))
+
+
+def _spread(kinds: Sequence[str]) -> list[int]:
+    """Indices of `DEPTHS` groups of each kind, from the first to the last."""
+    chosen: list[int] = []
+    for kind in sorted(set(kinds)):
+        members = [i for i, k in enumerate(kinds) if k == kind]
+        count = min(DEPTHS, len(members))
+        chosen += sorted({members[round(j * (len(members) - 1) / max(1, count - 1))] for j in range(count)})
+    return chosen
+
+
+def _log_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Pearson correlation of the logarithms; None with fewer than three usable pairs."""
+    usable = [(a, b) for a, b in pairs if a > 0 and b > 0]
+    return float(np.corrcoef(np.log(usable), rowvar=False)[0, 1]) if len(usable) > 2 else None

@@ -1,0 +1,206 @@
+"""A model, the rows of a task and the settings of training: any plan put in place, tuned and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from qra_eval.models.loaded import positions
+from qra_eval.quantized import adapters
+from qra_eval.quantized.model import QuantizedModel
+from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.tasks.batches import Batch, bucketed, schedule
+from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.losses import held_out_loss
+from qra_eval.tasks.rows import Rows
+from qra_eval.tuning import training
+from qra_eval.tuning.scales import scales_in_training
+from qra_search.config import FINAL_ONLY, TrainingConfig
+from qra_search.evaluation.protocols import Progress, RowCount
+from qra_search.space.space import Plan
+
+LATER = {
+    "hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0,
+    "scales": False, "scales_rate": 1e-3,
+}  # fmt: skip
+"""Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
+ANSWER = 64
+"""Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
+
+
+class FineTuner:
+    """What tuning and measuring share; the evaluator, the prior and the estimates of cost stand on it.
+
+    Args:
+        quantized: the model, and the settings of training.
+        rows: of the task.
+
+    Attributes:
+        space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
+        init: where adapters start.
+        metric: what a search lowers, `loss` or `task`.
+    """
+
+    def __init__(self, quantized: QuantizedModel, rows: Rows):
+        self.quantized, self.rows = quantized, rows
+        self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
+        self.device, self.space = quantized.device, quantized.space
+        self.init: str = quantized.settings.inits[0]
+        self.metric = "loss"
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """Of training: those of the model, where they may be set later."""
+        return self.quantized.settings
+
+    @property
+    def progress(self) -> Progress | None:
+        """Called with all that takes long before the first evaluation; that of the model."""
+        return self.quantized.progress
+
+    def describe(self) -> dict[str, Any]:
+        """What losses follow from: model, rows, backend and settings, as plain data."""
+        unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}
+        return {
+            "model": self.quantized.loaded.name,
+            "weights": self.quantized.loaded.fingerprint,
+            "dtype": str(self.quantized.dtype).removeprefix("torch."),
+            "task": self.rows.name,
+            "rows": self.rows.hash(calibration=self.trained_rows, validation=self.settings.validation_rows),
+            "backend": self.quantized.backend.spec,
+            "granularity": self.quantized.granularity,
+            **({} if self.metric == "loss" else {"metric": self.metric}),
+            "training": {
+                **self.settings.model_dump(exclude={*FINAL_ONLY, *unnamed}),
+                "init": self.settings.inits[0],
+            },
+        }
+
+    # -- a plan in place -----------------------------------------------------------------------
+    def apply(self, plan: Plan, seed: int) -> None:
+        """Put a plan in place, with adapters as `init` begins them."""
+        self.quantized.apply(plan, seed, self.init)
+
+    def train(
+        self,
+        steps: int,
+        seed: int,
+        progress: Callable[[int, int, float], None] | None = None,
+        *,
+        watch: training.TrainerCallback | None = None,
+        batches: Sequence[Batch] | None = None,
+    ) -> training.Trained:
+        """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
+
+        Args:
+            batches: of the steps; default: those of an evaluation.
+        """
+        settings = self.settings
+        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
+            trained = training.train(
+                self.model,
+                adapters.parameter_groups(
+                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                ),
+                self.batches(steps, seed) if batches is None else batches,
+                settings,
+                seed=seed,
+                device=self.device,
+                progress=progress,
+                watch=watch,
+            )
+        adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
+        return trained
+
+    def held_out(self, split: SplitName, rows: int) -> float:
+        """Loss in nats a labelled token on the first rows of a split."""
+        return held_out_loss(self.model, bucketed(self.rows(split, rows), 2 * self.settings.batch_size), self.device)
+
+    def objective(self, split: SplitName, rows: int) -> float | None:
+        """The task's own measure on the first rows of a split; None if the loss is what counts."""
+        if self.metric == "loss":
+            return None
+        task, settings = self.rows.task, self.settings
+        return task.objective(
+            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * settings.batch_size,
+            max_length=self.with_room(ANSWER),
+        )  # fmt: skip
+
+    def with_room(self, tokens: int) -> int:
+        """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
+        asked, most = self.settings.max_length + tokens, positions(self.model)
+        return asked if most is None else min(asked, most)
+
+    def untuned_loss(self) -> float:
+        """Validation loss of the model as it was loaded, neither quantized nor tuned."""
+        with self.quantized.unquantized():
+            return self.held_out("validation", self.settings.validation_rows)
+
+    # -- what a training sees ------------------------------------------------------------------
+    def batches(self, steps: int, seed: int) -> list[Batch]:
+        """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
+        settings, whole = self.settings, max(steps, self.settings.steps)
+        if steps == 0:
+            return []
+        rows = self.rows("calibration", whole * settings.rows_a_step)
+        number = settings.accumulation
+        return schedule(rows, whole * number, settings.batch_size, seed)[: steps * number]
+
+    def final_batches(self, steps: int, seed: int) -> list[Batch]:
+        """The batches of a full tuning, whose rows are drawn from all there are with the seed.
+
+        Seed 0 sees what an evaluation of so many steps sees, as it did before other seeds drew rows of their own.
+        """
+        if seed == 0 or steps == 0:
+            return self.batches(steps, seed)
+        settings = self.settings
+        rows = self.rows.drawn("calibration", steps * settings.rows_a_step, seed)
+        return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=True)
+
+    @property
+    def final_steps(self) -> int:
+        """Steps of a full tuning, by the settings."""
+        settings = self.settings
+        if settings.final_epochs is None:
+            return settings.final_steps
+        whole, part = divmod(settings.final_epochs, 1)
+        rows = self._all_rows
+        batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
+        return max(1, math.ceil(batches / settings.accumulation))
+
+    @property
+    def _all_rows(self) -> int:
+        """Rows to tune on: of running text, those that its blocks are cut into."""
+        return len(self.rows("calibration", len(self.rows.task.split("calibration"))))
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows that a full evaluation trains on; one, of which only the length matters, if it trains on none."""
+        return max(1, self.settings.steps * self.settings.rows_a_step)
+
+    def row_counts(self) -> dict[str, RowCount]:
+        """Rows of each split that evaluations and the full tuning ask for together, and how many there are."""
+        settings = self.settings
+        counts: dict[SplitName, int] = {
+            "calibration": max(self.trained_rows, self.final_steps * settings.rows_a_step),
+            "validation": settings.validation_rows,
+            "test": settings.test_rows,
+        }
+        found: dict[str, RowCount] = {}
+        for split, asked in counts.items():
+            if split == "calibration" and settings.final_epochs is not None:
+                asked = min(asked, self._all_rows)  # passes over what there is ask for no more
+            rows = self.rows(split, asked)
+            cut = sum(row.cut > 0 for row in rows)
+            found[split] = RowCount(asked, min(asked, len(rows)), cut, max(len(row) + row.cut for row in rows))
+        return found
+
+    def evaluation_tokens(self) -> float:
+        """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
+        settings = self.settings
+        rows = self.rows("calibration", self.trained_rows)
+        trained = sum(map(len, rows)) * (settings.steps * settings.rows_a_step) / len(rows)
+        held_out = sum(map(len, self.rows("validation", settings.validation_rows)))
+        return (1 + training.BACKWARD) * trained + held_out

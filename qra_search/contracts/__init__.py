@@ -1,8 +1,0 @@
-"""Contract tests for plug-ins, and the small scenarios that they run on."""
-
-from __future__ import annotations
-
-from qra_search.contracts.evaluator import EvaluatorContract
-from qra_search.contracts.strategy import StrategyContract
-
-__all__ = ["EvaluatorContract", "StrategyContract"]

@@ -1,0 +1,79 @@
+"""Contract tests for evaluators: subclass the class, give it one fixture, and pytest runs the rest.
+
+    class TestMine(EvaluatorContract):
+        @pytest.fixture
+        def evaluator(self):
+            return MyEvaluator()
+
+Every test says in its name what must hold.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator, check_evaluation
+from qra_search.log.state import StudyState
+from qra_search.space.space import Plan
+from qra_search.strategies.random import RandomStrategy
+from qra_search.testing.scenarios import disturb_global_randomness
+
+
+class EvaluatorContract:
+    """What every evaluator must do; subclass it and define the fixture `evaluator`.
+
+    `plans` gives the plans that are evaluated: by default the smallest uniform plan and a random one.
+    """
+
+    @pytest.fixture
+    def evaluator(self) -> Evaluator:
+        raise NotImplementedError("define a fixture `evaluator` in your test class")
+
+    @pytest.fixture
+    def plans(self, evaluator: Evaluator) -> list[Plan]:
+        state = StudyState(evaluator.space)
+        return [p.plan for p in RandomStrategy().propose(state, 1)] + evaluator.space.uniform_plans()[:1]
+
+    def test_it_accepts_its_fidelities_and_the_last_is_one(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+        assert list(evaluator.fidelities) == sorted(set(evaluator.fidelities))
+        assert evaluator.fidelities[0] > 0 and evaluator.fidelities[-1] == 1.0
+        for fidelity in evaluator.fidelities:
+            evaluation = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
+            assert (evaluation.fidelity, evaluation.seed) == (fidelity, 1)
+            assert evaluation.charged > 0 and evaluation.seconds >= 0
+
+    def test_loss_is_finite_and_bytes_are_those_of_the_space(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+        for plan in plans:
+            check_evaluation(evaluator.evaluate(plan), evaluator.space, plan)
+
+    def test_the_same_seed_gives_the_same_loss(self, evaluator: Evaluator, plans: list[Plan]) -> None:
+        first = evaluator.evaluate(plans[0], seed=3).loss
+        evaluator.evaluate(plans[-1], seed=0)
+        disturb_global_randomness()
+        assert evaluator.evaluate(plans[0], seed=3).loss == first
+
+    def test_the_prior_has_the_shape_of_the_space_and_is_measured_once(self, evaluator: Evaluator) -> None:
+        sensitivities = evaluator.sensitivities()
+        if sensitivities is None:
+            pytest.skip("the evaluator has no prior")
+        sensitivities.check(evaluator.space)
+        assert sensitivities.cost >= 0 and sensitivities.seconds >= 0
+        again = evaluator.sensitivities()
+        assert again is not None
+        assert np.array_equal(again.bits_damage, sensitivities.bits_damage)
+        assert np.array_equal(again.rank_gain, sensitivities.rank_gain)
+
+    def test_it_describes_itself_in_plain_data(self, evaluator: Evaluator) -> None:
+        description = evaluator.describe()
+        assert json.loads(json.dumps(description)) == description
+
+    def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
+        wrong = Plan(
+            (evaluator.space.bits[0],) * (len(evaluator.space) + 1),
+            (evaluator.space.ranks[0],) * (len(evaluator.space) + 1),
+        )
+        with pytest.raises((ValueError, EvaluationFailed)):
+            evaluator.evaluate(wrong)

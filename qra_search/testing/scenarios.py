@@ -1,0 +1,238 @@
+"""Small spaces, evaluators in closed form and ready-made study states, for tests and examples."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.log.state import StudyState
+from qra_search.log.trial_log import TrialLog
+from qra_search.space import Group, Level, Linear, Plan, SearchSpace
+from qra_search.space.levels import make_levels
+from qra_search.strategies import Strategy
+from qra_search.strategies.random import RandomStrategy
+
+BETTER_WAY = 0.7
+"""Damage of each further way to store a width, as a share of the one before."""
+TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
+"""Bits of a space that stores four bits in two ways of equal bytes, the second better."""
+
+
+def toy_space(
+    layers: int = 5,
+    granularity: str = "layer",
+    *,
+    bits: tuple[int | Level, ...] = (2, 3, 4, 8),
+    ranks: tuple[int, ...] = (4, 8, 16),
+    restricted: bool = False,
+    table: bool = False,
+) -> SearchSpace:
+    """A space of small decoder layers, one group a `layer`, a `module` (seven a layer) or `fused` shards (four).
+
+    With `restricted`, every third group may take neither the smallest bit-width nor the largest rank. With `table`, a
+    group of embeddings comes last that has levels of its own and no rank, and does not follow uniform plans.
+    """
+    shapes = {
+        "q": (256, 256),
+        "k": (64, 256),
+        "v": (64, 256),
+        "o": (256, 256),
+        "gate": (512, 256),
+        "up": (512, 256),
+        "down": (256, 512),
+    }
+    kinds: dict[str, dict[str, tuple[str, ...]]] = {
+        "layer": {"layer": tuple(shapes)},
+        "module": {name: (name,) for name in shapes},
+        "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
+    }
+    names = tuple(level.name for level in make_levels(bits))
+    groups: list[Group] = []
+    for layer in range(layers):
+        for kind, members in kinds[granularity].items():
+            linears = tuple(
+                Linear(name=f"layers.{layer}.{m}", out_features=shapes[m][0], in_features=shapes[m][1]) for m in members
+            )
+            narrow = restricted and len(groups) % 3 == 0
+            groups.append(
+                Group(
+                    name=f"layers.{layer}.{kind}",
+                    linears=linears,
+                    bits=names[1:] if narrow and len(bits) > 1 else None,
+                    ranks=ranks[:-1] if narrow and len(ranks) > 1 else None,
+                    kind=kind,
+                    depth=layer,
+                )
+            )
+    if table:
+        linears = (Linear(name="embed", out_features=1024, in_features=256),)
+        wide = (*names[1:], 16)
+        groups = [
+            group.model_copy(update={"bits": group.bits or names, "ranks": group.ranks or ranks}) for group in groups
+        ]
+        groups.append(
+            Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True)
+        )
+        bits, ranks = (*bits, 16), (0, *ranks)
+    return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
+
+
+class ToyEvaluator(Evaluator):
+    """A loss in closed form: damage that falls with bits and rank, more where neighbours are both damaged, noise.
+
+    Args:
+        space: default: `toy_space()`.
+        prior: `true`, `wrong` (the groups shuffled), `zero`, or None.
+        fidelities: below 1 the loss is higher and noisier.
+        failing: share of plans whose evaluation fails.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | None = None,
+        *,
+        sensitivities: str | None = "true",
+        fidelities: tuple[float, ...] = (1.0,),
+        failing: float = 0.0,
+        noise: float = 0.002,
+    ):
+        self.space = space or toy_space()
+        self.fidelities = fidelities
+        self.failing, self.noise = failing, noise
+        groups, rng = len(self.space), np.random.default_rng(5)
+        error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
+        widths = self.space.widths.tolist()
+        error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])
+        self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
+        self.gain = rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
+        self._prior = None if sensitivities is None else self._make_prior(sensitivities)
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        b, r = self.space.encode(plan)
+        rng = np.random.default_rng([seed, int(1000 * fidelity), *b, *r])
+        if rng.random() < self.failing:
+            raise EvaluationFailed("the toy was made to fail")
+        rows = np.arange(len(b))
+        hurt = self.damage[rows, b]
+        loss = 1.0 + hurt.sum() - self.gain[rows, r].sum() + np.sqrt(hurt[1:] * hurt[:-1]).sum()
+        loss += 0.2 * (1.0 - fidelity) * (1.0 + loss) + self.noise * rng.normal() / math.sqrt(fidelity)
+        return Evaluation(float(loss), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+    def sensitivities(self) -> Sensitivities | None:
+        return self._prior
+
+    def describe(self) -> dict[str, Any]:
+        return {"toy": self.space.signature, "noise": self.noise, "failing": self.failing}
+
+    def _make_prior(self, kind: str) -> Sensitivities:
+        order = np.arange(len(self.space))
+        if kind == "wrong":
+            order = np.random.default_rng(6).permutation(order)
+        scale = 0.0 if kind == "zero" else 1.0
+        return Sensitivities(scale * self.damage[order], scale * self.gain[order], cost=0.5, source=kind)
+
+
+def logged_state(
+    evaluator: Evaluator,
+    trials: int = 12,
+    *,
+    budgets: tuple[int, ...] = (),
+    seed: int = 3,
+    pending: int = 0,
+    writer: Strategy | None = None,
+) -> StudyState:
+    """The state of a study whose log another strategy wrote, with some trials still running.
+
+    Args:
+        writer: what proposed the trials; default: random plans.
+    """
+    writer = writer or RandomStrategy()
+    state = StudyState(evaluator.space, (), evaluator.sensitivities(), budgets, seed, 60.0, evaluator.fidelities)
+    with TrialLog() as log:
+        while len(log) < trials + pending:
+            proposals = writer.propose(replace(state, trials=log.trials), 1)
+            if not proposals:
+                break
+            trial = log.propose(proposals[0])
+            if len(log) <= trials:
+                try:
+                    p = trial.proposal
+                    log.finish(trial.id, evaluator.evaluate(p.plan, fidelity=p.fidelity, seed=p.seed))
+                except EvaluationFailed as error:
+                    log.fail(trial.id, str(error))
+        return replace(state, trials=log.trials)
+
+
+def budgets_of(space: SearchSpace, *shares: float) -> tuple[int, ...]:
+    """Bytes at these shares of the way from the smallest to the largest plan."""
+    return tuple(int(space.memory.minimum + s * (space.memory.maximum - space.memory.minimum)) for s in shares)
+
+
+def _usual(
+    evaluator: Evaluator, trials: int = 12, shares: tuple[float, ...] = (0.3, 0.6), **options: Any
+) -> StudyState:
+    return logged_state(evaluator, trials, budgets=budgets_of(evaluator.space, *shares), **options)
+
+
+def _single(trials: int) -> StudyState:
+    return _usual(ToyEvaluator(toy_space(3, bits=(4,), ranks=(8,))), trials, ())
+
+
+SCENARIOS: dict[str, Callable[[], StudyState]] = {
+    "an empty log": lambda: _usual(ToyEvaluator(), 0),
+    "one trial": lambda: _usual(ToyEvaluator(), 1),
+    "a log that another strategy wrote": lambda: _usual(ToyEvaluator()),
+    "no named budget": lambda: _usual(ToyEvaluator(), 30, ()),
+    "one budget": lambda: _usual(ToyEvaluator(), shares=(0.3,)),
+    "a budget that only the smallest plan fits": lambda: _usual(ToyEvaluator(), 0, (0.0,)),
+    "pending trials": lambda: _usual(ToyEvaluator(), pending=4),
+    "nothing but pending trials": lambda: _usual(ToyEvaluator(), 0, pending=4),
+    "failed trials": lambda: _usual(ToyEvaluator(failing=0.4)),
+    "nothing but failed trials": lambda: _usual(ToyEvaluator(failing=1.0), 6),
+    "no prior": lambda: _usual(ToyEvaluator(sensitivities=None)),
+    "a wrong prior": lambda: _usual(ToyEvaluator(sensitivities="wrong")),
+    "a prior of zeros": lambda: _usual(ToyEvaluator(sensitivities="zero")),
+    "two fidelities": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0))),
+    "two fidelities and an empty log": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0)), 0),
+    "one layer": lambda: _usual(ToyEvaluator(toy_space(1)), 3),
+    "ninety-six layers": lambda: _usual(ToyEvaluator(toy_space(96))),
+    "one allowed bit-width": lambda: _usual(ToyEvaluator(toy_space(bits=(4,)))),
+    "one allowed rank": lambda: _usual(ToyEvaluator(toy_space(ranks=(8,)))),
+    "one plan in all, not yet tried": lambda: _single(0),
+    "one plan in all, tried": lambda: _single(1),
+    "groups with fewer choices": lambda: _usual(ToyEvaluator(toy_space(restricted=True))),
+    "a table beside the linears": lambda: _usual(ToyEvaluator(toy_space(table=True))),
+    "granularity module": lambda: _usual(ToyEvaluator(toy_space(4, "module"))),
+    "granularity fused": lambda: _usual(ToyEvaluator(toy_space(4, "fused"))),
+    "two ways to store a width": lambda: _usual(ToyEvaluator(toy_space(bits=TWO_WAYS))),
+    "no adapter and no quantization among the choices": lambda: _usual(
+        ToyEvaluator(toy_space(bits=(2, 4, 16), ranks=(0, 8)))
+    ),
+}
+"""The states that every strategy must cope with, by name."""
+
+EXHAUSTED = ("one plan in all, tried",)
+"""Scenarios in which nothing new is left to propose."""
+
+
+@cache
+def scenario(name: str) -> StudyState:
+    """One of the `SCENARIOS`, made once."""
+    return SCENARIOS[name]()
+
+
+def disturb_global_randomness() -> None:
+    """Moves on every global generator that a careless strategy or evaluator might draw from."""
+    random.random()
+    np.random.random()
+    if "torch" in sys.modules:
+        sys.modules["torch"].rand(1)

@@ -1,0 +1,227 @@
+"""Contract tests for strategies: subclass the class, give it one fixture, and pytest runs the rest.
+
+    class TestMine(StrategyContract):
+        @pytest.fixture
+        def strategy(self):
+            return MyStrategy()
+
+Every test says in its name what must hold. The small studies that they run on come from
+`qra_search.testing.scenarios`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.log.trial_log import TrialLog
+from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.strategies import Strategy
+from qra_search.study.study import Callback, Study, check_proposals
+from qra_search.testing.scenarios import (
+    EXHAUSTED,
+    SCENARIOS,
+    ToyEvaluator,
+    budgets_of,
+    disturb_global_randomness,
+    scenario,
+    toy_space,
+)
+
+PROPOSED = 3
+"""Proposals asked for at once in every scenario."""
+PROCESS_TIMEOUT = 300
+
+_IN_ANOTHER_PROCESS = """
+import pickle, sys
+strategy, state, n = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(b"PROPOSALS" + pickle.dumps(strategy.propose(state, n)))
+"""
+
+
+class StrategyContract:
+    """What every strategy must do; subclass it and define the fixture `strategy`.
+
+    Attributes:
+        finite: True for a strategy that has only a few plans to offer (such as all uniform ones), and so may
+            come back with nothing.
+        study_evaluations: length of the whole studies that are run.
+    """
+
+    finite = False
+    study_evaluations = 12
+
+    @pytest.fixture
+    def strategy(self) -> Strategy:
+        raise NotImplementedError("define a fixture `strategy` in your test class")
+
+    @pytest.mark.parametrize("name", list(SCENARIOS))
+    def test_every_proposal_is_new_and_within_the_budget(self, strategy: Strategy, name: str) -> None:
+        state = scenario(name)
+        before = _fingerprint(state)
+        proposals = strategy.propose(state, PROPOSED)
+        assert len(proposals) <= PROPOSED
+        assert proposals or self.finite or name in EXHAUSTED
+        check_proposals(proposals, state)
+        self._check_replicates(proposals, state)
+        assert _fingerprint(state) == before, "propose changed the state that it was given"
+
+    def test_one_proposal_is_one_proposal(self, strategy: Strategy) -> None:
+        state = scenario("a log that another strategy wrote")
+        assert len(strategy.propose(state, 1)) <= 1
+        assert strategy.propose(state, 0) == []
+
+    @pytest.mark.parametrize("name", ["a log that another strategy wrote", "pending trials", "two fidelities"])
+    def test_the_same_log_gives_the_same_proposals(self, strategy: Strategy, name: str, tmp_path: Path) -> None:
+        state = scenario(name)
+        first = strategy.propose(state, PROPOSED)
+        log = TrialLog(tmp_path / "trials.jsonl")
+        for trial in state.trials:
+            log.propose(trial.proposal)
+            if trial.evaluation is not None:
+                log.finish(trial.id, trial.evaluation)
+            elif trial.status == "failed":
+                log.fail(trial.id, trial.reason)
+        log.close()
+        disturb_global_randomness()
+        with TrialLog(tmp_path / "trials.jsonl") as read_back:
+            again = pickle.loads(pickle.dumps(strategy)).propose(_rebuilt(state, read_back), PROPOSED)
+        assert again == first
+
+    def test_another_process_gives_the_same_proposals(self, strategy: Strategy) -> None:
+        state = scenario("a log that another strategy wrote")
+        done = subprocess.run(
+            [sys.executable, "-c", _IN_ANOTHER_PROCESS],
+            input=pickle.dumps((strategy, state, PROPOSED)),
+            capture_output=True,
+            timeout=PROCESS_TIMEOUT,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert pickle.loads(done.stdout.partition(b"PROPOSALS")[2]) == strategy.propose(state, PROPOSED)
+
+    def test_another_seed_may_differ_but_is_as_lawful(self, strategy: Strategy) -> None:
+        state = replace(scenario("a log that another strategy wrote"), seed=99)
+        proposals = strategy.propose(state, PROPOSED)
+        check_proposals(proposals, state)
+
+    def test_a_plan_that_failed_is_not_proposed_again(self, strategy: Strategy) -> None:
+        evaluator = ToyEvaluator(toy_space(2, bits=(2, 4)), failing=0.5)
+        result = Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, seed=1).run()
+        failed: set[str] = set()
+        for trial in result.trials:
+            assert trial.plan.key not in failed
+            if trial.status == "failed":
+                failed.add(trial.plan.key)
+        assert failed
+
+    def test_an_exhausted_space_ends_the_study(self, strategy: Strategy) -> None:
+        evaluator = ToyEvaluator(toy_space(1, bits=(2, 4), ranks=(4, 8)))
+        result = Study(evaluator, strategy=strategy, evaluations=60).run()
+        assert result.spent < 60
+
+    @pytest.mark.parametrize("fidelities", [(1.0,), (0.25, 1.0)])
+    def test_a_resumed_study_equals_an_unbroken_one(
+        self, strategy: Strategy, fidelities: tuple[float, ...], tmp_path: Path
+    ) -> None:
+        evaluator = ToyEvaluator(fidelities=fidelities)
+        options: dict[str, Any] = {
+            "evaluations": self.study_evaluations,
+            "memory_budget": budgets_of(evaluator.space, 0.3, 0.6),
+            "seed": 4,
+        }
+        unbroken = Study(evaluator, strategy=strategy, **options).run()
+        path = tmp_path / "trials.jsonl"
+        broken = Study(evaluator, strategy=strategy, log=path, callbacks=[_StopAfter(7)], **options)
+        broken.run()
+        broken.log.close()
+        resumed = Study(evaluator, strategy=pickle.loads(pickle.dumps(strategy)), log=path, **options)
+        result = resumed.run()
+        resumed.log.close()
+        assert [t.proposal for t in result.trials] == [t.proposal for t in unbroken.trials]
+        assert len(result.trials) > 7 or self.finite
+
+    def test_batches_are_the_same_with_any_number_of_workers(self, strategy: Strategy) -> None:
+        evaluator = ToyEvaluator()
+        runs = []
+        for workers in (1, 3):
+            # With threads the order in which evaluations end is not that of the proposals.
+            with ThreadPoolExecutor(workers) as pool:
+                executor = _Threads(pool, evaluator, workers)
+                study = Study(
+                    evaluator, strategy=strategy, evaluations=self.study_evaluations, batch=3, executor=executor, seed=2
+                )
+                runs.append([t.proposal for t in study.run().trials])
+        assert runs[0] == runs[1]
+
+    def test_it_estimates_exactly_the_plans_evaluated_in_full(self, strategy: Strategy) -> None:
+        for name in ("a log that another strategy wrote", "two fidelities", "an empty log", "failed trials"):
+            state = scenario(name)
+            estimates = strategy.estimate(state)
+            assert {p.key for p in estimates.plans} == {t.plan.key for t in state.full}
+            assert len(estimates.plans) == len(estimates.mean) == len(estimates.std)
+            assert np.isfinite(estimates.mean).all()
+            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all()
+
+    def _check_replicates(self, proposals: list[Proposal], state: StudyState) -> None:
+        """A logged plan comes again only at a higher fidelity or with a new seed, and never after it failed."""
+        for proposal in proposals:
+            for trial in state.trials:
+                if trial.plan.key == proposal.plan.key:
+                    assert trial.status != "failed"
+                    assert trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
+
+
+class _Threads:
+    """Evaluates in a pool of threads, which stays the caller's."""
+
+    def __init__(self, pool: ThreadPoolExecutor, evaluator: Evaluator, slots: int):
+        self.pool, self.evaluator, self.slots = pool, evaluator, slots
+
+    def submit(self, proposal: Proposal) -> Future[Evaluation]:
+        return self.pool.submit(self.evaluator.evaluate, proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
+
+    def shutdown(self) -> None:
+        return None
+
+
+class _StopAfter(Callback):
+    """Stops a study once so many trials have ended."""
+
+    def __init__(self, trials: int):
+        self.trials = trials
+
+    def finished(self, study: Study, trial: Any) -> None:
+        if len(study.log) >= self.trials:
+            study.stop()
+
+
+def _fingerprint(state: StudyState) -> str:
+    """Text that differs when anything a strategy was given has changed."""
+    sensitivities = None if state.sensitivities is None else state.sensitivities.to_dict()
+    return repr(
+        (state.space.signature, state.trials, sensitivities, state.memory_budgets, state.seed, state.fidelities)
+    )
+
+
+def _rebuilt(state: StudyState, log: TrialLog) -> StudyState:
+    """The same state from a log read back, a prior through JSON, and a space through its own data."""
+    sensitivities = (
+        None
+        if state.sensitivities is None
+        else Sensitivities.from_dict(json.loads(json.dumps(state.sensitivities.to_dict())))
+    )
+    space = space_from_dict(json.loads(json.dumps(space_to_dict(state.space))))
+    return replace(state, space=space, trials=log.trials, sensitivities=sensitivities)

@@ -1,0 +1,238 @@
+"""Every linear is quantized once; what comes back from disk is what was quantized."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from filelock import FileLock
+from qra_backends import make_backend
+from safetensors.torch import save
+from torch import nn
+
+from qra_eval.models.linears import find_linears
+from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized.blocks import Blocks
+from qra_eval.quantized.build import build
+from qra_eval.quantized.weight_cache import QuantizedWeightCache, tensor_bytes
+from qra_eval.tasks.batches import Batch
+
+CPU = torch.device("cpu")
+FIRST, LAST = "model.layers.0.self_attn.q_proj", "model.layers.3.mlp.down_proj"
+LAYERS, EACH = 4, 7
+
+
+class Counting:
+    """A backend that counts what is quantized through it."""
+
+    def __init__(self, backend):
+        self.backend, self.count, self.levels, self.hessians = backend, 0, [], []
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def quantize_levels(self, linear, levels, *, hessian=None):
+        self.count += 1
+        self.levels.append(tuple(levels))
+        self.hessians.append(hessian)
+        return self.backend.quantize_levels(linear, levels, hessian=hessian)
+
+
+@pytest.fixture
+def backend():
+    return Counting(make_backend("reference"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model().model
+
+
+def batches():
+    none = torch.zeros(0, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    return [Batch(torch.randint(3, 90, (2, n), generator=generator), none, none, 2 * n) for n in (9, 14)]
+
+
+def make(model, folder, backend, bits=(3, 4), fingerprint="f", built=True, told=None, **options):
+    found = find_linears(model)
+    bank = QuantizedWeightCache(
+        {f.name: f.module for f in found}, backend, bits, folder, fingerprint,
+        layers={f.name: f.layer for f in found}, **options,
+    )  # fmt: skip
+    if built:
+        build(bank, Blocks(model, CPU, model.dtype), batches(), told)
+    return bank
+
+
+def test_a_linear_is_quantized_once_and_then_read_from_disk(model, tmp_path, backend):
+    first = make(model, tmp_path, backend)
+    assert backend.count == LAYERS * EACH and set(backend.levels) == {(3, 4)}
+    second = make(model, tmp_path, backend)
+    assert backend.count == LAYERS * EACH
+    x = torch.randn(3, 64).bfloat16()
+    assert torch.equal(first.module(FIRST, 3)(x), second.module(FIRST, 3)(x))
+
+
+def test_what_comes_back_is_what_the_backend_made(model, tmp_path, backend):
+    bank = make(model, tmp_path, backend)
+    for name, linear in bank.linears.items():
+        x = torch.randn(2, linear.in_features).bfloat16()
+        direct = backend.quantize(linear, 3)
+        assert torch.equal(bank.module(name, 3)(x), direct(x))
+        assert torch.equal(bank.weight(name, 3), backend.dequantize(direct))
+
+
+def test_sixteen_bits_are_the_linear_itself(model, tmp_path, backend):
+    bank = make(model, tmp_path, backend, bits=(4, 16))
+    assert bank.module(FIRST, 16) is bank.linears[FIRST]
+    assert torch.equal(bank.weight(FIRST, 16), bank.linears[FIRST].weight)
+
+
+def test_counted_bytes_are_those_of_the_storage_format(model, tmp_path, backend):
+    bank = make(model, tmp_path, backend)
+    for name, linear in bank.linears.items():
+        for bits in (3, 4):
+            assert sum(t.nbytes for t in bank.tensors(name, bits).values()) == backend.storage(bits).bytes(
+                linear.out_features, linear.in_features
+            )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "foreign"])
+def test_of_a_damaged_file_the_layer_is_made_again_at_that_level_with_a_warning(
+    model, tmp_path, backend, damage, caplog
+):
+    first = make(model, tmp_path, backend)
+    path, weight = first.path(0, 3), first.weight(FIRST, 3).clone()
+    content = path.read_bytes()
+    foreign = save({"other::codes": torch.zeros(3)})
+    damaged = {"truncated": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 999, "foreign": foreign}
+    path.unlink()  # without touching the old file, which is mapped into memory
+    path.write_bytes(damaged[damage])
+    backend.levels.clear()
+    bank = make(model, tmp_path, backend)
+    assert backend.levels == [(3,)] * EACH and torch.equal(bank.weight(FIRST, 3), weight)
+    assert path.name in caplog.text and path.read_bytes() == content
+
+
+def test_other_weights_or_options_have_files_of_their_own(model, tmp_path, backend):
+    make(model, tmp_path, backend)
+    make(model, tmp_path, backend, fingerprint="other")
+    assert backend.count == 2 * LAYERS * EACH
+    make(model, tmp_path, Counting(make_backend({"name": "reference", "group_size": 32})))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3 * 2 * LAYERS
+
+
+def test_calibration_names_the_files_of_calibrated_levels_alone(model, tmp_path):
+    backend = make_backend({"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}})
+    one, two = (make(model, tmp_path, backend, (3, 8), built=False, calibration=rows) for rows in ("one", "two"))
+    assert one.path(0, 3) != two.path(0, 3) and one.path(0, 8) == two.path(0, 8)
+
+
+def test_a_level_that_is_added_leaves_the_others_as_they_are(model, tmp_path, backend):
+    make(model, tmp_path, backend, bits=(3, 4))
+    backend.levels.clear()
+    make(model, tmp_path, backend, bits=(2, 3, 4))
+    assert backend.levels == [(2,)] * LAYERS * EACH
+
+
+def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inputs_share_one(model, tmp_path):
+    backend = Counting(make_backend("reference-gptq"))
+    make(model, tmp_path, backend, bits=(3,))
+    first = backend.hessians[:EACH]
+    assert sorted(tuple(h.shape) for h in first) == [(64, 64)] * 6 + [(128, 128)]
+    assert sorted(Counter(map(id, first)).values()) == [1, 1, 2, 3]  # down; o; gate and up; q, k and v
+
+
+def test_a_layers_linears_are_the_same_by_one_thread_and_by_several(model, tmp_path):
+    whole = torch.get_num_threads()
+    banks = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made, told = make_backend("reference-gptq"), []
+            banks.append(make(model, tmp_path / str(threads), made, told=lambda *figures, to=told: to.append(figures)))
+            assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
+            assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    finally:
+        torch.set_num_threads(whole)
+    one, three = banks
+    for name in one.linears:
+        assert all(torch.equal(tensor, three.tensors(name, 3)[key]) for key, tensor in one.tensors(name, 3).items())
+
+
+def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_path):
+    backend = Counting(make_backend("reference-gptq"))
+
+    class Killed(BaseException):
+        pass
+
+    def kill(stage, done, total):
+        if done >= 2 * EACH + 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make(model, tmp_path / "broken", backend, told=kill)
+    backend.count = 0
+    resumed = make(model, tmp_path / "broken", backend)
+    assert backend.count == 2 * EACH
+    whole = make(model, tmp_path / "whole", backend)
+    for name in whole.linears:
+        assert all(torch.equal(t, whole.tensors(name, 3)[key]) for key, t in resumed.tensors(name, 3).items())
+
+
+def test_who_comes_second_waits_and_reads_what_the_first_made(model, tmp_path, backend):
+    waiting, released, told = threading.Event(), FileLock(tmp_path / "build.lock", thread_local=False), []
+    tmp_path.mkdir(exist_ok=True)
+    released.acquire()
+
+    def listen(stage, done, total):
+        told.append(stage)
+        waiting.set()
+
+    second = Counting(make_backend("reference"))
+    thread = threading.Thread(target=make, args=(model, tmp_path, second), kwargs={"told": listen})
+    thread.start()
+    assert waiting.wait(30) and set(told) == {"wait for another process that quantizes"} and second.count == 0
+    bank = make(model, tmp_path, backend, built=False)
+    for layer in range(LAYERS):
+        for bits in (3, 4):
+            names = bank.names(layer)
+            bank.write(layer, bits, {n: backend.to_tensors(backend.quantize(bank.linears[n], bits)) for n in names})
+    released.release()
+    thread.join(60)
+    assert not thread.is_alive() and second.count == 0
+
+
+def test_shapes_that_the_backend_refuses_are_named_before_anything_is_quantized(model, tmp_path, backend):
+    class Fussy(Counting):
+        def supports(self, bits, out_features, in_features):
+            return "in_features must be 64" if in_features != 64 else None
+
+    fussy = Fussy(make_backend("reference"))
+    with pytest.raises(ValueError, match="layers.0.mlp.down_proj: in_features must be 64"):
+        make(model, tmp_path, fussy)
+    assert fussy.count == 0
+
+
+def test_as_many_dequantized_weights_are_kept_as_there_is_room_for_the_last_used_ones(model, tmp_path, backend):
+    size = 64 * 64 * 2
+    kept, sparing = make(model, tmp_path, backend, room=2 * size), make(model, tmp_path, backend)
+    first = kept.weight(FIRST, 3)
+    assert kept.weight(FIRST, 3) is first
+    assert sparing.weight(FIRST, 3) is not sparing.weight(FIRST, 3) and torch.equal(sparing.weight(FIRST, 3), first)
+    second = kept.weight(FIRST, 4)
+    assert kept.weight(FIRST, 3) is first and kept.weight(FIRST, 4) is second
+    kept.weight("model.layers.0.self_attn.o_proj", 3)
+    assert kept.weight(FIRST, 4) is second and kept.weight(FIRST, 3) is not first
+    assert kept.weight(LAST, 3) is kept.weight(LAST, 3)
+
+
+def test_a_shared_tensor_is_counted_once():
+    model = nn.Module()
+    model.a, model.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    model.b.weight = model.a.weight
+    model.register_buffer("c", torch.zeros(3, dtype=torch.int8))
+    assert tensor_bytes(model) == 64 + 3

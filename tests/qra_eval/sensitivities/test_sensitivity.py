@@ -1,0 +1,137 @@
+"""The prior points where degrading really hurts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qra_eval.sensitivities import cache as kept
+from qra_eval.sensitivities.fisher import leading_singular_values
+from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, probed, scale_damage
+from qra_search.testing.scenarios import toy_space
+
+
+def test_leading_singular_values_are_those_of_the_product():
+    torch.manual_seed(0)
+    # A gradient of rank 6, so that a sketch of 48 holds all of it.
+    g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
+    found = leading_singular_values(g, x, torch.Generator().manual_seed(0))
+    expected = torch.linalg.svdvals(g.T @ x).numpy()
+    assert found[:6] == pytest.approx(expected[:6], rel=1e-3)
+
+
+def test_probes_on_a_power_law_are_met_exactly():
+    rng = np.random.default_rng(0)
+    raw = np.exp(rng.normal(size=(12, 3)))
+    truth = 0.3 * raw**1.4
+    probes = [(g, k, truth[g, k]) for g in range(0, 12, 2) for k in range(3)]
+    assert scale_damage(raw, ["x"] * 12, probes) == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
+    rng = np.random.default_rng(1)
+    raw = np.exp(rng.normal(size=(40, 2)))
+    kinds = ["v" if i % 2 else "gate" for i in range(40)]
+    truth = raw * np.where(np.array(kinds) == "v", 8.0, 1.0)[:, None]
+    probes = [(g, k, truth[g, k]) for g in range(16) for k in range(2)]
+    found = scale_damage(raw, kinds, probes)
+    ratio = np.exp(np.log(found[1::2] / truth[1::2]).mean() - np.log(found[::2] / truth[::2]).mean())
+    assert 0.8 < ratio < 1.25
+
+
+def test_too_few_probes_leave_the_figures_as_they_are():
+    raw = np.array([[1.0, 0.0], [2.0, 0.5]])
+    assert np.array_equal(scale_damage(raw, ["x", "x"], [(0, 0, 3.0)]), raw)
+
+
+def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_many_at_one_in_turn():
+    few, many = (toy_space(9, granularity, table=True) for granularity in ("layer", "module"))
+    assert probed(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
+    kinds = {group.kind for group in many.groups if not group.is_embedding}
+    chosen = probed(many)
+    assert len(chosen) == DEPTHS * len(kinds) < MANY_PROBES < PROBED_BITS * len(chosen)
+    assert len({g for g, _ in chosen}) == len(chosen) and not any(many.groups[g].is_embedding for g, _ in chosen)
+    for kind in kinds:
+        assert {k for g, k in chosen if many.groups[g].kind == kind} == set(range(PROBED_BITS))
+
+
+def test_probes_leave_out_what_a_group_may_not_take():
+    restricted = toy_space(9, "module", restricted=True)
+    assert all(restricted.bits_allowed[g, k] for g, k in probed(restricted))
+
+
+def tiny_evaluator(cache, **options):
+    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+
+    return QuantizedLoRAEvaluator(
+        "tiny",
+        "arithmetic",
+        quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),
+        space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
+        training=TrainingConfig(steps=2, batch_size=4, validation_rows=8, test_rows=4),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    evaluator = tiny_evaluator(tmp_path_factory.mktemp("bank"))
+    return evaluator, evaluator.sensitivities()
+
+
+def test_damage_falls_with_bits_and_is_nothing_without_quantization(measured):
+    evaluator, sensitivities = measured
+    sensitivities.check(evaluator.space)
+    assert (np.diff(sensitivities.bits_damage, axis=1) <= 0).all() and not sensitivities.bits_damage[:, -1].any()
+    assert (sensitivities.bits_damage[:, 0] > 0).all()
+
+
+def test_gain_rises_with_rank_from_nothing(measured):
+    _, sensitivities = measured
+    assert not sensitivities.rank_gain[:, 0].any() and (np.diff(sensitivities.rank_gain, axis=1) > 0).all()
+
+
+def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measured):
+    evaluator, _ = measured
+    assert evaluator.prior_report["log_correlation"] > 0.8
+
+
+def test_the_cost_counts_what_was_passed_through_the_model(measured):
+    evaluator, sensitivities = measured
+    assert sensitivities.cost == pytest.approx(
+        evaluator.prior_report["forward_tokens"] / evaluator.workbench.evaluation_tokens()
+    )
+    assert sensitivities.cost > 0
+
+
+def test_measuring_leaves_the_model_as_it_was(measured):
+    evaluator, _ = measured
+    wrapped = evaluator.quantized.wrapped.values()
+    assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
+
+
+def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
+    evaluator, sensitivities = measured
+    report = evaluator.prior_report
+    monkeypatch.setattr(kept, "measured", lambda _: pytest.fail("it was measured again"))
+    again = evaluator.sensitivities()
+    assert again.to_dict() == sensitivities.to_dict() and evaluator.prior_report["probes"] == report["probes"]
+    kept.prior_file(evaluator.workbench).write_text("{")  # a damaged file is no prior
+    monkeypatch.setattr(kept, "measured", lambda _: (sensitivities, report))
+    assert (
+        evaluator.sensitivities().to_dict() == sensitivities.to_dict()
+        and kept.prior_file(evaluator.workbench).stat().st_size > 100
+    )
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
+    """One group's damage at 4 bits is below the rounding of a whole pass in bfloat16."""
+    wide, narrow = (tiny_evaluator(tmp_path, dtype=dtype, compute=c) for c in ("float32", "bfloat16"))
+    assert narrow.quantized.compute == torch.bfloat16 != wide.quantized.compute
+    expected, found = wide.sensitivities().bits_damage[:, :3], narrow.sensitivities().bits_damage[:, :3]
+    assert found == pytest.approx(expected, rel=0.1)
+    assert narrow.prior_report["log_correlation"] == pytest.approx(wide.prior_report["log_correlation"], abs=0.01)
+    assert {t.dtype for t in narrow.quantized._rest} == {torch.bfloat16}

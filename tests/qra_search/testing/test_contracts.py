@@ -1,0 +1,135 @@
+"""The contract tests catch the strategies and evaluators that break the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qra_search import Proposal, Sensitivities, Strategy
+from qra_search.strategies.random import RandomStrategy
+from qra_search.study.study import StudyFailed
+from qra_search.testing import EvaluatorContract, StrategyContract
+from qra_search.testing.scenarios import SCENARIOS, ToyEvaluator, scenario, toy_space
+
+LOGGED = "a log that another strategy wrote"
+
+
+class TestToyEvaluator(EvaluatorContract):
+    @pytest.fixture(params=[(1.0,), (0.25, 1.0)])
+    def evaluator(self, request) -> ToyEvaluator:
+        return ToyEvaluator(fidelities=request.param)
+
+
+class Lawful(RandomStrategy):
+    def changed(self, proposals, state):
+        return proposals
+
+    def propose(self, state, n):
+        return self.changed(super().propose(state, n), state)
+
+
+class Repeating(Lawful):
+    def changed(self, proposals, state):
+        return [t.proposal for t in state.trials][-1:] or proposals
+
+
+class RetryingFailures(Lawful):
+    def changed(self, proposals, state):
+        failed = [t for t in state.trials if t.status == "failed"]
+        return [Proposal(failed[0].plan, seed=1000 + len(state.trials))] if failed else proposals
+
+
+class OverTheBudget(Lawful):
+    def changed(self, proposals, state):
+        largest = state.space.uniform(state.space.bits[-1], state.space.ranks[-1])
+        return [Proposal(largest, seed=500)] if proposals else []
+
+
+class Greedy(Lawful):
+    def propose(self, state, n):
+        return super().propose(state, n + 1)
+
+
+class GloballyRandom(Lawful):
+    def changed(self, proposals, state):
+        return [dataclasses.replace(p, seed=int(np.random.randint(1 << 30))) for p in proposals]
+
+
+class Remembering(Lawful):
+    calls = 0
+
+    def changed(self, proposals, state):
+        self.calls += 1
+        return [dataclasses.replace(p, predicted_loss=float(self.calls)) for p in proposals]
+
+
+class Endless(Lawful):
+    def changed(self, proposals, state):
+        return proposals or [Proposal(t.plan, seed=len(state.trials)) for t in state.trials[:1]]
+
+
+def every_scenario(strategy: Strategy) -> None:
+    for name in SCENARIOS:
+        StrategyContract().test_every_proposal_is_new_and_within_the_budget(strategy, name)
+
+
+def same_log(strategy: Strategy, tmp_path) -> None:
+    StrategyContract().test_the_same_log_gives_the_same_proposals(strategy, LOGGED, tmp_path)
+
+
+@pytest.mark.parametrize("strategy", [Repeating(), RetryingFailures(), OverTheBudget(), Greedy()])
+def test_unlawful_proposals_are_caught(strategy):
+    with pytest.raises((AssertionError, StudyFailed)):
+        every_scenario(strategy)
+
+
+@pytest.mark.parametrize("strategy", [GloballyRandom(), Remembering()])
+def test_hidden_state_is_caught(strategy, tmp_path):
+    with pytest.raises(AssertionError):
+        same_log(strategy, tmp_path)
+
+
+def test_a_study_that_never_ends_is_caught():
+    with pytest.raises(AssertionError):
+        StrategyContract().test_an_exhausted_space_ends_the_study(Endless())
+
+
+def test_a_lawful_strategy_passes(tmp_path):
+    every_scenario(Lawful())
+    same_log(Lawful(), tmp_path)
+
+
+def test_an_evaluator_that_ignores_its_seed_and_miscounts_is_caught():
+    class Wrong(ToyEvaluator):
+        def evaluate(self, plan, *, fidelity=1.0, seed=0):
+            evaluation = super().evaluate(plan, fidelity=fidelity, seed=int(np.random.randint(1 << 30)))
+            return dataclasses.replace(evaluation, memory_bytes=evaluation.memory_bytes + 1)
+
+        def sensitivities(self):
+            return Sensitivities(np.zeros((2, 2)), np.zeros((2, 2)))
+
+    contract, evaluator = EvaluatorContract(), Wrong()
+    plans = evaluator.space.uniform_plans()[:1]
+    with pytest.raises(AssertionError):
+        contract.test_the_same_seed_gives_the_same_loss(evaluator, plans)
+    with pytest.raises(Exception, match="bytes"):
+        contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
+    with pytest.raises(ValueError, match="prior shapes"):
+        contract.test_the_prior_has_the_shape_of_the_space_and_is_measured_once(evaluator)
+
+
+@pytest.mark.parametrize(("granularity", "groups"), [("layer", 3), ("module", 21), ("fused", 12)])
+def test_toy_spaces_hold_the_same_linears_at_any_granularity(granularity, groups):
+    space = toy_space(3, granularity)
+    assert len(space) == groups
+    assert sum(g.weights for g in space.groups) == sum(g.weights for g in toy_space(3).groups)
+
+
+def test_scenarios_are_what_they_are_called():
+    assert not scenario("an empty log").trials
+    assert len(scenario("pending trials").pending) == 4
+    assert not scenario("nothing but failed trials").done
+    assert scenario("no prior").sensitivities is None
+    assert len(scenario("ninety-six layers").space) == 96
