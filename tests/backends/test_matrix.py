@@ -26,6 +26,7 @@ NO_MERGE = {
     "reference-gptq": "the stored weight is quantized and takes no merge",
     "gptq": "the stored weight is quantized and takes no merge",
     "compressed-tensors": "the stored weight is quantized and takes no merge",
+    "trellis": "the stored weight is quantized and takes no merge",
     "gptqmodel": "",  # PEFT's GPTQ layer has none, and says so by NotImplementedError alone
 }
 """What is said where an adapter cannot be merged into the stored weight; every other backend merges."""
