@@ -1,1 +1,1 @@
-"""Trellis codes: weights of a column as a path, near the limit of what so many bits can say (QTIP, arXiv 2406.11235)."""
+"""Trellis codes: the weights of a column are a path, near the limit of what so many bits can say."""

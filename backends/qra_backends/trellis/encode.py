@@ -1,7 +1,7 @@
-"""A weight to codes: columns of the rotated weight, each rounded as one path, with error feedback from each to the rest.
+"""A weight to codes: each column of the rotated weight is rounded as one path, and its error fed back to the rest.
 
-As GPTQ (arXiv 2210.17323), which rounds the weights of a column one by one. A column goes along the outputs, so a path
-sees weights that all have the same part in the layer's output error, up to the scale of their row.
+As in GPTQ (arXiv 2210.17323), which rounds the weights of a column one by one. A column runs along the outputs, so all
+weights of a path have the same part in the layer's output error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rotation of a layer's inputs that makes weights Gaussian: random signs, then Hadamard matrices along blocks.
 
-With V x = H (s ∘ x) a layer's output is W x = (W Vᵀ) (V x): W Vᵀ is what is coded. Values that stand out are spread over
-their block (QuIP#, arXiv 2402.04396).
+With V x = H (s ∘ x) a layer's output is W x = (W Vᵀ) (V x), and W Vᵀ is what is coded. Values that stand out are spread
+over their block (QuIP#, arXiv 2402.04396).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Viterbi's algorithm in numba: columns rounded one after another, each along the nearest path through the trellis.
 
-Without `fastmath`, so that every CPU finds the same path. The GIL is let go: threads work side by side.
-
 A state is v · 2^k + j: its k lowest bits j fall out of the window after its row, v stays. So of all paths that lead to
-the same v only the cheapest is followed, and its j, which says where it came from, is kept for the way back. For
-vectors of `LANES` numbers, costs lie as [j, v modulo period] and values as [v // period, j, v modulo period].
+the same v only the cheapest is followed, and its j, which says where it came from, is kept for the way back.
+
+Compilers make vectors of loops whose numbers lie side by side. So costs and values lie as [v // lanes, j, v modulo
+lanes], with so many lanes that a loop has 256 numbers. The GIL is let go: threads work side by side.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qra_backends.trellis.code import UNIT, TrellisCode, values
-from qra_backends.trellis.jit import compiled
+from qra_backends.trellis.jit import OPTIONS, compiled
 
-LANES = 16
 PIECE, AHEAD = 4096, 128
 """Rows of which ways back are kept, and rows looked at beyond them. Paths have long merged by then."""
-_UNROLLED = 16
+_UNROLLED = 16  # turns of a loop that a compiler unrolls, which it has to before it makes vectors of the loop around it
 _RENEWED = 64  # rows after which the least cost is taken off all costs, so that they stay small
 _FAR = np.float32(1e30)
 _WORST = np.int32(0x7FFFFFFF)
@@ -35,7 +34,6 @@ class Layout(NamedTuple):
         plain: value of each state, float32 (2^L,).
         even, odd: the same in the order in which even rows and odd rows go through them.
         even_shift, odd_shift: bits that fall out after an even row, and after an odd one.
-        period: of costs and values, a power of two.
         L: bits of a state.
     """
 
@@ -44,7 +42,6 @@ class Layout(NamedTuple):
     odd: NDArray[np.float32]
     even_shift: int
     odd_shift: int
-    period: int
     L: int
 
 
@@ -53,46 +50,58 @@ def layout(code: TrellisCode) -> Layout:
     """The layout of a code's values."""
     plain = (values(code.L) * UNIT).astype(np.float32)
     shifts = code.shifts()
-    period = max(LANES, 2 ** (code.L - sum(shifts)))
-    # Axes: v // period, v modulo period, j.
-    even, odd = (plain.reshape(-1, period, 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)
-    return Layout(plain, even, odd, *shifts, period, code.L)
+    # Axes: v // lanes, v modulo lanes, j.
+    even, odd = (
+        plain.reshape(-1, _lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts
+    )
+    return Layout(plain, even, odd, *shifts, code.L)
+
+
+def _lanes(branches: int) -> int:
+    return max(16, 256 // branches)  # 16 floats are the longest vector there is
 
 
 def _step(branches: int) -> Any:
     """One row: the cheapest way to each v, of the `branches` states that lead to it.
 
     The lowest bits of a cost make room for j: the smaller number is then the cheaper path, with its j. Indices are
-    unsigned, as numba would look for negative ones, one by one.
+    unsigned, as numba would look for negative ones one by one.
     """
-    half, lowest, shift = min(branches, _UNROLLED), np.int32(branches - 1), branches.bit_length() - 1
+    half, lowest = min(branches, _UNROLLED), np.int32(branches - 1)
+    lanes = _lanes(branches)
+    size = branches * lanes  # of a block
 
-    @numba.njit(nogil=True, error_model="numpy")
-    def step(best, before, after, spread, values, period, x, scale, back):  # type: ignore[no-untyped-def]
+    @numba.njit(**OPTIONS)
+    def step(best, before, after, spread, values, x, scale, back):  # type: ignore[no-untyped-def]
         costs = best.view(np.float32)
-        turns = before >> shift
-        for p in range(turns):
-            for j in range(branches):
-                spread[np.uint64(j * period + p)] = costs[np.uint64(p * branches + j)]
-        if turns < period:
-            for j in range(branches):
-                for p in range(turns, period):
-                    spread[np.uint64(j * period + p)] = spread[np.uint64(j * period + p - turns)]
-        for first in range(0, after, period):
-            start = first * branches
-            for v in range(period):
+        turns = before // branches
+        blocks = max(1, turns // lanes)
+        if turns >= lanes:
+            for block in range(blocks):
+                start = block * size
+                for lane in range(lanes):
+                    for j in range(branches):
+                        spread[np.uint64(start + j * lanes + lane)] = costs[np.uint64(start + lane * branches + j)]
+        else:  # lanes go through them several times
+            for lane in range(lanes):
+                for j in range(branches):
+                    spread[np.uint64(j * lanes + lane)] = costs[np.uint64((lane & (turns - 1)) * branches + j)]
+        for block in range(after // lanes):
+            here, costs_here = block * size, (block & (blocks - 1)) * size
+            for lane in range(lanes):
                 least = _WORST
-                # Loops of up to 16 turns are unrolled, which is what makes vectors of v.
                 for j in range(half):
-                    off = x - scale * values[np.uint64(start + j * period + v)]
-                    cost = np.float32(off * off + spread[np.uint64(j * period + v)]).view(np.int32)
+                    at = j * lanes + lane
+                    off = x - scale * values[np.uint64(here + at)]
+                    cost = np.float32(off * off + spread[np.uint64(costs_here + at)]).view(np.int32)
                     least = min(least, (cost & ~lowest) | np.int32(j))
                 if branches > half:
                     for j in range(half, branches):
-                        off = x - scale * values[np.uint64(start + j * period + v)]
-                        cost = np.float32(off * off + spread[np.uint64(j * period + v)]).view(np.int32)
+                        at = j * lanes + lane
+                        off = x - scale * values[np.uint64(here + at)]
+                        cost = np.float32(off * off + spread[np.uint64(costs_here + at)]).view(np.int32)
                         least = min(least, (cost & ~lowest) | np.int32(j))
-                best[np.uint64(first + v)] = least
+                best[np.uint64(block * lanes + lane)] = least
         for v in range(after):
             back[np.uint64(v)] = best[np.uint64(v)] & lowest
 
@@ -102,7 +111,7 @@ def _step(branches: int) -> Any:
 _step_2, _step_4, _step_8, _step_16, _step_32 = map(_step, (2, 4, 8, 16, 32))
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@numba.njit(**OPTIONS)
 def _least(costs, count):  # type: ignore[no-untyped-def]
     found = 0
     for v in range(1, count):
@@ -111,7 +120,7 @@ def _least(costs, count):  # type: ignore[no-untyped-def]
     return found
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@numba.njit(**OPTIONS)
 def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-untyped-def]
     """Fill the states (out,) of a column x (out,), piece by piece, each from where the one before ended."""
     costs, rows, first = best.view(np.float32), len(x), 0
@@ -121,35 +130,32 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
         if first > 0:  # the row before is odd, as a piece has an even number of rows
             costs[states[first - 1] >> plan.odd_shift] = 0
         for row in range(first, stop):
-            even = row & 1 == 0
-            shift, shift_before = plan.odd_shift, plan.even_shift
-            values = plan.odd
-            if even:
-                shift, shift_before = plan.even_shift, plan.odd_shift
-                values = plan.even
+            shift, shift_before, values = plan.even_shift, plan.odd_shift, plan.even
+            if row & 1:
+                shift, shift_before, values = plan.odd_shift, plan.even_shift, plan.odd
             before, after, kept = 1 << (plan.L - shift_before), 1 << (plan.L - shift), back[row - first]
             if shift == 1:
-                _step_2(best, before, after, spread, values, plan.period, x[row], scale[row], kept)
+                _step_2(best, before, after, spread, values, x[row], scale[row], kept)
             elif shift == 2:
-                _step_4(best, before, after, spread, values, plan.period, x[row], scale[row], kept)
+                _step_4(best, before, after, spread, values, x[row], scale[row], kept)
             elif shift == 3:
-                _step_8(best, before, after, spread, values, plan.period, x[row], scale[row], kept)
+                _step_8(best, before, after, spread, values, x[row], scale[row], kept)
             elif shift == 4:
-                _step_16(best, before, after, spread, values, plan.period, x[row], scale[row], kept)
+                _step_16(best, before, after, spread, values, x[row], scale[row], kept)
             else:
-                _step_32(best, before, after, spread, values, plan.period, x[row], scale[row], kept)
+                _step_32(best, before, after, spread, values, x[row], scale[row], kept)
             if row % _RENEWED == _RENEWED - 1:
                 least = costs[_least(costs, after)]
                 for v in range(after):
                     costs[v] -= least
-        v = -1
+        v = _least(costs, 1 << (plan.L - (plan.even_shift if stop & 1 else plan.odd_shift)))
         for row in range(stop - 1, first - 1, -1):
-            shift = plan.odd_shift if row & 1 else plan.even_shift
-            if v < 0:
-                v = _least(costs, 1 << (plan.L - shift))
-            else:
-                v = states[row + 1] & ((1 << (plan.L - shift)) - 1)
-            states[row] = v << shift | back[row - first, v]
+            shift, shift_before = plan.even_shift, plan.odd_shift
+            if row & 1:
+                shift, shift_before = plan.odd_shift, plan.even_shift
+            state = v << shift | back[row - first, v]
+            states[row] = state
+            v = state & ((1 << (plan.L - shift_before)) - 1)
         if stop == rows:
             return
         first += PIECE
@@ -168,9 +174,8 @@ def round_columns(columns, inverse, scale, plan, states, errors):  # type: ignor
         errors: float32 (n, out), to be filled: each column's error over its pivot.
     """
     size, out = columns.shape
-    most = max(plan.even_shift, plan.odd_shift)
     kept = 1 << (plan.L - min(plan.even_shift, plan.odd_shift))
-    spread = np.empty(plan.period << most, np.float32)
+    spread = np.empty(max(512, kept), np.float32)  # of 32 branches a block has 512, of fewer 256
     best = np.empty(kept, np.int32)
     back = np.empty((min(out, PIECE + AHEAD), kept), np.uint8)
     unit = np.float32(scale.mean())
