@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qra_backends.trellis.code import TrellisCode
-from qra_backends.trellis.decode import value_table
+from qra_backends.trellis.decode_torch import value_table
 from qra_backends.trellis.rotation import signs
 
 COLUMNS = 128
@@ -18,7 +18,7 @@ TILE = 2048
 
 
 def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
-    """As `decode.decode_plainly`, on a GPU."""
+    """As `decode_torch.decode_rows`, on a GPU."""
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype, device=codes.device)
     columns = max(COLUMNS, block)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.gptq import Factor
+from qra_backends.trellis import viterbi
 from qra_backends.trellis.code import UNIT, TrellisCode
-from qra_backends.trellis.decode import state_values
+from qra_backends.trellis.decode_torch import state_values
 from qra_backends.trellis.linear import SCALE_DTYPE
 from qra_backends.trellis.rotation import rotated
-from qra_backends.trellis import viterbi
 
 LARGEST = torch.finfo(SCALE_DTYPE).max
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once

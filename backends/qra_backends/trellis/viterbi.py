@@ -51,9 +51,7 @@ def layout(code: TrellisCode) -> Layout:
     plain = (values(code.L) * UNIT).astype(np.float32)
     shifts = code.shifts()
     # Axes: v // lanes, v modulo lanes, j.
-    even, odd = (
-        plain.reshape(-1, _lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts
-    )
+    even, odd = (plain.reshape(-1, _lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts)
     return Layout(plain, even, odd, *shifts, code.L)
 
 

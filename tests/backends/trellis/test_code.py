@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
 from qra_backends.trellis.code import UNIT, TrellisCode, values
-from qra_backends.trellis.decode import state_values
+from qra_backends.trellis.decode_torch import state_values
 from scipy.stats import norm
 from torch import Tensor
 
@@ -72,7 +72,9 @@ def test_values_are_the_quantiles_of_a_normal_distribution_in_no_order():
         assert np.abs(found.reshape(2**bits, -1).mean(0).std() * 2 ** (bits / 2) - 1) < 0.1
 
 
-@pytest.mark.parametrize(("L", "digest"), [(10, "7dec513d7f6e1160"), (12, "e13dd5797ece49ed"), (16, "5ef9f85b735dbd59")])
+@pytest.mark.parametrize(
+    ("L", "digest"), [(10, "7dec513d7f6e1160"), (12, "e13dd5797ece49ed"), (16, "5ef9f85b735dbd59")]
+)
 def test_values_are_for_ever(L: int, digest: str):
     """Weights are stored under them. A failure here means that stored weights would be read as others."""
     assert hashlib.sha256(values(L).tobytes()).hexdigest()[:16] == digest

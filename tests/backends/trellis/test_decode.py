@@ -1,4 +1,4 @@
-"""All ways to decode give the same numbers: torch's operations, numba's, and the GPU's kernel in Triton's interpreter."""
+"""All ways to decode give the same numbers: torch's operations, numba, and the kernel in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from qra_backends.trellis.code import UNIT, TrellisCode, values
-from qra_backends.trellis.decode import decode_plainly, state_values
 from qra_backends.trellis.decode_numba import decode_rows
+from qra_backends.trellis.decode_torch import decode_rows as decode_plainly
+from qra_backends.trellis.decode_torch import state_values
 from qra_backends.trellis.rotation import block_of, hadamard, rotated, signs
 from torch import Tensor
 
