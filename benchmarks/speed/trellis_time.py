@@ -141,7 +141,7 @@ def decoding(linears: dict[str, tuple[nn.Linear, Tensor]]) -> dict[str, float]:
 
 
 def compile_seconds() -> dict[str, float]:
-    """Processor seconds of a process that codes next to nothing: the first with an empty cache, the next with a full."""
+    """Processor seconds of a process that codes next to nothing, with an empty cache and then with a full one."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
         times = [
