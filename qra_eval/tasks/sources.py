@@ -112,7 +112,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
+        raise BadInput(str(not_utf8(path, error))) from None
 
 
 def folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:

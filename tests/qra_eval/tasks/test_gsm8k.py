@@ -9,6 +9,7 @@ import pytest
 from qra_eval import hub
 from qra_eval.tasks import SPLITS, Example, make_task
 from qra_eval.tasks.gsm8k import SHOTS, exact_match
+from qra_search.errors import BadInput
 
 
 def row(number: int) -> dict[str, str]:
@@ -84,42 +85,35 @@ def test_scores_take_the_strict_and_the_flexible_number():
 def test_a_bad_row_is_named_by_file_and_line(folder, line, why):
     path = folder / "gsm8k_train.jsonl"
     path.write_text(json.dumps(row(1)) + "\n\n" + line + "\n")
-    with pytest.raises(ValueError, match=why) as caught:
+    with pytest.raises(BadInput, match=why) as caught:
         make_task("gsm8k", data=folder).split("test")
     assert f"{path}, line 3" in str(caught.value)
 
 
 def test_more_shots_than_are_kept_apart_are_refused():
-    with pytest.raises(ValueError, match="shots must be from 0 to 8, got 9"):
+    with pytest.raises(BadInput, match="shots must be from 0 to 8, got 9"):
         make_task("gsm8k", shots=9)
 
 
-def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
+def from_hub(monkeypatch, load):
     import datasets
 
-    def unreachable(*_, **__):
+    monkeypatch.setattr(hub, "refusal", lambda *_: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return make_task("gsm8k")
+
+
+def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
+    def unreachable(*_):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(hub, "refusal", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"openai/gsm8k.*no route.*--data") as caught:
-        make_task("gsm8k").split("test")
+    with pytest.raises(BadInput, match=r"openai/gsm8k.*no route.*--data") as caught:
+        from_hub(monkeypatch, unreachable).split("test")
     assert "\n" not in str(caught.value)
 
 
 def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
-    import datasets
-
-    asked = []
-
-    def load(name, config, *, split):
-        asked.append((name, config, split))
-        return [row(i) for i in (range(40) if split == "train" else range(100, 110))]
-
-    monkeypatch.setattr(hub, "refusal", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    task = make_task("gsm8k")
-    assert (
-        len(task.split("test")) == 10 and len(task.split("calibration")) + len(task.split("validation")) == 40 - SHOTS
-    )
-    assert sorted(asked) == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
+    splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
+    task = from_hub(monkeypatch, lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
+    assert task.hub == "openai/gsm8k" and len(task.split("test")) == 10
+    assert len(task.split("calibration")) + len(task.split("validation")) == 40 - SHOTS

@@ -70,7 +70,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator):
 
 def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
     bench, settings = evaluator.workbench, evaluator.quantized.settings
-    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", limits={"calibration": 9}), "nine",
+    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"calibration": 9}), "nine",
                                             bench.tokenizer, 64))  # fmt: skip
     evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 3.0, "batch_size": 2})
     batches = bench.final_batches(bench.final_steps, 1)
