@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
@@ -14,7 +13,8 @@ from qra_search.errors import BadInput
 
 HUB = ("openai/gsm8k", "main")
 STOP = ("Question:", "</s>", "<|im_end|>")
-SHOTS = 8
+APART = 8
+"""Rows of the training split that are in no split of ours, whatever the seed: free to be shown as solved problems."""
 MAX_NEW_TOKENS = 256
 # As lm-evaluation-harness finds numbers.
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -26,18 +26,10 @@ class GSM8KTask(Task):
 
     Args:
         data: folder with gsm8k_train.jsonl and gsm8k_test.jsonl; None: openai/gsm8k from the hub.
-        shots: solved problems before each one, in the calibration rows as well: 0, or up to 8. They are rows of the
-            training split kept out of calibration and validation.
     """
 
     name = "gsm8k"
     judged_by = "exact_match"
-
-    def __init__(self, data: str | None = None, seed: int = 0, *, shots: int = 0, **options: Any):
-        super().__init__(data, seed, **options)
-        if not 0 <= shots <= SHOTS:
-            raise BadInput(f"shots must be from 0 to {SHOTS}, got {shots}")
-        self.shots = shots
 
     @property
     def hub(self) -> str | None:
@@ -45,14 +37,8 @@ class GSM8KTask(Task):
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         test = shuffled(self._rows("test"), self.seed)
-        train = shuffled(without(self._rows("train"), test), 0)
-        # The solved problems do not depend on the seed, and are kept apart whether or not they are shown.
-        solved, train = train[:SHOTS], train[SHOTS:]
-        if len(solved) < self.shots:
-            raise BadInput(f"{self.shots} solved problems are wanted, there are {len(solved)}")
-        splits = {**partition(train, TRAIN_SHARES, self.seed), "test": test}
-        shown = solved[: self.shots]
-        return {name: [_after(shown, example) for example in examples] for name, examples in splits.items()}
+        train = shuffled(without(self._rows("train"), test), 0)[APART:]
+        return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
@@ -88,13 +74,6 @@ def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str |
     else:
         found = [part for match in FLEXIBLE.findall(text)[-1:] for part in match if part]
     return found[0].replace(",", "").replace("$", "").removesuffix(".") if found else None
-
-
-def _after(solved: Sequence[Example], example: Example) -> Example:
-    """The example with solved problems before it, in its prompt and in its chat messages."""
-    prefix = "".join(f"{shot.prompt}{shot.answer}\n\n" for shot in solved)
-    turns = [m for s in solved for m in (*s.messages, {"role": "assistant", "content": s.answer.strip()})]
-    return replace(example, prompt=prefix + example.prompt, messages=(*turns, *example.messages))
 
 
 def _example(row: dict[str, Any], where: str) -> Example:
