@@ -96,14 +96,16 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
         BadInput: fewer than two choices, or an answer that names none or several of them.
     """
     question = _text(row, _first(row, PROMPTS) or "question", where)
-    given = field_of(row, _first(row, CHOICES) or "choices", (list, dict), where)
-    choices, labels = (given.get("text"), given.get("label")) if isinstance(given, dict) else (given, [])
+    given: Any = field_of(row, _first(row, CHOICES) or "choices", (list, dict), where)
+    labelled = isinstance(given, dict)
+    choices: Any = given.get("text") if labelled else given
+    labels: Any = given.get("label") if labelled else []
     if not _are_texts(choices) or len(choices) < 2:
         raise BadInput(f"{where}: choices must be two or more texts, got {shortened(choices, 60)}")
-    if isinstance(given, dict) and not (_are_texts(labels) and len(labels) == len(choices)):
+    if labelled and not (_are_texts(labels) and len(labels) == len(choices)):
         raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shortened(labels, 60)}")
     answer = field_of(row, _first(row, CHOSEN) or "answer", (int, str), where)
-    if isinstance(answer, int):
+    if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
     else:
         found = [i for i, label in enumerate(labels) if label.strip() == answer.strip()]
@@ -113,7 +115,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
             f"{where}: answer is {shortened(answer, 60)}: the index of a choice (0 to {len(choices) - 1}), or the text "
             "or label of a single one, is needed; to learn it as a text use --columns prompt=...,answer=..."
         )
-    return question, choices, found[0]
+    return question, list(choices), found[0]
 
 
 def as_question(text: str) -> str:
