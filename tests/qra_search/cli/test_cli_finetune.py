@@ -170,21 +170,19 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
-    compare = final.compare_on_test
+    tuned = final._tuned
 
-    def interrupted(*args: Any, on_tuned: Any, **options: Any) -> Any:
-        def once(*how: Any) -> None:
-            on_tuned(*how)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if tuner["tuned"]:
             raise KeyboardInterrupt
+        return tuned(*args, **options)
 
-        return compare(*args, on_tuned=once, **options)
-
-    monkeypatch.setattr(final, "compare_on_test", interrupted)
+    monkeypatch.setattr(final, "_tuned", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
-    monkeypatch.setattr(final, "compare_on_test", compare)
+    monkeypatch.setattr(final, "_tuned", tuned)
     assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 
