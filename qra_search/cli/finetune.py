@@ -34,7 +34,7 @@ def finetune(
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
     steps: Annotated[
-        int | None, option("--steps N", "Optimizer steps; default: training.final_steps of the run.", min=1)
+        int | None, option("--steps N", "Optimizer steps; default: finetune.steps of the run.", min=1)
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
     evaluate_every: Annotated[
@@ -57,7 +57,7 @@ def finetune(
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     sets: Annotated[
         list[str] | None,
-        option("--set training.FIELD=VALUE", "Any setting of training, such as training.schedule=cosine."),
+        option("--set FIELD=VALUE", "Any setting of training or finetune, such as training.schedule=cosine."),
     ] = None,
     track: common.Track = None,
     push_to_hub: common.Push = None,
@@ -81,7 +81,7 @@ def finetune(
     with bad_input():
         folder = RunFolder(run).check()
         config = on_device(folder.config(), device)
-        flags = {"final_epochs": epochs, "evaluate_every": evaluate_every, "patience": patience}
+        flags = {"epochs": epochs, "evaluate_every": evaluate_every, "patience": patience}
         config = with_training(config, {k: v for k, v in flags.items() if v is not None}, sets or [])
         training_changes(folder.config(), config)
         for spec in track or []:
@@ -108,8 +108,8 @@ def finetune(
 
 
 def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) -> RunConfig:
-    """The config with other settings of training; those of `sets` are `training.FIELD=VALUE`."""
-    given = {f"training.{name}": value for name, value in fields.items()} | dict(map(common.pair, sets))
+    """The config with other settings of `finetune`, and those of `sets`, each `FIELD=VALUE`."""
+    given = {f"finetune.{name}": value for name, value in fields.items()} | dict(map(common.pair, sets))
     return make_config(config.model_dump(mode="json"), given, source="options")
 
 

@@ -130,7 +130,7 @@ def compare_on_test(
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     rows: int | None = None,
-    training: Mapping[str, Any] | None = None,
+    changed: Mapping[str, Any] | None = None,
     save: Path | None = None,
     progress: Progress | None = None,
     figures: Callable[[str], Figures] | None = None,
@@ -147,7 +147,7 @@ def compare_on_test(
     Args:
         space: of the plans.
         limit: bytes that every plan keeps to.
-        training: settings of training that are other than the run's.
+        changed: settings by dotted name that are other than the run's.
         progress: of each tuning.
         figures: by the name of a tuning, what hears of its steps.
         on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
@@ -157,10 +157,10 @@ def compare_on_test(
         TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
     """
     settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
-    changed = dict(training) if training else None
+    changed = dict(changed) if changed else None
     data = read_json(path) or {}
-    same = all(data.get(k) == v for k, v in settings.items()) and data.get("training") == changed
-    settings |= {"training": changed} if changed else {}
+    same = all(data.get(k) == v for k, v in settings.items()) and data.get("changed") == changed
+    settings |= {"changed": changed} if changed else {}
     entries = data.get("tuned", []) if same else []
     order = [found, *(p for p in others if p.key != found.key)]
     wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import SEARCH_ONLY, RunConfig, differences
+from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
@@ -38,8 +38,6 @@ from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.run import write_report
 
 PLAN_FILE = "plan.json"
-UNCHANGING = {"test_rows", "checkpoint_every", "checkpoint_minutes", "sample_answers"}
-"""Settings that change nothing of how a plan is tuned; the test rows of a comparison are recorded by themselves."""
 
 
 def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
@@ -91,7 +89,7 @@ def tune_with(
     Another plan that was tuned in the same place is set aside.
 
     Args:
-        config: the run's own, but for what may be set anew under `training`.
+        config: the run's own, but for what may be set anew under `training` and `finetune`.
         memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
             own (`place_of`).
         track: trackers that hear of every step, such as `tensorboard`.
@@ -116,12 +114,13 @@ def tune_with(
         view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
 
     changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
-    told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
+    settings = config.model_dump(mode="json", include={"training", "finetune"})
+    told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
     try:
         with tracked(track, tunings, told, result, view.say) as figures:
             tested = compare_on_test(
                 tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
-                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,
+                steps=steps, rows=rows_of_test(evaluator, config), changed=changed, save=place.path,
                 progress=view.progress, figures=figures, on_tuned=say_tuned, say=view.say,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
@@ -136,7 +135,7 @@ def tune_with(
 
 
 def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """Settings of training, by name, in which a config differs from the run's, and that change what a tuning gives.
+    """Settings by dotted name in which a config differs from the run's, and that change what a tuning gives.
 
     Raises:
         BadInput: it differs in something else.
@@ -144,15 +143,14 @@ def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
     found = {}
     for path, (old, new) in differences(known, config).items():
         section, _, name = path.partition(".")
-        if section == "training" and name in SEARCH_ONLY:
+        if section == "evaluation":
+            raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
+        if section not in ("training", "finetune") and path != "model.device":
             raise BadInput(
-                f"{path} is of the search's evaluations, and changes nothing of a full tuning: how long that is, "
-                f"--steps or training.final_steps says"
+                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
-        if section == "training" and name not in UNCHANGING:
-            found[name] = new
-        elif section != "training" and path != "model.device":
-            raise BadInput(f"{path} is {old!r} in this run: only fields of training can be set anew to tune its plan")
+        if path != "model.device" and name not in FinetuneConfig.beside:
+            found[path] = new
     return found
 
 
