@@ -112,7 +112,7 @@ LearnFrom = Annotated[
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as training.steps=20.", HOW),
+    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
 ]
 Track = Annotated[
     list[str] | None,

@@ -30,7 +30,9 @@ DEMO: dict[str, Any] = {
     "task": {"name": "arithmetic"},
     "quantization": {"embeddings": [3, 4, 6]},
     "space": {"granularity": "module", "bits": [2, 3, 4], "ranks": [4, 8, 16]},
-    "training": {"steps": 12, "batch_size": 8, "validation_rows": 64, "final_steps": 40, "test_rows": 128},
+    "training": {"batch_size": 8},
+    "evaluation": {"steps": 12, "validation_rows": 64},
+    "finetune": {"steps": 40, "test_rows": 128},
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than six minutes on two cores."""

@@ -28,7 +28,7 @@ def finetune(
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
     steps: Annotated[
-        int | None, option("--steps N", "Optimizer steps; default: training.final_steps of the run.", min=1)
+        int | None, option("--steps N", "Optimizer steps; default: finetune.steps of the run.", min=1)
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
     evaluate_every: Annotated[
@@ -51,7 +51,7 @@ def finetune(
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     sets: Annotated[
         list[str] | None,
-        option("--set training.FIELD=VALUE", "Any setting of training, such as training.schedule=cosine."),
+        option("--set FIELD=VALUE", "Any setting of training or finetune, such as training.schedule=cosine."),
     ] = None,
     track: common.Track = None,
     push_to_hub: common.Push = None,
@@ -69,7 +69,7 @@ def finetune(
     """
     common.check_unit(memory)
     changes: dict[str, Any] = dict(map(common.pair, sets or []))
-    flags = {"training.evaluate_every": evaluate_every, "training.patience": patience}
+    flags = {"finetune.evaluate_every": evaluate_every, "finetune.patience": patience}
     changes = {name: value for name, value in flags.items() if value is not None} | changes
     if push_to_hub is not None:
         with bad_input():

@@ -117,7 +117,7 @@ class Contest:
         seeds: each plan is tuned once with each.
         steps: of each tuning; None: as the run's settings say.
         rows: test rows.
-        changed: settings that are other than the run's, and change what a tuning gives.
+        changed: settings by dotted name that are other than the run's, and change what a tuning gives.
     """
 
     found: Plan
@@ -137,7 +137,7 @@ class Contest:
     def settings(self) -> dict[str, Any]:
         """What `test.json` says of all its entries."""
         shared = {"format": TEST_FORMAT, "limit": self.limit, "steps": self.steps, "rows": self.rows}
-        return shared | ({"training": dict(self.changed)} if self.changed else {})
+        return shared | ({"changed": dict(self.changed)} if self.changed else {})
 
     def role(self, key: str) -> str:
         """`FOUND` or `UNIFORM`, by a plan's key."""
@@ -145,7 +145,7 @@ class Contest:
 
     def counts(self, data: Mapping[str, Any]) -> bool:
         """Whether the plans of a `test.json` were tuned and measured alike, so that they still count."""
-        return all(data.get(key) == self.settings.get(key) for key in ("format", "limit", "steps", "rows", "training"))
+        return all(data.get(key) == self.settings.get(key) for key in ("format", "limit", "steps", "rows", "changed"))
 
 
 class TestFile:

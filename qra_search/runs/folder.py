@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import FINAL_ONLY, RunConfig, differences, dump_config, load_config
+from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
@@ -28,8 +28,6 @@ EARLIER = "earlier-"
 """Likewise of one with what was tuned before, and was set aside."""
 BASELINES = "baselines"
 """Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
-MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
-"""Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
 
 class NoRun(BadInput):
@@ -90,7 +88,7 @@ class RunFolder:
             raise RunExists(self._convert_first())
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
-            changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
+            changed = {k: v for k, v in differences(known, config).items() if not (resume and _may_change(k))}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
@@ -277,6 +275,11 @@ def plan_data(path: Path) -> dict[str, Any]:
     if data.get("format") != PLAN_FORMAT:
         raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
     return data
+
+
+def _may_change(path: str) -> bool:
+    """Whether a field may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
+    return path == "search.evaluations" or path.startswith("finetune.")
 
 
 def _strategy(name: str) -> Strategy:

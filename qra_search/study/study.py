@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
-from qra_search.errors import BadInput, RunFailed, bad_input, needed
+from qra_search.errors import BadInput, RunFailed, needed
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
@@ -174,17 +174,20 @@ class Study:
     def tell(self, proposal: Proposal, evaluation: Evaluation | EvaluationFailed) -> Trial:
         """Record what came of a proposal that `ask` gave: its evaluation, or why it failed.
 
+        An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
+
         Raises:
-            BadInput: the proposal was not asked for, or was told before; an evaluation of another plan or size.
+            BadInput: the proposal was not asked for, or was told before.
         """
         trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
         if trial is None:
             raise BadInput("this proposal is not open: tell each one that study.ask() gave, once")
-        if isinstance(evaluation, EvaluationFailed):
-            done = self.log.fail(trial.id, f"{type(evaluation).__name__}: {evaluation}")
-        else:
-            with bad_input():
-                done = self.log.finish(trial.id, plain(check_evaluation(evaluation, self.space, trial.plan)))
+        try:
+            if isinstance(evaluation, EvaluationFailed):
+                raise evaluation
+            done = self.log.finish(trial.id, plain(check_evaluation(evaluation, self.space, trial.plan)))
+        except EvaluationFailed as failed:
+            done = self.log.fail(trial.id, f"{type(failed).__name__}: {failed}")
         del self._asked[trial.id]
         self._tell("finished", done)
         return done

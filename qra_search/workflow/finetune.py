@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import SEARCH_ONLY, RunConfig, differences
+from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.display import Displayed
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
@@ -45,8 +45,6 @@ from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.search import write_report
 
 PLAN_FILE = "plan.json"
-UNCHANGING = {"test_rows", "checkpoint_every", "checkpoint_minutes", "sample_answers"}
-"""Settings that change nothing of how a plan is tuned; the test rows of a comparison are recorded by themselves."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +150,8 @@ def tune_with(
     count = len(contest.plans) - 1
     rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
-    told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
+    settings = config.model_dump(mode="json", include={"training", "finetune"})
+    told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
     try:
         with tracked(track, place.path / TUNING, told, result, listener.say) as figures:
             compare_on_test(tuner, contest, place.test_file, result.space, listener, save=place.path, figures=figures)
@@ -227,7 +226,7 @@ def _tuned(evaluator: Tunes, plan: Plan, space: SearchSpace, **options: Any) -> 
 
 
 def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """Settings of training, by name, in which a config differs from the run's, and that change what a tuning gives.
+    """Settings by dotted name in which a config differs from the run's, and that change what a tuning gives.
 
     Raises:
         BadInput: it differs in something else.
@@ -235,15 +234,14 @@ def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
     found = {}
     for path, (old, new) in differences(known, config).items():
         section, _, name = path.partition(".")
-        if section == "training" and name in SEARCH_ONLY:
+        if section == "evaluation":
+            raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
+        if section not in ("training", "finetune") and path != "model.device":
             raise BadInput(
-                f"{path} is of the search's evaluations, and changes nothing of a full tuning: how long that is, "
-                f"--steps or training.final_steps says"
+                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
-        if section == "training" and name not in UNCHANGING:
-            found[name] = new
-        elif section != "training" and path != "model.device":
-            raise BadInput(f"{path} is {old!r} in this run: only fields of training can be set anew to tune its plan")
+        if path != "model.device" and name not in FinetuneConfig.beside:
+            found[path] = new
     return found
 
 

@@ -48,7 +48,7 @@ def say_rows(evaluator: object, listener: Listener) -> None:
 def rows_of_test(evaluator: object, config: RunConfig) -> int:
     """The rows that a comparison on test data is truly of."""
     counts = row_counts(evaluator)
-    return counts["test"].had if "test" in counts else config.training.test_rows
+    return counts["test"].had if "test" in counts else config.finetune.test_rows
 
 
 def _count_text(count: RowCount, role: str) -> str:

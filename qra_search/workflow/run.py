@@ -332,7 +332,7 @@ class Run(Displayed):
 
     def _tuning_settings(self, epochs: float | None, device: str | None, settings: Mapping[str, Any]) -> RunConfig:
         known = self.folder.check().config()
-        given = dict(settings) | ({} if epochs is None else {"training.final_epochs": epochs})
+        given = dict(settings) | ({} if epochs is None else {"finetune.epochs": epochs})
         config = make_config(on_device(known, device).model_dump(mode="json"), given, source="options")
         training_changes(known, config)
         return config

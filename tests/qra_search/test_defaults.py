@@ -40,7 +40,7 @@ def test_a_search_in_python_has_the_defaults_of_a_config(function: Any) -> None:
 def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
     found = defaults(QuantizedLoRAEvaluator)
     assert (found["model"], found["task"]) == (CONFIG.model.name, CONFIG.task.name)
-    for name in ("quantization", "space", "training"):
+    for name in ("quantization", "space", "training", "evaluation", "finetune"):
         assert found[name] == getattr(CONFIG, name)
     for name in ("device", "dtype", "compute", "weight_cache", "trust_remote_code"):
         assert found[name] == getattr(CONFIG.model, name)

@@ -57,13 +57,19 @@ def test_a_failure_is_told_as_one_and_recorded_with_its_reason() -> None:
     assert trial.status == "failed" and "out of memory: 3 GiB" in trial.reason
 
 
-def test_what_was_not_asked_or_is_of_other_bytes_is_refused() -> None:
+def test_an_evaluation_that_cannot_be_true_counts_as_failed() -> None:
     study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
     proposal = study.ask()
     assert proposal is not None
     evaluation = evaluator.evaluate(proposal.plan, seed=proposal.seed)
-    with pytest.raises(BadInput, match="bytes"):
-        study.tell(proposal, replace(evaluation, memory_bytes=evaluation.memory_bytes + 1))
-    study.tell(proposal, evaluation)
+    trial = study.tell(proposal, replace(evaluation, memory_bytes=evaluation.memory_bytes + 1))
+    assert trial.status == "failed" and "bytes" in trial.reason
+
+
+def test_what_was_not_asked_or_was_told_before_is_refused() -> None:
+    study, evaluator = Study(ToyEvaluator(), evaluations=12), ToyEvaluator()
+    proposal = study.ask()
+    assert proposal is not None
+    study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))
     with pytest.raises(BadInput, match="this proposal is not open"):
-        study.tell(proposal, evaluation)
+        study.tell(proposal, evaluator.evaluate(proposal.plan, seed=proposal.seed))
