@@ -115,7 +115,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
     (f"search {LAND} --out rows.jsonl/x", "rows.jsonl"),
     (f"search {LAND} --out land", "land holds another run"),
-    (f"search {LAND} --out nowhere --resume", "leave --resume out to begin one"),
+    ("search nowhere", "no config file"),
     ("search empty", "config 'empty' is a folder"),
     ("search old", "qra log convert"),
     # runs

@@ -94,10 +94,12 @@ class RunFolder:
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise RunExists(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
-                    f"give another --out, or --resume with that run's settings"
+                    f"give another --out, or resume that run with `qra search {self.path}`"
                 )
         if self.exists and not resume:
-            raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
+            raise RunExists(
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, or give another --out"
+            )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Make the folder, or check that its run may be resumed, and write the config into it.
