@@ -9,8 +9,7 @@ from typing import Any
 
 from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, ReloadFailed
 from qra_search.files import write_json
 from qra_search.integrations.trackers.base import flat
 from qra_search.integrations.trackers.tuning import tracked
@@ -98,7 +97,7 @@ def tune_with(
         BadInput: the evaluator cannot tune, or the plan has no adapter.
         TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
-    tuner = check_tunes(evaluator, config)
+    check_tunes(evaluator, config)
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     result = folder.result()
@@ -119,7 +118,7 @@ def tune_with(
     try:
         with tracked(track, tunings, told, result, view.say) as figures:
             tested = compare_on_test(
-                tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
+                evaluator, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
                 steps=steps, rows=rows_of_test(evaluator, config), changed=changed, save=place.path,
                 progress=view.progress, figures=figures, on_tuned=say_tuned, say=view.say,
             )  # fmt: skip
@@ -189,12 +188,12 @@ def tuned_baselines(
         config = on_device(folder.config(), device)
         steps = (folder.test() or {}).get("steps")
         with closing(build_evaluator(config, view.progress)) as evaluator:
-            tuner = check_tunes(evaluator, config)
+            check_tunes(evaluator, config)
             for other, place in missing:
                 view.say(f"tuning {place.name}")
                 place.mkdir(parents=True, exist_ok=True)
                 try:
-                    tuner.tune(other, steps=steps, folder=place, kept=place / TUNING, progress=view.progress)
+                    evaluator.tune(other, steps=steps, folder=place, kept=place / TUNING, progress=view.progress)
                 except (EvaluationFailed, ReloadFailed) as error:
                     (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
                     view.say(f"{place.name} is left out: {error}")

@@ -8,7 +8,6 @@ from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import ReportsProgress
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor
 from qra_search.log.trial_log import MEMORY, TrialLog
@@ -67,6 +66,6 @@ def search(
     if not (in_notebook() if progress is None else progress):
         return study().run()
     with progress_view() as view:
-        if isinstance(evaluator, ReportsProgress) and evaluator.progress is None:
+        if evaluator.progress is None:
             evaluator.progress = view.progress
         return study(view).run()
