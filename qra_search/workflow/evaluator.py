@@ -10,8 +10,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
-from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Progress, Tunes
+from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies import make_strategy
 from qra_search.study.transfer import check_exists
@@ -90,18 +89,10 @@ def on_device(config: RunConfig, device: str | None) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
 
 
-def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
-    """The evaluator itself.
-
-    Raises:
-        BadInput: it cannot tune a plan in full.
-    """
-    if not isinstance(evaluator, Tunes):
-        raise BadInput(
-            f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
-            f"use a run of the evaluator quantized-lora"
-        )
-    return evaluator
+def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
+    """Raises BadInput if the evaluator cannot tune a plan in full."""
+    if not evaluator.tunes:
+        raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
 
 
 def _takes(factory: Any, option: str) -> bool:

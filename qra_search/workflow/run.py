@@ -314,7 +314,7 @@ class Run(Displayed):
         if self._held is None:
             self._held = wanted, build_evaluator(wanted, listener.progress, objects=self._objects)
         evaluator = self._held[1]
-        evaluator.progress = listener.progress  # type: ignore[attr-defined]
+        evaluator.progress = listener.progress
         return evaluator
 
     def __repr__(self) -> str:
