@@ -112,7 +112,7 @@ def search(
         return
     if resume and out is None:
         raise typer.BadParameter("say with --out which run to resume", param_hint="--resume")
-    if resume and out is not None and not RunFolder(out).exists and not RunFolder(out).holds_old_log:
+    if resume and out is not None and not RunFolder(out).exists:
         raise typer.BadParameter(
             f"there is no run in {out} to resume: leave --resume out to begin one", param_hint="--resume"
         )
@@ -141,7 +141,7 @@ def search(
 
 def _holds_run(path: Path) -> bool:
     folder = RunFolder(path)
-    return folder.exists or folder.holds_old_log
+    return folder.exists
 
 
 def _given(context: typer.Context, name: str) -> bool:
