@@ -34,13 +34,14 @@ if "--atheris" in sys.argv:  # before what it is to see
 else:
     seen = nullcontext()
 with seen:
+    from qra_search.log.convert import convert
+    from qra_search.log.logtools import check
+
     from qra_eval.models.from_gguf import read_header
     from qra_eval.tasks import make_task
     from qra_search import Plan, TrialLog, search
     from qra_search.config import ConfigError, RunConfig, dump_config, load_config
-    from qra_search.log.convert import convert
     from qra_search.log.errors import LogMismatch
-    from qra_search.log.logtools import check
     from qra_search.log.recorded import recorded_state
     from qra_search.space.budgets import size_in
     from qra_search.space.serialization import plan_from_dict, plan_to_dict

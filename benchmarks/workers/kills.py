@@ -25,10 +25,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import record  # noqa: E402
+from qra_search.log.logtools import check  # noqa: E402
 
 from qra_search import Callback, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor, process  # noqa: E402
-from qra_search.log.logtools import check  # noqa: E402
 from qra_search.testing.scenarios import ToyEvaluator  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 16, "batch": 3, "seed": 2}

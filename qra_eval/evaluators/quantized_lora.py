@@ -35,7 +35,7 @@ from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import Figures, Progress, RowCount
 from qra_search.evaluation.sensitivities import Sensitivities
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")
@@ -72,7 +72,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
             config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
         )
     if config.search.memory:
-        evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
+        evaluator.budget = resolve(evaluator.space, config.search.memory)[-1]
     return evaluator
 
 
