@@ -116,13 +116,12 @@ def refusing() -> Misbehaving:
     raise ValueError("no model of the name 'x'")
 
 
-def cores_and_threads() -> Misbehaving:
-    """An evaluator whose losses tell of its worker: cores, threads, device."""
+def describing_its_worker() -> Misbehaving:
+    """An evaluator that describes its worker: threads, device, GPUs."""
 
     class Telling(Misbehaving):
         def describe(self) -> dict:
             return {
-                "cores": sorted(os.sched_getaffinity(0)),
                 "threads": os.environ.get("OMP_NUM_THREADS"),
                 "device": os.environ.get("QRA_DEVICE"),
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
