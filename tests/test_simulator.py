@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import Evaluation, EvaluationFailed, Proposal, Study, search
+from qra_search import Evaluation, Proposal, Study, search
 from qra_search.strategies.random import RandomStrategy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "workers"))
@@ -54,12 +54,6 @@ def test_one_simulated_worker_searches_as_this_process_does():
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in serial.trials]
 
 
-def test_a_simulation_repeats_itself_and_follows_the_order_in_which_evaluations_end():
-    runs = [simulate(4, lognormal_duration(60.0, seed=3)) for _ in range(2)]
-    assert runs[0][0].clock == runs[1][0].clock
-    assert [t.proposal for t in runs[0][1].trials] == [t.proposal for t in runs[1][1].trials]
-
-
 def test_the_searchs_own_time_counts_against_the_workers():
     class Thinking(RandomStrategy):
         def propose(self, state, n):
@@ -75,17 +69,6 @@ def test_the_searchs_own_time_counts_against_the_workers():
     assert executor.clock >= 0.02 * 8
 
 
-def test_a_failed_evaluation_is_recorded_and_frees_its_worker():
-    class Failing(AdditiveEvaluator):
-        def evaluate(self, plan, **options):
-            if plan.bits[0] == 2:
-                raise EvaluationFailed("no")
-            return super().evaluate(plan, **options)
-
-    _, result = simulate(3, lambda proposal, evaluation: 5.0, Failing(with_prior=False))
-    assert result.failures() and len(result.trials) == 24
-
-
 def test_log_normal_durations_have_the_mean_that_was_asked_for():
     space = AdditiveEvaluator().space
     plan = space.uniform_plans()[0]
@@ -93,14 +76,6 @@ def test_log_normal_durations_have_the_mean_that_was_asked_for():
     draws = [duration(Proposal(plan, seed=s), Evaluation(1.0, 1)) for s in range(4000)]
     assert sum(draws) / len(draws) == pytest.approx(60.0, rel=0.03)
     assert duration(Proposal(plan, 0.5, seed=7), Evaluation(1.0, 1)) == pytest.approx(draws[7] / 2)
-
-
-def test_the_report_counts_what_happened():
-    executor, result = simulate(4, lambda proposal, evaluation: 60.0)
-    figures = report(executor, result.trials)
-    assert (figures.workers, figures.trials, figures.virtual_seconds) == (4, 24, 360.0)
-    assert figures.best_loss[-1] == min(t.loss for t in result.trials) and len(figures.best_loss) == 24
-    assert figures.peak_memory_bytes > 10 << 20
 
 
 def test_what_is_proposed_together_shares_the_time_that_it_took_the_first_proposals_included():

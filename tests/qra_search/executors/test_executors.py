@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module 
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
-from qra_search import BadInput, Proposal, Study, search  # noqa: E402
+from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     DeadlineExceeded,
@@ -125,11 +125,12 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
 
 
 @pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
-def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process(deed):
-    reasons = []
+def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process_and_the_log_keeps_it(deed, tmp_path):
+    options, reasons = {"strategy": "random", "evaluations": 6, "batch": 2, "seed": 3}, []
     with ProcessExecutor(workers.factory(deed), 2) as processes:
-        for executor in (processes, InProcessExecutor(workers.Misbehaving(deed))):
-            result = search(workers.Misbehaving(), strategy="random", evaluations=6, batch=2, seed=3, executor=executor)
+        for name, executor in (("a", processes), ("b", InProcessExecutor(workers.Misbehaving(deed)))):
+            result = search(workers.Misbehaving(), **options, executor=executor, log=tmp_path / name)
+            assert TrialLog(tmp_path / name).trials == result.trials
             reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
             failed = [t for t in result.trials if t.plan.bits[0] == 4]
             assert failed and all(t.status == "failed" for t in failed)

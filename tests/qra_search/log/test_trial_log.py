@@ -188,16 +188,6 @@ def test_a_forked_child_that_writes_is_refused_like_any_other_process(tmp_path):
     assert TrialLog(tmp_path / "log").meta("a") == 1
 
 
-def test_readers_see_whole_trials_while_a_writer_writes(tmp_path):
-    path, evaluator = tmp_path / "log", AdditiveEvaluator()
-    seen = []
-    for _ in range(20):
-        search(evaluator, **{**OPTIONS, "evaluations": 2 + len(seen)}, log=path)
-        with TrialLog(path) as reader:
-            seen.append(reader.trials)
-    assert all(later[: len(earlier)] == earlier for earlier, later in zip(seen, seen[1:], strict=False))
-
-
 def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
     options = {**OPTIONS, "strategy": "additive"}
     steady = search(AdditiveEvaluator(), **options)
