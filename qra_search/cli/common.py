@@ -18,6 +18,7 @@ from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.runs.comparison import Against as AgainstName
+from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
 
 PIPE_WIDTH = 120
@@ -65,14 +66,12 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-LEAST_BARE = 1 << 20
-"""A size without a unit is of bytes: below this one it is taken for a mistake."""
 
 
 def check_unit(size: str | None) -> None:
-    """Raises BadInput if a size given on the command line has no unit and is too small to be meant in bytes."""
-    if size is not None and size.strip().isdecimal() and int(size) < LEAST_BARE:
-        raise BadInput(f"--memory {size} means {size} bytes: write its unit, such as {size}MiB or {size}GiB")
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
 
 
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
