@@ -34,10 +34,12 @@ def test_pieces_are_the_text_and_say_what_is_learnt(row, template, pieces):
     for seed in (0, 1, 100):
         shown = rendered_example(task, tokenizer, 64, seed)
         examples = task.split("calibration")
-        (number,) = (c for c in examples[seed % len(examples)].prompt if c.isdecimal())
+        example = examples[seed % len(examples)]
+        (number,) = (c for c in example.prompt if c.isdecimal())
         assert shown.pieces == tuple(Piece(text.format(number), bool(a), bool(b)) for text, a, b in pieces)
         assert shown.end == "<|end|>" and shown.template == (template is not None) and shown.cut == 0
-    (row,) = task.encode([examples[seed % len(examples)]], tokenizer, 64)
+        assert task.prompt(example, tokenizer) == "".join(p.text for p in shown.pieces if not p.learnt)
+    (row,) = task.encode([example], tokenizer, 64)
     assert shown.tokens == len(row) and shown.learnt == int((row.labels >= 0).sum())
 
 
