@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
@@ -39,6 +39,11 @@ class SteadyLinear4bit(Linear4bit):
         )
         self.quant_state = state
         self.register_parameter("bias", bias)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) as the library computes it, cast to `dtype` if one is given."""
+        weight = dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return weight if dtype is None else weight.to(dtype)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
