@@ -13,9 +13,12 @@ from gpu_parts.common import make, measured, random_model
 
 import qra_eval
 from qra_eval.costs.phases import CUDA_CONTEXT
-from qra_search.config import TrainingConfig
 
-TRAINING = TrainingConfig(steps=2, batch_size=1, max_length=512, validation_rows=4, test_rows=4, final_steps=2)
+SECTIONS: dict[str, dict[str, int]] = {
+    "training": {"batch_size": 1, "max_length": 512},
+    "evaluation": {"steps": 2, "validation_rows": 4},
+    "finetune": {"steps": 2, "test_rows": 4},
+}
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -27,7 +30,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model = random_model(options, "8B")
     yield {"phase": "write", **found}
     given: dict[str, Any] = {"weight_cache": options.weight_cache}
-    estimate = make(options, model, options.backend, TRAINING, weights=False, **given).estimate()
+    estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
     foretold = estimate["phases"]
 
     def phase(name: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
@@ -39,7 +42,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
         return result, {**row, "foretold_device": device, "foretold_host": host, "ratio": ratio}
 
-    evaluator, row = phase("load", lambda: make(options, model, options.backend, TRAINING, **given))
+    evaluator, row = phase("load", lambda: make(options, model, options.backend, SECTIONS, **given))
     yield row
     _, row = phase("quantize", evaluator.quantized.prepare)
     yield {**row, "foretold_seconds": estimate["setup_seconds"]}

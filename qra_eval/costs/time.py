@@ -71,7 +71,7 @@ def _evaluation_passes(workbench: FineTuner) -> float:
     if not settings.scales:
         return tokens
     rows = workbench.rows("calibration", workbench.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.rows_a_step / len(rows)
+    return tokens + SCALES * sum(map(len, rows)) * workbench.evaluation.steps * settings.rows_a_step / len(rows)
 
 
 def bank_bytes(workbench: FineTuner) -> int:

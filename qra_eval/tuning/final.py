@@ -109,24 +109,25 @@ def tune(
         raise BadInput(NO_ADAPTER)
     start = time.perf_counter()
     settings = workbench.settings
-    steps = workbench.final_steps if steps is None else steps
+    finetune = workbench.finetune
+    steps = workbench.finetune_steps if steps is None else steps
     usual = workbench.init
     try:
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
         workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
-        shown = 0 if folder is None else settings.sample_answers
+        shown = 0 if folder is None else finetune.sample_answers
         before = sample_answers(workbench, shown)
         batches = workbench.final_batches(steps, seed)
         identity = _identity(workbench, plan, seed, steps, batches)
-        watch = FullTuning(settings, lambda: _validation_loss(workbench), identity, kept, figures)
+        watch = FullTuning(finetune, lambda: _validation_loss(workbench), identity, kept, figures)
         each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
         with watch.saving():
             trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
-        rows = workbench.rows("test", settings.test_rows)
+        rows = workbench.rows("test", finetune.test_rows)
         nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
         after = sample_answers(workbench, shown)
-        metrics = score(workbench, min(settings.test_rows, SCORED_ROWS))
+        metrics = score(workbench, min(finetune.test_rows, SCORED_ROWS))
         test = workbench.rows.task.split("test")
         tuned = Tuned(
             plan=plan,
@@ -142,7 +143,7 @@ def tune(
             samples=tuple(
                 {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
             ),
-            scored=len(test[: min(settings.test_rows, SCORED_ROWS)]) if metrics else 0,
+            scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
             best_step=watch.best_step,
             stopped_at=trained.cut_at,
             init=init,
@@ -163,7 +164,7 @@ def tune(
 
 def _identity(workbench: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint that says the same is one of it."""
-    settings, digest = workbench.settings, hashlib.sha256()
+    finetune, digest = workbench.finetune, hashlib.sha256()
     for batch in batches:
         digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
     return {
@@ -173,8 +174,8 @@ def _identity(workbench: FineTuner, plan: Plan, seed: int, steps: int, batches: 
         "steps": steps,
         "init": workbench.init,
         "batches": digest.hexdigest(),
-        "evaluate_every": settings.evaluate_every,
-        "patience": settings.patience,
+        "evaluate_every": finetune.evaluate_every,
+        "patience": finetune.patience,
     }
 
 
@@ -185,7 +186,7 @@ def _stage(watch: FullTuning) -> str:
 
 def _validation_loss(workbench: FineTuner) -> float:
     """As an evaluation measures it, amid a training."""
-    loss = workbench.held_out("validation", workbench.settings.validation_rows)
+    loss = workbench.held_out("validation", workbench.evaluation.validation_rows)
     workbench.model.train()
     return loss
 

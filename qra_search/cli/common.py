@@ -11,14 +11,11 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.config import RunConfig, load_config, make_config, read_yaml
+from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, bad_input, shortened
-from qra_search.files import read_json
+from qra_search.errors import BadInput
 from qra_search.runs.comparison import Against as AgainstName
-from qra_search.runs.folder import RunFolder
-from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.workflow.settings import make_settings
 
 PIPE_WIDTH = 120
 """Columns of tables that do not go to a terminal."""
@@ -115,7 +112,7 @@ LearnFrom = Annotated[
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as training.steps=20.", HOW),
+    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
 ]
 Track = Annotated[
     list[str] | None,
@@ -143,25 +140,6 @@ Against = Annotated[
 ]  # fmt: skip
 Run = Annotated[Path, argument("RUN", "Folder of a run.")]
 
-_FLAGS = {
-    "model": "model.name",
-    "device": "model.device",
-    "task": "task.name",
-    "data": "task.data",
-    "columns": "task.options.columns",
-    "memory": "search.memory",
-    "bits": "space.bits",
-    "ranks": "space.ranks",
-    "granularity": "space.granularity",
-    "backend": "quantization.backend",
-    "evaluations": "search.evaluations",
-    "strategy": "search.strategy",
-    "seed": "search.seed",
-    "learn_from": "search.learn_from",
-    "evaluator": "evaluator",
-    "engine": "engine",
-}
-
 
 def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:
     """The config of a file (or the defaults) with the options given on the command line, which win.
@@ -171,11 +149,8 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
     """
     for size in flags.get("memory") or ():
         check_unit(size)
-    overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
-    overrides.update(map(pair, sets or []))
-    if config is None:
-        return make_config({}, overrides, source="options")
-    return load_config(config, overrides)
+    given = {name: _value(name, value) for name, value in flags.items() if value is not None}
+    return make_settings(config, dict(map(pair, sets or [])), **given)
 
 
 def stdout() -> Console:
@@ -191,32 +166,6 @@ def stderr() -> Console:
 def emit(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
-
-
-def read_plan(space: SearchSpace, path: Path) -> Plan:
-    """The plan of a `plan.json`, or of the run in a folder, for a space.
-
-    Raises:
-        BadInput: no such file, no plan, or one of another space.
-    """
-    with bad_input():
-        return plan_from_dict(space, plan_data(path))
-
-
-def plan_data(path: Path) -> dict[str, Any]:
-    """What a `plan.json`, or that of the run in a folder, holds.
-
-    Raises:
-        BadInput: no such file, or no plan in it.
-    """
-    file = RunFolder(path).plan_file if path.is_dir() else path
-    with bad_input():
-        data = read_json(file)
-    if not isinstance(data, dict):
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
-    if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
-    return data
 
 
 PAIR = "a field and a value are needed, such as training.learning_rate=0.0005"

@@ -12,12 +12,12 @@ from qra_search.cli import common
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.cli.status import INTERRUPTED
-from qra_search.errors import bad_input
-from qra_search.integrations.trackers import make_tracker
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.run import Workers, new_folder, opened, search_with
+from qra_search.study.study import Callback, Study
+from qra_search.workflow.run import Run
+from qra_search.workflow.search import Workers, new_folder
 
 
 def search(
@@ -120,23 +120,31 @@ def search(
     if gpus_per_worker is not None and not workers:
         raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
     pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
-    with bad_input():
-        trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
+    run, complete = Run(folder.path, settings), _Completion()
     try:
-        with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
-            result, complete = search_with(
-                built, settings, folder, view, executor=runner, batch=batch, callbacks=trackers
-            )  # fmt: skip
+        with run:
+            result = run.search(
+                resume=resume, workers=pool, batch=batch, callbacks=[complete], track=track or (), progress=view
+            )
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
             view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:
-        common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
+        common.emit({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
     else:
-        print_result(common.stdout(), result, folder, complete=complete)
-    if not complete:
+        print_result(common.stdout(), result, folder, complete=complete.reached)
+    if not complete.reached:
         raise typer.Exit(INTERRUPTED)
+
+
+class _Completion(Callback):
+    """Notes whether a search came to its end, or was interrupted."""
+
+    reached = True
+
+    def ended(self, study: Study) -> None:
+        self.reached = not study.stopping
 
 
 def _holds_run(path: Path) -> bool:

@@ -53,7 +53,7 @@ class Costs:
         known += f"{formatting.evaluations_text(self.evaluations)} evaluations"
         if not self.dear:
             return known
-        return f"{known}: more than a third, so raise --evaluations (or training.steps, of which each has few)"
+        return f"{known}: more than a third, so raise --evaluations (or evaluation.steps, of which each has few)"
 
 
 def foretold_costs(

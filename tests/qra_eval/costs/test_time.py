@@ -15,14 +15,14 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning import final
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
     return QuantizedLoRAEvaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
-        training=TrainingConfig(steps=3, batch_size=4, validation_rows=8, **options),
+        training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8}, **options,
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
         QuantizedLoRAEvaluator(
             "tiny", "arithmetic",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-            training=TrainingConfig(steps=steps, batch_size=4, validation_rows=8),
+            training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8},
         ).estimate()
         for steps in (10, 20)
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
 
 
 def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = make(tmp_path, test_rows=6, final_steps=1)
+    evaluator = make(tmp_path, finetune={"steps": 1, "test_rows": 6})
     n = len(evaluator.space)
     asked: list[int] = []
 

@@ -12,23 +12,23 @@ from tiny_families import tiny_config_model
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Plan
-from qra_search.config import ConfigError, QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import ConfigError, EvaluationConfig, QuantizationConfig, SpaceConfig
 from qra_search.errors import BadInput
-
-SMALL = {"steps": 4, "batch_size": 4, "validation_rows": 8, "test_rows": 8, "final_steps": 6}
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(backend="reference", bits=(2, 4), cache=folder, weight_cache="auto", **options):
+    def make(backend="reference", bits=(2, 4), cache=folder, weight_cache="auto", evaluation=None, **training):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(cache)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8)),
-            training=TrainingConfig(**{**SMALL, **options}),
+            training={"batch_size": 4, **training},
+            evaluation={"steps": 4, "validation_rows": 8, **(evaluation or {})},
+            finetune={"steps": 6, "test_rows": 8},
             weight_cache=weight_cache,
         )
 
@@ -116,12 +116,12 @@ def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so
     plan = evaluator.space.uniform(2, 4)
     whole = evaluator.evaluate(plan)
     assert "cut_short_at_step" not in whole.metrics and whole.charged == 1.0
-    evaluator = build(steps=12)
+    evaluator = build(evaluation={"steps": 12})
     evaluator._highest = 0.5  # no plan of a random model ends below this
     cut = evaluator.evaluate(plan)
     assert cut.metrics["cut_short_at_step"] == 6 and 0.2 < cut.charged < 0.7 and cut.loss > 0.5
     assert evaluator.evaluate(plan).loss == cut.loss
-    never = build(steps=12, hopeless=0)
+    never = build(evaluation={"steps": 12, "hopeless": 0})
     never._highest = 0.5
     assert "cut_short_at_step" not in never.evaluate(plan).metrics
 
@@ -131,21 +131,6 @@ def test_the_ceiling_lies_above_the_untuned_model(build):
     highest = evaluator._highest_end()
     evaluator.quantized.unquantize()
     assert highest >= evaluator.workbench.held_out("calibration", 4) + 1.0
-
-
-def test_one_adapter_scores_any_plan_without_training_and_is_charged_once(build, tmp_path):
-    evaluator = build(shared_steps=3, learning_rate=2e-3)
-    lowest = evaluator.fidelities[0]
-    assert lowest < 0.25 and evaluator.fidelities[1:] == (0.25, 0.5, 1.0)
-    plan = mixed_plan(evaluator.space)
-    first, second = (evaluator.evaluate(plan, fidelity=lowest) for _ in range(2))
-    assert first.loss == second.loss and second.charged == lowest
-    assert first.charged > 1  # three steps of three plans each, of an evaluation of four steps
-    again = build(shared_steps=3, learning_rate=2e-3)  # read from the folder, not trained again
-    assert again.evaluate(plan, fidelity=lowest).loss == first.loss
-    assert again.evaluate(plan, fidelity=lowest).charged == lowest
-    evaluator.workbench.apply(plan, 0)
-    assert evaluator.workbench.held_out("validation", 8) != first.loss  # what was trained is what scored
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):
@@ -174,11 +159,13 @@ def saved_by_a_forward_pass(evaluator, plan):
 def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
     evaluator = QuantizedLoRAEvaluator(
         "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path)},
-        space={"bits": [4], "ranks": [4]}, training={"steps": 7},
+        space={"bits": [4], "ranks": [4]}, evaluation={"steps": 7},
     )  # fmt: skip
-    assert evaluator.quantized.settings == TrainingConfig(steps=7) and evaluator.space.bits == (4,)
-    with pytest.raises(ConfigError, match="training.stepz is no known field: did you mean steps?"):
-        QuantizedLoRAEvaluator("tiny", training={"stepz": 7})
+    assert evaluator.workbench.evaluation == EvaluationConfig(steps=7) and evaluator.space.bits == (4,)
+    with pytest.raises(ConfigError, match="training.alfa is no known field: did you mean alpha?"):
+        QuantizedLoRAEvaluator("tiny", training={"alfa": 7})
+    with pytest.raises(ConfigError, match="training.final_steps is now finetune.steps"):
+        QuantizedLoRAEvaluator("tiny", training={"final_steps": 7})
     with pytest.raises(TypeError, match="training is a int: a TrainingConfig, or a dict of its fields, is needed"):
         QuantizedLoRAEvaluator("tiny", training=7)
     with pytest.raises(TypeError, match="task is a list"):
@@ -192,7 +179,7 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
     def build(max_length):
         return QuantizedLoRAEvaluator(
             str(tmp_path), space={"bits": (4,), "ranks": (4,)}, quantization={"cache": str(tmp_path / "bank")},
-            training={**SMALL, "max_length": max_length},
+            training={"max_length": max_length},
         )  # fmt: skip
 
     with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):

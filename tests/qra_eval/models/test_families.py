@@ -8,7 +8,7 @@ from tiny_families import tiny_config_model
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]
 
@@ -30,7 +30,9 @@ def build(family, tmp_path, **space):
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **space),
-        training=TrainingConfig(steps=4, batch_size=4, validation_rows=4, test_rows=4, final_steps=2, max_length=64),
+        training={"batch_size": 4, "max_length": 64},
+        evaluation={"steps": 4, "validation_rows": 4},
+        finetune={"test_rows": 4, "steps": 2},
     )
 
 

@@ -20,7 +20,8 @@ def evaluator(tmp_path_factory):
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
-        training={"batch_size": 2, "test_rows": 4, "max_length": 64, "sample_answers": 3},
+        training={"batch_size": 2, "max_length": 64},
+        finetune={"test_rows": 4, "sample_answers": 3},
     )
 
 
@@ -103,10 +104,14 @@ class Killed(BaseException):
 
 
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
-    settings = evaluator.quantized.settings
+    bench = evaluator.workbench
     monkeypatch.setattr(final, "score", lambda *_: {})
-    changed = {"scales": True, "checkpoint_every": 2, "evaluate_every": 2, "validation_rows": 4}
-    monkeypatch.setattr(evaluator.quantized, "settings", settings.model_copy(update=changed))
+    for holder, name, changed in (
+        (evaluator.quantized, "settings", {"scales": True}),
+        (bench, "evaluation", {"validation_rows": 4}),
+        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2}),
+    ):
+        monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)
 
     def kill(step, told):

@@ -58,6 +58,6 @@ def test_rows_that_are_cut_are_counted_with_the_length_that_keeps_them_whole() -
 
 
 def test_a_comparison_is_of_the_test_rows_that_there_are() -> None:
-    config = make_config({"training": {"test_rows": 50}})
+    config = make_config({"finetune": {"test_rows": 50}})
     assert rows_of_test(Counting(test=RowCount(50, 12)), config) == 12
     assert rows_of_test(object(), config) == 50 and row_counts(object()) == {}
