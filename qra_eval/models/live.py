@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.models.loaded import LoadedModel, finish, finish_shape, fingerprint
+from qra_eval.models.loaded import LoadedModel, fingerprint, finish, finish_shape
 from qra_eval.models.names import LIVE, LIVE_MODELS, ModelNotFound
 from qra_search.errors import BadInput, needed
 

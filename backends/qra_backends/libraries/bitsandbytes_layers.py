@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qra_backends.modules.functional import dequantized_linear
 
 NUMBERS_AT_ONCE = 1 << 20
-"""Of a weight, while it is dequantized: a CPU makes two copies in float32 of what it multiplies."""
+"""Of a weight, while it is dequantized on a CPU, which makes two copies in float32 of what it multiplies; a GPU makes
+none, and is called once."""
 
 
 class SteadyLinear4bit(Linear4bit):
@@ -81,7 +82,7 @@ class WeightOnlyLinear8bit(Linear8bitLt):
         """The weight (out, in) in `dtype` (default: the layer's own); products are rounded once, from float32."""
         codes, scale = self.weight.data, self.row_scale[:, None] / 127
         weight = torch.empty(codes.shape, dtype=dtype or self.compute_dtype, device=codes.device)
-        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1])
+        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1]) if codes.device.type == "cpu" else len(codes)
         for some, scales, into in zip(codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True):
             torch.mul(some, scales, out=into)
         return weight

@@ -31,11 +31,11 @@ def state_of(model: Any) -> dict[str, Any]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {
         "values": {name: tensor.detach().clone() for name, tensor in tensors},
-        "places": {name: (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.requires_grad) for name, tensor in tensors},
+        "places": {name: (t.data_ptr(), t.device, t.dtype, t.requires_grad) for name, t in tensors},
         "modules": {name: (id(module), module.training) for name, module in model.named_modules()},
         "hooks": {name: tuple(module._forward_pre_hooks) for name, module in model.named_modules()},
         "config": model.config.to_dict(),
-    }  # fmt: skip
+    }
 
 
 def assert_as_it_was(model: Any, before: dict[str, Any]) -> None:
