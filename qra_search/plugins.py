@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers, .loaders and .harnesses."""
+.trackers, .loaders, .objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Kind = Literal[
     "importers",
     "trackers",
     "loaders",
+    "objects",
     "harnesses",
 ]
 _SINGULAR = {
@@ -30,6 +31,7 @@ _SINGULAR = {
     "importers": "plan format",
     "trackers": "tracker",
     "loaders": "loader",
+    "objects": "register of objects",
     "harnesses": "harness",
 }
 
