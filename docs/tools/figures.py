@@ -14,9 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from qra_search.report.colors import ORIGINS, PRIOR_STEPS, palette, ramp
+from qra_search.report.colors import ORIGINS, DAMAGE_STEPS, palette, ramp
 from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
-from qra_search.report.figures.heat import draw_heat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,16 +55,16 @@ def sensitivity_figure() -> Figure:
     low, high = min(damage.values()), max(damage.values())
     levels: list[list[float]] = [[math.nan] * layers for _ in KINDS]
     for name, value in damage.items():
-        step = int(PRIOR_STEPS * math.log(value / low) / math.log(high / low))
-        levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, PRIOR_STEPS - 1)
+        step = int(DAMAGE_STEPS * math.log(value / low) / math.log(high / low))
+        levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, DAMAGE_STEPS - 1)
     figure, (axes,) = new_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
-    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("prior", PRIOR_STEPS))
+    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("damage", DAMAGE_STEPS))
     axes.set_title(f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", loc="left")
     axes.set_xlabel("layer", loc="right")
-    edges = [1000 * low * (high / low) ** (step / PRIOR_STEPS) for step in range(PRIOR_STEPS + 1)]
+    edges = [1000 * low * (high / low) ** (step / DAMAGE_STEPS) for step in range(DAMAGE_STEPS + 1)]
     names = [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    steps = [Patch(color=color, label=name) for color, name in zip(ramp("prior", PRIOR_STEPS), names, strict=True)]
-    figure.legend(handles=steps, loc="lower center", ncols=PRIOR_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
+    steps = [Patch(color=color, label=name) for color, name in zip(ramp("damage", DAMAGE_STEPS), names, strict=True)]
+    figure.legend(handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
     return figure
 
 

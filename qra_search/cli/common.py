@@ -15,6 +15,7 @@ from qra_search.config import RunConfig, load_config, make_config, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json
+from qra_search.integrations import TRACKERS
 from qra_search.runs.comparison import Against as AgainstName
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
@@ -119,8 +120,8 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 Push = Annotated[
     str | None,

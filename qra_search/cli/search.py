@@ -13,7 +13,7 @@ from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.cli.status import INTERRUPTED
 from qra_search.errors import bad_input
-from qra_search.integrations.trackers import make_tracker
+from qra_search.integrations.trackers import Tracker
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder
@@ -121,7 +121,7 @@ def search(
         raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
     pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
     with bad_input():
-        trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
+        trackers = [Tracker(spec, folder.path, say=view.say) for spec in track or []]
     try:
         with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
             result, complete = search_with(

@@ -16,6 +16,7 @@ from typing import Any
 from qra_search.errors import BadInput, bad_input, one_line
 from qra_search.evaluation.protocols import Figures
 from qra_search.files import read_json, write_json
+from qra_search.integrations import TRACKERS
 from qra_search.log.trial import Trial
 from qra_search.plugins import UnknownName, unknown_message
 from qra_search.report.progress import BestSoFar
@@ -23,8 +24,6 @@ from qra_search.runs.comparison import TUNING
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Callback, Study
 
-TOOLS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-"""Names of accelerate's trackers. Each is also the name of the Python package that the tracker needs."""
 PROJECT = "qra"
 """The project or experiment that runs are put in."""
 KNOWN_FILE = "trackers.json"
@@ -156,7 +155,7 @@ def check_tracker(spec: str) -> type[Any]:
     tool = spec.partition(":")[0].strip()
     if tool not in LOGGER_TYPE_TO_CLASS:
         raise UnknownName(unknown_message("tracker", tool, LOGGER_TYPE_TO_CLASS))
-    if tool in TOOLS and importlib.util.find_spec(tool) is None:
+    if tool in TRACKERS and importlib.util.find_spec(tool) is None:
         raise ImportError(f"tracker {tool!r} needs the package {tool}: pip install {tool}")
     return LOGGER_TYPE_TO_CLASS[tool]
 

@@ -12,10 +12,9 @@ from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
 from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
 from qra_search.files import write_json
-from qra_search.integrations.trackers.base import flat
-from qra_search.integrations.trackers.tuning import tracked
+from qra_search.integrations.trackers import flat, tracked
 from qra_search.report import formatting
-from qra_search.report.shares import metric_text
+from qra_search.report.formatting import metric_text
 from qra_search.report.terminal.live import View
 from qra_search.runs.comparison import (
     TUNING,
@@ -118,7 +117,7 @@ def tune_with(
     changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
     told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
     try:
-        with tracked(track, tunings, told, result, view.say) as figures:
+        with tracked(track, tunings, told, view.say) as figures:
             tested = compare_on_test(
                 tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
                 steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,

@@ -12,8 +12,7 @@ from qra_search.evaluation.protocols import ReportsProgress
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor
 from qra_search.log.trial_log import MEMORY, TrialLog
-from qra_search.report.notebook import in_notebook, progress_view
-from qra_search.report.terminal.live import View
+from qra_search.report.terminal.live import View, in_notebook, progress_view
 from qra_search.strategies import Strategy
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
