@@ -14,10 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from qra_search.report.colors import ORIGINS, DAMAGE_STEPS, palette, ramp
+import numpy as np
+
+from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, palette, ramp
 from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +170,24 @@ def bytes_figure() -> Figure:
     axes.invert_yaxis()
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1)
     return figure
+
+
+def draw_heat(
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], levels: Sequence[Sequence[float]], ramp: Sequence[str]
+) -> None:
+    """A grid of cells, coloured by the place of each level on a ramp; nan is left empty."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    axes.pcolormesh(np.asarray(levels, dtype=float), cmap=ListedColormap(ramp), vmin=0, vmax=len(ramp),
+                    edgecolors=matplotlib.rcParams["figure.facecolor"], linewidth=1)  # fmt: skip
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    places = range(0, len(columns), 1 if len(columns) <= 17 else 5)
+    axes.set_xticks([i + 0.5 for i in places], [columns[i] for i in places])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.tick_params(length=0)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ Set = Annotated[
 Track = Annotated[
     list[str] | None,
     option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
+           autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 Push = Annotated[
     str | None,

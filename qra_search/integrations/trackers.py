@@ -91,8 +91,8 @@ class Tracker(Callback):
         except Exception as error:  # each tool has exceptions of its own
             place = f"in {self.where}" if self.where else "in its default place"
             raise BadInput(
-                f"tracker {self.tool!r} cannot begin {place} ({type(error).__name__}: {one_line(str(error), 200)}): give "
-                f"another place as --track {self.tool}:PLACE, or leave it out"
+                f"tracker {self.tool!r} cannot begin {place} ({type(error).__name__}: {one_line(str(error), 200)}): "
+                f"give another place as --track {self.tool}:PLACE, or leave it out"
             ) from error
 
     def log(self, figures: Mapping[str, float], step: int) -> None:

@@ -60,7 +60,7 @@ class TextTable:
 
 
 def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
-    """The comparison on test data, cheapest first, with how much lower the loss of the plan found is than each other."""
+    """The comparison on test data, cheapest first, with how much lower the loss of the plan found is."""
     names = metrics_of(tested)
     found = next((t for t in tested if t.role == FOUND), None)
     rows = [

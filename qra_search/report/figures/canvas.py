@@ -40,10 +40,10 @@ def style() -> Iterator[dict[str, str]]:
     settings: Any = {
         "axes.axisbelow": True, "axes.edgecolor": c["soft"], "axes.facecolor": "none", "axes.grid": True,
         "axes.grid.axis": "y", "axes.labelcolor": c["ink"], "axes.spines.left": False, "axes.spines.right": False,
-        "axes.spines.top": False, "axes.titlesize": 13, "figure.facecolor": c["paper"], "font.sans-serif": ["DejaVu Sans"], "font.size": 12.5,
-        "grid.color": c["grid"], "grid.linewidth": 1, "legend.fontsize": 12, "legend.frameon": False,
-        "lines.solid_joinstyle": "round", "text.color": c["ink"], "text.parse_math": False, "xtick.color": c["soft"],
-        "ytick.color": c["soft"], "ytick.major.size": 0,
+        "axes.spines.top": False, "axes.titlesize": 13, "figure.facecolor": c["paper"],
+        "font.sans-serif": ["DejaVu Sans"], "font.size": 12.5, "grid.color": c["grid"], "grid.linewidth": 1,
+        "legend.fontsize": 12, "legend.frameon": False, "lines.solid_joinstyle": "round", "text.color": c["ink"],
+        "text.parse_math": False, "xtick.color": c["soft"], "ytick.color": c["soft"], "ytick.major.size": 0,
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         yield c
