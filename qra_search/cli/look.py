@@ -16,7 +16,7 @@ from qra_search.errors import BadInput, bad_input, describe, one_line
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
-from qra_search.report.figures import write_figures
+from qra_search.report.figures.charts import write_figures
 from qra_search.report.finding import said
 from qra_search.report.layout import heat_maps
 from qra_search.report.page import write_page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +86,7 @@ class Tracker(Callback):
                 self._client.store_init_configuration({name: _plain(value) for name, value in settings.items()})
             if self.tool == "wandb":  # its own step never goes back, but trials end in any order
                 self._client.tracker.define_metric("*", step_metric="step")
-            return _identity(self.tool, self._client, identity)
+            return str(self._client.tracker.info.run_id) if self.tool == "mlflow" else identity
         except Exception as error:  # each tool has exceptions of its own
             place = f"in {self.where}" if self.where else "in its default place"
             raise BadInput(
@@ -232,15 +231,10 @@ def figures_of(trial: Trial, best: BestSoFar) -> dict[str, float]:
         if trial.proposal.predicted_loss is not None:
             figures["predicted_loss"] = trial.proposal.predicted_loss
     for budget in best.budgets:
-        found, size = best.best(budget), size_name(budget)
+        found, size = best.best(budget), format_bytes(budget).replace(" ", "")
         if found is not None:
             figures |= {f"best/{size}": found[1], f"gain/{size}": best.gain(budget)}
     return figures
-
-
-def size_name(size: int) -> str:
-    """A size as part of a name: `108.0MiB`."""
-    return re.sub(r"[^0-9A-Za-z.]", "", format_bytes(size))
 
 
 def flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
@@ -264,17 +258,10 @@ def _options(tool: str, run: str, identity: str, *, resumed: bool) -> dict[str, 
         case "comet_ml":
             return {"experiment_key": identity}
         case "trackio":
-            return {"name": identity if resumed else run, "resume": "allow" if resumed else "never", "embed": False}
+            return {"name": f"{run}-{identity[:8]}", "resume": "allow", "embed": False}
         case "mlflow":
             return {"run_name": run, "run_id": identity if resumed else None}
     return {}
-
-
-def _identity(tool: str, client: Any, asked: str) -> str:
-    """The identity that the tool gave to a run: MLflow and Trackio choose it themselves."""
-    if tool == "mlflow":
-        return str(client.tracker.info.run_id)
-    return str(client.tracker.name) if tool == "trackio" else asked
 
 
 def _plain(value: Any) -> int | float | str | bool:

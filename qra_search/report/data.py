@@ -24,7 +24,7 @@ from qra_search.study.result import EvaluatedPlan, SearchResult
 POINTS_SHOWN = 400
 """Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
 TRACES = 4
-"""Budgets whose trace is drawn where none was named."""
+"""Most traces that are drawn if no budget was named."""
 SENSITIVITIES = "sensitivities"
 CURVE_FILE = "curve.jsonl"
 CURVES_SHOWN = 8
@@ -188,13 +188,9 @@ class RunData:
 
     @cached_property
     def traces(self) -> tuple[Trace, ...]:
-        """One trace for each budget, for a few sizes of the front where none was named."""
-        budgets = list(self.result.memory_budgets)
-        if not budgets:
-            sizes = sorted({c.memory_bytes for c in self.result.uniform} or {c.memory_bytes for c in self.result.front})
-            budgets = (
-                sizes if len(sizes) <= TRACES else [sizes[i * (len(sizes) - 1) // (TRACES - 1)] for i in range(TRACES)]
-            )
+        """One trace for each budget, or for a few sizes of the front if none was named."""
+        front = [c.memory_bytes for c in self.result.front]
+        budgets = self.result.memory_budgets or front[:: math.ceil(len(front) / TRACES) or 1]
         return tuple(Trace(budget, self._trace(budget)) for budget in budgets)
 
     def _trace(self, budget: int) -> tuple[Point, ...]:
@@ -210,15 +206,6 @@ class RunData:
         if points:
             points.append((max(self.spent[-1], points[-1][0]), points[-1][1]))
         return tuple(points)
-
-    @cached_property
-    def predictions(self) -> tuple[Point, ...]:
-        """Predicted and measured loss of every full evaluation that was predicted."""
-        return tuple(
-            (t.proposal.predicted_loss, t.loss)
-            for t in self.result.trials
-            if t.done and t.fidelity >= 1.0 and t.proposal.predicted_loss is not None
-        )
 
 
 def read_curves(folder: str | Path) -> tuple[Curve, ...]:

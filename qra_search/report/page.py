@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,7 +19,7 @@ from qra_search.report import formatting, tables
 from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
-from qra_search.report.figures.charts import front_figure, front_groups, fronts_figure, trace_figure, tuning_figure
+from qra_search.report.figures.charts import figures, front_groups
 from qra_search.report.finding import CHANCE, finding, headline
 from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
 from qra_search.report.layout import heat_maps
@@ -58,6 +57,7 @@ def page(runs: Sequence[RunData]) -> str:
         loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals |= {"tables": tables, "words": formatting, "size": format_bytes}
     environment.filters |= {"unbroken": formatting.unbroken, "line": lambda text: one_line(text, SAMPLE)}
     counts = {
         "bits": max(len(run.result.space.bits) for run in runs),
@@ -69,7 +69,7 @@ def page(runs: Sequence[RunData]) -> str:
         views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
         data=[embedded(run) for run in runs],
         overview=tables.overview_table(runs) if len(runs) > 1 else None,
-        fronts=_chart(fronts_figure(runs), names, "all") if len(runs) > 1 else None,
+        fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
         themes=[_properties(counts, dark=dark) for dark in (False, True)],
         ramps=[(name, i) for name, count in counts.items() for i in range(count)],
         headers_shown=HEADERS_SHOWN,
@@ -106,40 +106,22 @@ def embedded(run: RunData) -> dict[str, Any]:
 
 
 def _view(run: RunData, key: str) -> dict[str, Any]:
-    """What the template shows of a run; what the run has nothing to say of is None or empty."""
-    result, space = run.result, run.result.space
+    """A run with its charts and all else that the template cannot get from it."""
     model, task = formatting.model_and_task(run.identity)
     if "landscape" in run.identity:
         model = model or f"landscape {run.identity['landscape']}"
     elif run.config is not None:
         model, task = model or run.config.model.name, task or run.config.task.name
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
-    traced = any(t.points for t in run.traces)
+    charts = {name: _chart(figure, run.said, f"{key}-{name}") for name, figure in figures([run]).items()}
     return {
         "run": run,
         "where": [name for name in (model, task) if name],
         "facts": _facts(run),
-        "tested": tables.tested_table(run.tested, space) if run.tested else None,
-        "records": [
-            (
-                headline(finding(result, r.tested, r.budget)),
-                format_bytes(r.budget),
-                tables.tested_table(r.tested, space),
-            )
-            for r in run.records
-        ],
-        "validation": tables.comparison_table(result) if result.comparisons else None,
-        "forecast": tables.forecast_table(run.forecast, space) if run.forecast else None,
+        "records": [(r, headline(finding(run.result, r.tested, r.budget))) for r in run.records],
+        "charts": charts,
         "samples": next((t.samples for t in run.tested if t.role == FOUND), ()),
-        "front": _chart(front_figure(run), run.said, f"{key}-front") if result.candidates else None,
-        "front_table": tables.front_table(run),
-        "plan": None if run.plan is None else (plan_name(run.plan, space), formatting.bits_counts(run.plan, space)),
-        "heats": [] if run.plan is None else heat_maps(space, run.plan, result.sensitivities),
-        "trace": _chart(trace_figure(run), _trace_text(run), f"{key}-trace") if traced else None,
-        "predicted": _prediction_text(run),
-        "tuning": _chart(tuning_figure(run), _tuning_text(run), f"{key}-tuning") if run.curves else None,
-        "costs": tables.cost_table(run) if sum(c.evaluations for c in run.costs) > 0 else None,
-        "failures": tables.failure_table(run),
+        "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
         "commands": _commands(run),
         "settings": identity if run.config is None else dump_config(run.config),
     }
@@ -188,24 +170,6 @@ def _commands(run: RunData) -> list[tuple[str, str]]:
         ("Search on from here", f"qra search {where} --evaluations {2 * max(1, math.ceil(planned))}"),
     ]
     return steps[1:] if run.tuned else steps
-
-
-def _trace_text(run: RunData) -> str:
-    ends = (f"{formatting.loss_text(t.points[-1][1])} within {format_bytes(t.budget)}" for t in run.traces if t.points)
-    return f"The search ended at {'; '.join(ends)}."
-
-
-def _tuning_text(run: RunData) -> str:
-    ends = ", ".join(f"{curve.name} {formatting.loss_text(curve.loss[-1][1])}" for curve in run.curves)
-    return f"Training losses ended at: {ends}."
-
-
-def _prediction_text(run: RunData) -> str:
-    """How good the predictions were; empty if there were none."""
-    if not run.predictions:
-        return ""
-    predicted, seen = np.array(run.predictions).T
-    return f"{len(seen)} evaluations were predicted, off by {np.abs(predicted - seen).mean():.3g} on average."
 
 
 def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:

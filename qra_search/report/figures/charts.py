@@ -230,9 +230,9 @@ def _clamp(value: float, ends: Point) -> float:
 
 
 def _finish(axes: Axes) -> None:
-    """Say what the marks are in a row above the chart, if there are several kinds."""
+    """Say what the marks are in a row above the chart."""
     handles, names = axes.get_legend_handles_labels()
-    if len(names) > 1:
+    if names:
         short = [name if len(name) <= LABEL_LONG else name[: LABEL_LONG - 1] + "…" for name in names]
         axes.legend(handles, short, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, handletextpad=0.3,
                     columnspacing=1.2)  # fmt: skip

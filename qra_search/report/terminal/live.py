@@ -1,4 +1,4 @@
-"""The view of a run while it runs: bars and a table in a terminal, plain lines elsewhere, nothing with `--json`."""
+"""The view of a run while it runs: bars and the best so far in a terminal, lines elsewhere, nothing with `--json`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,8 +16,7 @@ from rich.text import Text
 
 from qra_search.log.trial import Trial
 from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
-from qra_search.report.progress import BestSoFar, size_of
-from qra_search.report.terminal.columns import columns
+from qra_search.report.progress import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import Callback, Study
@@ -33,8 +30,6 @@ TRIAL_LINES_EVERY = 1.0
 BUDGETS_SHOWN = 6
 BAR_WIDTH = 36
 BAR_STYLE = "cyan"
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -171,7 +166,7 @@ class PlainView(View):
 
 
 class RichView(View):
-    """Bars and a table that are drawn anew four times a second."""
+    """Bars and the best so far, which are drawn anew four times a second."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -199,29 +194,16 @@ class RichView(View):
             failed = f", {self.best.failed} failed" if stage is self.search and self.best.failed else ""
             bars.add_row(Text(stage.name), bar, Text(f"{stage.count}{failed}" if stage.total else ""), stage.left)
         bars.add_row(Text("time", style="dim"), Text(duration(time.monotonic() - self._began), style="dim"), "", "")
-        last = self.best.last
-        line = Text(f"last: {trial_text(last, self.space)}", no_wrap=True, overflow="ellipsis") if last else Text()
-        return Group(bars, Text(), self._table(), line) if self.search is not None else Group(bars)
-
-    def _table(self) -> Table:
-        heads = ("within", "lowest seen", "size", "lowest uniform", "lower by")
-        table = columns(*heads, left=("lowest seen", "lowest uniform"))
-        for budget in _spread(self.best.budgets, BUDGETS_SHOWN):
-            best, rival = self.best.best(budget), self.best.best(budget, uniform=True)
-            gain = self.best.gain(budget)
-            if best is not None:
-                table.add_row(
-                    format_bytes(budget),
-                    Text(f"{best[1]:.4f}", style="bold green" if gain > 0 else "bold"),
-                    format_bytes(size_of(best[0])),
-                    f"{rival[1]:.4f}  {plan_name(rival[0].plan, self.space)}" if rival else "none fits",
-                    percent(gain) if gain > 0 else "not yet",
-                )
-        return table
+        if self.search is None:
+            return Group(bars)
+        lines = [best_text(self.best, budget) for budget in self.best.budgets[-BUDGETS_SHOWN:]]
+        if self.best.last is not None:
+            lines.append(f"last: {trial_text(self.best.last, self.space)}")
+        return Group(bars, Text(), *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line))
 
 
 def make_view(console: Console, *, quiet: bool = False) -> View:
-    """The view that suits a console: nothing, plain lines, or bars and a table."""
+    """The view that suits a console: nothing, plain lines, or bars and the best so far."""
     if quiet:
         return View()
     return RichView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
@@ -269,10 +251,3 @@ def best_text(found: BestSoFar, budget: int) -> str:
         return f"{text}, no uniform plan fits"
     gain = found.gain(budget)
     return f"{text}, uniform {rival[1]:.4f}" + (f", {percent(gain)} lower" if gain > 0 else ", not beaten yet")
-
-
-def _spread(values: Sequence[T], most: int) -> list[T]:
-    """At most so many of the values, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

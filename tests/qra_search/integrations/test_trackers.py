@@ -16,8 +16,9 @@ from report_runs import Bits, Guessing, evil_space
 from qra_search import Study
 from qra_search.errors import BadInput
 from qra_search.integrations import TRACKERS
-from qra_search.integrations.trackers import Tracker, check_tracker, size_name, tracked
+from qra_search.integrations.trackers import Tracker, check_tracker, tracked
 from qra_search.plugins import UnknownName
+from qra_search.space.memory import format_bytes
 
 
 class Kept(GeneralTracker):
@@ -90,7 +91,7 @@ def test_every_trial_is_sent_with_its_figures_and_the_search_so_far(tmp_path: Pa
         assert row.get("predicted_loss") == (trial.proposal.predicted_loss if trial.done else None)
     last, comparison = run.rows[trials[-1].id], result.comparison()
     assert comparison is not None
-    size = size_name(running.memory_budgets[0])
+    size = format_bytes(running.memory_budgets[0]).replace(" ", "")
     assert last[f"best/{size}"] == pytest.approx(comparison.best.observed)
     assert last[f"gain/{size}"] == pytest.approx(comparison.gain)
     assert last["spent"] == pytest.approx(result.spent)

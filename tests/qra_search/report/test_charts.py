@@ -15,16 +15,27 @@ from report_runs import EVIL, add_test, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures import figures, to_png, to_svg, write_figures
-from qra_search.report.figures.canvas import PNG_ZOOM, POINTS, draw_lines, fit, new_figure, put_label, style
+from qra_search.report.figures.canvas import (
+    PNG_ZOOM,
+    POINTS,
+    draw_lines,
+    fit,
+    new_figure,
+    put_label,
+    style,
+    to_png,
+    to_svg,
+)
 from qra_search.report.figures.charts import (
     MIB,
     clipped,
+    figures,
     front_figure,
     front_groups,
     fronts_figure,
     spread_out,
     trace_figure,
+    write_figures,
 )
 from qra_search.strategies import Strategy
 
