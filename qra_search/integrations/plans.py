@@ -170,7 +170,9 @@ def _plan(foreign: Foreign, space: SearchSpace, rules: _Rules) -> Imported:
     """The foreign choices as a plan of the space."""
     followed = [group for group in space.groups if _follows(foreign, group)]
     bits_of, notes = _bits_of_linears(foreign, followed, rules)
-    bits, ranks, mixed, rounded = [], [], [], []
+    bits, ranks = [], []
+    mixed: list[str] = []
+    rounded: list[str] = []
     for group in space.groups:
         if group not in followed:  # a file that says nothing of an embedding leaves it as it is
             bits.append((group.bits or space.bits)[-1])

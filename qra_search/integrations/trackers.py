@@ -156,7 +156,8 @@ def check_tracker(spec: str) -> type[Any]:
         raise UnknownName(unknown_message("tracker", tool, LOGGER_TYPE_TO_CLASS))
     if tool in TRACKERS and importlib.util.find_spec(tool) is None:
         raise ImportError(f"tracker {tool!r} needs the package {tool}: pip install {tool}")
-    return LOGGER_TYPE_TO_CLASS[tool]
+    kind: type[Any] = LOGGER_TYPE_TO_CLASS[tool]
+    return kind
 
 
 @contextmanager

@@ -101,7 +101,8 @@ def comparison_table(result: SearchResult) -> TextTable:
     compared, space = result.comparisons, result.space
     if len(compared) > BUDGETS_SHOWN:
         compared = [compared[round(i * (len(compared) - 1) / (BUDGETS_SHOWN - 1))] for i in range(BUDGETS_SHOWN)]
-    rows, marked = [], []
+    rows: list[tuple[str, ...]] = []
+    marked = []
     for row in compared:
         best, uniform = row.best, row.uniform
         marked.append(len(rows))
