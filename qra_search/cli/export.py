@@ -13,7 +13,7 @@ from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import tensor_names
 from qra_search.integrations.hub import check_hub, push_export
-from qra_search.report.terminal.columns import columns
+from qra_search.report.columns import columns
 from qra_search.runs.folder import RunFolder
 
 PAIR = "a name and a value are needed, such as merge=true"

@@ -14,13 +14,13 @@ from qra_search.cli.common import argument, option
 from qra_search.config import differences
 from qra_search.errors import BadInput, bad_input, describe, one_line
 from qra_search.report import formatting
+from qra_search.report.columns import columns
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
 from qra_search.report.figures.charts import write_figures
 from qra_search.report.finding import said
 from qra_search.report.layout import heat_maps
 from qra_search.report.page import write_page
-from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, find_runs

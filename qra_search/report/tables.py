@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from qra_search.report.columns import columns
 from qra_search.report.data import RunData
 from qra_search.report.formatting import (
     bits_counts,
@@ -20,7 +21,6 @@ from qra_search.report.formatting import (
     plan_name,
     test_loss_text,
 )
-from qra_search.report.terminal.columns import columns
 from qra_search.runs.comparison import FOUND, TestResult, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
