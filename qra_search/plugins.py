@@ -1,5 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers
-and .harnesses."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
+.loaders and .harnesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "harnesses"]
+Kind = Literal[
+    "strategies",
+    "evaluators",
+    "backends",
+    "tasks",
+    "exporters",
+    "importers",
+    "loaders",
+    "harnesses",
+]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -18,6 +27,7 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
+    "loaders": "loader",
     "harnesses": "harness",
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.errors import BadInput, bad_input, one_line
-from qra_search.evaluation.protocols import Figures
+from qra_search.evaluation.evaluator import Figures
 from qra_search.files import read_json, write_json
 from qra_search.integrations import TRACKERS
 from qra_search.log.trial import Trial

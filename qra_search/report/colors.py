@@ -35,9 +35,10 @@ BRIGHT = 0.45
 
 
 def palette(*, dark: bool = False) -> dict[str, str]:
-    """Colours of the page and of origins (`o-0` to `o-7`) in a theme, by name."""
+    """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
     colors = {name: pair[dark] for name, pair in PAGE.items()}
-    return colors | {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
+    colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
+    return colors | {f"damage-{i}": color for i, color in enumerate(ramp("damage", DAMAGE_STEPS, dark=dark))}
 
 
 def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 import time
 from dataclasses import dataclass
 
@@ -19,7 +17,8 @@ from qra_search.report.formatting import duration, evaluations_text, percent, pl
 from qra_search.report.progress import BestSoFar
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.study import Callback, Study
+from qra_search.study.listener import Listener
+from qra_search.study.study import Study
 
 PATIENCE = 2.0
 """Seconds after which a stage is worth a line of its own."""
@@ -69,8 +68,8 @@ class Stage:
         return f"about {duration(seconds)} left"
 
 
-class View(Callback):
-    """Follows a run and says nothing: the base of the others, and what `--json` uses."""
+class View(Listener):
+    """Follows a run and shows nothing: the base of the others, and what `--json` uses."""
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
@@ -84,15 +83,6 @@ class View(Callback):
         """What is searched; only once a study has started."""
         assert self.best.space is not None
         return self.best.space
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """The progress of the evaluator's own work: `("quantize", 12, 210)`."""
@@ -207,26 +197,6 @@ def make_view(console: Console, *, quiet: bool = False) -> View:
     if quiet:
         return View()
     return RichView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
-
-
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return type(get_ipython()).__name__ == "ZMQInteractiveShell"
-
-
-def progress_view() -> View:
-    """The view that suits where this process runs: a cell of a notebook, a terminal, or lines on stderr.
-
-    In a notebook rich draws bars if `ipywidgets` is installed; else lines are printed.
-    """
-    if not in_notebook():
-        return make_view(Console(stderr=True, highlight=False, emoji=False))
-    drawn = importlib.util.find_spec("ipywidgets") is not None
-    return RichView(Console()) if drawn else PlainView(Console(force_jupyter=False))
 
 
 def trial_text(trial: Trial, space: SearchSpace) -> str:

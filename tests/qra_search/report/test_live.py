@@ -10,9 +10,11 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
+from qra_search.report import notebook
+from qra_search.report.notebook import progress_view
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal import live
-from qra_search.report.terminal.live import PlainView, RichView, Stage, View, make_view, progress_view
+from qra_search.report.terminal.live import PlainView, RichView, Stage, View, make_view
 
 
 def console(*, terminal: bool) -> Console:
@@ -193,11 +195,11 @@ def test_the_time_left_follows_this_sessions_pace(clock: list[float]) -> None:
 def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live, "in_notebook", lambda: True)
-    monkeypatch.setattr(live.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
     view = progress_view()
     assert isinstance(view, PlainView)
     view.say("a line")
     assert capsys.readouterr().out == "a line\n"
-    monkeypatch.setattr(live.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: object())
     assert isinstance(progress_view(), RichView)
