@@ -27,6 +27,8 @@ LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
 """A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
 POINTS = "points-"
 """Begins the group id of marks that a page finds again, by their attribute `data-points`."""
+_POINTS = re.compile(r'="([\d.]+)pt"')
+"""Of the sizes of a drawing: without the unit they are pixels."""
 _NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
 """Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 
@@ -115,7 +117,7 @@ def put_label(
     for move in moves:
         note = axes.annotate(
             text, at, (across, shift[1] - move), textcoords="offset points", ha=align, va="center",
-            annotation_clip=False, fontsize=12, **more,
+            annotation_clip=False, fontsize=12, zorder=4, **more,
             bbox={"facecolor": matplotlib.rcParams["figure.facecolor"], "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
         box = note.get_window_extent()
@@ -161,7 +163,8 @@ def to_svg(figure: Figure, *, theme: Literal["own", "screen", "page"] = "own", k
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(buffer, format="svg", metadata=nothing | title)
     text = buffer.getvalue()
-    text = _NUMBERED.sub("", text[text.index("<svg") :]).replace(f' id="{POINTS}', ' data-points="')
+    text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
+    text = _NUMBERED.sub("", text).replace(f' id="{POINTS}', ' data-points="')
     if theme == "own":
         return text
     for name, color in palette().items():
