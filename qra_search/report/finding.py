@@ -76,7 +76,7 @@ class Finding:
 
 
 def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> Finding | None:
-    """What was found, on test data if the final comparison was made; None if nothing fits or ended.
+    """What was found, on test data if the final comparison was made; None if nothing that fits was evaluated.
 
     Args:
         budget: bytes that the comparison on test data keeps to; default: the run's largest.

@@ -14,7 +14,7 @@ from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace
 
 WRAP = 32
-"""Groups in a row where a space says nothing of kinds and layers."""
+"""Groups in a row if a space does not name kinds and layers."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Layout:
 
 
 def layout(space: SearchSpace) -> Layout:
-    """Kinds by layers where every group says its own; else the groups in order, wrapped."""
+    """Kinds by layers if every group has a kind and a layer of its own; else the groups in order, wrapped."""
     places = [(group.kind, group.depth) for group in space.groups]
     if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
         kinds = list(dict.fromkeys(kind for kind, _ in places))

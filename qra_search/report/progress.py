@@ -45,9 +45,11 @@ class BestSoFar:
     def best(self, budget: int, *, uniform: bool = False) -> tuple[Trial, float] | None:
         """The best plan within a budget and its mean loss; None if none fits."""
         fitting = [
-            (trial, sum(losses) / len(losses))
-            for key, losses in self._losses.items()
-            if size_of(trial := self._known[key]) <= budget and (not uniform or self._is_uniform(trial))
+            (trial, sum(self._losses[key]) / len(self._losses[key]))
+            for key, trial in self._known.items()
+            if trial.evaluation is not None
+            and trial.evaluation.memory_bytes <= budget
+            and (not uniform or self._is_uniform(trial))
         ]
         return min(fitting, key=lambda pair: pair[1], default=None)
 
@@ -58,9 +60,3 @@ class BestSoFar:
 
     def _is_uniform(self, trial: Trial) -> bool:
         return self.space is not None and self.space.uniform_choice(trial.plan) is not None
-
-
-def size_of(trial: Trial) -> int:
-    """Bytes of a trial that ended well."""
-    assert trial.evaluation is not None
-    return trial.evaluation.memory_bytes

@@ -23,7 +23,6 @@ from qra_search.report.figures.canvas import (
     new_figure,
     put_label,
     style,
-    to_png,
     to_svg,
 )
 from qra_search.report.figures.charts import (
@@ -189,17 +188,6 @@ def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         *_, width, height = ElementTree.fromstring(png.with_suffix(".svg").read_text()).attrib["viewBox"].split()
         assert struct.unpack(">II", data[16:24]) == (float(width) * PNG_ZOOM, float(height) * PNG_ZOOM)
-
-
-def test_a_png_shows_marks_in_the_colour_of_their_origin_and_text(run: RunData, tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    (tmp_path / "trace.png").write_bytes(to_png(trace_figure(run)))
-    colours = dict.fromkeys(c for _, c in image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 24))
-    assert (0xFA, 0xF9, 0xF6) in colours  # paper
-    assert any(abs(r - 0x00) < 40 and abs(g - 0x72) < 40 and abs(b - 0xB2) < 40 for r, g, b in colours)  # first origin
-    chart = image.open(tmp_path / "trace.png").convert("L")
-    name = chart.crop((chart.width - 360, chart.height - 30, chart.width, chart.height))
-    assert name.getextrema()[0] < 100
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
