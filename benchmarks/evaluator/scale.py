@@ -199,7 +199,7 @@ def tune(make: Make, folder: Path) -> dict[str, Any]:
     stage(evaluator, "tune", 0, SECTIONS["finetune"]["steps"])
     plan = space.uniform(max(space.bits), max(space.ranks))
     tuned = evaluator.tune(plan, folder=folder, progress=evaluator.progress)
-    return {"reload_difference": tuned.reload_difference}
+    return {"test_loss": tuned.test_loss}
 
 
 @torch.no_grad()

@@ -47,14 +47,14 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     _, row = phase("quantize", evaluator.quantized.prepare)
     yield {**row, "foretold_seconds": estimate["setup_seconds"]}
     _, row = phase("prior", evaluator.sensitivities)
-    yield {**row, "foretold_seconds": estimate["prior_seconds"]}
+    yield {**row, "foretold_seconds": estimate["sensitivities_seconds"]}
     space = evaluator.space
     largest, smallest = (space.uniform(pick(space.bits), pick(space.ranks)) for pick in (max, min))
     done, row = phase("search", partial(list, map(evaluator.evaluate, (largest, smallest))))
     yield {**row, "losses": [each.loss for each in done], "foretold_seconds": 2 * estimate["evaluation_seconds"]}
     folder = options.folder / "tuned-large"
     tuned, row = phase("tune", partial(evaluator.tune, largest, folder=folder))
-    yield {**row, "reload_difference": tuned.reload_difference}
+    yield {**row, "test_loss": tuned.test_loss}
     del evaluator  # what is reloaded has the device for itself
     gc.collect()
 

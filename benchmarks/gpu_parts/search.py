@@ -52,6 +52,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with measured(options.device) as found:
         tuned = evaluator.tune(best.plan, folder=options.folder / "tuned-search")
     yield {
-        **head, "phase": "tune", "test_loss": tuned.test_loss, "reload_difference": tuned.reload_difference, **found,
+        **head, "phase": "tune", "test_loss": tuned.test_loss, **found,
         "dtype": str(evaluator.quantized.compute), "torch_cuda": torch.version.cuda,
     }  # fmt: skip

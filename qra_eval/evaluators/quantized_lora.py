@@ -13,7 +13,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards
 from qra_eval.costs.peak_memory import step_memory
-from qra_eval.costs.time import estimate, prior_charge, seconds_per_token
+from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
@@ -25,7 +25,7 @@ from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
-from qra_eval.tuning.final import Tuned, tune
+from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD, Diverged
 from qra_search.config import (
@@ -39,10 +39,17 @@ from qra_search.config import (
     make_config,
 )
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import Figures, Progress, RowCount
+from qra_search.evaluation.evaluator import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    Figures,
+    Progress,
+    RowCount,
+    Tuned,
+)
 from qra_search.evaluation.sensitivities import Sensitivities
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")
@@ -81,7 +88,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
             config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
         )
     if config.search.memory:
-        evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
+        evaluator.budget = resolve(evaluator.space, config.search.memory)[-1]
     return evaluator
 
 
@@ -267,14 +274,12 @@ class QuantizedLoRAEvaluator(Evaluator):
     def describe(self) -> dict[str, Any]:
         return self.workbench.describe()
 
-    # -- what else it offers: see `qra_search.evaluation.protocols` --------------------------------
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate(self.workbench, self.budget)
 
-    def prior_charge(self) -> float:
-        """What measuring the prior will be charged, in full evaluations."""
-        return prior_charge(self.workbench)
+    def sensitivities_charge(self) -> float:
+        return sensitivities_charge(self.workbench)
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""

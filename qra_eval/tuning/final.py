@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import NO_ADAPTER, Figures, Progress, ReloadFailed
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Figures, Progress, ReloadFailed, Tuned
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
@@ -31,47 +30,6 @@ SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
 REASON = 500
 """Characters of why a saved plan could not be loaded back."""
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A plan after its full tuning.
-
-    Attributes:
-        test_loss: nats a labelled token on test rows that the search never saw.
-        metrics: the task's own figures on the first `SCORED_ROWS` test rows, if its answers are short.
-        memory_bytes: exact resident bytes.
-        folder: where the adapter and the plan were saved; None if they were not.
-        reload_difference: largest absolute difference of logits between the tuned model and the reloaded one.
-        row_nats: summed loss of each test row; fewer rows than were asked for if the split has no more.
-        row_tokens: labelled tokens of each.
-        scored: test rows that the task's own figures are of.
-        samples: of a plan that is saved, greedy answers to the first test rows, each with `prompt`, `wanted`, `before`
-            the tuning and `after` it.
-        best_step: the step whose adapters were kept, that of the lowest validation loss; None: the last.
-        stopped_at: the step after which it was ended since the validation loss no longer fell; None: it was not.
-        init: where the adapters started.
-        init_losses: validation loss of a full evaluation from each start, if there was a choice.
-    """
-
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    memory_bytes: int
-    seconds: float
-    train_loss: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    folder: str | None = None
-    reload_difference: float | None = None
-    row_nats: tuple[float, ...] = ()
-    row_tokens: tuple[int, ...] = ()
-    scored: int = 0
-    samples: tuple[dict[str, str], ...] = ()
-    best_step: int | None = None
-    stopped_at: int | None = None
-    init: str = "default"
-    init_losses: dict[str, float] = field(default_factory=dict)
 
 
 def tune(
@@ -114,7 +72,7 @@ def tune(
     usual = workbench.init
     try:
         init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
-        workbench.init = init = min(init_losses, key=init_losses.__getitem__, default=usual)
+        workbench.init = min(init_losses, key=init_losses.__getitem__, default=usual)
         workbench.apply(plan, seed)
         shown = 0 if folder is None else finetune.sample_answers
         before = sample_answers(workbench, shown)
@@ -123,7 +81,7 @@ def tune(
         watch = FullTuning(finetune, lambda: _validation_loss(workbench), identity, kept, figures)
         each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
         with watch.saving():
-            trained = workbench.train(steps, seed, each_step, watch=watch, batches=batches)
+            workbench.train(steps, seed, each_step, watch=watch, batches=batches)
         rows = workbench.rows("test", finetune.test_rows)
         nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
         after = sample_answers(workbench, shown)
@@ -136,7 +94,6 @@ def tune(
             test_loss=sum(nats) / max(1, sum(tokens)),
             memory_bytes=workbench.space.memory_bytes(plan),
             seconds=time.perf_counter() - start + watch.earlier_seconds,
-            train_loss=trained.loss,
             metrics=metrics,
             row_nats=tuple(nats),
             row_tokens=tuple(tokens),
@@ -144,10 +101,6 @@ def tune(
                 {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
             ),
             scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
-            best_step=watch.best_step,
-            stopped_at=trained.cut_at,
-            init=init,
-            init_losses=init_losses,
         )
         if folder is not None:
             tuned = _saved(workbench, tuned, folder)
@@ -195,12 +148,11 @@ def _saved(workbench: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:
     """Save what was tuned, and check that it loads back the same."""
     start = time.perf_counter()
     save(workbench, tuned.plan, folder)
-    tuned = replace(tuned, folder=str(folder))
     try:
-        difference = check_reload(workbench, tuned.plan, folder)
+        check_reload(workbench, tuned.plan, folder)
     except Exception as error:  # whatever it is, hours of tuning are measured and saved: they go with the error
         raise ReloadFailed(one_line(describe(error), REASON), tuned) from error
-    return replace(tuned, reload_difference=difference, seconds=tuned.seconds + time.perf_counter() - start)
+    return replace(tuned, seconds=tuned.seconds + time.perf_counter() - start)
 
 
 def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
@@ -212,7 +164,11 @@ def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str
     answers = task.answers(
         workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=workbench.with_room(SAMPLE_TOKENS)
     )
-    return [({"prompt": e.prompt, "wanted": e.answer}, answer) for e, answer in zip(examples, answers, strict=True)]
+    prompts = [task.prompt(example, workbench.tokenizer) for example in examples]
+    return [
+        ({"prompt": prompt, "wanted": example.answer}, answer)
+        for prompt, example, answer in zip(prompts, examples, answers, strict=True)
+    ]
 
 
 def _try_inits(

@@ -18,7 +18,7 @@ from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
 from qra_eval.tuning.scales import scales_in_training
 from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
-from qra_search.evaluation.protocols import Progress, RowCount
+from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
 
 ANSWER = 64

@@ -14,7 +14,7 @@ from torch import Tensor
 from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.config import FinetuneConfig
-from qra_search.evaluation.protocols import Figures
+from qra_search.evaluation.evaluator import Figures
 from qra_search.files import write_text
 from qra_search.study.interrupt import on_interrupt
 

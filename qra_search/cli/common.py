@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,7 +17,9 @@ from qra_search import plugins
 from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
+from qra_search.integrations import TRACKERS
 from qra_search.runs.comparison import Against as AgainstName
+from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
 
 PIPE_WIDTH = 120
@@ -62,14 +67,12 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-LEAST_BARE = 1 << 20
-"""A size without a unit is of bytes: below this one it is taken for a mistake."""
 
 
 def check_unit(size: str | None) -> None:
-    """Raises BadInput if a size given on the command line has no unit and is too small to be meant in bytes."""
-    if size is not None and size.strip().isdecimal() and int(size) < LEAST_BARE:
-        raise BadInput(f"--memory {size} means {size} bytes: write its unit, such as {size}MiB or {size}GiB")
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
 
 
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
@@ -93,7 +96,8 @@ Engine = Annotated[
 ]  # fmt: skip
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
 Evaluations = Annotated[
-    float | None, option("--evaluations -n N", "Full evaluations that may be spent, the prior's cost included.", HOW)
+    float | None,
+    option("--evaluations -n N", "Full evaluations that may be spent, the sensitivities' cost included.", HOW),
 ]
 Strategy = Annotated[
     str | None,
@@ -107,8 +111,8 @@ EvaluatorName = Annotated[
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
 LearnFrom = Annotated[
     str | None,
-    option("--learn-from RUN", "Take the prior from another run's trials (another budget or seed, or a sibling "
-           "model) instead of measuring one.", HOW),
+    option("--learn-from RUN", "Take the sensitivities from another run's trials (another budget or seed, or a "
+           "sibling model) instead of measuring them.", HOW),
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
@@ -116,8 +120,9 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
+           autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 Push = Annotated[
     str | None,
@@ -139,6 +144,65 @@ Against = Annotated[
            show_default=True, callback=_check_against),
 ]  # fmt: skip
 Run = Annotated[Path, argument("RUN", "Folder of a run.")]
+
+
+SETTINGS: dict[str, Any] = {
+    "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "memory": Memory,
+    "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
+    "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
+    "learn_from": LearnFrom, "sets": Set,
+}  # fmt: skip
+"""The options that say what a run is, in the order of the help."""
+OF_SEARCH = ("evaluations", "strategy", "learn_from")
+"""Those of them that only a search has."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What of `SETTINGS` was given on a command line."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def config(self) -> Path | None:
+        """The config file, or the folder of a run."""
+        return self.values["config"]  # type: ignore[no-any-return]
+
+    @property
+    def empty(self) -> bool:
+        """Whether none was."""
+        return not any(value for value in self.values.values())
+
+    def settings(self, config: Path | None = None) -> RunConfig:
+        """The config of a file (default: the one given, or the defaults) with the options, which win.
+
+        Raises:
+            ConfigError, BadInput: a value that cannot be used.
+        """
+        flags = {name: value for name, value in self.values.items() if name not in ("config", "sets")}
+        return settings(config or self.config, sets=self.values["sets"], **flags)
+
+
+def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `SETTINGS`, but for some, before its own; it gets them as `given`."""
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        for name, annotation in SETTINGS.items()
+        if name not in left_out
+    ]
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        def called(**values: Any) -> None:
+            given = Given({p.name: values.pop(p.name) for p in shared})
+            command(given=given, **values)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+        called.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+        called.__name__, called.__doc__, called.__module__ = command.__name__, command.__doc__, command.__module__
+        return called
+
+    return wrap
 
 
 def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:

@@ -15,7 +15,6 @@ from qra_search.cli.finetune import print_tested
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import ShowsUntuned
 from qra_search.report import formatting
 from qra_search.report.finding import said
 from qra_search.report.terminal.live import make_view
@@ -82,13 +81,16 @@ def require_model(config: RunConfig) -> None:
 
 def first_look(evaluator: Evaluator, view: Listener) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
-    if not isinstance(evaluator, ShowsUntuned):
+    example = evaluator.example()
+    if example is None:
         return
-    text = "\n".join(f"    {line}" for line in evaluator.example().splitlines())
+    text = "\n".join(f"    {line}" for line in example.splitlines())
     view.say(f"A problem of the task, with its answer:\n{text}")
     view.progress("loss of the model as it comes", 0, 1)
     loss = evaluator.untuned_loss()
     view.progress("loss of the model as it comes", 1, 1)
+    if loss is None:
+        return
     chance = math.exp(-loss)
     view.say(
         f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {chance:.0%} for the right one. "

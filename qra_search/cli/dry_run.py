@@ -9,7 +9,7 @@ from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
-from qra_search.evaluation.protocols import RowCount
+from qra_search.evaluation.evaluator import RowCount
 from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
@@ -63,12 +63,12 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
         grid.add_row("rows", line)
     grid.add_row("evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}")
     estimate = facts["estimate"]
-    if "prior_charge" in estimate:
-        grid.add_row("", Costs(config.search.evaluations, estimate["prior_charge"]).charge_text)
+    if "sensitivities_charge" in estimate:
+        grid.add_row("", Costs(config.search.evaluations, estimate["sensitivities_charge"]).charge_text)
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
-        if estimate.get("prior_seconds"):
-            parts += f", {duration(estimate['prior_seconds'])} for the prior"
+        if estimate.get("sensitivities_seconds"):
+            parts += f", {duration(estimate['prior_seconds'])} for the sensitivities"
         if estimate.get("setup_seconds"):
             parts += f", {duration(estimate['setup_seconds'])} to quantize"
         grid.add_row("time", f"about {duration(estimate['total_seconds'])} ({parts})")

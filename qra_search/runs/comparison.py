@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qra_search.errors import RunFailed
-from qra_search.evaluation.protocols import MeasuredByRow, ScoredOnRows, ShowsSamples, Tuned
+from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_json
 from qra_search.runs.intervals import paired_interval
 from qra_search.space.space import Plan, SearchSpace
@@ -198,11 +198,11 @@ class TestFile:
 def tuned_entry(tuned: Tuned) -> dict[str, Any]:
     """What `test.json` keeps of a tuning."""
     more: dict[str, Any] = {}
-    if isinstance(tuned, MeasuredByRow) and all(map(math.isfinite, tuned.row_nats)):
+    if tuned.row_nats and all(map(math.isfinite, tuned.row_nats)):
         more = {"row_nats": [round(x, 6) for x in tuned.row_nats], "row_tokens": list(tuned.row_tokens)}
-    if isinstance(tuned, ShowsSamples) and tuned.samples:
+    if tuned.samples:
         more["samples"] = [dict(sample) for sample in tuned.samples]
-    if isinstance(tuned, ScoredOnRows) and tuned.scored:
+    if tuned.scored:
         more["scored"] = tuned.scored
     return {
         "plan": tuned.plan.to_dict(),

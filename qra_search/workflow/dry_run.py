@@ -11,7 +11,6 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Estimates, ForetellsCosts
 from qra_search.integrations.trackers import check_tracker
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -19,7 +18,6 @@ from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.study.transfer import learnt_prior
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
-from qra_search.workflow.rows import row_counts
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
@@ -62,16 +60,16 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
         source = None if begun else learnt_log(config)
         if source is not None:
             learnt_prior(source, space)
-    estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
+    estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         if source is not None:
-            estimate["prior_seconds"] = 0.0  # learnt, not measured
-        sensitivities, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
+            estimate["sensitivities_seconds"] = 0.0  # learnt, not measured
+        sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.
         charged = sensitivities / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
-        if isinstance(evaluator, ForetellsCosts) and source is None:
-            charged = evaluator.prior_charge()
-        estimate["prior_charge"] = charged
+        told = evaluator.sensitivities_charge() if source is None else None
+        charged = charged if told is None else told
+        estimate["sensitivities_charge"] = charged
         estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
         estimate["total_seconds"] = (
             setup + sensitivities + estimate["evaluation_seconds"] * estimate["evaluations_left"]
@@ -90,7 +88,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
             {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
             for plan in uniform_design(space, budgets)
         ],
-        "rows": {name: asdict(count) for name, count in row_counts(evaluator).items()},
+        "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,
     }
 

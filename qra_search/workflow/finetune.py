@@ -12,13 +12,11 @@ from typing import Any
 from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.display import Displayed
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import NO_ADAPTER, Figures, ReloadFailed, Tunes
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
 from qra_search.files import write_json
-from qra_search.integrations.trackers.base import flat
-from qra_search.integrations.trackers.tuning import tracked
+from qra_search.integrations.trackers import flat, tracked
 from qra_search.report import formatting
-from qra_search.report.shares import metric_text
+from qra_search.report.formatting import metric_text
 from qra_search.runs.comparison import (
     FOUND,
     TUNING,
@@ -135,7 +133,7 @@ def tune_with(
         BadInput: the evaluator cannot tune, or the plan has no adapter.
         TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
-    tuner = check_tunes(evaluator, config)
+    check_tunes(evaluator, config)
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     result = folder.result()
@@ -153,8 +151,10 @@ def tune_with(
     settings = config.model_dump(mode="json", include={"training", "finetune"})
     told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
     try:
-        with tracked(track, place.path / TUNING, told, result, listener.say) as figures:
-            compare_on_test(tuner, contest, place.test_file, result.space, listener, save=place.path, figures=figures)
+        with tracked(track, place.path / TUNING, told, listener.say) as figures:
+            compare_on_test(
+                evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
+            )
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
         listener.say(f"Stopped: {kept}. Give the same command again to go on.")
@@ -166,7 +166,7 @@ def tune_with(
 
 
 def compare_on_test(
-    evaluator: Tunes,
+    evaluator: Evaluator,
     contest: Contest,
     path: Path,
     space: SearchSpace,
@@ -210,7 +210,7 @@ def compare_on_test(
     return file.results
 
 
-def _tuned(evaluator: Tunes, plan: Plan, space: SearchSpace, **options: Any) -> dict[str, Any]:
+def _tuned(evaluator: Evaluator, plan: Plan, space: SearchSpace, **options: Any) -> dict[str, Any]:
     """Tune a plan, and give the entry of `test.json` that says what came of it, a failure too."""
     start = time.perf_counter()
     try:
@@ -288,9 +288,8 @@ def tuned_baselines(
         listener.say(f"tuning {place.name}")
         place.mkdir(parents=True, exist_ok=True)
         try:
-            check_tunes(evaluator(), config).tune(
-                other, steps=steps, folder=place, kept=place / TUNING, progress=listener.progress
-            )
+            check_tunes(evaluator(), config)
+            evaluator().tune(other, steps=steps, folder=place, kept=place / TUNING, progress=listener.progress)
         except (EvaluationFailed, ReloadFailed) as error:
             (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
             listener.say(f"{place.name} is left out: {error}")

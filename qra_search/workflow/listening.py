@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qra_search.errors import needed
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.evaluator import Progress
 from qra_search.report.notebook import in_notebook, progress_view
 from qra_search.study.listener import Listener, ProgressListener
 

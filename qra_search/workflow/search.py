@@ -10,15 +10,14 @@ from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY, RunConfig
 from qra_search.errors import BadInput, bad_input
-from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Progress, ReportsProgress
+from qra_search.evaluation.evaluator import Evaluator, Progress
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors import Executor, RemoteEvaluator, make_executor
 from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.html.page import page
+from qra_search.report.page import page
 from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
@@ -93,7 +92,7 @@ def search(
     """
 
     with listener_for(progress) as listener:
-        if isinstance(evaluator, ReportsProgress) and evaluator.progress is None:
+        if evaluator.progress is None:
             evaluator.progress = listener.progress
         return Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,

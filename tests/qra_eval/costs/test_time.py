@@ -32,7 +32,7 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(t
     before = {name: p.detach().clone() for name, p in evaluator.workbench.model.named_parameters()}
     facts = evaluator.estimate()
     sizes = {"peak_bytes", "disk_bytes", "phases"}
-    assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", *sizes}
+    assert set(facts) == {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", *sizes}
     assert all(facts[name] > 0 for name in set(facts) - {"phases"})
     assert not (tmp_path / "bank").exists()
     after = dict(evaluator.workbench.model.named_parameters())
@@ -64,7 +64,7 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
         for steps in (10, 20)
     )  # fmt: skip
     assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
-    assert long["prior_seconds"] == pytest.approx(short["prior_seconds"])
+    assert long["sensitivities_seconds"] == pytest.approx(short["sensitivities_seconds"])
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -143,6 +143,6 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak of tune"):
         assert words in text.out
     facts = qra(*command, "--json").json["estimate"]
-    overhead = facts["setup_seconds"] + facts["prior_seconds"]
+    overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * facts["evaluations_left"])
     assert list(tmp_path.iterdir()) == []

@@ -178,7 +178,7 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
 def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     evaluator = build(backend)
     tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
-    assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
+    assert tuned.test_loss > 0  # else ReloadFailed was raised
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]

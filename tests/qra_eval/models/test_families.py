@@ -44,7 +44,7 @@ def test_a_family_is_searched_and_its_best_plan_tuned_and_loaded_back(built, tmp
     best = result.best()
     assert best is not None and best.memory_bytes <= budget and 4 in best.plan.ranks
     tuned = built.tune(best.plan, folder=tmp_path / "run")
-    assert tuned.reload_difference == 0.0 and tuned.memory_bytes == best.memory_bytes
+    assert tuned.memory_bytes == best.memory_bytes
 
 
 def test_experts_that_differ_in_bits_and_rank_are_tuned_together_and_loaded_back(tmp_path):
@@ -53,8 +53,7 @@ def test_experts_that_differ_in_bits_and_rank_are_tuned_together_and_loaded_back
     assert kinds.count("expert") == 2 * 4 and {len(g.linears) for g in evaluator.space.groups} == {1, 3}
     several = range(len(evaluator.space))
     plan = Plan(tuple((2, 4)[i % 2] for i in several), tuple((0, 4)[i // 2 % 2] for i in several))
-    tuned = evaluator.tune(plan, folder=tmp_path / "run")
-    assert tuned.reload_difference == 0.0
+    evaluator.tune(plan, folder=tmp_path / "run")  # which raises ReloadFailed if it does not load back
     trained = {name for name, w in evaluator.quantized.wrapped.items() if w.rank and w.lora_B.any()}
     assert trained == {
         linear.name for g, rank in zip(evaluator.space.groups, plan.ranks, strict=True) if rank for linear in g.linears

@@ -49,8 +49,7 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
         trust_remote_code=True,
     )
     run = tmp_path / "run"
-    tuned = evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
-    assert tuned.reload_difference == 0.0
+    evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
     with pytest.raises(ValueError, match="runs only with trust_remote_code"):
         saved.load(run)
     loaded, _ = saved.load(run, trust_remote_code=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qra_search import Plan, search
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
 from qra_search.runs.comparison import Contest, TestResult, TuningFailed, metrics_of, opponents, read_test
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
@@ -22,33 +20,27 @@ SPACE = toy_space()
 FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
 
 
-@dataclass(frozen=True)
-class Result:
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    memory_bytes: int
-    seconds: float = 1.0
-    metrics: dict[str, float] = field(default_factory=lambda: {"exact_match": 0.5})
+def result(plan: Plan, seed: int, loss: float) -> Tuned:
+    return Tuned(plan, seed, 5, loss, {"exact_match": 0.5}, SPACE.memory_bytes(plan), 1.0)
 
 
-class Tuner:
+class Tuner(ToyEvaluator):
     """Tunes at once; the loss is the mean of the bits, negated, and a hundredth a seed."""
 
     def __init__(self, fail_after: int | None = None):
+        super().__init__(SPACE)
         self.calls: list[tuple[str, int]] = []
         self.saved: list[Plan] = []
         self.fail_after = fail_after
 
-    def tune(self, plan: Plan, *, seed: int, steps: int | None, folder: Path | None, **_: Any) -> Result:
+    def tune(self, plan: Plan, *, seed: int = 0, folder: Any = None, **_: Any) -> Tuned:
         if self.fail_after is not None and len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
         self.calls.append((plan.key, seed))
         if folder is not None:
             (folder / "adapter").mkdir(exist_ok=True)
             self.saved.append(plan)
-        return Result(plan, seed, 5, 8 - sum(plan.bits) / 5 + seed / 100, SPACE.memory_bytes(plan))
+        return result(plan, seed, 8 - sum(plan.bits) / 5 + seed / 100)
 
 
 class Saying(Listener):
@@ -130,8 +122,8 @@ def test_a_plan_found_earlier_leaves_the_comparison(tmp_path: Path) -> None:
 
 def test_a_tuning_that_diverged_is_kept_as_such(tmp_path: Path) -> None:
     class Diverging(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Result:
-            return Result(plan, 0, 5, math.nan, SPACE.memory_bytes(plan), metrics={"exact_match": math.nan})
+        def tune(self, plan: Plan, **options: Any) -> Tuned:
+            return Tuned(plan, 0, 5, math.nan, {"exact_match": math.nan}, SPACE.memory_bytes(plan), 1.0)
 
     (tested,) = compared(Diverging(), FOUND, [], tmp_path / "t.json", limit=9)
     assert tested.loss == math.inf
@@ -145,7 +137,7 @@ class Failing(Tuner):
         super().__init__()
         self.reasons = reasons
 
-    def tune(self, plan: Plan, **options: Any) -> Result:
+    def tune(self, plan: Plan, **options: Any) -> Tuned:
         done = super().tune(plan, **options)
         if plan in self.reasons:
             raise EvaluationFailed(self.reasons[plan])
@@ -186,7 +178,7 @@ def test_the_plan_found_failing_ends_the_comparison_and_is_recorded(tmp_path: Pa
 
 def test_what_was_measured_is_recorded_though_what_was_saved_does_not_load_back(tmp_path: Path) -> None:
     class Forgetful(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Result:
+        def tune(self, plan: Plan, **options: Any) -> Tuned:
             tuned = super().tune(plan, **options)
             if options["folder"] is not None:
                 raise ReloadFailed("logits differ by up to 0.5", tuned)
