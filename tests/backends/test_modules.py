@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from qra_backends.modules.functional import dequantized_linear
+from qra_backends.modules import dequantized_linear
 from torch.nn import functional as F
 
 WEIGHT = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

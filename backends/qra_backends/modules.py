@@ -1,13 +1,17 @@
-"""The base of layers that keep a weight only in quantized form."""
+"""Layers that keep a weight only in quantized form, and the product that dequantizes it anew in each pass."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from qra_backends.modules.functional import dequantized_linear
+Dequantize = Callable[[torch.dtype], Tensor]
 
 
 class DequantizedLinear(nn.Linear):
@@ -54,3 +58,36 @@ class TemporaryWeight(Tensor):
         raise RuntimeError(
             "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
         )
+
+
+def dequantized_linear(x: Tensor, dequantize: Dequantize, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias for W = dequantize(x.dtype).
+
+    Args:
+        x: (..., in); gradients flow to it.
+        dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
+        bias: (out,), cast to x's dtype.
+
+    Returns:
+        (..., out) in x's dtype.
+    """
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return _DequantizedLinear.apply(x, bias, dequantize)
+
+
+class _DequantizedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dequantize: Dequantize) -> Tensor:
+        ctx.dequantize = dequantize
+        return F.linear(x, dequantize(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_output @ ctx.dequantize(grad_output.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad_output.flatten(0, -2).sum(0)
+        return grad_x, grad_bias, None
