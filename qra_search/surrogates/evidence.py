@@ -15,11 +15,11 @@ KNOWN_TO = {
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
 LOUDER = 30.0
-"""Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by damages far
-from the prior's."""
+"""Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by
+damages far from the prior's."""
 ANY_UNITS = 4.0
-"""Deviation of the log of the gain's overall scale at the third start: single steps from a scale near 1 do not find a gain in
-much smaller units, since it explains nothing."""
+"""Deviation of the log of the gain's overall scale at the third start: single steps from a scale near 1 do not find a
+gain in much smaller units, since it explains nothing."""
 LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
