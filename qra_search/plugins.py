@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers and .harnesses."""
+.loaders, .objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers", "harnesses"]
+Kind = Literal[
+    "strategies",
+    "evaluators",
+    "backends",
+    "tasks",
+    "exporters",
+    "importers",
+    "loaders",
+    "objects",
+    "harnesses",
+]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -18,7 +28,8 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
-    "trackers": "tracker",
+    "loaders": "loader",
+    "objects": "register of objects",
     "harnesses": "harness",
 }
 

@@ -92,7 +92,7 @@ def main() -> None:
             ranks=tuple(options.ranks or protocol.RANKS),
             granularity=options.granularity,
             embeddings=options.embeddings,
-            training=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
+            evaluation=protocol.SHORT if options.short else protocol.WIDE if options.wide else None,
             cache=options.cache,
         )
         budgets = protocol.budgets(options.task, options.data, low=options.low)
