@@ -12,7 +12,7 @@ from qra_search.strategies.base import Estimates, Strategy, mean_losses
 from qra_search.strategies.evolution.edits import PlanCodec, fresh_plans
 from qra_search.strategies.gp.belief import Belief, believe
 from qra_search.strategies.gp.local_search import LocalSearch, additive_rows, around, linearized_row
-from qra_search.surrogates.gp import level_values, warped_levels
+from qra_search.surrogates.gp import choice_values, warped_choices
 from qra_search.surrogates.hypervolume_improvement import Strips
 from qra_search.surrogates.prior_table import prior_table
 
@@ -74,11 +74,11 @@ class BayesStrategy(Strategy):
         return super().estimate(state) if belief is None else belief.estimates(state)
 
     def _believe(self, state: StudyState) -> Belief | None:
-        values = warped_levels(state.space)
+        values = warped_choices(state.space)
         return believe(
             PlanCodec(state.space),
             mean_losses(state.full),
-            lambda rows: level_values(values, rows),
+            lambda rows: choice_values(values, rows),
             prior_table(state.space, state.sensitivities),
             ard=2 * len(state.space) <= MANY_VARIABLES,
             pending=[t.plan for t in state.pending],

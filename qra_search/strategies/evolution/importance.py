@@ -12,7 +12,7 @@ import numpy as np
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.strategies.evolution.edits import PlanCodec, mutate
-from qra_search.surrogates.gp import level_values, ordinal_levels
+from qra_search.surrogates.gp import choice_values, ordinal_choices
 from qra_search.surrogates.prior_table import flat_prior
 
 EPSILON = 1e-8
@@ -141,11 +141,11 @@ def coverage_encoding(levels: PlanCodec, importance: Importance):
     Returns:
         A function of rows (M, 2 G) to inputs (M, 2 G + 2), each within [0, 1].
     """
-    values, groups = ordinal_levels(levels.space), levels.groups
+    values, groups = ordinal_choices(levels.space), levels.groups
     weights = [w / w.sum() for w in (importance.bits, importance.ranks)]
 
     def encode(rows: np.ndarray) -> np.ndarray:
-        places = level_values(values, rows)
+        places = choice_values(values, rows)
         covered = [places[:, :groups] @ weights[0], places[:, groups:] @ weights[1]]
         return np.column_stack([places, *covered])
 
