@@ -47,11 +47,8 @@ class Family:
         floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
         repair_power: how steeply rank repairs the rest; None as measured.
         noise_slope: rise of the noise with the loss above the untouched model's.
-        seed_shift: deviation in nats of what a seed adds to all plans alike.
-        seed_share: share of the noise's variance (at uniform 3 bits) that a seed adds by a table of its own, a number
-            for each bit-width of each group in proportion to its damage: plans that are alike fare alike with it.
-        prior_tilt: log-error of the prior from the first to the last layer; systematic, not random.
-        prior_kinds: whether the prior takes every weight of a layer to be damaged alike, whatever its kind.
+        prior_tilt: log-error of the sensitivities from the first to the last layer; systematic, not random.
+        prior_kinds: whether the sensitivities tell kinds of modules apart, or take all weights of a layer alike.
         uneven: whether layers differ in size.
         source: what was measured: the scale of damage, repair, gain and noise.
     """
@@ -65,17 +62,10 @@ class Family:
     floors: tuple[float, float] = (0.0, 0.0)
     repair_power: float | None = None
     noise_slope: float = 0.0
-    seed_shift: float = 0.0
-    seed_share: float = 0.0
     prior_tilt: float = 0.0
     prior_kinds: bool = True
     uneven: bool = False
     source: measured.Source = measured.HQQ
-
-    @property
-    def noise(self) -> float:
-        """Deviation between seeds in nats."""
-        return self.source.noise
 
 
 FAMILIES = {
@@ -116,14 +106,6 @@ FAMILIES = {
         "mild interaction; the damage of a calibrated quantizer, small beside the noise, and ranks that hardly matter",
         within=0.2,
         neighbours=(0.05, 0.1),
-        source=measured.GPTQ,
-    ),
-    "seeded": Family(
-        "as `calibrated`, but a seed shifts all losses and favours some choices, so that like plans have like noise",
-        within=0.2,
-        neighbours=(0.05, 0.1),
-        seed_shift=measured.SEED_SHIFT,
-        seed_share=0.8,
         source=measured.GPTQ,
     ),
 }
@@ -177,13 +159,6 @@ class Tables:
     def additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
         return self.damage[:, :, None] * self.left - self.gain[:, None, :]
-
-    def of_seed(self, b: np.ndarray, r: np.ndarray, width: int, rng: np.random.Generator) -> float:
-        """What a seed's own table adds to a plan (G,), (G,): deviation 1 over seeds where all groups are at `width`."""
-        rows = np.arange(len(self.layer))
-        favour = rng.standard_normal(self.damage.shape)[rows, b]
-        damage = self.damage[rows, b] * self.left[rows, b, r]
-        return float(favour @ damage / np.linalg.norm(self.damage[rows, width] * self.left[rows, width, r]))
 
     def at_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
         """The landscape that a cheaper evaluation sees: less gain, less repair, other damage. Biased, correlated."""

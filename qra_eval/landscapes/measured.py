@@ -65,9 +65,6 @@ CAP = 18.22
 """Losses of broken plans saturate: rise = CAP (1 - exp(-damage / CAP))."""
 SEED_NOISE = 0.0047
 """Standard deviation between seeds of one plan (uniform 3-bit, rank 8, three seeds)."""
-SEED_SHIFT = 0.0104
-"""Standard deviation of what a seed adds for all plans alike, over 12 steps: eight plans of the study, three seeds
-(`benchmarks/results/study/final-12.jsonl`)."""
 
 DAMAGE_2 = np.array(LAYER_LOSS_2) - UNTUNED
 _RAW_3 = np.array(LAYER_LOSS_3) - UNTUNED

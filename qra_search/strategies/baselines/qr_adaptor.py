@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
+from pymoo.core.population import Population
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy, mean_losses
-from qra_search.strategies.evolution.edits import PlanCodec, one_by_one
-from qra_search.strategies.evolution.importance import Importance
-from qra_search.strategies.gp.belief import Belief
-from qra_search.strategies.gp.refine import atomic_edits, evolve, refine, tried_in_full
-from qra_search.strategies.nsga2 import check_population, child_of, parents_of
+from qra_search.strategies.baselines.belief import Belief
+from qra_search.strategies.baselines.importance import Importance
+from qra_search.strategies.baselines.nsga2 import check_population, child_of, survivors_of
+from qra_search.strategies.baselines.proposing import one_by_one
+from qra_search.strategies.baselines.stages import atomic_edits, check_share, evolve, refine, tried_in_full
+from qra_search.strategies.plan_codec import PlanCodec
 
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
@@ -26,7 +25,7 @@ OFFSPRING, PROMOTED, REFINED = "offspring", "promoted", "refined"
 class QRAdaptorStrategy(Strategy):
     """The three phases of the paper QR-Adaptor, each told from the log.
 
-    I. `population` plans whose bits and ranks rise with the prior's sensitivities, jittered.
+    I. `population` plans whose bits and ranks rise with the sensitivities, jittered.
     II. NSGA-II with layer-atomic crossover and adjacent mutation, until a share of the evaluations is spent.
     III. A Matern-5/2 GP, and expected improvement over the atomic edits of its front, under the budgets in turn.
 
@@ -41,21 +40,21 @@ class QRAdaptorStrategy(Strategy):
     name = "qr_adaptor"
 
     def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
-        if not 0.0 <= evolution <= 1.0:
-            raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
+        check_share("evolution", evolution)
         self.population, self.evolution = check_population(population), evolution
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         return one_by_one(state, n, self._next)
 
     def _next(self, state: StudyState) -> Proposal | None:
-        importance, levels = Importance.of(state.space, state.sensitivities), PlanCodec(state.space)
+        importance, codec = Importance.of(state.space, state.sensitivities), PlanCodec(state.space)
 
-        def parents(before: Sequence[Trial], generation: int) -> Any:
-            return parents_of(state, [t for t in before if t.done], self.population, generation)
+        def parents(before: list[Trial], generation: int) -> Population | None:
+            losses = mean_losses([t for t in before if t.done])
+            return survivors_of(state, losses, self.population, generation)
 
-        def breed(parents: Any, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            return child_of(levels, parents, budget, rng), OFFSPRING
+        def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            return child_of(codec, parents, budget, rng), OFFSPRING
 
         if state.spent < self.evolution * state.evaluations:
             proposal = evolve(state, importance, self.population, parents, breed)
@@ -81,5 +80,5 @@ class QRAdaptorStrategy(Strategy):
 def front_edits(belief: Belief, fitting: np.ndarray, budget: int) -> np.ndarray:
     """int (M, 2 G): the atomic edits of the front, by posterior mean, of the fitting plans."""
     rows = belief.rows[fitting]
-    front = non_dominated(belief.mean(rows), belief.levels.bytes(rows))
-    return np.concatenate([atomic_edits(belief.levels, row) for row in rows[front]])
+    front = non_dominated(belief.mean(rows), belief.codec.bytes(rows))
+    return np.concatenate([atomic_edits(belief.codec, row) for row in rows[front]])

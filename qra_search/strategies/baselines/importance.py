@@ -1,17 +1,19 @@
-"""How much each group's bits and rank matter, by the prior, and the plans and repairs that follow from it.
+"""How much each group's bits and rank matter, by the sensitivities, and the plans and repairs that follow from it.
 
 Equation numbers are those of AutoQRA (arXiv 2602.22268), which took them over from QR-Adaptor (arXiv 2505.03802).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.strategies.evolution.edits import PlanCodec, mutate
+from qra_search.strategies.baselines.nsga2 import mutate
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.gp import level_values, ordinal_levels
 from qra_search.surrogates.prior_table import flat_prior
 
@@ -43,14 +45,13 @@ class Importance:
         return np.concatenate([self.bits, self.ranks])
 
 
-def warm_start(levels: PlanCodec, importance: Importance, budget: int) -> np.ndarray:
+def warm_start(codec: PlanCodec, importance: Importance, budget: int) -> np.ndarray:
     """int (2 G,): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
 
     A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
     the scale is the largest that fits.
     """
-
-    values = levels.values
+    values = _values(codec)
     least, most = np.nanmin(values, 1), np.nanmax(values, 1)
 
     def at(scale: float) -> np.ndarray:
@@ -58,24 +59,24 @@ def warm_start(levels: PlanCodec, importance: Importance, budget: int) -> np.nda
         return np.nanargmin(np.abs(values - wanted[:, None]), 1)
 
     low, high = 0.0, 1.0 / max(float(importance.variables[importance.variables > 0].min(initial=1.0)), EPSILON)
-    if levels.bytes(at(high)) <= budget:
+    if codec.bytes(at(high)) <= budget:
         return at(high)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if levels.bytes(at(middle)) <= budget else (low, middle)
+        low, high = (middle, high) if codec.bytes(at(middle)) <= budget else (low, middle)
     return at(low)
 
 
 def jittered_start(
-    levels: PlanCodec, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
+    codec: PlanCodec, importance: Importance, budget: int, rng: np.random.Generator, rate: float = JITTER
 ) -> np.ndarray:
     """int (2 G,): a warm start of which each variable took, with chance `rate`, one step; within the budget."""
-    row = warm_start(levels, importance, budget)
-    return levels.repair(mutate(levels, row, rate, rng), budget, rng) if rate > 0 else row
+    row = warm_start(codec, importance, budget)
+    return codec.repair(mutate(codec, row, rate, rng), budget, rng) if rate > 0 else row
 
 
 def repair_by_importance(
-    levels: PlanCodec, row: np.ndarray, budget: int, importance: Importance, keep: int | None = None
+    codec: PlanCodec, row: np.ndarray, budget: int, importance: Importance, keep: int | None = None
 ) -> np.ndarray:
     """int (2 G,): the row brought under the budget by the single steps down that cost least (eqs. 4 and 5).
 
@@ -87,61 +88,31 @@ def repair_by_importance(
     Raises:
         BudgetTooSmall: no plan fits.
     """
-    levels.space.memory.check_budget(budget)
-    row, v = row.copy(), np.arange(levels.variables)
-    total = int(levels.bytes(row))
+    codec.space.memory.check_budget(budget)
+    row, v = row.copy(), np.arange(codec.variables)
+    total = int(codec.bytes(row))
     while total > budget:
-        down = levels.below[v, row]
-        saved = levels.bytes_of[v, row] - levels.bytes_of[v, down]
+        down = codec.below[v, row]
+        saved = codec.bytes_of[v, row] - codec.bytes_of[v, down]
         price = np.where(saved > 0, (importance.variables + EPSILON) / np.maximum(saved, 1), np.inf)
         if keep is not None and np.isfinite(np.delete(price, keep)).any():
             price[keep] = np.inf
         if not np.isfinite(price).any():
-            # Bytes do not fall with the level everywhere: take each variable's smallest choice outright.
-            row = np.where(levels.allowed, levels.bytes_of, np.iinfo(np.int64).max).argmin(1)
-            break
+            # Bytes do not rise with every step up: take each variable's smallest choice outright.
+            return np.where(codec.allowed, codec.bytes_of, np.iinfo(np.int64).max).argmin(1)
         step = int(price.argmin())
         row[step] = down[step]
         total -= int(saved[step])
     return row
 
 
-def mutate_by_importance(
-    levels: PlanCodec,
-    row: np.ndarray,
-    budget: int,
-    importance: Importance,
-    gamma: float,
-    coupled: float,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """int (2 G,): the row with one step of a variable drawn in proportion to importance^gamma.
-
-    The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
-    and the row is brought back under the budget by the steps down that matter least elsewhere.
-    """
-    v = np.arange(levels.variables)
-    up, down = levels.above[v, row], levels.below[v, row]
-    raising = rng.random() < coupled and (up != row).any()
-    preference = np.maximum(importance.variables, EPSILON) ** gamma
-    chance = ((up != row) if raising else (up != row) | (down != row)) * preference
-    if not chance.any():
-        return row.copy()
-    at = int(rng.choice(levels.variables, p=chance / chance.sum()))
-    upward = raising or rng.random() < importance.variables[at]
-    first, other = (up[at], down[at]) if upward else (down[at], up[at])
-    mutated = row.copy()
-    mutated[at] = first if first != row[at] else other
-    return repair_by_importance(levels, mutated, budget, importance, keep=at) if raising else mutated
-
-
-def coverage_encoding(levels: PlanCodec, importance: Importance):
+def coverage_encoding(codec: PlanCodec, importance: Importance) -> Callable[[np.ndarray], np.ndarray]:
     """Ordinal places of all variables, and how well bits and ranks cover what is important (eq. 9).
 
     Returns:
         A function of rows (M, 2 G) to inputs (M, 2 G + 2), each within [0, 1].
     """
-    values, groups = ordinal_levels(levels.space), levels.groups
+    values, groups = ordinal_levels(codec.space), codec.groups
     weights = [w / w.sum() for w in (importance.bits, importance.ranks)]
 
     def encode(rows: np.ndarray) -> np.ndarray:
@@ -150,6 +121,14 @@ def coverage_encoding(levels: PlanCodec, importance: Importance):
         return np.column_stack([places, *covered])
 
     return encode
+
+
+def _values(codec: PlanCodec) -> np.ndarray:
+    """float (2 G, K): the width or rank of each choice of each variable; nan if it is not allowed."""
+    values = np.full(codec.allowed.shape, np.nan)
+    values[: codec.groups, : len(codec.space.bits)] = codec.space.widths
+    values[codec.groups :, : len(codec.space.ranks)] = codec.space.ranks
+    return np.where(codec.allowed, values, np.nan)
 
 
 def _share_of_largest(values: np.ndarray) -> np.ndarray:
