@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies.bayes import BayesStrategy
-from qra_search.strategies.evolution.edits import PlanCodec
-from qra_search.strategies.gp.local_search import LocalSearch, linearized_row
+from qra_search.strategies.baselines.bayes import BayesStrategy, climb, linearized_row, swaps
+from qra_search.strategies.baselines.belief import best_rows, known_rows
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.hypervolume_improvement import Strips
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 from qra_search.workflow.search_function import search
 
 
 def all_rows(space):
-    levels = PlanCodec(space)
-    return np.array(list(itertools.product(*(np.flatnonzero(row) for row in levels.allowed))))
+    codec = PlanCodec(space)
+    return np.array(list(itertools.product(*(np.flatnonzero(row) for row in codec.allowed))))
 
 
 def small_state(**options):
@@ -29,15 +29,15 @@ def small_state(**options):
 def test_the_proposal_has_the_largest_acquisition_of_the_whole_space():
     state, strategy = small_state(), BayesStrategy()
     belief = strategy._believe(state)
-    levels = belief.levels
-    sizes = levels.bytes(belief.rows)
+    codec = belief.codec
+    sizes = codec.bytes(belief.rows)
     mean = belief.mean(belief.rows)
     strips = Strips.of_budgets(mean, sizes, state.memory_budgets, float(mean.max()))
     rows = all_rows(state.space)
-    rows = rows[[levels.decode(r).key not in state.seen for r in rows]]
-    values = strips.log_improvement(*belief.predict(rows), levels.bytes(rows))
-    chosen = levels.encode([strategy.propose(state, 1)[0].plan])
-    got = strips.log_improvement(*belief.predict(chosen), levels.bytes(chosen))[0]
+    rows = rows[[codec.decode(r).key not in state.seen for r in rows]]
+    values = strips.log_improvement(*belief.predict(rows), codec.bytes(rows))
+    chosen = codec.encode([strategy.propose(state, 1)[0].plan])
+    got = strips.log_improvement(*belief.predict(chosen), codec.bytes(chosen))[0]
     assert got == pytest.approx(values.max(), abs=1e-9)
 
 
@@ -77,38 +77,51 @@ def test_it_beats_random_search_on_a_landscape_with_interaction():
 
 def test_climbing_ends_where_no_step_helps():
     state = scenario("groups with fewer choices")
-    levels = PlanCodec(state.space)
-    weights = np.random.default_rng(0).standard_normal(levels.variables)
-    candidates = LocalSearch(levels, lambda rows: rows @ weights, (), state.memory_limit)
-    ends, values = candidates.climb(levels.random(np.random.default_rng(1))[None], np.random.default_rng(2))
-    steps = levels.neighbours(ends[0])
-    fitting = steps[levels.bytes(steps) <= state.memory_limit]
+    codec = PlanCodec(state.space)
+    weights = np.random.default_rng(0).standard_normal(codec.variables)
+    start, limit = codec.random(np.random.default_rng(1))[None], state.memory_limit
+    ends, values = climb(codec, lambda rows: rows @ weights, start, set(), limit, np.random.default_rng(2))
+    steps = codec.neighbours(ends[0])
+    fitting = steps[codec.bytes(steps) <= state.memory_limit]
     assert values[0] >= (fitting @ weights).max()
-    assert levels.bytes(ends[0]) <= state.memory_limit
+    assert codec.bytes(ends[0]) <= state.memory_limit
 
 
 def test_known_and_too_large_plans_are_no_candidates():
     state = scenario("a log that another strategy wrote")
-    levels = PlanCodec(state.space)
-    known = levels.encode([t.plan for t in state.trials])
-    candidates = LocalSearch(levels, lambda rows: np.zeros(len(rows)), state.seen, state.memory_limit)
-    assert len(candidates.best(known)[0]) == 0
-    largest = levels.allowed.shape[1] - 1 - levels.allowed[:, ::-1].argmax(1)
-    assert len(candidates.best(largest[None])[0]) == 0
+    codec = PlanCodec(state.space)
+    known = codec.encode([t.plan for t in state.trials])
+    largest = codec.allowed.shape[1] - 1 - codec.allowed[:, ::-1].argmax(1)
+    seen = known_rows(codec, state.seen)
+    rows = np.concatenate([known, largest[None]])
+    assert len(best_rows(codec, lambda rows: np.zeros(len(rows)), rows, seen, state.memory_limit)[0]) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_swaps_move_one_variable_up_and_another_down(seed):
+    rng = np.random.default_rng(seed)
+    codec = PlanCodec(toy_space(4, restricted=True))
+    row = codec.random(rng)
+    for swapped in swaps(codec, row, 20, rng):
+        change = np.sign(swapped - row)
+        assert (change == 1).sum() == 1 and (change == -1).sum() == 1
+        assert codec.allowed[np.arange(codec.variables), swapped].all()
+    alone = PlanCodec(toy_space(2, bits=(4,), ranks=(8,)))
+    assert len(swaps(alone, alone.random(rng), 5, rng)) == 0
 
 
 def test_the_linearized_row_is_optimal_where_the_model_is_additive():
     space = toy_space(3, bits=(2, 3, 4), ranks=(4, 8))
-    levels = PlanCodec(space)
-    table = np.random.default_rng(0).random(levels.allowed.shape)
+    codec = PlanCodec(space)
+    table = np.random.default_rng(0).random(codec.allowed.shape)
     budget = budgets_of(space, 0.5)[0]
 
     def predict(rows):
-        return table[np.arange(levels.variables), rows].sum(1)
+        return table[np.arange(codec.variables), rows].sum(1)
 
     rows = all_rows(space)
-    best = predict(rows[levels.bytes(rows) <= budget]).min()
+    best = predict(rows[codec.bytes(rows) <= budget]).min()
     row = linearized_row(space, predict, rows[0], budget)
-    assert levels.bytes(row) <= budget
+    assert codec.bytes(row) <= budget
     assert predict(row[None])[0] >= best - 1e-12
     assert predict(row[None])[0] <= best + 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,7 @@ import pytest
 optuna = pytest.importorskip("optuna", reason="the optional extra optuna is not installed")
 
 from qra_search.strategies import make_strategy  # noqa: E402
-from qra_search.strategies.evolution.edits import PlanCodec  # noqa: E402
-from qra_search.strategies.optuna import SAMPLERS, OptunaStrategy  # noqa: E402
+from qra_search.strategies.baselines.optuna import SAMPLERS, OptunaStrategy  # noqa: E402
 from qra_search.study.study import check_proposals  # noqa: E402
 from qra_search.testing.scenarios import ToyEvaluator, logged_state, scenario, toy_space  # noqa: E402
 
@@ -30,7 +28,7 @@ def test_every_sampler_proposes_lawfully_and_repeatably(sampler):
 
 def test_the_rebuilt_study_holds_every_trial_with_its_loss_and_bytes():
     state = logged_state(ToyEvaluator(failing=0.3), 12, pending=2)
-    study = OptunaStrategy("tpe")._study(state, PlanCodec(state.space))
+    study = OptunaStrategy("tpe").study(state)
     assert [t.state.name for t in study.trials] == [
         {"done": "COMPLETE", "failed": "FAIL", "running": "RUNNING"}[t.status] for t in state.trials
     ]
@@ -40,7 +38,7 @@ def test_the_rebuilt_study_holds_every_trial_with_its_loss_and_bytes():
 
 def test_one_named_budget_leaves_the_loss_as_only_objective():
     state = scenario("one budget")
-    study = OptunaStrategy("random")._study(state, PlanCodec(state.space))
+    study = OptunaStrategy("random").study(state)
     assert study.directions == [optuna.study.StudyDirection.MINIMIZE]
     assert [t.values for t in study.trials if t.values] == [[t.loss] for t in state.full]
 
@@ -50,7 +48,7 @@ def test_genetic_samplers_go_on_to_the_next_generation(sampler):
     evaluator = ToyEvaluator(toy_space(20))
     state = logged_state(evaluator, 12)
     strategy = OptunaStrategy(sampler, population_size=5, mutation_prob=0.0, crossover_prob=0.0)
-    study = strategy._study(state, PlanCodec(state.space))
+    study = strategy.study(state)
     generations = [study.sampler.get_trial_generation(study, t) for t in study.trials]
     assert generations == [0] * 5 + [1] * 5 + [2] * 2
     # Without crossover or mutation a child is a parent again, and so is a repeat that random plans replace.
@@ -86,16 +84,3 @@ def test_optunas_verbosity_is_as_before():
 def test_an_unknown_sampler_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="unknown Optuna sampler 'tpo': did you mean tpe"):
         make_strategy("optuna:tpo")
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without_optuna(name, *args, **kwargs):
-        if name == "optuna":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_optuna)
-    with pytest.raises(ImportError, match=r"pip install 'qra-toolkit\[optuna\]'"):
-        OptunaStrategy("tpe")

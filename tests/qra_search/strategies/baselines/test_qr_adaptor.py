@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies.evolution.edits import PlanCodec
-from qra_search.strategies.evolution.importance import Importance, warm_start
-from qra_search.strategies.gp.refine import WARM_START, atomic_edits, best_improvement, matern_belief
-from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
+from qra_search.strategies.baselines.importance import Importance, warm_start
+from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
+from qra_search.strategies.baselines.stages import WARM_START, atomic_edits, best_improvement, matern_belief
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
 
@@ -101,11 +101,11 @@ def test_refinement_is_a_matern_gp_with_expected_improvement_over_the_fronts_edi
     assert belief.gp.kernel == "matern52" and belief.gp.slope == 0.0
     row, budget = best_improvement(state, belief, set(state.seen), front_edits)
     assert budget == state.memory_budgets[0]
-    sizes = belief.levels.bytes(belief.rows)
+    sizes = belief.codec.bytes(belief.rows)
     fitting = np.flatnonzero(sizes <= budget)
     edits = front_edits(belief, fitting, budget)
-    edits = edits[belief.levels.bytes(edits) <= budget]
-    edits = edits[[belief.levels.decode(e).key not in state.seen for e in edits]]
+    edits = edits[belief.codec.bytes(edits) <= budget]
+    edits = edits[[belief.codec.decode(e).key not in state.seen for e in edits]]
     mean, std = belief.predict(edits)
     level = belief.mean(belief.rows[fitting]).min()
     draws = mean[:, None] + std[:, None] * np.random.default_rng(0).standard_normal(200_000)

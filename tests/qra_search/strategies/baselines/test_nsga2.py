@@ -8,80 +8,88 @@ from types import SimpleNamespace
 import moocore
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
+from pymoo.core.crossover import Crossover
+from pymoo.core.mating import Mating
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.operators.selection.tournament import TournamentSelection
 
-from qra_search import SearchSpace
-from qra_search.strategies.evolution import operators as op
-from qra_search.strategies.evolution.edits import PlanCodec, mutate
-from qra_search.strategies.nsga2 import NSGA2Strategy, child_of, parents_of
+from qra_search.strategies.base import mean_losses
+from qra_search.strategies.baselines import nsga2
+from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, child_of, mutate, survivors_of
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
 
 SPACE = toy_space(6, restricted=True)
-LEVELS = PlanCodec(SPACE)
+CODEC = PlanCodec(SPACE)
 
 
 def random_rows(seed: int, count: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([LEVELS.random(rng) for _ in range(count)])
+    return np.stack([CODEC.random(rng) for _ in range(count)])
 
 
 @given(st.integers(0, 1000))
 def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
-    X = random_rows(seed, 8).reshape(2, 4, -1)
-    children = op.LayerAtomicCrossover(0.9)._do(None, X, random_state=np.random.default_rng(seed))
-    G = LEVELS.groups
-    for m in range(4):
-        for g in range(G):
-            genes = [(X[p, m, g], X[p, m, G + g]) for p in (0, 1)]
-            born = [(children[c, m, g], children[c, m, G + g]) for c in (0, 1)]
-            assert sorted(born) == sorted(genes)
+    first, second = random_rows(seed, 2)
+    born = nsga2.crossed(first, second, np.random.default_rng(seed))
+    G = CODEC.groups
+    for g in range(G):
+        genes = [(row[g], row[G + g]) for row in (first, second)]
+        assert sorted((row[g], row[G + g]) for row in born) == sorted(genes)
+
+
+def test_a_child_is_the_one_that_pymoos_mating_makes():
+    """Drawn in the same order: tournament, crossover, mutation, repair."""
+    pop = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+    budget = budgets_of(SPACE, 0.4)[0]
+
+    class Crossed(Crossover):
+        def _do(self, problem, X, *args, random_state=None, **kwargs):
+            pairs = [nsga2.crossed(a, b, random_state) for a, b in zip(*X, strict=True)]
+            return np.swapaxes(np.array(pairs), 0, 1)
+
+    class Mutated(Mutation):
+        def _do(self, problem, X, *args, random_state=None, **kwargs):
+            return np.stack([nsga2.mutate(CODEC, row, 0.2, random_state) for row in X])
+
+    class Repaired(Repair):
+        def _do(self, problem, X, random_state=None, **kwargs):
+            return np.stack([CODEC.repair(row, budget, random_state) for row in X])
+
+    select = TournamentSelection(pressure=2, func_comp=nsga2.fitter)
+    mating = Mating(select, Crossed(2, 2, prob=0.6, vtype=int), Mutated(prob=1.0, vtype=int), repair=Repaired())
+    problem = Problem(n_var=CODEC.variables, n_obj=2, vtype=int)
+    theirs, ours = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(20):
+        child = nsga2.child_of(CODEC, pop, budget, ours, crossover=0.6, mutation=0.2)
+        assert child.tolist() == mating.do(problem, pop, 1, random_state=theirs)[0].X.tolist()
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 1.0))
 def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
     X = random_rows(seed, 5)
     rng = np.random.default_rng(seed)
-    mutated = [mutate(LEVELS, row, rate, rng) for row in X]
-    v = np.arange(LEVELS.variables)
+    mutated = [mutate(CODEC, row, rate, rng) for row in X]
+    v = np.arange(CODEC.variables)
     for before, after in zip(X, mutated, strict=True):
-        assert LEVELS.allowed[v, after].all()
+        assert CODEC.allowed[v, after].all()
         changed = after != before
         assert changed.any()
-        adjacent = (after == LEVELS.above[v, before]) | (after == LEVELS.below[v, before])
+        adjacent = (after == CODEC.above[v, before]) | (after == CODEC.below[v, before])
         assert adjacent[changed].all()
 
 
-def test_adjacent_levels_skip_those_a_group_may_not_take():
-    space = toy_space(1, bits=(2, 3, 4, 8), ranks=(4, 8))
-    narrow = SearchSpace(
-        groups=[space.groups[0].model_copy(update={"bits": (2, 8)})], bits=space.bits, ranks=space.ranks
-    )
-    levels = PlanCodec(narrow)
-    assert levels.above[0, 0] == 3 and levels.below[0, 3] == 0
-    assert levels.above[0, 3] == 3 and levels.below[0, 0] == 0
-
-
-@given(st.integers(0, 1000), st.floats(0.0, 1.0))
-@settings(deadline=None)
-def test_repair_fits_the_budget_and_leaves_fitting_plans_alone(seed, share):
-    budget = budgets_of(SPACE, share)[0]
-    X = random_rows(seed, 4)
-    rng = np.random.default_rng(seed)
-    repaired = np.stack([LEVELS.repair(row, budget, rng) for row in X])
-    assert (LEVELS.bytes(repaired) <= budget).all()
-    fitting = LEVELS.bytes(X) <= budget
-    assert np.array_equal(repaired[fitting], X[fitting])
-    assert (repaired <= X).all()
-
-
 def test_a_child_draws_from_the_given_generator_alone():
-    parents = op.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+    parents = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
 
     def run():
-        return child_of(LEVELS, parents, SPACE.memory.maximum, np.random.default_rng(3))
+        return child_of(CODEC, parents, SPACE.memory.maximum, np.random.default_rng(3))
 
     first = run()
     np.random.seed(0)
@@ -91,11 +99,11 @@ def test_a_child_draws_from_the_given_generator_alone():
 
 def test_the_tournament_prefers_what_pymoos_prefers():
     objectives = np.random.default_rng(2).random((12, 2))
-    pop = op.survivors(np.arange(12)[:, None], objectives, 12, np.random.default_rng(0))
+    pop = nsga2.survivors(np.arange(12)[:, None], objectives, 12, np.random.default_rng(0))
     pairs = np.array([[a, b] for a in range(12) for b in range(a)])
     algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
     theirs = binary_tournament(pop, pairs, algorithm).ravel()
-    ours = op._fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
+    ours = nsga2.fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
     rank, crowding = pop.get("rank"), pop.get("crowding")
     decided = [(rank[a], crowding[a]) != (rank[b], crowding[b]) for a, b in pairs]
     assert ours[decided].tolist() == theirs[decided].tolist()
@@ -103,8 +111,8 @@ def test_the_tournament_prefers_what_pymoos_prefers():
 
 def test_parents_are_distinct_survivors_of_the_trials_given():
     state = logged_state(ToyEvaluator(), 11)
-    assert parents_of(state, state.full[:1], 4, 0) is None
-    parents = parents_of(state, state.full[:8], 4, 2)
+    assert survivors_of(state, mean_losses(state.full[:1]), 4, 0) is None
+    parents = survivors_of(state, mean_losses(state.full[:8]), 4, 2)
     known = {tuple(r) for r in PlanCodec(state.space).encode([t.plan for t in state.trials[:8]])}
     assert len(parents) == 4
     assert {tuple(p.X) for p in parents} <= known
@@ -131,7 +139,7 @@ def test_children_descend_from_survivors():
     evaluator = ToyEvaluator(toy_space(8))
     strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
     state = logged_state(evaluator, 18)
-    parents = [p.X for p in parents_of(state, state.full, 6, 3)]
+    parents = [p.X for p in survivors_of(state, mean_losses(state.full), 6, 3)]
     for proposal in strategy.propose(state, 3):
         row = PlanCodec(state.space).encode([proposal.plan])[0]
         assert min(int((row != p).sum()) for p in parents) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.strategies.autoqra import (
+from qra_search.strategies.baselines.autoqra import (
     EVOLVED,
     FEWEST_PAIRS,
     MOST_RADIUS,
@@ -21,9 +21,9 @@ from qra_search.strategies.autoqra import (
     trust_radius,
     trust_region,
 )
-from qra_search.strategies.evolution.edits import PlanCodec
-from qra_search.strategies.evolution.importance import Importance
-from qra_search.strategies.gp.refine import WARM_START
+from qra_search.strategies.baselines.importance import Importance
+from qra_search.strategies.baselines.stages import WARM_START
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search
@@ -90,7 +90,7 @@ def test_before_the_model_the_cheap_loss_is_moved_by_the_mean_gap():
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     low = {t.plan: t.loss for t in state.trials if t.fidelity < 1.0}
     gap = np.mean([scores.full[k] - low[k] for k in scores.full])
-    rows = scores.levels.encode(list(scores.cheap))
+    rows = scores.codec.encode(list(scores.cheap))
     assert scores.predict(rows) == pytest.approx([low[p] + gap for p in scores.cheap])
 
 
@@ -99,7 +99,7 @@ def test_the_model_learns_the_full_loss_from_the_pairs():
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     quiet = ToyEvaluator(state.space, noise=0.0)
     truth = np.array([quiet.evaluate(p).loss for p in scores.cheap])
-    predicted = scores.predict(scores.levels.encode(list(scores.cheap)))
+    predicted = scores.predict(scores.codec.encode(list(scores.cheap)))
     cheap = np.array([quiet.evaluate(p, fidelity=0.25).loss for p in scores.cheap])
     new = np.array([p not in scores.full for p in scores.cheap])
     assert np.abs(predicted - truth)[new].mean() < 0.5 * np.abs(cheap - truth)[new].mean()
@@ -126,7 +126,7 @@ def test_with_one_fidelity_the_model_picks_which_offspring_is_evaluated():
     state = logged_state(evaluator, 30)
     scores = Scores(state, Importance.of(state.space, state.sensitivities))
     rng = np.random.default_rng(0)
-    rows = np.array([scores.levels.random(rng) for _ in range(8)])
+    rows = np.array([scores.codec.random(rng) for _ in range(8)])
     assert np.array_equal(scores.best(rows), rows[scores.predict(rows).argmin()])
 
 
@@ -201,5 +201,5 @@ def test_pending_promotions_are_not_promoted_twice():
 
 
 def test_a_share_outside_zero_to_one_is_refused():
-    with pytest.raises(ValueError, match="promoted is a share"):
-        AutoQRAStrategy(promoted=-0.1)
+    with pytest.raises(ValueError, match="evolution is a share"):
+        AutoQRAStrategy(evolution=-0.1)
