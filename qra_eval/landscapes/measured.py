@@ -4,8 +4,8 @@
 
 Model and task: SmolLM2-135M (30 layers), GSM8K, held-out loss in nats on the answer tokens of 32 test rows, hqq
 with groups of 64 weights. Tuning is 12 AdamW steps of 8 rows, alpha twice the rank, on all seven linears.
-The fitted constants come from 41 tuned plans (`benchmarks/strategies/calibrate.py` fits them again and prints the
-held-out error: 0.034 nats root mean square, leave one out, for plans below 2.2 nats).
+The fitted constants come from 41 tuned plans (`benchmarks/strategies/calibrate.py` at commit 660ca9b; the held-out
+error was 0.034 nats root mean square, leave one out, for plans below 2.2 nats).
 """
 
 from __future__ import annotations
@@ -201,6 +201,5 @@ GPTQ = Source(
     noise=SEED_NOISE,
 )  # fmt: skip
 """This project's GPTQ, groups of 64 (int8 at 8 bits), and one alpha for all ranks: the surrogate fitted to the study's
-search of 210 modules (`benchmarks/strategies/calibrate.py --modules`, on the log in `results/study/one-start/`). Losses
-of that search are of tuned plans, so the damage is what 12 steps leave. Rank hardly matters, and uniform 3 bits lose
+search of 210 modules (`benchmarks/strategies/calibrate.py --modules` at commit 660ca9b). Losses of that search are of tuned plans, so the damage is what 12 steps leave. Rank hardly matters, and uniform 3 bits lose
 0.08 nats, an eighth of what they lose with hqq."""

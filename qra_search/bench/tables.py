@@ -113,7 +113,7 @@ def _setting(kind: str, rows: list[Row]) -> Setting:
 
 
 def _pooled(rows: list[Row], points: list[float], best: Best) -> tuple[Table, dict[str, list[tuple[float, float]]]]:
-    """All tasks together, a strategy a line, that of the lowest last median first; and the medians."""
+    """All tasks together, a strategy a line, the best first at the last checkpoint that all have; medians."""
     names = sorted({row["strategy"] for row in rows})
     cells: dict[str, list[Cell]] = {name: [] for name in names}
     medians: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -126,7 +126,8 @@ def _pooled(rows: list[Row], points: list[float], best: Best) -> tuple[Table, di
                 interval, last[name] = bootstrap_median(own.T), own
                 medians[name].append((point, interval.median))
             cells[name].append(interval if np.isfinite(own).any() else None)
-    names = sorted(last, key=lambda name: (-medians[name][-1][0], medians[name][-1][1]))
+    shared = min(len(curve) for curve in medians.values() if curve) - 1
+    names = sorted(last, key=lambda name: medians[name][shared][1])
     body: list[list[Cell]] = [
         [
             name,
