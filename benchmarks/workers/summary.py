@@ -16,7 +16,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import RESULTS  # noqa: E402
-
 from qra_search.bench.statistics import TIE  # noqa: E402
 
 Line = dict[str, Any]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables
-from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator
 from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
@@ -120,7 +119,7 @@ def make_landscape(
     if sensitivities not in PRIORS:
         raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     traits = FAMILIES[family]
-    noise = traits.source.noise if noise is None else noise
+    noise = measured.SEED_NOISE if noise is None else noise
     space = make_space(layers, granularity, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
     identity = {

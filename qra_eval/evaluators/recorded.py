@@ -15,7 +15,7 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.damage_model import DamageModel, Fit, fit_surrogate
-from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.families import generator
 from qra_eval.landscapes.reference import Truth
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation

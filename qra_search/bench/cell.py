@@ -15,15 +15,11 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies import Estimates, Strategy
-from qra_search.strategies.random import random_plan
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
-from qra_search.surrogates.prior_table import prior_losses
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
-RANK_PLANS = 256
-"""Random plans at the middle budget over which the prior's rank correlation with the truth is taken."""
 INTERVAL_90 = 1.6449
 JUDGES = (1_000_003, 1_000_033, 1_000_037)
 """Seeds of the evaluations that judge a plan whose true loss is unknown: none that a search is likely to use."""
@@ -90,7 +86,6 @@ def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference
         "reference": known,
         "reference_exact": exact,
         "uniform": uniform,
-        "prior_rank_correlation": _prior_quality(state, truth, budgets[1]) if isinstance(truth, Oracle) else None,
         "checkpoints": [_look(point, state, timed, truth, grid) for point in checkpoints(evaluations)],
         **_conduct(state.trials, timed),
     }
@@ -211,18 +206,3 @@ def _quantiles(values: list[float]) -> dict[str, float] | None:
         "mean": round(float(np.mean(values)), 5),
         "max": round(float(np.max(values)), 5),
     }
-
-
-def _prior_quality(state: StudyState, evaluator: Oracle, budget: int) -> float | None:
-    """Spearman correlation of the prior's additive loss with the truth over random plans of about equal bytes."""
-    from scipy.stats import spearmanr
-
-    if state.sensitivities is None:
-        return None
-    rng = np.random.default_rng(state.seed)
-    plans = {p.key: p for p in (random_plan(state, rng, budget) for _ in range(RANK_PLANS))}
-    if len(plans) < 3:
-        return None
-    predicted = prior_losses(state.space, state.sensitivities, list(plans.values()))
-    truth = evaluator.true_losses(*state.space.encode_many(plans.values()))
-    return round(float(spearmanr(predicted, truth).statistic), 4)

@@ -20,7 +20,7 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.arguments import check_evaluator
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
-"""Families of the preset `main`; any other that the evaluator `landscape` knows works by name too."""
+"""Families of the evaluator `landscape`, in the order of the tables."""
 NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
 
 
@@ -86,7 +86,7 @@ def task_named(text: str) -> Task:
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join((*FAMILIES, 'calibrated'))})"
+            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join(FAMILIES)})"
         )
     options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):
