@@ -13,8 +13,7 @@ from typing import Any
 TIMES = ("seconds", "environment")
 """What is in the name of a field that may differ: times, and where the row was made."""
 GONE = ("complete", "prior_rank_correlation")
-"""Fields of older rows that a row has no more: whether a search was cut short, which was possible then; and how well the
-sensitivities ranked random plans."""
+"""Fields that older rows have: whether a search was cut short, and how well the sensitivities ranked random plans."""
 
 
 def rows(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:

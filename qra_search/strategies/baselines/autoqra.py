@@ -12,10 +12,18 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.belief import Belief, table_loss
-from qra_search.strategies.baselines.importance import EPSILON, Importance, coverage_encoding, repair_by_importance
-from qra_search.strategies.baselines.nsga2 import CROSSOVER, check_population, child, mutate, survivors_of
+from qra_search.strategies.baselines.nsga2 import CROSSOVER, check_population, mated, mutate, survivors_of
+from qra_search.strategies.baselines.papers import (
+    EPSILON,
+    Importance,
+    atomic_edits,
+    check_share,
+    coverage_encoding,
+    evolve,
+    refine,
+    repair_by_importance,
+)
 from qra_search.strategies.baselines.proposing import budgets_in_turn, one_by_one
-from qra_search.strategies.baselines.stages import atomic_edits, check_share, evolve, refine
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.prior_table import prior_table
 from qra_search.surrogates.promotion import PromotionModel, fit_promotion
@@ -82,13 +90,12 @@ class AutoQRAStrategy(Strategy):
         codec, litter = scores.codec, SCREENED if state.fidelities[0] >= 1.0 else 1
 
         def breed(parents: Population, budget: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-            def mutated(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-                return mutate_by_importance(codec, row, budget, importance, rng)
-
-            def repaired(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-                return repair_by_importance(codec, row, budget, importance)
-
-            children = [child(parents, CROSSOVER, mutated, repaired, rng) for _ in range(litter)]
+            children = []
+            for _ in range(litter):
+                pair = mated(parents, CROSSOVER, rng)
+                mutated = [mutate_by_importance(codec, row, budget, importance, rng) for row in pair]
+                rng.random(2)  # as in `child_of`
+                children.append(repair_by_importance(codec, mutated[0], budget, importance))
             return scores.best(np.array(children)), EVOLVED
 
         return evolve(state, importance, self.population, lambda _, g: scores.parents(self.population, g), breed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,6 @@ POPULATION = 20
 CROSSOVER = 0.9
 PRIOR_SHARE = 0.25
 UNIFORM_SHARE = 0.15
-
-Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""A row (2 G,) to another."""
 
 
 class NSGA2Strategy(Strategy):
@@ -111,30 +108,22 @@ def child_of(
     crossover: float = CROSSOVER,
     mutation: float | None = None,
 ) -> np.ndarray:
-    """int (2 G,): one child of a population, by adjacent mutation and random steps down to the budget."""
-    rate = 1.0 / codec.variables if mutation is None else mutation
-    return child(
-        parents,
-        crossover,
-        lambda row, rng: mutate(codec, row, rate, rng),
-        lambda row, rng: codec.repair(row, budget, rng),
-        rng,
-    )
-
-
-def child(parents: Population, crossover: float, mutate: Step, repair: Step, rng: np.random.Generator) -> np.ndarray:
-    """int (2 G,): one child by tournament, crossover (with this chance), mutation and repair.
+    """int (2 G,): one child of a population, by adjacent mutation and random steps down to the budget.
 
     Random numbers are drawn in the order of pymoo's `Mating`, which makes two children, of which the first is taken.
     """
+    rate = 1.0 / codec.variables if mutation is None else mutation
+    mutated = [mutate(codec, row, rate, rng) for row in mated(parents, crossover, rng)]
+    rng.random(2)  # pymoo's chance that a mutation is applied, which is always
+    return [codec.repair(row, budget, rng) for row in mutated][0]
+
+
+def mated(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows (2 G,) by binary tournament and, with this chance, crossover."""
     rows = parents.get("X").astype(int)
     chosen = TournamentSelection(pressure=2, func_comp=fitter).do(None, parents, 1, 2, to_pop=False, random_state=rng)
     first, second = rows[chosen[0]]
-    if rng.random() < crossover:
-        first, second = crossed(first, second, rng)
-    mutated = [mutate(first, rng), mutate(second, rng)]
-    rng.random(2)  # pymoo's chance that a mutation is applied, which is always
-    return [repair(row, rng) for row in mutated][0]
+    return crossed(first, second, rng) if rng.random() < crossover else (first, second)
 
 
 def crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,11 @@ SAMPLERS = {
     "gp": "GPSampler",
     "nsgaii": "NSGAIISampler",
     "nsgaiii": "NSGAIIISampler",
-    "qmc": "QMCSampler",
     "random": "RandomSampler",
     "tpe": "TPESampler",
 }
 """CMA-ES is not among them: it keeps its optimizer in private attributes of the trials, which our log does not hold."""
-DEFAULTS: dict[str, dict[str, Any]] = {"tpe": {"constant_liar": True}, "qmc": {"scramble": True}}
+DEFAULTS: dict[str, dict[str, Any]] = {"tpe": {"constant_liar": True}}
 STATES = {"done": "COMPLETE", "failed": "FAIL", "running": "RUNNING"}
 
 
@@ -64,8 +63,7 @@ class OptunaStrategy(Strategy):
         """An Optuna study that holds the log."""
         optuna, codec = _optuna(), PlanCodec(state.space)
         alone = len(state.memory_budgets) == 1
-        # A low-discrepancy sequence has one seed and a place in it; every other sampler has a seed for each proposal.
-        seed = state.seed if self.sampler == "qmc" else int(state.rng().integers(1 << 31))
+        seed = int(state.rng().integers(1 << 31))
         options = DEFAULTS.get(self.sampler, {}) | self.options
         sampler = getattr(optuna.samplers, SAMPLERS[self.sampler])(seed=seed, **options)
         study = optuna.create_study(directions=["minimize"] * (1 if alone else 2), sampler=sampler)
@@ -74,7 +72,7 @@ class OptunaStrategy(Strategy):
         trials = [t for t in state.trials if t.fidelity >= 1.0]
         # Generations of the genetic samplers are attributes of running trials, set as those are sampled.
         genetic = hasattr(sampler, "get_trial_generation")
-        for trial in trials if self.sampler != "qmc" else trials[:1]:
+        for trial in trials:
             size = state.space.memory_bytes(trial.plan)
             values = None if not trial.done else [trial.loss] if alone else [trial.loss, float(size)]
             status = getattr(optuna.trial.TrialState, STATES[trial.status])
@@ -92,9 +90,6 @@ class OptunaStrategy(Strategy):
                 sampler.get_trial_generation(study, last)
                 if trial.status != "running":
                     study.tell(last.number, values, state=status)
-        if self.sampler == "qmc":
-            for _ in trials:
-                study.ask(space)
         return study
 
 

@@ -11,10 +11,9 @@ from qra_search.space.pareto import non_dominated
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.belief import Belief
-from qra_search.strategies.baselines.importance import Importance
 from qra_search.strategies.baselines.nsga2 import check_population, child_of, survivors_of
+from qra_search.strategies.baselines.papers import Importance, atomic_edits, check_share, evolve, refine, tried_in_full
 from qra_search.strategies.baselines.proposing import one_by_one
-from qra_search.strategies.baselines.stages import atomic_edits, check_share, evolve, refine, tried_in_full
 from qra_search.strategies.plan_codec import PlanCodec
 
 POPULATION = 12

@@ -21,8 +21,7 @@ from qra_search.strategies.baselines.autoqra import (
     trust_radius,
     trust_region,
 )
-from qra_search.strategies.baselines.importance import Importance
-from qra_search.strategies.baselines.stages import WARM_START
+from qra_search.strategies.baselines.papers import WARM_START, Importance
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space

@@ -66,14 +66,6 @@ def test_the_sampler_learns_from_the_log():
     assert strategy.propose(state, 1) != strategy.propose(replace(state, trials=shuffled), 1)
 
 
-def test_the_quasi_random_sequence_goes_on_where_it_was():
-    evaluator = ToyEvaluator(toy_space(6))
-    strategy = OptunaStrategy("qmc")
-    state = logged_state(evaluator, 8, writer=strategy)
-    assert len({t.plan.key for t in state.trials}) == 8
-    assert {t.proposal.origin for t in state.trials} == {"qmc"}
-
-
 def test_optunas_verbosity_is_as_before():
     optuna.logging.set_verbosity(optuna.logging.DEBUG)
     OptunaStrategy("random").propose(scenario("one trial"), 1)

@@ -8,9 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qra_search.strategies.baselines.importance import Importance, warm_start
+from qra_search.strategies.baselines.papers import (
+    WARM_START,
+    Importance,
+    atomic_edits,
+    best_improvement,
+    matern_belief,
+    warm_start,
+)
 from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
-from qra_search.strategies.baselines.stages import WARM_START, atomic_edits, best_improvement, matern_belief
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 from qra_search.workflow.search_function import search

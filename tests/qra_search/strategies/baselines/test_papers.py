@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qra_search import Sensitivities
 from qra_search.space.memory import BudgetTooSmall
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
-from qra_search.strategies.baselines.importance import (
+from qra_search.strategies.baselines.papers import (
     EPSILON,
     Importance,
     coverage_encoding,
