@@ -78,19 +78,20 @@ def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
     return list(chosen.values())
 
 
-def share_table(rows: Sequence[Row], point: float, best: Best, names: Sequence[str]) -> np.ndarray:
-    """float (tasks, seeds, K): the share left of every strategy; nan if a cell is missing."""
+def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
+    """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), both sorted; nan if a cell
+    is missing."""
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
-    table = np.full((len(tasks), len(seeds), len(names)), np.nan)
-    for row in rows:
+    shares: dict[str, np.ndarray] = {}
+    for row in rows_at(rows, point):
         if (key := (row["task"], row["seed"])) in best:
-            place = tasks.index(row["task"]), seeds.index(row["seed"]), names.index(row["strategy"])
-            table[place] = share_left(row, point, best[key])
-    return table
+            own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
+            own[tasks.index(row["task"]), seeds.index(row["seed"])] = share_left(row, point, best[key])
+    return dict(sorted(shares.items()))
 
 
 def bootstrap_median(values: np.ndarray, seed: int = 0) -> Interval:
-    """The median of values (N,) or of the rows of (seeds, tasks), and its percentile interval.
+    """The median of values (N,) or of all of (seeds, tasks), and its percentile interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
     out (a seed that one task lacks), and so is a seed that all tasks lack.

@@ -20,8 +20,7 @@ from qra_search.bench.scores import (
     best_known,
     bootstrap_median,
     pairwise,
-    rows_at,
-    share_table,
+    shares_at,
 )
 
 HEADING = """# Search strategies side by side
@@ -97,63 +96,56 @@ def make_settings(rows: Sequence[Row]) -> list[Setting]:
 def _setting(kind: str, rows: list[Row]) -> Setting:
     best = best_known(rows)
     points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
-    tables, medians = [], {}
-    if points:
-        pooled, medians = _pooled(rows, points, best)
-        tables.append(pooled)
-        order = list(medians)
-        for point in points:
-            tables += _at_checkpoint(rows_at(rows, point), point, best, order)
+    shares = {point: shares_at(rows, point, best) for point in points}
+    medians = {
+        name: {point: bootstrap_median(own[name].T) for point, own in shares.items() if name in own}
+        for name in sorted({name for own in shares.values() for name in own})
+    }
+    # The best first, at the last checkpoint that all have.
+    common = [point for point, own in shares.items() if len(own) == len(medians)] or points[:1]
+    order = sorted(
+        medians, key=lambda name: medians[name][common[-1]].median if common[-1] in medians[name] else np.inf
+    )
+    tables = [_pooled(points, order, shares, medians)] if points else []
+    for point in points:
+        tables += _at_checkpoint(point, rows, {name: shares[point][name] for name in order if name in shares[point]})
     tables.append(_conduct(rows))
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
     notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _reference_note(rows, best)]
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         notes.append("Failures: " + "; ".join(errors))
-    return Setting(kind, notes, tables, medians)
+    curves = {name: [(point, interval.median) for point, interval in medians[name].items()] for name in order}
+    return Setting(kind, notes, tables, curves)
 
 
-def _pooled(rows: list[Row], points: list[float], best: Best) -> tuple[Table, dict[str, list[tuple[float, float]]]]:
-    """All tasks together, a strategy a line, the best first at the last checkpoint that all have; medians."""
-    names = sorted({row["strategy"] for row in rows})
-    cells: dict[str, list[Cell]] = {name: [] for name in names}
-    medians: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    last = {}
-    for point in points:
-        shares = share_table(rows_at(rows, point), point, best, names)
-        for k, name in enumerate(names):
-            own = shares[..., k]
-            if np.isfinite(own).any():
-                interval, last[name] = bootstrap_median(own.T), own
-                medians[name].append((point, interval.median))
-            cells[name].append(interval if np.isfinite(own).any() else None)
-    shared = min(len(curve) for curve in medians.values() if curve) - 1
-    names = sorted(last, key=lambda name: medians[name][shared][1])
-    body: list[list[Cell]] = [
-        [
-            name,
-            int(np.isfinite(last[name]).sum()),
-            *cells[name],
-            float(np.nanmax(last[name])),
-            int((last[name] > 1.0 + TIE).sum()),
-        ]
-        for name in names
-    ]
+def _pooled(
+    points: list[float],
+    order: list[str],
+    shares: dict[float, dict[str, np.ndarray]],
+    medians: dict[str, dict[float, Interval]],
+) -> Table:
+    """All tasks together, a strategy a line."""
+    body: list[list[Cell]] = []
+    for name in order:
+        last = shares[max(medians[name])][name]
+        figures = [medians[name].get(point) for point in points]
+        cells, lost = int(np.isfinite(last).sum()), int((last > 1.0 + TIE).sum())
+        body.append([name, cells, *figures, float(np.nanmax(last)), lost])
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
-    caption = "All tasks together (a cell is a task and a seed; the last three columns are of the last checkpoint):"
-    return Table(caption, columns, body), {name: medians[name] for name in names}
+    caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
+    return Table(caption, columns, body)
 
 
-def _at_checkpoint(rows: list[Row], point: float, best: Best, order: list[str]) -> list[Table]:
+def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
     """By task, and strategies in pairs, after so many evaluations."""
-    names = [name for name in order if any(row["strategy"] == name for row in rows)]
-    shares = share_table(rows, point, best, names)
-    body: list[list[Cell]] = [
-        [task, *(bootstrap_median(own) if np.isfinite(own).any() else None for own in by_name.T)]
-        for task, by_name in zip(sorted({row["task"] for row in rows}), shares, strict=True)
-    ]
+    names = list(shares)
+    body: list[list[Cell]] = []
+    for i, task in enumerate(sorted({row["task"] for row in rows})):
+        own = [shares[name][i] for name in names]
+        if any(np.isfinite(values).any() for values in own):
+            body.append([task, *(bootstrap_median(x) if np.isfinite(x).any() else None for x in own)])
     tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
-    pairs = pairwise(shares.reshape(-1, len(names)), names)
-    if pairs:
+    if pairs := pairwise(np.column_stack([own.ravel() for own in shares.values()]), names):
         caption = (
             f"Win/tie/loss of the row against the column after {point:g} evaluations, over the tasks and seeds that "
             f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
