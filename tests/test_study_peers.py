@@ -82,8 +82,12 @@ def test_ways_are_compared_with_the_kept_adapter_of_their_own_width(study, capsy
 def test_a_merged_model_has_the_loss_of_the_tuned_one_and_no_adapters_bytes(study, monkeypatch, tmp_path):
     protocol, merged = study("protocol"), study("merged")
     monkeypatch.setattr(protocol, "MODEL", "tiny")
-    short = {"steps": 1, "final_steps": 3, "validation_rows": 2, "test_rows": 4, "learning_rate": 0.02}
-    monkeypatch.setattr(protocol, "TRAINING", protocol.TRAINING.model_copy(update=short))
+    for section, short in (
+        ("TRAINING", {"learning_rate": 0.02}),
+        ("EVALUATION", {"steps": 1, "validation_rows": 2}),
+        ("FINETUNE", {"steps": 3, "test_rows": 4}),
+    ):
+        monkeypatch.setattr(protocol, section, getattr(protocol, section).model_copy(update=short))
     for split, count in (("train", 40), ("test", 4)):
         rows = [{"question": f"What is {i} and {split} {i}?", "answer": f"It is\n#### {2 * i}"} for i in range(count)]
         (tmp_path / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

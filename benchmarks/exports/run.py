@@ -85,7 +85,7 @@ def key(row: dict[str, Any]) -> tuple[str, ...]:
 def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
     """A plan of mixed bits and ranks on a backend, tuned briefly."""
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+    from qra_search.config import QuantizationConfig, SpaceConfig
     from qra_search.space.space import Plan
 
     evaluator = QuantizedLoRAEvaluator(
@@ -93,7 +93,8 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
         "arithmetic",
         quantization=QuantizationConfig(backend=backend, embeddings=16, cache=bank),
         space=SpaceConfig(granularity="fused"),
-        training=TrainingConfig(batch_size=4, test_rows=4),
+        training={"batch_size": 4},
+        finetune={"test_rows": 4},
     )
     groups = len(evaluator.space)
     plan = Plan(tuple(BITS[i % len(BITS)] for i in range(groups)), tuple(RANKS[i % len(RANKS)] for i in range(groups)))
@@ -109,7 +110,7 @@ def tune_tiny(family: str, folder: Path, model: Path) -> None:
     from tiny_families import tiny_config_model
 
     from qra_eval.models.tiny import byte_tokenizer
-    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+    from qra_search.config import QuantizationConfig, SpaceConfig
     from qra_search.space.space import Plan
 
     more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
@@ -120,7 +121,8 @@ def tune_tiny(family: str, folder: Path, model: Path) -> None:
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(model.parent / "bank")),
         space=SpaceConfig(bits=(2, 3, 4, 8, 16), ranks=(0, 4, 8), granularity="fused"),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=4),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        finetune={"test_rows": 4},
         dtype="float32",
     )
     groups = len(evaluator.space)

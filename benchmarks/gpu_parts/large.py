@@ -13,9 +13,12 @@ from gpu_parts.common import make, measured, random_model
 
 import qra_eval
 from qra_eval.costs.phases import CUDA_CONTEXT
-from qra_search.config import TrainingConfig
 
-TRAINING = TrainingConfig(steps=2, batch_size=1, max_length=512, validation_rows=4, test_rows=4, final_steps=2)
+SECTIONS: dict[str, dict[str, int]] = {
+    "training": {"batch_size": 1, "max_length": 512},
+    "evaluation": {"steps": 2, "validation_rows": 4},
+    "finetune": {"steps": 2, "test_rows": 4},
+}
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -27,7 +30,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model = random_model(options, "8B")
     yield {"phase": "write", **found}
     given: dict[str, Any] = {"weight_cache": options.weight_cache}
-    estimate = make(options, model, options.backend, TRAINING, weights=False, **given).estimate()
+    estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
     foretold = estimate["phases"]
 
     def phase(name: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
@@ -39,19 +42,19 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
         return result, {**row, "foretold_device": device, "foretold_host": host, "ratio": ratio}
 
-    evaluator, row = phase("load", lambda: make(options, model, options.backend, TRAINING, **given))
+    evaluator, row = phase("load", lambda: make(options, model, options.backend, SECTIONS, **given))
     yield row
     _, row = phase("quantize", evaluator.quantized.prepare)
     yield {**row, "foretold_seconds": estimate["setup_seconds"]}
     _, row = phase("prior", evaluator.sensitivities)
-    yield {**row, "foretold_seconds": estimate["prior_seconds"]}
+    yield {**row, "foretold_seconds": estimate["sensitivities_seconds"]}
     space = evaluator.space
     largest, smallest = (space.uniform(pick(space.bits), pick(space.ranks)) for pick in (max, min))
     done, row = phase("search", partial(list, map(evaluator.evaluate, (largest, smallest))))
     yield {**row, "losses": [each.loss for each in done], "foretold_seconds": 2 * estimate["evaluation_seconds"]}
     folder = options.folder / "tuned-large"
     tuned, row = phase("tune", partial(evaluator.tune, largest, folder=folder))
-    yield {**row, "reload_difference": tuned.reload_difference}
+    yield {**row, "test_loss": tuned.test_loss}
     del evaluator  # what is reloaded has the device for itself
     gc.collect()
 

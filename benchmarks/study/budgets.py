@@ -47,15 +47,14 @@ ZEROS: dict[str, Any] = {
 
 def evaluator(
     data: str, init: str, scales: bool, cache: str | None, zeros: str = "16-bit", task: str = "gsm8k",
-    steps: int = protocol.TRAINING.final_steps,
+    steps: int = protocol.FINETUNE.steps,
 ) -> QuantizedLoRAEvaluator:  # fmt: skip
-    pieces = {"init": init, "scales": scales, "final_steps": steps}
     return QuantizedLoRAEvaluator(
         protocol.MODEL,
         TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache),
         space=SpaceConfig(bits=protocol.BITS, ranks=protocol.RANKS, granularity="module"),
-        training=protocol.TRAINING.model_validate({**protocol.settings(task).model_dump(), **pieces}),
+        **protocol.settings(task, training={"init": init, "scales": scales}, finetune={"steps": steps}),
     )
 
 
@@ -91,7 +90,7 @@ def usual(name: str, data: str, task: str, cache: str | None, steps: int) -> tup
         TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(backend=backend, embeddings=16, cache=cache),
         space=SpaceConfig(bits=(bits,), ranks=(rank,), granularity="module"),
-        training=protocol.settings(task).model_copy(update={"final_steps": steps}),
+        **protocol.settings(task, finetune={"steps": steps}),
     )
     plan = made.space.uniform(bits, rank)
     assert plan is not None
@@ -119,7 +118,7 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 def main() -> None:
     parser = protocol.options(__doc__, seeds=len(SEEDS))
     parser.add_argument("--init", default="default", help="where adapters start")
-    parser.add_argument("--steps", type=int, default=protocol.TRAINING.final_steps, help="of the tuning")
+    parser.add_argument("--steps", type=int, default=protocol.FINETUNE.steps, help="of the tuning")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
     parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
@@ -188,7 +187,7 @@ def tuned_dora(made: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str,
 def right(made: QuantizedLoRAEvaluator) -> list[int]:
     """Whether the likeliest choice of each test row is the right one, by the plan in place: 1 or 0."""
     bench = made.workbench
-    rows = bench.rows.task.split("test")[: bench.settings.test_rows]
+    rows = bench.rows.task.split("test")[: bench.finetune.test_rows]
     scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
     return (scores.margins > 0).astype(int).tolist()
 

@@ -62,7 +62,7 @@ def main() -> None:
             evaluator = evaluator or protocol.evaluator("gsm8k", options.data)
             plan = evaluator.space.uniform(bits, 8)
             evaluator.workbench.apply(plan, 0)
-            untuned = evaluator.workbench.held_out("validation", protocol.TRAINING.validation_rows)
+            untuned = evaluator.workbench.held_out("validation", protocol.EVALUATION.validation_rows)
             tuned = [round(evaluator.evaluate(plan, seed=seed).loss, 5) for seed in (0, 1)]
             compute = str(evaluator.quantized.compute).removeprefix("torch.")
             keep(

@@ -51,7 +51,7 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int, init: str = 
         return peft_rivals.adalora(evaluator, plan.bits[0], plan.ranks[0], seed)
     evaluator.workbench.init = init
     evaluator.workbench.apply(plan, seed)
-    return evaluator.workbench.model, evaluator.workbench.train(evaluator.quantized.settings.final_steps, seed)
+    return evaluator.workbench.model, evaluator.workbench.train(evaluator.workbench.finetune.steps, seed)
 
 
 def main() -> None:
@@ -93,13 +93,13 @@ def main() -> None:
         start = time.perf_counter()
         uniform = isinstance(plan, protocol.Uniform)
         chosen = evaluator.space.uniform(plan.bits, plan.rank) if uniform else plan
-        settings = protocol.settings(options.task)
-        if options.steps:
-            settings = settings.model_copy(update={"final_steps": options.steps})
-        if uniform and plan.rate is not None:
-            settings = settings.model_copy(update={"learning_rate": plan.rate})
-        evaluator.quantized.settings = settings
-        test = evaluator.rows("test", settings.test_rows)
+        settings = protocol.settings(
+            options.task,
+            training={"learning_rate": plan.rate} if uniform and plan.rate is not None else {},
+            finetune={"steps": options.steps} if options.steps else {},
+        )
+        evaluator.quantized.settings, evaluator.workbench.finetune = settings["training"], settings["finetune"]
+        test = evaluator.rows("test", settings["finetune"].test_rows)
         model, trained = tuned(evaluator, chosen, seed, plan.init if uniform else "default")
         losses, tokens = row_losses(model, test, 8, evaluator.workbench.device)
         line = {

@@ -67,7 +67,7 @@ def main() -> None:
         model, _ = tuned(evaluator, evaluator.space.uniform(bits, rank), 0, *init)
         losses, tokens = row_losses(model, evaluator.rows("validation", VALIDATION_ROWS), 8, evaluator.workbench.device)
         loss = sum(losses) / sum(tokens)
-        rows.append({**case, "steps": protocol.TRAINING.final_steps, "validation_loss": round(loss, 5)})
+        rows.append({**case, "steps": protocol.FINETUNE.steps, "validation_loss": round(loss, 5)})
         with options.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     print("| bits | rank | alpha | learning rate | beginning | validation loss |\n|---|---|---|---|---|---|")

@@ -23,7 +23,7 @@ def adalora(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) 
     """A dense copy of the model at `bits`, tuned by AdaLoRA under the evaluator's settings."""
     from peft import AdaLoraConfig
 
-    batches = evaluator.workbench.batches(evaluator.quantized.settings.final_steps, seed)
+    batches = evaluator.workbench.batches(evaluator.workbench.finetune.steps, seed)
     steps = len(batches)
     config = AdaLoraConfig(
         init_r=rank + rank // 2, target_r=rank, **shared(evaluator),
@@ -37,7 +37,7 @@ def dora(evaluator: QuantizedLoRAEvaluator, bits: int, rank: int, seed: int) -> 
     """A dense copy of the model at `bits`, tuned by DoRA on the rows that a seed draws."""
     from peft import LoraConfig
 
-    batches = evaluator.workbench.final_batches(evaluator.quantized.settings.final_steps, seed)
+    batches = evaluator.workbench.final_batches(evaluator.workbench.finetune.steps, seed)
     return tune(evaluator, bits, LoraConfig(r=rank, use_dora=True, **shared(evaluator)), batches, seed)
 
 

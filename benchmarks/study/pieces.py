@@ -89,7 +89,7 @@ def evaluator(data: str, pieces: Pieces, cache: str | None) -> QuantizedLoRAEval
         TaskConfig(name="gsm8k", data=data),
         quantization=QuantizationConfig(backend=pieces.backend, embeddings=16, cache=cache),
         space=SpaceConfig(bits=protocol.BITS, ranks=pieces.ranks, granularity="module"),
-        training=protocol.TRAINING.model_validate({**protocol.TRAINING.model_dump(), **dict(pieces.options)}),
+        **protocol.settings("gsm8k", training=dict(pieces.options)),
     )
 
 
@@ -159,18 +159,18 @@ def tuned(evaluator: QuantizedLoRAEvaluator, plan: Plan, seed: int) -> dict[str,
 def measured(evaluator: QuantizedLoRAEvaluator, seed: int) -> dict[str, Any]:
     """The final tuning of the plan in place, measured on the test rows."""
     bench = evaluator.workbench
-    untuned = bench.held_out("validation", bench.settings.validation_rows)
-    steps = bench.settings.final_steps
+    untuned = bench.held_out("validation", bench.evaluation.validation_rows)
+    steps = bench.finetune.steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed))
     facts = {"train_loss": round(trained.loss, 5), "untuned_validation_loss": round(untuned, 5)}
-    facts["validation_loss"] = round(bench.held_out("validation", bench.settings.validation_rows), 5)
+    facts["validation_loss"] = round(bench.held_out("validation", bench.evaluation.validation_rows), 5)
     return {**on_test_rows(evaluator), **facts, "train_seconds": round(trained.seconds, 1)}
 
 
 def on_test_rows(evaluator: QuantizedLoRAEvaluator, model: nn.Module | None = None) -> dict[str, Any]:
     """Loss a token of a model, the one in place unless another is given, and loss and tokens of every row."""
     bench = evaluator.workbench
-    losses, tokens = row_losses(model or bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
+    losses, tokens = row_losses(model or bench.model, bench.rows("test", bench.finetune.test_rows), 8, bench.device)
     rows = {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
     return {"test_loss": round(sum(losses) / sum(tokens), 5), **rows}
 

@@ -7,29 +7,37 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lines import RESULTS
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.config import (
+    EvaluationConfig,
+    FinetuneConfig,
+    QuantizationConfig,
+    SpaceConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from qra_search.space.space import Plan, SearchSpace
 
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"
-TRAINING = TrainingConfig(
-    steps=12, batch_size=4, validation_rows=64, max_length=160, learning_rate=2e-3, final_steps=36, test_rows=96
-)
+TRAINING = TrainingConfig(batch_size=4, max_length=160, learning_rate=2e-3)
+EVALUATION = EvaluationConfig(steps=12, validation_rows=64)
+FINETUNE = FinetuneConfig(steps=36, test_rows=96)
 """One evaluation: 12 steps of 4 rows, then the loss on 64 held-out rows. The final tuning: 36 steps, 96 test rows.
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows (`pace.py`)."""
-SHORT = TRAINING.model_copy(update={"steps": 3, "validation_rows": 16})
+SHORT = EVALUATION.model_copy(update={"steps": 3, "validation_rows": 16})
 """A cheap evaluation, at less than a third of the tokens: does a search on these find as good plans?"""
-OTHER_TASK = TRAINING.model_copy(update={"validation_rows": 256, "test_rows": 480})
+OTHER_TASK_ROWS = {"evaluation": {"validation_rows": 256}, "finetune": {"test_rows": 480}}
 """Of the other tasks: an answer has 5 tokens where GSM8K's has 110, so more rows are needed to tell plans apart."""
 TASKS = ("gsm8k", "arc_easy", "openbookqa", "arc_challenge")
 BITS = (2, 3, 4, 8)
-WIDE = TRAINING.model_copy(update={"steps": 8, "validation_rows": 96})
+WIDE = EVALUATION.model_copy(update={"steps": 8, "validation_rows": 96})
 """Fewer steps, more held-out rows: does a search then fit its validation rows less?"""
 RANKS = (2, 4, 8, 16)
 EVALUATIONS = 45
@@ -145,9 +153,12 @@ def begin(parser: ArgumentParser, given: Namespace) -> tuple[float | None, str]:
     return until, found.stdout.strip()
 
 
-def settings(task: str) -> TrainingConfig:
-    """Of an evaluation on a task, and of its final tuning."""
-    return TRAINING if task == "gsm8k" else OTHER_TASK
+def settings(task: str, **changes: dict[str, Any]) -> dict[str, Any]:
+    """The sections `training`, `evaluation` and `finetune` of a task, with changes by section."""
+    sections = {"training": TRAINING, "evaluation": EVALUATION, "finetune": FINETUNE}
+    for update in ({} if task == "gsm8k" else OTHER_TASK_ROWS, changes):
+        sections |= {name: sections[name].model_copy(update=fields) for name, fields in update.items()}
+    return sections
 
 
 def evaluator(
@@ -159,7 +170,7 @@ def evaluator(
     ranks: tuple[int, ...] = RANKS,
     granularity: str = "module",
     embeddings: int = 16,
-    training: TrainingConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
     model: str = MODEL,
     cache: str | None = None,
 ) -> QuantizedLoRAEvaluator:
@@ -169,7 +180,7 @@ def evaluator(
         TaskConfig(name=task, data=str(data)),
         quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
-        training=training or settings(task),
+        **settings(task) | ({} if evaluation is None else {"evaluation": evaluation}),
     )
 
 

@@ -54,7 +54,7 @@ PIECES: tuple[tuple[str, ...], ...] = (
     ("search", "--strategy", "qra", "--wide"),
     ("search", "--strategy", "qra", "--seed", "1"),
     ("final",),
-    ("final", "--steps", str(protocol.TRAINING.steps), "--only", r"^(qra|sensitivity)-module-0(-low)? @ (?!4-bit)"),
+    ("final", "--steps", str(protocol.EVALUATION.steps), "--only", r"^(qra|sensitivity)-module-0(-low)? @ (?!4-bit)"),
     ("final", "--steps", str(protocol.LONGER), "--seeds", "1", "--only", LONGER),
     *(("search", "--task", t, "--strategy", s) for t in OTHER_TASKS for s in ("sensitivity", "qra")),
     *(("final", "--task", t) for t in OTHER_TASKS),

@@ -120,14 +120,14 @@ def fill(page: Path, tables: dict[str, list[str]]) -> None:
 def fitted(results: Path, task: str) -> list[str]:
     """What plans that a search found win over those of the sensitivities alone: after tunings as long as an evaluation,
     with the seed that the search evaluated with and with others, and after the final tuning."""
-    evaluated = results / f"final-{protocol.TRAINING.steps}.jsonl"
+    evaluated = results / f"final-{protocol.EVALUATION.steps}.jsonl"
     short, full = ({r.name: r for r in read(path, task)} for path in (evaluated, results / "final.jsonl"))
     pairs = [(name, name.replace("qra", "sensitivity", 1)) for name in full if name.startswith(OURS)]
     pairs = [pair for pair in pairs if set(pair) <= set(short) & set(full)]
     ways = {
-        f"{protocol.TRAINING.steps} steps, the search's seed": (short, [0]),
-        f"{protocol.TRAINING.steps} steps, other seeds": (short, [s for s in protocol.SEEDS if s]),
-        f"{protocol.TRAINING.final_steps} steps": (full, list(protocol.SEEDS)),
+        f"{protocol.EVALUATION.steps} steps, the search's seed": (short, [0]),
+        f"{protocol.EVALUATION.steps} steps, other seeds": (short, [s for s in protocol.SEEDS if s]),
+        f"{protocol.FINETUNE.steps} steps": (full, list(protocol.SEEDS)),
     }
     level = 1 - 0.05 / max(1, len(pairs) * len(ways))
     return table_of(
@@ -152,7 +152,7 @@ def longer(results: Path, task: str, steps: int, reference: str) -> list[str]:
         cells = [f"{row.bytes / 2**20:.1f}", shown(float(np.mean(before)) if before else None), f"{row.loss:.4f}"]
         against = "–" if name == reference else interval(change(row, rows[reference], level))
         body.append([name, *cells, against])
-    settled = f"{protocol.TRAINING.final_steps} steps"
+    settled = f"{protocol.FINETUNE.steps} steps"
     return table_of(["plan", "MiB", settled, f"{steps} steps", f"the latter, against {reference}"], body)
 
 
