@@ -79,8 +79,8 @@ def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
 
 
 def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
-    """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), both sorted; nan if a cell
-    is missing."""
+    """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
+    cell is missing."""
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     shares: dict[str, np.ndarray] = {}
     for row in rows_at(rows, point):
