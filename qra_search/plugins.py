@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers, .loaders, .objects and .harnesses."""
+.loaders, .objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ Kind = Literal[
     "tasks",
     "exporters",
     "importers",
-    "trackers",
     "loaders",
     "objects",
     "harnesses",
@@ -29,7 +28,6 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
-    "trackers": "tracker",
     "loaders": "loader",
     "objects": "register of objects",
     "harnesses": "harness",

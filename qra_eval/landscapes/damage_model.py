@@ -168,8 +168,10 @@ def _fit_constants(space: SearchSpace, sensitivities: Sensitivities | None, data
     base = float(data.loss.min()) + 0.8 * measured.GAIN
 
     def model_of(z: np.ndarray) -> DamageModel:
+        gain, gain_rank, power, repair_rank, cap = np.exp(z[:5])
         own = 1.0 / (1.0 + np.exp(-z[5]))
-        return DamageModel(space, damage, pooled, Constants(z[-1], *np.exp(z[:5]), own, np.exp(z[6 : 6 + bits])))
+        constants = Constants(z[-1], gain, gain_rank, power, repair_rank, cap, own, np.exp(z[6 : 6 + bits]))
+        return DamageModel(space, damage, pooled, constants)
 
     error = np.hypot(FLOOR, data.noise) + SHARE * (data.loss - data.loss.min())
 

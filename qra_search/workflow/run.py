@@ -13,11 +13,11 @@ from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.integrations.trackers import check_tracker, make_tracker
+from qra_search.integrations.trackers import Tracker, check_tracker
 from qra_search.report.data import RunData
-from qra_search.report.figures import write_figures
+from qra_search.report.figures.charts import write_figures
 from qra_search.report.finding import said
-from qra_search.report.html.page import write_page
+from qra_search.report.page import write_page
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.budgets import uniform_in
@@ -95,9 +95,7 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
     names = object_names(config, model, tokenizer, task)
     for what, known in (("model", config.model.name), ("task", config.task.name)):
         if names[what] not in (None, known):
-            raise BadInput(
-                f"{there.path} is a run of {what} {known}, not of {names[what]}: give that one, or plan anew"
-            )
+            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
     return Run(there.path, config, objects=(model, tokenizer, task))
 
 
@@ -202,7 +200,7 @@ class Run(Displayed):
         pool = Workers(workers) if isinstance(workers, int) else workers
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
-                trackers = [make_tracker(spec, self.path, say=listener.say) for spec in track]
+                trackers = [Tracker(spec, self.path, say=listener.say) for spec in track]
             stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
             executor: Executor | None = None
             if pool is None:
@@ -276,15 +274,14 @@ class Run(Displayed):
                 self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
             )
 
-    def report(self, out: str | Path | None = None, *, figures: bool = False, dark: bool = False) -> Path:
+    def report(self, out: str | Path | None = None, *, figures: bool = False) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
 
         Args:
             out: default: `report.html` in the run's folder.
             figures: write the charts as SVG and PNG too, into a folder beside it.
-            dark: those for dark pages.
         """
-        return write_reports([self.folder], out, figures=figures, dark=dark)[0]
+        return write_reports([self.folder], out, figures=figures)[0]
 
     def export(
         self, format: str | None = None, out: str | Path | None = None, *, options: Mapping[str, Any] | None = None
@@ -343,12 +340,8 @@ class Run(Displayed):
         return uniform_in(space, str(given)) or read_plan(space, Path(given))
 
 
-def write_reports(
-    folders: Sequence[RunFolder], out: str | Path | None = None, *, figures: bool = False, dark: bool = False
-) -> list[Path]:
+def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None, *, figures: bool = False) -> list[Path]:
     """Write the report of a run, or one that compares several; its path, then those of the figures."""
-    if dark and not figures:
-        raise BadInput("--dark is of the figures: add --figures")
     with bad_input():
         for folder in folders:
             folder.check()
@@ -357,4 +350,4 @@ def write_reports(
         # Beside a report of another name the figures get a folder of their own.
         own = len(folders) == 1 and path == folders[0].report_file
         place = path.parent / ("figures" if own else f"{path.stem}-figures")
-        return [path, *(write_figures(list(map(RunData.read, folders)), place, dark=dark) if figures else [])]
+        return [path, *(write_figures(list(map(RunData.read, folders)), place) if figures else [])]

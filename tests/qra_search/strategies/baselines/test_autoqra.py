@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qra_search import search
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.baselines.autoqra import (
@@ -25,7 +26,6 @@ from qra_search.strategies.baselines.papers import WARM_START, Importance
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 
 def run(evaluations, fidelities, **options):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qra_search import search
 from qra_search.strategies.baselines.bayes import BayesStrategy, climb, linearized_row, swaps
 from qra_search.strategies.baselines.belief import best_rows, known_rows
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.hypervolume_improvement import Strips
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
-from qra_search.workflow.search_function import search
 
 
 def all_rows(space):

@@ -18,12 +18,12 @@ from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.operators.selection.tournament import TournamentSelection
 
+from qra_search import search
 from qra_search.strategies.base import mean_losses
 from qra_search.strategies.baselines import nsga2
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, child_of, mutate, survivors_of
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 SPACE = toy_space(6, restricted=True)
 CODEC = PlanCodec(SPACE)

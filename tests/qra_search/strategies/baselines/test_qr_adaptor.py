@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qra_search import search
 from qra_search.strategies.baselines.papers import (
     WARM_START,
     Importance,
@@ -19,7 +20,6 @@ from qra_search.strategies.baselines.papers import (
 from qra_search.strategies.baselines.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 
 def run(evaluations=40, fidelities=(1.0,), **options):
