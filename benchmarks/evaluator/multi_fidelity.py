@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from qra_eval.evaluators.recorded import Record, RecordedEvaluator, read_record
-from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.families import generator
 from qra_search.bench.cell import best_uniform
 from qra_search.bench.tasks import task_budgets
 from qra_search.evaluation.evaluator import Evaluation

@@ -26,7 +26,7 @@ from qra_search.evaluation.evaluator import EvaluationFailed
 from qra_search.space.budgets import resolve
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.strategies.evolution.edits import PlanCodec
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.prior_table import prior_losses
 
 REPLICATE = 1
