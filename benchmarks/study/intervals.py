@@ -1,22 +1,14 @@
-"""The lines of measurements that the study's scripts write and read, and intervals of what lies between two sides."""
+"""Differences between two sides of tuned rows with their intervals, and tables of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-MIB = 1 << 20
-RESULTS = Path(__file__).parents[1] / "results" / "study"
 DRAWS = 10_000
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @cache
@@ -50,15 +42,33 @@ def difference(
     return float(low), float(of(np.ones(seeds), np.ones(rows))), float(high)
 
 
-def rows_of(lines: list[dict[str, Any]], figure: str) -> np.ndarray:
+def rows_of(lines: Iterable[dict[str, Any]], figure: str = "row_losses") -> np.ndarray:
     """(seeds, rows): a figure of every test row, by lines of one seed each."""
     return np.array([line[figure] for line in lines], dtype=float)
 
 
-def change(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    """Relative difference of the losses of test rows, with its interval."""
-    low, mean, high = (f"{x:+.1%}" for x in difference(*(rows_of(side, "row_losses") for side in (mine, theirs))))
+def change(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], level: float = 0.95) -> str:
+    """Relative difference of the losses of test rows, with its interval; the same seeds in the same order."""
+    low, mean, high = (f"{x:+.1%}" for x in difference(rows_of(mine), rows_of(theirs), level=level))
     return f"{mean} [{low}, {high}]"
+
+
+def by_seed(lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Lines by their seed."""
+    return {line["seed"]: line for line in lines}
+
+
+def paired(
+    mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of both sides at the seeds that both have, in the order of the first."""
+    both = [seed for seed in mine if seed in theirs]
+    return [mine[seed] for seed in both], [theirs[seed] for seed in both]
+
+
+def mean_loss(lines: Sequence[dict[str, Any]]) -> float:
+    """Mean test loss over seeds."""
+    return float(np.mean([line["test_loss"] for line in lines]))
 
 
 def table_of(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
