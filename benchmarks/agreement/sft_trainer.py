@@ -1,6 +1,6 @@
 """The same chat file by TRL's SFTTrainer and by our full tuning on a uniform nf4 plan: rows, labels and first loss.
 
-    python benchmarks/evaluator/trl_agreement.py --model smollm2
+    python -m benchmarks.agreement.sft_trainer --model smollm2
 
 Needs `trl`, which this project does not: pip install trl. Conversations of one to three exchanges, some with a system
 turn, are written as `messages`. Token ids and labels are compared row by row: with the model's own chat template, from
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commit import commit
 
+from benchmarks.common import RESULTS, append, commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
@@ -42,14 +42,12 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--cache", help="folder of the bank; default: a temporary one")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trl_agreement.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "trl_agreement.jsonl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         row = compare(options, Path(temporary))
     print(json.dumps(row, indent=1))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append(options.out, row)
     raise SystemExit(0 if row["rows_equal"] == row["rows"] and row["loss_difference"] < 1e-3 else 1)
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts.common import make, measured, random_model
 
+from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_search import search
-from qra_search.config import TrainingConfig
+from qra_search.config import QuantizationConfig, TrainingConfig
 
 EVALUATIONS = 3
 BACKEND = "mixed-calibrated"
+EMBEDDINGS = QuantizationConfig().embeddings
+"""Searched too, as they are by default."""
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -27,7 +29,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     small = {"steps": 2, "batch_size": 4, "validation_rows": 4, "test_rows": 4, "final_steps": 2}
     training = TrainingConfig(max_length=512, **(small if options.small else {}))
     with measured(options.device) as found:
-        evaluator = make(options, model, BACKEND, training, weight_cache="auto")
+        evaluator = make(options, model, BACKEND, training, embeddings=EMBEDDINGS, weight_cache="auto")
     head = {"model": Path(model).name, "backend": BACKEND}
     yield {**head, "phase": "load", **found}
     with measured(options.device) as found:

@@ -1,6 +1,6 @@
 """Counts every tensor of a tuned run's live model, and compares with the bytes that its plan was searched with.
 
-python benchmarks/evaluator/count_bytes.py runs/demo
+python -m benchmarks.memory.count_bytes runs/demo
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from qra_backends import make_backend
 
+from benchmarks.common import append
 from qra_eval import load
 from qra_eval.quantized.weight_cache import tensor_bytes
 
@@ -54,8 +55,7 @@ def main() -> None:
     }
     print(json.dumps(report))
     if options.out:
-        with options.out.open("a") as file:
-            file.write(json.dumps(report) + "\n")
+        append(options.out, report)
     sys.exit(0 if report["counted"] == report["plan"] and report["in_result"] else 1)
 
 

@@ -1,24 +1,22 @@
 """What large models take on a GPU in every phase, by the code that `--dry-run` uses; no weights, no GPU needed.
 
-python benchmarks/evaluator/estimates.py
+python -m benchmarks.memory.estimates
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from commit import commit
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
+from benchmarks.common import RESULTS, append, commit
 from qra_eval.costs.phases import foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.space.budgets import size_in
 
-RESULTS = Path(__file__).parents[1] / "results" / "estimates.jsonl"
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False}
 
 
@@ -63,7 +61,7 @@ def main() -> None:
         f"| model | budget | ranks to | checkpointing | GiB of the GPU: {', '.join(PHASES)} | host, at most | asked |"
     )
     print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, RESULTS.open("a") as file:
+    with tempfile.TemporaryDirectory() as folder:
         for name, budget, ranks, checkpointing, asked in CASES:
             if name not in options.models:
                 continue
@@ -74,7 +72,7 @@ def main() -> None:
             print(f"| {name} | {words} | {device} | {host:.1f} | {asked:g} |", flush=True)
             facts = {"model": name, "budget": budget, "ranks": ranks, "checkpointing": checkpointing, **row}
             facts |= {"asked": asked, "tokens": options.tokens, "scales": options.scales, "commit": commit()}
-            file.write(json.dumps(facts) + "\n")
+            append(RESULTS / "estimates.jsonl", facts)
 
 
 PHASES = ("load", "quantize", "prior", "search", "tune", "reload")

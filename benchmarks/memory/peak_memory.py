@@ -1,6 +1,6 @@
 """Checks the estimate of training's peak memory against what a process really takes: four plans, two batch sizes.
 
-    python benchmarks/evaluator/peak_memory.py --task gsm8k --data DIR --out benchmarks/results/peak_memory.jsonl
+    python -m benchmarks.memory.peak_memory --task gsm8k --data DIR
 
 Each case is a process of its own. It first does the same with a tiny model, so that libraries are loaded; what its
 resident memory then grows by, at most, until two training steps of the real model are made, is what was measured (on a
@@ -19,12 +19,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import torch
-from commit import commit
 
+from benchmarks.common import RESULTS, PeakWatch, append, commit, own_pages
 from qra_eval.costs.peak_memory import StepMemory, step_memory
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
@@ -44,22 +43,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="in which the model is stored and computes")
     parser.add_argument("--backend", default="reference")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peak_memory.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "peak_memory.jsonl")
     parser.add_argument("--one", nargs=2, metavar=("PLAN", "ROWS"), help="one case, in this process")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options, options.one[0], int(options.one[1]))))
         return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for rows in BATCHES:
         for plan in PLANS:
-            command = [sys.executable, *sys.argv, "--one", plan, str(rows)]
+            command = [sys.executable, "-m", "benchmarks.memory.peak_memory", *sys.argv[1:], "--one", plan, str(rows)]
             found = subprocess.run(command, capture_output=True, text=True, check=False)
             if found.returncode:
                 sys.exit(found.stderr)
             record = json.loads(found.stdout.splitlines()[-1])
-            with options.out.open("a") as file:
-                file.write(json.dumps({"commit": commit(), **record}) + "\n")
+            append(options.out, {"commit": commit(), **record})
             mib = {k: record[k] / 2**20 for k in ("estimate", "measured")}
             print(f"{plan}, {rows} rows: estimate {mib['estimate']:.0f} MiB, measured {mib['measured']:.0f} MiB, "
                   f"ratio {record['ratio']:.3f}", flush=True)  # fmt: skip
@@ -83,7 +80,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if cuda else own_pages()
-    with Watch() as watch:
+    with PeakWatch() as watch:
         train(build(options.model, options.task, data, options, rows, None), name)
     measured = (torch.cuda.max_memory_allocated() if cuda else watch.most) - before
     assert rows_of_task is not None and tokenizer is not None
@@ -142,32 +139,6 @@ def train(evaluator: QuantizedLoRAEvaluator, name: str) -> None:
     evaluator.workbench.apply(plan_of(evaluator, name), 0)
     evaluator.workbench.model._apply(torch.clone)
     evaluator.workbench.train(STEPS, 0)
-
-
-class Watch:
-    """The most pages of its own that the process holds at a time, looked at every two milliseconds."""
-
-    def __enter__(self) -> Watch:
-        self.most, self._over = own_pages(), threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def _look(self) -> None:
-        while not self._over.wait(0.002):
-            self.most = max(self.most, own_pages())
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def own_pages() -> int:
-    """Bytes of this process's resident pages that belong to no file."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("no RssAnon in the process's status: Linux is needed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Random Llama-shaped model folders of any size, written tensor by tensor, and rows for them: for `scale.py`, `gpu.py`.
+"""Random Llama-shaped model folders of any size, written tensor by tensor, and rows for them: for `scale.py`
+and `gpu.py`.
 
 A folder is written once; a second call finds it. No more than a tensor is in memory, however large the model.
 """

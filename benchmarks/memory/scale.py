@@ -1,7 +1,7 @@
 """Peak memory of every phase of a run beside what was foretold, on random models of growing size.
 
-    python benchmarks/evaluator/scale.py --sizes 0.4B 1B 3B --backends mixed-calibrated reference
-    python benchmarks/evaluator/scale.py --depths 8 16 32
+    python -m benchmarks.memory.scale --sizes 0.4B 1B 3B --backends mixed-calibrated reference
+    python -m benchmarks.memory.scale --depths 8 16 32
 
 Each phase (load, quantize at 2, 3, 4 and 8 bits, prior, two evaluations, final tuning, reload) is a process of its own,
 on the bank of the process before. Measured are the pages that belong to no file, libraries among them, looked at every
@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import TrainerCallback, commit, own_pages
-from random_models import SHAPES, Shape, write_model, write_rows
 
 import qra_eval
+from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_pages, read
+from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
@@ -43,7 +43,6 @@ TRAINING = TrainingConfig(steps=2, batch_size=1, max_length=512, validation_rows
 DEEP = replace(SHAPES["0.4B"], vocabulary=2048)
 """Of models that differ in depth."""
 EVERY_SECONDS = 0.003
-RESULTS = Path("benchmarks/results/scale.jsonl")
 
 
 def main() -> None:
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--compute", default="auto")
     parser.add_argument("--folder", type=Path, help="of models, banks and tuned plans; default: one that is removed")
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scale.jsonl")
     parser.add_argument("--phase", choices=[*PHASES, "estimate"], help="this one, in this process")
     options = parser.parse_args()
     if options.phase:
@@ -93,9 +92,7 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
         expected = foretold[phase]["host"]
         row = key(options, size, backend) | {"phase": phase, "cpu": cpu_name(), "torch": torch.__version__}
         row |= {"foretold": expected, "ratio": found["measured"] / expected, **found}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(options.out, row)
         known[phase] = row
         print(f"{size} {backend} {phase}: measured {mib(row['measured'])}, foretold {mib(expected)}, ratio "
               f"{row['ratio']:.2f}, {row['seconds']:.0f} s, peak at {row['at']!r}", flush=True)  # fmt: skip
@@ -104,7 +101,17 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
 
 def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> dict[str, Any]:
     """What a process of its own finds of a phase."""
-    command = [sys.executable, __file__, "--phase", phase, "--sizes", size, "--backends", backend]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory.scale",
+        "--phase",
+        phase,
+        "--sizes",
+        size,
+        "--backends",
+        backend,
+    ]
     command += ["--folder", str(options.folder), "--weight-cache", options.weight_cache, "--compute", options.compute]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -115,7 +122,7 @@ def child(options: argparse.Namespace, phase: str, size: str, backend: str) -> d
 # -- in a process of its own -------------------------------------------------------------------
 def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
     """Do a phase, and measure its peak; or estimate the peaks of all."""
-    with StageWatch() as watch:
+    with PeakWatch(EVERY_SECONDS) as watch:
         at_start, began = own_pages(), time.perf_counter()
 
         def make(weights: bool = True) -> QuantizedLoRAEvaluator:
@@ -221,20 +228,6 @@ def stage(evaluator: QuantizedLoRAEvaluator, name: str, done: int, total: int) -
     evaluator.progress(name, done, total)
 
 
-class StageWatch(TrainerCallback):
-    """Also remembers what was going on at the peak."""
-
-    stage = at = "start"
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self.stage = f"{stage} {done}/{total}"
-
-    def _look(self) -> None:
-        while not self._over.wait(EVERY_SECONDS):
-            if (now := own_pages()) > self.most:
-                self.most, self.at = now, self.stage
-
-
 # -- rows --------------------------------------------------------------------------------------
 def shape_of(size: str) -> Shape:
     depth = size.removeprefix("depth-")
@@ -254,11 +247,8 @@ def key(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
 
 def recorded(options: argparse.Namespace, size: str, backend: str) -> dict[str, dict[str, Any]]:
     """Rows that are there, by phase."""
-    if not options.out.exists():
-        return {}
-    rows = map(json.loads, options.out.read_text().splitlines())
     wanted = key(options, size, backend)
-    return {row["phase"]: row for row in rows if all(row.get(name) == value for name, value in wanted.items())}
+    return {row["phase"]: row for row in read(options.out) if wanted.items() <= row.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -286,11 +276,6 @@ def depths(options: argparse.Namespace) -> None:
         for name in ("measured", "foretold"):
             growth = (rows[b][name] - rows[a][name]) / (b - a)
             print(f"{a} to {b} layers, {name}: {growth / 2**20:.2f} MiB a layer, {growth / layer:.3f} of its bytes")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def mib(size: int) -> str:

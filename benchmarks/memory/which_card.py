@@ -1,6 +1,6 @@
 """Which models fit which graphics cards, by the estimate of `qra doctor --model`: the table of docs/which-card.md.
 
-python benchmarks/evaluator/which_card.py
+    python -m benchmarks.memory.which_card
 
 From published shapes alone: no weights and no GPU are needed.
 """
@@ -8,20 +8,19 @@ From published shapes alone: no weights and no GPU are needed.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from estimates import LLAMA, commit, shapes
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
+from benchmarks.common import RESULTS, append, commit, read
+from benchmarks.memory.estimates import LLAMA, shapes
 from qra_eval.costs.cards import CARDS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "which_card.jsonl"
-PAGE = ROOT / "docs" / "which-card.md"
+ROWS = RESULTS / "which_card.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "which-card.md"
 MARKS = ("<!-- made: cards -->\n", "<!-- end -->")
 TOKENS = 512
 QWEN = {"vocab_size": 151936, "max_position_embeddings": 40960, "num_key_value_heads": 8, "head_dim": 128}
@@ -57,14 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only-page", action="store_true", help="fill the page from what was estimated before")
     if not parser.parse_args().only_page:
-        with tempfile.TemporaryDirectory() as folder, RESULTS.open("w") as file:
+        ROWS.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
             for name, config in models().items():
                 row = {"model": name, "tokens": TOKENS, "cards": fits(Path(folder) / name, config), "commit": commit()}
-                file.write(json.dumps(row) + "\n")
+                append(ROWS, row)
                 print(name, [cell(card) for card in row["cards"]], flush=True)
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     before, mark, rest = PAGE.read_text().partition(MARKS[0])
-    PAGE.write_text(before + mark + "\n" + table(rows) + "\n" + rest[rest.index(MARKS[1]) :])
+    PAGE.write_text(before + mark + "\n" + table(read(ROWS)) + "\n" + rest[rest.index(MARKS[1]) :])
 
 
 def fits(folder: Path, config: PretrainedConfig) -> list[dict[str, Any]]:

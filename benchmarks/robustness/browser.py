@@ -1,6 +1,6 @@
 """Reports and the docs site in headless Chromium, at three widths in both themes: what axe-core finds, what is cut.
 
-python benchmarks/cli/browser.py --runs RUN RUN --site site --screenshots FOLDER
+    python -m benchmarks.robustness.browser --runs RUN RUN --site site --screenshots FOLDER
 
 Needs chromium, the package playwright, and axe-core (`npm install axe-core`, or QRA_AXE names its script). Of several
 runs the comparison is looked at as well; `make docs` makes the site.
@@ -19,8 +19,12 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.common import RESULTS, append
+from qra_search.report.html.page import write_page
+from qra_search.runs.folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "cli" / "browser.jsonl"
+ROWS = RESULTS / "cli" / "browser.jsonl"
 WIDTHS = (380, 768, 1440)
 HEIGHT = 1000
 THEMES = ("light", "dark")
@@ -62,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     script, rows = axe_script(), []
     if not options.pages:
-        RESULTS.write_text("")
+        ROWS.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         pages = {**reports(options.runs, Path(folder)), **docs(options.site)}
@@ -84,8 +88,7 @@ def main() -> None:
 def record(row: dict[str, Any], only: list[str] | None) -> None:
     """Append a row; those of a run over some pages alone are not kept."""
     if not only:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(ROWS, row)
 
 
 def faulty(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +103,6 @@ def faulty(row: dict[str, Any]) -> dict[str, Any]:
 
 def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
     """The report of each run, and of all together, by name."""
-    from qra_search.report.html.page import write_page
-    from qra_search.runs.folder import RunFolder
-
     found = [RunFolder(path).check() for path in runs]
     pages = {f"report-{run.name}": [run] for run in found} | ({"report-compared": found} if len(found) > 1 else {})
     return {name: write_page(of, folder / f"{name}.html") for name, of in pages.items()}

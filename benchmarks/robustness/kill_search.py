@@ -1,6 +1,6 @@
 """Kills a real search with SIGKILL midway, resumes it, and compares it with a search that nobody disturbed.
 
-python benchmarks/evaluator/kill_resume.py --data DIR --evaluations 24 --out benchmarks/results/kill_resume.json
+python -m benchmarks.robustness.kill_search --data DIR --evaluations 24
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common import RESULTS
+from qra_eval.models.load import load_model
 from qra_search import TrialLog
 
 
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--kill-after", type=int, default=9, help="trials after which the search is killed")
     parser.add_argument("--work", type=Path, help="folder of the runs; default: a temporary one")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kill_resume.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "kill_resume.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
@@ -65,8 +67,6 @@ def main() -> None:
 
 def save_model(name: str, folder: Path) -> Path:
     """The model as an ordinary folder of safetensors and tokenizer files."""
-    from qra_eval.models.load import load_model
-
     if not (folder / "config.json").is_file():
         loaded = load_model(name)
         loaded.model.save_pretrained(folder)  # type: ignore[operator]
@@ -78,13 +78,8 @@ def command(options: argparse.Namespace, model: Path, out: Path) -> list[str]:
     some = ["search", "--model", str(model), "--task", options.task, "--memory", options.memory]
     some += ["--evaluations", str(options.evaluations), "--strategy", options.strategy, "--out", str(out)]
     some += ["--data", options.data] if options.data else []
-    return [
-        sys.executable,
-        "-c",
-        "from qra_search.cli import main; main()",
-        *some,
-        *(f"--set={s}" for s in options.sets),
-    ]
+    code = "from qra_search.cli import main; main()"
+    return [sys.executable, "-c", code, *some, *(f"--set={s}" for s in options.sets)]
 
 
 def kill_after(words: list[str], log: Path, trials: int) -> None:

@@ -1,6 +1,6 @@
 """Every screen of the terminal, on a tiny model, at 80 and 120 columns: what is too wide, what is cut, how it looks.
 
-python benchmarks/cli/terminal.py --screens FOLDER
+    python -m benchmarks.robustness.terminal --screens FOLDER
 
 Needs tmux. The text of each screen is written to FOLDER/COLUMNS/NAME.txt, to be looked at.
 """
@@ -8,7 +8,6 @@ Needs tmux. The text of each screen is written to FOLDER/COLUMNS/NAME.txt, to be
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -20,8 +19,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS, append, commit, read
+
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "cli" / "terminal.jsonl"
+ROWS = RESULTS / "cli" / "terminal.jsonl"
 COLUMNS = (80, 120)
 LINES = 50
 SHORT = "--set training.final_steps=8 --set training.test_rows=32 --set training.sample_answers=3"
@@ -76,7 +77,6 @@ def main() -> None:
     parser.add_argument("--screens", type=Path, help="folder for the texts; default: they are not kept")
     parser.add_argument("--only", nargs="*", help="names of screens whose rows are made anew, in place of all")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for columns in COLUMNS:
         with tempfile.TemporaryDirectory() as name, Terminal(Path(name), columns) as terminal:
             for screen, command, status in SCREENS:
@@ -84,7 +84,7 @@ def main() -> None:
                     continue
                 texts = terminal.run(command, live=screen in LIVE)
                 for which, text in texts.items():
-                    row = looked_at(text, columns) | {"status": terminal.status, "commit": commit}
+                    row = looked_at(text, columns) | {"status": terminal.status, "commit": commit()}
                     record({"screen": screen + which, "columns": columns, **row})
                     wrong = terminal.status != status or row["too_wide"]
                     print(f"{columns} {screen}{which}: {row}{'  <--' if wrong else ''}", flush=True)
@@ -96,11 +96,12 @@ def main() -> None:
 
 def record(row: dict[str, Any]) -> None:
     """Put a row in the place of an earlier one of the same screen."""
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    known = read(ROWS)
     place = (row["screen"], row["columns"])
     at = next((i for i, r in enumerate(known) if (r["screen"], r["columns"]) == place), len(known))
     known[at : at + 1] = [row]
-    RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known))
+    ROWS.unlink(missing_ok=True)
+    append(ROWS, *known)
 
 
 def looked_at(text: str, columns: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Runs the wrong inputs of `wrong_cases.py`, each as a process: one line that says the mend, status 2, nothing spent.
 
-python benchmarks/cli/wrong_inputs.py [--only REGEX]
+    python -m benchmarks.robustness.wrong_inputs [--only REGEX]
 
 Every row has the line that was said, the seconds, and the processor's seconds, by which it is judged: other work on the
 machine hardly lengthens them. It ends with status 1 if an input fails. About two minutes; Linux and macOS.
@@ -9,7 +9,6 @@ machine hardly lengthens them. It ends with status 1 if an input fails. About tw
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -21,10 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wrong_cases import CASES, OF_PLUGINS, world
+from benchmarks.common import RESULTS, append, read
+from benchmarks.robustness.wrong_cases import CASES, OF_PLUGINS, world
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "cli" / "wrong_inputs.jsonl"
+ROWS = RESULTS / "cli" / "wrong_inputs.jsonl"
 MOST = 2.0
 """Seconds of the processor that a refusal may take."""
 BAD_INPUT = 2
@@ -66,11 +66,10 @@ def main() -> None:
 
 def record(rows: list[dict[str, Any]]) -> None:
     """Write the rows in the order of the inputs, in place of those of the same inputs that are there."""
-    kept = list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.is_file() else []
-    found = {(row["command"], "environment" in row): row for row in [*kept, *rows]}
+    found = {(row["command"], "environment" in row): row for row in [*read(ROWS), *rows]}
     order = [(f"qra {command}", offline) for command, _ in (*CASES, *OF_PLUGINS) for offline in (False, True)]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text("".join(json.dumps(found[k], ensure_ascii=False) + "\n" for k in order if k in found))
+    ROWS.unlink(missing_ok=True)
+    append(ROWS, *(found[k] for k in order if k in found))
 
 
 def spent(command: list[str]) -> float:

@@ -1,6 +1,6 @@
 """How long a training pass takes through each backend's modules on this CPU, as a ratio to the unquantized layer.
 
-python benchmarks/backends/speed.py
+python -m benchmarks.speed.backends
 """
 
 from __future__ import annotations

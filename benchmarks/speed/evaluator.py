@@ -2,7 +2,7 @@
 
 Everything is measured in one run, side by side and in turn, since machines are shared and noisy: read the ratios.
 
-    python benchmarks/evaluator/run.py --model smollm2 --task gsm8k --data DIR --out benchmarks/results/evaluator.jsonl
+    python -m benchmarks.speed.evaluator --task gsm8k --data DIR
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import torch
-from commit import commit
 from torch import nn
 
+from benchmarks.common import RESULTS, append, commit
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch, schedule
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip-bank", action="store_true", help="do not time a cold bank")
     parser.add_argument("--throughput", action="store_true", help="only the tokens a second")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluator.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "evaluator.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     head = {"commit": commit(), "torch": torch.__version__, "threads": options.threads, "model": options.model}
@@ -53,11 +53,9 @@ def main() -> None:
         if not options.throughput:
             rows += [time_swap(evaluator), time_share(evaluator)]
         rows.append(time_throughput(evaluator, options))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as file:
-        for row in rows:
-            print(json.dumps(row))
-            file.write(json.dumps(head | row) + "\n")
+    for row in rows:
+        print(json.dumps(row))
+        append(options.out, head | row)
 
 
 def build(options: argparse.Namespace, cache: str | None) -> QuantizedLoRAEvaluator:

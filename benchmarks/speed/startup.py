@@ -1,12 +1,11 @@
 """How long commands that only read or refuse take, start to end, each in a process of its own, beside a bare Python.
 
-python benchmarks/cli/startup.py --repeats 7
+python -m benchmarks.speed.startup --repeats 7
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -16,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "results" / "cli" / "startup.jsonl"
+from benchmarks.common import RESULTS, append, commit
+
 AIM = 1.0
 """Seconds that the project aims at; `qra report` and `qra show` are of a run of 224 groups and 60 evaluations."""
 BARE = "bare python"
@@ -74,16 +74,11 @@ def run(arguments: list[str], folder: str) -> float:
 
 def record(rows: list[dict[str, object]], repeats: int) -> None:
     """Append what was measured, with the commit and the load that the machine was under."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     line = {
-        "commit": commit, "python": platform.python_version(), "cores": os.cpu_count(),
+        "commit": commit(), "python": platform.python_version(), "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1), "repeats": repeats, "rows": rows,
     }  # fmt: skip
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(RESULTS / "cli" / "startup.jsonl", line)
 
 
 if __name__ == "__main__":

@@ -96,13 +96,13 @@ def evaluator(
     ranks: tuple[int, ...] = RANKS,
     granularity: str = "module",
     embeddings: int | tuple[int, ...] = 16,
-    model: str = MODEL,
+    model: str | None = None,
     cache: str | None = None,
     **training: Any,
 ) -> QuantizedLoRAEvaluator:
     """The real evaluator under the study's settings; `training` changes some of these."""
     return QuantizedLoRAEvaluator(
-        model,
+        model or MODEL,
         TaskConfig(name=task, data=str(data)),
         quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
