@@ -17,8 +17,8 @@ from qra_search.plugins import did_you_mean, unknown_message
 from qra_search.sections import (
     DEFAULT_EVALUATIONS,
     DEFAULT_STRATEGY,
-    FINAL_ONLY,
-    SEARCH_ONLY,
+    EvaluationConfig,
+    FinetuneConfig,
     ModelConfig,
     QuantizationConfig,
     Schedule,
@@ -31,7 +31,7 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 __all__ = [
-    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "FINAL_ONLY", "SEARCH_ONLY", "ConfigError", "ModelConfig",
+    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "ConfigError", "EvaluationConfig", "FinetuneConfig", "ModelConfig",
     "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig", "TaskConfig", "TrainingConfig",
     "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
@@ -40,6 +40,17 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 MANY_FIELDS = 16
 """More than these are not named in an error."""
+
+
+MOVED = {
+    "training": {
+        **{name: f"evaluation.{name}" for name in EvaluationConfig.model_fields},
+        **{name: f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in ("steps", "epochs")},
+        "final_steps": "finetune.steps",
+        "final_epochs": "finetune.epochs",
+    }
+}
+"""Where the fields are now that a section had before."""
 
 
 class ConfigError(BadInput):
@@ -55,6 +66,8 @@ class RunConfig(Section):
     quantization: QuantizationConfig = QuantizationConfig()
     space: SpaceConfig = SpaceConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     search: SearchConfig = SearchConfig()
     engine: str | None = Field(
         None,
@@ -231,6 +244,8 @@ def explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shortened(where)
     if fault["type"] == "extra_forbidden":
+        if moved := MOVED.get(where.rpartition(".")[0], {}).get(where.rpartition(".")[2]):
+            return f"{where} is now {moved}"
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation

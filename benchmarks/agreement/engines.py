@@ -107,7 +107,8 @@ def tune(
         {"name": "gsm8k", "data": data},
         quantization=config.quantization.model_copy(update={"cache": cache}),
         space=config.space,
-        training={"batch_size": 4, "test_rows": 4, "sample_answers": 0},
+        training={"batch_size": 4},
+        finetune={"test_rows": 4, "sample_answers": 0},
     )
     groups = range(len(evaluator.space))
     plan = Plan(tuple(bits[i % len(bits)] for i in groups), tuple(RANKS[i % len(RANKS)] for i in groups))

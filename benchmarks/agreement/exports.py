@@ -23,7 +23,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.space import Plan
 from tests.tiny_families import tiny_config_model
 
@@ -82,7 +82,8 @@ def tune(backend: str, folder: Path, bank: str | None, steps: int) -> None:
         "arithmetic",
         quantization=QuantizationConfig(backend=backend, embeddings=16, cache=bank),
         space=SpaceConfig(granularity="fused"),
-        training=TrainingConfig(batch_size=4, test_rows=4),
+        training={"batch_size": 4},
+        finetune={"test_rows": 4},
     )
     groups = len(evaluator.space)
     plan = Plan(tuple(BITS[i % len(BITS)] for i in range(groups)), tuple(RANKS[i % len(RANKS)] for i in range(groups)))
@@ -100,7 +101,8 @@ def tune_tiny(family: str, folder: Path, model: Path) -> None:
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(model.parent / "bank")),
         space=SpaceConfig(bits=(2, 3, 4, 8, 16), ranks=(0, 4, 8), granularity="fused"),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=4),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        finetune={"test_rows": 4},
         dtype="float32",
     )
     groups = len(evaluator.space)

@@ -63,7 +63,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         str(model), str(data), dtype="float32", compute="float32",
         quantization={"backend": "bitsandbytes", "embeddings": 16, "cache": options.cache or str(folder / "bank")},
         space={"bits": (4,), "ranks": (8,)},
-        training={"batch_size": options.batch_size, "max_length": LENGTH, "validation_rows": 4, "test_rows": 4},
+        training={"batch_size": options.batch_size, "max_length": LENGTH},
+        evaluation={"validation_rows": 4}, finetune={"test_rows": 4},
     )  # fmt: skip
     bench, told = evaluator.workbench, []
     evaluator.tune(evaluator.space.uniform(4, 8), steps=2, figures=lambda step, figures: told.append(figures["loss"]))

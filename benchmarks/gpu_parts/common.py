@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from benchmarks.common import PeakWatch, cpu_name
 from benchmarks.memory.random_models import SHAPES, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 
 
 def device_name(device: str) -> str:
@@ -72,7 +72,7 @@ def make(
     options: argparse.Namespace,
     model: str,
     backend: str,
-    training: TrainingConfig,
+    sections: Mapping[str, Any],
     *,
     bits: tuple[int, ...] = (2, 3, 4, 8),
     ranks: tuple[int, ...] = (4, 8, 16, 32),
@@ -80,14 +80,18 @@ def make(
     weight_cache: str = "0",
     weights: bool = True,
 ) -> QuantizedLoRAEvaluator:
-    """An evaluator on made-up rows, its quantized weights in the folder of the benchmark."""
+    """An evaluator on made-up rows, its quantized weights in the folder of the benchmark.
+
+    Args:
+        sections: of the config: `training`, `evaluation` and `finetune`, as far as they are not the defaults.
+    """
     bank = options.folder / f"bank-{Path(model).name}-{backend}-{'-'.join(map(str, bits))}"
     return QuantizedLoRAEvaluator(
         model,
         TaskConfig(name="jsonl", data=str(write_rows(options.folder / "rows"))),
         quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=str(bank)),
         space=SpaceConfig(bits=bits, ranks=ranks),
-        training=training,
+        **sections,
         device=options.device,
         weight_cache=weight_cache,
         weights=weights,

@@ -14,9 +14,12 @@ import qra_eval
 from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_eval.costs.phases import CUDA_CONTEXT
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import TrainingConfig
 
-TRAINING = TrainingConfig(steps=2, batch_size=1, max_length=512, validation_rows=4, test_rows=4, final_steps=2)
+SECTIONS: dict[str, dict[str, int]] = {
+    "training": {"batch_size": 1, "max_length": 512},
+    "evaluation": {"steps": 2, "validation_rows": 4},
+    "finetune": {"steps": 2, "test_rows": 4},
+}
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -31,12 +34,12 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "write" not in done:
         yield {"phase": "write", **found}
     given: dict[str, Any] = {"weight_cache": options.weight_cache}
-    estimate = make(options, model, options.backend, TRAINING, weights=False, **given).estimate()
+    estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
     folder = options.folder / "tuned-large"
 
     @cache
     def evaluator() -> QuantizedLoRAEvaluator:
-        return make(options, model, options.backend, TRAINING, **given)
+        return make(options, model, options.backend, SECTIONS, **given)
 
     def quantize() -> dict[str, Any]:
         evaluator().quantized.prepare()
@@ -44,7 +47,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     def prior() -> dict[str, Any]:
         evaluator().sensitivities()
-        return {"foretold_seconds": estimate["prior_seconds"]}
+        return {"foretold_seconds": estimate["sensitivities_seconds"]}
 
     def search() -> dict[str, Any]:
         smallest, *_, largest = evaluator().space.uniform_plans()
@@ -53,7 +56,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     def tune() -> dict[str, Any]:
         tuned = evaluator().tune(evaluator().space.uniform_plans()[-1], folder=folder)
-        return {"reload_difference": tuned.reload_difference}
+        return {"test_loss": tuned.test_loss}
 
     def load() -> dict[str, Any]:
         evaluator()

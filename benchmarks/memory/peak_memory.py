@@ -26,7 +26,7 @@ import torch
 from benchmarks.common import RESULTS, PeakWatch, append, commit, own_pages
 from qra_eval.costs.peak_memory import StepMemory, step_memory
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, TaskConfig
 from qra_search.space.space import Plan, SearchSpace
 
 PLANS = {"2 bits, rank 4": (2, 4), "3 bits, rank 8": (3, 8), "8 bits, rank 32": (8, 32), "mixed": (0, 0)}
@@ -119,7 +119,8 @@ def build(
         model,
         TaskConfig(name=task, data=data),
         quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=cache),
-        training=TrainingConfig(steps=STEPS, batch_size=rows, gradient_checkpointing=options.checkpointing),
+        training={"batch_size": rows, "gradient_checkpointing": options.checkpointing},
+        evaluation={"steps": STEPS},
         dtype=options.dtype,
         weight_cache=0,
     )

@@ -34,12 +34,16 @@ from benchmarks.common import RESULTS, PeakWatch, append, commit, cpu_name, own_
 from benchmarks.memory.random_models import SHAPES, Shape, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 
 PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
 NEEDS = {"prior": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}
 BITS = (2, 3, 4, 8)
-TRAINING = TrainingConfig(steps=2, batch_size=1, max_length=512, validation_rows=4, test_rows=4, final_steps=4)
+SECTIONS: dict[str, dict[str, int]] = {
+    "training": {"batch_size": 1, "max_length": 512},
+    "evaluation": {"steps": 2, "validation_rows": 4},
+    "finetune": {"steps": 4, "test_rows": 4},
+}
 DEEP = replace(SHAPES["0.4B"], vocabulary=2048)
 """Of models that differ in depth."""
 EVERY_SECONDS = 0.003
@@ -146,7 +150,7 @@ def evaluator_of(
             backend=backend, embeddings=16, cache=str(made_by("quantize", options, size, backend))
         ),
         space=SpaceConfig(bits=BITS),
-        training=TRAINING,
+        **SECTIONS,
         device="cpu",
         compute=options.compute,
         weight_cache=options.weight_cache,
@@ -199,10 +203,10 @@ def search(make: Make, folder: Path) -> dict[str, Any]:
 def tune(make: Make, folder: Path) -> dict[str, Any]:
     evaluator = quantized(make)
     space = evaluator.space
-    stage(evaluator, "tune", 0, TRAINING.final_steps)
+    stage(evaluator, "tune", 0, SECTIONS["finetune"]["steps"])
     plan = space.uniform(max(space.bits), max(space.ranks))
     tuned = evaluator.tune(plan, folder=folder, progress=evaluator.progress)
-    return {"reload_difference": tuned.reload_difference}
+    return {"test_loss": tuned.test_loss}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = RESULTS / "cli" / "terminal.jsonl"
 COLUMNS = (80, 120)
 LINES = 50
-SHORT = "--set training.final_steps=8 --set training.test_rows=32 --set training.sample_answers=3"
+SHORT = "--set finetune.steps=8 --set finetune.test_rows=32 --set finetune.sample_answers=3"
 TINY = f"--model tiny --task arithmetic {SHORT}"
 MODEL = "--model path/to/model --data rows.jsonl"
 

@@ -108,14 +108,14 @@ CASES: tuple[tuple[str, str], ...] = (
     ("search bare.yaml", "such as {name: ...}"),
     ("search typo.yaml", "did you mean steps"),
     ("search code.yaml", "is not YAML that can be used"),
-    (f"search {LAND} --set training.steps", "such as training.steps=20"),
-    (f"plan {TINY} --set training.patience=3", "set training.evaluate_every as well"),
+    (f"search {LAND} --set evaluation.steps", "such as evaluation.steps=20"),
+    (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every as well"),
     # where runs go
     (f"search {LAND} --out /proc/x", "give another place with --out"),
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
     (f"search {LAND} --out rows.jsonl/x", "rows.jsonl"),
     (f"search {LAND} --out land", "land holds another run"),
-    (f"search {LAND} --out nowhere --resume", "leave --resume out to begin one"),
+    ("search nowhere", "no config file"),
     ("search empty", "config 'empty' is a folder"),
     ("search old", "qra log convert"),
     # runs
@@ -143,12 +143,12 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune tiny --memory 1KiB", "is below the smallest plan"),
     ("finetune tiny --steps 0", "--steps"),
     ("finetune tiny --steps 3 --epochs 2", "give one of them"),
-    ("finetune tiny --set training.stepz=3", "did you mean steps"),
+    ("finetune tiny --set finetune.stepz=3", "did you mean steps"),
     ("finetune tiny --set training.rank=3", "training.rank is no known field"),
     ("finetune tiny --set model.name=smollm2", "training"),
     ("finetune tiny --against some", "is not one of all, best, none"),
     ("finetune tiny --device cuda", "use --device cpu"),
-    ("finetune tiny --patience 3", "set training.evaluate_every as well"),
+    ("finetune tiny --patience 3", "set finetune.evaluate_every as well"),
     ("finetune tiny --track tensorbord", "did you mean tensorboard"),
     # what is tuned, elsewhere
     ("export", "RUN is missing"),
@@ -197,7 +197,7 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
         search = f"search {LAND} --strategy random -n 6 --memory uniform3r8 --set options.layers={layers}"
         qra(f"{search} --out {name}")
     qra("plan --model tiny --memory 75% --out tiny")
-    short = "--set training.test_rows=4 --set training.sample_answers=0 --against none"
+    short = "--set finetune.test_rows=4 --set finetune.sample_answers=0 --against none"
     qra("plan --model tiny --memory 75% --out tuned")
     qra(f"finetune tuned --steps 1 {short}")
     _runs(folder)
@@ -205,7 +205,7 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
     _data(folder)
     for name, text in {
         "unyaml.yaml": "a: [1", "list.yaml": "- 1\n", "bare.yaml": "model: tiny\n",
-        "typo.yaml": "training: {stepz: 3}\n", "code.yaml": "!!python/object/apply:os.system ['true']\n",
+        "typo.yaml": "evaluation: {stepz: 3}\n", "code.yaml": "!!python/object/apply:os.system ['true']\n",
         "torn.json": '{"format":', "other.json": '{"format": "other/9"}', "list.json": "[1]",
         "text.gguf": "this is text", "rows.xlsx": "PK\x03\x04",
     }.items():  # fmt: skip

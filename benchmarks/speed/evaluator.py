@@ -23,7 +23,7 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch, schedule
 from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, TaskConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, TaskConfig
 
 BITS = 3
 RANK = 8
@@ -63,7 +63,8 @@ def build(options: argparse.Namespace, cache: str | None) -> QuantizedLoRAEvalua
         options.model,
         TaskConfig(name=options.task, data=options.data),
         quantization=QuantizationConfig(backend=options.backend, embeddings=16, cache=cache),
-        training=TrainingConfig(steps=options.steps, batch_size=8, validation_rows=16),
+        training={"batch_size": 8},
+        evaluation={"steps": options.steps, "validation_rows": 16},
     )
 
 

@@ -46,7 +46,7 @@ ZEROS: dict[str, Any] = {
 def main() -> None:
     parser = protocol.options(__doc__, seeds=len(SEEDS))
     parser.add_argument("--init", default="default", help="where adapters start")
-    parser.add_argument("--steps", type=int, default=protocol.TRAINING.final_steps, help="of the tuning")
+    parser.add_argument("--steps", type=int, default=protocol.FINETUNE.steps, help="of the tuning")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
     parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
@@ -64,8 +64,8 @@ def main() -> None:
 def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
     """All tunings, seed by seed."""
     made = evaluator(
-        options.data, options.cache, options.zeros, options.task, init=options.init, scales=not options.no_scales,
-        final_steps=options.steps,
+        options.data, options.cache, options.zeros, options.task,
+        training={"init": options.init, "scales": not options.no_scales}, finetune={"steps": options.steps},
     )  # fmt: skip
     found = searched(options.task)
     sides = {name: (made, plan) for name, plan in (plans(made) | found).items()}
@@ -98,10 +98,10 @@ def figures(
 
 
 def evaluator(
-    data: str, cache: str | None = None, zeros: str = "16-bit", task: str = "gsm8k", **training: Any
+    data: str, cache: str | None = None, zeros: str = "16-bit", task: str = "gsm8k", **changes: dict[str, Any]
 ) -> QuantizedLoRAEvaluator:
     """Of searched plans: embeddings are among the groups."""
-    return protocol.evaluator(task, data, backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache, **training)
+    return protocol.evaluator(task, data, backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache, **changes)
 
 
 def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
@@ -132,7 +132,7 @@ def usual(name: str, data: str, task: str, cache: str | None, steps: int) -> tup
     """LoRA of one rank, on one width everywhere, as it is usually done: nothing but the adapter is trained."""
     backend, bits, rank = USUAL[name]
     made = protocol.evaluator(
-        task, data, backend=backend, bits=(bits,), ranks=(rank,), cache=cache, final_steps=steps
+        task, data, backend=backend, bits=(bits,), ranks=(rank,), cache=cache, finetune={"steps": steps}
     )  # fmt: skip
     plan = made.space.uniform(bits, rank)
     assert plan is not None
@@ -160,7 +160,7 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 def right(made: QuantizedLoRAEvaluator) -> list[int]:
     """Whether the likeliest choice of each test row is the right one, by the plan in place: 1 or 0."""
     bench = made.workbench
-    rows = bench.rows.task.split("test")[: bench.settings.test_rows]
+    rows = bench.rows.task.split("test")[: bench.finetune.test_rows]
     scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
     return (scores.margins > 0).astype(int).tolist()
 

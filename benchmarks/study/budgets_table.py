@@ -36,7 +36,7 @@ PLANS = "plans-newest.jsonl"
 SENSITIVITIES = "sensitivities"
 EARLIER: dict[str, Any] = {
     "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None,
-    "steps": protocol.TRAINING.final_steps,
+    "steps": protocol.FINETUNE.steps,
 }  # fmt: skip
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 SHOWN = {"own_rows": True, "scales": True, "zeros": "16-bit", "steps": EARLIER["steps"]}

@@ -71,7 +71,7 @@ def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
             )  # fmt: skip
         bench = made[kind].workbench
         plan: Plan = made[kind].space.uniform(row.bits, row.rank) if uniform else protocol.expanded(row)
-        batches = bench.batches(bench.settings.final_steps, seed)  # of the same rows for every seed
+        batches = bench.batches(bench.finetune.steps, seed)  # of the same rows for every seed
         return {"backend": backend, **protocol.tuned(made[kind], plan, seed, batches)}
 
     first = [*found, *((plan.name, plan) for plan in UNIFORM)]

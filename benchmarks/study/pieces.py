@@ -102,7 +102,7 @@ def plans(space: SearchSpace) -> dict[str, Plan]:
 
 def evaluator(options: Namespace, pieces: Pieces) -> QuantizedLoRAEvaluator:
     return protocol.evaluator(
-        "gsm8k", options.data, backend=pieces.backend, ranks=pieces.ranks, cache=options.cache, **pieces.training
+        "gsm8k", options.data, backend=pieces.backend, ranks=pieces.ranks, cache=options.cache, training=pieces.training
     )
 
 

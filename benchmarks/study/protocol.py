@@ -18,18 +18,18 @@ from benchmarks.common import RESULTS as ALL_RESULTS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
-from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.config import EvaluationConfig, FinetuneConfig, QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
 from qra_search.space.space import Plan, SearchSpace
 
 RESULTS = ALL_RESULTS / "study"
 MODEL = "smollm2"
 BACKEND = "mixed-calibrated"
-TRAINING = TrainingConfig(
-    steps=12, batch_size=4, validation_rows=64, max_length=160, learning_rate=2e-3, final_steps=36, test_rows=96
-)
+TRAINING = TrainingConfig(batch_size=4, max_length=160, learning_rate=2e-3)
+EVALUATION = EvaluationConfig(steps=12, validation_rows=64)
+FINETUNE = FinetuneConfig(steps=36, test_rows=96)
 """One evaluation: 12 steps of 4 rows, then the loss on 64 held-out rows. The final tuning: 36 steps, 96 test rows.
 The learning rate is the best of 5e-4, 1e-3, 2e-3 for uniform 4-bit plans on validation rows."""
-OTHER_TASK = {"validation_rows": 256, "test_rows": 480}
+OTHER_TASK = {"evaluation": {"validation_rows": 256}, "finetune": {"test_rows": 480}}
 """Of the other tasks: an answer has 5 tokens where GSM8K's has 110, so more rows are needed to tell plans apart."""
 TASKS = ("gsm8k", "arc_easy", "arc_challenge")
 BITS = (2, 3, 4, 8)
@@ -82,9 +82,13 @@ def expanded(row: dict[str, str]) -> Plan:
 
 
 # -- evaluators --------------------------------------------------------------------------------
-def settings(task: str, **changes: Any) -> TrainingConfig:
-    """Of an evaluation on a task, and of its final tuning."""
-    return TRAINING.model_validate({**TRAINING.model_dump(), **({} if task == "gsm8k" else OTHER_TASK), **changes})
+def settings(task: str, **changes: dict[str, Any]) -> dict[str, Any]:
+    """The sections `training`, `evaluation` and `finetune` of a task, with changes by section."""
+    sections = {"training": TRAINING, "evaluation": EVALUATION, "finetune": FINETUNE}
+    for update in ({} if task == "gsm8k" else OTHER_TASK, changes):
+        for name, fields in update.items():
+            sections[name] = sections[name].model_validate({**sections[name].model_dump(), **fields})
+    return sections
 
 
 def evaluator(
@@ -98,15 +102,15 @@ def evaluator(
     embeddings: int | tuple[int, ...] = 16,
     model: str | None = None,
     cache: str | None = None,
-    **training: Any,
+    **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
-    """The real evaluator under the study's settings; `training` changes some of these."""
+    """The real evaluator under the study's settings, with changes of their sections."""
     return QuantizedLoRAEvaluator(
         model or MODEL,
         TaskConfig(name=task, data=str(data)),
         quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
-        training=settings(task, **training),
+        **settings(task, **changes),
     )
 
 
@@ -136,10 +140,10 @@ def tuned(
     evaluator.quantized.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
-    untuned = bench.held_out("validation", bench.settings.validation_rows)
-    steps = bench.settings.final_steps
+    untuned = bench.held_out("validation", bench.evaluation.validation_rows)
+    steps = bench.finetune.steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed) if batches is None else batches)
-    held_out = bench.held_out("validation", bench.settings.validation_rows)
+    held_out = bench.held_out("validation", bench.evaluation.validation_rows)
     return {
         **in_place(evaluator, plan),
         "train_loss": round(trained.loss, 5),
@@ -154,7 +158,7 @@ def tuned(
 def in_place(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     """The model in place on the test rows: loss a token, loss and tokens of every row; and the bytes of its plan."""
     bench = evaluator.workbench
-    losses, tokens = row_losses(bench.model, bench.rows("test", bench.settings.test_rows), 8, bench.device)
+    losses, tokens = row_losses(bench.model, bench.rows("test", bench.finetune.test_rows), 8, bench.device)
     return {
         "test_loss": round(sum(losses) / sum(tokens), 5),
         "row_losses": [round(x, 4) for x in losses],

@@ -125,7 +125,7 @@ def setting(options: argparse.Namespace) -> tuple[QuantizedLoRAEvaluator, dict[s
     """The evaluator, and the budgets that any plan fits."""
     if options.newest:
         training = {"init": "default", "scales": True}
-        evaluator = with_all_pieces(options.data, options.cache, task=options.task, **training)
+        evaluator = with_all_pieces(options.data, options.cache, task=options.task, training=training)
         budgets = {f"{budget} MiB": budget * MIB for budget in BUDGETS[:3]}
     else:
         evaluator = protocol.evaluator(

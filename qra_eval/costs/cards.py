@@ -21,7 +21,7 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 
 def cards(workbench: FineTuner, budget: int | None) -> list[dict[str, Any]]:
-    """What each card needs: see `qra_search.evaluation.protocols.FitsCards`."""
+    """What each card needs: see `Evaluator.cards`."""
     tried: list[tuple[str, str, Peak]] = []
     found: list[dict[str, Any]] = []
     ways = _ways(workbench, budget)

@@ -32,10 +32,9 @@ from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tasks.losses import batch_loss, labelled_head
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.shared_adapter import uniform_like
 from qra_search.space.levels import Level, LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, StorageFormat
-from qra_search.space.space import SearchSpace
+from qra_search.space.space import Plan, SearchSpace
 
 ADAPTER_BYTES = 16
 """Of an adapter weight in training: value, gradient and two moments, float32."""
@@ -97,7 +96,7 @@ class _InTraining:
 def step_memory(workbench: FineTuner) -> StepMemory:
     """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
     space, item = workbench.space, workbench.quantized.dtype.itemsize
-    batches = workbench.batches(max(1, workbench.settings.steps), 0)
+    batches = workbench.batches(max(1, workbench.evaluation.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
     linears = [linear for group in space.groups if not group.is_embedding for linear in group.linears]
@@ -130,7 +129,10 @@ def _saved_by_batch(workbench: FineTuner, rows: int, tokens: int) -> tuple[list[
         return [], 0
     settings = workbench.settings
     longest = max(workbench.rows("calibration", workbench.trained_rows), key=len)
-    plan = uniform_like(space, 0, ranks[0])
+    plan = Plan(
+        tuple((group.bits or space.bits)[0] for group in space.groups),
+        tuple(min(group.ranks or space.ranks, key=lambda rank: abs(rank - ranks[0])) for group in space.groups),
+    )
     workbench.apply(plan, 0)
     with workbench.quantized.as_stored(plan, workbench.init) as model:
         if settings.gradient_checkpointing:

@@ -87,9 +87,9 @@ class _Phases:
         self.layerwise = self._sketch(passing, layers=self._depths()[1], rank=0)
 
     def all(self) -> dict[str, Peak]:
-        settings = self.settings
-        step = self._step(settings.steps, "validation", settings.validation_rows)
-        final = self._step(settings.final_steps, "test", settings.test_rows)
+        evaluation, finetune = self.bench.evaluation, self.bench.finetune
+        step = self._step(evaluation.steps, "validation", evaluation.validation_rows)
+        final = self._step(finetune.steps, "test", finetune.test_rows)
         quantize, sensitivities = self._quantize(), self._prior(torch.float32)
         phases = {"load": (0, 0), "quantize": quantize, "prior": sensitivities, "search": (step, 0)}
         phases |= {"tune": (final, 0), "reload": (self._reload(), 0)}

@@ -41,9 +41,9 @@ def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
         budget: bytes of the largest plan that the search may put in place.
 
     Returns:
-        `setup_seconds` (quantizing, nearly 0 if the cache has it), `prior_seconds`, `evaluation_seconds` (one at full
-        fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of `device` and
-        `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory), and
+        `setup_seconds` (quantizing, nearly 0 if the cache has it), `sensitivities_seconds`, `evaluation_seconds` (one
+        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of `device`
+        and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory), and
         `disk_bytes` of the bank.
     """
     pace = seconds_per_token(workbench)
@@ -57,7 +57,7 @@ def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
     phases = foretell(workbench, budget)
     return {
         "setup_seconds": setup,
-        "prior_seconds": pace * prior_tokens(workbench),
+        "sensitivities_seconds": pace * sensitivities_tokens(workbench),
         "evaluation_seconds": pace * _evaluation_passes(workbench),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
@@ -71,7 +71,7 @@ def _evaluation_passes(workbench: FineTuner) -> float:
     if not settings.scales:
         return tokens
     rows = workbench.rows("calibration", workbench.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * settings.steps * settings.rows_a_step / len(rows)
+    return tokens + SCALES * sum(map(len, rows)) * workbench.evaluation.steps * settings.rows_a_step / len(rows)
 
 
 def bank_bytes(workbench: FineTuner) -> int:
@@ -174,7 +174,7 @@ def _timed_quantization(workbench: FineTuner, rows: int, columns: int, levels: S
     return time.perf_counter() - start
 
 
-def prior_tokens(workbench: FineTuner) -> float:
+def sensitivities_tokens(workbench: FineTuner) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
     rows = workbench.rows("calibration", PRIOR_ROWS)
@@ -183,9 +183,9 @@ def prior_tokens(workbench: FineTuner) -> float:
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
-def prior_charge(workbench: FineTuner) -> float:
+def sensitivities_charge(workbench: FineTuner) -> float:
     """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
-    tokens = prior_tokens(workbench)
+    tokens = sensitivities_tokens(workbench)
     if workbench.quantized.backend.calibrated:
         tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
     return tokens / workbench.evaluation_tokens()

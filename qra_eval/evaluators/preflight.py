@@ -15,7 +15,7 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.engines import refusal
 from qra_search.errors import BadInput
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.evaluator import Progress
 
 if TYPE_CHECKING:
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from qra_backends import make_backend
 
 from qra_eval.costs.cards import cards
 from qra_eval.costs.peak_memory import step_memory
-from qra_eval.costs.time import estimate, prior_charge, seconds_per_token
+from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
@@ -26,14 +25,29 @@ from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
-from qra_eval.tuning.final import Tuned, tune
+from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.shared_adapter import SharedScores
 from qra_eval.tuning.training import BACKWARD, Diverged
-from qra_search.config import QuantizationConfig, RunConfig, SpaceConfig, TaskConfig, TrainingConfig, make_config
+from qra_search.config import (
+    EvaluationConfig,
+    FinetuneConfig,
+    QuantizationConfig,
+    RunConfig,
+    SpaceConfig,
+    TaskConfig,
+    TrainingConfig,
+    make_config,
+)
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import Figures, Progress, RowCount
+from qra_search.evaluation.evaluator import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    Figures,
+    Progress,
+    RowCount,
+    Tuned,
+)
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import Plan
@@ -55,6 +69,8 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         quantization=config.quantization,
         space=config.space,
         training=config.training,
+        evaluation=config.evaluation,
+        finetune=config.finetune,
         device=config.model.device,
         dtype=config.model.dtype,
         compute=config.model.compute,
@@ -84,7 +100,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         task: a task's name, or a config with its data and options.
         quantization: backend and cache folder.
         space: bits, ranks and granularity.
-        training: of one evaluation, and of the final tuning; like the others a config, or a dict of its fields.
+        training: how adapters are tuned; like the others a config, or a dict of its fields.
+        evaluation, finetune: what counts in an evaluation alone, and in a full tuning.
         dtype: in which what is not quantized is stored; bytes are counted in it.
         compute: in which evaluations compute; if weights do not fit in the cache, as stored.
         weight_cache: bytes of dequantized weights that may be kept ready (a number, or a text such as `2GiB`); `auto`:
@@ -114,6 +131,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization: QuantizationConfig | Mapping[str, Any] = QuantizationConfig(),  # noqa: B008 - frozen
         space: SpaceConfig | Mapping[str, Any] = SpaceConfig(),  # noqa: B008 - frozen
         training: TrainingConfig | Mapping[str, Any] = TrainingConfig(),  # noqa: B008 - frozen
+        evaluation: EvaluationConfig | Mapping[str, Any] = EvaluationConfig(),  # noqa: B008 - frozen
+        finetune: FinetuneConfig | Mapping[str, Any] = FinetuneConfig(),  # noqa: B008 - frozen
         device: str = "auto",
         dtype: str = "auto",
         compute: str = "auto",
@@ -131,14 +150,14 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
+        evaluation = section(EvaluationConfig, "evaluation", evaluation)
+        finetune = section(FinetuneConfig, "finetune", finetune)
         place = resolve_device(device)
         self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
         if metric == "task" and self.task.judged_by is None:
             raise ValueError(
                 f"search.metric is 'task', and the task {task.name!r} has no measure of its own: take 'loss'"
             )
-        if metric == "task" and training.shared_steps:
-            raise ValueError("search.metric is 'task', and training.shared_steps scores plans by the loss: set it to 0")
         for split in SPLITS:  # read and checked before a model is loaded for nothing
             if not self.task.split(split):
                 raise ValueError(f"task {task.name!r} has no rows in its {split} split")
@@ -173,15 +192,12 @@ class QuantizedLoRAEvaluator(Evaluator):
         )  # fmt: skip
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.workbench = FineTuner(self.quantized, self.rows)
+        self.workbench = FineTuner(self.quantized, self.rows, evaluation, finetune)
         self.workbench.metric = metric
         self._highest: float | None = None
         if memory_kind == "peak":
             self.workbench.space = step_memory(self.workbench).space(self.quantized.space)
         self.space = self.workbench.space
-        self.shared = SharedScores(self.workbench, min(FIDELITIES)) if training.shared_steps else None
-        if self.shared is not None:
-            self.fidelities = (self.shared.fidelity, *FIDELITIES)
         self.prior_report: dict[str, Any] = {}
 
     @property
@@ -198,12 +214,10 @@ class QuantizedLoRAEvaluator(Evaluator):
         self.space.encode(plan)
         self.quantized.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
-        settings, cost = self.quantized.settings, None
+        settings, cost = self.workbench.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
-            if self.shared is not None and fidelity == self.shared.fidelity:
-                return self.shared.score(plan, seed)
             highest = self._highest_end() if settings.hopeless and steps else math.inf
             self.workbench.apply(plan, seed)
             swapped = time.perf_counter() - start
@@ -243,12 +257,10 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
         if self._highest is None:
-            settings = self.quantized.settings
             with self.quantized.unquantized():
-                untuned = self.workbench.held_out("calibration", settings.batch_size)
-            self._highest = ceiling(
-                untuned, self.quantized.model.config.get_text_config().vocab_size, settings.hopeless
-            )
+                untuned = self.workbench.held_out("calibration", self.quantized.settings.batch_size)
+            vocabulary = self.quantized.model.config.get_text_config().vocab_size
+            self._highest = ceiling(untuned, vocabulary, self.workbench.evaluation.hopeless)
         return self._highest
 
     def sensitivities(self) -> Sensitivities:
@@ -257,22 +269,17 @@ class QuantizedLoRAEvaluator(Evaluator):
         A search is charged what measuring took, whether or not it was measured again.
         """
         sensitivities, self.prior_report = kept_or_measured(self.workbench)
-        if self.shared is not None:
-            self.shared.adapter()
-            sensitivities = replace(sensitivities, cost=sensitivities.cost + self.shared.due())
         return sensitivities
 
     def describe(self) -> dict[str, Any]:
         return self.workbench.describe()
 
-    # -- what else it offers: see `qra_search.evaluation.protocols` --------------------------------
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
         return estimate(self.workbench, self.budget)
 
-    def prior_charge(self) -> float:
-        """What measuring the prior will be charged, in full evaluations."""
-        return prior_charge(self.workbench)
+    def sensitivities_charge(self) -> float:
+        return sensitivities_charge(self.workbench)
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""

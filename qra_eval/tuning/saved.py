@@ -22,7 +22,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
-from qra_search.evaluation.protocols import NO_ADAPTER
+from qra_search.evaluation.evaluator import NO_ADAPTER
 from qra_search.files import write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS

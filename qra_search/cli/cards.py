@@ -9,7 +9,6 @@ from rich.table import Table
 from qra_search.cli import common
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput
-from qra_search.evaluation.protocols import FitsCards
 from qra_search.report.terminal.live import make_view
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.evaluator import build_evaluator
@@ -25,9 +24,9 @@ def print_cards(config: RunConfig, *, as_json: bool) -> None:
         make_view(common.stderr(), quiet=as_json) as view,
         closing(build_evaluator(config, view.progress, weights=False)) as evaluator,
     ):
-        if not isinstance(evaluator, FitsCards):
-            raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
         found = list(evaluator.cards())
+    if not found:
+        raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
     if as_json:
         common.emit(found)
         return

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import FINAL_ONLY, RunConfig, differences, dump_config, load_config
-from qra_search.errors import BadInput
+from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
-from qra_search.space.serialization import plan_from_dict
+from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
@@ -28,8 +28,6 @@ EARLIER = "earlier-"
 """Likewise of one with what was tuned before, and was set aside."""
 BASELINES = "baselines"
 """Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
-MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
-"""Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
 
 class NoRun(BadInput):
@@ -90,16 +88,18 @@ class RunFolder:
             raise RunExists(self._convert_first())
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
-            changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
+            changed = {k: v for k, v in differences(known, config).items() if not (resume and _may_change(k))}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise RunExists(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
-                    f"give another --out, or --resume with that run's settings"
+                    f"give another --out, or resume that run with `qra search {self.path}`"
                 )
         if self.exists and not resume:
-            raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
+            raise RunExists(
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, or give another --out"
+            )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Make the folder, or check that its run may be resumed, and write the config into it.
@@ -251,6 +251,37 @@ def identity_in(log: TrialLog) -> dict[str, Any]:
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
     return [RunFolder(file.parent) for file in sorted(Path(folder).rglob(LOG_NAME))]
+
+
+def read_plan(space: SearchSpace, path: Path) -> Plan:
+    """The plan of a `plan.json`, or of the run in a folder, for a space.
+
+    Raises:
+        BadInput: no such file, no plan, or one of another space.
+    """
+    with bad_input():
+        return plan_from_dict(space, plan_data(path))
+
+
+def plan_data(path: Path) -> dict[str, Any]:
+    """What a `plan.json`, or that of the run in a folder, holds.
+
+    Raises:
+        BadInput: no such file, or no plan in it.
+    """
+    file = RunFolder(path).plan_file if path.is_dir() else path
+    with bad_input():
+        data = read_json(file)
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    if data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+    return data
+
+
+def _may_change(path: str) -> bool:
+    """Whether a field may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
+    return path == "search.evaluations" or path.startswith("finetune.")
 
 
 def _strategy(name: str) -> Strategy:

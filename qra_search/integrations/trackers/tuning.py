@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.errors import bad_input
-from qra_search.evaluation.protocols import Figures
+from qra_search.evaluation.evaluator import Figures
 from qra_search.files import read_json, write_json
 from qra_search.integrations.trackers import make_tracker
 from qra_search.study.result import SearchResult

@@ -43,8 +43,8 @@ def lead(run: RunData) -> str:
         more = (
             "Before relying on it tune both with more seeds or test rows."
             if found.data == "test"
-            else "Before relying on it confirm it with more seeds, or let an evaluation see more (training.steps, "
-            "training.validation_rows)."
+            else "Before relying on it confirm it with more seeds, or let an evaluation see more (evaluation.steps, "
+            "evaluation.validation_rows)."
         )
         return f"Loss of the plan found {data}, beside that of {rival}: {prose(doubt_text(found))}. {more}"
     if not found.beats:

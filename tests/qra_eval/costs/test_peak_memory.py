@@ -11,21 +11,21 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
-    def make(memory_kind="resident", dtype="float32", ranks=(0, 4, 8), **options):
-        given = {"steps": 3, "batch_size": 4, "validation_rows": 4, "max_length": 64, **options}
+    def make(memory_kind="resident", dtype="float32", ranks=(0, 4, 8), **training):
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(folder)),
             space=SpaceConfig(bits=(2, 4), ranks=ranks),
-            training=TrainingConfig(**given),
+            training={"batch_size": 4, "max_length": 64, **training},
+            evaluation={"steps": 3, "validation_rows": 4},
             dtype=dtype,
             memory_kind=memory_kind,
         )

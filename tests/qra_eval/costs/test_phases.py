@@ -31,7 +31,7 @@ def shape_only(folder: Path, backend: str = "reference-gptq", layers: int = 4, *
     return QuantizedLoRAEvaluator(
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
-        training={"steps": 2, "batch_size": 4, "validation_rows": 4, "max_length": 64, **training},
+        training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
         weights=False, weight_cache=0,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 BACKENDS = ["reference", "reference-gptq", "hqq", "mixed"]
 
@@ -22,13 +22,14 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
     def make(backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto", **options):
-        settings = TrainingConfig(steps=4, batch_size=4, validation_rows=8, test_rows=8, final_steps=6, **options)
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
             space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),
-            training=settings,
+            training={"batch_size": 4, **options},
+            evaluation={"steps": 4, "validation_rows": 8},
+            finetune={"steps": 6, "test_rows": 8},
             compute=compute,
         )
 
@@ -60,7 +61,7 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     told = []
     late = QuantizedLoRAEvaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-        training=TrainingConfig(steps=1, batch_size=4, validation_rows=8),
+        training={"batch_size": 4}, evaluation={"steps": 1, "validation_rows": 8},
     )  # fmt: skip
     late.progress = lambda stage, done, total: told.append((stage, done == total))
     late.sensitivities()
@@ -81,7 +82,8 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         space=SpaceConfig(bits=(2, 4), ranks=(4,)),
-        training=TrainingConfig(steps=1, batch_size=2, validation_rows=2),
+        training={"batch_size": 2},
+        evaluation={"steps": 1, "validation_rows": 2},
         weight_cache=100_000,
     )
     assert not large.quantized.materialised
@@ -123,7 +125,8 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(3, 16), ranks=(4,)),
-        training=TrainingConfig(batch_size=2, test_rows=2),
+        training={"batch_size": 2},
+        finetune={"test_rows": 2},
         dtype="float32",
         compute=compute,
     )
@@ -175,7 +178,7 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
 def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     evaluator = build(backend)
     tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
-    assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
+    assert tuned.test_loss > 0  # else ReloadFailed was raised
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]

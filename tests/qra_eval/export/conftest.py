@@ -18,7 +18,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import ExportRefused, export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.space import Plan
 
 PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
@@ -64,7 +64,9 @@ class Runs:
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(self.folder / "bank" / name)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
-            training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=2, test_rows=2, sample_answers=0),
+            training={"learning_rate": 2e-2, "batch_size": 2},
+            evaluation={"validation_rows": 2},
+            finetune={"test_rows": 2, "sample_answers": 0},
             dtype="float32",
         )
         groups = len(evaluator.space)

@@ -29,7 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
         "arithmetic",
         quantization=config.quantization.model_copy(update={"cache": str(folder / "bank")}),
         space=config.space,
-        training={"batch_size": 2, "validation_rows": 4, "test_rows": 4, "learning_rate": 2e-2},
+        training={"batch_size": 2, "learning_rate": 2e-2},
+        evaluation={"validation_rows": 4},
+        finetune={"test_rows": 4},
     )
     groups = len(evaluator.space)
     evaluator.tune(Plan(tuple((4, 16)[i % 2] for i in range(groups)), (4,) * groups), steps=2, folder=folder / "run")

@@ -18,8 +18,8 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 SMALL = (
     "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "12bpw", "--granularity", "fused",
-    "--set", "training.steps=12", "--set", "training.batch_size=4", "--set", "training.validation_rows=4",
-    "--set", "training.test_rows=4", "--set", "training.final_steps=2", "--set", "training.sample_answers=0",
+    "--set", "evaluation.steps=12", "--set", "training.batch_size=4", "--set", "evaluation.validation_rows=4",
+    "--set", "finetune.test_rows=4", "--set", "finetune.steps=2", "--set", "finetune.sample_answers=0",
     "--strategy", "random",
 )  # fmt: skip
 SERVED = {

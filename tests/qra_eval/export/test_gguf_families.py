@@ -21,7 +21,7 @@ from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, family_reasons, layer_types
 from qra_eval.models.gguf_plan import read_gguf_plan
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.plan import Plan
 
 pytestmark = [
@@ -67,7 +67,8 @@ def tuned(kind: str, folder: Path, granularity: Any = "fused") -> TunedRun:
             backend={"name": "gguf", "types": ["Q4_0", "Q8_0"]}, embeddings=16, cache=str(folder / "bank")
         ),
         space=SpaceConfig(bits=(4, 8), ranks=(4, 8), granularity=granularity),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=2, sample_answers=0),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        finetune={"test_rows": 2, "sample_answers": 0},
         dtype="float32",
     )
     groups = range(len(evaluator.space))

@@ -17,7 +17,7 @@ from qra_eval.export.gguf_names import row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, ROPES
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.engines import ENGINES
 from qra_search.integrations.plans import import_plan
 from qra_search.space.plan import Plan
@@ -44,7 +44,9 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
             backend={"name": "gguf", "types": TYPES}, embeddings=(3, 4, 8), cache=str(folder / "bank")
         ),
         space=SpaceConfig(bits=(3, 4, 8), ranks=(4, 8), granularity="module"),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=4, test_rows=4, steps=1),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        evaluation={"validation_rows": 4, "steps": 1},
+        finetune={"test_rows": 4},
         dtype="float32",
     )
 

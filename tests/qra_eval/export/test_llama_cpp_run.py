@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(librar
 
 SEARCH = (
     "--engine", "llama.cpp", "--task", "arithmetic", "--strategy", "random", "-n", "30", "--memory", "75%",
-    "--set", "training.steps=2", "--set", "training.validation_rows=2", "--set", "training.batch_size=2",
-    "--set", "training.test_rows=2", "--set", "training.final_steps=2", "--set", "model.dtype=float32",
+    "--set", "evaluation.steps=2", "--set", "evaluation.validation_rows=2", "--set", "training.batch_size=2",
+    "--set", "finetune.test_rows=2", "--set", "finetune.steps=2", "--set", "model.dtype=float32",
     "--set", "space.bits=[4, 8]", "--set", "quantization.embeddings=8",
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_a_killed_search_resumes_to_the_same_trials_and_its_result_is_served(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert qra(*chosen, "--out", killed, "--resume").status == 0
+    assert qra("search", killed).status == 0
     assert qra(*chosen, "--out", whole).status == 0
     assert trials(killed) == trials(whole)
     assert {str(bits) for proposal, *_ in trials(whole) for bits in proposal.plan.bits} > {"Q8_0"}

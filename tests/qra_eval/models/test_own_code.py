@@ -44,12 +44,12 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
         model,
         quantization={"backend": "reference", "cache": str(tmp_path / "bank")},
         space={"bits": (4,), "ranks": (4,), "granularity": "layer"},
-        training={"batch_size": 2, "test_rows": 2, "max_length": 64, "final_steps": 1, "sample_answers": 0},
+        training={"batch_size": 2, "max_length": 64},
+        finetune={"test_rows": 2, "steps": 1, "sample_answers": 0},
         trust_remote_code=True,
     )
     run = tmp_path / "run"
-    tuned = evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
-    assert tuned.reload_difference == 0.0
+    evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
     with pytest.raises(ValueError, match="runs only with trust_remote_code"):
         saved.load(run)
     loaded, _ = saved.load(run, trust_remote_code=True)

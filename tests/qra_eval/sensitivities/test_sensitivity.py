@@ -63,14 +63,16 @@ def test_probes_leave_out_what_a_group_may_not_take():
 
 def tiny_evaluator(cache, **options):
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-    from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+    from qra_search.config import QuantizationConfig, SpaceConfig
 
     return QuantizedLoRAEvaluator(
         "tiny",
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(cache)),
         space=SpaceConfig(bits=(2, 3, 4, 16), ranks=(0, 4, 8)),
-        training=TrainingConfig(steps=2, batch_size=4, validation_rows=8, test_rows=4),
+        training={"batch_size": 4},
+        evaluation={"steps": 2, "validation_rows": 8},
+        finetune={"test_rows": 4},
         **options,
     )
 

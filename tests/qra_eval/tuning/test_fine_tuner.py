@@ -9,6 +9,7 @@ import pytest
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks import make_task
 from qra_eval.tasks.rows import Rows
+from qra_search.config import FinetuneConfig
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,8 @@ def evaluator(tmp_path_factory):
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
-        training={"steps": 3, "batch_size": 2, "validation_rows": 6, "max_length": 64, "hopeless": 0.0},
+        training={"batch_size": 2, "max_length": 64},
+        evaluation={"steps": 3, "validation_rows": 6, "hopeless": 0.0},
         dtype="float32",
     )
 
@@ -41,7 +43,7 @@ def test_it_says_what_losses_follow_from(evaluator):
     told = evaluator.workbench.describe()
     assert told == evaluator.describe()
     assert (told["model"], told["task"], told["granularity"]) == ("tiny", "arithmetic", "layer")
-    evaluator.quantized.settings = evaluator.quantized.settings.model_copy(update={"validation_rows": 5})
+    evaluator.workbench.evaluation = evaluator.workbench.evaluation.model_copy(update={"validation_rows": 5})
     assert evaluator.describe()["rows"] != told["rows"]
 
 
@@ -60,31 +62,31 @@ def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_f
     assert len(flat(rows_in(1)) & flat(rows_in(2))) < 5 and len(flat(rows_in(0)) & flat(rows_in(2))) < 5
 
 
-def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator):
+def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     bench, settings = evaluator.workbench, evaluator.quantized.settings
-    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 0.5, "accumulation": 2})
-    assert bench.final_steps == len(bench.rows.task.split("calibration")) // 2 // 4
+    evaluator.quantized.settings = settings.model_copy(update={"accumulation": 2})
+    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=0.5))
+    assert bench.finetune_steps == len(bench.rows.task.split("calibration")) // 2 // 4
     evaluator.quantized.settings = settings
-    assert bench.final_steps == settings.final_steps
+    monkeypatch.setattr(bench, "finetune", FinetuneConfig(steps=33))
+    assert bench.finetune_steps == 33
 
 
 def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
-    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    bench = evaluator.workbench
     monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", limits={"calibration": 9}), "nine",
                                             bench.tokenizer, 64))  # fmt: skip
-    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 3.0, "batch_size": 2})
-    batches = bench.final_batches(bench.final_steps, 1)
-    evaluator.quantized.settings = settings
+    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=3.0))
+    batches = bench.final_batches(bench.finetune_steps, 1)
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
 
 
 def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(evaluator, monkeypatch, tmp_path):
-    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    bench = evaluator.workbench
     (tmp_path / "t.txt").write_text("\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200)))
     task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
-    evaluator.quantized.settings = settings.model_copy(update={"final_epochs": 1.0, "batch_size": 2})
-    rows, steps, counts = bench.rows("calibration", 1000), bench.final_steps, bench.row_counts()
-    evaluator.quantized.settings = settings
+    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))
+    rows, steps, counts = bench.rows("calibration", 1000), bench.finetune_steps, bench.row_counts()
     assert len(rows) > 4 * len(task.split("calibration"))
     assert steps == math.ceil(len(rows) / 2) and counts["calibration"].asked == len(rows)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "unyaml.yaml").write_text("a: [1")
     (path / "list.yaml").write_text("- 1\n")
     (path / "bare.yaml").write_text("model: tiny\n")
-    (path / "typo.yaml").write_text("training: {stepz: 3}\n")
+    (path / "typo.yaml").write_text("evaluation: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
     (path / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
@@ -96,9 +96,9 @@ CASES = [
     ((*SEARCH, "--evaluations", "nan"), "search.evaluations is nan"),
     ((*SEARCH, "--seed", "-1"), "search.seed is -1"),
     ((*SEARCH, "--backend", "two=hqq"), "--backend is 'two=hqq': a name is needed, or one for each bit-width"),
-    ((*SEARCH, "--set", "training.steps"), "--set is 'training.steps': a field and a value are needed"),
-    ((*SEARCH, "--set", "training.stepz=3"), "training.stepz is no known field: did you mean steps?"),
-    ((*SEARCH, "--set", "training.steps=[1"), "--set training.steps: '[1' is not a YAML value"),
+    ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a field and a value are needed"),
+    ((*SEARCH, "--set", "evaluation.stepz=3"), "evaluation.stepz is no known field: did you mean steps?"),
+    ((*SEARCH, "--set", "evaluation.steps=[1"), "--set evaluation.steps: '[1' is not a YAML value"),
     ((*SEARCH, "--set", "model.name.first=x"), "model.name"),
     ((*SEARCH, "--workers", "0"), "--workers"),
     ((*SEARCH, "--workers", "2", "--executor", "prozess"), "unknown executor 'prozess': did you mean process?"),
@@ -107,18 +107,19 @@ CASES = [
     (("search", "none.yaml"), "no config file 'none.yaml'"),
     (("search", "unyaml.yaml"), "unyaml.yaml is not YAML that can be used: line 1, column 6: expected ',' or ']'"),
     (("search", "list.yaml"), "list.yaml holds a list, a mapping of sections is needed"),
-    (("search", "typo.yaml"), "typo.yaml: training.stepz is no known field"),
+    (("search", "typo.yaml"), "typo.yaml: evaluation.stepz is no known field"),
     (("search", "bare.yaml"), "bare.yaml: model is 'tiny': a mapping of fields is needed, such as {name: ...}"),
     (("search", *LANDSCAPE, "--out", "/proc/x"), "the run's folder /proc/x cannot be written"),
     (("finetune", "a", "--plan", "uniform5r8"), "plan 'uniform5r8' needs the uniform plan of 5 bits and rank 8"),
     (("search", "code.yaml"), "code.yaml is not YAML"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
-    (("search", *LANDSCAPE, "--resume"), "say with --out which run to resume"),
-    (("search", *LANDSCAPE, "--out", "nowhere", "--resume"), "there is no run in nowhere to resume"),
+    (("search",), "say what to search: --model and --task, a config, or the folder of a run to resume"),
+    (("search", "nowhere"), "no config file 'nowhere'"),
+    (("search", "a", "--out", "elsewhere"), "a is a run, which is resumed where it is: leave --out out"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
-    (("search", *LANDSCAPE, "--out", "damaged", "--resume"), "damaged/trials.jsonl is not a readable trial log"),
-    (("search", "--resume", "--out", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
+    (("search", "damaged"), "damaged/trials.jsonl is not a readable trial log"),
+    (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is no run: it is not a folder"),
     (("report", "empty"), "empty is no run: it holds no trials.jsonl"),

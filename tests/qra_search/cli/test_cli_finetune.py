@@ -84,15 +84,15 @@ def test_settings_of_training_set_anew_are_recorded_and_tune_again(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
     test = RunFolder(tmp_path / "a").test_file
-    assert qra(*mixed).status == 0 and "training" not in json.loads(test.read_text())
+    assert qra(*mixed).status == 0 and "changed" not in json.loads(test.read_text())
     assert len(tuner["tuned"]) == 2
     anew = ("--epochs", 2, "--evaluate-every", 5, "--set", "training.schedule=cosine")
     assert qra(*mixed, *anew).status == 0
-    assert json.loads(test.read_text())["training"] == {
-        "final_epochs": 2.0, "evaluate_every": 5, "schedule": "cosine",
+    assert json.loads(test.read_text())["changed"] == {
+        "training.schedule": "cosine", "finetune.epochs": 2.0, "finetune.evaluate_every": 5,
     }  # fmt: skip
     assert len(tuner["tuned"]) == 4
-    assert qra(*mixed, *anew, "--set", "training.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
+    assert qra(*mixed, *anew, "--set", "finetune.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
 
 
 def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
@@ -101,8 +101,8 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--patience", 2), "training.patience is 2: it counts looks at the validation loss"),
-        (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training"),
+        (("--patience", 2), "finetune.patience is 2: it counts looks at the validation loss"),
+        (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--track", "nothing"), "nothing"),
     ):
@@ -170,21 +170,19 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
-    compare = final.compare_on_test
+    tuned = final._tuned
 
-    def interrupted(*args: Any, on_tuned: Any, **options: Any) -> Any:
-        def once(*how: Any) -> None:
-            on_tuned(*how)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if tuner["tuned"]:
             raise KeyboardInterrupt
+        return tuned(*args, **options)
 
-        return compare(*args, on_tuned=once, **options)
-
-    monkeypatch.setattr(final, "compare_on_test", interrupted)
+    monkeypatch.setattr(final, "_tuned", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
-    monkeypatch.setattr(final, "compare_on_test", compare)
+    monkeypatch.setattr(final, "_tuned", tuned)
     assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 

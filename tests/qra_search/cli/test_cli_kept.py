@@ -102,8 +102,8 @@ def test_what_is_of_the_searchs_evaluations_is_refused_for_a_full_tuning(
     qra: Qra, tuned: RunFolder, tuner: dict[str, Any]
 ) -> None:
     built = tuner["built"]
-    done = qra("finetune", tuned.path, "--set", "training.steps=200")
-    assert done.status == 2 and "--steps or training.final_steps says" in done.err
+    done = qra("finetune", tuned.path, "--set", "evaluation.steps=200")
+    assert done.status == 2 and "how long a plan is fine-tuned, finetune.steps says" in done.err
     assert tuner["built"] == built
 
 
