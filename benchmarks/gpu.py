@@ -29,7 +29,7 @@ import torch
 from benchmarks.common import RESULTS, append, commit, read
 from benchmarks.gpu_parts.common import device_name
 
-SHARES = {"dequantize": 0.08, "training": 0.35, "search": 0.35, "conformance": 0.35, "large": 1.0}
+SHARES = {"dequantize": 0.2, "training": 0.35, "search": 0.35, "conformance": 0.35, "large": 1.0}
 """Of the time of a call, that a part may take at most."""
 ENDED = {"ended": True}
 """The last row of a part that came to its end."""

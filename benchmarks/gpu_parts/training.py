@@ -108,5 +108,5 @@ def peft_and_bitsandbytes(
 
     run(WARM_UP)
     with measured(device) as found:
-        taken = run(training.steps)
+        taken = run(steps)
     return sum(map(len, data)) / taken, found

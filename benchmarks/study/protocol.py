@@ -18,7 +18,14 @@ from benchmarks.common import RESULTS as ALL_RESULTS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
-from qra_search.config import EvaluationConfig, FinetuneConfig, QuantizationConfig, SpaceConfig, TaskConfig, TrainingConfig
+from qra_search.config import (
+    EvaluationConfig,
+    FinetuneConfig,
+    QuantizationConfig,
+    SpaceConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from qra_search.space.space import Plan, SearchSpace
 
 RESULTS = ALL_RESULTS / "study"
