@@ -27,10 +27,10 @@ def line(row, loss, *, seed=0, size=100, extra=(0.0, 0.0, 0.0, 0.0), **more):
 
 
 def shown(figure):
-    """Place, colours and tooltip of every mark of a figure, and all texts: where texts stand depends on matplotlib."""
+    """Place and colours of every mark of a figure, and all texts: where texts stand depends on matplotlib."""
     svg = "{http://www.w3.org/2000/svg}"
     root = ElementTree.fromstring(figure)
-    marks = [(u.get("x"), u.get("y"), u.get("style"), u.findtext(f"{svg}title")) for u in root.iter(f"{svg}use")]
+    marks = [(u.get("x"), u.get("y"), u.get("style")) for u in root.iter(f"{svg}use")]
     return marks, [text.text for text in root.iter(f"{svg}text")]
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 from benchmarks.common import RESULTS, append, commit
 from qra_eval.costs.phases import foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False}
 
@@ -86,7 +86,7 @@ def foretold(
     evaluator = QuantizedLoRAEvaluator(
         str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
     )
-    size = None if budget is None else size_in(evaluator.space, budget)
+    size = None if budget is None else resolve(evaluator.space, budget)[0]
     peaks = foretell(evaluator.workbench, size, gpu=True)
     return {
         "plan": (size or evaluator.space.memory.maximum) / 2**30,

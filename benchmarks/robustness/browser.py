@@ -20,7 +20,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.common import RESULTS, append
-from qra_search.report.html.page import write_page
+from qra_search.report.page import write_page
 from qra_search.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -117,7 +117,6 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out land", "land holds another run"),
     ("search nowhere", "no config file"),
     ("search empty", "config 'empty' is a folder"),
-    ("search old", "qra log convert"),
     # runs
     ("show none", "none is no run"),
     ("show empty", "holds no trials.jsonl"),
@@ -126,12 +125,9 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show land --memory much", "is not a memory budget"),
     ("report none", "none is no run"),
     ("report land --out rows.jsonl/x.html", "a file is in the way"),
-    ("report land --dark", "add --figures"),
     ("compare land", "give two or more"),
     ("runs none", "no folder none"),
     ("log check none", "give a trial log or the folder of a run"),
-    ("log merge land land5 --out merged.jsonl", "space"),
-    ("log convert land", "trials.sqlite"),
     # tuning
     ("finetune none", "none is no run"),
     ("finetune begun", "has no plan yet"),
@@ -214,11 +210,10 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
 
 
 def _runs(folder: Path) -> None:
-    """Runs that are not begun, not ended, damaged, of an older version, and of damaged files."""
-    for name in ("empty", "damaged", "old", "begun", "unplanned"):
+    """Runs that are not begun, not ended, damaged, and of damaged files."""
+    for name in ("empty", "damaged", "begun", "unplanned"):
         (folder / name).mkdir()
     (folder / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
-    (folder / "old" / "trials.sqlite").write_bytes(b"SQLite format 3\0")
     _begun(folder / "land", folder / "begun")
     _begun(folder / "tiny", folder / "unplanned")
     _torn(folder / "tuned", folder / "torn")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,9 @@ def main() -> None:
     )
     result = study.run()
     options.out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log.path, options.out / f"trials-{name}.jsonl")
+    written = Path(log.path).read_bytes().splitlines(keepends=True)
+    kept = [line for line in written if not line.startswith(b'{"writer"')]  # without the host's name
+    (options.out / f"trials-{name}.jsonl").write_bytes(b"".join(kept))
     share = epoch_share(evaluator, result.spent)
     prior_cost = result.sensitivities.cost if result.sensitivities else 0.0
     rows = []

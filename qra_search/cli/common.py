@@ -17,7 +17,9 @@ from qra_search import plugins
 from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
+from qra_search.integrations import TRACKERS
 from qra_search.runs.comparison import Against as AgainstName
+from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
 
 PIPE_WIDTH = 120
@@ -65,14 +67,12 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-LEAST_BARE = 1 << 20
-"""A size without a unit is of bytes: below this one it is taken for a mistake."""
 
 
 def check_unit(size: str | None) -> None:
-    """Raises BadInput if a size given on the command line has no unit and is too small to be meant in bytes."""
-    if size is not None and size.strip().isdecimal() and int(size) < LEAST_BARE:
-        raise BadInput(f"--memory {size} means {size} bytes: write its unit, such as {size}MiB or {size}GiB")
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
 
 
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
@@ -120,8 +120,9 @@ Set = Annotated[
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
+           autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 Push = Annotated[
     str | None,

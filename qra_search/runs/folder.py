@@ -21,7 +21,6 @@ from qra_search.study.evaluated_plan import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
-OLD_LOG_NAME = "trials.sqlite"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
 EARLIER = "earlier-"
@@ -61,19 +60,12 @@ class RunFolder:
         """Whether a search has begun here."""
         return self.log_file.is_file()
 
-    @property
-    def holds_old_log(self) -> bool:
-        """Whether its only log is one of an older version, which has to be converted."""
-        return not self.exists and (self.path / OLD_LOG_NAME).is_file()
-
     def check(self) -> RunFolder:
         """The folder itself.
 
         Raises:
             NoRun: no search has begun here.
         """
-        if self.holds_old_log:
-            raise NoRun(self._convert_first())
         if not self.exists:
             what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
@@ -84,8 +76,6 @@ class RunFolder:
         change; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
-        if self.holds_old_log:
-            raise RunExists(self._convert_first())
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
             changed = {k: v for k, v in differences(known, config).items() if not (resume and _may_change(k))}
@@ -222,9 +212,6 @@ class RunFolder:
         if data is None:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan_from_dict(self.result().space, data)
-
-    def _convert_first(self) -> str:
-        return f"{self.path} holds an older log, {OLD_LOG_NAME}: `qra log convert {self.path}` makes a new one of it"
 
     def set_aside(self) -> Path:
         """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""
