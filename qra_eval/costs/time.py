@@ -42,9 +42,9 @@ def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
 
     Returns:
         `setup_seconds` (quantizing, nearly 0 if the cache has it), `sensitivities_seconds`, `evaluation_seconds` (one
-        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of `device` and
-        `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory), and
-        `disk_bytes` of the bank.
+        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
+        `device` and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory),
+        and `disk_bytes` of the bank.
     """
     pace = seconds_per_token(workbench)
     model = workbench.quantized
