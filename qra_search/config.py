@@ -127,36 +127,30 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     return make_config(data, overrides, source=str(path))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Plain data whose size is that of its text: a few aliases would stand for gigabytes in every message."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        problem = ""
-        if isinstance(event, yaml.AliasEvent):
-            problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
-            problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
-        elif self.depth >= MAX_YAML_DEPTH:
-            problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
-        if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
 def read_yaml(text: str) -> Any:
     """The plain data of a YAML text.
 
+    Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
+
     Raises:
-        ValueError: it is not YAML, has an alias, or a value too long or nested too deep; in one line.
+        ValueError: it is not YAML, is too long, has an alias, or a value too long or nested too deep; in one line.
     """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
     try:
-        return _PlainLoader(text).get_single_data()
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            problem = ""
+            if isinstance(event, yaml.AliasEvent):
+                problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+                problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+            elif depth > MAX_YAML_DEPTH:
+                problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)

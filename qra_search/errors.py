@@ -43,7 +43,7 @@ def one_line(text: str, limit: int) -> str:
 
 
 class DamagedLines(UserWarning):
-    """Lines of a trial log were left out when it was read, because they are not what was written."""
+    """Lines of a trial log were skipped when it was read, because they are damaged."""
 
 
 @contextmanager

@@ -91,9 +91,9 @@ def tensor_names(path: Path) -> list[str]:
     return list(tensors)
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> ValueError:
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
-    at = error.object.count(b"\n", 0, error.start) + 1 if line is None else line
+    at = error.object.count(b"\n", 0, error.start) + 1
     return ValueError(
         f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
         f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"

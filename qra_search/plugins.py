@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers and .harnesses."""
+.trackers, .loaders and .harnesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers", "harnesses"]
+Kind = Literal[
+    "strategies",
+    "evaluators",
+    "backends",
+    "tasks",
+    "exporters",
+    "importers",
+    "trackers",
+    "loaders",
+    "harnesses",
+]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -19,6 +29,7 @@ _SINGULAR = {
     "exporters": "export format",
     "importers": "plan format",
     "trackers": "tracker",
+    "loaders": "loader",
     "harnesses": "harness",
 }
 

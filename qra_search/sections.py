@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from qra_search.errors import shortened
-from qra_search.space.budgets import check_size
+from qra_search.space.budgets import parse
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -283,5 +283,5 @@ class SearchConfig(Section):
     @classmethod
     def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
-            check_size(value)
+            parse(value)
         return values

@@ -78,8 +78,7 @@ def build_world(folder: Path) -> None:
 
 def copy_world(world: Path, folder: Path, code: str) -> None:
     """A copy of the world without the runs that the code makes itself."""
-    fresh = "\n".join(line for line in code.splitlines() if "--resume" not in line)
-    made = re.findall(r"--out (runs/\S+)|log=\"(runs/[^/\"]+)", fresh)
+    made = re.findall(r"--out (runs/\S+)|log=\"(runs/[^/\"]+)", code)
     shutil.copytree(world, folder, dirs_exist_ok=True)
     for run in {name for names in made for name in names if name}:
         shutil.rmtree(folder / run, ignore_errors=True)

@@ -4,9 +4,8 @@
 
 Every way sees the same calibration rows of GSM8K; the error is the mean square of the change of a linear's output over
 that of the output, on rows not calibrated on. A row of the result has the geometric mean over the linears, and the bits
-a weight of all of them, scales and indices included. `gptqmodel` is the library's own quantizer in the same layout, and
-is left out where it is not installed. SmolLM2 comes as a Q4_1 file, whose weights 4 bits with offsets for groups of 32
-hold as they are: that is left out. Of its rows 128 divides those of 1536, and not those of 576.
+a weight of all, scales and indices included. SmolLM2 comes as a Q4_1 file, whose weights 4 bits with offsets for
+groups of 32 hold as they are: that is left out. Of its rows 128 divides those of 1536, and not those of 576.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "whole zeros, groups of 128 or 64": {"name": "gptq", "group_size": 128},
     "symmetric, groups of 32": {"name": "compressed-tensors", "group_size": 32, "symmetric": True},
     "symmetric, groups of 64": {"name": "compressed-tensors", "group_size": 64, "symmetric": True},
-    "gptqmodel's own codes, groups of 64": {"name": "gptqmodel", "group_size": 64},
 }
 
 

@@ -115,9 +115,8 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
     (f"search {LAND} --out rows.jsonl/x", "rows.jsonl"),
     (f"search {LAND} --out land", "land holds another run"),
-    (f"search {LAND} --out nowhere --resume", "leave --resume out to begin one"),
+    ("search nowhere", "no config file"),
     ("search empty", "config 'empty' is a folder"),
-    ("search old", "qra log convert"),
     # runs
     ("show none", "none is no run"),
     ("show empty", "holds no trials.jsonl"),
@@ -130,8 +129,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("compare land", "give two or more"),
     ("runs none", "no folder none"),
     ("log check none", "give a trial log or the folder of a run"),
-    ("log merge land land5 --out merged.jsonl", "space"),
-    ("log convert land", "trials.sqlite"),
     # tuning
     ("finetune none", "none is no run"),
     ("finetune begun", "has no plan yet"),
@@ -214,11 +211,10 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
 
 
 def _runs(folder: Path) -> None:
-    """Runs that are not begun, not ended, damaged, of an older version, and of damaged files."""
-    for name in ("empty", "damaged", "old", "begun", "unplanned"):
+    """Runs that are not begun, not ended, damaged, and of damaged files."""
+    for name in ("empty", "damaged", "begun", "unplanned"):
         (folder / name).mkdir()
     (folder / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
-    (folder / "old" / "trials.sqlite").write_bytes(b"SQLite format 3\0")
     _begun(folder / "land", folder / "begun")
     _begun(folder / "tiny", folder / "unplanned")
     _torn(folder / "tuned", folder / "torn")

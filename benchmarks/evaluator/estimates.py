@@ -16,7 +16,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from qra_eval.costs.phases import foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 
 RESULTS = Path(__file__).parents[1] / "results" / "estimates.jsonl"
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False}
@@ -88,7 +88,7 @@ def foretold(
     evaluator = QuantizedLoRAEvaluator(
         str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
     )
-    size = None if budget is None else size_in(evaluator.space, budget)
+    size = None if budget is None else resolve(evaluator.space, budget)[0]
     peaks = foretell(evaluator.workbench, size, gpu=True)
     return {
         "plan": (size or evaluator.space.memory.maximum) / 2**30,

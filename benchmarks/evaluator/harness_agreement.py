@@ -19,7 +19,7 @@ from commit import commit
 from qra_eval.harness import Harness
 from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
-from qra_eval.tasks.files import folder_rows
+from qra_eval.tasks.sources import folder_rows
 
 METRICS = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
 """Names of the harness' metrics, and those of the project's."""

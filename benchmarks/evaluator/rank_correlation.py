@@ -23,7 +23,7 @@ from scipy import stats
 from qra_search.cli.common import pair
 from qra_search.config import RunConfig, make_config
 from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 from qra_search.space.sampling import leaning_plan
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.evolution.edits import PlanCodec
@@ -100,7 +100,7 @@ def measure(config: RunConfig, options: argparse.Namespace, records: list[dict])
         sys.exit(f"{options.out} holds another setting: give another --out")
     if not heads:
         keep({"what": "setting", "commit": commit(), "threads": torch.get_num_threads(), **identity})
-    plans = plans_of_like_size(space, size_in(space, options.memory), options.plans)
+    plans = plans_of_like_size(space, resolve(space, options.memory)[0], options.plans)
     if not any(r["what"] == "prior" for r in records):
         sensitivities = evaluator.sensitivities()
         scores = prior_losses(space, sensitivities, plans)

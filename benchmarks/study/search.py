@@ -24,7 +24,6 @@ from budgets_table import PLANS
 from lines import MIB, RESULTS, read
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.log.logtools import merge
 from qra_search.log.trial import Trial
 from qra_search.log.trial_log import TrialLog
 from qra_search.strategies import make_strategy
@@ -118,8 +117,8 @@ def main() -> None:
     )
     result = study.run()
     kept = options.out / f"trials-{name}.jsonl"
-    kept.unlink(missing_ok=True)
-    merge([log.path], kept)  # without what is running, and who wrote it where
+    written = Path(log.path).read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(line for line in written if not line.startswith(b'{"writer"')))  # without the host's name
     forwards = result.spent * evaluator.workbench.evaluation_tokens()  # of this search's own evaluations
     epoch = epoch_forwards(evaluator)
     rows = []

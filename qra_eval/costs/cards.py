@@ -8,7 +8,7 @@ from typing import Any
 from qra_eval.costs.phases import Peak, foretell
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 
 CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
@@ -48,7 +48,7 @@ def _ways(workbench: FineTuner, budget: int | None) -> Iterator[tuple[str, str, 
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            bytes_ = size_in(workbench.quantized.space, plan)
+            (bytes_,) = resolve(workbench.quantized.space, plan)
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:

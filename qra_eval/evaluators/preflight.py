@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qra_eval.models.device import check_device
 from qra_eval.models.names import check_model, check_on_hub, folder_config
 from qra_eval.tasks import SPLITS, Task, make_task
-from qra_eval.tasks.files import check_hub
-from qra_eval.tasks.sources import is_file_name
+from qra_eval.tasks.sources import check_hub, is_file_name
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.engines import refusal

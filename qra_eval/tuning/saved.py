@@ -14,7 +14,7 @@ from qra_eval.models.embeddings import put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
-from qra_eval.models.names import KNOWN
+from qra_eval.models.names import KNOWN, LIVE
 from qra_eval.quantized import adapters
 from qra_eval.quantized.initialisation import Initialiser
 from qra_eval.quantized.model import QuantizedModel
@@ -113,8 +113,8 @@ def write_adapter(workbench: FineTuner, plan: Plan, folder: Path) -> None:
 
 
 def _address(spec: str) -> str | None:
-    """Where others find a model; None if it has a name of this project's, or is a GGUF file."""
-    return None if spec in KNOWN or Path(spec).is_file() else spec
+    """Where others find a model; None if it has a name of this project's, is a live one, or a GGUF file."""
+    return None if spec in KNOWN or spec.startswith(LIVE) or Path(spec).is_file() else spec
 
 
 def load(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Any:

@@ -56,7 +56,7 @@ ENTRIES = (
           "differ."),
     Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
     Entry("plans", "plans:plans", LOOK, "Compare, check and edit plans."),
-    Entry("log", "logs:log", LOOK, "Check and merge the trials of runs."),
+    Entry("log", "logs:log", LOOK, "Check the trial log of a run."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
           "devices, and why one cannot be used here."),

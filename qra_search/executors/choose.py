@@ -9,8 +9,15 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.executors.devices import DEVICE
-from qra_search.executors.gpus import check_room, check_share, leases, named_gpus, uses_gpus, visible_gpus
+from qra_search.executors.devices import (
+    DEVICE,
+    check_room,
+    check_share,
+    leases,
+    named_gpus,
+    uses_gpus,
+    visible_gpus,
+)
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 from qra_search.executors.slots import WorkerExecutor
@@ -49,8 +56,7 @@ def make_executor(
         kind: `process` or `ray`.
         address: of a Ray cluster.
         gpus_per_worker: below 1 several workers share one; default: one each if there are GPUs and the run's device
-            allows it (as many as the device names, if it names several), else none. Worker processes without GPUs
-            get the cores, dealt out.
+            allows it (as many as the device names, if it names several), else none.
 
     Raises:
         BadInput: more GPUs than there are.
@@ -73,7 +79,7 @@ def make_executor(
 
 
 def _leased(device: str, workers: int, share: float | None) -> list[str] | None:
-    """The devices that worker processes get; None: cores."""
+    """The devices that worker processes get; None: no GPU."""
     if share == 0 or not (device == "auto" or uses_gpus(device)):
         return None
     visible, named = visible_gpus(), named_gpus(device)

@@ -69,7 +69,7 @@ def _climbed(fit: TableFit, prior: Widths, sweeps: int) -> TableFit:
 
 def _evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
-    total = np.tensordot(fit.block_variances(w), fit.grams, 1)
+    total = np.tensordot(list(fit.block_variances(w)), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.error(w, fit.rows.weight, fit.excess)
     try:
         L = np.linalg.cholesky(total)

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
+from qra_search.integrations.trackers import check_tracker
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.study.transfer import learnt_prior
-from qra_search.workflow.evaluator import learnt_log
+from qra_search.workflow.evaluator import build_evaluator, learnt_log
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
+
+
+def foretold(
+    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False
+) -> dict[str, Any]:
+    """Build the evaluator, spend nothing, and say what a search would do; see `dry_run`.
+
+    Args:
+        track: trackers, which have to be installed; none of them is begun.
+        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+    """
+    with bad_input():
+        for spec in track:
+            check_tracker(spec)
+        if not begun:
+            learnt_log(config)
+    with listener:
+        built = build_evaluator(config, listener.progress, weights=False)
+    with closing(built) as evaluator:
+        return dry_run(evaluator, config, begun=begun)
 
 
 def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluator, RowCount
-from qra_search.report.terminal.live import View
+from qra_search.study.listener import Listener
 
 FEW = 32
 """Rows below which a loss says little of other rows."""
@@ -31,13 +31,13 @@ def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
     return lines
 
 
-def say_rows(evaluator: Evaluator, view: View) -> None:
+def say_rows(evaluator: Evaluator, listener: Listener) -> None:
     """Say how many rows there are if they are fewer than asked for or are cut; nothing if all is as asked."""
     counts = evaluator.row_counts()
     lines = rows_text(counts)
     if len(lines) > 1 or any(count.had < count.asked for count in counts.values()):
         for line in lines:
-            view.say(line if line.startswith("warning") else f"rows: {line}")
+            listener.say(line if line.startswith("warning") else f"rows: {line}")
 
 
 def rows_of_test(evaluator: Evaluator, config: RunConfig) -> int:

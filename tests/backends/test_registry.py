@@ -10,7 +10,7 @@ import torch
 from qra_backends import backend_names, bits_per_weight, list_backends, make_backend
 from torch import nn
 
-BUILT_IN = {"reference", "reference-gptq", "bitsandbytes", "hqq", "mixed"}
+BUILT_IN = {"reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "gptq", "compressed-tensors"}
 
 
 def test_the_projects_backends_are_registered():
@@ -39,7 +39,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
     [
         ("bitsandbites", "unknown backend 'bitsandbites': did you mean bitsandbytes"),
         ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
-        ("nothing-like-it", "known are .*hqq, mixed, reference, reference-gptq"),
+        ("nothing-like-it", "known are .*hqq, .*mixed, reference, reference-gptq"),
         ({"name": "hqq", "groups": 64}, "backend hqq has no option 'groups'; its options: group_size"),
         ({"name": "hqr"}, "did you mean hqq"),
         ({}, "a backend is a name"),

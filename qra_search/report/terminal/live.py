@@ -20,7 +20,8 @@ from qra_search.report.progress import BestSoFar, size_of
 from qra_search.report.terminal.columns import columns
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.study import Callback, Study
+from qra_search.study.listener import Listener
+from qra_search.study.study import Study
 
 PATIENCE = 2.0
 """Seconds after which a stage is worth a line of its own."""
@@ -63,8 +64,8 @@ class Stage:
         return (time.monotonic() - since) / (self.done - first) * (self.total - self.done)
 
 
-class View(Callback):
-    """Follows a run and says nothing: the base of the others, and what `--json` uses."""
+class View(Listener):
+    """Follows a run and shows nothing: the base of the others, and what `--json` uses."""
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
@@ -77,15 +78,6 @@ class View(Callback):
         """What is searched; only once a study has started."""
         assert self.study is not None
         return self.study.space
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """The evaluator's account of its own work: `("quantize", 12, 210)`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +149,19 @@ def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(dtype, m
     for at_once in (1, 64 * 5, 1 << 20):
         monkeypatch.setattr(layers, "NUMBERS_AT_ONCE", at_once)
         assert torch.equal(module.dequantize(dtype), expected)
+
+
+@pytest.mark.parametrize("device, calls", [("cpu", 37), ("meta", 1)])
+def test_int8_is_sliced_on_a_cpu_alone(device: str, calls: int, monkeypatch: pytest.MonkeyPatch):
+    from qra_backends.libraries import bitsandbytes_layers as layers
+
+    made: list[Tensor] = []
+    monkeypatch.setattr(layers, "NUMBERS_AT_ONCE", 64)
+    monkeypatch.setattr(layers.torch, "mul", lambda *args, out: made.append(out))
+    codes, scale = torch.zeros(37, 64, dtype=torch.int8, device=device), torch.ones(37, device=device)
+    layer: Any = SimpleNamespace(weight=SimpleNamespace(data=codes), row_scale=scale, compute_dtype=torch.float32)
+    layers.WeightOnlyLinear8bit.dequantize(layer)
+    assert len(made) == calls
 
 
 def test_four_bits_are_what_the_library_dequantizes():

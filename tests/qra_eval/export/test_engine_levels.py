@@ -10,7 +10,6 @@ import pytest
 import torch
 from cli_runner import Qra
 from qra_backends.ggml import library
-from qra_backends.integers import layouts
 from safetensors.torch import load_file
 
 from qra_eval.export.tuned import TunedRun
@@ -134,13 +133,6 @@ def test_what_an_engine_cannot_take_is_refused_before_a_model_is_loaded(
     shown = Qra(capsys)("search", "--model", "tiny", *arguments, "--out", tmp_path / "run")
     assert shown.status == 2 and said in shown.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
-
-
-def test_zero_points_of_gptqs_first_format_are_read_as_they_were() -> None:
-    zero = torch.tensor([[0.0, 1.0, 7.0, 15.0] * 8]).t()
-    words = layouts.words_of(torch.zeros(32, 32, dtype=torch.uint8), 4)
-    stored = layouts.gptq_tensors(words, torch.ones(32, 1), zero, 4, shift=1)
-    assert torch.equal(layouts.gptq_zeros(stored, 4, shift=1), zero)
 
 
 def test_an_adapter_on_a_base_without_an_address_says_who_knows_it(folder: Path) -> None:

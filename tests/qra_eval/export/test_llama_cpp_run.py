@@ -61,7 +61,7 @@ def test_a_killed_search_resumes_to_the_same_trials_and_its_result_is_served(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert qra(*chosen, "--out", killed, "--resume").status == 0
+    assert qra("search", killed).status == 0
     assert qra(*chosen, "--out", whole).status == 0
     assert trials(killed) == trials(whole)
     assert {str(bits) for proposal, *_ in trials(whole) for bits in proposal.plan.bits} > {"Q8_0"}

@@ -74,7 +74,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
 
 def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
     bench = evaluator.workbench
-    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", limits={"calibration": 9}), "nine",
+    monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"calibration": 9}), "nine",
                                             bench.tokenizer, 64))  # fmt: skip
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=3.0))
     batches = bench.final_batches(bench.finetune_steps, 1)

@@ -13,7 +13,7 @@ from qra_search import Plan
 from qra_search.cli import demo
 from qra_search.config import make_config
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
@@ -170,21 +170,19 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
-    compare = final.compare_on_test
+    tuned = final._tuned
 
-    def interrupted(*args: Any, on_tuned: Any, **options: Any) -> Any:
-        def once(*how: Any) -> None:
-            on_tuned(*how)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if tuner["tuned"]:
             raise KeyboardInterrupt
+        return tuned(*args, **options)
 
-        return compare(*args, on_tuned=once, **options)
-
-    monkeypatch.setattr(final, "compare_on_test", interrupted)
+    monkeypatch.setattr(final, "_tuned", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
-    monkeypatch.setattr(final, "compare_on_test", compare)
+    monkeypatch.setattr(final, "_tuned", tuned)
     assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 
@@ -217,7 +215,7 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
     result = run.result()
-    assert result.memory_budgets == (size_in(result.space, demo.DEMO["search"]["memory"][0]),)
+    assert result.memory_budgets == resolve(result.space, demo.DEMO["search"]["memory"])
     foretold = result.forecast()
     assert foretold is not None and foretold.rival is not None and result.trials == ()
     assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
@@ -281,7 +279,7 @@ def test_a_plan_is_tuned_beside_the_uniform_plan_of_the_least_predicted_loss(
 def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
     assert qra("finetune", planned).status == 0
     run, known = RunFolder(planned), RunFolder(planned).test_file.read_bytes()
-    small = size_in(run.result().space, "uniform3r8")
+    (small,) = resolve(run.result().space, "uniform3r8")
     tuner["tuned"].clear()
     done = qra("finetune", planned, "--memory", "uniform3r8")
     assert done.status == 0, done.err

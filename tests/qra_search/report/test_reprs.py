@@ -18,7 +18,7 @@ from qra_search import Plan, SearchResult, search
 from qra_search.report import notebook
 from qra_search.report.notebook import NotebookView, in_notebook
 from qra_search.space.memory import format_bytes
-from qra_search.workflow import search_function
+from qra_search.workflow import listening
 
 FIVE_LINES = """
 from qra_search import search
@@ -102,8 +102,8 @@ def test_a_notebook_sees_the_search_in_one_output(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(notebook, "REFRESH", 0.0)
     displayed = Displayed()
     view = NotebookView(displayed)
-    monkeypatch.setattr(search_function, "in_notebook", lambda: True)
-    monkeypatch.setattr(search_function, "progress_view", lambda: view)
+    monkeypatch.setattr(listening, "in_notebook", lambda: True)
+    monkeypatch.setattr(listening, "progress_view", lambda: view)
     result = search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=12)
     view.say("words [bold]kept[/]")
     assert len(displayed.pages) > len(result.trials)
@@ -137,7 +137,7 @@ def test_an_evaluator_that_tells_of_its_own_work_is_heard(monkeypatch: pytest.Mo
     told: list[tuple[str, int, int]] = []
     view = NotebookView(Displayed())
     monkeypatch.setattr(view, "progress", lambda *a: told.append(a))
-    monkeypatch.setattr(search_function, "progress_view", lambda: view)
+    monkeypatch.setattr(listening, "progress_view", lambda: view)
     search(Telling(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
     assert told == [("measure", 1, 2)]
 

@@ -1,4 +1,4 @@
-"""How GPUs are dealt out to workers, and what is said if there are too few; no GPU is needed to see it."""
+"""How devices are dealt out to workers, and what is said if there are too few GPUs; none is needed to see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from qra_search import BadInput
 from qra_search.config import RunConfig, make_config
-from qra_search.executors import choose, gpus, make_executor
+from qra_search.executors import ProcessExecutor, choose, devices, make_executor
 
 
 def config(device: str) -> RunConfig:
@@ -45,8 +45,8 @@ def test_a_device_that_names_gpus_is_what_workers_get(four):
 
 
 @pytest.mark.parametrize(("device", "share"), [("cpu", None), ("cpu", 0), ("auto", 0)])
-def test_workers_without_gpus_get_cores(four, device, share):
-    assert all(name.startswith("cores:") for name in leased(device, 2, share))
+def test_workers_without_gpus_get_the_cpu(four, device, share):
+    assert leased(device, 2, share) == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_without_a_gpu_cuda_is_refused_and_auto_means_cores(monkeypatch):
+def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(choose, "visible_gpus", list)
     with pytest.raises(BadInput, match="2 workers with a GPU each: this machine has no GPUs: use --device cpu"):
         make_executor(config("cuda"), 2)
     with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
         make_executor(config("auto"), 1, gpus_per_worker=1)
-    assert all(name.startswith("cores:") for name in leased("auto", 2))
+    assert leased("auto", 2) == ["cpu", "cpu"]
 
 
 def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
@@ -86,9 +86,9 @@ def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
 
 
 def test_a_workers_gpus_are_all_of_one_machine():
-    gpus.check_room([2, 2], 2, 2, "the Ray cluster")
+    devices.check_room([2, 2], 2, 2, "the Ray cluster")
     with pytest.raises(BadInput, match="1 worker with 4 GPUs each: the Ray cluster has 4 GPUs: at most .* 2 can be"):
-        gpus.check_room([2, 2], 1, 4, "the Ray cluster")
+        devices.check_room([2, 2], 1, 4, "the Ray cluster")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,21 @@ def test_in_a_worker_a_leased_gpu_is_cuda_whatever_its_number_is_outside(monkeyp
 
 
 def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatch):
-    monkeypatch.setattr(gpus.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
-    assert gpus.visible_gpus() == []
+    assert devices.visible_gpus() == []
+
+
+def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.environment("cuda:2,cuda:3", 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    with pytest.raises(ValueError, match="was given 2 GPUs"):
+        devices.environment("cuda:2", 2)
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda:", "cuda:0,cpu", "cores:0-3", ""])
+def test_a_device_of_no_known_form_is_refused(device):
+    with pytest.raises(ValueError, match="is of no known form: use cpu, cuda:0, or cuda:0,cuda:1"):
+        ProcessExecutor(dict, devices=[device])

@@ -1,0 +1,43 @@
+"""Plan, search, fine-tune, report, export and load, with a model and rows that are at hand in Python.
+
+python examples/from_python.py runs/from-python
+"""
+
+import sys
+
+from datasets import Dataset
+
+from qra_eval.models.load import load_model
+from qra_search import plan
+
+
+def rows() -> Dataset:
+    """Sums with their answers: rows as anybody has them."""
+    pairs = [(a, b) for a in range(30) for b in range(30)]
+    return Dataset.from_list([{"prompt": f"{a} plus {b} is", "answer": f"{a + b}."} for a, b in pairs])
+
+
+def main(out: str) -> None:
+    tiny = load_model("tiny")  # or AutoModelForCausalLM.from_pretrained(...) with its tokenizer
+
+    run = plan(
+        tiny.model, rows(), tokenizer=tiny.tokenizer, memory="75%", out=out,
+        settings={"evaluation.steps": 3, "finetune.steps": 6, "finetune.test_rows": 16},
+    )  # fmt: skip
+    print(run)  # what is foretold
+
+    run.search(evaluations=3)  # optional: check the plan by short fine-tunings
+    print(run.result.best())
+
+    tuned = run.finetune()  # beside the best uniform plan of no more bytes
+    print(tuned)
+
+    print(run.report())
+    print(run.export("merged").path)
+    model, tokenizer = run.load()
+    inputs = tokenizer("3 plus 4 is", return_tensors="pt")
+    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=3)[0]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
