@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers, .loaders and .harnesses."""
+.loaders, .objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Kind = Literal[
     "tasks",
     "exporters",
     "importers",
-    "trackers",
     "loaders",
+    "objects",
     "harnesses",
 ]
 _SINGULAR = {
@@ -28,8 +28,8 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
-    "trackers": "tracker",
     "loaders": "loader",
+    "objects": "register of objects",
     "harnesses": "harness",
 }
 

@@ -100,7 +100,7 @@ def faulty(row: dict[str, Any]) -> dict[str, Any]:
 
 def reports(runs: list[Path], folder: Path) -> dict[str, Path]:
     """The report of each run, and of all together, by name."""
-    from qra_search.report.html.page import write_page
+    from qra_search.report.page import write_page
     from qra_search.runs.folder import RunFolder
 
     found = [RunFolder(path).check() for path in runs]

@@ -125,7 +125,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show land --memory much", "is not a memory budget"),
     ("report none", "none is no run"),
     ("report land --out rows.jsonl/x.html", "a file is in the way"),
-    ("report land --dark", "add --figures"),
     ("compare land", "give two or more"),
     ("runs none", "no folder none"),
     ("log check none", "give a trial log or the folder of a run"),

@@ -59,7 +59,7 @@ def draw() -> str:
                 axes.plot(*at, marker="o", markersize=9, color=c[color], linestyle="none", clip_on=False)
                 side = "left" if name == NAMES[REFERENCE] else "right"
                 put_label(axes, taken, name, at, (10, 0), side=side, moves=(0, 14, -14), color=c["soft"])
-    return to_svg(figure, theme="screen", hover={})
+    return to_svg(figure, theme="screen")
 
 
 if __name__ == "__main__":

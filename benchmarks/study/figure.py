@@ -19,7 +19,7 @@ LABELLED = (
     "nf4 4-bit r32",
     "gptq 4-bit r8, embeddings 8-bit",
 )
-"""Uniform plans that are named in the figure; the names of the others are tooltips."""
+"""Uniform plans that are named in the figure."""
 FOUND, SMALL = "found by qra", "embeddings in 8 bits"
 
 
@@ -34,7 +34,6 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
     points = [r for r in points if r.loss <= most]
     kinds = {(bool(found), small): [r for r in points if bool(r.budget) is found and (r.embeddings != 16) is small]
              for found in (False, True) for small in (False, True)}  # fmt: skip
-    hover = {}
     with style() as c:
         title = "Test loss over memory: found plans and uniform plans"
         figure, (axes,) = new_figure(title, SIZE, right=RIGHT)
@@ -50,11 +49,10 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
         taken: list = []
         for (found, small), some in kinds.items():
             color, shape = (c["best"], "s") if found else (c["found"], "o")
-            hover[f"found-{found}-{small}"] = [f"{r.name}: {r.loss:.4f}" for r in some]
             axes.plot(
                 [r.bytes / 2**20 for r in some], [r.loss for r in some], linestyle="none", marker=shape, markersize=9,
                 color=color, markerfacecolor=c["paper"] if small else color, markeredgewidth=1.5, clip_on=False,
-                gid=f"found-{found}-{small}", zorder=3,
+                zorder=3,
             )  # fmt: skip
             if found and some:  # the cheaper side of hollow ones is free
                 at = (some[0].bytes / 2**20, some[0].loss)
@@ -70,4 +68,4 @@ def draw(rows: Sequence[Any], whole: Any | None) -> str:
             spans = {kind: dict.fromkeys(f"{x:.2f}" for x in (min(some), max(some))) for kind, some in groups.items()}
             names = ", ".join(f"{kind} {' to '.join(span)}" for kind, span in spans.items())
             axes.set_title(f"far above: {names}", loc="right", color=c["soft"], fontsize=12)
-    return to_svg(figure, theme="screen", hover=hover)
+    return to_svg(figure, theme="screen")

@@ -24,8 +24,27 @@ __all__ = [
     "Task",
     "encode",
     "make_task",
+    "register_task",
     "rendered_example",
 ]
+
+
+ROWS, MADE = "rows:", "task:"
+"""What the names of rows in Python, and of a `Task` object, begin with."""
+LIVE_TASKS: dict[str, Any] = {}
+"""By name, what tasks of this process are made of."""
+
+
+def register_task(task: Any) -> str:
+    """The name of a task that is given as an object, by which `make_task` finds it in this process.
+
+    Raises:
+        BadInput: it is no task, and no rows.
+    """
+    made = make_task(task)
+    name = f"{MADE}{made.name}" if isinstance(task, Task) else made.name
+    LIVE_TASKS[name] = task
+    return name
 
 
 def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:
@@ -50,12 +69,14 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"the task {task.name!r} is made already: give its data and options when you make it")
         return task
     name = str(task) if isinstance(task, str | Path) else None
+    if name in LIVE_TASKS:
+        return make_task(LIVE_TASKS[name], data=data, seed=seed, **options)
     if name is None or is_file_name(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
         name, data = "text" if name is None and is_text(task) else "jsonl", task
-    elif name.startswith("rows:"):
-        raise BadInput(f"the rows of the task {name!r} were given in Python: give the same again, or a file of them")
+    elif name.startswith((ROWS, MADE)):
+        raise BadInput(f"{name} was given in Python, and is none of this process: give task= again, or a file of rows")
     elif Path(name).is_file():
         raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
     factory = plugins.load("tasks", name)
@@ -68,5 +89,5 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         given = ", ".join(f"{name}={shortened(value)}" for name, value in options.items())
         raise BadInput(f"task {name!r}: an option is of the wrong kind in {given} ({error})") from error
     if data is not None and not isinstance(data, str):
-        made.name = f"rows:{digest(split_rows(data, splits=options.get('splits')))}"
+        made.name = f"{ROWS}{digest(split_rows(data, splits=options.get('splits')))}"
     return made

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
+from qra_eval.models.device import resolve_device
 from qra_eval.models.embeddings import put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
@@ -117,10 +118,11 @@ def _address(spec: str) -> str | None:
     return None if spec in KNOWN or spec.startswith(LIVE) or Path(spec).is_file() else spec
 
 
-def load(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Any:
+def load(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
     """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
 
     Args:
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -143,9 +145,9 @@ def load(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = F
     return tuned, tokenizer
 
 
-def load_base(folder: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
-    folder = Path(folder)
+    folder, device = Path(folder), str(resolve_device(device))
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")

@@ -14,7 +14,7 @@ from qra_search.bench.measures import Row, best_known, hypervolume_regret, score
 from qra_search.bench.plots import anytime_figure
 from qra_search.bench.run import read_rows
 from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
-from qra_search.report.figures import to_svg
+from qra_search.report.figures.canvas import to_svg
 
 BEST_MARGIN = 1e-9
 RANKED = 0.1

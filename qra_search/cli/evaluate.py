@@ -12,8 +12,8 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import read_json, write_json
+from qra_search.report.columns import columns
 from qra_search.report.formatting import plan_name
-from qra_search.report.terminal.columns import columns
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder

@@ -10,7 +10,7 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.integrations.hub import check_hub, push_export
-from qra_search.report.terminal.columns import columns
+from qra_search.report.columns import columns
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
 

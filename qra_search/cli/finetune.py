@@ -11,8 +11,9 @@ from qra_search.cli.common import option
 from qra_search.errors import bad_input
 from qra_search.integrations.hub import check_hub, push_tuned
 from qra_search.report.finding import finding, headline
+from qra_search.report.tables import tested_table
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
+from qra_search.report.terminal.tables import next_steps, print_samples
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.finetune import Finetuned, check_reloads

@@ -13,7 +13,7 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
-from qra_search.report.terminal.columns import columns
+from qra_search.report.columns import columns
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""

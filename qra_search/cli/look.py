@@ -14,12 +14,12 @@ from qra_search.cli.common import argument, option
 from qra_search.config import differences
 from qra_search.errors import BadInput, bad_input, describe, one_line
 from qra_search.report import formatting
+from qra_search.report.columns import columns
 from qra_search.report.data import RunData
 from qra_search.report.engine_support import takers_text
 from qra_search.report.finding import said
 from qra_search.report.layout import heat_maps
-from qra_search.report.terminal.columns import columns
-from qra_search.report.terminal.plan_grid import strip
+from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, find_runs
 from qra_search.space.budgets import budget_in, describe_size
@@ -43,7 +43,6 @@ def report(
     figures: Annotated[
         bool, option("--figures", "Write the charts as SVG and PNG as well, into a folder beside it.")
     ] = False,
-    dark: Annotated[bool, option("--dark", "Figures for dark pages; the report itself has both.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Write the HTML report of a run, or one that compares several.
@@ -54,7 +53,7 @@ def report(
 
         qra report runs/a runs/b --out compare.html
     """
-    path, *written = write_reports([RunFolder(run) for run in runs], out, figures=figures, dark=dark)
+    path, *written = write_reports([RunFolder(run) for run in runs], out, figures=figures)
     if as_json:
         common.emit({"report": str(path), "figures": [str(file) for file in written]})
         return

@@ -12,8 +12,9 @@ from qra_search.config import RunConfig
 from qra_search.report import formatting
 from qra_search.report.engine_support import takers_text
 from qra_search.report.finding import said
+from qra_search.report.tables import forecast_table
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import forecast_table, next_steps
+from qra_search.report.terminal.tables import next_steps
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
 from qra_search.space.memory import format_bytes

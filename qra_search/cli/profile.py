@@ -14,7 +14,7 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.report import formatting
-from qra_search.report.terminal.columns import columns
+from qra_search.report.columns import columns
 from qra_search.report.terminal.live import make_view
 from qra_search.space.levels import level_words
 from qra_search.space.space import SearchSpace

@@ -13,7 +13,7 @@ import numpy as np
 
 from qra_search import plugins
 from qra_search.space.groups import Group
-from qra_search.space.levels import Level, LevelName
+from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_FORMAT, choices_in
 from qra_search.space.space import Plan, SearchSpace
@@ -84,7 +84,7 @@ def import_plan(
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     foreign: Foreign = plugins.load("importers", format)(path)
-    return _plan(foreign, space, str(path), rank, default_bits, rounding)
+    return _plan(foreign, space, _Rules(str(path), rank, default_bits, rounding))
 
 
 # -- formats -------------------------------------------------------------------------------------
@@ -148,99 +148,124 @@ def read_plan(path: Path) -> Foreign:
 
 
 # -- into the space ------------------------------------------------------------------------------
-def _plan(
-    foreign: Foreign, space: SearchSpace, source: str, rank: int | None, default: int | None, rounding: Rounding
-) -> Imported:
-    is_embedding = {group.name for group in space.groups if group.is_embedding and not _named(foreign, group)}
-    followed = [group for group in space.groups if group.name not in is_embedding]
-    found = {linear.name: foreign.bits_of(linear.name) for group in followed for linear in group.linears}
-    notes = []
-    strange = sorted(set(foreign.names or ()) - set(found))
-    if strange and len(strange) == len(foreign.names or ()):
-        raise ValueError(
-            f"{source} is of another model: it names {strange[0]!r}, and this one has such as {min(found)!r}"
-        )
-    if strange:
-        notes.append(f"{len(strange)} of the file's entries are not searched here, such as {strange[0]}: left out")
-    missing = [name for name, value in found.items() if value is None]
-    if missing and default is None:
-        raise ValueError(
-            f"{source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these are "
-            "to have"
-        )
-    if missing:
-        notes.append(f"{len(missing)} linears are not in the file, such as {missing[0]}: they got {default} bits")
-    wanted_of = {name: float(value if value is not None else default or 0) for name, value in found.items()}
-    bits, ranks, mixed, rounded = [], [], [], []
+@dataclass(frozen=True)
+class _Rules:
+    """How a choice that the space does not have becomes one that it has; see `import_plan`."""
+
+    source: str
+    rank: int | None
+    default_bits: int | None
+    rounding: Rounding
+
+    def nearest(self, wanted: float, allowed: Sequence[int]) -> int:
+        """The allowed number that the wanted one is rounded to."""
+        if self.rounding == "up":
+            return min((b for b in allowed if b >= wanted), default=max(allowed))
+        if self.rounding == "down":
+            return max((b for b in allowed if b <= wanted), default=min(allowed))
+        return min(allowed, key=lambda b: (abs(b - wanted), -b))
+
+
+def _plan(foreign: Foreign, space: SearchSpace, rules: _Rules) -> Imported:
+    """The foreign choices as a plan of the space."""
+    followed = [group for group in space.groups if _follows(foreign, group)]
+    bits_of, notes = _bits_of_linears(foreign, followed, rules)
+    bits, ranks = [], []
+    mixed: list[str] = []
+    rounded: list[str] = []
     for group in space.groups:
-        if group.name in is_embedding:  # a file that says nothing of it leaves it as it is
+        if group not in followed:  # a file that says nothing of an embedding leaves it as it is
             bits.append((group.bits or space.bits)[-1])
             ranks.append(min(group.ranks or space.ranks))
             continue
-        each = [wanted_of[linear.name] for linear in group.linears]
-        wanted = each[0]
-        if len(set(each)) > 1:
-            wanted = float(np.average(each, weights=[linear.weights for linear in group.linears]))
-            mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(set(each)))})")
-        allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
-        same = {foreign.levels.get(linear.name) for linear in group.linears}
-        level = next((level for level in allowed if same == {level.name}), None) or _level(wanted, allowed, rounding)
-        if len(set(each)) == 1 and level.width != wanted:
-            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}")
-        bits.append(level.name)
-        ranks.append(_rank(foreign, group, space, rank, rounding))
-    for problem, texts in (
-        ("groups have linears of different bits, which share one choice here", mixed),
-        ("groups have bits that are not allowed here", rounded),
-    ):
-        if texts and rounding == "refuse":
-            raise ValueError(
-                f"{source}: {len(texts)} {problem}, such as {texts[0]}: round them (nearest, up or down), or search a "
-                "space that has them"
-            )
-        if texts:
-            notes.append(f"{len(texts)} {problem}: rounded {rounding}, such as {texts[0]}")
+        level, problem = _level(foreign, group, space, bits_of, rules)
+        if problem:
+            (mixed if len({bits_of[linear.name] for linear in group.linears}) > 1 else rounded).append(problem)
+        bits.append(level)
+        ranks.append(_rank(foreign, group, space, rules))
+    notes += _rounding_notes("groups have linears of different bits, which share one choice here", mixed, rules)
+    notes += _rounding_notes("groups have bits that are not allowed here", rounded, rules)
     plan = Plan(tuple(bits), tuple(ranks))
     space.encode(plan)
     return Imported(plan, tuple(notes))
 
 
-def _named(foreign: Foreign, group: Group) -> bool:
-    """Whether the file names what is in a group; patterns and defaults are for the linears of layers."""
-    return all(linear.name in (foreign.names or ()) for linear in group.linears)
+def _follows(foreign: Foreign, group: Group) -> bool:
+    """Whether a group takes its choice from the file: patterns and defaults are for the linears of layers only."""
+    return not group.is_embedding or all(linear.name in (foreign.names or ()) for linear in group.linears)
 
 
-def _level(wanted: float, allowed: Sequence[Level], rounding: Rounding) -> Level:
-    """The first level of the width wanted, or of that which it is rounded to."""
-    width = _allowed(wanted, [level.width for level in allowed], rounding)
-    return next(level for level in allowed if level.width == width)
+def _bits_of_linears(foreign: Foreign, groups: Sequence[Group], rules: _Rules) -> tuple[dict[str, float], list[str]]:
+    """Bits by linear, and notes on what the file names too much or too little."""
+    found = {linear.name: foreign.bits_of(linear.name) for group in groups for linear in group.linears}
+    named, notes = set(foreign.names or ()), []
+    strange = sorted(named - set(found))
+    if strange and len(strange) == len(named):
+        raise ValueError(
+            f"{rules.source} is of another model: it names {strange[0]!r}, and this one has such as {min(found)!r}"
+        )
+    if strange:
+        notes.append(f"{len(strange)} of the file's entries are not searched here, such as {strange[0]}: left out")
+    missing = [name for name, value in found.items() if value is None]
+    if missing and rules.default_bits is None:
+        raise ValueError(
+            f"{rules.source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these "
+            "are to have"
+        )
+    if missing:
+        notes.append(
+            f"{len(missing)} linears are not in the file, such as {missing[0]}: they got {rules.default_bits} bits"
+        )
+    default = float(rules.default_bits or 0)
+    return {name: default if value is None else float(value) for name, value in found.items()}, notes
 
 
-def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
-    if rounding == "up":
-        return min((b for b in allowed if b >= wanted), default=max(allowed))
-    if rounding == "down":
-        return max((b for b in allowed if b <= wanted), default=min(allowed))
-    return min(allowed, key=lambda b: (abs(b - wanted), -b))
+def _level(
+    foreign: Foreign, group: Group, space: SearchSpace, bits_of: Mapping[str, float], rules: _Rules
+) -> tuple[LevelName, str]:
+    """The level of a group, and what had to be rounded; empty if nothing had to be."""
+    allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
+    each = [bits_of[linear.name] for linear in group.linears]
+    mixed = len(set(each)) > 1
+    wanted = float(np.average(each, weights=[linear.weights for linear in group.linears])) if mixed else each[0]
+    named = {foreign.levels.get(linear.name) for linear in group.linears}
+    level = next((level for level in allowed if named == {level.name}), None)
+    if level is None:
+        width = rules.nearest(wanted, [level.width for level in allowed])
+        level = next(level for level in allowed if level.width == width)
+    if mixed:
+        return level.name, f"{group.name} ({', '.join(f'{v:g}' for v in sorted(set(each)))})"
+    if level.width != wanted:
+        return level.name, f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}"
+    return level.name, ""
 
 
-def _rank(foreign: Foreign, group: Group, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
-    if group.is_embedding:
-        return min(group.ranks or space.ranks)
+def _rank(foreign: Foreign, group: Group, space: SearchSpace, rules: _Rules) -> int:
     allowed = group.ranks or space.ranks
     own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=None)
-    wanted = rank if rank is not None else own
-    if wanted is None:
+    wanted = rules.rank if rules.rank is not None else own
+    if group.is_embedding or wanted is None:
         return min(allowed)
     if wanted in allowed:
         return wanted
-    if rounding == "refuse" or rank is not None:
+    if rules.rounding == "refuse" or rules.rank is not None:
         raise ValueError(
             f"group {group.name!r} has ranks {', '.join(map(str, allowed))}, not {wanted}: choose one of them"
         )
-    return _allowed(wanted, allowed, rounding)
+    return rules.nearest(wanted, allowed)
 
 
+def _rounding_notes(problem: str, texts: Sequence[str], rules: _Rules) -> list[str]:
+    """A note on what was rounded, or the refusal to round it."""
+    if texts and rules.rounding == "refuse":
+        raise ValueError(
+            f"{rules.source}: {len(texts)} {problem}, such as {texts[0]}: round them (nearest, up or down), or search "
+            "a space that has them"
+        )
+    return [f"{len(texts)} {problem}: rounded {rules.rounding}, such as {texts[0]}"] if texts else []
+
+
+# -- parsing ---------------------------------------------------------------------------------------
 def _object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())

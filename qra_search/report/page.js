@@ -3,8 +3,6 @@
 (() => {
   const runs = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
-  const level = (code) => (code >= 97 ? code - 97 + 36 : code >= 65 ? code - 65 + 10 : code - 48);
-  const mib = (bytes) => (bytes / 1048576).toFixed(1) + " MiB";
 
   const make = (name, text) => {
     const node = document.createElement(name);
@@ -26,17 +24,10 @@
       cell.setAttribute("y", y * h);
       cell.setAttribute("width", Math.max(w - 1, 1));
       cell.setAttribute("height", h - 1);
-      cell.style.fill = `var(--bits-${level(point.b.charCodeAt(group))})`;
+      cell.style.fill = `var(--bits-${point.bits[group]})`;
       svg.append(cell);
     }));
     return svg;
-  };
-
-  const describe = (point) => {
-    const lines = [`loss ${point.l}` + (point.s ? ` ± ${point.s}` : "") + `, ${mib(point.m)}`];
-    lines.push(`proposed as ${point.o}` + (point.e ? `, predicted ${point.e}` : ""));
-    if (point.n > 1) lines.push(`mean of ${point.n} evaluations`);
-    return lines;
   };
 
   const put = (target, parts) => {
@@ -53,17 +44,22 @@
     const run = runs[section.dataset.run];
     const which = section.querySelector(".which strong"), back = section.querySelector("button.back");
 
+    for (const group of section.querySelectorAll("[data-points]")) {
+      const marks = run.marks[group.dataset.points];
+      group.querySelectorAll("use").forEach((mark, i) => { mark.dataset.p = marks[i]; });
+    }
+
     const show = (index) => {
       const point = run.points[index];
-      for (const [kind, text, levels] of [["bits", point.b, run.bits], ["rank", point.r, run.ranks]]) {
+      for (const kind of ["bits", "rank"]) {
         for (const cell of section.querySelectorAll(`.heat[data-of=${kind}] td[data-g]`)) {
-          const at = level(text.charCodeAt(+cell.dataset.g));
+          const at = point[kind][+cell.dataset.g];
           cell.style.setProperty("--cell", `var(--${kind}-${at})`);
           cell.style.setProperty("--on", `var(--${kind}-${at}-text)`);
-          cell.textContent = levels[at];
+          cell.textContent = run[kind][at];
         }
       }
-      which.textContent = `${point.t}: loss ${point.l}, ${mib(point.m)}`;
+      which.textContent = `${point.name}: ${point.lines[0]}`;
       back.hidden = index === run.best;
       for (const mark of section.querySelectorAll("use.on")) mark.classList.remove("on");
       for (const mark of section.querySelectorAll(`use[data-p="${index}"]`)) mark.classList.add("on");
@@ -74,11 +70,11 @@
       const mark = event.target.closest("[data-p]"), cell = event.target.closest("td[data-g]");
       if (mark && mark.tagName === "use") {
         const point = run.points[+mark.dataset.p];
-        put(mark, [make("b", point.t), ...describe(point).map((line) => make("div", line)), picture(run, point)]);
+        put(mark, [make("b", point.name), ...point.lines.map((line) => make("div", line)), picture(run, point)]);
       } else if (cell) {
         const g = +cell.dataset.g, point = run.points[+(section.dataset.shown ?? run.best)];
-        const lines = point ? [`${run.bits[level(point.b.charCodeAt(g))]} bits, rank ${run.ranks[level(point.r.charCodeAt(g))]}`] : [];
-        if (run.damage) lines.push(`prior: +${run.damage[g]} loss at ${run.bits[0]} bits, −${run.gain[g]} by rank ${run.ranks.at(-1)}`);
+        const lines = point ? [`${run.bits[point.bits[g]]} bits, rank ${run.rank[point.rank[g]]}`] : [];
+        if (run.damage) lines.push(`sensitivity: +${run.damage[g]} loss at ${run.bits[0]} bits, −${run.gain[g]} by rank ${run.rank.at(-1)}`);
         put(cell, [make("b", run.groups[g]), ...lines.map((line) => make("div", line))]);
       } else hide();
     });

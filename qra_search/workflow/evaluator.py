@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,33 @@ from qra_search.strategies import make_strategy
 from qra_search.study.transfer import check_exists
 
 
-@dataclass(frozen=True)
-class Objects:
-    """What a run was given as live objects, in place of names: a model with its tokenizer, and a task."""
+def object_names(config: RunConfig | None, model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
+    """The names that stand in a config for a model and a task, of which either may be a live object.
 
-    model: Any = None
-    tokenizer: Any = None
-    task: Any = None
+    Args:
+        config: says which evaluator knows such objects; None: the usual one.
 
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, task: Any) -> Objects:
-        """Those of the arguments that are no names or paths.
-
-        Raises:
-            BadInput: a live model without its tokenizer, or a tokenizer alone.
-        """
-        live = None if model is None or isinstance(model, (str, Path)) else model
-        if live is not None and tokenizer is None:
-            raise BadInput("a live model needs its tokenizer: give tokenizer=AutoTokenizer.from_pretrained(...)")
-        if live is None and tokenizer is not None:
-            raise BadInput("tokenizer= belongs to a live model: a model by name brings its own, so leave it out")
-        return cls(live, tokenizer, None if task is None or isinstance(task, (str, Path)) else task)
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Those that there are, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+    Raises:
+        BadInput: an object that the evaluator does not take.
+    """
+    given = {name: value for name, value in (("model", model), ("task", task)) if not isinstance(value, (str, Path))}
+    given = {name: value for name, value in {**given, "tokenizer": tokenizer}.items() if value is not None}
+    names = {name: value for name, value in (("model", model), ("task", task)) if name not in given}
+    if not given:
+        return names
+    evaluator = (config or RunConfig()).evaluator
+    if evaluator not in plugins.names("objects"):
+        raise BadInput(f"evaluator {evaluator!r} takes no live {next(iter(given))}: give its name or folder")
+    with bad_input():
+        registered: dict[str, str] = plugins.load("objects", evaluator)(**given)
+        return names | registered
 
 
-def build_evaluator(
-    config: RunConfig, progress: Progress, *, weights: bool = True, objects: Objects | None = None
-) -> Evaluator:
+def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = True) -> Evaluator:
     """The evaluator that a config names.
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
-        objects: live ones that stand for the config's names.
 
     Raises:
         BadInput: an unknown name, or settings that the evaluator refuses.
@@ -60,10 +50,6 @@ def build_evaluator(
         make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
         options = {"progress": progress, **({} if weights else {"weights": False})}
-        given = objects.given if objects is not None else {}
-        if refused := [name for name in given if not _takes(factory, name)]:
-            raise BadInput(f"evaluator {config.evaluator!r} takes no live {refused[0]}: give its name or folder")
-        options |= given
         evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})
         return evaluator
 

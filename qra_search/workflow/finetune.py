@@ -14,10 +14,9 @@ from qra_search.display import Displayed
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
 from qra_search.files import write_json
-from qra_search.integrations.trackers.base import flat
-from qra_search.integrations.trackers.tuning import tracked
+from qra_search.integrations.trackers import flat, tracked
 from qra_search.report import formatting
-from qra_search.report.shares import metric_text
+from qra_search.report.formatting import metric_text
 from qra_search.runs.comparison import (
     FOUND,
     TUNING,
@@ -152,7 +151,7 @@ def tune_with(
     settings = config.model_dump(mode="json", include={"training", "finetune"})
     told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
     try:
-        with tracked(track, place.path / TUNING, told, result, listener.say) as figures:
+        with tracked(track, place.path / TUNING, told, listener.say) as figures:
             compare_on_test(
                 evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
             )

@@ -13,11 +13,11 @@ from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.integrations.trackers import check_tracker, make_tracker
+from qra_search.integrations.trackers import Tracker, check_tracker
 from qra_search.report.data import RunData
-from qra_search.report.figures import write_figures
+from qra_search.report.figures.charts import write_figures
 from qra_search.report.finding import said
-from qra_search.report.html.page import write_page
+from qra_search.report.page import write_page
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.budgets import uniform_in
@@ -26,7 +26,7 @@ from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.workflow.costs import Costs, foretold_costs
-from qra_search.workflow.evaluator import Objects, build_evaluator, on_device
+from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import (
     Finetuned,
@@ -39,7 +39,7 @@ from qra_search.workflow.finetune import (
 from qra_search.workflow.listening import Heard, listener_for
 from qra_search.workflow.plan import check_plannable, plan_with
 from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
-from qra_search.workflow.settings import LIVE_MODEL, LIVE_TASK, make_settings
+from qra_search.workflow.settings import make_settings
 
 
 def plan(
@@ -74,14 +74,9 @@ def plan(
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
     """
-    objects = Objects.of(model, tokenizer, task)
-    names = {
-        "model": LIVE_MODEL if objects.model is not None else model,
-        "task": LIVE_TASK if objects.task is not None else task,
-        "memory": memory,
-    }
-    made = make_settings(config, settings, **names, **keywords)
-    run = Run(out or new_folder(made), made, objects=objects)
+    usual = make_settings(config, settings, memory=memory, **keywords)
+    made = make_settings(usual, **object_names(usual, model, tokenizer, task))
+    run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
     run.choose_plan(progress=progress)
     return run
 
@@ -96,7 +91,12 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
         NoRun: there is none in the folder.
     """
     there = RunFolder(folder).check()
-    return Run(there.path, there.config(), objects=Objects.of(model, tokenizer, task))
+    config = there.config()
+    names = object_names(config, model, tokenizer, task)
+    for what, known in (("model", config.model.name), ("task", config.task.name)):
+        if names[what] not in (None, known):
+            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
+    return Run(there.path, config, objects=(model, tokenizer, task))
 
 
 class Run(Displayed):
@@ -107,13 +107,13 @@ class Run(Displayed):
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: the live model, tokenizer and task, if they were given as such.
+        objects: kept as long as the run: the live ones that the config names.
     """
 
-    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Objects | None = None):
+    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Any = None):
         self.folder = RunFolder(folder)
         self.config = config
-        self._objects = objects or Objects()
+        self._objects = objects
         self._held: tuple[RunConfig, Evaluator] | None = None
 
     def __enter__(self) -> Run:
@@ -198,11 +198,9 @@ class Run(Displayed):
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
-        if pool is not None and self._objects.given:
-            raise BadInput("a live model or task cannot be sent to workers: save it to a folder, and give that")
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
-                trackers = [make_tracker(spec, self.path, say=listener.say) for spec in track]
+                trackers = [Tracker(spec, self.path, say=listener.say) for spec in track]
             stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
             executor: Executor | None = None
             if pool is None:
@@ -276,15 +274,14 @@ class Run(Displayed):
                 self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
             )
 
-    def report(self, out: str | Path | None = None, *, figures: bool = False, dark: bool = False) -> Path:
+    def report(self, out: str | Path | None = None, *, figures: bool = False) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
 
         Args:
             out: default: `report.html` in the run's folder.
             figures: write the charts as SVG and PNG too, into a folder beside it.
-            dark: those for dark pages.
         """
-        return write_reports([self.folder], out, figures=figures, dark=dark)[0]
+        return write_reports([self.folder], out, figures=figures)[0]
 
     def export(
         self, format: str | None = None, out: str | Path | None = None, *, options: Mapping[str, Any] | None = None
@@ -299,12 +296,11 @@ class Run(Displayed):
         """
         return export_run(self.folder, export_target(self.folder, format, out, options))
 
-    def load(self, *, device: str = "auto", trust_remote_code: bool | None = None) -> Any:
+    def load(self, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
         """The tuned model, exactly as it was after tuning: (peft model, tokenizer)."""
         loader = plugins.load("loaders", self.config.evaluator)
-        live = {name: value for name, value in self._objects.given.items() if name != "task"}
         with bad_input():
-            return loader(self.path, device=device, trust_remote_code=trust_remote_code, **live)
+            return loader(self.path, device=device, trust_remote_code=trust_remote_code)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""
@@ -312,7 +308,7 @@ class Run(Displayed):
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            self._held = wanted, build_evaluator(wanted, listener.progress, objects=self._objects)
+            self._held = wanted, build_evaluator(wanted, listener.progress)
         evaluator = self._held[1]
         evaluator.progress = listener.progress
         return evaluator
@@ -344,12 +340,8 @@ class Run(Displayed):
         return uniform_in(space, str(given)) or read_plan(space, Path(given))
 
 
-def write_reports(
-    folders: Sequence[RunFolder], out: str | Path | None = None, *, figures: bool = False, dark: bool = False
-) -> list[Path]:
+def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None, *, figures: bool = False) -> list[Path]:
     """Write the report of a run, or one that compares several; its path, then those of the figures."""
-    if dark and not figures:
-        raise BadInput("--dark is of the figures: add --figures")
     with bad_input():
         for folder in folders:
             folder.check()
@@ -358,4 +350,4 @@ def write_reports(
         # Beside a report of another name the figures get a folder of their own.
         own = len(folders) == 1 and path == folders[0].report_file
         place = path.parent / ("figures" if own else f"{path.stem}-figures")
-        return [path, *(write_figures(list(map(RunData.read, folders)), place, dark=dark) if figures else [])]
+        return [path, *(write_figures(list(map(RunData.read, folders)), place) if figures else [])]

@@ -28,8 +28,6 @@ FIELDS = {
     "engine": "engine",
 }
 """The field of the config that each keyword sets."""
-LIVE_MODEL, LIVE_TASK = "live", "rows"
-"""Names that stand in a config for a model and a task that were given as objects."""
 
 
 def make_settings(

@@ -291,9 +291,7 @@ def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Pa
     assert run.test_file.read_bytes() == known
     assert f"qra export {record.path} --format peft" in done.out
     assert [r.path for r in run.records()] == [record.path]
-    assert f"Within {format_bytes(small)}".replace(" ", "&nbsp;").replace("Within&nbsp;", "Within ") in (
-        run.report_file.read_text()
-    )
+    assert f"Within {format_bytes(small)}" in run.report_file.read_text().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_its_command_follows_a_defeat(

@@ -95,7 +95,7 @@ def test_report_writes_one_file_for_one_run_and_for_several(qra: Qra, runs: Path
 def test_report_writes_figures_beside_it(qra: Qra, runs: Path, tmp_path: Path) -> None:
     made = qra("report", runs / "a", "--figures", "--json").json
     assert str(runs / "a" / "figures" / "front.svg") in made["figures"]
-    both = qra("report", runs / "a", runs / "b", "--figures", "--dark", "--out", tmp_path / "both.html", "--json").json
+    both = qra("report", runs / "a", runs / "b", "--figures", "--out", tmp_path / "both.html", "--json").json
     assert str(tmp_path / "both-figures" / "fronts.svg") in both["figures"]
     assert all(Path(file).stat().st_size > 500 for file in made["figures"] + both["figures"])
 

@@ -46,7 +46,7 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
         assert text in done.out, text
     shown = qra("show", tmp_path / "a")
     assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
-    assert "As foretold by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
+    assert "Predicted by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
 
 
 def test_a_search_goes_on_from_a_plan_and_ends_as_one_without_it(qra: Qra, tmp_path: Path) -> None:

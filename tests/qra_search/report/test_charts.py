@@ -15,20 +15,31 @@ from report_runs import EVIL, add_test, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures import figures, to_png, to_svg, write_figures
-from qra_search.report.figures.canvas import PNG_ZOOM, draw_lines, fit, new_figure, page_rules, put_label, style
+from qra_search.report.figures.canvas import (
+    PNG_ZOOM,
+    POINTS,
+    draw_lines,
+    fit,
+    new_figure,
+    put_label,
+    style,
+    to_svg,
+)
 from qra_search.report.figures.charts import (
     MIB,
     clipped,
+    figures,
     front_figure,
     front_groups,
     fronts_figure,
     spread_out,
     trace_figure,
+    write_figures,
 )
-from qra_search.report.figures.heat import plan_figure
+from qra_search.strategies import Strategy
 
 SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 def artists(figure: Any) -> dict[str, Any]:
     """The marks of a figure's first chart, by group."""
-    return {line.get_gid(): line for line in figure.axes[0].lines if line.get_gid()}
+    return {gid.removeprefix(POINTS): line for line in figure.axes[0].lines if (gid := line.get_gid())}
 
 
 # -- what is shown -------------------------------------------------------------------------------------
@@ -73,24 +84,14 @@ def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
     )
 
 
-def test_the_plan_says_bits_and_rank_of_every_group(run: RunData) -> None:
-    bits, ranks, _ = plan_figure(run).axes
-    plan, order = run.plan, [g for row in run.layout.cells for g in row if g is not None]
-    assert plan is not None
-    assert [int(text.get_text()) for text in bits.texts] == [plan.bits[g] for g in order]
-    assert [int(text.get_text()) for text in ranks.texts] == [plan.ranks[g] for g in order]
-
-
 def test_several_runs_share_their_figures(run: RunData) -> None:
-    assert list(figures([run])) == ["front", "trace", "predictions", "plan"]
-    assert list(figures([run, run])) == ["fronts", "traces"]
+    assert list(figures([run])) == ["front", "trace"]
+    assert list(figures([run, run])) == ["fronts"]
     (axes,) = fronts_figure([run, run]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
 
 
-def test_a_run_that_evaluated_nothing_has_no_figure_but_the_plan_that_is_foretold(tmp_path: Path) -> None:
-    from qra_search.strategies import Strategy
-
+def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:
     class Idle(Strategy):
         name = "idle"
 
@@ -98,7 +99,7 @@ def test_a_run_that_evaluated_nothing_has_no_figure_but_the_plan_that_is_foretol
             return []
 
     empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
-    assert set(figures([RunData.read(empty)])) == {"plan"}
+    assert figures([RunData.read(empty)]) == {}
 
 
 def test_outliers_are_left_out_of_a_scale_only_if_they_take_most_of_it() -> None:
@@ -146,49 +147,37 @@ def test_lines_are_named_in_the_order_of_their_ends_and_none_looks_like_another(
 
 
 # -- how it is written ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("dark", [False, True])
-def test_every_file_is_a_whole_document_in_its_own_colours(run: RunData, dark: bool) -> None:
-    own = set(palette(dark=dark).values())
-    for name, figure in figures([run], dark=dark).items():
+def test_a_file_is_a_whole_document_with_a_title_in_its_own_colours(run: RunData) -> None:
+    own = set(palette().values()) | {"#ffffff", "#000000"}
+    for figure in figures([run]).values():
         text = to_svg(figure)
         root = ElementTree.fromstring(text)
-        assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title"), name
-        assert "var(" not in text and "@" not in text and "http" not in text.replace(SVG[1:-1], "")
+        assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
+        assert set(re.findall(r"(?:fill|stroke): (#\w+)", text)) <= own
         ids = {e.get("id") for e in root.iter()}
-        assert {e.get("href", "")[1:] for e in root.iter(f"{SVG}use")} <= ids
-        colours = set(re.findall(r"(?:fill|stroke): (#\w+)", text))
-        assert colours <= own or name == "plan"
-        assert next(iter(re.findall(r"fill: (#\w+)", text))) == palette(dark=dark)["paper"]
-        assert text.startswith("<svg") and "<date" not in text and EVIL not in text
+        assert {e.get(LINK, "")[1:] for e in root.iter(f"{SVG}use")} <= ids
+        assert "var(" not in text and "<dc:date" not in text and EVIL not in text
 
 
 def test_the_same_figure_gives_the_same_bytes(run: RunData) -> None:
     assert to_svg(front_figure(run)) == to_svg(front_figure(run))
 
 
-def test_on_a_page_points_have_their_numbers_and_every_colour_a_rule(run: RunData) -> None:
-    groups = front_groups(run)
-    text = to_svg(front_figure(run), theme="page", key="k", summary="words", hover=groups)
-    numbers = [int(n) for n in re.findall(r'<use data-p="(\d+)"|data-p="(\d+)"', text) for n in n if n]
-    assert sorted(numbers) == sorted(i for indices in groups.values() for i in indices)
-    rules = page_rules()
-    for of, colour in set(re.findall(r"(fill|stroke): (#\w+)", text)):
-        assert f'[style*="{of}: {colour}"]{{{of}:var(--' in rules
-    assert set(re.findall(r'id="([^"]+)"', text)) >= {"k-title", "k-desc"} and "xmlns" not in text
-    other = to_svg(front_figure(run), theme="page", key="other", hover=groups)
+def test_a_page_has_its_own_colours_in_a_chart_finds_its_marks_and_shares_no_id(run: RunData) -> None:
+    text = to_svg(front_figure(run), theme="page", key="k")
+    root = ElementTree.fromstring(text)
+    groups = {e.get("data-points"): len(list(e.iter(f"{SVG}use"))) for e in root.iter() if e.get("data-points")}
+    assert groups == {kind: len(indices) for kind, indices in front_groups(run).items()}
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {"none", *(f"var(--{name})" for name in palette())}
+    other = to_svg(front_figure(run), theme="page", key="other")
     assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
 
 
-def test_for_a_screen_there_is_a_second_colour_for_each_and_points_have_tooltips(run: RunData) -> None:
-    groups = front_groups(run)
-    says = {kind: [f"plan <{i}>" for i in indices] for kind, indices in groups.items()}
-    root = ElementTree.fromstring(to_svg(front_figure(run), theme="screen", hover=says))
-    said = [title.text for use in root.iter(f"{SVG}use") for title in use.iter(f"{SVG}title")]
-    assert sorted(filter(None, said)) == sorted(f"plan <{i}>" for indices in groups.values() for i in indices)
-    rules = root.findtext(f"{SVG}style") or ""
-    light, dark = palette(), palette(dark=True)
-    assert "prefers-color-scheme:dark" in rules
-    assert all(f'[style*="fill: {light[n]}"]{{fill:{dark[n]}!important}}' in rules for n in light)
+def test_for_a_screen_there_is_a_second_colour_for_each(run: RunData) -> None:
+    rules = ElementTree.fromstring(to_svg(front_figure(run), theme="screen")).findtext(f"{SVG}style") or ""
+    light, dark = rules.split("@media (prefers-color-scheme:dark)")
+    for theme, text in ((False, light), (True, dark)):
+        assert all(f"--{name}:{color};" in text for name, color in palette(dark=theme).items())
 
 
 def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -> None:
@@ -197,20 +186,8 @@ def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -
     for png in (f for f in files if f.suffix == ".png"):
         data = png.read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        root = ElementTree.fromstring(png.with_suffix(".svg").read_text())
-        size = [round(float(root.get(side) or 0) * PNG_ZOOM) for side in ("width", "height")]
-        assert list(struct.unpack(">II", data[16:24])) == size
-
-
-def test_a_png_shows_marks_in_the_colour_of_their_origin_and_text(run: RunData, tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    (tmp_path / "trace.png").write_bytes(to_png(trace_figure(run)))
-    colours = dict.fromkeys(c for _, c in image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 24))
-    assert (0xFA, 0xF9, 0xF6) in colours  # paper
-    assert any(abs(r - 0x00) < 40 and abs(g - 0x72) < 40 and abs(b - 0xB2) < 40 for r, g, b in colours)  # first origin
-    chart = image.open(tmp_path / "trace.png").convert("L")
-    name = chart.crop((chart.width - 360, chart.height - 30, chart.width, chart.height))
-    assert name.getextrema()[0] < 100
+        *_, width, height = ElementTree.fromstring(png.with_suffix(".svg").read_text()).attrib["viewBox"].split()
+        assert struct.unpack(">II", data[16:24]) == (float(width) * PNG_ZOOM, float(height) * PNG_ZOOM)
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:

@@ -10,9 +10,11 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
+from qra_search.report import notebook
+from qra_search.report.notebook import progress_view
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal import live
-from qra_search.report.terminal.live import PlainView, RichView, View, make_view
+from qra_search.report.terminal.live import PlainView, RichView, Stage, View, make_view
 
 
 def console(*, terminal: bool) -> Console:
@@ -110,7 +112,7 @@ def test_failures_are_always_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text_of(on).count("failed, EvaluationFailed: out of memory") == len(failed)
 
 
-def test_the_drawn_view_shows_bars_best_gain_last_trials_and_time_left(clock: list[float]) -> None:
+def test_the_drawn_view_shows_bars_best_gain_last_trial_and_time_left(clock: list[float]) -> None:
     on = console(terminal=True)
     view = RichView(on)
     running = study(view)
@@ -125,21 +127,20 @@ def test_the_drawn_view_shows_bars_best_gain_last_trials_and_time_left(clock: li
     screen = Console(file=io.StringIO(), width=110)
     screen.print(view.render())
     shown = text_of(screen)
-    best = view.standing.best(running.memory_budgets[0])
+    best = view.best.best(running.memory_budgets[0])
     assert best is not None
     for words in (
         "evaluations",
         "lowest seen",
-        "lowest uniform",
+        "uniform",
         f"{best[1]:.4f}",
         "3 of 12",
-        "predicted",
-        "guess",
+        f"last: #{running.log.trials[-1].id} ",
+        "left",
         "time",
-        f"front of {len(running.result().front)}: ",
     ):
         assert words in shown
-    assert shown.count("MiB") + shown.count("KiB") >= 3
+    assert "within " in shown and "iB: lowest seen" in shown
 
 
 def test_the_drawn_view_leaves_stages_that_took_long_as_lines(clock: list[float]) -> None:
@@ -149,7 +150,7 @@ def test_the_drawn_view_leaves_stages_that_took_long_as_lines(clock: list[float]
         view.progress("quantize", 0, 4)
         clock[0] = 9.0
         view.progress("quantize", 4, 4)
-    assert "quantize: 4 of 4 in 9.0 s" in text_of(on)
+    assert "quantize: done in 9.0 s" in text_of(on)
 
 
 def test_names_and_reasons_are_not_read_as_markup() -> None:
@@ -158,21 +159,19 @@ def test_names_and_reasons_are_not_read_as_markup() -> None:
     assert text_of(on) == "[bold]layers[0][/] :smile:\n"
 
 
-def test_the_standing_agrees_with_the_result() -> None:
+def test_the_best_so_far_agrees_with_the_result() -> None:
     view = View()
     running = study(view, evaluations=30)
     result = running.run()
     budget = running.memory_budgets[0]
     comparison = result.comparison()
-    best, rival = view.standing.best(budget), view.standing.best(budget, uniform=True)
+    best, rival = view.best.best(budget), view.best.best(budget, uniform=True)
     assert comparison is not None and comparison.uniform is not None and best is not None and rival is not None
     assert best[1] == pytest.approx(comparison.best.observed)
     assert rival[1] == pytest.approx(comparison.uniform.observed)
-    assert view.standing.gain(comparison.budget) == pytest.approx(1 - comparison.best.observed / rival[1])
-    assert view.standing.spent == pytest.approx(result.spent)
-    assert view.standing.failed == len(result.failures())
-    # The guessing strategy's beliefs are plain means, so that its front is that of the means.
-    assert view.standing.front() == [(c.memory_bytes, pytest.approx(c.observed)) for c in result.front]
+    assert view.best.gain(comparison.budget) == pytest.approx(1 - comparison.best.observed / rival[1])
+    assert view.best.spent == pytest.approx(result.spent)
+    assert view.best.failed == len(result.failures())
 
 
 def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
@@ -180,20 +179,27 @@ def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
     first.run()
     again = BestSoFar.of(first)
     assert again.count == len(first.log)
-    assert again.best(first.memory_budgets[0]) is not None
-    assert math.isnan(again.left)
+    assert again.best(first.memory_budgets[0]) is not None and again.spent == pytest.approx(first.result().spent)
 
 
 def test_the_time_left_follows_this_sessions_pace(clock: list[float]) -> None:
-    view = View()
-    running = study(view, evaluations=20)
     clock[0] = 100.0
-    standing = BestSoFar.of(running)
-    running.run()
-    trials = running.log.trials
-    for trial in trials[:4]:
-        clock[0] += 3.0
-        standing.add(trial)
-    standing.spent, standing.evaluations = 8.0, 20.0
+    search = Stage("evaluations", 20.0, started=100.0, done=4.0, paced=(100.0, 4.0))
+    assert search.left == ""
+    clock[0] = 112.0
+    search.moved(8.0, 20.0)
     # Four evaluations in twelve seconds; twelve are left.
-    assert standing.left == pytest.approx(36.0)
+    assert search.left == "about 36 s left"
+
+
+def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
+    view = progress_view()
+    assert isinstance(view, PlainView)
+    view.say("a line")
+    assert capsys.readouterr().out == "a line\n"
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: object())
+    assert isinstance(progress_view(), RichView)
