@@ -16,8 +16,6 @@ from qra_search.errors import BadInput, DamagedLines
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 
-STATUSES = ("done", "failed", "running")
-
 
 def check_log(
     path: Annotated[Path, argument("LOG", "A trials.jsonl, or the folder of a run.")], as_json: common.Json = False
@@ -42,7 +40,7 @@ def check_log(
         damage = [{"line": number, "what": what} for number, what in log.damage]
         common.emit({"ok": not log.damage, "damage": damage, "trials": dict(statuses)})
     else:
-        counts = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if s in statuses) or "no trials"
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "no trials"
         print(f"{file}: {'damaged' if log.damage else 'sound'}, {counts}")
         for number, what in log.damage:
             print(f"line {number}: {what}")
