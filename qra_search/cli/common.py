@@ -18,12 +18,11 @@ from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.integrations import TRACKERS
+from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
 from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
 
-PIPE_WIDTH = 120
-"""Columns of tables that do not go to a terminal."""
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
@@ -128,6 +127,12 @@ Push = Annotated[
     str | None,
     option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
 ]
+DryRun = Annotated[
+    bool,
+    option(
+        "--dry-run", "Only print the resolved config, the space, the cost, and an example as it is tuned on.", WHERE
+    ),
+]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 AGAINST = get_args(AgainstName)
 
@@ -219,12 +224,12 @@ def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any
 
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDTH)
 
 
 def emit(data: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,6 @@ from qra_search.cli.finetune import print_tested
 from qra_search.config import RunConfig, make_config
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.report import formatting
 from qra_search.report.finding import said
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.folder import RunFolder
@@ -64,9 +62,7 @@ def demo(
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
-        evaluations = formatting.evaluations_text(config.search.evaluations)
-        search = f"qra search {shlex.quote(str(out))} --evaluations {evaluations}"
-        print_tested(folder, done, more=[("search further", search)])
+        print_tested(folder, done)
     check_reloads(done)
 
 

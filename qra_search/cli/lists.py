@@ -7,13 +7,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from rich.text import Text
-
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
-from qra_search.report.columns import columns
+from qra_search.report.table import TextTable
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -63,14 +61,13 @@ def backends(as_json: common.Json = False) -> None:
     if as_json:
         common.emit(rows)
         return
-    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices"]
     cells = []
     for row in rows:
         reason = row.get("unavailable")
         widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
         what = f"not available: {reason}" if reason else row["summary"]
         cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what))
-    _table((*header, "what it is"), cells)
+    _table(("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is"), cells)
 
 
 def schema(
@@ -130,8 +127,5 @@ def _options(factory: Any) -> dict[str, Any]:
     return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = columns(*header, left=header, gap=3)
-    for row in rows:
-        table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
-    common.stdout().print(table)
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    common.stdout().print(TextTable("", heads, rows, left=heads))

@@ -11,7 +11,7 @@ import typer
 
 from qra_search.cli import common
 from qra_search.cli.common import argument
-from qra_search.cli.status import FAILED, OK
+from qra_search.cli.app import FAILED, OK
 from qra_search.errors import BadInput, DamagedLines
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder

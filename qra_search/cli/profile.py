@@ -14,11 +14,12 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.report import formatting
-from qra_search.report.columns import columns
+from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.space.levels import level_words
 from qra_search.space.space import SearchSpace
 from qra_search.workflow.evaluator import build_evaluator
+from qra_search.workflow.settings import check_task
 
 LAYERS = "model.layers."
 """Begins nearly every name, and is left out so that a row fits 80 columns."""
@@ -38,6 +39,7 @@ def profile(
         qra profile --model smollm2 --task arithmetic --out sensitivities.json
     """
     settings = given.settings()
+    check_task(settings)
     with (
         make_view(common.stderr(), quiet=as_json) as view,
         closing(build_evaluator(settings, view.progress)) as built,
@@ -75,14 +77,12 @@ def _print(space: SearchSpace, sensitivities: Sensitivities, out: Path | None) -
     console.print(f"a search is charged {charge} evaluations for it.\n")
     rank = space.uniform_ranks[-1]
     levels = [level_words(name).removesuffix(" bits") for name in space.bits]
-    table = columns("most sensitive at", *levels, f"rank {rank}", left=("most sensitive at",))
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:]:
-        column.no_wrap = True
+    rows = []
     for g in (-sensitivities.bits_damage[:, 0]).argsort()[:SHOWN]:
         damages = [f"{1000 * value:+.1f}" for value in sensitivities.bits_damage[g]]
-        table.add_row(space.names[g].removeprefix(LAYERS), *damages, f"{-1000 * sensitivities.rank_gain[g, -1]:+.1f}")
-    console.print(table)
-    console.print("\nRise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time.")
+        gain = f"{-1000 * sensitivities.rank_gain[g, -1]:+.1f}"
+        rows.append((space.names[g].removeprefix(LAYERS), *damages, gain))
+    note = "Rise (+) and fall (-) of the loss, in thousandths of a nat, one group at a time."
+    console.print(TextTable("", ("most sensitive at", *levels, f"rank {rank}"), rows, notes=[note]))
     if out is not None:
         console.print(f"Written to [bold]{escape(str(out))}[/]")

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.log.trial import Trial
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
 from qra_search.runs.comparison import TUNING, TestResult, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import EvaluatedPlan, SearchResult
+from qra_search.study.result import SearchResult
 
-POINTS_SHOWN = 400
-"""Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
 TRACES = 4
 """Most traces that are drawn if no budget was named."""
 SENSITIVITIES = "sensitivities"
@@ -107,6 +104,11 @@ class RunData:
         records = tuple(Record.read(place) for place in run.records())
         return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir(), records)
 
+    @property
+    def planned(self) -> float | None:
+        """Evaluations that the search may spend; None if nothing says it."""
+        return self.identity.get("evaluations")
+
     @cached_property
     def finding(self) -> Finding | None:
         return finding(self.result, self.tested)
@@ -134,28 +136,6 @@ class RunData:
     def plan(self) -> Plan | None:
         """The plan that is handed over."""
         return self.finding.plan if self.finding else self.result.chosen() if self.result.memory_budgets else None
-
-    @cached_property
-    def shown(self) -> tuple[EvaluatedPlan, ...]:
-        """The candidates that charts show, cheapest first."""
-        candidates = self.result.candidates
-        if len(candidates) <= POINTS_SHOWN:
-            return candidates
-        kept = {c.plan.key for c in (*self.result.front, *self.result.uniform)}
-        for candidate in sorted(candidates, key=lambda c: c.loss):
-            if len(kept) >= POINTS_SHOWN:
-                break
-            kept.add(candidate.plan.key)
-        return tuple(c for c in candidates if c.plan.key in kept)
-
-    @cached_property
-    def first_trial(self) -> dict[str, Trial]:
-        """The first full evaluation of each plan, by its key."""
-        first: dict[str, Trial] = {}
-        for trial in self.result.trials:
-            if trial.done and trial.fidelity >= 1.0:
-                first.setdefault(trial.plan.key, trial)
-        return first
 
     @cached_property
     def origins(self) -> tuple[str, ...]:

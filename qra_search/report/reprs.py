@@ -1,9 +1,10 @@
-"""How spaces and results are shown by rich, in a terminal and in a notebook."""
+"""How spaces, results and comparisons are shown by rich, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.display import register
-from qra_search.report.finding import said
+from qra_search.report.finding import finding, headline, said
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.tables import comparison_table
+from qra_search.report.tables import comparison_table, tested_table
+from qra_search.runs.comparison import TestResult
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -53,6 +55,16 @@ def result_rich(result: SearchResult) -> Group:
     if result.comparisons:
         parts += [comparison_table(result), Text()]
     return Group(*parts, Text(spent, style="dim"))
+
+
+def tested_rich(result: SearchResult, tested: Sequence[TestResult], limit: int) -> Group:
+    """A comparison on test data: the finding in a sentence, and every plan that was tuned.
+
+    Args:
+        limit: bytes that the comparison keeps to.
+    """
+    said = headline(finding(result, tested, limit))
+    return Group(Text(said, style="bold"), Text(), tested_table(tested, result.space))
 
 
 def as_html(thing: Any) -> str:
