@@ -68,12 +68,6 @@ Memory = Annotated[
 ]  # fmt: skip
 
 
-def check_unit(size: str | None) -> None:
-    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
-    if size is not None:
-        parse(size, needs_unit=True)
-
-
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
 Ranks = Annotated[str | None, option("--ranks 4,8,16", "LoRA ranks to choose from.", WHAT)]
 Granularity = Annotated[
@@ -184,8 +178,19 @@ class Given:
         Raises:
             ConfigError, BadInput: a value that cannot be used.
         """
-        flags = {name: value for name, value in self.values.items() if name not in ("config", "sets")}
-        return settings(config or self.config, sets=self.values["sets"], **flags)
+        values = {name: value for name, value in self.values.items() if value is not None}
+        file, sets = config or values.pop("config", None), values.pop("sets", ())
+        values.pop("config", None)
+        for size in values.get("memory", ()):
+            check_unit(size)
+        given = {name: _value(name, value) for name, value in values.items()}
+        return make_settings(file, dict(map(pair, sets)), **given)
+
+
+def check_unit(size: str | None) -> None:
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -208,18 +213,6 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
         return called
 
     return wrap
-
-
-def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:
-    """The config of a file (or the defaults) with the options given on the command line, which win.
-
-    Raises:
-        ConfigError, BadInput: a value that cannot be used.
-    """
-    for size in flags.get("memory") or ():
-        check_unit(size)
-    given = {name: _value(name, value) for name, value in flags.items() if value is not None}
-    return make_settings(config, dict(map(pair, sets or [])), **given)
 
 
 def stdout() -> Console:
@@ -256,6 +249,7 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 
 
 def _value(name: str, value: Any) -> Any:
+    """The value of an option as the config has it."""
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]
@@ -264,21 +258,19 @@ def _value(name: str, value: Any) -> Any:
                 f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
             ) from None
     if name == "columns":
-        return dict(_column(part) for part in value.split(","))
+        return _pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
     if name == "backend" and "=" in value:
-        pairs = [part.partition("=") for part in value.split(",")]
-        try:
-            given = {int(bits): [name.strip() for name in names.split("+")] for bits, _, names in pairs}
-            return {bits: names if len(names) > 1 else names[0] for bits, names in given.items()}
-        except ValueError:
-            raise BadInput(
-                f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
-            ) from None
+        wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
+        found = {bits: names.split("+") for bits, names in _pairs(name, value, wanted).items()}
+        if not all(bits.isdecimal() for bits in found):
+            raise BadInput(f"--backend is {value!r}: {wanted}")
+        return {int(bits): names if len(names) > 1 else names[0] for bits, names in found.items()}
     return value
 
 
-def _column(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals or not field.strip() or not column.strip():
-        raise BadInput(f"--columns is {text!r}: a field and a column are needed, such as prompt=question,answer=reply")
-    return field.strip(), column.strip()
+def _pairs(name: str, value: str, wanted: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping."""
+    pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
+    if not all(len(p) == 2 and all(p) for p in pairs):
+        raise BadInput(f"--{name} is {value!r}: {wanted}")
+    return dict(pairs)  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -21,8 +23,9 @@ from qra_search.cli import common
 from qra_search.cli.app import FAILED
 from qra_search.cli.common import argument
 from qra_search.config import RunConfig
-from qra_search.errors import DISTRIBUTION, BadInput
+from qra_search.errors import DISTRIBUTION, BadInput, DamagedLines
 from qra_search.files import is_whole
+from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.space.memory import format_bytes
@@ -43,28 +46,25 @@ class Check:
     advice: str = ""
 
 
+@common.with_settings("config", "bits", "ranks", "granularity", "engine", "backend", "seed", "device", "evaluator",
+                      *common.OF_SEARCH)  # fmt: skip
 def doctor(
+    given: common.Given,
     folder: Annotated[
         Path | None,
         argument(
             "[FOLDER]",
-            "Check instead that the tensor files in it are whole: a run's folder, or the cache.",
+            "Check instead that the files in it are whole: a run's folder, or the cache.",
             exists=True,
         ),
     ] = None,  # fmt: skip
-    model: common.Model = None,
-    task: common.Task = None,
-    data: common.Data = None,
-    columns: common.Columns = None,
-    memory: common.Memory = None,
-    sets: common.Set = None,
     as_json: common.Json = False,
 ) -> None:
     """Check python, libraries, devices and disk, and say what to do.
 
-    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it. With a model, which
-    graphics cards a search and its final tuning fit, from the model's config.json alone, and what to change on those
-    that they do not.
+    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it, and every line of
+    a trial log with its checksum. With a model, which graphics cards a search and its final tuning fit, from the
+    model's config.json alone, and what to change on those that they do not.
 
     Exit status 1 if something keeps runs from working, or a file is damaged.
 
@@ -76,13 +76,10 @@ def doctor(
 
         qra doctor --model path/to/model --task train.jsonl
     """
-    if model is not None:
-        settings = common.settings(
-            None, sets=sets, model=model, task=task, data=data, columns=columns, memory=memory
-        )  # fmt: skip
-        _print_cards(settings, as_json=as_json)
+    if given.values["model"] is not None:
+        _print_cards(given.settings(), as_json=as_json)
         return
-    findings = list(examine() if folder is None else tensor_files(folder))
+    findings = list(examine() if folder is None else files(folder))
     if as_json:
         common.emit([asdict(f) for f in findings])
     else:
@@ -97,12 +94,12 @@ def examine() -> Iterator[Check]:
         yield from check()
 
 
-def tensor_files(folder: Path) -> Iterator[Check]:
-    """Every tensor file in a folder: whole, damaged, or without a digest to tell."""
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        yield Check("note", str(folder), "no tensor files in it")
-    for file in files:
+def files(folder: Path) -> Iterator[Check]:
+    """Every tensor file and trial log in a folder: whole, damaged, or without a digest to tell."""
+    tensors, logs = sorted(folder.rglob("*.safetensors")), sorted(folder.rglob("trials.jsonl"))
+    if not tensors and not logs:
+        yield Check("note", str(folder), "no tensor files or trial logs in it")
+    for file in tensors:
         name, whole = str(file.relative_to(folder)), is_whole(file)
         if whole is None:
             yield Check("note", name, "no digest beside it: from another program, or an older version")
@@ -111,6 +108,20 @@ def tensor_files(folder: Path) -> Iterator[Check]:
         else:
             yield Check("fault", name, "damaged: its bytes are not those that were written",
                           "delete it: a file of the cache is made again; for a run, repeat `qra finetune`")  # fmt: skip
+    for file in logs:
+        yield from _log(file, str(file.relative_to(folder)))
+
+
+def _log(file: Path, name: str) -> Iterator[Check]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamagedLines)  # all of them are listed here
+        log = TrialLog(file)
+    counts = ", ".join(f"{n} {status}" for status, n in Counter(trial.status for trial in log).items())
+    if not log.damage:
+        yield Check("ok", name, counts or "no trials")
+    for number, what in log.damage:
+        advice = "the other lines are read; a lost result is evaluated again when the search is resumed"
+        yield Check("fault", f"{name}, line {number}", what, advice)
 
 
 def _libraries() -> Iterator[Check]:

@@ -60,7 +60,7 @@ def show(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Show the plan of a run: bits and rank of every layer as strips.
+    """Show the plan of a run: bits, rank and sensitivity of every layer as strips.
 
     [bold]Example[/]
 
@@ -86,8 +86,8 @@ def show(
     size = describe_size(result.space, result.space.memory_bytes(plan))
     console.print(f"{formatting.plan_name(plan, result.space)}, {size}")
     console.print(f"{formatting.bits_counts(plan, result.space)}\n")
-    for heat in heat_maps(result.space, plan):
-        console.print(f"[bold]{heat.ramp}[/]")
+    for heat in heat_maps(result.space, plan, result.sensitivities):
+        console.print(f"[bold]{heat.title.lower()}[/] ({heat.remark})")
         console.print(strip(result.space, heat), soft_wrap=True)
     if any(isinstance(name, str) for name in result.space.bits):
         console.print("; ".join(map(str, result.space.levels)))

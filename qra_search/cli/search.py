@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.app import INTERRUPTED
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.cli.app import INTERRUPTED
 from qra_search.errors import BadInput
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result

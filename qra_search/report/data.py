@@ -22,23 +22,12 @@ from qra_search.study.result import SearchResult
 
 TRACES = 4
 """Most traces that are drawn if no budget was named."""
-SENSITIVITIES = "sensitivities"
 CURVE_FILE = "curve.jsonl"
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
 CURVE_POINTS = 60
 """Points of a curve; of more steps each is the mean of several."""
 Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one part of a search took."""
-
-    part: str
-    trials: int
-    evaluations: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -142,23 +131,11 @@ class RunData:
         """Where proposals came from, in the order in which they first did."""
         return tuple(dict.fromkeys(t.proposal.origin or "proposal" for t in self.result.trials))
 
-    @cached_property
-    def costs(self) -> tuple[Cost, ...]:
-        """What the sensitivities took, and the trials of each origin."""
-        parts = []
-        sensitivities = self.result.sensitivities
-        if sensitivities is not None:
-            parts.append(Cost(SENSITIVITIES, 0, sensitivities.cost, sensitivities.seconds))
-        for origin in self.origins:
-            trials = [t for t in self.result.trials if (t.proposal.origin or "proposal") == origin]
-            seconds = sum(t.evaluation.seconds for t in trials if t.evaluation is not None)
-            parts.append(Cost(origin, len(trials), sum(t.charged for t in trials), seconds))
-        return tuple(parts)
-
     @property
     def seconds(self) -> float:
         """Time spent in the sensitivities and in evaluations."""
-        return sum(cost.seconds for cost in self.costs)
+        own = self.result.sensitivities.seconds if self.result.sensitivities else 0.0
+        return own + sum(t.evaluation.seconds for t in self.result.trials if t.evaluation is not None)
 
     @cached_property
     def spent(self) -> tuple[float, ...]:

@@ -118,21 +118,6 @@ def front_table(run: RunData) -> TextTable:
     )  # fmt: skip
 
 
-def cost_table(run: RunData) -> TextTable:
-    """What each part of the search took, and all together."""
-    total = sum(c.evaluations for c in run.costs)
-    rows = [
-        (
-            c.part, str(c.trials or "–"), evaluations_text(c.evaluations), percent(c.evaluations / (total or 1)),
-            duration(c.seconds),
-        )
-        for c in run.costs
-    ]  # fmt: skip
-    rows.append(("all", str(len(run.result.trials)), evaluations_text(total), "", duration(run.seconds)))
-    heads = ("part", "trials", "evaluations", "share", "time")
-    return TextTable("Cost of each part of the search", heads, rows, marked=(len(rows) - 1,))
-
-
 def failure_table(run: RunData) -> TextTable:
     """The first failures with their reasons."""
     rows = [

@@ -75,7 +75,7 @@ def print_samples(console: Console, tested: Sequence[TestResult]) -> None:
 def strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
     grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
-    width = max(len(str(c)) for c in (space.bits if heat.ramp == "bits" else space.ranks)) + 1
+    width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()
     if len(grid.columns) > 1:
