@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +26,6 @@ def bench(
             "be given several times.",
         ),
     ] = None,  # fmt: skip
-    only: Annotated[str | None, option("--only REGEX", "Only the tasks whose name matches.")] = None,
     names: Annotated[
         list[str] | None,
         option(
@@ -61,7 +58,7 @@ def bench(
     with bad_input():
         if not tables_only:
             run_benchmark(
-                _matching(tasks or chosen.tasks, only), names or chosen.strategies,
+                tasks or chosen.tasks, names or chosen.strategies,
                 chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
                 progress=say,
             )  # fmt: skip
@@ -71,16 +68,6 @@ def bench(
         return
     print((out / "tables.md").read_text())
     print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
-
-
-def _matching(tasks: Sequence[str], pattern: str | None) -> list[str]:
-    try:
-        found = [task for task in tasks if re.search(pattern or "", task)]
-    except re.error as error:
-        raise BadInput(f"--only is {pattern!r}: not a regular expression ({error})") from None
-    if not found:
-        raise BadInput(f"--only is {pattern!r}: no task matches; there are {', '.join(tasks)}")
-    return found
 
 
 def _seeds(text: str) -> list[int]:

@@ -21,7 +21,9 @@ EXAMPLE = ROOT / "examples" / "from_python.py"
 TIMES = re.compile(r'("[a-z_]*(?:seconds|_at|pid|writer)"): ?[^,}]+(?=[,}])')
 """Fields of JSON that hold a time or who wrote."""
 NAMES = re.compile(r"(live|rows):[0-9a-f]{16}")
-MADE_OF_TIMES = {"report.html", "trials.jsonl.lock"}
+ADDRESS = re.compile(r'"base_model_name_or_path": (null|"[^"]*")')
+OTHER = {"report.html", "trials.jsonl.lock", "README.md"}
+"""Files that hold times, and the note that an adapter has whose base has no address."""
 SETTINGS = ["evaluation.steps=3", "finetune.steps=6", "finetune.test_rows=16"]
 
 
@@ -29,13 +31,15 @@ def contents(folder: Path, *places: Path) -> dict[str, Any]:
     """The files of a run: JSON and text without times, checksums and the names of model and task; others as bytes."""
     found: dict[str, Any] = {}
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and "exports" not in f.parts):
+        if file.name in OTHER:
+            continue
         name = str(file.relative_to(folder))
-        if file.suffix in (".json", ".jsonl", ".yaml", ".md"):
+        if file.suffix in (".json", ".jsonl", ".yaml"):
             text = TIMES.sub(r"\1: 0", NAMES.sub("NAME", file.read_text()))
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
-            found[name] = re.sub(r'"crc":"[0-9a-f]{8}"', "", text)
-        elif file.name not in MADE_OF_TIMES:
+            found[name] = ADDRESS.sub("", re.sub(r'"crc":"[0-9a-f]{8}"', "", text))
+        else:
             found[name] = file.read_bytes()
     return found
 
