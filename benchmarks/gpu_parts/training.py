@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from evaluator.random_models import SHAPES
-from gpu_parts.common import make, measured, random_model, seconds, synchronize
 from torch import nn
 
+from benchmarks.gpu_parts.common import make, measured, random_model, seconds, synchronize
+from benchmarks.memory.random_models import SHAPES
 from qra_eval.tasks.encoding import Encoded
 from qra_search.config import TrainingConfig
 
@@ -108,5 +108,5 @@ def peft_and_bitsandbytes(
 
     run(WARM_UP)
     with measured(device) as found:
-        taken = run(training.steps)
+        taken = run(steps)
     return sum(map(len, data)) / taken, found

@@ -1,24 +1,23 @@
 """Adapters on a quantized base, or a tuned model quantized afterwards? Four ways at 2, 3 and 4 bits; resumable.
 
-    python benchmarks/study/merged.py --data DIR --work FOLDER --minutes 50
+    python -m benchmarks.study.merged --data DIR --work FOLDER --minutes 50
 
-Each measurement is a line of `merged.jsonl`, in the form of `pieces.jsonl`. One tuning in 16 bits serves all widths.
+Each measurement is a line of `merged.jsonl`. One tuning in 16 bits serves all widths.
 `FOLDER` keeps tuned runs, merged models and their banks; it can be deleted at the end. `--table` prints the lines.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import protocol
 import torch
-from lines import MIB, change, read
-from pieces import on_test_rows, tuned
 
+from benchmarks.common import MIB, append, commit, read
+from benchmarks.study import protocol
+from benchmarks.study.intervals import by_seed, change, mean_loss, table_of
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.merged import write_plain
 from qra_eval.export.tuned import TunedRun
@@ -61,7 +60,7 @@ class Runs:
     def tune(self, bits: int) -> dict[str, Any]:
         """Tune on a base of so many bits, and write the merged model."""
         plan = self.plan(bits, RANK)
-        line = tuned(self.base, plan, self.seed)
+        line = protocol.tuned(self.base, plan, self.seed)
         saved.save(self.base.workbench, plan, self.run_folder(bits))
         write_plain(TunedRun(self.run_folder(bits)), self.merged_folder(bits), torch.bfloat16)
         return line
@@ -84,7 +83,7 @@ class Runs:
         bench.apply(plan, self.seed)
         for name, found in TunedRun(self.run_folder(UNQUANTIZED_BITS)).factors.items():
             bench.quantized.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
-        return measured(self.base, plan)
+        return protocol.in_place(self.base, plan)
 
     def quantized_merged(self, tuned_bits: int, bits: int) -> dict[str, Any]:
         """A merged model, calibrated through itself and quantized, without adapters; as it is at 16 bits."""
@@ -93,16 +92,7 @@ class Runs:
         plan = self.plan(bits, 0)
         made.quantized.prepare()
         made.workbench.apply(plan, self.seed)
-        return measured(made, plan)
-
-
-def measured(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
-    """The model in place on the test rows, in the form of `pieces.tuned`."""
-    return {
-        **on_test_rows(evaluator),
-        "memory_bytes": evaluator.space.memory_bytes(plan),
-        "compute": str(evaluator.quantized.compute).removeprefix("torch."),
-    }
+        return protocol.in_place(made, plan)
 
 
 def steps(runs: Runs, done: set[tuple[str, int]]) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -130,43 +120,41 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out / "merged.jsonl"
     if options.table:
-        print_table(read(path))
+        print(*table(read(path)), sep="\n")
         return
-    until, commit = protocol.begin(parser, options)
+    until = protocol.begin(parser, options)
     if options.work is None:
         parser.error("--work is needed")
     for seed in protocol.SEEDS[: options.seeds]:
         done = {(d["way"], d["bits"]) for d in read(path) if d["seed"] == seed}
         for way, bits, figures in steps(Runs(options.data, options.work, options.cache, seed), done):
             if (way, bits) not in done:
-                with path.open("a") as file:
-                    file.write(json.dumps({"way": way, "bits": bits, "seed": seed, **figures, "commit": commit}) + "\n")
+                append(path, {"way": way, "bits": bits, "seed": seed, **figures, "commit": commit()})
                 print(f"seed {seed}  {bits}-bit, {way}: {figures['test_loss']:.4f}", flush=True)
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
 
 
-def print_table(lines: list[dict[str, Any]]) -> None:
+def table(lines: list[dict[str, Any]]) -> list[str]:
     """Test loss of every way, and the difference to adapters kept on the quantized base, 95% over rows."""
-    wide = [d for d in lines if d["bits"] == UNQUANTIZED_BITS]
-    print("| bits | way | MiB | seeds | test loss | against the first |\n|" + "---|" * 6)
+    body = []
     for bits in WIDTHS:
-        rival = {d["seed"]: d for d in lines if (d["way"], d["bits"]) == (KEPT, bits)}
+        rival = by_seed(d for d in lines if (d["way"], d["bits"]) == (KEPT, bits))
         for way in WAYS:
             some = [d for d in lines if (d["way"], d["bits"]) == (way, bits) and d["seed"] in rival]
             if some:
                 beside = "–" if way == KEPT else change(some, [rival[d["seed"]] for d in some])
-                print(f"| {bits} | {way} | {cells(some)} | {beside} |")
+                body.append([str(bits), way, *cells(some), beside])
     for way in (UNMERGED, MERGED):
-        some = [d for d in wide if d["way"] == way]
+        some = [d for d in lines if (d["way"], d["bits"]) == (way, UNQUANTIZED_BITS)]
         if some:
-            print(f"| 16 | {way.removesuffix(', quantized')} | {cells(some)} | |")
+            body.append(["16", way.removesuffix(", quantized"), *cells(some), ""])
+    return table_of(["bits", "way", "MiB", "seeds", "test loss", "against the first"], body)
 
 
-def cells(some: list[dict[str, Any]]) -> str:
+def cells(some: list[dict[str, Any]]) -> list[str]:
     """MiB, seeds and mean test loss."""
-    mean = sum(d["test_loss"] for d in some) / len(some)
-    return f"{some[0]['memory_bytes'] / MIB:.1f} | {len(some)} | {mean:.4f}"
+    return [f"{some[0]['memory_bytes'] / MIB:.1f}", str(len(some)), f"{mean_loss(some):.4f}"]
 
 
 if __name__ == "__main__":

@@ -33,19 +33,27 @@ class FineTuner:
         rows: of the task.
         evaluation: how long an evaluation tunes, and on how many rows it measures.
         finetune: likewise the full tuning.
+        metric: what a search lowers, `loss` or `task`.
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
         init: where adapters start.
-        metric: what a search lowers, `loss` or `task`.
     """
 
-    def __init__(self, quantized: QuantizedModel, rows: Rows, evaluation: EvaluationConfig, finetune: FinetuneConfig):
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        rows: Rows,
+        evaluation: EvaluationConfig,
+        finetune: FinetuneConfig,
+        *,
+        metric: str = "loss",
+    ):
         self.quantized, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.init: str = quantized.settings.inits[0]
-        self.metric = "loss"
+        self.metric = metric
 
     @property
     def settings(self) -> TrainingConfig:

@@ -52,29 +52,29 @@ class ReloadMismatch(RuntimeError):
     """The saved adapter, reloaded, does not compute what the tuned model does."""
 
 
-def save(workbench: FineTuner, plan: Plan, folder: str | Path) -> None:
+def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
-    folder, quantized = Path(folder), workbench.quantized
-    start = quantized.initialiser(workbench.init)
-    write_adapter(workbench, plan, folder / ADAPTER_FOLDER)
+    folder, quantized = Path(folder), tuner.quantized
+    start = quantized.initialiser(tuner.init)
+    write_adapter(tuner, plan, folder / ADAPTER_FOLDER)
     tensors = {
         f"{linear.name}::{key}": tensor
-        for group, bits, rank in zip(workbench.space.groups, plan.bits, plan.ranks, strict=True)
+        for group, bits, rank in zip(tuner.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
         for key, tensor in _base_tensors(quantized, start, linear.name, bits, rank).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
-    data = plan_to_dict(workbench.space, plan)
+    data = plan_to_dict(tuner.space, plan)
     data["model"] = quantized.loaded.spec
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
-    data["init"] = workbench.init
+    data["init"] = tuner.init
     write_json(folder / PLAN_FILE, data)
 
 
-def write_adapter(workbench: FineTuner, plan: Plan, folder: Path) -> None:
+def write_adapter(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
 
     The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project PEFT
@@ -85,13 +85,13 @@ def write_adapter(workbench: FineTuner, plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ranks = {
         linear.name: rank
-        for group, rank in zip(workbench.space.groups, plan.ranks, strict=True)
+        for group, rank in zip(tuner.space.groups, plan.ranks, strict=True)
         for linear in group.linears
         if rank > 0
     }
     if not ranks:
         raise BadInput(NO_ADAPTER)
-    alpha = workbench.settings.alpha
+    alpha = tuner.settings.alpha
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
@@ -100,15 +100,15 @@ def write_adapter(workbench: FineTuner, plan: Plan, folder: Path) -> None:
         lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=sorted(ranks),
         rank_pattern=others,
-        lora_dropout=workbench.settings.dropout,
+        lora_dropout=tuner.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=_address(workbench.quantized.loaded.spec),
+        base_model_name_or_path=_address(tuner.quantized.loaded.spec),
     )
     config.save_pretrained(str(folder))
     if config.base_model_name_or_path is None:
         (folder / ADAPTER_README).write_text(README)
-    state = adapters.state(workbench.quantized.wrapped, ADAPTER_DTYPE)
+    state = adapters.state(tuner.quantized.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
 
@@ -194,7 +194,7 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
 
 
 @torch.no_grad()
-def check_reload(workbench: FineTuner, plan: Plan, folder: str | Path) -> float:
+def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives.
 
     The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not
@@ -203,21 +203,21 @@ def check_reload(workbench: FineTuner, plan: Plan, folder: str | Path) -> float:
     Raises:
         ReloadMismatch: they differ; on a GPU, whose products are summed in no fixed order, by more than rounding.
     """
-    row = workbench.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
+    row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
     # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
-    with workbench.quantized.as_stored(plan, workbench.init) as model, one_by_one(model):
+    with tuner.quantized.as_stored(plan, tuner.init) as model, one_by_one(model):
         model.eval()
-        mine = model(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
-    with workbench.quantized.released():
-        trust = workbench.quantized.loaded.trust_remote_code
-        reloaded, _ = load(folder, device=str(workbench.device), trust_remote_code=trust)
+        mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
+    with tuner.quantized.released():
+        trust = tuner.quantized.loaded.trust_remote_code
+        reloaded, _ = load(folder, device=str(tuner.device), trust_remote_code=trust)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
-        reloaded.get_base_model().set_attn_implementation(workbench.model.config._attn_implementation)
+        reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
         with one_by_one(reloaded):
-            theirs = reloaded(input_ids=row.to(workbench.device), use_cache=False).logits.float().cpu()
+            theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
         del reloaded
     difference = float((mine - theirs).abs().max())
-    if difference > (0.0 if workbench.device.type == "cpu" else ROUNDING * float(mine.std())):
+    if difference > (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
         raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from the tuned model's")
     return difference
 

@@ -50,7 +50,7 @@ def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_tak
     evaluator.tune(plan, steps=2, folder=tmp_path)
     losses = {init: build(init=init).evaluate(plan).loss for init in ("default", "loftq", "pissa")}
     assert json.loads((tmp_path / "plan.json").read_text())["init"] == min(losses, key=losses.__getitem__)
-    assert evaluator.workbench.init == "default"
+    assert evaluator.tuner.init == "default"
 
 
 @pytest.mark.parametrize("init", ["calibrated", "caldera", "loftq", "pissa", "eva"])
@@ -101,13 +101,13 @@ def test_pissa_meets_a_calibrated_backend(build):
 
 def test_low_fidelity_sees_the_first_batches_and_rows_of_a_full_evaluation(build):
     evaluator = build()
-    full, half = evaluator.workbench.batches(4, 3), evaluator.workbench.batches(2, 3)
+    full, half = evaluator.tuner.batches(4, 3), evaluator.tuner.batches(2, 3)
     assert [b.input_ids.tolist() for b in full[:2]] == [b.input_ids.tolist() for b in half]
     assert all(
         torch.equal(a.input_ids, b.input_ids)
         for a, b in zip(evaluator.rows("validation", 2), evaluator.rows("validation", 8), strict=False)
     )
-    assert evaluator.workbench.batches(0, 3) == []
+    assert evaluator.tuner.batches(0, 3) == []
 
 
 def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so(build):
@@ -129,7 +129,7 @@ def test_the_ceiling_lies_above_the_untuned_model(build):
     evaluator = build()
     highest = evaluator._highest_end()
     evaluator.quantized.unquantize()
-    assert highest >= evaluator.workbench.held_out("calibration", 4) + 1.0
+    assert highest >= evaluator.tuner.held_out("calibration", 4) + 1.0
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):
@@ -146,11 +146,11 @@ def saved_by_a_forward_pass(evaluator, plan):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    evaluator.workbench.apply(plan, 0)
-    evaluator.workbench.model.train()
+    evaluator.tuner.apply(plan, 0)
+    evaluator.tuner.model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = evaluator.workbench.model(input_ids=torch.arange(256).view(2, 128), use_cache=False)
-    evaluator.workbench.model.eval()
+        kept = evaluator.tuner.model(input_ids=torch.arange(256).view(2, 128), use_cache=False)
+    evaluator.tuner.model.eval()
     assert kept.logits.requires_grad
     return sum(seen.values())
 
@@ -160,7 +160,7 @@ def test_a_dict_is_taken_for_a_section_of_the_config(tmp_path):
         "tiny", {"name": "arithmetic"}, quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path)},
         space={"bits": [4], "ranks": [4]}, evaluation={"steps": 7},
     )  # fmt: skip
-    assert evaluator.workbench.evaluation == EvaluationConfig(steps=7) and evaluator.space.bits == (4,)
+    assert evaluator.tuner.evaluation == EvaluationConfig(steps=7) and evaluator.space.bits == (4,)
     with pytest.raises(ConfigError, match="training.alfa is no known field: did you mean alpha?"):
         QuantizedLoRAEvaluator("tiny", training={"alfa": 7})
     with pytest.raises(ConfigError, match="training.final_steps is now finetune.steps"):
@@ -183,6 +183,6 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
 
     with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):
         build(65)
-    bench = build(64).workbench
+    bench = build(64).tuner
     assert bench.with_room(64) == 64
-    assert QuantizedLoRAEvaluator("tiny", training={"max_length": 100}).workbench.with_room(64) == 164
+    assert QuantizedLoRAEvaluator("tiny", training={"max_length": 100}).tuner.with_room(64) == 164
