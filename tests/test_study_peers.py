@@ -92,7 +92,7 @@ def test_a_merged_model_has_the_loss_of_the_tuned_one_and_no_adapters_bytes(stud
         rows = [{"question": f"What is {i} and {split} {i}?", "answer": f"It is\n#### {2 * i}"} for i in range(count)]
         (tmp_path / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = merged.Runs(str(tmp_path), tmp_path / "work", str(tmp_path / "bank"), 0)
-    runs.base.quantized.prepare()
+    runs.base.tuner.switcher.prepare()
     runs.base.workbench.apply(runs.plan(16, 0), 0)
     before = merged.measured(runs.base, runs.plan(16, 0))
     tuned = runs.tune(16)
