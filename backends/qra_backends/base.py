@@ -332,7 +332,8 @@ class TensorBackend(Backend):
         return _Summed(self, bits)
 
     def dequantize(self, module: nn.Module) -> Tensor:
-        return self.own(module).dequantize()
+        weight: Tensor = self.own(module).dequantize()
+        return weight
 
     def from_tensors(
         self,

@@ -23,7 +23,7 @@ from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
-from qra_eval.tasks import SPLITS, Task, make_task
+from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import tune
@@ -275,6 +275,13 @@ class QuantizedLoRAEvaluator(Evaluator):
         """The first problem of the validation split, with its answer."""
         example = self.rows.task.split("validation")[0]
         return example.prompt + example.answer
+
+    def rendered(self) -> list[tuple[str, bool]] | None:
+        """The first row that is tuned on, in the tokenizer's template if it has one; None without a tokenizer."""
+        if self.rows.tokenizer is None:
+            return None
+        found = rendered_example(self.task, self.rows.tokenizer, self.rows.max_length)
+        return [(piece.text, piece.learnt) for piece in found.pieces]
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""

@@ -57,7 +57,7 @@ def measure_fisher(
         by_row: sum over a row's positions before squaring. Its expectation is the whole figure, with how errors at
             different positions add up; but a row is then one draw, and with so few rows the sum of squares follows the
             measured divergence better: rank correlation 0.974 against 0.955 on SmolLM2, 0.94 against 0.81 at 2 bits
-            (benchmarks/results/fisher.jsonl).
+            (benchmarks/results/README.md).
     """
     model, blocks = tuner.quantized, tuner.quantized.blocks
     found = _Figures(tuner, bits, sum(len(b.targets) for b in batches), len(batches), by_row)

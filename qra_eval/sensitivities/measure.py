@@ -37,7 +37,7 @@ PROBED_BITS = 2
 """The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
 MANY_PROBES = 24
 """With more probes than so many, each group is degraded at one of its bit-widths only, in turn: 21 instead of 42 tell
-recorded evaluations of SmolLM2 apart as well (benchmarks/study/probes.py)."""
+recorded evaluations of SmolLM2 apart as well (benchmarks/results/study/details.md)."""
 KIND_RIDGE = 1.0
 """Strength with which a kind's intercept is drawn to the common one, in observations."""
 RANK_GAIN = 0.5

@@ -18,12 +18,11 @@ from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.integrations import TRACKERS
+from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
 from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
 
-PIPE_WIDTH = 120
-"""Columns of tables that do not go to a terminal."""
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
@@ -67,12 +66,6 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-
-
-def check_unit(size: str | None) -> None:
-    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
-    if size is not None:
-        parse(size, needs_unit=True)
 
 
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
@@ -128,6 +121,12 @@ Push = Annotated[
     str | None,
     option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
 ]
+DryRun = Annotated[
+    bool,
+    option(
+        "--dry-run", "Only print the resolved config, the space, the cost, and an example as it is tuned on.", WHERE
+    ),
+]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 AGAINST = get_args(AgainstName)
 
@@ -179,8 +178,19 @@ class Given:
         Raises:
             ConfigError, BadInput: a value that cannot be used.
         """
-        flags = {name: value for name, value in self.values.items() if name not in ("config", "sets")}
-        return settings(config or self.config, sets=self.values["sets"], **flags)
+        values = {name: value for name, value in self.values.items() if value is not None}
+        file, sets = config or values.pop("config", None), values.pop("sets", ())
+        values.pop("config", None)
+        for size in values.get("memory", ()):
+            check_unit(size)
+        given = {name: _value(name, value) for name, value in values.items()}
+        return make_settings(file, dict(map(pair, sets)), **given)
+
+
+def check_unit(size: str | None) -> None:
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -205,26 +215,14 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     return wrap
 
 
-def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:
-    """The config of a file (or the defaults) with the options given on the command line, which win.
-
-    Raises:
-        ConfigError, BadInput: a value that cannot be used.
-    """
-    for size in flags.get("memory") or ():
-        check_unit(size)
-    given = {name: _value(name, value) for name, value in flags.items() if value is not None}
-    return make_settings(config, dict(map(pair, sets or [])), **given)
-
-
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDTH)
 
 
 def emit(data: Any) -> None:
@@ -251,6 +249,7 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 
 
 def _value(name: str, value: Any) -> Any:
+    """The value of an option as the config has it."""
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]
@@ -259,21 +258,19 @@ def _value(name: str, value: Any) -> Any:
                 f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
             ) from None
     if name == "columns":
-        return dict(_column(part) for part in value.split(","))
+        return _pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
     if name == "backend" and "=" in value:
-        pairs = [part.partition("=") for part in value.split(",")]
-        try:
-            given = {int(bits): [name.strip() for name in names.split("+")] for bits, _, names in pairs}
-            return {bits: names if len(names) > 1 else names[0] for bits, names in given.items()}
-        except ValueError:
-            raise BadInput(
-                f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
-            ) from None
+        wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
+        found = {bits: names.split("+") for bits, names in _pairs(name, value, wanted).items()}
+        if not all(bits.isdecimal() for bits in found):
+            raise BadInput(f"--backend is {value!r}: {wanted}")
+        return {int(bits): names if len(names) > 1 else names[0] for bits, names in found.items()}
     return value
 
 
-def _column(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals or not field.strip() or not column.strip():
-        raise BadInput(f"--columns is {text!r}: a field and a column are needed, such as prompt=question,answer=reply")
-    return field.strip(), column.strip()
+def _pairs(name: str, value: str, wanted: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping."""
+    pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
+    if not all(len(p) == 2 and all(p) for p in pairs):
+        raise BadInput(f"--{name} is {value!r}: {wanted}")
+    return dict(pairs)  # type: ignore[arg-type]

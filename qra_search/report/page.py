@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +17,11 @@ from qra_search.report import formatting, tables
 from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import to_svg
-from qra_search.report.figures.charts import figures, front_groups
+from qra_search.report.figures.charts import figures
 from qra_search.report.finding import CHANCE, finding, headline
 from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
 from qra_search.report.layout import heat_maps
+from qra_search.report.next_steps import next_steps
 from qra_search.runs.comparison import FOUND
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import bits_per_weight
@@ -67,42 +66,12 @@ def page(runs: Sequence[RunData]) -> str:
     names = ", ".join(run.name for run in runs)
     return environment.get_template("page.html").render(
         views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
-        data=[embedded(run) for run in runs],
         overview=tables.overview_table(runs) if len(runs) > 1 else None,
         fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
         themes=[_properties(counts, dark=dark) for dark in (False, True)],
         ramps=[(name, i) for name, count in counts.items() for i in range(count)],
         headers_shown=HEADERS_SHOWN,
     )
-
-
-def embedded(run: RunData) -> dict[str, Any]:
-    """What the script needs of a run: the grid, the plans of the chart, and which of them each kind of mark shows."""
-    space, sensitivities = run.result.space, run.result.sensitivities
-    points = []
-    for c in run.shown:
-        trial = run.first_trial[c.plan.key]
-        bits, ranks = (levels.tolist() for levels in space.encode(c.plan))
-        lines = [f"loss {formatting.loss_text(c.loss, c.loss_std)}, {format_bytes(c.memory_bytes)}"]
-        expected = trial.proposal.predicted_loss
-        lines.append(
-            f"proposed as {trial.proposal.origin or 'proposal'}"
-            + ("" if expected is None else f", predicted {expected:.4f}")
-        )
-        if c.evaluations > 1:
-            lines.append(f"mean of {c.evaluations} evaluations")
-        points.append({"name": plan_name(c.plan, space), "bits": bits, "rank": ranks, "lines": lines})
-    return {
-        "bits": list(map(str, space.bits)),
-        "rank": list(map(str, space.ranks)),
-        "grid": [[-1 if g is None else g for g in row] for row in run.layout.cells],
-        "groups": list(space.names),
-        "damage": [f"{v:.3g}" for v in sensitivities.bits_damage[:, 0]] if sensitivities else None,
-        "gain": [f"{v:.3g}" for v in sensitivities.rank_gain[:, -1]] if sensitivities else None,
-        "points": points,
-        "marks": front_groups(run) if run.shown else {},
-        "best": next((i for i, c in enumerate(run.shown) if c.plan == run.plan), -1),
-    }
 
 
 def _view(run: RunData, key: str) -> dict[str, Any]:
@@ -122,7 +91,7 @@ def _view(run: RunData, key: str) -> dict[str, Any]:
         "charts": charts,
         "samples": next((t.samples for t in run.tested if t.role == FOUND), ()),
         "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
-        "commands": _commands(run),
+        "commands": next_steps(run.folder, run.result, run.finding),
         "settings": identity if run.config is None else dump_config(run.config),
     }
 
@@ -153,23 +122,6 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
         charge = evaluations_text(result.sensitivities.cost)
         measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, charged as {charge} evaluations"
     return [*items, ("Time in evaluations", duration(run.seconds), measured)]
-
-
-def _commands(run: RunData) -> list[tuple[str, str]]:
-    """The exact commands that come next, each with what it does."""
-    where = shlex.quote(run.folder)
-    planned = run.config.search.evaluations if run.config is not None else run.result.spent
-    steps = [
-        ("Tune the plan in full and compare it with uniform on test data", f"qra finetune {where}"),
-        ("Export the tuned adapter", f"qra export {where} --format peft"),
-        (
-            "Serve it as an ordinary model (other formats keep the plan's bits: see qra export --list)",
-            f"qra export {where} --format merged --out {where}/served && vllm serve {where}/served",
-        ),
-        ("Look at the plan in the terminal", f"qra show {where}"),
-        ("Search on from here", f"qra search {where} --evaluations {2 * max(1, math.ceil(planned))}"),
-    ]
-    return steps[1:] if run.tuned else steps
 
 
 def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from rich.table import Table
-from rich.text import Text
-
-from qra_search.report.columns import columns
 from qra_search.report.data import RunData
 from qra_search.report.formatting import (
     bits_counts,
@@ -21,6 +16,7 @@ from qra_search.report.formatting import (
     plan_name,
     test_loss_text,
 )
+from qra_search.report.table import TextTable
 from qra_search.runs.comparison import FOUND, TestResult, metrics_of
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
@@ -29,34 +25,6 @@ from qra_search.study.result import SearchResult
 
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
-SHORT = 12
-"""Cells of at most so many characters are not broken into lines in a terminal."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose cells are texts.
-
-    Attributes:
-        heads: of the columns; the first is aligned left, and the others right but for those in `left`.
-        marked: rows of the plan found.
-        points: for each row the index of its plan in `RunData.shown`, if the page is to show it in the heat maps.
-    """
-
-    caption: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: Collection[str] = ()
-    marked: Collection[int] = ()
-    points: Sequence[int] = ()
-
-    def __rich__(self) -> Table:
-        table = columns(*self.heads, left=(self.heads[0], *self.left))
-        for i, row in enumerate(self.rows):
-            table.add_row(*map(Text, row), style="bold" if i in self.marked else "")
-        for column, cells in zip(table.columns, zip(*self.rows, strict=True), strict=False):
-            column.no_wrap = max(map(len, cells)) <= SHORT
-        return table
 
 
 def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
@@ -76,7 +44,14 @@ def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
     seeds = max((len(t.losses) for t in tested), default=1)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     heads = ("plan", "size", "test loss", "lower by", *(name.replace("_", " ") for name in names))
-    return TextTable(caption, heads, rows, marked=[i for i, t in enumerate(tested) if t is found])
+    notes = []
+    if any(row[3] for row in rows):
+        notes.append("Lower by: how much lower the loss of the plan found is, as a share of the other's.")
+    if any("(" in row[3] for row in rows):
+        notes.append(f"In brackets: its 95% interval, from {max(len(t.row_tokens) for t in tested)} test rows.")
+    if any("chance" in row[3] for row in rows):
+        notes.append("Chance: the interval holds zero.")
+    return TextTable(caption, heads, rows, marked=[i for i, t in enumerate(tested) if t is found], notes=notes)
 
 
 def forecast_table(foretold: Forecast, space: SearchSpace) -> TextTable:
@@ -89,8 +64,15 @@ def forecast_table(foretold: Forecast, space: SearchSpace) -> TextTable:
             plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
             "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.certain else "chance",
         ))  # fmt: skip
+    notes = []
+    if len(rows) > 1:
+        notes.append("Gain: by how many nats of loss the planned one is predicted to end lower, after a short tuning.")
+    if any(row[3] for row in rows):
+        notes.append("These intervals held 95% of the differences in seventeen recorded searches.")
+    if any(row[4] for row in rows):
+        notes.append("Chance: the interval holds zero.")
     heads = ("plan", "size", "gain", "90% interval", "")
-    return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,))
+    return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
 
 def comparison_table(result: SearchResult) -> TextTable:
@@ -122,8 +104,7 @@ def comparison_table(result: SearchResult) -> TextTable:
 
 def front_table(run: RunData) -> TextTable:
     """The plans of the front, cheapest first."""
-    space, shown = run.result.space, {c.plan.key: i for i, c in enumerate(run.shown)}
-    front = run.result.front
+    space, front = run.result.space, run.result.front
     rows = [
         (
             plan_name(c.plan, space), bits_counts(c.plan, space), format_bytes(c.memory_bytes),
@@ -134,23 +115,7 @@ def front_table(run: RunData) -> TextTable:
     return TextTable(
         "Plans that no other beats in both loss and bytes", ("plan", "groups", "size", "loss", "evaluations"), rows,
         left=("groups",), marked=[i for i, c in enumerate(front) if c.plan == run.plan],
-        points=[shown[c.plan.key] for c in front],
     )  # fmt: skip
-
-
-def cost_table(run: RunData) -> TextTable:
-    """What each part of the search took, and all together."""
-    total = sum(c.evaluations for c in run.costs)
-    rows = [
-        (
-            c.part, str(c.trials or "–"), evaluations_text(c.evaluations), percent(c.evaluations / (total or 1)),
-            duration(c.seconds),
-        )
-        for c in run.costs
-    ]  # fmt: skip
-    rows.append(("all", str(len(run.result.trials)), evaluations_text(total), "", duration(run.seconds)))
-    heads = ("part", "trials", "evaluations", "share", "time")
-    return TextTable("Cost of each part of the search", heads, rows, marked=(len(rows) - 1,))
 
 
 def failure_table(run: RunData) -> TextTable:
@@ -161,19 +126,20 @@ def failure_table(run: RunData) -> TextTable:
     return TextTable("Failed evaluations", ("trial", "plan", "reason"), rows, left=("plan", "reason"))
 
 
-def overview_table(runs: Sequence[RunData]) -> TextTable:
-    """The finding of every run."""
+def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
+    """The finding of every run, by its name."""
     rows = []
     for run in runs:
         found = run.finding
         rival = found is not None and found.rival is not None
+        planned = "" if run.planned is None else f" of {evaluations_text(run.planned)}"
         rows.append((
-            f"{run.name}: {run.result.strategy}, seed {run.result.seed}",
+            f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
             format_bytes(found.budget) if found else "–",
-            f"{loss_text(found.loss)} ({found.data})" if found else "–",
+            f"{loss_text(found.loss)} ({found.data})" if found else "none yet",
             loss_text(found.rival_loss) if found and rival else "–",
             (percent(found.gain) if found.beats else "none") if found else "–",
-            evaluations_text(run.result.spent),
+            evaluations_text(run.result.spent) + planned,
             duration(run.seconds),
         ))  # fmt: skip
     heads = ("run", "budget", "loss", "best uniform", "gain", "evaluations", "time")

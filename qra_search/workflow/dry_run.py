@@ -18,6 +18,7 @@ from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.study.transfer import learnt_prior
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.settings import check_task
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
@@ -36,6 +37,7 @@ def foretold(
         for spec in track:
             check_tracker(spec)
         if not begun:
+            check_task(config)
             learnt_log(config)
     with listener:
         built = build_evaluator(config, listener.progress, weights=False)
@@ -90,6 +92,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
         ],
         "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,
+        "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.rendered() or ()],
     }
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import FinetuneConfig, RunConfig, differences
-from qra_search.display import Displayed
+from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
 from qra_search.files import write_json
 from qra_search.integrations.trackers import flat, tracked
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
+from qra_search.report.reprs import as_html, tested_rich
+from qra_search.report.table import as_text
 from qra_search.runs.comparison import (
     FOUND,
     TUNING,
@@ -72,7 +74,13 @@ class Finetuned(Displayed):
         return [t for t in self.tested if t.role == UNIFORM]
 
     def __repr__(self) -> str:
-        return "\n".join(tested_text(tested, self.result.space) for tested in self.tested)
+        return f"Finetuned({str(self.folder.path)!r}, {len(self.tested)} plans tuned)"
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+
+register(Finetuned, lambda done: tested_rich(done.result, done.tested, done.limit), as_html)
 
 
 def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:

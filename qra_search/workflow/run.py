@@ -14,8 +14,6 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.integrations.trackers import Tracker, check_tracker
-from qra_search.report.data import RunData
-from qra_search.report.figures.charts import write_figures
 from qra_search.report.finding import said
 from qra_search.report.page import write_page
 from qra_search.runs.comparison import Against, TestResult, read_test
@@ -39,7 +37,7 @@ from qra_search.workflow.finetune import (
 from qra_search.workflow.listening import Heard, listener_for
 from qra_search.workflow.plan import check_plannable, plan_with
 from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
-from qra_search.workflow.settings import make_settings
+from qra_search.workflow.settings import check_task, make_settings
 
 
 def plan(
@@ -157,6 +155,8 @@ class Run(Displayed):
             first: called with the evaluator and the listener before minutes of quantizing.
         """
         check_plannable(self.config)
+        if not self.folder.exists:
+            check_task(self.config)
         if self.folder.exists and self.folder.config_file.is_file():
             self._keep_length()
         with listener_for(progress) as listener, begun(self.config, self.folder, resume=self.folder.exists):
@@ -197,6 +197,8 @@ class Run(Displayed):
         """
         if evaluations is not None:
             self._set("search.evaluations", evaluations)
+        if not self.folder.exists:
+            check_task(self.config)
         pool = Workers(workers) if isinstance(workers, int) else workers
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():
@@ -250,7 +252,7 @@ class Run(Displayed):
             raise BadInput("--steps and --epochs both say how long to tune: give one of them")
         if plan is not None and memory is not None:
             raise BadInput("--plan and --memory both choose a plan: give one of them")
-        config = self._tuning_settings(epochs, device, settings or {})
+        config = self.tuning_settings(epochs, device, settings or {})
         with bad_input():
             for spec in track:
                 check_tracker(spec)
@@ -274,14 +276,13 @@ class Run(Displayed):
                 self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
             )
 
-    def report(self, out: str | Path | None = None, *, figures: bool = False) -> Path:
+    def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
 
         Args:
             out: default: `report.html` in the run's folder.
-            figures: write the charts as SVG and PNG too, into a folder beside it.
         """
-        return write_reports([self.folder], out, figures=figures)[0]
+        return write_reports([self.folder], out)
 
     def export(
         self, format: str | None = None, out: str | Path | None = None, *, options: Mapping[str, Any] | None = None
@@ -326,7 +327,12 @@ class Run(Displayed):
         if "evaluations" not in self.config.search.model_fields_set:
             self._set("search.evaluations", self.folder.config().search.evaluations)
 
-    def _tuning_settings(self, epochs: float | None, device: str | None, settings: Mapping[str, Any]) -> RunConfig:
+    def tuning_settings(self, epochs: float | None, device: str | None, settings: Mapping[str, Any]) -> RunConfig:
+        """The run's settings with what is given for its tuning.
+
+        Raises:
+            BadInput: it is nothing that a tuning may be given.
+        """
         known = self.folder.check().config()
         given = dict(settings) | ({} if epochs is None else {"finetune.epochs": epochs})
         config = make_config(on_device(known, device).model_dump(mode="json"), given, source="options")
@@ -340,14 +346,10 @@ class Run(Displayed):
         return uniform_in(space, str(given)) or read_plan(space, Path(given))
 
 
-def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None, *, figures: bool = False) -> list[Path]:
-    """Write the report of a run, or one that compares several; its path, then those of the figures."""
+def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:
+    """Write the report of a run, or one that compares several, and return its path."""
     with bad_input():
         for folder in folders:
             folder.check()
         target = Path(out) if out else folders[0].report_file if len(folders) == 1 else Path("compare.html")
-        path = write_page(list(folders), target)
-        # Beside a report of another name the figures get a folder of their own.
-        own = len(folders) == 1 and path == folders[0].report_file
-        place = path.parent / ("figures" if own else f"{path.stem}-figures")
-        return [path, *(write_figures(list(map(RunData.read, folders)), place) if figures else [])]
+        return write_page(list(folders), target)

@@ -63,6 +63,13 @@ def make_settings(
     raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
 
 
+def check_task(config: RunConfig) -> None:
+    """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
+    chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
+    if config.evaluator == type(config).model_fields["evaluator"].default and not chosen:
+        raise BadInput("say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

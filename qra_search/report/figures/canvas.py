@@ -1,4 +1,4 @@
-"""How charts are drawn with matplotlib: the style, axes and labels; and how a figure is written, as SVG or as PNG."""
+"""How charts are drawn with matplotlib: the style, axes and labels; and how a figure is written as SVG."""
 
 from __future__ import annotations
 
@@ -20,13 +20,9 @@ Size = tuple[int, int]
 """Width and height in units of an SVG, which are pixels of a page that shows it in its own size."""
 WIDE: Size = (880, 420)
 UNITS_PER_INCH = 72
-PNG_ZOOM = 2
-"""Pixels of a PNG for each unit."""
 SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
 LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
 """A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
-POINTS = "points-"
-"""Begins the group id of marks that a page finds again, by their attribute `data-points`."""
 _POINTS = re.compile(r'="([\d.]+)pt"')
 """Of the sizes of a drawing: without the unit they are pixels."""
 _NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
@@ -138,20 +134,12 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) 
     axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
 
 
-def to_png(figure: Figure) -> bytes:
-    """A figure as PNG, in the colours that it was drawn in."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_ZOOM * UNITS_PER_INCH)
-    return buffer.getvalue()
-
-
-def to_svg(figure: Figure, *, theme: Literal["own", "screen", "page"] = "own", key: str = "qra") -> str:
-    """A figure as SVG: text stays text, and the same figure gives the same bytes.
+def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: str = "qra") -> str:
+    """A figure drawn in light colours as SVG: text stays text, and the same figure gives the same bytes.
 
     Args:
-        theme: `own` keeps the colours; `screen` has a second set for dark screens; `page` takes them from the custom
-            properties of the page that it is put into, and has no background and no title.
-            The last two are for figures drawn in light colours.
+        theme: `screen` has a second set of colours for dark screens; `page` takes them from the custom properties of
+            the page that it is put into, and has no background and no title.
         key: is mixed into the ids of marks, which must be unique within a page.
     """
     import matplotlib
@@ -164,9 +152,7 @@ def to_svg(figure: Figure, *, theme: Literal["own", "screen", "page"] = "own", k
         figure.savefig(buffer, format="svg", metadata=nothing | title)
     text = buffer.getvalue()
     text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
-    text = _NUMBERED.sub("", text).replace(f' id="{POINTS}', ' data-points="')
-    if theme == "own":
-        return text
+    text = _NUMBERED.sub("", text)
     for name, color in palette().items():
         text = text.replace(color, f"var(--{name})")
     if theme == "screen":

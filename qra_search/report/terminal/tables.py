@@ -15,9 +15,9 @@ from qra_search.report.colors import ramp, text_on
 from qra_search.report.finding import Finding, said
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.layout import HeatMap, layout
+from qra_search.report.next_steps import next_steps
 from qra_search.report.tables import comparison_table
 from qra_search.runs.comparison import FOUND, TestResult, read_test
-from qra_search.space.budgets import uniform_text
 from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -42,33 +42,21 @@ def print_result(console: Console, result: SearchResult, folder: RunFolder, *, c
         command = escape(f"qra search {shlex.quote(str(folder.path))}")
         console.print(f"Interrupted and saved. Go on with: [bold]{command}[/]", soft_wrap=True)
         return
-    next_steps(console, folder)
+    print_next_steps(console, folder, result)
 
 
-def next_steps(
-    console: Console, folder: RunFolder, found: Finding | None = None, *, place: RunFolder | None = None,
-    more: Sequence[tuple[str, str]] = (),
-) -> None:  # fmt: skip
-    """Where the report is, and the commands that follow.
-
-    Args:
-        found: what the comparison on test data says, if it was made just now.
-        place: where the tuned plan is kept; default: the run's folder.
-        more: steps after these, each in words and as a command.
-    """
-    run, quoted = shlex.quote(str(folder.path)), shlex.quote(str((place or folder).path))
+def print_next_steps(
+    console: Console,
+    folder: RunFolder,
+    result: SearchResult,
+    found: Finding | None = None,
+    place: RunFolder | None = None,
+) -> None:
+    """Where the report is, and the commands that follow; see `next_steps`."""
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    steps = [("look at the plan", f"qra show {run}")]
-    if found is not None and found.rival is not None and not found.beats and found.rival != found.plan:
-        steps.append(
-            ("tune and keep the uniform plan", f"qra finetune {run} --plan {uniform_text(found.space, found.rival)}")
-        )
-    if (place or folder).adapter.is_dir():
-        steps.append(("export it", f"qra export {quoted}" + ("" if folder.engine() else " --format peft")))
-    else:
-        steps.append(("tune it in full", f"qra finetune {run}"))
-    width = max(len(what) for what, _ in (*steps, *more))
-    for what, command in (*steps, *more):
+    steps = next_steps(folder.path, result, found, place)
+    width = max(len(what) for what, _ in steps)
+    for what, command in steps:
         console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
@@ -87,7 +75,7 @@ def print_samples(console: Console, tested: Sequence[TestResult]) -> None:
 def strip(space: SearchSpace, heat: HeatMap) -> Text:
     """The grid of a plan's bits or ranks; colours are of its place among the choices, numbers say the same without."""
     grid, colors = layout(space), ramp(heat.ramp, heat.steps, dark=True)
-    width = max(len(str(c)) for c in (space.bits if heat.ramp == "bits" else space.ranks)) + 1
+    width = max(map(len, heat.labels)) + 1
     margin = max(len(row) for row in grid.rows) + 2
     text = Text()
     if len(grid.columns) > 1:
