@@ -99,7 +99,7 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator = make(tmp_path / "bank")
     first = evaluator.untuned_loss()
     assert not (tmp_path / "bank").exists()
-    evaluator.quantized.unquantize()
+    evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
 
