@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qra_search.workflow.search_function import search
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
@@ -26,7 +27,6 @@ from qra_search.strategies.evolution.importance import Importance
 from qra_search.strategies.gp.refine import WARM_START
 from qra_search.surrogates.promotion import MIN_PAIRS
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 
 def run(evaluations, fidelities, **options):

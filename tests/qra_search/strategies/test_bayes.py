@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qra_search.workflow.search_function import search
 
 from qra_search.strategies.bayes import BayesStrategy
 from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.gp.local_search import LocalSearch, linearized_row
 from qra_search.surrogates.hypervolume_improvement import Strips
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
-from qra_search.workflow.search_function import search
 
 
 def all_rows(space):

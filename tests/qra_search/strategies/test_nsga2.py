@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
+from qra_search.workflow.search_function import search
 
 from qra_search import SearchSpace
 from qra_search.strategies.evolution import operators as op
 from qra_search.strategies.evolution.edits import PlanCodec, mutate
 from qra_search.strategies.nsga2 import NSGA2Strategy, child_of, parents_of
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 SPACE = toy_space(6, restricted=True)
 LEVELS = PlanCodec(SPACE)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qra_search.workflow.search_function import search
 
 from qra_search.strategies.evolution.edits import PlanCodec
 from qra_search.strategies.evolution.importance import Importance, warm_start
 from qra_search.strategies.gp.refine import WARM_START, atomic_edits, best_improvement, matern_belief
 from qra_search.strategies.qr_adaptor import OFFSPRING, PROMOTED, REFINED, QRAdaptorStrategy, front_edits
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
-from qra_search.workflow.search_function import search
 
 
 def run(evaluations=40, fidelities=(1.0,), **options):
