@@ -11,15 +11,19 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedLoRAEvaluator", "load"]
 
 
-def load(run: str | Path, *, device: str = "cpu") -> Any:
+def load(run: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
     """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
+
+    Args:
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         ValueError: no tuned plan there, or the model's weights are not those that it was made for.
     """
     from qra_eval.tuning.saved import load as load_tuned
 
-    return load_tuned(run, device=device)
+    return load_tuned(run, device=device, trust_remote_code=trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     )
     from qra_search.strategies import Strategy
     from qra_search.study import Callback, EvaluatedPlan, SearchResult, Study
-    from qra_search.workflow.run import run
-    from qra_search.workflow.search_function import search
+    from qra_search.workflow.run import Run, open_run, plan
+    from qra_search.workflow.search import search
 
 __all__ = [
     "BadInput",
@@ -43,6 +43,7 @@ __all__ = [
     "Plan",
     "Sensitivities",
     "Proposal",
+    "Run",
     "SearchResult",
     "SearchSpace",
     "StorageFormat",
@@ -51,7 +52,8 @@ __all__ = [
     "StudyState",
     "Trial",
     "TrialLog",
-    "run",
+    "open_run",
+    "plan",
     "search",
 ]
 
@@ -66,8 +68,8 @@ _HOMES = {
     ),
     "strategies": ("Strategy",),
     "study": ("Callback", "EvaluatedPlan", "SearchResult", "Study"),
-    "workflow.run": ("run",),
-    "workflow.search_function": ("search",),
+    "workflow.run": ("Run", "open_run", "plan"),
+    "workflow.search": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 display.register_from("qra_search.report.reprs")

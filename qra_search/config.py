@@ -17,8 +17,8 @@ from qra_search.plugins import did_you_mean, unknown_message
 from qra_search.sections import (
     DEFAULT_EVALUATIONS,
     DEFAULT_STRATEGY,
-    FINAL_ONLY,
-    SEARCH_ONLY,
+    EvaluationConfig,
+    FinetuneConfig,
     ModelConfig,
     QuantizationConfig,
     Schedule,
@@ -31,7 +31,7 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 __all__ = [
-    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "FINAL_ONLY", "SEARCH_ONLY", "ConfigError", "ModelConfig",
+    "DEFAULT_EVALUATIONS", "DEFAULT_STRATEGY", "ConfigError", "EvaluationConfig", "FinetuneConfig", "ModelConfig",
     "QuantizationConfig", "RunConfig", "Schedule", "SearchConfig", "SpaceConfig", "TaskConfig", "TrainingConfig",
     "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
@@ -40,6 +40,17 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 MANY_FIELDS = 16
 """More than these are not named in an error."""
+
+
+MOVED = {
+    "training": {
+        **{name: f"evaluation.{name}" for name in EvaluationConfig.model_fields},
+        **{name: f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in ("steps", "epochs")},
+        "final_steps": "finetune.steps",
+        "final_epochs": "finetune.epochs",
+    }
+}
+"""Where the fields are now that a section had before."""
 
 
 class ConfigError(BadInput):
@@ -55,6 +66,8 @@ class RunConfig(Section):
     quantization: QuantizationConfig = QuantizationConfig()
     space: SpaceConfig = SpaceConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     search: SearchConfig = SearchConfig()
     engine: str | None = Field(
         None,
@@ -114,40 +127,38 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     return make_config(data, overrides, source=str(path))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Plain data whose size is that of its text: a few aliases would stand for gigabytes in every message."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        problem = ""
-        if isinstance(event, yaml.AliasEvent):
-            problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
-            problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
-        elif self.depth >= MAX_YAML_DEPTH:
-            problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
-        if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
 def read_yaml(text: str) -> Any:
     """The plain data of a YAML text.
 
+    Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
+
     Raises:
-        ValueError: it is not YAML, has an alias, or a value too long or nested too deep; in one line.
+        ValueError: it is not YAML, is too long, has an alias, or a value too long or nested too deep; in one line.
     """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
     try:
-        return _PlainLoader(text).get_single_data()
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            problem = ""
+            if isinstance(event, yaml.AliasEvent):
+                problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+                problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+            elif depth > MAX_YAML_DEPTH:
+                problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+            if problem:
+                raise ValueError(_place(event.start_mark, problem))
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
-        raise ValueError(one_line(place, 500)) from None
+        raise ValueError(one_line(str(error), 500)) from None
+
+
+def _place(mark: Any, problem: str) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:
@@ -231,6 +242,8 @@ def explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part != "str" and "[" not in str(part)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shortened(where)
     if fault["type"] == "extra_forbidden":
+        if moved := MOVED.get(where.rpartition(".")[0], {}).get(where.rpartition(".")[2]):
+            return f"{where} is now {moved}"
         section: Any = RunConfig
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half of, JSON that is never read without a limit, and digests of large files."""
+"""Files that are replaced as a whole, JSON that is read up to a limit, and digests of large files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 MAX_JSON_BYTES = 256 << 20
 MAX_HEADER_BYTES = 100 << 20
-"""Of a safetensors file; what is larger is none."""
+"""The largest header of a safetensors file that is read."""
 DIGEST_SUFFIX = ".sha256"
 BLOCK = 1 << 20
 
 
 @contextmanager
 def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, or is removed if writing fails.
+    """A file beside `path` to write to, which replaces it at the end, or is removed if writing fails.
 
-    Two processes may write one file: each has its own beside it, and the last takes the place.
+    Two processes may write one file: each has its own beside it, and the last replaces it.
 
     Args:
-        durable: on the disk, not only in the kernel's memory, before it takes the place: for what cannot be made again.
+        durable: wait until it is on the disk before it replaces `path`: for what cannot be made again.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -91,9 +91,9 @@ def tensor_names(path: Path) -> list[str]:
     return list(tensors)
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> ValueError:
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The error for a file in another encoding, with the line of the first byte that is not UTF-8."""
-    at = error.object.count(b"\n", 0, error.start) + 1 if line is None else line
+    at = error.object.count(b"\n", 0, error.start) + 1
     return ValueError(
         f"{path}, line {at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, such as "
         f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`"

@@ -1,5 +1,5 @@
 """Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.trackers and .harnesses."""
+.loaders, .objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from qra_search.errors import DISTRIBUTION, BadInput
 
-Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "importers", "trackers", "harnesses"]
+Kind = Literal[
+    "strategies",
+    "evaluators",
+    "backends",
+    "tasks",
+    "exporters",
+    "importers",
+    "loaders",
+    "objects",
+    "harnesses",
+]
 _SINGULAR = {
     "strategies": "strategy",
     "evaluators": "evaluator",
@@ -18,7 +28,8 @@ _SINGULAR = {
     "tasks": "task",
     "exporters": "export format",
     "importers": "plan format",
-    "trackers": "tracker",
+    "loaders": "loader",
+    "objects": "register of objects",
     "harnesses": "harness",
 }
 
@@ -54,8 +65,13 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:
-    """`did you mean a or b? ` with the nearest of the known names, at most so many; empty if none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.5)
+    """`did you mean a or b? ` with the nearest of the known names, at most so many; empty if none is near.
+
+    Those that a name is the initials of are nearest: `lr` of `learning_rate`.
+    """
+    known = list(known)
+    short = [k for k in known if "_" in k and "".join(part[:1] for part in k.split("_")) == name]
+    near = (short or difflib.get_close_matches(str(name), known, n=most, cutoff=0.5))[:most]
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 

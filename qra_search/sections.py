@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from qra_search.errors import shortened
-from qra_search.space.budgets import check_size
+from qra_search.space.budgets import parse
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS
 
@@ -146,21 +146,15 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "calibrated", "caldera", "loftq", "pissa", "eva"]
+Init = Literal["default", "calibrated", "caldera"]
+OF_PEFT = ("loftq", "pissa", "eva")
+"""Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
-FINAL_ONLY = frozenset({
-    "final_steps", "final_epochs", "test_rows", "evaluate_every", "patience", "checkpoint_every", "checkpoint_minutes",
-    "sample_answers",
-})  # fmt: skip
-"""Fields of `training` that say how the chosen plan is tuned in full, and change nothing that a search measures."""
-SEARCH_ONLY = frozenset({"steps", "hopeless", "shared_steps"})
-"""Those that say how a plan is evaluated, and change nothing of how the chosen one is tuned in full."""
 
 
 class TrainingConfig(Section):
-    """The short fine-tuning of one evaluation, and the full one of the chosen plan."""
+    """How adapters are tuned: briefly in an evaluation, and to the end in the fine-tuning of the chosen plan."""
 
-    steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
     batch_size: int = Field(8, ge=1, description="rows that go through the model together")
     accumulation: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
     learning_rate: float = Field(1e-3, gt=0)
@@ -175,8 +169,8 @@ class TrainingConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
-        description="where adapters start: default, calibrated, caldera, loftq, pissa or eva; of several the search "
-        "uses the first, and before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
+        "and adapter in turn); of several the search uses the first, and before a plan is tuned in full each is tried",
     )
     scales: bool = Field(
         False,
@@ -185,54 +179,24 @@ class TrainingConfig(Section):
     )
     scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
-    validation_rows: int = Field(
-        64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
-    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
-    hopeless: float = Field(
-        0.5,
-        ge=0,
-        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
-        "unquantized, untuned model's loss to that of a blind guess; 0: never",
-    )
-    shared_steps: int = Field(
-        0,
-        ge=0,
-        description="steps in which one adapter is trained for all plans; each is then scored without training, as the "
-        "lowest fidelity; 0: not offered",
-    )
-    final_steps: int = Field(100, ge=1, description="steps of the full fine-tuning of the chosen plan")
-    final_epochs: float | None = Field(
-        None, gt=0, description="its length in passes over the rows to tune on; wins over final_steps"
-    )
-    evaluate_every: int = Field(
-        0,
-        ge=0,
-        description="steps of it between looks at the validation loss; the adapters of the lowest are kept; 0: those "
-        "of the last step",
-    )
-    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
-    checkpoint_every: int = Field(
-        0, ge=0, description="steps of it between checkpoints, from which it is resumed; 0: by time alone"
-    )
-    checkpoint_minutes: float = Field(5.0, ge=0, description="likewise minutes; 0: by steps alone")
-    sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
-    test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _ours(cls, value: Any) -> Any:
+        if found := [name for name in (value if isinstance(value, (list, tuple)) else [value]) if name in OF_PEFT]:
+            raise ValueError(
+                f"{found[0]} is PEFT's, for bases of its own: use calibrated, which fits the quantized one"
+            )
+        return value
 
     @field_validator("init")
     @classmethod
     def _inits(cls, value: Any) -> Any:
         if isinstance(value, tuple):
             _check_distinct(value, "initialisations")
-        return value
-
-    @field_validator("patience")
-    @classmethod
-    def _looks(cls, value: int, info: ValidationInfo) -> int:
-        if value and not info.data.get("evaluate_every"):
-            raise ValueError("it counts looks at the validation loss, set training.evaluate_every as well")
         return value
 
     @property
@@ -244,6 +208,53 @@ class TrainingConfig(Section):
     def inits(self) -> tuple[Init, ...]:
         """The initialisations named, the search's own first."""
         return self.init if isinstance(self.init, tuple) else (self.init,)
+
+
+class EvaluationConfig(Section):
+    """One evaluation of a search: a short tuning, then the loss on held-out rows."""
+
+    steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
+    validation_rows: int = Field(
+        64, ge=1, description="held-out rows of a full evaluation; a search comes to fit those it sees if they are few"
+    )
+    hopeless: float = Field(
+        0.5,
+        ge=0,
+        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
+        "unquantized, untuned model's loss to that of a blind guess; 0: never",
+    )
+
+
+class FinetuneConfig(Section):
+    """The full fine-tuning of the chosen plan, and the comparison on test rows."""
+
+    steps: int = Field(100, ge=1, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the rows to tune on; wins over steps")
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="steps between looks at the validation loss; the adapters of the lowest are kept; 0: those of the "
+        "last step",
+    )
+    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps between checkpoints, from which it is resumed; 0: by time alone"
+    )
+    checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps alone")
+    sample_answers: int = Field(3, ge=0, description="test rows that the tuned plan's answers to are written down")
+    test_rows: int = Field(128, ge=1, description="test rows that the final comparison is made on")
+
+    beside: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows"}
+    )
+    """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
+
+    @field_validator("patience")
+    @classmethod
+    def _looks(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("evaluate_every"):
+            raise ValueError("it counts looks at the validation loss, set finetune.evaluate_every as well")
+        return value
 
 
 class SearchConfig(Section):
@@ -283,5 +294,5 @@ class SearchConfig(Section):
     @classmethod
     def _sizes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
-            check_size(value)
+            parse(value)
         return values

@@ -76,11 +76,13 @@ def check_json(block: Block) -> None:
 
 def check_jsonl(block: Block, folder: Path) -> None:
     """Rows that the task `jsonl` reads."""
-    from qra_eval.tasks.jsonl import read_examples
+    from qra_eval.tasks.forms import to_example
+    from qra_eval.tasks.sources import read_rows
 
     file = folder / "rows.jsonl"
     file.write_text(block.code)
-    read_examples(file)
+    for where, row in read_rows(file):
+        to_example(row, where)
 
 
 def parse_command(arguments: list[str]) -> None:
@@ -109,7 +111,10 @@ def _check_settings(params: dict[str, Any]) -> None:
 
     if "sets" not in params or "config" not in params:
         return
-    config = params["config"]
-    flags = {name: params.get(name) for name in common._FLAGS}
-    known = ROOT / config if config is not None and (ROOT / config).is_file() else None
-    common.settings(known, sets=params["sets"], **flags)
+    given = {name: params.get(name) for name in common.SETTINGS}
+    config = given["config"]
+    if config is None or not (ROOT / config).is_file():  # a run's folder
+        given["config"] = None
+    else:
+        given["config"] = ROOT / config
+    common.Given(given).settings()

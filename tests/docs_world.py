@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from qra_search.config import TrainingConfig
+from qra_search.config import FinetuneConfig
 
-SMALL = {"final_steps": 2, "test_rows": 8, "sample_answers": 0}
-"""Of the final tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
+SMALL = {"steps": 2, "test_rows": 8, "sample_answers": 0}
+"""Of the full tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),
@@ -40,7 +40,7 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from qra_eval import QuantizedLoRAEvaluator
 
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "training", TrainingConfig(**SMALL))
+    monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**SMALL))
 
 
 def run_command(words: list[str]) -> None:
@@ -52,7 +52,7 @@ def run_command(words: list[str]) -> None:
     from qra_search.cli.errors import run_safely
 
     if words[1] in TAKES_SETTINGS:
-        words = [*words, *(part for name, value in SMALL.items() for part in ("--set", f"training.{name}={value}"))]
+        words = [*words, *(part for name, value in SMALL.items() for part in ("--set", f"finetune.{name}={value}"))]
     assert words[0] == "qra", f"{words[0]!r} is no command of qra: such a block can only be parsed"
     status = run_safely(words[1:])
     assert status == 0, f"{' '.join(words)} ended with status {status}"
@@ -70,7 +70,19 @@ def build_world(folder: Path) -> None:
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")
-    search = ["qra", "search", "--model", "tiny", "--memory", "uniform3r8", "-n", str(EVALUATIONS), "--out"]
+    search = [
+        "qra",
+        "search",
+        "--model",
+        "tiny",
+        "--task",
+        "arithmetic",
+        "--memory",
+        "uniform3r8",
+        "-n",
+        str(EVALUATIONS),
+        "--out",
+    ]
     run_command([*search, "runs/a"])
     run_command(["qra", "finetune", "runs/a"])
     run_command([*search, "runs/b", "--strategy", "random", "--seed", "1"])
@@ -78,8 +90,7 @@ def build_world(folder: Path) -> None:
 
 def copy_world(world: Path, folder: Path, code: str) -> None:
     """A copy of the world without the runs that the code makes itself."""
-    fresh = "\n".join(line for line in code.splitlines() if "--resume" not in line)
-    made = re.findall(r"--out (runs/\S+)|log=\"(runs/[^/\"]+)", fresh)
+    made = re.findall(r"--out (runs/\S+)|log=\"(runs/[^/\"]+)", code)
     shutil.copytree(world, folder, dirs_exist_ok=True)
     for run in {name for names in made for name in names if name}:
         shutil.rmtree(folder / run, ignore_errors=True)

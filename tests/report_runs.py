@@ -110,3 +110,12 @@ def add_test(folder: RunFolder, *, seeds: int = 2) -> None:
         for seed in range(seeds)
     ]  # fmt: skip
     folder.test_file.write_text(json.dumps({"format": "qra-test/1", "limit": 1, "tuned": tuned}))
+
+
+def write_curve(folder: Path, name: str, steps: int, *, end: str = "") -> None:
+    """The loss curve of a tuning in a run's folder, with a validation loss at every fourth step."""
+    rows = [{"step": s, "loss": 2.0 + 1 / s, **({"validation_loss": 2.5} if s % 4 == 0 else {})}
+            for s in range(1, steps + 1)]  # fmt: skip
+    (folder / "tuning" / name).mkdir(parents=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows) + end
+    (folder / "tuning" / name / "curve.jsonl").write_text(text)

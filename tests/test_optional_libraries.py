@@ -17,7 +17,6 @@ NEEDS = {
     # library: (distribution, modules that import it at the top, backends, strategies)
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
-    "gptqmodel": ("gptqmodel", {"qra_backends.libraries.gptqmodel_linear"}, {"gptqmodel"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "nevergrad": ("nevergrad", set(), set(), {"nevergrad"}),

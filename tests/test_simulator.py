@@ -9,16 +9,11 @@ from pathlib import Path
 import pytest
 from fakes import AdditiveEvaluator
 
-from qra_search import Evaluation, EvaluationFailed, Proposal, Study, search
+from qra_search import Evaluation, Proposal, Study, search
+from qra_search.strategies.random import RandomStrategy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "workers"))
-from simulator import (  # noqa: E402
-    RecordedRun,
-    SimulatedExecutor,
-    lognormal_duration,
-    recorded_duration,
-    report,
-)
+from simulator import SimulatedExecutor, lognormal_duration, report  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 24, "seed": 1}
 
@@ -59,41 +54,19 @@ def test_one_simulated_worker_searches_as_this_process_does():
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in serial.trials]
 
 
-def test_a_simulation_repeats_itself_and_follows_the_order_in_which_evaluations_end():
-    runs = [simulate(4, lognormal_duration(60.0, seed=3)) for _ in range(2)]
-    assert runs[0][0].clock == runs[1][0].clock
-    assert [t.proposal for t in runs[0][1].trials] == [t.proposal for t in runs[1][1].trials]
-
-
 def test_the_searchs_own_time_counts_against_the_workers():
-    class Slow(AdditiveEvaluator):
-        pass
-
-    from qra_search.strategies.random import RandomStrategy
-
     class Thinking(RandomStrategy):
         def propose(self, state, n):
             time.sleep(0.02)
             return super().propose(state, n)
 
-    evaluator = Slow(with_prior=False)
+    evaluator = AdditiveEvaluator(with_prior=False)
     executor = SimulatedExecutor(evaluator, 2, lambda proposal, evaluation: 0.001)
     Study(evaluator, **{**OPTIONS, "strategy": Thinking()}, executor=executor).run()
     figures = report(executor, ())
     assert figures.overhead_largest >= 0.02
     assert figures.utilisation < 0.1, "workers that wait for proposals are not busy"
     assert executor.clock >= 0.02 * 8
-
-
-def test_a_failed_evaluation_is_recorded_and_frees_its_worker():
-    class Failing(AdditiveEvaluator):
-        def evaluate(self, plan, **options):
-            if plan.bits[0] == 2:
-                raise EvaluationFailed("no")
-            return super().evaluate(plan, **options)
-
-    _, result = simulate(3, lambda proposal, evaluation: 5.0, Failing(with_prior=False))
-    assert result.failures() and len(result.trials) == 24
 
 
 def test_log_normal_durations_have_the_mean_that_was_asked_for():
@@ -103,35 +76,6 @@ def test_log_normal_durations_have_the_mean_that_was_asked_for():
     draws = [duration(Proposal(plan, seed=s), Evaluation(1.0, 1)) for s in range(4000)]
     assert sum(draws) / len(draws) == pytest.approx(60.0, rel=0.03)
     assert duration(Proposal(plan, 0.5, seed=7), Evaluation(1.0, 1)) == pytest.approx(draws[7] / 2)
-
-
-def test_a_recorded_run_is_replayed_with_its_results_and_durations():
-    class Timed(AdditiveEvaluator):
-        def evaluate(self, plan, *, fidelity=1.0, seed=0):
-            done = super().evaluate(plan, fidelity=fidelity, seed=seed)
-            return Evaluation(done.loss, done.memory_bytes, seconds=float(sum(plan.bits)), seed=seed)
-
-    recorded = search(Timed(with_prior=False), **OPTIONS)
-    replay = RecordedRun(recorded.space, recorded.trials)
-    executor, result = simulate(1, recorded_duration(recorded.trials), replay)
-    assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in recorded.trials]
-    assert executor.clock == sum(sum(t.plan.bits) for t in recorded.trials)
-    known = {t.plan.key for t in recorded.trials}
-    with pytest.raises(EvaluationFailed, match="did not evaluate this plan"):
-        replay.evaluate(next(p for p in recorded.space.uniform_plans() if p.key not in known))
-
-
-def test_durations_need_a_finished_evaluation():
-    with pytest.raises(ValueError, match="no finished evaluation"):
-        recorded_duration([])
-
-
-def test_the_report_counts_what_happened():
-    executor, result = simulate(4, lambda proposal, evaluation: 60.0)
-    figures = report(executor, result.trials)
-    assert (figures.workers, figures.trials, figures.virtual_seconds) == (4, 24, 360.0)
-    assert figures.best_loss[-1] == min(t.loss for t in result.trials) and len(figures.best_loss) == 24
-    assert figures.peak_memory_bytes > 10 << 20
 
 
 def test_what_is_proposed_together_shares_the_time_that_it_took_the_first_proposals_included():

@@ -65,12 +65,6 @@ class Misbehaving(AdditiveEvaluator):
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    def overrun(self, plan: Plan) -> Evaluation:
-        """Fill the memory of the control group that QRA_TEST_GROUP names until the kernel ends this process."""
-        (Path(os.environ["QRA_TEST_GROUP"]) / "cgroup.procs").write_text(str(os.getpid()))
-        held = [bytes([n]) * (8 << 20) for n in range(1, 64)]
-        raise AssertionError(f"{len(held)} blocks of 8 MiB fitted into the group")
-
     def nan(self, plan: Plan) -> Evaluation:
         return Evaluation(float("nan"), self.space.memory_bytes(plan))
 
@@ -116,13 +110,12 @@ def refusing() -> Misbehaving:
     raise ValueError("no model of the name 'x'")
 
 
-def cores_and_threads() -> Misbehaving:
-    """An evaluator whose losses tell of its worker: cores, threads, device."""
+def describing_its_worker() -> Misbehaving:
+    """An evaluator that describes its worker: threads, device, GPUs."""
 
     class Telling(Misbehaving):
         def describe(self) -> dict:
             return {
-                "cores": sorted(os.sched_getaffinity(0)),
                 "threads": os.environ.get("OMP_NUM_THREADS"),
                 "device": os.environ.get("QRA_DEVICE"),
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),

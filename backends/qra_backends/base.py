@@ -6,17 +6,18 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.storage import StorageFormat
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
+Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 Level = Any
 """Name of a way to store a weight, int or str: its bits if the backend has one way for so many, else a text such as
 `Q4_K`. (`Any`, so that a backend whose levels are all numbers may say `int`.)"""
@@ -116,6 +117,12 @@ class Backend(ABC):
         """
         for bits in levels:
             self.check_bits(bits)
+        return self.peak(levels, out_features, in_features, dtype, device) if levels else 0
+
+    def peak(
+        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
+        """What `work_bytes` gives for one level or more that there are; to be overridden where it was measured."""
         matrices = 4 * in_features * in_features if self.calibrated else 0
         return 4 * (4 * out_features * in_features + matrices)
 
@@ -267,9 +274,107 @@ class Backend(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
 
 
-def check_tensors(
-    tensors: dict[str, Tensor], expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]], owner: str
-) -> None:
+class TensorBackend(Backend):
+    """The base of backends that say which tensors a weight is stored in: sizes, checks and loading follow from that.
+
+    A subclass gives `expected`, `module`, `layer`, and `encode`, or `encode_levels` if levels share work.
+    """
+
+    @property
+    @abstractmethod
+    def layer(self) -> type[nn.Module]:
+        """Of the modules that it makes; it has `dequantize`."""
+
+    @abstractmethod
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
+        """Shape and dtype of each tensor, by name; shapes that cannot be stored are rounded up.
+
+        Args:
+            dtype: that the module computes in; all dtypes take the same bytes.
+        """
+
+    @abstractmethod
+    def module(
+        self,
+        tensors: dict[str, Tensor],
+        bits: Level,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        """A layer (out, in) of these tensors, which were checked, and of a bias of its own."""
+
+    def encode_levels(
+        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
+    ) -> dict[Level, dict[str, Tensor]]:
+        """What `encode` gives at each of several levels."""
+        return {bits: self.encode(weight, bits, hessian) for bits in levels}
+
+    @torch.no_grad()
+    def quantize_levels(
+        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
+    ) -> dict[Level, nn.Module]:
+        if not levels:
+            return {}
+        for bits in levels:
+            self.check(linear, bits)
+        weight = linear.weight.detach()
+        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        return {
+            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
+            for bits, tensors in self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian).items()
+        }
+
+    def storage(self, bits: Level) -> StorageFormat:
+        self.check_bits(bits)
+        return _Summed(self, bits)
+
+    def dequantize(self, module: nn.Module) -> Tensor:
+        weight: Tensor = self.own(module).dequantize()
+        return weight
+
+    def from_tensors(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        bits: Level,
+        out_features: int,
+        in_features: int,
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> nn.Module:
+        self.check_shape(bits, out_features, in_features)
+        owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
+        check_tensors(tensors, self.expected(bits, out_features, in_features, dtype), owner)
+        frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
+        return self.module(tensors, bits, (out_features, in_features), frozen, dtype)
+
+    def own(self, module: nn.Module) -> Any:
+        """The module itself.
+
+        Raises:
+            ValueError: it is not of this backend.
+        """
+        if not isinstance(module, self.layer):
+            raise ValueError(f"expected a {self.layer.__name__} made by this backend, got {type(module).__name__}")
+        return module
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """The bytes of the tensors that a backend expects."""
+
+    backend: TensorBackend
+    bits: Level
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        tensors = self.backend.expected(self.bits, out_features, in_features).values()
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
+
+
+def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:
     """Refuse tensors whose names, shapes or dtypes are not the expected ones.
 
     Raises:

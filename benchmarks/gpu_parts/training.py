@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from evaluator.random_models import SHAPES
-from gpu_parts.common import make, measured, random_model, seconds, synchronize
 from torch import nn
 
+from benchmarks.gpu_parts.common import make, measured, random_model, seconds, synchronize
+from benchmarks.memory.random_models import SHAPES
 from qra_eval.tasks.encoding import Encoded
 from qra_search.config import TrainingConfig
 
@@ -27,29 +27,29 @@ WARM_UP = 2
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The roof, ours in four ways, theirs; each with tokens a second, and the share of the roof that they are."""
     shape = SHAPES["tiny" if options.small else "1B"]
-    training = TrainingConfig(
-        steps=3 if options.small else 16, batch_size=4 if options.small else 8, max_length=512, validation_rows=4
-    )
+    steps = 3 if options.small else 16
+    training = TrainingConfig(batch_size=4 if options.small else 8, max_length=512)
+    sections = {"training": training, "evaluation": {"steps": steps, "validation_rows": 4}}
     model, roof = random_model(options, "1B"), 0.0
     for backend, bits, cache in CASES:
-        evaluator = make(options, model, backend, training, bits=(bits,), ranks=(RANK,), weight_cache=cache)
+        evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), weight_cache=cache)
         if not roof:
-            tokens = max(b.input_ids.numel() for b in evaluator.workbench.batches(training.steps, 0))
+            tokens = max(b.input_ids.numel() for b in evaluator.tuner.batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
             roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
             yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}
-        evaluator.workbench.apply(evaluator.space.uniform(bits, RANK), 0)
-        evaluator.workbench.train(WARM_UP, 0)
+        evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+        evaluator.tuner.train(WARM_UP, 0)
         with measured(options.device) as found:
-            trained = evaluator.workbench.train(training.steps, 0)
+            trained = evaluator.tuner.train(steps, 0)
         speed = trained.tokens / found["seconds"]
         yield {
             "what": f"qra {backend} {bits} bits, weight cache {cache}", "tokens_per_second": speed,
             "of_roof": speed / roof, "kept_dequantized": evaluator.quantized.materialised, **found,
         }  # fmt: skip
-        data = evaluator.rows("calibration", training.steps * training.batch_size)
+        data = evaluator.rows("calibration", steps * training.batch_size)
         del evaluator
-    speed, found = peft_and_bitsandbytes(model, data, training, options.device)
+    speed, found = peft_and_bitsandbytes(model, data, training, steps, options.device)
     yield {"what": "Trainer + PEFT + nf4", "tokens_per_second": speed, "of_roof": speed / roof, **found}
 
 
@@ -61,7 +61,7 @@ def gemm_rate(tokens: int, hidden: int, wide: int, device: str) -> float:
 
 
 def peft_and_bitsandbytes(
-    model: str, data: list[Encoded], training: TrainingConfig, device: str
+    model: str, data: list[Encoded], training: TrainingConfig, steps: int, device: str
 ) -> tuple[float, dict[str, Any]]:
     """Tokens a second of transformers' Trainer on a 4-bit base, and what it took."""
     import transformers
@@ -108,5 +108,5 @@ def peft_and_bitsandbytes(
 
     run(WARM_UP)
     with measured(device) as found:
-        taken = run(training.steps)
+        taken = run(steps)
     return sum(map(len, data)) / taken, found

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator
-from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.log.trial import Proposal, Trial
-from qra_search.space.space import Plan, SearchSpace
 
 Duration = Callable[[Proposal, Evaluation], float]
 """Virtual seconds that an evaluation takes; a pure function, so that a simulation can be repeated."""
@@ -169,57 +167,6 @@ def lognormal_duration(mean: float, spread: float = 0.3, seed: int = 0) -> Durat
         return mean * proposal.fidelity * float(np.exp(rng.normal(-(spread**2) / 2, spread)))
 
     return duration
-
-
-def recorded_duration(trials: Sequence[Trial], seed: int = 0) -> Duration:
-    """Durations of a recorded run: a recorded evaluation's own, for another one drawn from those recorded.
-
-    Raises:
-        ValueError: no trial has a result.
-    """
-    known = {t.proposal.key: t.evaluation.seconds for t in trials if t.evaluation is not None}
-    rates = [t.evaluation.seconds / t.fidelity for t in trials if t.evaluation is not None]
-    if not rates:
-        raise ValueError("the log has no finished evaluation to take durations from")
-
-    def duration(proposal: Proposal, evaluation: Evaluation) -> float:
-        if proposal.key in known:
-            return known[proposal.key]
-        key = np.frombuffer(proposal.plan.key.encode(), np.uint8).astype(np.uint32)
-        rng = np.random.default_rng([seed, proposal.seed, *key.tolist()])
-        return proposal.fidelity * rates[int(rng.integers(len(rates)))]
-
-    return duration
-
-
-class RecordedRun(Evaluator):
-    """Replays a recorded run: the same result for the same evaluation, and a failure for one that was not recorded.
-
-    Of a plan recorded with other seeds, any of its results at the fidelity stands in.
-
-    Args:
-        space: the space of the run (`recorded_space(log)`).
-        trials: its trials.
-        prior: its prior.
-    """
-
-    def __init__(self, space: SearchSpace, trials: Sequence[Trial], sensitivities: Sensitivities | None = None):
-        self.space, self._prior = space, sensitivities
-        self._exact = {t.proposal.key: t for t in trials if t.status != "running"}
-        self._near = {(t.plan.key, t.fidelity): t for t in trials if t.done}
-        self.fidelities = tuple(sorted({t.fidelity for t in trials} | {1.0}))
-
-    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        proposal = Proposal(plan, fidelity, seed)
-        trial = self._exact.get(proposal.key) or self._near.get((plan.key, fidelity))
-        if trial is None:
-            raise EvaluationFailed("the recorded run did not evaluate this plan")
-        if trial.evaluation is None:
-            raise EvaluationFailed(trial.reason)
-        return trial.evaluation
-
-    def sensitivities(self) -> Sensitivities | None:
-        return self._prior
 
 
 def peak_memory() -> int:

@@ -14,11 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from qra_search.report.colors import ORIGINS, PRIOR_STEPS, palette, ramp
+import numpy as np
+
+from qra_search.report.colors import DAMAGE_STEPS, ORIGINS, palette, ramp
 from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
-from qra_search.report.figures.heat import draw_heat
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -56,16 +58,16 @@ def sensitivity_figure() -> Figure:
     low, high = min(damage.values()), max(damage.values())
     levels: list[list[float]] = [[math.nan] * layers for _ in KINDS]
     for name, value in damage.items():
-        step = int(PRIOR_STEPS * math.log(value / low) / math.log(high / low))
-        levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, PRIOR_STEPS - 1)
+        step = int(DAMAGE_STEPS * math.log(value / low) / math.log(high / low))
+        levels[KINDS.index(name.rpartition(".")[2])][_layer(name)] = min(step, DAMAGE_STEPS - 1)
     figure, (axes,) = new_figure("Sensitivity of each linear", (SIZE[0], 350), left=92, bottom=86)
-    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("prior", PRIOR_STEPS))
+    draw_heat(axes, KINDS, [str(layer) for layer in range(layers)], levels, ramp("damage", DAMAGE_STEPS))
     axes.set_title(f"rise of the loss at {prior['bits'][0]} bits, thousandths of a nat", loc="left")
     axes.set_xlabel("layer", loc="right")
-    edges = [1000 * low * (high / low) ** (step / PRIOR_STEPS) for step in range(PRIOR_STEPS + 1)]
+    edges = [1000 * low * (high / low) ** (step / DAMAGE_STEPS) for step in range(DAMAGE_STEPS + 1)]
     names = [f"{a:.2g} to {b:.2g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    steps = [Patch(color=color, label=name) for color, name in zip(ramp("prior", PRIOR_STEPS), names, strict=True)]
-    figure.legend(handles=steps, loc="lower center", ncols=PRIOR_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
+    steps = [Patch(color=color, label=name) for color, name in zip(ramp("damage", DAMAGE_STEPS), names, strict=True)]
+    figure.legend(handles=steps, loc="lower center", ncols=DAMAGE_STEPS, handlelength=1, columnspacing=1.4, fontsize=12)
     return figure
 
 
@@ -168,6 +170,24 @@ def bytes_figure() -> Figure:
     axes.invert_yaxis()
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1)
     return figure
+
+
+def draw_heat(
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], levels: Sequence[Sequence[float]], ramp: Sequence[str]
+) -> None:
+    """A grid of cells, coloured by the place of each level on a ramp; nan is left empty."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    axes.pcolormesh(np.asarray(levels, dtype=float), cmap=ListedColormap(ramp), vmin=0, vmax=len(ramp),
+                    edgecolors=matplotlib.rcParams["figure.facecolor"], linewidth=1)  # fmt: skip
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    places = range(0, len(columns), 1 if len(columns) <= 17 else 5)
+    axes.set_xticks([i + 0.5 for i in places], [columns[i] for i in places])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.tick_params(length=0)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from qra_eval.models.device import check_device
 from qra_eval.models.names import check_model, check_on_hub, folder_config
 from qra_eval.tasks import SPLITS, Task, make_task
-from qra_eval.tasks.files import check_hub
-from qra_eval.tasks.sources import is_file_name
+from qra_eval.tasks.sources import check_hub, is_file_name
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.engines import refusal
 from qra_search.errors import BadInput
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.evaluator import Progress
 
 if TYPE_CHECKING:
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -51,7 +50,7 @@ def check(config: RunConfig, *, weights: bool = True) -> None:
     if config.options:
         raise BadInput(
             f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
-            "settings are the sections model, task, quantization, space and training"
+            "settings are the sections model, task, quantization, space, training, evaluation and finetune"
         )
     check_device(config.model.device)
     check_model(config.model.name, weights=weights)

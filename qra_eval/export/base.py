@@ -17,10 +17,9 @@ import torch
 from qra_eval.export.tuned import TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search import plugins
+from qra_search.errors import BadInput
 
 Run = TunedRun | str | Path
-MUCH_THE_SAME = 0.9
-"""Share of likeliest tokens that must stay the same for an export not to warn."""
 
 
 @dataclass(frozen=True)
@@ -45,33 +44,9 @@ class Exported:
     same_next_token: float | None = None
 
 
-def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any, *, rounded: bool = False) -> Exported:
-    """The result of an export whose model, loaded again, is compared with the tuned one.
-
-    Args:
-        rounded: weights were rounded a second time; where this changes much, a note says so first.
-    """
-    done = Exported(path, tuple(notes), *run.difference(model))
-    same = done.same_next_token
-    if not rounded or same is None or same >= MUCH_THE_SAME:
-        return done
-    warning = (
-        f"WARNING: rounding a second time changed the likeliest token at {1 - same:.0%} of the positions: measure it "
-        "on your task, or export with bits=8, or as gguf or merged"
-    )
-    return replace(done, notes=(warning, *done.notes))
-
-
-class ExportRefused(ValueError):
-    """A plan that a format cannot hold; the message gives every reason, and nothing was written.
-
-    Attributes:
-        reasons: as `check` gives them.
-    """
-
-    def __init__(self, format: str, reasons: Sequence[str]):
-        self.reasons = tuple(reasons)
-        super().__init__(f"this run cannot be exported as {format}: " + "; ".join(reasons))
+def compared(path: Path, notes: Sequence[str], run: TunedRun, model: Any) -> Exported:
+    """The result of an export whose model, loaded again, is compared with the tuned one."""
+    return Exported(path, tuple(notes), *run.difference(model))
 
 
 class Exporter(ABC):
@@ -99,12 +74,12 @@ class Exporter(ABC):
         """The exporter with these options.
 
         Raises:
-            ValueError: it has no such option, or the value cannot be.
+            BadInput: it has no such option, or the value cannot be.
         """
         known = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+            raise BadInput(f"format {cls.name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
         return cls(**options)
 
     def reasons(self, run: Run) -> list[str]:
@@ -115,10 +90,10 @@ class Exporter(ABC):
         """Check a run and write it; see `qra_eval.export.export`."""
         tuned, out = TunedRun.of(run), Path(out)
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise ValueError(f"{out} exists already: give another place, or remove it first")
+            raise BadInput(f"{out} exists already: give another place, or remove it first")
         reasons = self.check(tuned)
         if reasons:
-            raise ExportRefused(self.name, reasons)
+            raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
             partial = Path(holder) / out.name
@@ -149,7 +124,7 @@ def check(run: Run, format: str, **options: Any) -> list[str]:
     """Reasons why a run cannot be exported in a format, each with its mend; empty if it can.
 
     Raises:
-        ValueError: there is no tuned plan in the folder, or no such format or option.
+        BadInput: there is no tuned plan in the folder, or no such format or option.
     """
     return plugins.load("exporters", format).with_options(options).reasons(run)
 
@@ -164,7 +139,7 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
         options: of the format.
 
     Raises:
-        ExportRefused: the format cannot hold this plan; nothing was written.
-        ValueError: no tuned plan, an unknown format or option, or something in the way at `out`.
+        BadInput: the format cannot hold this plan (the message gives every reason), no tuned plan, an unknown format or
+            option, or something in the way at `out`; nothing was written.
     """
     return plugins.load("exporters", format).with_options(options).export(run, out)

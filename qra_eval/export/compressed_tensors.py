@@ -7,87 +7,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.integers import layouts
 from qra_backends.integers.linear import CompressedIntegers
-from safetensors.torch import load_file
-from torch import Tensor
 
-from qra_eval.export.grids import IntegerGrid
-from qra_eval.export.packed import WEIGHTS_FILE, PackedExporter
-from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.export.copied import IntegerExporter
+from qra_eval.export.merged import load_plain
+from qra_eval.export.tuned import TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.engines import FUSED
 
 LIBRARY = "compressed_tensors"
 
 
-class CompressedTensorsExporter(PackedExporter):
-    """Weights packed into 32-bit words; the adapter stays apart, in `adapter/`.
+class CompressedTensorsExporter(IntegerExporter):
+    """Layers of the backend compressed-tensors, for vLLM and transformers.
 
-    Layers of the backend compressed-tensors are copied. Others are written on symmetric grids, which have a level at
-    zero and no offset: a layer whose own grid is such a one keeps it, every other is rounded a second time, onto the
-    grid of least squared error. Options: see `PackedExporter`.
+    What vLLM runs as one matrix (q, k and v; gate and up) must have one bit-width. It knows one rank and one scaling,
+    so the adapter is written at the largest.
     """
 
-    layer = CompressedIntegers
     name = "compressed-tensors"
-    summary = "pack-quantized weights for transformers and vLLM, the adapter beside them"
-    pad_ranks = True  # vLLM knows one rank and one scaling
-    rounded = "onto symmetric grids"
-    adapter = "peft or --lora-modules"
+    summary = "pack-quantized weights for vLLM and transformers, the adapter beside them"
+    engine = "vllm"
+    layer = CompressedIntegers
+    pad_ranks = True
 
-    def tensors(self, run: TunedRun, linear: Chosen, grid: IntegerGrid) -> dict[str, Tensor]:
-        words = layouts.words_of(grid.codes, grid.bits)
-        found = layouts.compressed_tensors(words, grid.scale.to(run.dtype), None, grid.bits, linear.in_features)
-        return {f"{linear.name}.{key}": tensor for key, tensor in found.items()}
+    def check(self, run: TunedRun) -> list[str]:
+        reasons, uneven = super().check(run), uneven_shards(run)
+        if uneven:
+            reasons.append(
+                f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
+                "load: search with --engine vllm, which chooses for the shards together"
+            )
+        return reasons
 
-    def reload(self, run: TunedRun, out: Path, bits: dict[str, int]) -> tuple[Any, str | None]:
-        if importlib.util.find_spec(LIBRARY) is None:
-            return self._unpacked(run, out, bits), "compared by unpacking the written file in this process"
-        narrow = set(bits.values()) - {4, 8, UNQUANTIZED_BITS}
-        note = "2 and 3 bits load in transformers; vLLM is known to take 4 and 8 (bits=4,8)" if narrow else None
-        return load_compressed(out, run.dtype), note
-
-    def _unpacked(self, run: TunedRun, out: Path, bits: dict[str, int]) -> Any:
-        """The written file by this project's own arithmetic."""
-        tensors = load_file(out / WEIGHTS_FILE)
-
-        def weight(linear: Chosen) -> Tensor:
-            width, prefix = bits[linear.name], f"{linear.name}."
-            if width == UNQUANTIZED_BITS:
-                return tensors[f"{prefix}weight"]
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            own.pop("bias", None)
-            shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-            size = self.size(run, linear, width)
-            return CompressedIntegers(
-                own, bits=width, group_size=size, **shape, bias=None, dtype=run.dtype
-            ).dequantize()
-
-        return run.with_weights(weight, adapter=not self.merge)
-
-    def quantization(self, run: TunedRun, bits: dict[str, int]) -> dict[str, Any]:
+    def quantization(self, run: TunedRun) -> dict[str, Any]:
         groups: dict[tuple[int, int, bool], list[str]] = {}
-        for linear in run.linears:
-            width = bits[linear.name]
-            if width != UNQUANTIZED_BITS:
-                size, own = self.size(run, linear, width), self.own(run, linear, width)
-                symmetric = own is None or "weight_zero_point" not in own.tensors()
-                key = (width, 0 if size == linear.in_features else size, symmetric)
-                groups.setdefault(key, []).append(linear.name)
+        for name, (bits, size) in self.sizes(run).items():
+            module: Any = run.module(name)
+            whole_row = size == module.in_features
+            symmetric = "weight_zero_point" not in module.tensors()
+            groups.setdefault((bits, 0 if whole_row else size, symmetric), []).append(name)
         quantized = {name for names in groups.values() for name in names}
-        others = [
-            name
-            for name, module in run.base.named_modules()
-            if isinstance(module, torch.nn.Linear) and name not in quantized
-        ]
+        linears = (name for name, module in run.base.named_modules() if isinstance(module, torch.nn.Linear))
         return {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "global_compression_ratio": None,
             "kv_cache_scheme": None,
-            "ignore": others,
+            "ignore": [name for name in linears if name not in quantized],
             "config_groups": {
                 f"group_{index}": {
                     "targets": names,
@@ -106,18 +74,32 @@ class CompressedTensorsExporter(PackedExporter):
             },
         }
 
+    def reload(self, run: TunedRun, out: Path) -> tuple[Any, str]:
+        """As transformers loads it, if it can.
 
-def load_compressed(folder: Path, dtype: torch.dtype) -> Any:
-    """The export as transformers loads it, with the adapter on top where there is one.
+        Not with `CompressedTensorsConfig(dequantize=True)`: transformers 5.24 then takes the first config group for
+        every layer, and reads those of other widths wrongly.
+        """
+        if importlib.util.find_spec(LIBRARY) is None:
+            return self.unpacked(run, out), "compared by unpacking the written file in this process"
+        from peft import PeftModel
 
-    Not with `CompressedTensorsConfig(dequantize=True)`: transformers 5.24 then takes the first config group for every
-    layer, and reads those of other widths wrongly.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+        model: Any = load_plain(out, run.dtype)
+        model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
+        model = PeftModel.from_pretrained(model, str(out / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+        return model, "loaded by transformers, which decompresses it at the first pass"
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
-    if not (folder / ADAPTER_FOLDER).is_dir():
-        return model
-    return PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+
+def uneven_shards(run: TunedRun) -> list[str]:
+    """The fused matrices whose shards have different bits, each as one text."""
+    found: dict[str, dict[str, int]] = {}
+    for linear in run.linears:
+        parent, _, kind = linear.name.rpartition(".")
+        for fused, kinds in FUSED:
+            if kinds.fullmatch(kind):
+                found.setdefault(f"{parent}.{fused}_proj", {})[kind] = linear.bits
+    return [
+        f"{name} ({', '.join(f'{kind} {bits}' for kind, bits in shards.items())} bits)"
+        for name, shards in found.items()
+        if len(set(shards.values())) > 1
+    ]

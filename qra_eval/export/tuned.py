@@ -14,12 +14,11 @@ from qra_backends import Backend, make_backend
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qra_eval.export.grids import Affine, affine_of
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
-from qra_eval.models.linears import find_linears, is_conv1d
-from qra_eval.models.load import load_model
+from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import saved
+from qra_search.errors import BadInput
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -63,7 +62,7 @@ class TunedRun:
     """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Raises:
-        ValueError: there is no tuned plan in the folder.
+        BadInput: there is no tuned plan in the folder.
     """
 
     def __init__(self, folder: str | Path):
@@ -71,7 +70,7 @@ class TunedRun:
         wanted = (saved.PLAN_FILE, saved.BASE_FILE, saved.ADAPTER_FOLDER)
         missing = [name for name in wanted if not (self.folder / name).exists()]
         if missing:
-            raise ValueError(
+            raise BadInput(
                 f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
             )
         self.trusted = RunFolder(self.folder).trusts_code
@@ -131,14 +130,15 @@ class TunedRun:
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
-        loaded = load_model(self.spec, trust_remote_code=self.trusted)
-        shapes = {f.name: (f.out_features, f.in_features) for f in find_linears(loaded.model)}
-        return tuple(
-            Chosen(name, *shapes[name], self._width(group["bits"]), group["rank"], group["name"])
-            for group in self.plan["groups"]
-            for name in group["linears"]
-            if name in shapes  # a table is written as the base has it
-        )
+        tables = {id(self.base.get_input_embeddings()), id(self.base.get_output_embeddings())}
+        found = []
+        for group in self.plan["groups"]:
+            for name in group["linears"]:
+                module: Any = self.module(name)
+                if id(module) not in tables:  # a table is written as the base has it
+                    shape = (module.out_features, module.in_features)
+                    found.append(Chosen(name, *shape, self._width(group["bits"]), group["rank"], group["name"]))
+        return tuple(found)
 
     def _width(self, level: int | str) -> int:
         return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)
@@ -153,10 +153,6 @@ class TunedRun:
         if linear.bits == UNQUANTIZED_BITS:
             return module.get_parameter("weight").detach()
         return self.backend.dequantize(module).detach()
-
-    def affine(self, linear: Chosen) -> Affine | None:
-        """Codes, scales and offsets of a quantized linear; None if it is stored in another way."""
-        return None if linear.bits == UNQUANTIZED_BITS else affine_of(self.module(linear.name))
 
     @cached_property
     def factors(self) -> dict[str, Factors]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from qra_search.errors import BadInput, shortened
-from qra_search.executors.gpus import visible_gpus
+from qra_search.executors.devices import visible_gpus
 
 if TYPE_CHECKING:
     import torch

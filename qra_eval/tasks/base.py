@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qra_eval.tasks.encoding import Encoded, chat_prompt, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
-
-T = TypeVar("T")
-Name = TypeVar("Name", bound=str)
+from qra_search.errors import BadInput
 
 SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "calibration": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
@@ -28,9 +26,8 @@ class Task(ABC):
     test split.
 
     Args:
-        data: folder or file with the data; None: generated, or from the hub.
+        data: what the task reads, such as a folder or file; None: generated, or from the hub.
         seed: of the splits.
-        limits: most examples of each split; None: all.
         chat: put prompts through the tokenizer's chat template.
     """
 
@@ -38,22 +35,8 @@ class Task(ABC):
     judged_by: str | None = None
     """Figure of `metrics` that a search by the task's own measure is after: a loss (`..._loss`), or a share of rows."""
 
-    def __init__(
-        self,
-        data: str | None = None,
-        seed: int = 0,
-        *,
-        limits: Mapping[str, int] | None = None,
-        chat: bool = False,
-    ):
-        if not isinstance(limits or {}, Mapping) or any(
-            not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (limits or {}).values()
-        ):
-            raise ValueError(f"limits are rows of splits, at least 1, such as {{test: 100}}, got {limits!r}")
-        unknown = set(limits or ()) - set(SPLITS)
-        if unknown:
-            raise ValueError(f"limits for the unknown split {min(unknown)!r}: splits are {', '.join(SPLITS)}")
-        self.data, self.seed, self.limits, self.chat = data, seed, dict(limits or {}), chat
+    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
+        self.data, self.seed, self.chat = data, seed, chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
 
     @property
@@ -64,10 +47,9 @@ class Task(ABC):
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
         if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
+            raise BadInput(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
         if self._splits is None:
-            loaded = self._load()
-            self._splits = {key: tuple(loaded[key])[: self.limits.get(key)] for key in SPLITS}
+            self._splits = {key: tuple(examples) for key, examples in self._load().items()}
         return self._splits[name]
 
     @abstractmethod
@@ -91,10 +73,10 @@ class Task(ABC):
             options: of `metrics`.
 
         Raises:
-            ValueError: the task has no measure of its own.
+            BadInput: the task has no measure of its own.
         """
         if self.judged_by is None:
-            raise ValueError(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
+            raise BadInput(f"the task {self.name!r} has no measure of its own: leave search.metric at loss")
         value = self.metrics(model, tokenizer, examples, **options)[self.judged_by]
         return value if self.judged_by.endswith("loss") else 1.0 - value
 
@@ -105,10 +87,14 @@ class Task(ABC):
         found: dict[int, str] = {}
         for chat in (False, True):
             some = [i for i, example in enumerate(examples) if self.in_chat(example, tokenizer) == chat]
-            prompts = [chat_prompt(examples[i], tokenizer) if chat else examples[i].prompt for i in some]
+            prompts = [self.prompt(examples[i], tokenizer) for i in some]
             answers = generate_answers(model, tokenizer, prompts, max_new_tokens, special=not chat, **options)
             found.update(zip(some, answers, strict=True))
         return [found[i] for i in range(len(examples))]
+
+    def prompt(self, example: Example, tokenizer: Any) -> str:
+        """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so."""
+        return chat_prompt(example, tokenizer) if self.in_chat(example, tokenizer) else example.prompt
 
     def in_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
@@ -124,60 +110,55 @@ def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[S
     taken: list[Example] = []
     for name in SPLITS[:0:-1]:
         if name in given:
-            held[name] = shuffled(without(given[name], taken, key_of), seed, key_of)
+            held[name] = shuffled(without(given[name], taken), seed)
             taken += held[name]
     missing = {name: share for name, share in SHARES.items() if name not in held}
     shares = {name: share / sum(missing.values()) for name, share in missing.items()}
-    return {**held, **partition(without(given["calibration"], taken, key_of), shares, seed, key_of)}
+    return {**held, **partition(without(given["calibration"], taken), shares, seed)}
 
 
 def partition(
-    items: Iterable[T], shares: Mapping[Name, float], seed: int, key: Callable[[T], str]
-) -> dict[Name, list[T]]:
-    """Split items by the hash of their key, so that items of equal keys fall together.
+    examples: Iterable[Example], shares: Mapping[SplitName, float], seed: int
+) -> dict[SplitName, Sequence[Example]]:
+    """Split examples by the hash of their key, so that those of equal keys fall together.
 
     Args:
-        shares: part of the items that each name gets, up to whole keys, at least one; the shares sum to 1.
+        shares: part of the examples that each split gets, up to whole keys, at least one; the shares sum to 1.
 
     Returns:
-        Items by name, in the order of their hashes (a fixed shuffle).
+        Examples by split, in the order of their hashes (a fixed shuffle).
 
     Raises:
-        ValueError: fewer distinct keys than names.
+        BadInput: fewer distinct keys than splits.
     """
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(hash_of(seed, key(item)), []).append(item)
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(hash_of(seed, example.key), []).append(example)
     if len(groups) < len(shares):
-        raise ValueError(
+        raise BadInput(
             f"{len(groups)} distinct examples cannot be split into {', '.join(shares)}: {len(shares)} are needed"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
     total, names = sum(map(len, ordered)), list(shares)
-    parts: dict[Name, list[T]] = {}
+    parts: dict[SplitName, Sequence[Example]] = {}
     for index, name in enumerate(names):
         later = len(names) - index - 1
-        taken: list[T] = []
+        taken: list[Example] = []
         while len(ordered) > later and (not taken or not later or len(taken) < round(shares[name] * total)):
             taken += ordered.pop()
         parts[name] = taken
     return parts
 
 
-def without(items: Iterable[T], taken: Iterable[T], key: Callable[[T], str]) -> list[T]:
-    """The items whose key none of `taken` has."""
-    keys = {key(item) for item in taken}
-    return [item for item in items if key(item) not in keys]
+def without(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
+    """The examples whose key none of `taken` has."""
+    keys = {example.key for example in taken}
+    return [example for example in examples if example.key not in keys]
 
 
-def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
-    """Items in the order of the hashes of their keys."""
-    return sorted(items, key=lambda item: hash_of(seed, key(item)))
-
-
-def key_of(example: Example) -> str:
-    """`Example.key`, as a function."""
-    return example.key
+def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
+    """Examples in the order of the hashes of their keys."""
+    return sorted(examples, key=lambda example: hash_of(seed, example.key))
 
 
 def hash_of(*parts: Any) -> str:

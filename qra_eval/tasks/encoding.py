@@ -1,18 +1,23 @@
-"""From examples to rows of token ids with labels."""
+"""From examples and conversations to rows of token ids with labels on what the model is to say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qra_eval.tasks.example import Example
+from qra_search.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
 """Label of a token that has none."""
+Turns = Sequence[Mapping[str, str]]
+MARK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
+"""Begins the block in which a template marks what the assistant says."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ def encode(
         chat: put the prompt through the tokenizer's chat template, as a user's message.
 
     Raises:
-        ValueError: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
+        BadInput: `max_length` is too small, an answer is empty, or the tokenizer has no chat template.
     """
     if max_length < 2:
-        raise ValueError(f"max_length must be at least 2, got {max_length}")
+        raise BadInput(f"max_length must be at least 2, got {max_length}")
     rows = []
     for example in examples:
         prompt, text = chat_pair(example, tokenizer) if chat else (example.prompt, example.answer)
@@ -60,7 +65,7 @@ def encode(
         if not ended and tokenizer.eos_token_id is not None:
             answer = [*answer, tokenizer.eos_token_id]
         if not answer:
-            raise ValueError(f"the answer to {example.prompt[:60]!r} has no tokens")
+            raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
         started = int(bool(before) and before[0] == getattr(tokenizer, "bos_token_id", None))
         labelled = [False] * len(before) + [True] * len(answer)
         rows.append(cut_row([*before, *answer], labelled, max_length, head=started))
@@ -73,7 +78,7 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
     White space at the end of the prompt counts to the continuation. A long row loses its left.
 
     Raises:
-        ValueError: the continuation has no token of its own.
+        BadInput: the continuation has no token of its own.
     """
     import torch  # seconds, which a task that is refused does without
 
@@ -85,7 +90,7 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
         before, whole = [start], [start, *whole]
     after = whole[len(before) :]
     if not after:
-        raise ValueError(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
+        raise BadInput(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
     ids = torch.tensor([*before, *after][-max_length:], dtype=torch.long)
     labels = ids.clone()
     labels[: max(1, len(ids) - len(after))] = IGNORED
@@ -94,16 +99,13 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, max_length: int,
 
 def chat_prompt(example: Example, tokenizer: Any) -> str:
     """The prompt in the tokenizer's chat format, up to where the answer begins."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the tokenizer has no chat template: leave `chat` off")
-    return tokenizer.apply_chat_template(_turns(example), tokenize=False, add_generation_prompt=True)
+    return render(_turns(example), tokenizer, prompted=True)
 
 
 def chat_pair(example: Example, tokenizer: Any) -> tuple[str, str]:
     """Prompt and answer in the tokenizer's chat format, the answer with what the template ends a turn with."""
     prompt, answer = chat_prompt(example, tokenizer), example.answer.lstrip()
-    turns = [*_turns(example), {"role": "assistant", "content": answer}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = render([*_turns(example), {"role": "assistant", "content": answer}], tokenizer)
     return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt + answer) else answer
 
 
@@ -117,8 +119,8 @@ def prompt_ids(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int
     return ids
 
 
-def _turns(example: Example) -> list[dict[str, str]]:
-    return [dict(message) for message in example.messages] or [{"role": "user", "content": example.prompt}]
+def _turns(example: Example) -> Turns:
+    return example.messages or ({"role": "user", "content": example.prompt},)
 
 
 def _split_ids(tokenizer: Any, prompt: str, answer: str, *, special: bool = True) -> tuple[list[int], list[int]]:
@@ -151,3 +153,111 @@ def cut_row(ids: list[int], labelled: list[bool], max_length: int, *, head: int 
     input_ids = torch.tensor(ids, dtype=torch.long)
     labels = torch.where(torch.tensor(labelled), input_ids, torch.tensor(IGNORED))
     return Encoded(input_ids, labels, whole - len(ids))
+
+
+# -- conversations ------------------------------------------------------------------------------
+def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> Encoded:
+    """The row of a conversation that ends with an answer of the assistant.
+
+    Labels are on what the template marks as generated, or, if it marks nothing, on each answer with what ends its turn.
+    Of a conversation that is too long the oldest exchanges are left out, the system's turn is kept; if its last
+    exchange alone is too long, that loses the left of its question, and at last the right of its answer.
+
+    Raises:
+        BadInput: the tokenizer has no chat template, or its template cannot be used; one line.
+    """
+    rules = [turn for turn in turns if turn["role"] == "system"]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    ids, labelled, head = _encoded(turns, tokenizer)
+    whole = len(ids)
+    while len(ids) > max_length:
+        later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
+        if later is None:
+            break
+        rest = rest[later:]
+        ids, labelled, head = _encoded([*rules, *rest], tokenizer)
+    return cut_row(ids, labelled, max_length, head=head, whole=whole)
+
+
+def _encoded(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool], int]:
+    """Ids, which of them have labels, and how many stand before the first text that is not the system's."""
+    text = render(turns, tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    if MARK.search(tokenizer.get_chat_template()):
+        marked = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+    else:
+        spans = answer_spans(turns, text, tokenizer)
+        labelled = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
+        if spans[-1][1] >= len(text.rstrip()) and not _ended(turns, text) and tokenizer.eos_token_id is not None:
+            ids, labelled = [*ids, tokenizer.eos_token_id], [*labelled, True]
+    if not any(labelled):
+        raise BadInput("the tokenizer's chat template marks no token as the assistant's: mend its generation blocks")
+    begin = _first_text(turns, text)
+    return ids, labelled, sum(end <= begin for _, end in offsets)
+
+
+def answer_spans(turns: Turns, text: str, tokenizer: Any) -> list[tuple[int, int]]:
+    """Where in the rendered text the assistant's turns stand, from after the prompt to generate to the turn's end.
+
+    Some templates render an answer otherwise when later turns follow it (they leave out its reasoning): the end is
+    found by the answer's own text, and by what ends a turn where it stands last.
+    """
+    spans = []
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        prompt = render(turns[:index], tokenizer, prompted=True) if index else ""
+        start, said = len(prompt), turn["content"].strip()
+        place = text.find(said, start)
+        if not text.startswith(prompt) or place < 0:
+            raise BadInput(
+                "the tokenizer's chat template does not put turns one after the other, so that answers cannot be told "
+                "from the rest: give it {% generation %} blocks around them"
+            )
+        alone = render(turns[: index + 1], tokenizer)
+        ending = alone[alone.rfind(said) + len(said) :].rstrip()
+        end = place + len(said)
+        spans.append((start, end + len(ending) if text.startswith(ending, end) else end))
+    return spans
+
+
+def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
+    """Turns in the tokenizer's chat format.
+
+    Args:
+        prompted: up to where the assistant's next turn begins.
+
+    Raises:
+        BadInput: there is no template, or it refuses the turns.
+    """
+    from jinja2 import TemplateError  # takes time, which a task that is refused does without
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput("the tokenizer has no chat template: leave `chat` off")
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=prompted
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise BadInput(f"the model's chat template refuses a chat of the turns {roles}: {error}") from error
+
+
+def _ended(turns: Turns, text: str) -> bool:
+    """Whether the template puts something after the last answer, so that the model learns where to stop."""
+    return not text.rstrip().endswith(turns[-1]["content"].strip())
+
+
+def _first_text(turns: Turns, text: str) -> int:
+    """Where the first turn's text begins that is not the system's; what stands before it is in every prompt."""
+    at = 0
+    for turn in turns:
+        place = max(at, text.find(turn["content"].strip(), at))
+        if turn["role"] != "system":
+            return place
+        at = place + len(turn["content"].strip())
+    return at

@@ -1,42 +1,55 @@
-"""From a row of a user's data to an example: prompts and answers, instructions, and chats of two kinds."""
+"""From a row of a user's data to an example: prompts and answers, choices, instructions, and chats of two kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.files import field_of
+from qra_eval.tasks.sources import field_of
+from qra_search.errors import BadInput, shortened
 
 FORMS = (
-    '{"prompt", "answer"}, {"question", "answer"}, {"instruction", "input" (may be left out), "output"}, '
-    '{"messages": [{"role", "content"}, ...]} or {"conversations": [{"from", "value"}, ...]}'
+    '{"prompt", "answer"}, {"question", "answer"}, {"question", "choices", "answer"}, '
+    '{"instruction", "input" (may be left out), "output"}, {"messages": [{"role", "content"}, ...]} or '
+    '{"conversations": [{"from", "value"}, ...]}'
 )
 PROMPTS, ANSWERS = ("prompt", "question"), ("answer", "completion", "response")
-FIELDS = (*PROMPTS, *ANSWERS, "instruction", "input", "output", "messages", "conversations", "system")
+CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
+FIELDS = (*PROMPTS, *ANSWERS, *CHOICES, "instruction", "input", "output", "messages", "conversations", "system")
 """What columns of other names can be read as."""
-ROLES = ("system", "user", "assistant", "tool")
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
     "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "tool": "tool", "function": "tool",
     "function_response": "tool", "observation": "tool",
 }  # fmt: skip
-"""Roles of the names in ShareGPT's `from`."""
+TURNS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    "messages": ("role", "content", {role: role for role in ("system", "user", "assistant", "tool")}),
+    "conversations": ("from", "value", SPEAKERS),
+}
+"""Fields of a conversation: where a message has its speaker and its text, and the roles of the speakers' names."""
 CHAT = "chat"
 """In an example's `meta`: it is a whole conversation, of which all answers are learnt."""
 
 
 def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Columns by the fields that they are read as; raises ValueError for a field that there is not."""
+    """Columns by the fields that they are read as; raises BadInput for a field that there is not."""
     if columns is not None and not isinstance(columns, Mapping):
-        raise ValueError(f"columns are a mapping such as {{prompt: question, answer: reply}}, got {columns!r}")
+        raise BadInput(f"columns are a mapping such as {{prompt: question, answer: reply}}, got {columns!r}")
     for field in columns or ():
         if field not in FIELDS:
-            raise ValueError(f"columns: {field!r} is no field of a row, they are {', '.join(FIELDS)}")
+            raise BadInput(f"columns: {field!r} is no field of a row, they are {', '.join(FIELDS)}")
     return dict(columns or {})
 
 
-def to_example(row: dict[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
+def is_text(rows: Any) -> bool:
+    """Whether rows in Python are running text: the first has a field `text`, and none of another form."""
+    some = next(iter(rows.values()), ()) if isinstance(rows, Mapping) else rows
+    first = next(iter(some), None) if hasattr(some, "__iter__") else None
+    return isinstance(first, Mapping) and "text" in first and not set(FIELDS) & set(first)
+
+
+def to_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
     """The example of a row.
 
     Args:
@@ -44,34 +57,75 @@ def to_example(row: dict[str, Any], where: str, columns: Mapping[str, str] | Non
         columns: the columns of fields that the row has under other names; it then has no others.
 
     Raises:
-        ValueError: a row of none of the forms; the message says where, what was found, what is allowed and the mend.
+        BadInput: a row of none of the forms; the message says where, what was found, what is allowed and the mend.
     """
-    if columns:
-        for field, column in columns.items():
-            if column not in row:
-                raise ValueError(f"{where}: no column {column!r} for {field}, only {_names(row)}")
-        row = {field: row[column] for field, column in columns.items()}
-    if row.get("messages") is not None:
-        return _chat(_turns(row, where), where)
-    if row.get("conversations") is not None:
-        return _chat(_sharegpt(row, where), where)
+    for field, column in (columns or {}).items():
+        if column not in row:
+            raise BadInput(f"{where}: no column {column!r} for {field}, only {_names(row)}")
+    row = {field: row[column] for field, column in columns.items()} if columns else row
+    row = {field: value for field, value in row.items() if value is not None}  # null is what a table has for no field
+    for field in TURNS:
+        if field in row:
+            return _chat(_turns(row, field, where), where)
     if "instruction" in row:
         return _instruction(row, where)
-    asked = next((name for name in PROMPTS if name in row), None)
-    answered = next((name for name in ANSWERS if name in row), None)
+    asked, answered = _first(row, PROMPTS), _first(row, ANSWERS)
+    if asked is not None and _first(row, CHOICES) is not None:
+        question, choices, label = read_choices(row, where)
+        prompt, spaced = question if asked == "prompt" else as_question(question), tuple(f" {c}" for c in choices)
+        messages = (*_system(row), {"role": "user", "content": prompt})
+        return Example(_before(row) + prompt, spaced[label], spaced, label, messages=messages)
     if asked is not None and answered is not None:
         prompt, answer = _text(row, asked, where), _text(row, answered, where)
         apart = not prompt[-1].isspace() and not answer[0].isspace()
         messages = (*_system(row), {"role": "user", "content": prompt.strip()})
         return Example(_before(row) + prompt, f" {answer}" if apart else answer, messages=messages)
-    raise ValueError(
-        f"{where}: fields are {_names(row)}; allowed are {FORMS}; name others by --columns prompt=...,answer=..."
+    raise BadInput(
+        f"{where}: fields are {_names(row)}; allowed are {FORMS}; name others by --columns prompt=...,answer=..., "
+        'and for {"text"} use --task text'
     )
 
 
-def _instruction(row: dict[str, Any], where: str) -> Example:
+def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
+    """Question, choices and index of the right one.
+
+    Choices are a list of texts, or ARC's `{"text": [...], "label": [...]}`. The answer is the index of a choice, its
+    label, or its text.
+
+    Raises:
+        BadInput: fewer than two choices, or an answer that names none or several of them.
+    """
+    question = _text(row, _first(row, PROMPTS) or "question", where)
+    given: Any = field_of(row, _first(row, CHOICES) or "choices", (list, dict), where)
+    labelled = isinstance(given, dict)
+    choices: Any = given.get("text") if labelled else given
+    labels: Any = given.get("label") if labelled else []
+    if not _are_texts(choices) or len(choices) < 2:
+        raise BadInput(f"{where}: choices must be two or more texts, got {shortened(choices, 60)}")
+    if labelled and not (_are_texts(labels) and len(labels) == len(choices)):
+        raise BadInput(f"{where}: labels of choices must be as many texts as there are, got {shortened(labels, 60)}")
+    answer = field_of(row, _first(row, CHOSEN) or "answer", (int, str), where)
+    if isinstance(answer, int):  # a number that is a label as well may mean either
+        found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
+    else:
+        found = [i for i, label in enumerate(labels) if label.strip() == answer.strip()]
+        found = found or [i for i, choice in enumerate(choices) if choice.strip() == answer.strip()]
+    if len(found) != 1:
+        raise BadInput(
+            f"{where}: answer is {shortened(answer, 60)}: the index of a choice (0 to {len(choices) - 1}), or the text "
+            "or label of a single one, is needed; to learn it as a text use --columns prompt=...,answer=..."
+        )
+    return question, list(choices), found[0]
+
+
+def as_question(text: str) -> str:
+    """A question as lm-evaluation-harness puts those of ARC and PIQA."""
+    return f"Question: {text}\nAnswer:"
+
+
+def _instruction(row: Mapping[str, Any], where: str) -> Example:
     instruction = _text(row, "instruction", where)
-    given = field_of(row, "input", str, where) if row.get("input") is not None else ""
+    given = field_of(row, "input", str, where) if "input" in row else ""
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     prompt = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
     answer = _text(row, "output", where)
@@ -90,51 +144,50 @@ def _before(row: Mapping[str, Any]) -> str:
     return "".join(f"{turn['content']}\n\n" for turn in _system(row))
 
 
-def _turns(row: dict[str, Any], where: str) -> list[dict[str, str]]:
+def _turns(row: Mapping[str, Any], field: str, where: str) -> list[dict[str, str]]:
+    """The turns of `messages` or of `conversations`, with the row's system text first if they have none."""
+    speaker, said, roles = TURNS[field]
     turns: list[dict[str, str]] = []
-    for index, message in enumerate(field_of(row, "messages", list, where)):
-        place = f"{where}, message {index + 1}"
+    for number, message in enumerate(field_of(row, field, list, where), start=1):
+        place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise ValueError(f"{place} is a {type(message).__name__}, an object with role and content is needed")
-        if field_of(message, "role", str, place) not in ROLES:
-            raise ValueError(f"{place}: role is {message['role']!r}, allowed are {', '.join(ROLES)}")
+            raise BadInput(f"{place} is a {type(message).__name__}, an object with {speaker} and {said} is needed")
+        role = field_of(message, speaker, str, place)
+        if role not in roles:
+            raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
-            raise ValueError(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
-        turns.append({"role": message["role"], "content": field_of(message, "content", str, place)})
+            raise BadInput(f"{place} has tool_calls, which are not learnt: write them as content, or leave it out")
+        turns.append({"role": roles[role], "content": field_of(message, said, str, place)})
     own = any(turn["role"] == "system" for turn in turns)
     return turns if own else [*_system(row), *turns]
-
-
-def _sharegpt(row: dict[str, Any], where: str) -> list[dict[str, str]]:
-    turns = _system(row)
-    for index, message in enumerate(field_of(row, "conversations", list, where)):
-        place = f"{where}, conversation turn {index + 1}"
-        if not isinstance(message, dict):
-            raise ValueError(f"{place} is a {type(message).__name__}, an object with from and value is needed")
-        speaker = field_of(message, "from", str, place)
-        if speaker not in SPEAKERS:
-            raise ValueError(f"{place}: from is {speaker!r}, allowed are {', '.join(SPEAKERS)}")
-        turns.append({"role": SPEAKERS[speaker], "content": field_of(message, "value", str, place)})
-    return turns
 
 
 def _chat(turns: list[dict[str, str]], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
     answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
     if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
-        raise ValueError(f"{where}: messages must end with an answer of the assistant, after at least one other")
+        raise BadInput(f"{where}: messages must end with an answer of the assistant, after at least one other")
     before, answer = turns[: answers[-1]], turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field that is not blank; numbers are taken as texts."""
     value = field_of(row, name, (str, int, float), where)
     if not str(value).strip():
-        raise ValueError(f"{where}: field {name!r} is blank")
+        raise BadInput(f"{where}: field {name!r} is blank")
     return str(value)
 
 
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of the names that the row has."""
+    return next((name for name in names if name in row), None)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) and value.strip() for value in values)
+
+
 def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(repr(key) for key in row) or "none"
+    return ", ".join(map(repr, row)) or "none"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, without
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.files import field_of, folder_rows, hub_rows
-from qra_eval.tasks.numbers import number_of
+from qra_eval.tasks.sources import field_of, folder_rows, hub_rows
+from qra_search.errors import BadInput
 
 HUB = ("openai/gsm8k", "main")
 STOP = ("Question:", "</s>", "<|im_end|>")
-SHOTS = 8
+APART = 8
+"""Rows of the training split that are in no split of ours, whatever the seed: free to be shown as solved problems."""
 MAX_NEW_TOKENS = 256
+# As lm-evaluation-harness finds numbers.
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 class GSM8KTask(Task):
@@ -22,34 +26,19 @@ class GSM8KTask(Task):
 
     Args:
         data: folder with gsm8k_train.jsonl and gsm8k_test.jsonl; None: openai/gsm8k from the hub.
-        shots: solved problems before each one, in the calibration rows as well: 0, or up to 8. They are rows of the
-            training split kept out of calibration and validation.
     """
 
     name = "gsm8k"
     judged_by = "exact_match"
-
-    def __init__(self, data: str | None = None, seed: int = 0, *, shots: int = 0, **options: Any):
-        super().__init__(data, seed, **options)
-        if not 0 <= shots <= SHOTS:
-            raise ValueError(f"shots must be from 0 to {SHOTS}, got {shots}")
-        self.shots = shots
 
     @property
     def hub(self) -> str | None:
         return HUB[0] if self.data is None else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test = shuffled(self._rows("test"), self.seed, key_of)
-        train = shuffled(without(self._rows("train"), test, key_of), 0, key_of)
-        # The solved problems do not depend on the seed, and are kept apart whether or not they are shown.
-        solved, train = train[:SHOTS], train[SHOTS:]
-        if len(solved) < self.shots:
-            raise ValueError(f"{self.shots} solved problems are wanted, there are {len(solved)}")
-        parts = partition(train, TRAIN_SHARES, self.seed, key_of)
-        shown = solved[: self.shots]
-        splits = {**parts, "test": test}
-        return {name: [_after(shown, example) for example in examples] for name, examples in splits.items()}
+        test = shuffled(self._rows("test"), self.seed)
+        train = shuffled(without(self._rows("train"), test), 0)[APART:]
+        return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
 
     def _rows(self, split: Literal["train", "test"]) -> list[Example]:
         rows = hub_rows(*HUB, split) if self.data is None else folder_rows(self.data, "gsm8k", split)
@@ -75,15 +64,20 @@ def exact_match(answers: Sequence[str], examples: Sequence[Example]) -> dict[str
     return {"exact_match": sum(strict) / count, "flexible_match": sum(flexible) / count}
 
 
-def _after(solved: Sequence[Example], example: Example) -> Example:
-    """The example with solved problems before it, in its prompt and in its chat messages."""
-    prefix = "".join(f"{shot.prompt}{shot.answer}\n\n" for shot in solved)
-    turns = [m for s in solved for m in (*s.messages, {"role": "assistant", "content": s.answer.strip()})]
-    return replace(example, prompt=prefix + example.prompt, messages=(*turns, *example.messages))
+def number_of(text: str, how: Literal["strict", "flexible"] = "strict") -> str | None:
+    """The answer's number without commas, dollar signs and a final point; None if there is none.
+
+    strict: the first number after `####`. flexible: the last thing that looks like a number.
+    """
+    if how == "strict":
+        found = STRICT.findall(text)[:1]
+    else:
+        found = [part for match in FLEXIBLE.findall(text)[-1:] for part in match if part]
+    return found[0].replace(",", "").replace("$", "").removesuffix(".") if found else None
 
 
 def _example(row: dict[str, Any], where: str) -> Example:
     question, answer = field_of(row, "question", str, where), field_of(row, "answer", str, where)
     if number_of(answer) is None:
-        raise ValueError(f"{where}: the answer has no number after '####'")
+        raise BadInput(f"{where}: the answer has no number after '####'")
     return Example(f"Question: {question}\nAnswer:", f" {answer}", messages=({"role": "user", "content": question},))

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, key_of, partition, shuffled, without
+from qra_eval.tasks.base import TRAIN_SHARES, Task, partition, shuffled, split_off, without
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.files import field_of, folder_rows, hub_rows
+from qra_eval.tasks.forms import as_question, read_choices
 from qra_eval.tasks.scoring import score_choices
+from qra_eval.tasks.sources import folder_rows, hub_rows, split_rows
 
 Row = dict[str, Any]
 Parts = tuple[str, list[str], int]
@@ -40,13 +42,13 @@ class MultipleChoiceTask(Task):
 
     Args:
         source: which data set.
-        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, rows `{"question", "choices", "answer"}` with
-            the index of the right choice as the answer; None: the hub.
+        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, or one file (or rows in Python), which is split
+            as a user's own rows are; rows are `{"question", "choices", "answer"}`, see `read_choices`. None: the hub.
     """
 
     judged_by = "choice_loss"
 
-    def __init__(self, source: Source, data: str | None = None, seed: int = 0, **options: Any):
+    def __init__(self, source: Source, data: Any = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)
         self.name, self.source = source.name, source
 
@@ -55,19 +57,21 @@ class MultipleChoiceTask(Task):
         return self.source.dataset if self.data is None else None
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test = shuffled(self._rows("test"), self.seed, key_of)
-        train = without(self._rows("train"), test, key_of)
-        return {**partition(train, TRAIN_SHARES, self.seed, key_of), "test": test}
+        if self.data is not None and not (isinstance(self.data, str) and Path(self.data).is_dir()):
+            return split_off({name: self._read(rows) for name, rows in split_rows(self.data).items()}, self.seed)
+        test = shuffled(self._rows("test"), self.seed)
+        train = without(self._rows("train"), test)
+        return {**partition(train, TRAIN_SHARES, self.seed), "test": test}
 
     def _rows(self, split: str) -> list[Example]:
         source = self.source
         if self.data is not None:
-            rows = folder_rows(self.data, source.name, split)
-            return [_example(source, *_checked(row, where)) for where, row in rows]
-        return [
-            _example(source, *source.read(row))
-            for _, row in hub_rows(source.dataset, source.config, source.test if split == "test" else split)
-        ]
+            return self._read(folder_rows(self.data, source.name, split))
+        rows = hub_rows(source.dataset, source.config, source.test if split == "test" else split)
+        return [_example(source, *source.read(row)) for _, row in rows]
+
+    def _read(self, rows: Sequence[tuple[str, Row]]) -> list[Example]:
+        return [_example(self.source, *read_choices(row, where)) for where, row in rows]
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -87,25 +91,6 @@ def _example(source: Source, question: str, choices: list[str], label: int) -> E
     prompt = source.prompt(question)
     spaced = tuple(f" {choice}" for choice in choices)
     return Example(prompt, spaced[label], spaced, label)
-
-
-def _checked(row: Row, where: str) -> Parts:
-    question = field_of(row, "question", str, where)
-    choices = field_of(row, "choices", list, where)
-    label = field_of(row, "answer", int, where)
-    if len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise ValueError(f"{where}: choices must be two or more texts, got {str(choices)[:60]}")
-    if not 0 <= label < len(choices):
-        raise ValueError(f"{where}: answer must be the index of a choice, 0 to {len(choices) - 1}, got {label}")
-    return question, choices, label
-
-
-def _question(text: str) -> str:
-    return f"Question: {text}\nAnswer:"
-
-
-def _bare(text: str) -> str:
-    return text
 
 
 def _read_lettered(row: Row) -> Parts:
@@ -138,23 +123,14 @@ def _clean(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-SOURCES = {
-    source.name: source
-    for source in (
-        Source("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", _read_lettered, _question),
-        Source("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", _read_lettered, _question),
-        Source("openbookqa", "allenai/openbookqa", "main", "test", _read_lettered, _bare),
-        Source("piqa", "baber/piqa", None, "validation", _read_piqa, _question),
-        Source("winogrande", "allenai/winogrande", "winogrande_xl", "validation", _read_winogrande, None),
-        Source("hellaswag", "Rowan/hellaswag", None, "validation", _read_hellaswag, _bare),
-        Source("boolq", "aps/super_glue", "boolq", "validation", _read_boolq, "{}\nAnswer:".format),
-    )
-}
+def _task(*source: Any) -> Callable[..., MultipleChoiceTask]:
+    return partial(MultipleChoiceTask, Source(*source))
 
-arc_easy = partial(MultipleChoiceTask, SOURCES["arc_easy"])
-arc_challenge = partial(MultipleChoiceTask, SOURCES["arc_challenge"])
-openbookqa = partial(MultipleChoiceTask, SOURCES["openbookqa"])
-piqa = partial(MultipleChoiceTask, SOURCES["piqa"])
-winogrande = partial(MultipleChoiceTask, SOURCES["winogrande"])
-hellaswag = partial(MultipleChoiceTask, SOURCES["hellaswag"])
-boolq = partial(MultipleChoiceTask, SOURCES["boolq"])
+
+arc_easy = _task("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", _read_lettered, as_question)
+arc_challenge = _task("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", _read_lettered, as_question)
+openbookqa = _task("openbookqa", "allenai/openbookqa", "main", "test", _read_lettered, "{}".format)
+piqa = _task("piqa", "baber/piqa", None, "validation", _read_piqa, as_question)
+winogrande = _task("winogrande", "allenai/winogrande", "winogrande_xl", "validation", _read_winogrande, None)
+hellaswag = _task("hellaswag", "Rowan/hellaswag", None, "validation", _read_hellaswag, "{}".format)
+boolq = _task("boolq", "aps/super_glue", "boolq", "validation", _read_boolq, "{}\nAnswer:".format)

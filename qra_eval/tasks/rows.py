@@ -11,6 +11,7 @@ import torch
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
+from qra_search.errors import BadInput
 
 DRAW = 0x5EED
 """Added to a seed, so that the rows that it draws and the order of their batches come from different numbers."""
@@ -32,13 +33,13 @@ class Rows:
         """The first `count` rows of a split; fewer where it is shorter.
 
         Raises:
-            ValueError: the split is empty.
+            BadInput: the split is empty.
         """
         key = (split, count)
         if key not in self._kept:
             self._kept[key] = self._encoded(self.task.split(split)[:count])
             if not self._kept[key]:
-                raise ValueError(f"task {self.name!r} has no rows in its {split} split")
+                raise BadInput(f"task {self.name!r} has no rows in its {split} split")
         return self._kept[key]
 
     def drawn(self, split: SplitName, count: int, seed: int) -> list[Encoded]:

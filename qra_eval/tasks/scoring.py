@@ -10,6 +10,7 @@ import numpy as np
 
 from qra_eval.tasks.encoding import Encoded, chat_prompt, encode_pair
 from qra_eval.tasks.example import Example
+from qra_search.errors import BadInput
 
 DEFAULT_LENGTH = 2048
 
@@ -31,21 +32,6 @@ class ChoiceScores:
     labels: np.ndarray
 
     @property
-    def accuracy(self) -> float:
-        """Share of questions whose likeliest choice is right (`acc` of lm-evaluation-harness)."""
-        return self._share(self.log_likelihoods)
-
-    @property
-    def accuracy_norm(self) -> float:
-        """Likewise, by log-likelihood per character (`acc_norm`)."""
-        return self._share(self.log_likelihoods / self.characters)
-
-    @property
-    def accuracy_bytes(self) -> float:
-        """Likewise, by log-likelihood per byte (`acc_bytes`)."""
-        return self._share(self.log_likelihoods / self.utf8_bytes)
-
-    @property
     def margins(self) -> np.ndarray:
         """float (N,): log-likelihood of the right choice above the best other one, in nats."""
         rows = np.arange(len(self.labels))
@@ -61,17 +47,19 @@ class ChoiceScores:
         return float(np.mean(log_total - self.log_likelihoods[np.arange(len(self.labels)), self.labels]))
 
     def metrics(self) -> dict[str, float]:
-        """All of them by name."""
+        """All that questions are judged by, named as in lm-evaluation-harness where that has it.
+
+        accuracy is the share of questions whose likeliest choice is right (`acc`), accuracy_norm likewise by
+        log-likelihood a character (`acc_norm`), accuracy_bytes by that a byte (`acc_bytes`); margin and choice_loss
+        are means in nats.
+        """
+        by_name = {"accuracy": 1, "accuracy_norm": self.characters, "accuracy_bytes": self.utf8_bytes}
+        chosen = {name: (self.log_likelihoods / length).argmax(axis=1) for name, length in by_name.items()}
         return {
-            "accuracy": self.accuracy,
-            "accuracy_norm": self.accuracy_norm,
-            "accuracy_bytes": self.accuracy_bytes,
+            **{name: float(np.mean(choice == self.labels)) for name, choice in chosen.items()},
             "margin": float(self.margins.mean()),
             "choice_loss": self.choice_loss,
         }
-
-    def _share(self, values: np.ndarray) -> float:
-        return float(np.mean(values.argmax(axis=1) == self.labels))
 
 
 def score_choices(
@@ -90,7 +78,7 @@ def score_choices(
         chat: put prompts through the chat template; choices then lose the space before them.
 
     Raises:
-        ValueError: an example has no choices or no label.
+        BadInput: an example has no choices or no label.
     """
     limit = max_length or getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
     width = max((len(e.choices) for e in examples), default=0)
@@ -99,7 +87,7 @@ def score_choices(
     rows, places = [], []
     for i, example in enumerate(examples):
         if len(example.choices) < 2 or example.label is None:
-            raise ValueError(f"{example.prompt[:60]!r} is no multiple-choice example: it lacks choices or a label")
+            raise BadInput(f"{example.prompt[:60]!r} is no multiple-choice example: it lacks choices or a label")
         for j, choice in enumerate(example.choices):
             prompt = example.contexts[j] if example.contexts else example.prompt
             if chat:

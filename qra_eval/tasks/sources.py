@@ -1,18 +1,24 @@
-"""Rows of a user's own data: a file of any of the usual kinds, a folder with one for each split, or a hub data set."""
+"""Rows of data: of files of the usual kinds, of folders and of the hub, or as objects in Python.
+
+JSON and CSV are read by the standard library, so that rows are what is written. The library `datasets` infers types: it
+reads the text 2020-01-01 as a time, 4 beside 4.5 as 4.0, and 007 in a table as 7. It serves what has types: the hub.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
-from qra_eval.tasks.files import MAX_LINE_BYTES, check_hub, read_jsonl, unavailable
-from qra_search.files import MAX_JSON_BYTES, not_utf8
+from qra_search.errors import BadInput, needed, shortened
+from qra_search.files import not_utf8
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -23,6 +29,8 @@ STEMS: Mapping[SplitName, Sequence[str]] = {
 }
 """Names of a split's file, and of a data set's split."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MAX_FIELD = 16 << 20
+"""Characters of a field of a table, at most; the standard library's limit is 128 Ki."""
 
 
 def is_file_name(name: str) -> bool:
@@ -35,149 +43,253 @@ def is_hub_name(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
 
 
+def split_rows(
+    data: Any, subset: str | None = None, splits: Mapping[str, str] | None = None
+) -> dict[SplitName, list[Row]]:
+    """The rows of each split that the data has; what it lacks is left out.
+
+    Args:
+        data: a file, a folder with a file for each split, a data set's name on the hub, a `Dataset` or a list of
+            dictionaries (which have one split, `calibration`), or a `DatasetDict` or another mapping of these.
+        subset: of a data set on the hub that has several ("config" in `datasets`).
+        splits: the data's name of a split of ours, such as `{"calibration": "train_sft"}`; default: the usual names.
+
+    Raises:
+        BadInput: it cannot be read, downloaded, or has no split to tune on; one line.
+    """
+    if isinstance(data, Mapping):
+        return _named(data, "the data", splits)
+    if not isinstance(data, str | Path):
+        return {"calibration": _dictionaries(data, "row")}
+    if is_hub_name(str(data)):
+        return _named(hub_data(str(data), subset), str(data), splits)
+    return {split: read_rows(path) for split, path in split_files(Path(data)).items()}
+
+
+def split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
+    """The file of each split that there is; a single file is for `calibration`, and others are split off it.
+
+    Args:
+        ends: of the files' names in a folder; default: those that `read_rows` reads.
+
+    Raises:
+        BadInput: no such file or folder, or a folder without a file to tune on.
+    """
+    if data.is_file():
+        return {"calibration": data}
+    ends = ends or tuple(READERS)
+    wanted = f"train{ends[0]} (or train{', train'.join(ends[1:])})"
+    if not data.is_dir():
+        raise BadInput(f"no file or folder {str(data)!r}: a file, or a folder with {wanted}, is needed")
+    files: dict[SplitName, Path] = {}
+    for split, stems in STEMS.items():
+        found = [path for stem in stems for end in ends if (path := data / f"{stem}{end}").is_file()]
+        if found:
+            files[split] = found[0]
+    if "calibration" not in files:
+        raise BadInput(f"{data} has no file to tune on: name it {wanted}")
+    return files
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a file, by its ending.
 
     Raises:
-        ValueError: it cannot be read, is of no known kind, or has no rows; one line with the file, and line or row.
+        BadInput: it cannot be read, is of no known kind, or has no rows; one line with the file, and line or row.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: data files end in {', '.join(READERS)}; for running text use --task text")
-    try:
-        rows = list(reader(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise BadInput(f"{path}: data files end in {', '.join(READERS)}; for running text use --task text")
+    rows = list(reader(path)) if path.stat().st_size else []
     if not rows:
-        raise ValueError(f"{path} has no rows: it is empty")
+        raise BadInput(f"{path} has no rows: it is empty")
     return rows
 
 
-def split_files(data: Path) -> dict[SplitName, Path | None]:
-    """The file of each split, None if it is to be split off another.
-
-    Raises:
-        ValueError: no such file or folder, or a folder without a file to train on.
-    """
-    if data.is_file():
-        return {"calibration": data, "validation": None, "test": None}
-    if not data.is_dir():
-        raise ValueError(
-            f"no file or folder {str(data)!r}: a file ({', '.join(READERS)}), or a folder with train.jsonl, is needed"
-        )
-    files = {
-        name: next((p for stem in stems for end in READERS if (p := data / f"{stem}{end}").is_file()), None)
-        for name, stems in STEMS.items()
-    }
-    if files["calibration"] is None:
-        raise ValueError(f"{data} has no train.jsonl (nor {', '.join(f'train{end}' for end in list(READERS)[1:])})")
-    return files
-
-
-def hub_splits(
-    name: str, subset: str | None = None, splits: Mapping[str, str] | None = None
-) -> dict[SplitName, list[Row]]:
-    """The rows of a data set's splits, by the usual names or by those given; what it lacks is left out.
-
-    Args:
-        name: `owner/name`, or a folder that `datasets` reads.
-        subset: of a data set that has several ("config" in `datasets`).
-        splits: the data set's name of a split of ours, such as `{"calibration": "train_sft"}`.
-
-    Raises:
-        ValueError: it could not be downloaded, or has no split to train on; one line.
-    """
-    from datasets import load_dataset
-
-    unknown = set(splits or ()) - set(SPLITS)
-    if unknown:
-        raise ValueError(f"splits are {', '.join(SPLITS)}, got {min(unknown)!r}")
-    if is_hub_name(name):
-        check_hub(name)
-    try:
-        loaded = load_dataset(name, subset)
-    except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
-        raise unavailable(name, error) from error
-    wanted = {ours: (splits[ours],) if splits and ours in splits else STEMS[ours] for ours in SPLITS}
-    found = {ours: next((n for n in names if n in loaded), None) for ours, names in wanted.items()}
-    for ours, theirs in (splits or {}).items():
-        if theirs not in loaded:
-            raise ValueError(f"data set {name!r} has no split {theirs!r} for {ours}: it has {', '.join(loaded)}")
-    if found["calibration"] is None:
-        raise ValueError(
-            f"data set {name!r} has no split to tune on, it has {', '.join(loaded)}: name one, such as "
-            f"--set task.options.splits.calibration={next(iter(loaded))}"
-        )
-    return {
-        ours: [(f"{name}, {theirs} row {index + 1}", dict(row)) for index, row in enumerate(loaded[theirs])]
-        for ours, theirs in found.items()
-        if theirs is not None
-    }
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    return ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
-
-
-def _json(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    try:
-        rows = json.loads(text) if text.strip() else []
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); of one object a line, name it .jsonl") from None
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line"
-        )
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number} is a {type(row).__name__}: an object is needed")
-        yield f"{path}, row {number}", row
-
-
-def _table(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-    )
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            if fields:
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields, the first line names {len(header)} "
-                        f"columns: put texts that hold a comma or a new line into double quotes"
-                    )
-                yield f"{path}, line {reader.line_num}", dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read: use .parquet")
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8; raises BadInput with the line that is not."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
+        raise BadInput(str(not_utf8(path, error))) from None
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
+def folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
+    """The rows of `<folder>/<stem>_<split>.jsonl`.
 
-    if not path.stat().st_size:
-        return
+    Raises:
+        BadInput: there is no such folder or file, or no row in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder: give the one with {stem}_train.jsonl and {stem}_test.jsonl")
+    path = folder / f"{stem}_{split}.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{folder} has no {path.name}: task data are {stem}_train.jsonl and {stem}_test.jsonl")
+    return read_rows(path)
+
+
+def hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
+    """A data set's splits by name, downloaded unless they were before.
+
+    Args:
+        name: `owner/name`, or a folder that `datasets` reads.
+
+    Raises:
+        BadInput: it could not be downloaded; one line.
+    """
+    from datasets import load_dataset  # takes a second, which files do without
+
+    if is_hub_name(name):
+        check_hub(name)
     try:
-        rows = parquet.read_table(path).to_pylist()
+        return load_dataset(name, subset)
+    except Exception as error:  # of a dozen kinds: no network, no such name, a subset needed, a broken file
+        raise _unavailable(name, error) from error
+
+
+def hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
+    """The rows of one split of a data set on the hub; see `hub_data`."""
+    return _dictionaries(hub_data(name, subset)[split], f"{name}, {split} row")
+
+
+def check_hub(name: str) -> None:
+    """Raises BadInput if the hub does not give a data set, and it was not downloaded before; asks once."""
+    reason = hub.refusal("dataset", name)
+    if reason is not None:
+        raise _unavailable(name, reason)
+
+
+def digest(rows: Mapping[SplitName, Sequence[Row]]) -> str:
+    """16 hexadecimal digits that stand for rows: the same for a file, a `Dataset` and a list that hold the same."""
+    plain = {split: [_without_nulls(row) for _, row in some] for split, some in rows.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """A row's field, checked to be there and of a type.
+
+    Raises:
+        BadInput: it is not; the message says where, what was found and what is needed.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = " or ".join(k.__name__ for k in kinds)
+    if name not in row:
+        raise BadInput(f"{where}: no field {name!r} ({wanted}), only {', '.join(map(repr, row)) or 'none'}")
+    value = row[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
+        raise BadInput(f"{where}: field {name!r} is {shortened(value, 60)}, a {wanted} is needed")
+    return value
+
+
+def _named(data: Mapping[str, Any], what: str, splits: Mapping[str, str] | None) -> dict[SplitName, list[Row]]:
+    """The rows of a mapping of splits, by the usual names or by those given."""
+    chosen: dict[str, str] = dict(splits or {})
+    for ours, theirs in chosen.items():
+        if ours not in SPLITS:
+            raise BadInput(f"splits are {', '.join(SPLITS)}, got {ours!r}")
+        if theirs not in data:
+            raise BadInput(f"{what} has no split {theirs!r} for {ours}: it has {', '.join(data)}")
+    found: dict[SplitName, list[Row]] = {}
+    for split in SPLITS:
+        names = [chosen[split]] if split in chosen else STEMS[split]
+        name = next((name for name in names if name in data), None)
+        if name is not None:
+            found[split] = _dictionaries(data[name], f"{what}, {name} row")
+    if "calibration" not in found:
+        raise BadInput(
+            f"{what} has no split to tune on, it has {', '.join(data) or 'none'}: name one, such as "
+            f"--set task.options.splits.calibration={next(iter(data), 'train')}"
+        )
+    return found
+
+
+def _dictionaries(rows: Any, what: str) -> list[Row]:
+    """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
+    if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
+        raise needed("task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed")
+    if hasattr(rows, "with_format"):
+        rows = rows.with_format(None)  # of a Dataset that gives tensors
+    found: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise BadInput(f"{what} {number} is {shortened(row, 60)}: an object with fields is needed")
+        found.append((f"{what} {number}", dict(row)))
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    """What is left of a row without fields that hold nothing, which a `Dataset` fills in."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _unavailable(name: str, error: Exception | str) -> BadInput:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return BadInput(
+        f"data set {name!r} could not be downloaded ({first}): check its name and the network, or give its folder "
+        "with --data"
+    )
+
+
+# -- files -------------------------------------------------------------------------------------
+def _json_lines(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        where, shown = f"{path}, line {number}", shortened(line, 60)
+        if number == 1 and line.lstrip().startswith("["):
+            name = path.with_suffix(".json").name
+            raise BadInput(f"{path} is a JSON array, and .jsonl has one object a line: rename it to {name}")
+        if line.strip():
+            row = _parsed(line, f"{where}: {shown}")
+            if not isinstance(row, dict):
+                raise BadInput(f"{where}: {shown} is not a JSON object")
+            yield where, row
+
+
+def _json(path: Path) -> list[Row]:
+    rows = _parsed(read_text(path), str(path))
+    if not isinstance(rows, list):
+        raise BadInput(f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line")
+    return _dictionaries(rows, f"{path}, row")
+
+
+def _table(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)
+    file = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        header = next(reader, [])
+        for fields in filter(None, reader):
+            where = f"{path}, line {reader.line_num}"
+            if len(fields) != len(header):
+                raise BadInput(
+                    f"{where}: {len(fields)} fields, the first line names {len(header)} columns: put texts that hold a "
+                    f"comma or a new line into double quotes"
+                )
+            yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _parquet(path: Path) -> list[Row]:
+    from pyarrow import ArrowException, parquet  # comes with datasets
+
+    try:
+        return _dictionaries(parquet.read_table(path).to_pylist(), f"{path}, row")
     except ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file that can be read ({str(error).splitlines()[0]})") from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+        raise BadInput(f"{path} is no Parquet file that can be read ({str(error).splitlines()[0]})") from error
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _table, ".tsv": _table, ".parquet": _parquet,
+READERS: Mapping[str, Callable[[Path], Iterable[Row]]] = {
+    ".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table, ".parquet": _parquet,
 }  # fmt: skip
 """What reads a file, by its ending."""
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{what} is not JSON ({str(error).splitlines()[0]})") from None

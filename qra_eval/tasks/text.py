@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,12 @@ from typing import Any, NamedTuple
 from qra_eval.tasks.base import Task, split_off
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.files import field_of, hub_rows, read_jsonl
 from qra_eval.tasks.scoring import log_likelihoods
+from qra_eval.tasks.sources import STEMS, Row, field_of, hub_rows, read_rows, read_text, split_files, split_rows
+from qra_search.errors import BadInput
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-FILES: Mapping[SplitName, Sequence[str]] = {
-    "calibration": ("train",),
-    "validation": ("validation", "valid"),
-    "test": ("test",),
-}
-SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
+ENDS = (".txt", ".jsonl")
 BLOCK_CHARACTERS = 4000
 
 
@@ -34,20 +31,18 @@ class TextTask(Task):
     """Blocks of running text.
 
     Args:
-        data: a .txt file, which is taken as it is, a .jsonl file of `{"text"}`, or a folder with train, validation (or
-            valid) and test files of either kind; None: WikiText-2 from the hub. What a folder lacks is split off its
-            train file, by whole blocks of about `block_characters`.
+        data: a .txt file, which is taken as it is, a .jsonl file of `{"text"}` (or in Python such rows), or a folder
+            with train, validation and test files of either kind; None: WikiText-2 from the hub. What is missing is
+            split off the train file, by whole blocks of about `block_characters`.
         block_characters: size of the blocks; lines (or rows) are never cut.
     """
 
     name = "text"
 
-    def __init__(
-        self, data: str | None = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, **options: Any
-    ):
+    def __init__(self, data: Any = None, seed: int = 0, *, block_characters: int = BLOCK_CHARACTERS, **options: Any):
         super().__init__(data, seed, **options)
         if self.chat:
-            raise ValueError("plain text has no prompts that a chat template could be put around: leave `chat` off")
+            raise BadInput("plain text has no prompts that a chat template could be put around: leave `chat` off")
         self.block_characters = block_characters
 
     @property
@@ -62,21 +57,11 @@ class TextTask(Task):
 
     def _texts(self) -> dict[SplitName, Text]:
         if self.data is None:
-            hub: dict[SplitName, str] = {"calibration": "train", "validation": "validation", "test": "test"}
-            return {n: Text([row["text"].strip("\n") for _, row in hub_rows(*HUB, split)]) for n, split in hub.items()}
-        path = Path(self.data)
-        if path.is_file():
-            return {"calibration": _read(path)}
-        if not path.is_dir():
-            raise ValueError(f"no file or folder {self.data!r}: a .txt or .jsonl file, or a folder, is needed")
-        found = {
-            name: file
-            for name, stems in FILES.items()
-            if (file := next((f for f in sorted(path.iterdir()) if _is_part(f, stems)), None)) is not None
-        }
-        if "calibration" not in found:
-            raise ValueError(f"{path} has no train file: train.txt or train.jsonl is needed")
-        return {name: _read(file) for name, file in found.items()}
+            names = {split: stems[0] for split, stems in STEMS.items()}
+            return {s: Text([row["text"].strip("\n") for _, row in hub_rows(*HUB, n)]) for s, n in names.items()}
+        if isinstance(self.data, str):
+            return {split: _read(path) for split, path in split_files(Path(self.data), ENDS).items()}
+        return {split: _paragraphs(rows, self.name) for split, rows in split_rows(self.data).items()}
 
     def _blocks(self, text: Text) -> Iterator[Example]:
         block: list[str] = []
@@ -114,19 +99,18 @@ class TextTask(Task):
 
 
 def _read(path: Path) -> Text:
-    """Lines of a text file, rows of a JSON Lines file, or lines of a WikiText file, each of which is a paragraph."""
+    """Lines of a text file, or rows of a JSON Lines file."""
     if path.suffix == ".jsonl":
-        text = Text([field_of(row, "text", str, f"{path}, line {number}") for number, row in read_jsonl(path)])
-    else:
-        try:
-            text = Text(path.read_text(encoding="utf-8").split("\n"), lines=path.suffix == ".txt")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        return _paragraphs(read_rows(path), str(path))
+    text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
+    if not text.strip():
+        raise BadInput(f"{path} has no text")
+    return Text(text.split("\n"), lines=True)
+
+
+def _paragraphs(rows: Sequence[Row], what: str) -> Text:
+    """Rows of `{"text"}`, each of which is a paragraph."""
+    text = Text([field_of(row, "text", str, where) for where, row in rows])
     if not any(part.strip() for part in text.parts):
-        raise ValueError(f"{path} has no text")
+        raise BadInput(f"{what} has no text")
     return text
-
-
-def _is_part(path: Path, stems: Sequence[str]) -> bool:
-    """Whether this is the file of a split: train.txt, or wiki.train.tokens."""
-    return path.is_file() and path.suffix in SUFFIXES and bool(set(stems) & set(path.stem.split(".")))

@@ -11,21 +11,16 @@ from qra_eval.models.loaded import positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.batches import Batch, bucketed, schedule
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
-from qra_eval.tuning.scales import scales_in_training
-from qra_search.config import FINAL_ONLY, TrainingConfig
-from qra_search.evaluation.protocols import Progress, RowCount
+from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
+from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
 
-LATER = {
-    "hopeless": 0.5, "shared_steps": 0, "accumulation": 1, "schedule": "linear", "weight_decay": 0.0,
-    "scales": False, "scales_rate": 1e-3,
-}  # fmt: skip
-"""Settings, and their defaults, that older logs do not name: named by `describe` only if they are otherwise."""
 ANSWER = 64
 """Tokens of an answer, beyond those of its prompt, that scoring makes room for."""
 
@@ -36,19 +31,31 @@ class FineTuner:
     Args:
         quantized: the model, and the settings of training.
         rows: of the task.
+        evaluation: how long an evaluation tunes, and on how many rows it measures.
+        finetune: likewise the full tuning.
+        metric: what a search lowers, `loss` or `task`.
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
+        switcher: puts plans in place.
         init: where adapters start.
-        metric: what a search lowers, `loss` or `task`.
     """
 
-    def __init__(self, quantized: QuantizedModel, rows: Rows):
-        self.quantized, self.rows = quantized, rows
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        rows: Rows,
+        evaluation: EvaluationConfig,
+        finetune: FinetuneConfig,
+        *,
+        metric: str = "loss",
+    ):
+        self.quantized, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
+        self.switcher = PlanSwitcher(quantized)
         self.init: str = quantized.settings.inits[0]
-        self.metric = "loss"
+        self.metric = metric
 
     @property
     def settings(self) -> TrainingConfig:
@@ -62,26 +69,23 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
-        unnamed = {name for name, default in LATER.items() if getattr(self.settings, name) == default}
         return {
             "model": self.quantized.loaded.name,
             "weights": self.quantized.loaded.fingerprint,
             "dtype": str(self.quantized.dtype).removeprefix("torch."),
             "task": self.rows.name,
-            "rows": self.rows.hash(calibration=self.trained_rows, validation=self.settings.validation_rows),
+            "rows": self.rows.hash(calibration=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
             **({} if self.metric == "loss" else {"metric": self.metric}),
-            "training": {
-                **self.settings.model_dump(exclude={*FINAL_ONLY, *unnamed}),
-                "init": self.settings.inits[0],
-            },
+            "training": {**self.settings.model_dump(), "init": self.settings.inits[0]},
+            "evaluation": self.evaluation.model_dump(),
         }
 
     # -- a plan in place -----------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int) -> None:
         """Put a plan in place, with adapters as `init` begins them."""
-        self.quantized.apply(plan, seed, self.init)
+        self.switcher.apply(plan, seed, self.init)
 
     def train(
         self,
@@ -98,11 +102,11 @@ class FineTuner:
             batches: of the steps; default: those of an evaluation.
         """
         settings = self.settings
-        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
+        with self.switcher.scales_in_training() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
                 adapters.parameter_groups(
-                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                    self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
                 ),
                 self.batches(steps, seed) if batches is None else batches,
                 settings,
@@ -111,7 +115,7 @@ class FineTuner:
                 progress=progress,
                 watch=watch,
             )
-        adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
+        adapters.round_to(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
     def held_out(self, split: SplitName, rows: int) -> float:
@@ -135,13 +139,13 @@ class FineTuner:
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        with self.quantized.unquantized():
-            return self.held_out("validation", self.settings.validation_rows)
+        with self.switcher.unquantized():
+            return self.held_out("validation", self.evaluation.validation_rows)
 
     # -- what a training sees ------------------------------------------------------------------
     def batches(self, steps: int, seed: int) -> list[Batch]:
         """The batches of an evaluation: those of fewer steps than a full one are the first of its batches."""
-        settings, whole = self.settings, max(steps, self.settings.steps)
+        settings, whole = self.settings, max(steps, self.evaluation.steps)
         if steps == 0:
             return []
         rows = self.rows("calibration", whole * settings.rows_a_step)
@@ -149,23 +153,22 @@ class FineTuner:
         return schedule(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
     def final_batches(self, steps: int, seed: int) -> list[Batch]:
-        """The batches of a full tuning, whose rows are drawn from all there are with the seed.
+        """The batches of a full tuning.
 
-        Seed 0 sees what an evaluation of so many steps sees, as it did before other seeds drew rows of their own.
+        The rows are the first in the order that the seed draws, which for seed 0 is the task's own. Which rows of a
+        drawn order share a batch follows from that order as well (`schedule`).
         """
-        if seed == 0 or steps == 0:
-            return self.batches(steps, seed)
         settings = self.settings
         rows = self.rows.drawn("calibration", steps * settings.rows_a_step, seed)
-        return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=True)
+        return schedule(rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0)
 
     @property
-    def final_steps(self) -> int:
+    def finetune_steps(self) -> int:
         """Steps of a full tuning, by the settings."""
         settings = self.settings
-        if settings.final_epochs is None:
-            return settings.final_steps
-        whole, part = divmod(settings.final_epochs, 1)
+        if self.finetune.epochs is None:
+            return self.finetune.steps
+        whole, part = divmod(self.finetune.epochs, 1)
         rows = self._all_rows
         batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
         return max(1, math.ceil(batches / settings.accumulation))
@@ -178,19 +181,18 @@ class FineTuner:
     @property
     def trained_rows(self) -> int:
         """Rows that a full evaluation trains on; one, of which only the length matters, if it trains on none."""
-        return max(1, self.settings.steps * self.settings.rows_a_step)
+        return max(1, self.evaluation.steps * self.settings.rows_a_step)
 
     def row_counts(self) -> dict[str, RowCount]:
         """Rows of each split that evaluations and the full tuning ask for together, and how many there are."""
-        settings = self.settings
         counts: dict[SplitName, int] = {
-            "calibration": max(self.trained_rows, self.final_steps * settings.rows_a_step),
-            "validation": settings.validation_rows,
-            "test": settings.test_rows,
+            "calibration": max(self.trained_rows, self.finetune_steps * self.settings.rows_a_step),
+            "validation": self.evaluation.validation_rows,
+            "test": self.finetune.test_rows,
         }
         found: dict[str, RowCount] = {}
         for split, asked in counts.items():
-            if split == "calibration" and settings.final_epochs is not None:
+            if split == "calibration" and self.finetune.epochs is not None:
                 asked = min(asked, self._all_rows)  # passes over what there is ask for no more
             rows = self.rows(split, asked)
             cut = sum(row.cut > 0 for row in rows)
@@ -199,8 +201,7 @@ class FineTuner:
 
     def evaluation_tokens(self) -> float:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
-        settings = self.settings
         rows = self.rows("calibration", self.trained_rows)
-        trained = sum(map(len, rows)) * (settings.steps * settings.rows_a_step) / len(rows)
-        held_out = sum(map(len, self.rows("validation", settings.validation_rows)))
+        trained = sum(map(len, rows)) * (self.evaluation.steps * self.settings.rows_a_step) / len(rows)
+        held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
         return (1 + training.BACKWARD) * trained + held_out

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
 from qra_eval.tuning.training import TrainerCallback, Training
-from qra_search.config import TrainingConfig
-from qra_search.evaluation.protocols import Figures
+from qra_search.config import FinetuneConfig
+from qra_search.evaluation.evaluator import Figures
 from qra_search.files import write_text
 from qra_search.study.interrupt import on_interrupt
 
@@ -42,7 +42,7 @@ class FullTuning(TrainerCallback):
 
     def __init__(
         self,
-        settings: TrainingConfig,
+        settings: FinetuneConfig,
         validate: Callable[[], float],
         identity: Mapping[str, Any],
         folder: Path | None = None,

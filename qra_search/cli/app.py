@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 
 from qra_search.errors import DISTRIBUTION
 
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
 
@@ -43,26 +45,21 @@ ENTRIES = (
     Entry("plan", "plan:plan", SEARCH, "Choose bits and ranks for a budget from measured sensitivities alone: minutes, "
           "no training."),
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
-    Entry("profile", "profile:profile", SEARCH, "Measure how much each group suffers from few bits and gains from "
-          "rank."),
     Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run in full, save the adapter, and test it "
           "against uniform plans."),
     Entry("evaluate", "evaluate:evaluate", SEARCH, "Score a tuned run by lm-evaluation-harness, an optional extra."),
     Entry("export", "export:export", SEARCH, "Write a tuned run for another tool, and say by how much its logits "
           "differ."),
     Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
-    Entry("show", "look:show", LOOK, "Show the plan of a run: bits and rank of every layer as strips."),
-    Entry("compare", "look:compare", LOOK, "Put runs side by side: their findings, and the settings in which they "
-          "differ."),
+    Entry("show", "look:show", LOOK, "Show the plan of a run: bits, rank and sensitivity of every layer as strips."),
     Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
-    Entry("plans", "plans:plans", LOOK, "Compare, check and edit plans."),
-    Entry("log", "logs:log", LOOK, "Check and merge the trials of runs."),
+    Entry("plans", "plans:plans", LOOK, "Compare, edit and import plans."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
           "devices, and why one cannot be used here."),
     Entry("tasks", "lists:tasks", TOOLS, "List the tasks that come with qra or with installed packages."),
     Entry("schema", "lists:schema", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    Entry("doctor", "doctor:doctor", TOOLS, "Check python, libraries, devices, memory and disk, and say what to do."),
+    Entry("doctor", "doctor:doctor", TOOLS, "Check python, libraries, devices and disk, and say what to do."),
     Entry("bench", "bench:bench", TOOLS, "Compare search strategies on tasks whose best is known, and write tables "
           "with statistics."),
 )  # fmt: skip
@@ -89,7 +86,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the bit-width and the LoRA rank of every layer, together, under an exact memory budget.",
-    epilog="Start with [bold]qra demo[/], or [bold]qra plan --model smollm2 --memory 95MiB[/].",
+    epilog="Start with [bold]qra demo[/], or [bold]qra plan --model smollm2 --task arithmetic --memory 95MiB[/].",
 )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -11,17 +14,15 @@ import typer
 from rich.console import Console
 
 from qra_search import plugins
-from qra_search.config import RunConfig, load_config, make_config, read_yaml
+from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, bad_input, shortened
-from qra_search.files import read_json
+from qra_search.errors import BadInput
+from qra_search.integrations import TRACKERS
+from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
-from qra_search.runs.folder import RunFolder
-from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
-from qra_search.space.space import Plan, SearchSpace
+from qra_search.space.budgets import parse
+from qra_search.workflow.settings import make_settings
 
-PIPE_WIDTH = 120
-"""Columns of tables that do not go to a terminal."""
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
@@ -65,14 +66,6 @@ Memory = Annotated[
     option("--memory SIZE", "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or uniform3r8. "
            "May be given several times; without it the whole front is searched.", WHAT),
 ]  # fmt: skip
-LEAST_BARE = 1 << 20
-"""A size without a unit is of bytes: below this one it is taken for a mistake."""
-
-
-def check_unit(size: str | None) -> None:
-    """Raises BadInput if a size given on the command line has no unit and is too small to be meant in bytes."""
-    if size is not None and size.strip().isdecimal() and int(size) < LEAST_BARE:
-        raise BadInput(f"--memory {size} means {size} bytes: write its unit, such as {size}MiB or {size}GiB")
 
 
 Bits = Annotated[str | None, option("--bits 2,3,4,8", "Bit-widths to choose from.", WHAT)]
@@ -96,7 +89,8 @@ Engine = Annotated[
 ]  # fmt: skip
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
 Evaluations = Annotated[
-    float | None, option("--evaluations -n N", "Full evaluations that may be spent, the prior's cost included.", HOW)
+    float | None,
+    option("--evaluations -n N", "Full evaluations that may be spent, the sensitivities' cost included.", HOW),
 ]
 Strategy = Annotated[
     str | None,
@@ -110,21 +104,28 @@ EvaluatorName = Annotated[
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
 LearnFrom = Annotated[
     str | None,
-    option("--learn-from RUN", "Take the prior from another run's trials (another budget or seed, or a sibling "
-           "model) instead of measuring one.", HOW),
+    option("--learn-from RUN", "Take the sensitivities from another run's trials (another budget or seed, or a "
+           "sibling model) instead of measuring them.", HOW),
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as training.steps=20.", HOW),
+    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
 ]
 Track = Annotated[
     list[str] | None,
-    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `trackio` or `wandb`, such as "
-           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, autocompletion=_names("trackers")),
+    option("--track TOOL[:WHERE]", "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or `comet_ml`, such as "
+           "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
+           autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
 Push = Annotated[
     str | None,
     option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
+]
+DryRun = Annotated[
+    bool,
+    option(
+        "--dry-run", "Only print the resolved config, the space, the cost, and an example as it is tuned on.", WHERE
+    ),
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
 AGAINST = get_args(AgainstName)
@@ -143,80 +144,90 @@ Against = Annotated[
 ]  # fmt: skip
 Run = Annotated[Path, argument("RUN", "Folder of a run.")]
 
-_FLAGS = {
-    "model": "model.name",
-    "device": "model.device",
-    "task": "task.name",
-    "data": "task.data",
-    "columns": "task.options.columns",
-    "memory": "search.memory",
-    "bits": "space.bits",
-    "ranks": "space.ranks",
-    "granularity": "space.granularity",
-    "backend": "quantization.backend",
-    "evaluations": "search.evaluations",
-    "strategy": "search.strategy",
-    "seed": "search.seed",
-    "learn_from": "search.learn_from",
-    "evaluator": "evaluator",
-    "engine": "engine",
-}
+
+SETTINGS: dict[str, Any] = {
+    "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "memory": Memory,
+    "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
+    "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
+    "learn_from": LearnFrom, "sets": Set,
+}  # fmt: skip
+"""The options that say what a run is, in the order of the help."""
+OF_SEARCH = ("evaluations", "strategy", "learn_from")
+"""Those of them that only a search has."""
 
 
-def settings(config: Path | None, *, sets: list[str] | None = None, **flags: Any) -> RunConfig:
-    """The config of a file (or the defaults) with the options given on the command line, which win.
+@dataclass(frozen=True)
+class Given:
+    """What of `SETTINGS` was given on a command line."""
 
-    Raises:
-        ConfigError, BadInput: a value that cannot be used.
-    """
-    for size in flags.get("memory") or ():
-        check_unit(size)
-    overrides = {_FLAGS[name]: _value(name, value) for name, value in flags.items() if value is not None}
-    overrides.update(map(pair, sets or []))
-    if config is None:
-        return make_config({}, overrides, source="options")
-    return load_config(config, overrides)
+    values: Mapping[str, Any]
+
+    @property
+    def config(self) -> Path | None:
+        """The config file, or the folder of a run."""
+        return self.values["config"]  # type: ignore[no-any-return]
+
+    @property
+    def empty(self) -> bool:
+        """Whether none was."""
+        return not any(value for value in self.values.values())
+
+    def settings(self, config: Path | None = None) -> RunConfig:
+        """The config of a file (default: the one given, or the defaults) with the options, which win.
+
+        Raises:
+            ConfigError, BadInput: a value that cannot be used.
+        """
+        values = {name: value for name, value in self.values.items() if value is not None}
+        file, sets = config or values.pop("config", None), values.pop("sets", ())
+        values.pop("config", None)
+        for size in values.get("memory", ()):
+            check_unit(size)
+        given = {name: _value(name, value) for name, value in values.items()}
+        return make_settings(file, dict(map(pair, sets)), **given)
+
+
+def check_unit(size: str | None) -> None:
+    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
+    if size is not None:
+        parse(size, needs_unit=True)
+
+
+def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `SETTINGS`, but for some, before its own; it gets them as `given`."""
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        for name, annotation in SETTINGS.items()
+        if name not in left_out
+    ]
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        def called(**values: Any) -> None:
+            given = Given({p.name: values.pop(p.name) for p in shared})
+            command(given=given, **values)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+        called.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+        called.__name__, called.__doc__, called.__module__ = command.__name__, command.__doc__, command.__module__
+        return called
+
+    return wrap
 
 
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDTH)
 
 
 def emit(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
-
-
-def read_plan(space: SearchSpace, path: Path) -> Plan:
-    """The plan of a `plan.json`, or of the run in a folder, for a space.
-
-    Raises:
-        BadInput: no such file, no plan, or one of another space.
-    """
-    with bad_input():
-        return plan_from_dict(space, plan_data(path))
-
-
-def plan_data(path: Path) -> dict[str, Any]:
-    """What a `plan.json`, or that of the run in a folder, holds.
-
-    Raises:
-        BadInput: no such file, or no plan in it.
-    """
-    file = RunFolder(path).plan_file if path.is_dir() else path
-    with bad_input():
-        data = read_json(file)
-    if not isinstance(data, dict):
-        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
-    if data.get("format") != PLAN_FORMAT:
-        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
-    return data
 
 
 PAIR = "a field and a value are needed, such as training.learning_rate=0.0005"
@@ -238,6 +249,7 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 
 
 def _value(name: str, value: Any) -> Any:
+    """The value of an option as the config has it."""
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]
@@ -246,21 +258,19 @@ def _value(name: str, value: Any) -> Any:
                 f"--{name} is {value!r}: whole numbers with commas between are needed, such as 2,3,4"
             ) from None
     if name == "columns":
-        return dict(_column(part) for part in value.split(","))
+        return _pairs(name, value, "a field and a column are needed, such as prompt=question,answer=reply")
     if name == "backend" and "=" in value:
-        pairs = [part.partition("=") for part in value.split(",")]
-        try:
-            given = {int(bits): [name.strip() for name in names.split("+")] for bits, _, names in pairs}
-            return {bits: names if len(names) > 1 else names[0] for bits, names in given.items()}
-        except ValueError:
-            raise BadInput(
-                f"--backend is {value!r}: a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
-            ) from None
+        wanted = "a name is needed, or one for each bit-width, such as 2=hqq,4=bitsandbytes"
+        found = {bits: names.split("+") for bits, names in _pairs(name, value, wanted).items()}
+        if not all(bits.isdecimal() for bits in found):
+            raise BadInput(f"--backend is {value!r}: {wanted}")
+        return {int(bits): names if len(names) > 1 else names[0] for bits, names in found.items()}
     return value
 
 
-def _column(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals or not field.strip() or not column.strip():
-        raise BadInput(f"--columns is {text!r}: a field and a column are needed, such as prompt=question,answer=reply")
-    return field.strip(), column.strip()
+def _pairs(name: str, value: str, wanted: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping."""
+    pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
+    if not all(len(p) == 2 and all(p) for p in pairs):
+        raise BadInput(f"--{name} is {value!r}: {wanted}")
+    return dict(pairs)  # type: ignore[arg-type]

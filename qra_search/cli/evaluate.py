@@ -13,13 +13,13 @@ from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import read_json, write_json
 from qra_search.report.formatting import plan_name
-from qra_search.report.terminal.columns import columns
+from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
 from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
-from qra_search.workflow.finetune import tuned_baselines
+from qra_search.workflow.run import open_run
 
 FORMAT = "qra-evaluate/1"
 FILE = "evaluate.json"
@@ -71,11 +71,11 @@ def evaluate(
         )
         write_json(folder.path / FILE, {"format": FORMAT, "tasks": names, **settings, "rows": rows})
 
-    with view, bad_input():
+    with view, bad_input(), open_run(run) as run_of:
         view.say(f"scoring the tuned plan on {', '.join(names)}")
         space = folder.result().space
         keep("found", plan, space.memory_bytes(plan), harness.tuned(folder.path))
-        for other, place in tuned_baselines(folder, plan, cast(Against, against), view, device=device):
+        for other, place in run_of.baselines(cast(Against, against), device=device, progress=view):
             view.say(f"scoring {place.name}")
             keep("uniform", other, space.memory_bytes(other), harness.tuned(place))
         if against != "none":
@@ -90,22 +90,18 @@ def evaluate(
 
 
 def _print(rows: list[dict[str, Any]], space: SearchSpace) -> None:
-    heads = [(s["task"], s["metric"]) for s in rows[0]["scores"]]
-    table = columns("model", "size", *map("\n".join, heads), left=("model",), gap=3)
+    heads = [f"{s['task']} {s['metric']}" for s in rows[0]["scores"]]
+    cells = []
     for row in rows:
         name = "the model as it was"
         if row["plan"] is not None:
-            plan = Plan.from_dict(row["plan"])
-            name = ("found: " if row["role"] == "found" else "") + plan_name(plan, space)
-        found = {(s["task"], s["metric"]): s for s in row["scores"]}
-        cells = []
-        for column in heads:
-            score = found[column]
-            error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-            cells.append(f"{score['value']:.3f}{error}")
+            name = ("found: " if row["role"] == "found" else "") + plan_name(Plan.from_dict(row["plan"]), space)
         size = "" if row["memory_bytes"] is None else format_bytes(row["memory_bytes"])
-        table.add_row(name, size, *cells)
-    console = common.stdout()
-    console.print(table)
-    counts = {s["task"]: s["rows"] for s in rows[0]["scores"]}
-    console.print("\nRows: " + ", ".join(f"{task} {n}" for task, n in counts.items()), style="dim")
+        cells.append((name, size, *map(_score_text, row["scores"])))
+    counts = ", ".join(f"{task} {n}" for task, n in {s["task"]: s["rows"] for s in rows[0]["scores"]}.items())
+    common.stdout().print(TextTable("", ("model", "size", *heads), cells, notes=[f"Rows: {counts}"]))
+
+
+def _score_text(score: dict[str, Any]) -> str:
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
+    return f"{score['value']:.3f}{error}"

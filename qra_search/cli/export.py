@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import argument, option
-from qra_search.engines import ENGINES, room_for
 from qra_search.errors import BadInput, bad_input
-from qra_search.files import tensor_names
 from qra_search.integrations.hub import check_hub, push_export
-from qra_search.report.terminal.columns import columns
+from qra_search.report.table import TextTable
 from qra_search.runs.folder import RunFolder
+from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
 
-PAIR = "a name and a value are needed, such as merge=true"
+PAIR = "a name and a value are needed, such as dtype=float32"
 
 
 def export(
@@ -27,7 +25,7 @@ def export(
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[
         list[str] | None,
-        option("--option NAME=VALUE", "An option of the format, such as merge=true or bits=4,8."),
+        option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
     push_to_hub: common.Push = None,
@@ -45,36 +43,25 @@ def export(
         if as_json:
             common.emit(found)
             return
-        table = columns("format", "what it is", left=("format", "what it is"))
-        for row in found.items():
-            table.add_row(*row)
-        common.stdout().print(table)
+        heads = ("format", "what it is")
+        common.stdout().print(TextTable("", heads, list(found.items()), left=heads))
         return
     if run is None:
         raise BadInput("RUN is missing: give the folder of a run that `qra finetune` has tuned, or --list")
-    searched_for = None if format else _engine(run)
-    engine = None if searched_for is None else ENGINES[searched_for]
-    with bad_input():
-        given = dict(common.pair(text, "--option", PAIR) for text in options or [])
-        if engine is not None:
-            format, given = engine.format, {**engine.options, **given}
-        _check_tuned(format, run)
-        place = out or run / "exports" / format
-        if not check_only and place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise BadInput(f"{place} exists already: give another place with --out, or remove it first")
-        exporter = plugins.load("exporters", format).with_options(
-            {name.replace("-", "_"): value for name, value in given.items()}
-        )
-        if check_only:
-            reasons = exporter.reasons(run)
-            if reasons:
-                raise BadInput(f"{run} cannot be exported as {format}: " + "; ".join(reasons))
-            print(f"{run} can be exported as {format}.")
-            return
-        if push_to_hub is not None:
+    given = dict(common.pair(text, "--option", PAIR) for text in options or [])
+    folder = RunFolder(run)
+    target = export_target(folder, format or None, out, given)
+    if check_only:
+        with bad_input():
+            if reasons := make_exporter(target).reasons(run):
+                raise BadInput(f"{run} cannot be exported as {target.format}: " + "; ".join(reasons))
+        print(f"{run} can be exported as {target.format}.")
+        return
+    if push_to_hub is not None:
+        with bad_input():
             check_hub(push_to_hub)
-        done = exporter.export(run, place)
-    serve = "" if searched_for is None else serve_command(searched_for, done.path)
+    done = export_run(folder, target)
+    serve = "" if target.engine is None else serve_command(target.engine, done.path)
     if as_json:
         common.emit({**vars(done), "path": str(done.path), "notes": list(done.notes)})
     else:
@@ -84,44 +71,8 @@ def export(
         if serve:
             print(f"serve it with: {serve}")
     if push_to_hub is not None:
-        address = push_export(RunFolder(run), done.path, push_to_hub, serve=serve)
+        address = push_export(folder, done.path, push_to_hub, serve=serve)
         common.stderr().print(f"uploaded: {address}", soft_wrap=True)
-
-
-def serve_command(name: str, out: Path) -> str:
-    """The command that serves an export for an engine."""
-    file = out / "adapter" / "adapter_config.json"
-    config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
-    return ENGINES[name].serve.format(out=out, rank=room_for(name, rank))
-
-
-def _engine(run: Path) -> str:
-    """Name of the engine that a run was searched for.
-
-    Raises:
-        BadInput: there is no such folder, or none; the message names the formats.
-    """
-    if not run.is_dir():
-        raise BadInput(f"{run} is no folder: give that of a run, tuned by `qra finetune`")
-    name = RunFolder(run).engine()
-    if name is None:
-        raise BadInput(
-            f"--format is missing, and {run} was searched for no engine: give one of "
-            f"{', '.join(plugins.names('exporters'))}"
-        )
-    return name
-
-
-def _check_tuned(format: str, run: Path) -> None:
-    """Raises ValueError for a folder with nothing tuned, or what was cut off, before seconds of loading libraries."""
-    if format in plugins.names("exporters"):
-        tuned = RunFolder(run)
-        weights = tuned.path / "quantized.safetensors"
-        if missing := [file.name for file in (tuned.plan_file, tuned.adapter) if not file.exists()]:
-            raise BadInput(f"{run} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-        if weights.is_file():
-            tensor_names(weights)
 
 
 def _compared(done: Any) -> str:

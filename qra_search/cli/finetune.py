@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from qra_search.cli import common
 from qra_search.cli.common import option
-from qra_search.config import RunConfig, make_config
-from qra_search.errors import BadInput, bad_input
+from qra_search.cli.dry_run import print_dry_run
+from qra_search.errors import bad_input
 from qra_search.integrations.hub import check_hub, push_tuned
-from qra_search.integrations.trackers import check_tracker
-from qra_search.report.finding import finding, headline
+from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
-from qra_search.report.terminal.tables import next_steps, print_samples, tested_table
-from qra_search.runs.comparison import Against, TestResult
+from qra_search.report.terminal.tables import print_next_steps, print_samples
+from qra_search.runs.comparison import Against
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import uniform_in
-from qra_search.space.space import Plan
-from qra_search.workflow.evaluator import build_evaluator, on_device
-from qra_search.workflow.finetune import check_reloads, chosen_plan, limit_of, place_of, training_changes, tune_with
+from qra_search.workflow.finetune import Finetuned, check_reloads
+from qra_search.workflow.run import open_run
 
 
 def finetune(
@@ -34,16 +28,9 @@ def finetune(
         str | None, option("--memory SIZE", "Tune the best plan within this budget; default: the run's largest.")
     ] = None,
     steps: Annotated[
-        int | None, option("--steps N", "Optimizer steps; default: training.final_steps of the run.", min=1)
+        int | None, option("--steps N", "Optimizer steps; default: finetune.steps of the run.", min=1)
     ] = None,
     epochs: Annotated[float | None, option("--epochs N", "Passes over the rows to tune on, in place of steps.")] = None,
-    evaluate_every: Annotated[
-        int | None,
-        option("--evaluate-every N", "Look at the validation loss every N steps, and keep the best adapters."),
-    ] = None,
-    patience: Annotated[
-        int | None, option("--patience N", "End after N looks at the validation loss without a lower one.")
-    ] = None,
     seeds: Annotated[
         int,
         option(
@@ -57,8 +44,11 @@ def finetune(
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     sets: Annotated[
         list[str] | None,
-        option("--set training.FIELD=VALUE", "Any setting of training, such as training.schedule=cosine."),
+        option("--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."),
     ] = None,
+    dry_run: Annotated[
+        bool, option("--dry-run", "Tune nothing: print the settings, the cost and an example as it is tuned on.")
+    ] = False,
     track: common.Track = None,
     push_to_hub: common.Push = None,
     as_json: common.Json = False,
@@ -71,72 +61,42 @@ def finetune(
 
     [bold]Example[/]
 
-        qra finetune runs/a --against all --epochs 3 --evaluate-every 50
+        qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    if steps is not None and epochs is not None:
-        raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    if plan is not None and memory is not None:
-        raise BadInput("--plan and --memory both choose a plan: give one of them")
     common.check_unit(memory)
-    with bad_input():
-        folder = RunFolder(run).check()
-        config = on_device(folder.config(), device)
-        flags = {"final_epochs": epochs, "evaluate_every": evaluate_every, "patience": patience}
-        config = with_training(config, {k: v for k, v in flags.items() if v is not None}, sets or [])
-        training_changes(folder.config(), config)
-        for spec in track or []:
-            check_tracker(spec)
-        if push_to_hub is not None:
-            check_hub(push_to_hub)
-        chosen = chosen_plan(folder, memory) if plan is None else _plan(folder, plan)
-    view = make_view(common.stderr(), quiet=as_json)
-    with view, closing(build_evaluator(config, view.progress)) as evaluator:
-        tested = tune_with(
-            evaluator, config, folder, view, chosen, memory=memory, against=cast(Against, against), seeds=seeds,
-            steps=steps, track=track or (),
-        )  # fmt: skip
-    result = folder.result()
-    limit = limit_of(result, chosen, memory)
-    place = place_of(folder, result, limit, memory)
-    if as_json:
-        common.emit(json.loads(place.test_file.read_text()))
-    else:
-        print_tested(folder, tested, limit, place)
-    check_reloads(place, tested)
+    changes = dict(map(common.pair, sets or []))
     if push_to_hub is not None:
-        common.stderr().print(f"uploaded: {push_tuned(place, push_to_hub)}", soft_wrap=True)
+        with bad_input():
+            check_hub(push_to_hub)
+    view = make_view(common.stderr(), quiet=as_json)
+    with open_run(run) as opened:
+        if dry_run:
+            settings = opened.tuning_settings(epochs, device, changes)
+            print_dry_run(settings, view, track=track or (), begun=True, as_json=as_json)
+            return
+        done = opened.finetune(
+            plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
+            device=device, settings=changes, track=track or (), progress=view, check=False,
+        )  # fmt: skip
+    if as_json:
+        common.emit(json.loads(done.folder.test_file.read_text()))
+    else:
+        print_tested(opened.folder, done)
+    check_reloads(done)
+    if push_to_hub is not None:
+        common.stderr().print(f"uploaded: {push_tuned(done.folder, push_to_hub)}", soft_wrap=True)
 
 
-def with_training(config: RunConfig, fields: dict[str, Any], sets: list[str]) -> RunConfig:
-    """The config with other settings of training; those of `sets` are `training.FIELD=VALUE`."""
-    given = {f"training.{name}": value for name, value in fields.items()} | dict(map(common.pair, sets))
-    return make_config(config.model_dump(mode="json"), given, source="options")
-
-
-def print_tested(
-    folder: RunFolder, tested: list[TestResult], limit: int, place: RunFolder, *, more: Sequence[tuple[str, str]] = ()
-) -> None:
+def print_tested(folder: RunFolder, done: Finetuned) -> None:
     """The finding, the table of the comparison, a few answers, and what to do next.
 
     Args:
-        limit: bytes that the comparison keeps to.
-        place: where the tuned plan is kept.
-        more: further steps, each in words and as a command.
+        folder: of the run.
     """
     console = common.stdout()
-    result = folder.result()
-    found = finding(result, tested, limit)
-    console.print(f"\n[bold]{headline(found)}[/]\n")
-    console.print(tested_table(tested, result.space))
-    if rows := max((len(t.row_tokens) for t in tested), default=0):
-        base = "Lower by: how much the loss of the plan found is lower, as a share of the other's"
-        console.print(f"\n{base}; 95% intervals from {rows} test rows.", style="dim")
-    print_samples(console, tested)
     console.print()
-    next_steps(console, folder, found, place=place, more=more)
-
-
-def _plan(folder: RunFolder, text: str) -> Plan:
-    """The plan of a file or a run's folder, or a uniform one by name."""
-    space = folder.result().space
-    return uniform_in(space, text) or common.read_plan(space, Path(text))
+    console.print(done)
+    print_samples(console, done.tested)
+    console.print()
+    found = finding(done.result, done.tested, done.limit)
+    print_next_steps(console, folder, done.result, found, done.folder)

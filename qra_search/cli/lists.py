@@ -7,13 +7,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from rich.text import Text
-
 from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.config import RunConfig, dump_config
-from qra_search.report.terminal.columns import columns
+from qra_search.report.table import TextTable
 
 SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
@@ -27,14 +25,10 @@ def strategies(as_json: common.Json = False) -> None:
         qra strategies
     """
     rows = _installed("strategies", lambda factory: {"options": _options(factory)})
-    if as_json:
-        common.emit(rows)
-        return
-    _table(
-        ("strategy", "what it does", "options"),
-        [(r["name"], r["summary"], ", ".join(map(_shown, r.get("options", {}).items()))) for r in rows],
-    )
-    print("\nChoose one with --strategy; options with --set search.options.NAME=VALUE.")
+    cells = [(r["name"], r["summary"], ", ".join(map(_shown, r.get("options", {}).items()))) for r in rows]
+    _print(rows, ("strategy", "what it does", "options"), cells, as_json=as_json)
+    if not as_json:
+        print("\nChoose one with --strategy; options with --set search.options.NAME=VALUE.")
 
 
 def tasks(as_json: common.Json = False) -> None:
@@ -45,11 +39,9 @@ def tasks(as_json: common.Json = False) -> None:
         qra tasks
     """
     rows = _installed("tasks", lambda task: {})
-    if as_json:
-        common.emit(rows)
-        return
-    _table(("task", "what it is"), [(r["name"], r["summary"]) for r in rows])
-    print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
+    _print(rows, ("task", "what it is"), [(r["name"], r["summary"]) for r in rows], as_json=as_json)
+    if not as_json:
+        print("\nYour own data: --task rows.jsonl, one object with `prompt` and `answer` a line.")
 
 
 def backends(as_json: common.Json = False) -> None:
@@ -60,17 +52,14 @@ def backends(as_json: common.Json = False) -> None:
         qra backends
     """
     rows = _installed("backends", _backend)
-    if as_json:
-        common.emit(rows)
-        return
-    header = ["backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices"]
     cells = []
     for row in rows:
         reason = row.get("unavailable")
         widths = ", ".join(f"{b} ({stored:.2f})" for b, stored in row.get("bits", {}).items())
         what = f"not available: {reason}" if reason else row["summary"]
         cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what))
-    _table((*header, "what it is"), cells)
+    heads = ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is")
+    _print(rows, heads, cells, as_json=as_json)
 
 
 def schema(
@@ -130,8 +119,10 @@ def _options(factory: Any) -> dict[str, Any]:
     return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in given.items()}
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = columns(*header, left=header, gap=3)
-    for row in rows:
-        table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
-    common.stdout().print(table)
+def _print(
+    rows: Sequence[dict[str, Any]], heads: Sequence[str], cells: Sequence[Sequence[str]], *, as_json: bool
+) -> None:
+    if as_json:
+        common.emit(rows)
+    else:
+        common.stdout().print(TextTable("", heads, cells, left=heads))

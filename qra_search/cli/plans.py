@@ -1,7 +1,8 @@
-"""`qra plans`: compare, check and edit plans by hand."""
+"""`qra plans`: compare, edit and import plans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,14 @@ from qra_search.files import write_json
 from qra_search.integrations.plans import import_plan
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
-from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import describe_size, size_in
+from qra_search.runs.folder import RunFolder, plan_data, read_plan
+from qra_search.space.budgets import describe_size
 from qra_search.space.levels import LevelName, level_words, read_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 
-plans = typer.Typer(help="Compare, check and edit plans.", no_args_is_help=False)
+plans = typer.Typer(help="Compare, edit and import plans.", no_args_is_help=False)
 
 PlanPath = Annotated[Path, argument("PLAN", "A plan.json, or the folder of a run.")]
 Out = Annotated[Path, option("--out -o FILE", "Where to write it.")]
@@ -36,7 +37,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
 
         qra plans diff runs/a runs/b/plan.json
     """
-    plans = [common.plan_data(path) for path in (first, second)]
+    plans = [plan_data(path) for path in (first, second)]
     with bad_input():
         one, two = map(choices_in, plans)
     one_bytes, two_bytes = (_bytes(*side) for side in zip((first, second), plans, strict=True))
@@ -53,39 +54,6 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
         print(f"{row['group']}: {before} -> {after}")
     sizes = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in (one_bytes, two_bytes))
     print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
-
-
-@plans.command("check")
-def check(
-    plan: PlanPath,
-    run: Annotated[
-        Path | None,
-        option("--run RUN", "The run whose space the plan must be of; default: the folder that holds the plan."),
-    ] = None,  # fmt: skip
-    memory: Annotated[str | None, option("--memory SIZE", "A budget that it must keep to.")] = None,
-    as_json: common.Json = False,
-) -> None:
-    """Check that a plan belongs to the space of a run and fits a budget.
-
-    [bold]Example[/]
-
-        qra plans check plan.json --run runs/a --memory 108MiB
-    """
-    space = _space(plan, run)
-    found = common.read_plan(space, plan)
-    size = space.memory_bytes(found)
-    with bad_input():
-        limit = None if memory is None else size_in(space, memory)
-    if limit is not None and size > limit:
-        raise BadInput(
-            f"the plan takes {format_bytes(size)} ({size} bytes), more than {memory} ({limit} bytes): "
-            "lower bits or ranks with `qra plans edit`, or raise --memory"
-        )
-    if as_json:
-        common.emit({"valid": True, "groups": len(space), "memory_bytes": size, "budget": limit})
-    else:
-        room = "" if limit is None else f", {format_bytes(limit - size)} below {memory}"
-        print(f"A valid plan of {len(space)} groups: {describe_size(space, size)}{room}.")
 
 
 @plans.command("edit")
@@ -109,32 +77,22 @@ def edit(
         qra plans edit runs/a --set '*.v_proj=8:16' --out mine.json
     """
     space = _space(plan, run)
-    changed = common.read_plan(space, plan)
+    changed = read_plan(space, plan)
     for change in changes:
         changed = _changed(space, changed, change)
-    _write(out, space, changed)
-    size = space.memory_bytes(changed)
-    if as_json:
-        common.emit({"plan": str(out), "memory_bytes": size})
-    else:
-        print(f"{out}: {describe_size(space, size)}")
+    _write(out, space, changed, as_json=as_json)
 
 
 @plans.command("import")
 def import_(
     file: Annotated[Path, argument("FILE", "The other tool's file.")],
-    source: Annotated[str, option("--from F", "autoround, gptqmodel, gguf, or plan.")],
+    source: Annotated[str, option("--from F", "autoround, gguf, or plan.")],
     run: Annotated[Path, option("--run RUN", "The run whose space the plan is for.")],
     out: Out,
-    rank: Annotated[int | None, option("--rank N", "Rank of every group; default: the smallest.")] = None,
-    default_bits: Annotated[int | None, option("--default-bits N", "Bits of what the file does not name.")] = None,
-    rounding: Annotated[
-        str,
-        option("--round refuse|nearest|up|down", "What to do with bits that are not allowed.", show_default=True),
-    ] = "refuse",
+    rank: Annotated[int | None, option("--rank N", "Of every group; default: the file's, or the smallest.")] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Read a plan of AutoRound, GPTQModel or a GGUF file into the space of a run.
+    """Read a plan of AutoRound, a GGUF file or another space into the space of a run.
 
     [bold]Example[/]
 
@@ -142,15 +100,8 @@ def import_(
     """
     space = _space(run, run)
     with bad_input():
-        found = import_plan(file, source, space, rank=rank, default_bits=default_bits, rounding=rounding)  # type: ignore[arg-type]
-    _write(out, space, found.plan)
-    size = space.memory_bytes(found.plan)
-    if as_json:
-        common.emit({"plan": str(out), "memory_bytes": size, "notes": list(found.notes)})
-        return
-    print(f"{out}: {describe_size(space, size)}")
-    for note in found.notes:
-        print(f"  - {note}")
+        found = import_plan(file, source, space, rank=rank)
+    _write(out, space, found.plan, found.notes, as_json=as_json)
 
 
 def _bytes(path: Path, data: dict[str, Any]) -> int | None:
@@ -158,13 +109,13 @@ def _bytes(path: Path, data: dict[str, Any]) -> int | None:
     folder = RunFolder(path if path.is_dir() else path.parent)
     if folder.exists:
         space = _space(path, None)
-        return space.memory_bytes(common.read_plan(space, path))
+        return space.memory_bytes(read_plan(space, path))
     size = data.get("memory_bytes")
     return size if isinstance(size, int) else None
 
 
-def _write(out: Path, space: SearchSpace, plan: Plan) -> None:
-    """Raises BadInput for the plan.json of what was tuned: it says which plan that is."""
+def _write(out: Path, space: SearchSpace, plan: Plan, notes: Sequence[str] = (), *, as_json: bool) -> None:
+    """Write a plan and say so; the plan.json of what was tuned is refused: it says which plan that is."""
     tuned = RunFolder(out.parent)
     if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
         raise BadInput(
@@ -173,6 +124,13 @@ def _write(out: Path, space: SearchSpace, plan: Plan) -> None:
         )
     with bad_input():
         write_json(out, plan_to_dict(space, plan))
+    size = space.memory_bytes(plan)
+    if as_json:
+        common.emit({"plan": str(out), "memory_bytes": size, "notes": list(notes)})
+        return
+    print(f"{out}: {describe_size(space, size)}")
+    for note in notes:
+        print(f"  - {note}")
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:

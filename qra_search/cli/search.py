@@ -4,56 +4,30 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from qra_search.cli import common
+from qra_search.cli.app import INTERRUPTED
 from qra_search.cli.common import WHERE, option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.cli.status import INTERRUPTED
-from qra_search.errors import bad_input
-from qra_search.integrations.trackers import make_tracker
+from qra_search.errors import BadInput
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_result
 from qra_search.runs.folder import RunFolder
-from qra_search.workflow.run import Workers, new_folder, opened, search_with
+from qra_search.study.study import Callback, Study
+from qra_search.workflow.run import Run
+from qra_search.workflow.search import Workers, new_folder
 
 
+@common.with_settings()
 def search(
-    context: typer.Context,
-    config: common.ConfigFile = None,
-    model: common.Model = None,
-    task: common.Task = None,
-    data: common.Data = None,
-    columns: common.Columns = None,
-    memory: common.Memory = None,
-    bits: common.Bits = None,
-    ranks: common.Ranks = None,
-    granularity: common.Granularity = None,
-    engine: common.Engine = None,
-    backend: common.Backend = None,
-    evaluations: common.Evaluations = None,
-    strategy: common.Strategy = None,
-    seed: common.Seed = None,
-    device: common.Device = None,
-    evaluator: common.EvaluatorName = None,
-    learn_from: common.LearnFrom = None,
-    sets: common.Set = None,
+    given: common.Given,
     out: Annotated[
         Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
     ] = None,
-    resume: Annotated[
-        bool, option("--resume", "Go on with the run in --out; so does `qra search RUN`.", WHERE)
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        option(
-            "--dry-run",
-            "Only print the resolved config, the space, its smallest and largest plan, and the cost.",
-            WHERE,
-        ),
-    ] = False,  # fmt: skip
+    dry_run: common.DryRun = False,
     workers: Annotated[
         int | None, option("--workers N", "Evaluate in so many worker processes; default: in this one.", WHERE, min=1)
     ] = None,
@@ -84,66 +58,54 @@ def search(
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
-    Ctrl-C finishes the running evaluation and saves. The folder of a run in place of a config goes on with that run:
-    one that was broken off, or one that `qra plan` made.
+    Ctrl-C finishes the running evaluation and saves. The folder of a run in place of a config resumes that run: one
+    that was broken off, or one that `qra plan` made.
 
     [bold]Example[/]
 
         qra search --model smollm2 --memory 108MiB --evaluations 24 --out runs/a
     """
-    flags: dict[str, Any] = {
-        "model": model, "task": task, "data": data, "columns": columns, "memory": memory, "bits": bits,
-        "ranks": ranks, "granularity": granularity, "backend": backend, "evaluations": evaluations,
-        "strategy": strategy, "seed": seed, "device": device, "evaluator": evaluator, "learn_from": learn_from,
-        "engine": engine,
-    }  # fmt: skip
-    if not any(_given(context, name) for name in context.params):
-        print(context.get_help())
-        return
-    if config is not None and _holds_run(config) and out in (None, config):
-        out, config, resume = config, None, True
-    if resume and config is None and out is not None and RunFolder(out).config_file.is_file():
-        config = RunFolder(out).config_file
-    settings = common.settings(config, sets=sets, **flags)
+    if given.empty and out is None:
+        raise BadInput("say what to search: --model and --task, a config, or the folder of a run to resume")
+    resumed = given.config if given.config is not None and RunFolder(given.config).exists else None
+    if resumed is not None and out not in (None, resumed):
+        raise BadInput(f"{resumed} is a run, which is resumed where it is: leave --out out")
+    settings = given.settings(None if resumed is None else RunFolder(resumed).config_file)
     view = make_view(common.stderr(), quiet=as_json)
     if dry_run:
-        begun = resume and out is not None and RunFolder(out).exists
-        print_dry_run(settings, view, track=track or (), begun=begun, as_json=as_json)
+        print_dry_run(settings, view, track=track or (), begun=resumed is not None, as_json=as_json)
         return
-    if resume and out is None:
-        raise typer.BadParameter("say with --out which run to resume", param_hint="--resume")
-    if resume and out is not None and not RunFolder(out).exists and not RunFolder(out).holds_old_log:
-        raise typer.BadParameter(
-            f"there is no run in {out} to resume: leave --resume out to begin one", param_hint="--resume"
-        )
-    folder = RunFolder(out or new_folder(settings))
+    folder = RunFolder(resumed or out or new_folder(settings))
     if gpus_per_worker is not None and not workers:
         raise typer.BadParameter("say with --workers how many there are", param_hint="--gpus-per-worker")
     pool = Workers(workers, executor, address, gpus_per_worker) if workers else None
-    with bad_input():
-        trackers = [make_tracker(spec, folder.path, say=view.say) for spec in track or []]
+    run, complete = Run(folder.path, settings), _Completion()
     try:
-        with opened(settings, folder, view, resume=resume, workers=pool) as (built, runner):
-            result, complete = search_with(
-                built, settings, folder, view, executor=runner, batch=batch, callbacks=trackers
-            )  # fmt: skip
+        with run:
+            result = run.search(
+                resume=resumed is not None,
+                workers=pool,
+                batch=batch,
+                callbacks=[complete],
+                track=track or (),
+                progress=view,
+            )
     except KeyboardInterrupt:
         if folder.exists:  # one whose search had not begun was taken away again
             view.say(f"Stopped at once; what ended is saved. Go on with: qra search {shlex.quote(str(folder.path))}")
         raise
     if as_json:
-        common.emit({"folder": str(folder.path), "complete": complete, **result.to_dict()})
+        common.emit({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
     else:
-        print_result(common.stdout(), result, folder, complete=complete)
-    if not complete:
+        print_result(common.stdout(), result, folder, complete=complete.reached)
+    if not complete.reached:
         raise typer.Exit(INTERRUPTED)
 
 
-def _holds_run(path: Path) -> bool:
-    folder = RunFolder(path)
-    return folder.exists or folder.holds_old_log
+class _Completion(Callback):
+    """Notes whether a search came to its end, or was interrupted."""
 
+    reached = True
 
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    def ended(self, study: Study) -> None:
+        self.reached = not study.stopping

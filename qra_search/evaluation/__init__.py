@@ -1,19 +1,25 @@
-"""What is known of a plan: the evaluator contract, its results, and the prior."""
+"""What is known of a plan: the evaluator, its results, and the sensitivities."""
 
 from __future__ import annotations
 
-from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
-from qra_search.evaluation.protocols import Estimates, ReportsProgress, ShowsUntuned, Tunes
+from qra_search.evaluation.evaluator import (
+    Evaluation,
+    EvaluationFailed,
+    Evaluator,
+    ReloadFailed,
+    RowCount,
+    Tuned,
+    check_evaluation,
+)
 from qra_search.evaluation.sensitivities import Sensitivities
 
 __all__ = [
-    "Estimates",
     "Evaluation",
     "EvaluationFailed",
     "Evaluator",
+    "ReloadFailed",
+    "RowCount",
     "Sensitivities",
-    "ReportsProgress",
-    "ShowsUntuned",
-    "Tunes",
+    "Tuned",
     "check_evaluation",
 ]

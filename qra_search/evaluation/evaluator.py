@@ -1,16 +1,24 @@
-"""What is known of a plan: the evaluator contract, its results, and the prior."""
+"""The evaluator: says what a plan is worth, and, if it can, tunes one in full."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from qra_search.errors import RunFailed
+from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done, and the steps in all."""
+Figures = Callable[[int, Mapping[str, float]], None]
+"""Called with a step, counted from 1, and its figures by name."""
+NO_ADAPTER = "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,77 @@ class Evaluation:
         return self.fidelity if self.cost is None else self.cost
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What the full tuning of one plan gave.
+
+    Attributes:
+        steps: optimizer steps that were asked for.
+        test_loss: nats a labelled token on test rows that the search never saw.
+        metrics: the task's own figures, on the first `scored` test rows.
+        memory_bytes: exact resident bytes of the plan.
+        seconds: wall time, that of a tuning that was resumed included.
+        row_nats: summed loss of each test row, from which intervals of differences are made; empty if not known.
+        row_tokens: labelled tokens of each.
+        samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
+    """
+
+    plan: Plan
+    seed: int
+    steps: int
+    test_loss: float
+    metrics: Mapping[str, float]
+    memory_bytes: int
+    seconds: float
+    row_nats: Sequence[float] = ()
+    row_tokens: Sequence[int] = ()
+    samples: Sequence[Mapping[str, str]] = ()
+    scored: int = 0
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Rows of one split.
+
+    Attributes:
+        asked: that the settings ask for.
+        had: that there are of these.
+        cut: of these, rows that are longer than is allowed, and lose a part.
+        longest: tokens of the longest one, before it is cut.
+    """
+
+    asked: int
+    had: int
+    cut: int = 0
+    longest: int = 0
+
+
 class EvaluationFailed(RunFailed):
     """The plan could not be evaluated; the message is the reason that the log keeps."""
+
+
+class ReloadFailed(RunFailed):
+    """What full tuning saved does not load back as it was tuned; `tuned` is what had been measured by then."""
+
+    def __init__(self, reason: str, tuned: Tuned):
+        super().__init__(reason)
+        self.tuned = tuned
 
 
 class Evaluator(ABC):
     """Says what a plan is worth.
 
-    A subclass sets `space` and implements `evaluate`. The same plan, fidelity and seed give the same loss.
+    A subclass sets `space` and implements `evaluate`. The same plan, fidelity and seed give the same loss. All other
+    methods may be left out: what they do by default says that the evaluator cannot do it.
+
+    Attributes:
+        fidelities: that `evaluate` accepts, ascending; the last is 1.
+        progress: called with what takes long; whoever runs a search sets it if it is None.
     """
 
     space: SearchSpace
     fidelities: tuple[float, ...] = (1.0,)
-    """Fidelities that `evaluate` accepts, ascending; the last is 1."""
+    progress: Progress | None = None
 
     @abstractmethod
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -74,6 +140,80 @@ class Evaluator(ABC):
     def close(self) -> None:
         """Free what the evaluator holds."""
         return None
+
+    # -- what it costs, before anything is spent -----------------------------------------------
+    def estimate(self) -> Mapping[str, Any]:
+        """What a search will take; `--dry-run` prints it.
+
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `peak_bytes`, `disk_bytes`, and `phases`:
+        of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
+        """
+        return {}
+
+    def sensitivities_charge(self) -> float | None:
+        """Full evaluations that measuring the sensitivities is charged as, said in a moment; None if not known."""
+        return None
+
+    def evaluation_seconds(self) -> float:
+        """Seconds of a full evaluation, roughly, said in a moment; nan if not known."""
+        return math.nan
+
+    def row_counts(self) -> Mapping[str, RowCount]:
+        """Rows asked for and had, by split: `calibration` (to tune on), `validation` and `test`."""
+        return {}
+
+    def cards(self) -> Sequence[Mapping[str, Any]]:
+        """Which graphics cards a run fits; `qra doctor --model` prints it.
+
+        For each card: its `name` and `bytes`, the `settings` with which a run fits it, as words, the `phase` that then
+        takes most and its `peak_bytes`; `settings` is None if nothing fits.
+        """
+        return ()
+
+    # -- something to see in seconds; `qra demo` and `--dry-run` show it -----------------------
+    def example(self) -> str | None:
+        """One example of the task, with its answer."""
+        return None
+
+    def rendered(self) -> Sequence[tuple[str, bool]] | None:
+        """One row of tuning as the model sees it: its text in pieces, each with whether it is learnt."""
+        return None
+
+    def untuned_loss(self) -> float | None:
+        """Loss in nats of the model as it was loaded."""
+        return None
+
+    # -- full tuning; `qra finetune` and `qra evaluate` need it ---------------------------------
+    @property
+    def tunes(self) -> bool:
+        """Whether it can tune a plan in full."""
+        return getattr(self.tune, "__func__", None) is not Evaluator.tune
+
+    def tune(
+        self,
+        plan: Plan,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        folder: str | Path | None = None,
+        kept: Path | None = None,
+        figures: Figures | None = None,
+        progress: Progress | None = None,
+    ) -> Tuned:
+        """Tune a plan in full and measure it on test data.
+
+        Args:
+            steps: of the optimizer; None: as the settings say.
+            folder: where the result is saved; None: it is not.
+            kept: a folder of this tuning's own, for its curve and the checkpoints that it is resumed from.
+            figures: called with the figures of each step: `loss` and, where they are known, others.
+
+        Raises:
+            BadInput: the evaluator cannot tune, or the plan is to be saved and has no adapter.
+            EvaluationFailed: the plan cannot be tuned; `diverged: ...` and `out of memory: ...` are shown as such.
+            ReloadFailed: the result was saved, and what was saved is not what was tuned.
+        """
+        raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:

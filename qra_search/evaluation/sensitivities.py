@@ -1,4 +1,4 @@
-"""The prior: how sensitive every group is, measured once before a search."""
+"""How sensitive every group is to its level and rank, measured once before a search."""
 
 from __future__ import annotations
 
@@ -38,20 +38,18 @@ class Sensitivities:
         for name in ("bits_damage", "rank_gain"):
             array = np.array(getattr(self, name), dtype=float)
             if array.ndim != 2 or not np.isfinite(array).all():
-                raise ValueError(f"prior {name} must be a finite (groups, choices) array, got shape {array.shape}")
+                raise ValueError(f"{name} must be a finite (groups, choices) array, got shape {array.shape}")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         if len(self.bits_damage) != len(self.rank_gain):
-            raise ValueError(
-                f"prior bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}"
-            )
+            raise ValueError(f"bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}")
 
     def check(self, space: SearchSpace) -> None:
         """Raises ValueError if the shapes are not those of the space."""
         want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
         got = (self.bits_damage.shape, self.rank_gain.shape)
         if got != want:
-            raise ValueError(f"prior shapes are {got}, the space needs {want} (groups by bits, groups by ranks)")
+            raise ValueError(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -1,33 +1,96 @@
-"""What a worker may use of the machine: GPUs or cores, leased by a name and narrowed by environment variables."""
+"""What a worker may use of the machine: GPUs, dealt out by name, and threads, narrowed by environment variables."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
-DEVICE, CORES = "QRA_DEVICE", "QRA_CORES"
-FORMS = "cpu, cores:0-3, cuda:0, or cuda:0,cuda:1 for an evaluation that spans two"
+from qra_search.errors import BadInput
+
+DEVICE = "QRA_DEVICE"
+FORMS = "cpu, cuda:0, or cuda:0,cuda:1 for an evaluation that spans two"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_GPU = re.compile(r"cuda:([0-9]+)")
 
 _environment_lock = Lock()
 
 
-def own_cores() -> list[int]:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+# -- GPUs ------------------------------------------------------------------------------------------
 
 
-def core_sets(workers: int) -> list[str]:
-    """The cores of this process dealt out to workers: `cores:0,1`. More workers than cores share them in turn."""
-    cores = own_cores()
-    if workers >= len(cores):
-        return [f"cores:{cores[i % len(cores)]}" for i in range(workers)]
-    bounds = [round(i * len(cores) / workers) for i in range(workers + 1)]
-    return ["cores:" + ",".join(map(str, cores[a:b])) for a, b in zip(bounds, bounds[1:], strict=False)]
+def visible_gpus() -> list[str]:
+    """The GPUs that torch can use in this process, as device names."""
+    if "+cpu" in importlib.metadata.version("torch"):
+        return []  # a study with workers needs no torch itself: it is not imported to hear that there are none
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def named_gpus(device: str) -> list[str]:
+    """The GPUs that a device names: `cuda:0,cuda:1` as both; empty for `auto`, `cpu` and `cuda`."""
+    return [part for part in device.split(",") if part.startswith("cuda:")]
+
+
+def uses_gpus(device: str) -> bool:
+    """Whether a device is a GPU or several, whichever there are."""
+    return device.partition(":")[0] == "cuda"
+
+
+def check_share(gpus: float | None, device: str) -> None:
+    """Raises BadInput if no worker can have so many GPUs, or the device says otherwise."""
+    if gpus is None:
+        return
+    if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
+        raise BadInput(f"--gpus-per-worker is {gpus:g}: 0, a share of one GPU such as 0.5, or a whole number is needed")
+    if gpus and device == "cpu":
+        raise BadInput(f"--gpus-per-worker is {gpus:g} and the device is 'cpu': leave one of them out")
+    if not gpus and uses_gpus(device):
+        raise BadInput(f"--gpus-per-worker is 0 and the device is {device!r}: leave one of them out")
+
+
+def check_room(nodes: Sequence[int], workers: int, gpus: float, where: str) -> None:
+    """Check that there is room for workers of so many GPUs each.
+
+    Args:
+        nodes: GPUs of every machine; a worker's are all of one machine.
+        where: what has the GPUs, for the message.
+
+    Raises:
+        BadInput: there are too few.
+    """
+    room = sum(_places(count, gpus) for count in nodes)
+    if room >= workers:
+        return
+    share = "a GPU" if gpus == 1 else f"{gpus:g} GPUs" if gpus > 1 else f"{gpus:g} of a GPU"
+    there = f"{where} has {sum(nodes) or 'no'} GPU{'' if sum(nodes) == 1 else 's'}"
+    if not sum(nodes):
+        mend = "use --device cpu"
+    elif not room:
+        mend = f"at most --gpus-per-worker {max(nodes)} can be placed"
+    else:
+        mend = f"use --workers {room}, or fewer --gpus-per-worker (0.5: two workers share one)"
+    raise BadInput(f"{workers} worker{'' if workers == 1 else 's'} with {share} each: {there}: {mend}")
+
+
+def leases(gpus: Sequence[str], share: float) -> list[str]:
+    """GPUs as devices of workers: `cuda:0,cuda:1` for one with two; one GPU for several workers comes up in turn."""
+    if share < 1:
+        return list(gpus) * _places(1, share)
+    size = int(share)
+    return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+
+
+def _places(count: int, gpus: float) -> int:
+    return count // int(gpus) if gpus >= 1 else count * int(1 / gpus + 1e-9)
+
+
+# -- environment variables -------------------------------------------------------------------------
 
 
 def environment(device: str, workers: int) -> dict[str, str]:
@@ -42,18 +105,26 @@ def environment(device: str, workers: int) -> dict[str, str]:
     Raises:
         ValueError: another form, or a GPU that this process was not given.
     """
-    share = threads(max(1, len(own_cores()) // workers))
-    kind, _, rest = device.partition(":")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = threads(max(1, cores // workers))
     if device == "cpu":
         return {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", **share}
-    if kind == "cores":
-        cores = _numbers(device, rest)
-        values = {DEVICE: "cpu", CORES: ",".join(map(str, cores)), "CUDA_VISIBLE_DEVICES": ""}
-        return {**values, **threads(len(cores))}
-    if kind == "cuda":
-        indices = [n for part in device.split(",") for n in _numbers(device, part.removeprefix("cuda:"))]
-        return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
-    raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
+    gpus = [_GPU.fullmatch(part) for part in device.split(",")]
+    indices = [int(gpu.group(1)) for gpu in gpus if gpu is not None]
+    if len(indices) < len(gpus):
+        raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
+    return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
+
+
+def _visible(device: str, indices: list[int]) -> str:
+    """The GPUs of these numbers as the machine names them: this process may have been given some of its GPUs only."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return ",".join(map(str, indices))
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if any(i >= len(names) for i in indices):
+        raise ValueError(f"device {device!r}: this process was given {len(names)} GPUs (CUDA_VISIBLE_DEVICES={given})")
+    return ",".join(names[i] for i in indices)
 
 
 def threads(count: int) -> dict[str, str]:
@@ -75,31 +146,3 @@ def exported(variables: dict[str, str]) -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def settle_in() -> None:
-    """In a worker: keep to the cores of the lease."""
-    cores = os.environ.get(CORES)
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-
-
-def _visible(device: str, indices: list[int]) -> str:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return ",".join(map(str, indices))
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    if any(i >= len(names) for i in indices):
-        raise ValueError(f"device {device!r}: this process was given {len(names)} GPUs (CUDA_VISIBLE_DEVICES={given})")
-    return ",".join(names[i] for i in indices)
-
-
-def _numbers(device: str, text: str) -> list[int]:
-    """`0,2-3` as [0, 2, 3]."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        low, dash, high = part.partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
-        numbers += range(int(low), int(high or low) + 1)
-    return numbers

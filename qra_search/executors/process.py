@@ -1,4 +1,4 @@
-"""Worker processes on this machine, each with its own evaluator and its own share of GPUs or cores."""
+"""Worker processes on this machine, each with its own evaluator and its own share of GPUs or threads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
-from qra_search.executors import devices as lease
 from qra_search.executors.base import DeadlineExceeded, WorkerDied
+from qra_search.executors.devices import environment, exported
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, build, handle
 
@@ -32,7 +32,7 @@ class ProcessExecutor(WorkerExecutor):
     Args:
         factory: builds the evaluator in the worker; must be picklable and importable there.
         workers: how many; default: one for each device.
-        devices: names of the form `cuda:0`, `cores:0-3`, `cpu`; default: the cores, dealt out.
+        devices: names of the form `cuda:0`, `cuda:0,cuda:1` or `cpu`; default: `cpu`.
         deadline: seconds that one evaluation may take once the worker is ready; then it is killed.
 
     A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
@@ -51,9 +51,9 @@ class ProcessExecutor(WorkerExecutor):
         if workers is None:
             workers = len(devices) if devices else 1
         super().__init__(workers)
-        names = list(devices) if devices else lease.core_sets(workers)
+        names = list(devices or ["cpu"])
         for name in names:
-            lease.environment(name, 1)  # refuses a device of an unknown form here, not in a slot's thread
+            environment(name, 1)  # refuses a device of an unknown form here, not in a slot's thread
         self._free = deque(names[i % len(names)] for i in range(max(workers, len(names))))
         self._factory, self._deadline = factory, deadline
         _open.add(self)
@@ -63,7 +63,7 @@ class ProcessExecutor(WorkerExecutor):
         try:
             return _ProcessWorker(
                 self._factory,
-                lease.environment(device, self.slots),
+                environment(device, self.slots),
                 self._deadline,
                 ended=lambda: self._free.append(device),
                 name=f"qra worker on {device}",
@@ -88,7 +88,7 @@ class _ProcessWorker(Worker):
         self._deadline, self._ended = deadline, ended
         self._killed = self._group_ended = False
         self._kill_lock = threading.Lock()
-        with lease.exported(variables):
+        with exported(variables):
             self._process.start()
         theirs.close()
 
@@ -156,7 +156,6 @@ def _work(pipe: Connection, factory: Factory) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # an interrupt from the keyboard is for the study; one kill ends all that is begun in here
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    lease.settle_in()
     if "torch" in sys.modules:  # the main module imported it before its variables could count
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     evaluator, reply = build(factory)

@@ -7,8 +7,7 @@ from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.devices import DEVICE
-from qra_search.executors.gpus import check_room
+from qra_search.executors.devices import DEVICE, check_room
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, build, handle
 

@@ -11,7 +11,6 @@ from qra_search.errors import BadInput
 from qra_search.files import read_json
 from qra_search.report import formatting
 from qra_search.report.finding import said
-from qra_search.report.terminal.tables import lower_text
 from qra_search.runs.comparison import FOUND, TestResult, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.levels import level_words
@@ -74,7 +73,7 @@ def _table(tested: Sequence[TestResult], result: SearchResult) -> list[str]:
     lines = ["| plan | memory | test loss | this one is lower by (95% interval) |", "|---|---|---|---|"]
     for t in tested:
         name = ("**this one**: " if t is found else "") + formatting.plan_name(t.plan, result.space)
-        lower = "" if found is None or t is found else lower_text(found, t)
+        lower = "" if found is None or t is found else formatting.lower_text(found, t)
         lines.append(f"| {name} | {format_bytes(t.memory_bytes)} | {formatting.test_loss_text(t)} | {lower} |")
     return lines
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from qra_search import plugins
 from qra_search.space.groups import Group
-from qra_search.space.levels import Level, LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.levels import LevelName
 from qra_search.space.serialization import PLAN_FORMAT, choices_in
 from qra_search.space.space import Plan, SearchSpace
-
-Rounding = Literal["refuse", "nearest", "up", "down"]
-ROUNDING: tuple[str, ...] = ("refuse", "nearest", "up", "down")
 
 BitsOf = Callable[[str], float | None]
 """Bits of a linear by its name; None if the file says nothing of it."""
@@ -50,41 +46,41 @@ class Imported:
     notes: tuple[str, ...]
 
 
-def importers() -> tuple[str, ...]:
-    """Names of the formats that plans are read from."""
-    return tuple(plugins.names("importers"))
-
-
-def import_plan(
-    path: str | Path,
-    format: str,
-    space: SearchSpace,
-    *,
-    rank: int | None = None,
-    default_bits: int | None = None,
-    rounding: Rounding = "refuse",
-) -> Imported:
+def import_plan(path: str | Path, format: str, space: SearchSpace, *, rank: int | None = None) -> Imported:
     """The plan of another tool's file, in a search space.
 
+    A group whose bits are not allowed here gets the nearest that are (the wider of two); one whose linears differ gets
+    the nearest to their mean by weights. The notes name these groups.
+
     Args:
-        path: the file (for `gptqmodel` also a checkpoint's folder).
-        format: one of `importers()`.
-        rank: of every group, as those tools have no adapters; default: the smallest that the space has.
-        default_bits: of linears that the file does not name; without it such a file is refused.
-        rounding: what to do with bits that a group does not allow, and with groups whose linears differ (whose bits are
-            then their mean by weights): refuse, or take the nearest (the wider of two), the next wider, or the next
-            narrower that is allowed.
+        path: the file.
+        format: name of an installed plan format, such as `autoround`.
+        rank: of every group, as those tools have no adapters; default: the file's, or the smallest that the space has.
 
     Raises:
-        ValueError: not such a file, another model's, or a choice that the space has not; the message says which.
+        ValueError: not such a file, another model's, or a rank that the space has not; the message says which.
     """
-    if rounding not in ROUNDING:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDING)}, got {rounding!r}")
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     foreign: Foreign = plugins.load("importers", format)(path)
-    return _plan(foreign, space, str(path), rank, default_bits, rounding)
+    followed = [group for group in space.groups if _follows(foreign, group)]
+    bits_of, notes = _bits_of_linears(foreign, followed, path)
+    bits, ranks, rounded = [], [], []
+    for group in space.groups:
+        if group not in followed:  # a file that says nothing of an embedding leaves it as it is
+            bits.append((group.bits or space.bits)[-1])
+            ranks.append(min(group.ranks or space.ranks))
+            continue
+        level, problem = _level(foreign, group, space, bits_of)
+        rounded += [problem] if problem else []
+        bits.append(level)
+        ranks.append(_rank(foreign, group, space, rank))
+    if rounded:
+        notes.append(f"{len(rounded)} groups have bits that are not allowed here: rounded, such as {rounded[0]}")
+    plan = Plan(tuple(bits), tuple(ranks))
+    space.encode(plan)
+    return Imported(plan, tuple(notes))
 
 
 # -- formats -------------------------------------------------------------------------------------
@@ -106,32 +102,6 @@ def read_autoround(path: Path) -> Foreign:
     return Foreign(bits_of)
 
 
-def read_gptqmodel(path: Path) -> Foreign:
-    """GPTQModel's `dynamic` rules: the first pattern that matches a name decides, `-:` leaves it unquantized."""
-    if path.is_dir():
-        found = [path / name for name in ("quantize_config.json", "config.json") if (path / name).is_file()]
-        if not found:
-            raise ValueError(f"{path} holds neither quantize_config.json nor config.json")
-        path = found[0]
-    data = _object(path)
-    config = data.get("quantization_config", data)
-    if "dynamic" not in config and not all(isinstance(value, dict) for value in config.values()):
-        config = {"dynamic": {}, **config}
-    rules = config.get("dynamic", config) or {}
-    default = config.get("bits") if "dynamic" in config else None
-
-    def bits_of(name: str) -> float | None:
-        for pattern, value in rules.items():
-            if pattern.startswith("-:"):
-                if _matches(path, pattern[2:], name):
-                    return UNQUANTIZED_BITS
-            elif _matches(path, pattern.removeprefix("+:"), name):
-                return _bits_in(path, pattern, value, default)
-        return default
-
-    return Foreign(bits_of)
-
-
 def read_plan(path: Path) -> Foreign:
     """A plan.json of this project, of another space of the same linears."""
     data = _object(path)
@@ -148,99 +118,56 @@ def read_plan(path: Path) -> Foreign:
 
 
 # -- into the space ------------------------------------------------------------------------------
-def _plan(
-    foreign: Foreign, space: SearchSpace, source: str, rank: int | None, default: int | None, rounding: Rounding
-) -> Imported:
-    is_embedding = {group.name for group in space.groups if group.is_embedding and not _named(foreign, group)}
-    followed = [group for group in space.groups if group.name not in is_embedding]
-    found = {linear.name: foreign.bits_of(linear.name) for group in followed for linear in group.linears}
-    notes = []
-    strange = sorted(set(foreign.names or ()) - set(found))
-    if strange and len(strange) == len(foreign.names or ()):
+def _follows(foreign: Foreign, group: Group) -> bool:
+    """Whether a group takes its choice from the file: patterns and defaults are for the linears of layers only."""
+    return not group.is_embedding or all(linear.name in (foreign.names or ()) for linear in group.linears)
+
+
+def _bits_of_linears(foreign: Foreign, groups: list[Group], path: Path) -> tuple[dict[str, float], list[str]]:
+    """Bits by linear, and notes on what the file names too much."""
+    found = {linear.name: foreign.bits_of(linear.name) for group in groups for linear in group.linears}
+    named, notes = set(foreign.names or ()), []
+    strange = sorted(named - set(found))
+    if strange and len(strange) == len(named):
         raise ValueError(
-            f"{source} is of another model: it names {strange[0]!r}, and this one has such as {min(found)!r}"
+            f"{path} is of another model: it names {strange[0]!r}, and this one has such as {min(found)!r}"
         )
     if strange:
         notes.append(f"{len(strange)} of the file's entries are not searched here, such as {strange[0]}: left out")
-    missing = [name for name, value in found.items() if value is None]
-    if missing and default is None:
-        raise ValueError(
-            f"{source} says nothing of {len(missing)} linears, such as {missing[0]}: give the bits that these are "
-            "to have"
-        )
-    if missing:
-        notes.append(f"{len(missing)} linears are not in the file, such as {missing[0]}: they got {default} bits")
-    wanted_of = {name: float(value if value is not None else default or 0) for name, value in found.items()}
-    bits, ranks, mixed, rounded = [], [], [], []
-    for group in space.groups:
-        if group.name in is_embedding:  # a file that says nothing of it leaves it as it is
-            bits.append((group.bits or space.bits)[-1])
-            ranks.append(min(group.ranks or space.ranks))
-            continue
-        each = [wanted_of[linear.name] for linear in group.linears]
-        wanted = each[0]
-        if len(set(each)) > 1:
-            wanted = float(np.average(each, weights=[linear.weights for linear in group.linears]))
-            mixed.append(f"{group.name} ({', '.join(f'{v:g}' for v in sorted(set(each)))})")
-        allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
-        same = {foreign.levels.get(linear.name) for linear in group.linears}
-        level = next((level for level in allowed if same == {level.name}), None) or _level(wanted, allowed, rounding)
-        if len(set(each)) == 1 and level.width != wanted:
-            rounded.append(f"{group.name}: {wanted:g} bits, allowed are {', '.join(str(v.name) for v in allowed)}")
-        bits.append(level.name)
-        ranks.append(_rank(foreign, group, space, rank, rounding))
-    for problem, texts in (
-        ("groups have linears of different bits, which share one choice here", mixed),
-        ("groups have bits that are not allowed here", rounded),
-    ):
-        if texts and rounding == "refuse":
-            raise ValueError(
-                f"{source}: {len(texts)} {problem}, such as {texts[0]}: round them (nearest, up or down), or search a "
-                "space that has them"
-            )
-        if texts:
-            notes.append(f"{len(texts)} {problem}: rounded {rounding}, such as {texts[0]}")
-    plan = Plan(tuple(bits), tuple(ranks))
-    space.encode(plan)
-    return Imported(plan, tuple(notes))
+    if missing := [name for name, value in found.items() if value is None]:
+        raise ValueError(f"{path} says nothing of {len(missing)} linears, such as {missing[0]}: add their bits to it")
+    return {name: float(value) for name, value in found.items() if value is not None}, notes
 
 
-def _named(foreign: Foreign, group: Group) -> bool:
-    """Whether the file names what is in a group; patterns and defaults are for the linears of layers."""
-    return all(linear.name in (foreign.names or ()) for linear in group.linears)
+def _level(foreign: Foreign, group: Group, space: SearchSpace, bits_of: Mapping[str, float]) -> tuple[LevelName, str]:
+    """The level of a group, and what had to be rounded; empty if nothing had to be."""
+    allowed = [level for level in space.levels if group.bits is None or level.name in group.bits]
+    each = [bits_of[linear.name] for linear in group.linears]
+    wanted = float(np.average(each, weights=[linear.weights for linear in group.linears]))
+    named = {foreign.levels.get(linear.name) for linear in group.linears}
+    level = next((level for level in allowed if named == {level.name}), None)
+    if level is None:
+        level = min(allowed, key=lambda level: (abs(level.width - wanted), -level.width))
+    if {level.width} == set(each):
+        return level.name, ""
+    given = ", ".join(f"{bits:g}" for bits in sorted(set(each)))
+    return level.name, f"{group.name}: {given} bits, now {level.name}"
 
 
-def _level(wanted: float, allowed: Sequence[Level], rounding: Rounding) -> Level:
-    """The first level of the width wanted, or of that which it is rounded to."""
-    width = _allowed(wanted, [level.width for level in allowed], rounding)
-    return next(level for level in allowed if level.width == width)
-
-
-def _allowed(wanted: float, allowed: Sequence[int], rounding: Rounding) -> int:
-    if rounding == "up":
-        return min((b for b in allowed if b >= wanted), default=max(allowed))
-    if rounding == "down":
-        return max((b for b in allowed if b <= wanted), default=min(allowed))
-    return min(allowed, key=lambda b: (abs(b - wanted), -b))
-
-
-def _rank(foreign: Foreign, group: Group, space: SearchSpace, rank: int | None, rounding: Rounding) -> int:
-    if group.is_embedding:
-        return min(group.ranks or space.ranks)
+def _rank(foreign: Foreign, group: Group, space: SearchSpace, given: int | None) -> int:
     allowed = group.ranks or space.ranks
-    own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=None)
-    wanted = rank if rank is not None else own
-    if wanted is None:
+    own = max((foreign.ranks[x.name] for x in group.linears if x.name in foreign.ranks), default=min(allowed))
+    wanted = own if given is None else given
+    if group.is_embedding:
         return min(allowed)
-    if wanted in allowed:
-        return wanted
-    if rounding == "refuse" or rank is not None:
+    if wanted not in allowed:
         raise ValueError(
             f"group {group.name!r} has ranks {', '.join(map(str, allowed))}, not {wanted}: choose one of them"
         )
-    return _allowed(wanted, allowed, rounding)
+    return wanted
 
 
+# -- parsing ---------------------------------------------------------------------------------------
 def _object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())

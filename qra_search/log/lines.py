@@ -1,4 +1,4 @@
-"""How a trial log lies on disk: one JSON object a line, each with a checksum.
+"""How a trial log is stored: one JSON object a line, each with a checksum.
 
     {"format":"qra-log/3","space":...,"evaluator":...,"crc":"1c291ca3"}    begins a log; further entries follow as
     {"header":{"prior":...},"crc":...}
@@ -12,11 +12,9 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -28,19 +26,13 @@ from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.space.space import Plan
 
 FORMAT = "qra-log/3"
-SAME_SEARCH = ("space", "evaluator")
-"""Header entries that logs must agree on to be put together: what was searched, and what measured it."""
 RESERVED = frozenset(("format", "header", "writer", "trial", "crc"))
 NOT_A_LOG = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, EvaluationFailed)
 """What reading data of the wrong kind raises."""
 
 _RESULT = tuple(field.name for field in fields(Evaluation))
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-_BEGIN = re.compile(rb'\{"(?:format|header|writer|trial)":')
-_SEAL = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
-_SEAL_BYTES = len(b',"crc":"01234567"}')
-_OLD = b"SQLite format 3\0"
-_GUESSES = 8
+_CHECKSUM_BYTES = len(b',"crc":"01234567"}')
 _MAX_ID = 1 << 53
 
 
@@ -69,12 +61,11 @@ def header(entries: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
     return {"format": FORMAT, **entries} if first else {"header": dict(entries)}
 
 
-def proposals(trials: Iterable[Trial], base: int = 0) -> list[dict[str, Any]]:
-    """The records of trials that are proposed together, numbered from `base`."""
-    trials = list(trials)
+def proposals(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """The records of trials that are proposed together."""
     return [
         {
-            "trial": trial.id - base,
+            "trial": trial.id,
             "bits": trial.plan.bits,
             "ranks": trial.plan.ranks,
             "fidelity": float(trial.fidelity),
@@ -89,28 +80,18 @@ def proposals(trials: Iterable[Trial], base: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def result(trial: Trial, base: int = 0) -> dict[str, Any]:
+def result(trial: Trial) -> dict[str, Any]:
     """The record of what became of a trial."""
     if trial.evaluation is None:
         end: dict[str, Any] = {"reason": trial.reason}
     else:
         end = {name: _json(value) for name, value in vars(trial.evaluation).items()}
         end["metrics"] = {name: _json(value) for name, value in trial.evaluation.metrics.items()}
-    return {"trial": trial.id - base, "status": trial.status, **end, "finished_at": trial.finished_at}
-
-
-def whole_log(entries: Mapping[str, Any], trials: Iterable[Trial]) -> bytes:
-    """A log from its beginning: the header, then each trial with its result, numbered anew."""
-    records = [header(entries, first=True)]
-    for number, trial in enumerate(trials):
-        records += proposals([trial], trial.id - number)
-        if trial.status != "running":
-            records.append(result(trial, trial.id - number))
-    return b"".join(map(line, records))
+    return {"trial": trial.id, "status": trial.status, **end, "finished_at": trial.finished_at}
 
 
 def _json(value: Any) -> Any:
-    """A number as JSON has it, which knows no NaN and no infinity."""
+    """A number as text if it is NaN or infinite, which JSON does not know."""
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -119,18 +100,7 @@ def _json(value: Any) -> Any:
 
 def is_intact(raw: bytes) -> bool:
     """Whether a line, without its end, has the checksum that it says."""
-    return raw[-_SEAL_BYTES:] == b',"crc":"%08x"}' % zlib.crc32(raw[:-_SEAL_BYTES])
-
-
-def pieces(raw: bytes) -> Iterator[bytes]:
-    """The intact lines in a damaged one: of two lines that lost the end between them, both."""
-    start = 0
-    for seal in _SEAL.finditer(raw):
-        for begin in islice(_BEGIN.finditer(raw, start, seal.start()), _GUESSES):
-            if is_intact(piece := raw[begin.start() : seal.end()]):
-                yield piece
-                break
-        start = seal.end()
+    return raw[-_CHECKSUM_BYTES:] == b',"crc":"%08x"}' % zlib.crc32(raw[:-_CHECKSUM_BYTES])
 
 
 class Contents:
@@ -140,11 +110,10 @@ class Contents:
         header: entries by name; the last value of each.
         trials: by number; one is missing if its proposal was lost.
         damage: (number of the line, what is wrong) of every line that was left out.
-        writer: who wrote last, as he introduced himself.
-        base: number of the trial that this section of the file calls 0; other than 0 only if logs were joined.
+        writer: what the last writer said of itself.
         next: number of the next trial.
-        end: bytes that are whole. What stands behind them was being written when its process died.
-        open_line: whether the last whole line lacks its end.
+        end: bytes up to the end of the last whole line, or of the last whole batch; what follows was being written
+            when its process died.
     """
 
     def __init__(self) -> None:
@@ -152,62 +121,39 @@ class Contents:
         self.trials: dict[int, Trial] = {}
         self.damage: list[tuple[int, str]] = []
         self.writer: dict[str, Any] = {}
-        self.base = self.next = self.end = 0
-        self.open_line = False
+        self.next = self.end = 0
         self._batch: list[int] = []
         self._batch_start = 0
-        self._taken = 0
+        self._read = 0
 
     @classmethod
     def read(cls, content: bytes, name: str = "the log") -> Contents:
         """Read all lines.
 
         Raises:
-            LogDamaged: not one line is one of a trial log.
-            LogMismatch: it is of another version, or joined from logs of different searches.
+            LogDamaged: no line is one of a trial log.
+            LogMismatch: it is of another version, or a second log follows in the same file.
         """
-        if content.startswith(_OLD):
-            raise LogMismatch(f"{name} is a log of an older version: `qra log convert` makes a new one of it")
         found = cls()
-        *lines, tail = content.split(b"\n")
-        try:
-            for number, raw in enumerate(lines, start=1):
-                found._line(number, raw)
-                found.end += 1
-            found._tail(len(lines) + 1, tail)
-        except LogMismatch as error:
-            raise LogMismatch(f"{name}, {error}") from None
+        for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                found._take(number, raw)
+            except LogMismatch as error:
+                raise LogMismatch(f"{name}, line {number}: {error}") from None
+            found.end += len(raw) + 1
+        found._drop_unfinished_batch()
         begun = b'{"format":"%s"' % FORMAT.encode()
-        if not found._taken and not (content.startswith(begun) or begun.startswith(content)):
-            raise LogDamaged(f"{name} is not a readable trial log: not one line of it is as a log's must be")
+        if not found._read and not (content.startswith(begun) or begun.startswith(content)):
+            raise LogDamaged(f"{name} is not a readable trial log: no line of it is a log's")
         return found
 
-    def _line(self, number: int, raw: bytes) -> None:
-        if is_intact(raw):
-            self._take(number, raw)
-        elif raw:
-            self.damage.append((number, "it is not what was written"))
-            self._batch = []
-            for piece in pieces(raw):
-                self._take(number, piece)
-        self.end += len(raw)
-
-    def _tail(self, number: int, raw: bytes) -> None:
-        """What stands behind the last end of a line: nothing, one that lost its end, or one that was broken off."""
-        if is_intact(raw) or any(True for _ in pieces(raw)):
-            self._line(number, raw)
-            self.open_line = True
-        if self._batch:
-            self.end, self.open_line = self._batch_start, False
-            self._drop_batch()
-
-    def _drop_batch(self) -> None:
-        for number in self._batch:
-            del self.trials[number]
-            self.next = min(self.next, number)
-        self._batch = []
-
     def _take(self, number: int, raw: bytes) -> None:
+        if not raw:
+            return
+        if not is_intact(raw):
+            self.damage.append((number, "its checksum is wrong"))
+            self._batch = []
+            return
         try:
             record = orjson.loads(raw)
             if "trial" in record:
@@ -215,18 +161,26 @@ class Contents:
             elif "writer" in record:
                 self.writer = dict(record["writer"])
             else:
-                self._update(number, record)
+                self._update(record)
         except LogMismatch:
             raise
         except NOT_A_LOG as error:
             self.damage.append((number, f"it is not what a log holds ({short(error)})"))
         else:
-            self._taken += 1
+            self._read += 1
             if "more" not in record:
                 self._batch = []
 
+    def _drop_unfinished_batch(self) -> None:
+        """Forget the proposals of a batch whose last line was not written: a log has a batch whole or not at all."""
+        if self._batch:
+            self.end, self.next = self._batch_start, self._batch[0]
+        for number in self._batch:
+            del self.trials[number]
+        self._batch = []
+
     def _propose(self, number: int, record: Mapping[str, Any]) -> None:
-        trial = _proposed(record, self.base)
+        trial = _proposed(record)
         if trial.id < self.next:
             raise ValueError(f"trial {trial.id} comes again")
         if trial.id > self.next:
@@ -239,7 +193,7 @@ class Contents:
             self._batch.append(trial.id)
 
     def _finish(self, number: int, record: Mapping[str, Any]) -> None:
-        trial_id = _number_of(record, self.base)
+        trial_id = _number_of(record)
         trial = self.trials.get(trial_id)
         if trial is None:
             if trial_id >= self.next:  # else its proposal has been reported as missing
@@ -250,22 +204,19 @@ class Contents:
         else:
             self.trials[trial_id] = _finished(trial, record)
 
-    def _update(self, number: int, record: dict[str, Any]) -> None:
-        entries = record.get("header", record)
+    def _update(self, record: dict[str, Any]) -> None:
         if "format" in record:
             if record["format"] != FORMAT:
-                raise LogMismatch(f"line {number}: log version {record['format']!r}, this qra reads {FORMAT!r}")
-            self._drop_batch()
-            self.base = self.next
+                raise LogMismatch(f"log version {record['format']!r}, this qra reads {FORMAT!r}")
+            if self._read:
+                raise LogMismatch("a second log begins here: give each log a file of its own")
         elif "header" not in record:
             raise ValueError("no such kind of line")
-        for key in SAME_SEARCH:
-            if key in self.header and key in entries and entries[key] != self.header[key]:
-                raise LogMismatch(f"line {number}: another {key} than before: only logs of one search can be joined")
+        entries = record.get("header", record)
         self.header.update({key: value for key, value in entries.items() if key not in RESERVED})
 
 
-def _proposed(record: Mapping[str, Any], base: int) -> Trial:
+def _proposed(record: Mapping[str, Any]) -> Trial:
     origin, seed = record["origin"], record["seed"]
     if type(origin) is not str or type(seed) is not int:
         raise ValueError("origin must be text, and seed a whole number")
@@ -277,7 +228,7 @@ def _proposed(record: Mapping[str, Any], base: int) -> Trial:
         _optional(record["predicted_loss"]),
         _optional(record["predicted_std"]),
     )
-    return Trial(_number_of(record, base), proposal, proposed_at=float(record["proposed_at"]))
+    return Trial(_number_of(record), proposal, proposed_at=float(record["proposed_at"]))
 
 
 def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
@@ -292,11 +243,11 @@ def _finished(trial: Trial, record: Mapping[str, Any]) -> Trial:
     return replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=finished_at)
 
 
-def _number_of(record: Mapping[str, Any], base: int) -> int:
-    number = record["trial"]
+def _number_of(record: Mapping[str, Any]) -> int:
+    number: int = record["trial"]
     if type(number) is not int or not 0 <= number < _MAX_ID:
         raise ValueError(f"trial is {shortened(number)}, a number from 0 up is needed")
-    return base + number
+    return number
 
 
 def _optional(value: Any) -> float | None:

@@ -37,11 +37,11 @@ class TrialLog:
     moment loses at most the evaluations in flight, which `running` then names. Any number of processes may read; the
     first write takes a lock that keeps other writers out until `release` or `close`.
 
-    A line that is not what was written is left out, with a `DamagedLines` warning, and named in `damage`: a trial
-    whose proposal is lost leaves a gap in the numbers, one whose result is lost counts as running.
+    A damaged line is skipped, with a `DamagedLines` warning, and named in `damage`: a trial whose proposal is lost
+    leaves a gap in the numbers, one whose result is lost counts as running.
 
     Args:
-        path: file of JSON lines, made by the first write if it is missing; `:memory:` keeps nothing.
+        path: file of JSON lines, made by the first write if it is missing; `:memory:` writes nothing.
 
     Raises:
         LogDamaged: the file cannot be read, or is no trial log.
@@ -52,7 +52,7 @@ class TrialLog:
         self.path = str(path)
         self._file = -1
         self._lock: BaseFileLock | None = None
-        self._contents, self._stamp = (Contents(), None) if self._in_memory else load(self.path)
+        self._contents = Contents() if self._in_memory else load(self.path)
         if self.damage:
             warnings.warn(self.describe_damage(), DamagedLines, stacklevel=2)
 
@@ -75,14 +75,16 @@ class TrialLog:
 
     @property
     def damage(self) -> tuple[tuple[int, str], ...]:
-        """The number of each line that was left out, and what is wrong with it."""
+        """The number of each line that was skipped, and what is wrong with it."""
         return tuple(self._contents.damage)
 
     def describe_damage(self) -> str:
-        """What was left out, in one line."""
+        """What was skipped, in one line."""
         (number, what), *others = self._contents.damage
         more = f" (and {len(others)} more)" if others else ""
-        return f"{self.path} is damaged, and read without line {number}: {what}{more}; `qra log check` lists all"
+        what += more
+        place = Path(self.path).parent
+        return f"{self.path} is damaged, line {number} was skipped: {what}; `qra doctor {place}` lists all"
 
     def meta(self, key: str) -> Any:
         """A value of the log's header; None if there is none."""
@@ -127,7 +129,7 @@ class TrialLog:
         now, contents = time.time(), self._contents
         added = [Trial(contents.next + i, proposal, proposed_at=now) for i, proposal in enumerate(proposals)]
         if added:
-            self._write(lines.proposals(added, contents.base))
+            self._write(lines.proposals(added))
             contents.trials.update((trial.id, trial) for trial in added)
             contents.next += len(added)
         return added
@@ -146,7 +148,7 @@ class TrialLog:
         if trial.status != "running":
             raise ValueError(f"trial {trial_id} is already {trial.status}: a result counts once")
         trial = replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=time.time())
-        self._write([lines.result(trial, self._contents.base)])
+        self._write([lines.result(trial)])
         self._contents.trials[trial_id] = trial
         return trial
 
@@ -168,10 +170,9 @@ class TrialLog:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if self._stamp != _stamp(self._file):
-                self._contents, self._stamp = load(self.path)
+            self._contents = load(self.path)
         except Timeout:
-            holder = describe_writer(load(self.path)[0].writer)
+            holder = describe_writer(load(self.path).writer)
             raise LogBusy(
                 f"{self.path} is being written by {holder}: wait for it or end it, or use another output folder"
             ) from None
@@ -197,7 +198,7 @@ class TrialLog:
             records = [*records[:new], {"writer": me}, *records[new:]]
         if not records:
             return
-        data = b"\n" * contents.open_line + b"".join(map(lines.line, records))
+        data = b"".join(map(lines.line, records))
         try:
             self._append(data)
             if new and hasattr(os, "O_DIRECTORY"):  # else a power cut may lose the file
@@ -210,7 +211,7 @@ class TrialLog:
                 f"resume with the same log; what was recorded is kept"
             ) from None
         contents.end += len(data)
-        contents.writer, contents.open_line = me, False
+        contents.writer = me
 
     def _append(self, data: bytes) -> None:
         status = os.fstat(self._file)
@@ -228,8 +229,6 @@ class TrialLog:
         """Let other processes write; the next write takes the lock again."""
         lock, self._lock = self._lock, None
         if self._file >= 0:
-            if lock is not None and lock.is_locked:
-                self._stamp = _stamp(self._file)
             os.close(self._file)
             self._file = -1
         if lock is not None and lock.is_locked:
@@ -246,21 +245,19 @@ class TrialLog:
         self.close()
 
 
-def load(path: str | Path) -> tuple[Contents, tuple[int, ...] | None]:
-    """What a log says, and what tells whether it has changed since; nothing of a file that is not there.
+def load(path: str | Path) -> Contents:
+    """What a log says; nothing if there is no file.
 
     Raises:
         LogDamaged, LogMismatch: see `TrialLog`.
     """
     try:
-        with open(path, "rb") as file:
-            stamp = _stamp(file.fileno())
-            content = file.read()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
-        return Contents(), None
+        return Contents()
     except OSError as error:
         raise LogDamaged(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from None
-    return Contents.read(content, str(path)), stamp
+    return Contents.read(content, str(path))
 
 
 def describe_writer(writer: Mapping[str, Any]) -> str:
@@ -282,11 +279,6 @@ def this_process(pid: int) -> dict[str, Any]:
         "started": datetime.now().isoformat(" ", "seconds"),
         "command": printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]),
     }
-
-
-def _stamp(file: int) -> tuple[int, ...]:
-    status = os.fstat(file)
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _difference(known: Any, value: Any) -> str:

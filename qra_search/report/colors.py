@@ -23,20 +23,22 @@ RAMPS = {
     # From the few to the many, one hue each, so that lightness alone tells them apart. (light theme, dark theme)
     "bits": (("#e4eef8", "#7fb2dd", "#2b6cb0", "#0f2f57"), ("#1e2d40", "#2f6297", "#6ba8e0", "#d6e8fb")),
     "rank": (("#f3e9f6", "#c79ad3", "#8a4a9e", "#471a57"), ("#33233a", "#74478a", "#bb8acb", "#f1def6")),
-    "prior": (("#fdf0dc", "#f2b562", "#c9661b", "#6b2506"), ("#38291a", "#8a4f1c", "#dc8f45", "#fde3c2")),
+    "damage": (("#fdf0dc", "#f2b562", "#c9661b", "#6b2506"), ("#38291a", "#8a4f1c", "#dc8f45", "#fde3c2")),
 }
-PRIOR_STEPS = 6
+DAMAGE_STEPS = 6
 ORIGINS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c0392b", "#5b53b8")
 """Categories, after Okabe and Ito (2008), darkened for 3:1 against white; shapes tell them apart as well."""
 ORIGINS_DARK = ("#56b4e9", "#ff9d5c", "#3fd0a4", "#e39bd0", "#f0d34a", "#a9b7cc", "#ff8a7a", "#b1aaff")
 INK, PAPER = "#000000", "#ffffff"
+BRIGHT = 0.45
+"""Brightness of a ground, from 0 to 1, above which text on it is black."""
 
 
 def palette(*, dark: bool = False) -> dict[str, str]:
-    """Colours of the page, of origins (`o-0` to `o-7`) and of the prior's ramp (`prior-0`, ...) in a theme, by name."""
+    """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
     colors = {name: pair[dark] for name, pair in PAGE.items()}
     colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
-    return colors | {f"prior-{i}": color for i, color in enumerate(ramp("prior", PRIOR_STEPS, dark=dark))}
+    return colors | {f"damage-{i}": color for i, color in enumerate(ramp("damage", DAMAGE_STEPS, dark=dark))}
 
 
 def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
@@ -54,30 +56,10 @@ def ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
 
 
 def text_on(color: str) -> str:
-    """Ink or paper, whichever is told better from the colour."""
-    return max((INK, PAPER), key=lambda text: contrast(text, color))
-
-
-def contrast(first: str, second: str) -> float:
-    """Contrast ratio of two colours, from 1 to 21 (WCAG 2.2)."""
-    low, high = sorted((_luminance(first), _luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def ramp_css(name: str, steps: int, *, dark: bool = False) -> str:
-    """Custom properties `--NAME-i` and `--NAME-i-text` of a ramp."""
-    colors = ramp(name, steps, dark=dark)
-    return "".join(f"--{name}-{i}:{c};--{name}-{i}-text:{text_on(c)};" for i, c in enumerate(colors))
+    """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
+    red, green, blue = _channels(color)
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER
 
 
 def _channels(color: str) -> list[float]:
     return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
-def _linear(c: float) -> float:
-    return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-
-
-def _luminance(color: str) -> float:
-    red, green, blue = (_linear(c) for c in _channels(color))
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

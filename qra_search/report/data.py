@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from qra_search.config import RunConfig
-from qra_search.log.trial import Trial
-from qra_search.report.curves import Curve, read_curves
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
-from qra_search.runs.comparison import TestResult, read_test
+from qra_search.runs.comparison import TUNING, TestResult, read_test
 from qra_search.runs.folder import RunFolder
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import EvaluatedPlan, SearchResult
+from qra_search.study.result import SearchResult
 
-POINTS_SHOWN = 400
-"""Plans that a chart shows; of more, those of the front, the uniform ones, and the best of the rest."""
 TRACES = 4
-"""Budgets whose trace is drawn where none was named."""
-PRIOR = "prior"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one part of a search took."""
-
-    part: str
-    trials: int
-    evaluations: float
-    seconds: float
+"""Most traces that are drawn if no budget was named."""
+CURVE_FILE = "curve.jsonl"
+CURVES_SHOWN = 8
+"""Tunings whose curves are shown."""
+CURVE_POINTS = 60
+"""Points of a curve; of more steps each is the mean of several."""
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,16 @@ class Trace:
     """Best mean loss within a budget against the evaluations spent."""
 
     budget: int
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One full tuning: its training loss, smoothed, and its validation loss where it was measured, by step."""
+
+    name: str
+    loss: tuple[Point, ...]
+    validation: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ class RunData:
         records = tuple(Record.read(place) for place in run.records())
         return cls(str(run.path), run.name, result, identity, config, tuple(tested), run.adapter.is_dir(), records)
 
+    @property
+    def planned(self) -> float | None:
+        """Evaluations that the search may spend; None if nothing says it."""
+        return self.identity.get("evaluations")
+
     @cached_property
     def finding(self) -> Finding | None:
         return finding(self.result, self.tested)
@@ -119,70 +127,32 @@ class RunData:
         return self.finding.plan if self.finding else self.result.chosen() if self.result.memory_budgets else None
 
     @cached_property
-    def shown(self) -> tuple[EvaluatedPlan, ...]:
-        """The candidates that charts show, cheapest first."""
-        candidates = self.result.candidates
-        if len(candidates) <= POINTS_SHOWN:
-            return candidates
-        kept = {c.plan.key for c in (*self.result.front, *self.result.uniform)}
-        for candidate in sorted(candidates, key=lambda c: c.loss):
-            if len(kept) >= POINTS_SHOWN:
-                break
-            kept.add(candidate.plan.key)
-        return tuple(c for c in candidates if c.plan.key in kept)
-
-    @cached_property
-    def first_trial(self) -> dict[str, Trial]:
-        """The first full evaluation of each plan, by its key."""
-        first: dict[str, Trial] = {}
-        for trial in self.result.trials:
-            if trial.done and trial.fidelity >= 1.0:
-                first.setdefault(trial.plan.key, trial)
-        return first
-
-    @cached_property
     def origins(self) -> tuple[str, ...]:
         """Where proposals came from, in the order in which they first did."""
         return tuple(dict.fromkeys(t.proposal.origin or "proposal" for t in self.result.trials))
 
-    @cached_property
-    def costs(self) -> tuple[Cost, ...]:
-        """What the prior took, and the trials of each origin."""
-        parts = []
-        sensitivities = self.result.sensitivities
-        if sensitivities is not None:
-            parts.append(Cost(PRIOR, 0, sensitivities.cost, sensitivities.seconds))
-        for origin in self.origins:
-            trials = [t for t in self.result.trials if (t.proposal.origin or "proposal") == origin]
-            seconds = sum(t.evaluation.seconds for t in trials if t.evaluation is not None)
-            parts.append(Cost(origin, len(trials), sum(t.charged for t in trials), seconds))
-        return tuple(parts)
-
     @property
     def seconds(self) -> float:
-        """Time spent in the prior and in evaluations."""
-        return sum(cost.seconds for cost in self.costs)
+        """Time spent in the sensitivities and in evaluations."""
+        own = self.result.sensitivities.seconds if self.result.sensitivities else 0.0
+        return own + sum(t.evaluation.seconds for t in self.result.trials if t.evaluation is not None)
 
     @cached_property
     def spent(self) -> tuple[float, ...]:
-        """Evaluations spent after each trial, the prior's cost included."""
+        """Evaluations spent after each trial, the cost of the sensitivities included."""
         start = self.result.sensitivities.cost if self.result.sensitivities else 0.0
         return tuple(itertools.accumulate((t.charged for t in self.result.trials), initial=start))[1:]
 
     @cached_property
     def traces(self) -> tuple[Trace, ...]:
-        """One trace for each budget, for a few sizes of the front where none was named."""
-        budgets = list(self.result.memory_budgets)
-        if not budgets:
-            sizes = sorted({c.memory_bytes for c in self.result.uniform} or {c.memory_bytes for c in self.result.front})
-            budgets = (
-                sizes if len(sizes) <= TRACES else [sizes[i * (len(sizes) - 1) // (TRACES - 1)] for i in range(TRACES)]
-            )
+        """One trace for each budget, or for a few sizes of the front if none was named."""
+        front = [c.memory_bytes for c in self.result.front]
+        budgets = self.result.memory_budgets or front[:: math.ceil(len(front) / TRACES) or 1]
         return tuple(Trace(budget, self._trace(budget)) for budget in budgets)
 
-    def _trace(self, budget: int) -> tuple[tuple[float, float], ...]:
+    def _trace(self, budget: int) -> tuple[Point, ...]:
         losses: dict[str, list[float]] = {}
-        points: list[tuple[float, float]] = []
+        points: list[Point] = []
         for trial, spent in zip(self.result.trials, self.spent, strict=True):
             if trial.evaluation is None or trial.fidelity < 1.0 or trial.evaluation.memory_bytes > budget:
                 continue
@@ -194,11 +164,28 @@ class RunData:
             points.append((max(self.spent[-1], points[-1][0]), points[-1][1]))
         return tuple(points)
 
-    @cached_property
-    def predictions(self) -> tuple[tuple[Trial, float, float], ...]:
-        """Trials that were predicted: the trial, the predicted loss, the seen one."""
-        return tuple(
-            (t, t.proposal.predicted_loss, t.loss)
-            for t in self.result.trials
-            if t.done and t.fidelity >= 1.0 and t.proposal.predicted_loss is not None
-        )
+
+def read_curves(folder: str | Path) -> tuple[Curve, ...]:
+    """The loss curves of a run's full tunings, by name; those without a finite loss are left out."""
+    files = sorted((Path(folder) / TUNING).glob(f"*/{CURVE_FILE}"))
+    curves = (_curve(file.parent.name, file.read_text().splitlines()) for file in files)
+    return tuple(curve for curve in curves if curve.loss)[:CURVES_SHOWN]
+
+
+def smoothed(points: Sequence[Point], most: int = CURVE_POINTS) -> tuple[Point, ...]:
+    """At most so many points, each the mean of as many consecutive ones of those given."""
+    size = math.ceil(len(points) / most) or 1
+    parts = [points[at : at + size] for at in range(0, len(points), size)]
+    return tuple((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts)
+
+
+def _curve(name: str, lines: Sequence[str]) -> Curve:
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # a running tuning, whose last line is not complete yet
+            break
+    measured = [(r["step"], r.get("validation_loss", math.nan)) for r in rows]
+    validation = tuple(point for point in measured if math.isfinite(point[1]))
+    return Curve(name, smoothed([(r["step"], r["loss"]) for r in rows if math.isfinite(r["loss"])]), validation)

@@ -13,13 +13,21 @@ def takers(config: RunConfig, space: SearchSpace, plan: Plan) -> tuple[str, ...]
 
     A plan without a quantized linear is none's own.
     """
+    return tuple(name for name in storing(config) if _takes(ENGINES[name], space, plan))
+
+
+def storing(config: RunConfig) -> tuple[str, ...]:
+    """Names of the engines that store weights as the config's backend does."""
     given = config.quantization.backend
     backend = given if isinstance(given, str) else given.get("name")  # type: ignore[call-overload]
-    return tuple(
-        name
-        for name, engine in ENGINES.items()
-        if f"{backend}-".startswith(f"{engine.backend}-") and _takes(engine, space, plan)
-    )
+    return tuple(name for name, engine in ENGINES.items() if f"{backend}-".startswith(f"{engine.backend}-"))
+
+
+def storing_text(config: RunConfig) -> str:
+    """Where plans of a config will run, before there is one."""
+    if found := storing(config):
+        return f"in {' and '.join(found)}, if it takes the plan's choices"
+    return f"in Python, by qra_eval.load; no engine stores these levels: --engine {'|'.join(ENGINES)} for one that does"
 
 
 def takers_text(config: RunConfig, space: SearchSpace, plan: Plan) -> str:
@@ -27,7 +35,10 @@ def takers_text(config: RunConfig, space: SearchSpace, plan: Plan) -> str:
     found = takers(config, space, plan)
     if found:
         return f"Runs as it is in {' and '.join(found)}: qra export writes a copy of it."
-    return f"No engine stores this plan's levels: search with --engine {'|'.join(ENGINES)} for one that does."
+    return (
+        f"Runs in Python, by qra_eval.load: no engine stores this plan's levels; plan anew with "
+        f"--engine {'|'.join(ENGINES)} for one that does."
+    )
 
 
 def _takes(engine: Engine, space: SearchSpace, plan: Plan) -> bool:

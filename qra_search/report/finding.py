@@ -11,7 +11,7 @@ from qra_search.runs.comparison import FOUND, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.forecast import Forecast
-from qra_search.study.result import EvaluatedPlan, SearchResult
+from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
 CHANCE = "too small to tell from chance"
@@ -76,7 +76,7 @@ class Finding:
 
 
 def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> Finding | None:
-    """What was found, on test data if the final comparison was made; None if nothing fits or ended.
+    """What was found, on test data if the final comparison was made; None if nothing that fits was evaluated.
 
     Args:
         budget: bytes that the comparison on test data keeps to; default: the run's largest.
@@ -94,7 +94,8 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
     known = result.space, "validation", best.plan, best.loss, best.memory_bytes, limit
     if rival is None:
         return Finding(*known)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, _error(best, rival))
+    noise = math.hypot(best.loss_std, rival.loss_std)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise)
 
 
 def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:
@@ -109,10 +110,6 @@ def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult]
     noise = math.hypot(tuned.loss_error, rival.loss_error)
     interval = None if rival is tuned else difference(tuned, rival)
     return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval)
-
-
-def _error(best: EvaluatedPlan, rival: EvaluatedPlan) -> float:
-    return math.hypot(best.loss_std, rival.loss_std)
 
 
 def headline(found: Finding | None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qra_search.runs.comparison import TestResult
+from qra_search.runs.comparison import TestResult, difference
 from qra_search.space.levels import level_words
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 FAILURES = ("diverged", "out of memory")
 """What a failed tuning's reason begins with if there is a word for it."""
+Z = 1.96
+"""Standard errors on either side that hold 95%."""
+SHARES = ("accuracy", "accuracy_norm", "accuracy_bytes", "exact_match", "flexible_match")
+"""Figures of tasks that are shares of rows."""
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
 def plan_name(plan: Plan, space: SearchSpace) -> str:
@@ -59,6 +65,42 @@ def pair_text(low: float, high: float) -> tuple[str, str]:
     return f"{low:.2f}", f"{high:.2f}"
 
 
+def lower_text(found: TestResult, other: TestResult) -> str:
+    """How much lower a test loss is as a share of the other, with its interval at 95%; `chance` if that holds zero."""
+    if not (math.isfinite(found.loss) and math.isfinite(other.loss) and other.loss):
+        return ""
+    share, interval = percent(1 - found.loss / other.loss), difference(found, other)
+    if interval is None:
+        return f"{share}, no interval"
+    low, high = (signed_percent(-end / other.loss).removesuffix(" %") for end in reversed(interval))
+    return f"{share} ({low} to {high}{', chance' if interval[0] <= 0 <= interval[1] else ''})"
+
+
+def metric_text(tested: TestResult, name: str) -> str:
+    """A figure of a tuned plan: a share of rows in percent with its interval, anything else as a number."""
+    value = tested.metrics[name]
+    if name not in SHARES or not 0 <= value <= 1:
+        return f"{value:.4g}"
+    if not tested.scored:
+        return percent(value)
+    low, high = share_interval(value, tested.scored)
+    return f"{percent(value)} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def share_interval(share: float, rows: int) -> tuple[float, float]:
+    """Interval at 95% of a share of independent rows (Wilson 1927), which holds near 0 and 1 as well.
+
+    >>> tuple(round(x, 3) for x in share_interval(0.5, 64))
+    (0.381, 0.619)
+    >>> tuple(round(x, 3) for x in share_interval(0.0, 20))
+    (0.0, 0.161)
+    """
+    wide = 1 + Z * Z / rows
+    middle = (share + Z * Z / (2 * rows)) / wide
+    half = Z / wide * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def percent(share: float) -> str:
     """A share as a percentage: `16.4 %`, `−0.3 %`."""
     return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
@@ -89,6 +131,11 @@ def duration(seconds: float) -> str:
 def evaluations_text(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
     return f"{count:.2f}".rstrip("0").rstrip(".")
+
+
+def unbroken(text: object) -> str:
+    """A text in which no line ends between a figure and its unit."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text))
 
 
 def model_and_task(identity: dict[str, Any]) -> tuple[str, str]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_search.evaluation.sensitivities import Sensitivities
-from qra_search.report.colors import PRIOR_STEPS
+from qra_search.report.colors import DAMAGE_STEPS
 from qra_search.space.levels import level_words
 from qra_search.space.space import Plan, SearchSpace
 
 WRAP = 32
-"""Groups in a row where a space says nothing of kinds and layers."""
+"""Groups in a row if a space does not name kinds and layers."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Layout:
 
 
 def layout(space: SearchSpace) -> Layout:
-    """Kinds by layers where every group says its own; else the groups in order, wrapped."""
+    """Kinds by layers if every group has a kind and a layer of its own; else the groups in order, wrapped."""
     places = [(group.kind, group.depth) for group in space.groups]
     if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
         kinds = list(dict.fromkeys(kind for kind, _ in places))
@@ -53,7 +53,7 @@ class HeatMap:
     """What the groups of a space are coloured by.
 
     Attributes:
-        ramp: name of its colours, `bits`, `rank` or `prior`.
+        ramp: name of its colours, `bits`, `rank` or `damage`.
         steps: how many colours it has.
         levels: the step of each group.
         labels: what each group's cell says.
@@ -70,7 +70,7 @@ class HeatMap:
 
 
 def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None) -> list[HeatMap]:
-    """Bits and ranks of a plan, and the damage by the prior if there is one."""
+    """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
     shown, ranked = [*map(str, plan.bits)], [*map(str, plan.ranks)]
     maps = [
@@ -81,9 +81,9 @@ def heat_maps(space: SearchSpace, plan: Plan, sensitivities: Sensitivities | Non
         damage = sensitivities.bits_damage[:, 0]
         unit, scale = ("thousandths of a nat", 1000.0) if damage.max() < 1 else ("nats", 1.0)
         levels, legend = damage_steps(damage * scale)
-        remark = f"by the prior: rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
+        remark = f"rise of the loss with one group alone at {level_words(space.bits[0])}, in {unit}"
         labels = [f"{value * scale:.0f}" if scale > 1 else f"{value:.1f}" for value in damage]
-        maps.append(HeatMap("prior", "Sensitivity", remark, PRIOR_STEPS, levels.tolist(), labels, legend))
+        maps.append(HeatMap("damage", "Sensitivity", remark, DAMAGE_STEPS, levels.tolist(), labels, legend))
     return maps
 
 
@@ -99,8 +99,8 @@ def damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     low = max(float(values.min()), top / 1000)
     if top / low < 1.01:
         return np.zeros(len(values), dtype=int), [_two_figures(top)]
-    edges = np.exp(np.linspace(math.log(low), math.log(top), PRIOR_STEPS + 1))
-    levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, PRIOR_STEPS - 1)
+    edges = np.exp(np.linspace(math.log(low), math.log(top), DAMAGE_STEPS + 1))
+    levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, DAMAGE_STEPS - 1)
     return levels, [f"{_two_figures(a)} to {_two_figures(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 

@@ -1,28 +1,16 @@
-"""The final comparison: the plan found and uniform plans of no more bytes, tuned in full and measured on test data."""
+"""The final comparison: what is kept of the plan found and its uniform rivals, tuned in full and tested."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qra_search.errors import RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import (
-    Figures,
-    MeasuredByRow,
-    Progress,
-    ReloadFailed,
-    ScoredOnRows,
-    ShowsSamples,
-    Tuned,
-    Tunes,
-)
+from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_json
 from qra_search.runs.intervals import paired_interval
 from qra_search.space.space import Plan, SearchSpace
@@ -67,6 +55,7 @@ class TestResult:
     row_nats: tuple[float, ...] = ()
     row_tokens: tuple[int, ...] = ()
     samples: tuple[dict[str, str], ...] = ()
+    __test__ = False  # no test class, whatever pytest takes it for
 
     @property
     def loss(self) -> float:
@@ -119,86 +108,112 @@ def opponents(space: SearchSpace, limit: int, against: Against, result: SearchRe
     return [foretold.rival.plan if foretold is not None and foretold.rival is not None else fitting[-1]]
 
 
-def compare_on_test(
-    evaluator: Tunes,
-    found: Plan,
-    others: Sequence[Plan],
-    path: Path,
-    *,
-    space: SearchSpace,
-    limit: int,
-    seeds: Sequence[int] = (0,),
-    steps: int | None = None,
-    rows: int | None = None,
-    training: Mapping[str, Any] | None = None,
-    save: Path | None = None,
-    progress: Progress | None = None,
-    figures: Callable[[str], Figures] | None = None,
-    on_tuned: Callable[[TestResult, int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
-) -> list[TestResult]:
-    """Tune every plan once for each seed, write `path` after each, and return what it holds.
+@dataclass(frozen=True)
+class Contest:
+    """What is compared: a plan found, its uniform opponents, and how each is tuned.
 
-    A comparison that was broken off is resumed: a plan already tuned with a seed, the same steps, rows and settings
-    is not tuned again, one that failed is, and one that was cut off midway goes on. The found plan's first tuning is
-    saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was measured.
-    Uniform plans that were tuned alike before stay in the comparison, also if they are not among `others` now.
-
-    Args:
-        space: of the plans.
+    Attributes:
         limit: bytes that every plan keeps to.
-        training: settings of training that are other than the run's.
-        progress: of each tuning.
-        figures: by the name of a tuning, what hears of its steps.
-        on_tuned: called after each tuning with what is known of its plan, how many are done, and of how many.
-        say: is given one line if a comparison is resumed: what was found, and what is left.
-
-    Raises:
-        TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest go on.
+        seeds: each plan is tuned once with each.
+        steps: of each tuning; None: as the run's settings say.
+        rows: test rows.
+        changed: settings by dotted name that are other than the run's, and change what a tuning gives.
     """
-    settings = {"format": TEST_FORMAT, "limit": limit, "steps": steps, "rows": rows}
-    changed = dict(training) if training else None
-    data = read_json(path) or {}
-    same = all(data.get(k) == v for k, v in settings.items()) and data.get("training") == changed
-    settings |= {"training": changed} if changed else {}
-    entries = data.get("tuned", []) if same else []
-    order = [found, *(p for p in others if p.key != found.key)]
-    wanted = {plan.key: FOUND if plan is found else UNIFORM for plan in order}
-    roles = [wanted.get(Plan.from_dict(e["plan"]).key) for e in entries]
-    earlier = [e for e, role in zip(entries, roles, strict=True) if role is None and e["role"] == UNIFORM]
-    entries = [{**e, "role": role} for e, role in zip(entries, roles, strict=True) if role is not None]
-    total = len(order) * len(seeds)
-    ready = sum(e["seed"] in seeds and "failed" not in e for e in entries)
-    if ready and say is not None:
-        say(f"resumed: {ready} of {total} tunings are done, {total - ready} left")
-    for done, (seed, plan) in enumerate(itertools.product(seeds, order), start=1):
-        folder = save if plan is found and seed == seeds[0] else None
-        entry = next((e for e in entries if e["plan"] == plan.to_dict() and e["seed"] == seed), None)
-        if entry is None or "failed" in entry or (folder is not None and not (folder / "adapter").is_dir()):
-            entries = [e for e in entries if e is not entry]
-            start = time.perf_counter()
-            try:
-                name = tuning_name(plan, seed, space)
-                tuned = evaluator.tune(
-                    plan, seed=seed, steps=steps, folder=folder, kept=path.parent / TUNING / name, progress=progress,
-                    figures=None if figures is None else figures(name),
-                )  # fmt: skip
-                entry = _entry(tuned)
-            except ReloadFailed as error:
-                entry = {**_entry(error.tuned), "reload_error": str(error)}
-            except EvaluationFailed as error:
-                entry = {
-                    "plan": plan.to_dict(), "seed": seed, "steps": steps, "test_loss": None, "metrics": {},
-                    "memory_bytes": space.memory_bytes(plan), "seconds": time.perf_counter() - start,
-                    "failed": str(error),
-                }  # fmt: skip
-            entries.append({"role": FOUND if plan is found else UNIFORM, **entry})
-            write_json(path, {**settings, "tuned": entries + earlier}, durable=True)
-        if on_tuned is not None:
-            on_tuned(next(t for t in _tested(entries) if t.plan == plan), done, total)
-        if plan is found and "failed" in entry:
-            raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
-    return _tested(entries + earlier)
+
+    found: Plan
+    others: tuple[Plan, ...]
+    limit: int
+    seeds: tuple[int, ...] = (0,)
+    steps: int | None = None
+    rows: int | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The found plan first, each plan once."""
+        return [self.found, *(plan for plan in self.others if plan.key != self.found.key)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `test.json` says of all its entries."""
+        shared = {"format": TEST_FORMAT, "limit": self.limit, "steps": self.steps, "rows": self.rows}
+        return shared | ({"changed": dict(self.changed)} if self.changed else {})
+
+    def role(self, key: str) -> str:
+        """`FOUND` or `UNIFORM`, by a plan's key."""
+        return FOUND if key == self.found.key else UNIFORM
+
+    def counts(self, data: Mapping[str, Any]) -> bool:
+        """Whether the plans of a `test.json` were tuned and measured alike, so that they still count."""
+        return all(data.get(key) == self.settings.get(key) for key in ("format", "limit", "steps", "rows", "changed"))
+
+
+class TestFile:
+    """`test.json` while plans are tuned: one entry for each plan and seed, written as each ends.
+
+    Attributes:
+        entries: of the plans that are compared now.
+        earlier: of uniform plans that were tuned alike before, and stay in the comparison.
+    """
+
+    __test__ = False  # no test class, whatever pytest takes it for
+
+    def __init__(self, path: Path, contest: Contest):
+        """Read the file; entries that were tuned otherwise are not taken over."""
+        self._path, self._contest = path, contest
+        known = read_json(path) or {}
+        compared, tuned = {plan.key for plan in contest.plans}, known.get("tuned", []) if contest.counts(known) else []
+        keys = [Plan.from_dict(entry["plan"]).key for entry in tuned]
+        self.entries = [
+            {**entry, "role": contest.role(key)} for entry, key in zip(tuned, keys, strict=True) if key in compared
+        ]
+        self.earlier = [
+            entry for entry, key in zip(tuned, keys, strict=True) if key not in compared and entry["role"] == UNIFORM
+        ]
+
+    def find(self, plan: Plan, seed: int) -> dict[str, Any] | None:
+        """The entry of a tuning that succeeded; None if it has to be tuned (again)."""
+        entry = self._entry(plan, seed)
+        return None if entry is None or "failed" in entry else entry
+
+    def put(self, plan: Plan, entry: Mapping[str, Any]) -> None:
+        """Take an entry in, in the place of an earlier one of the same plan and seed, and write the file."""
+        self.entries = [e for e in self.entries if e is not self._entry(plan, entry["seed"])]
+        self.entries.append({"role": self._contest.role(plan.key), **entry})
+        write_json(self._path, {**self._contest.settings, "tuned": self.entries + self.earlier}, durable=True)
+
+    def result(self, plan: Plan) -> TestResult:
+        """What is known of a plan that was tuned."""
+        return next(t for t in _tested(self.entries) if t.plan == plan)
+
+    @property
+    def results(self) -> list[TestResult]:
+        """All plans, cheapest first."""
+        return _tested(self.entries + self.earlier)
+
+    def _entry(self, plan: Plan, seed: int) -> dict[str, Any] | None:
+        return next((e for e in self.entries if e["plan"] == plan.to_dict() and e["seed"] == seed), None)
+
+
+def tuned_entry(tuned: Tuned) -> dict[str, Any]:
+    """What `test.json` keeps of a tuning."""
+    more: dict[str, Any] = {}
+    if tuned.row_nats and all(map(math.isfinite, tuned.row_nats)):
+        more = {"row_nats": [round(x, 6) for x in tuned.row_nats], "row_tokens": list(tuned.row_tokens)}
+    if tuned.samples:
+        more["samples"] = [dict(sample) for sample in tuned.samples]
+    if tuned.scored:
+        more["scored"] = tuned.scored
+    return {
+        "plan": tuned.plan.to_dict(),
+        "seed": tuned.seed,
+        "steps": tuned.steps,
+        "test_loss": tuned.test_loss if math.isfinite(tuned.test_loss) else None,
+        "metrics": {k: v for k, v in tuned.metrics.items() if math.isfinite(v)},
+        "memory_bytes": tuned.memory_bytes,
+        "seconds": tuned.seconds,
+        **more,
+    }
 
 
 def tuning_name(plan: Plan, seed: int, space: SearchSpace) -> str:
@@ -260,23 +275,3 @@ def _mean_rows(several: Sequence[Sequence[float]]) -> tuple[float, ...]:
     if len({len(nats) for nats in several}) != 1:
         return ()
     return tuple(sum(nats) / len(several) for nats in zip(*several, strict=True))
-
-
-def _entry(tuned: Tuned) -> dict[str, Any]:
-    more: dict[str, Any] = {}
-    if isinstance(tuned, MeasuredByRow) and all(map(math.isfinite, tuned.row_nats)):
-        more = {"row_nats": [round(x, 6) for x in tuned.row_nats], "row_tokens": list(tuned.row_tokens)}
-    if isinstance(tuned, ShowsSamples) and tuned.samples:
-        more["samples"] = [dict(sample) for sample in tuned.samples]
-    if isinstance(tuned, ScoredOnRows) and tuned.scored:
-        more["scored"] = tuned.scored
-    return {
-        "plan": tuned.plan.to_dict(),
-        "seed": tuned.seed,
-        "steps": tuned.steps,
-        "test_loss": tuned.test_loss if math.isfinite(tuned.test_loss) else None,
-        "metrics": {k: v for k, v in tuned.metrics.items() if math.isfinite(v)},
-        "memory_bytes": tuned.memory_bytes,
-        "seconds": tuned.seconds,
-        **more,
-    }

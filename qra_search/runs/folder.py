@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import FINAL_ONLY, RunConfig, differences, dump_config, load_config
-from qra_search.errors import BadInput
+from qra_search.config import RunConfig, differences, dump_config, load_config
+from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.files import read_json, write_text
 from qra_search.log.recorded import STUDY, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
 from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
-from qra_search.space.serialization import plan_from_dict
+from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
@@ -21,15 +21,12 @@ from qra_search.study.evaluated_plan import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"
-OLD_LOG_NAME = "trials.sqlite"
 WITHIN = "within-"
 """Begins the name of a folder with what was tuned within another budget."""
 EARLIER = "earlier-"
 """Likewise of one with what was tuned before, and was set aside."""
 BASELINES = "baselines"
 """Folder of a run where tuned uniform plans are kept, each as a tuned run is."""
-MAY_CHANGE = frozenset({"search.evaluations", *(f"training.{name}" for name in FINAL_ONLY)})
-"""Fields that may differ when a run is resumed: they change how far it goes, not what was measured."""
 
 
 class NoRun(BadInput):
@@ -63,19 +60,12 @@ class RunFolder:
         """Whether a search has begun here."""
         return self.log_file.is_file()
 
-    @property
-    def holds_old_log(self) -> bool:
-        """Whether its only log is one of an older version, which has to be converted."""
-        return not self.exists and (self.path / OLD_LOG_NAME).is_file()
-
     def check(self) -> RunFolder:
         """The folder itself.
 
         Raises:
             NoRun: no search has begun here.
         """
-        if self.holds_old_log:
-            raise NoRun(self._convert_first())
         if not self.exists:
             what = "is not a folder" if not self.path.is_dir() else f"holds no {self.log_file.name}"
             raise NoRun(f"{self.path} is no run: it {what}; give a folder that `qra plan` or `qra search` wrote")
@@ -86,20 +76,20 @@ class RunFolder:
         change; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunExists(f"{self.path} is a file: give a folder for the run, a new one or one to resume")
-        if self.holds_old_log:
-            raise RunExists(self._convert_first())
         if self.exists and self.config_file.is_file():
             known = load_config(self.config_file)
-            changed = {k: v for k, v in differences(known, config).items() if k not in MAY_CHANGE or not resume}
+            changed = {k: v for k, v in differences(known, config).items() if not (resume and _may_change(k))}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise RunExists(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
-                    f"give another --out, or --resume with that run's settings"
+                    f"give another --out, or resume that run with `qra search {self.path}`"
                 )
         if self.exists and not resume:
-            raise RunExists(f"{self.path} already holds this run: add --resume to continue it, or give another --out")
+            raise RunExists(
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, or give another --out"
+            )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Make the folder, or check that its run may be resumed, and write the config into it.
@@ -223,9 +213,6 @@ class RunFolder:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan_from_dict(self.result().space, data)
 
-    def _convert_first(self) -> str:
-        return f"{self.path} holds an older log, {OLD_LOG_NAME}: `qra log convert {self.path}` makes a new one of it"
-
     def set_aside(self) -> Path:
         """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""
         number = 1
@@ -251,6 +238,37 @@ def identity_in(log: TrialLog) -> dict[str, Any]:
 def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs at or below a folder, by path."""
     return [RunFolder(file.parent) for file in sorted(Path(folder).rglob(LOG_NAME))]
+
+
+def read_plan(space: SearchSpace, path: Path) -> Plan:
+    """The plan of a `plan.json`, or of the run in a folder, for a space.
+
+    Raises:
+        BadInput: no such file, no plan, or one of another space.
+    """
+    with bad_input():
+        return plan_from_dict(space, plan_data(path))
+
+
+def plan_data(path: Path) -> dict[str, Any]:
+    """What a `plan.json`, or that of the run in a folder, holds.
+
+    Raises:
+        BadInput: no such file, or no plan in it.
+    """
+    file = RunFolder(path).plan_file if path.is_dir() else path
+    with bad_input():
+        data = read_json(file)
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} {'does not exist' if data is None else 'is no plan'}: give a plan.json or a run")
+    if data.get("format") != PLAN_FORMAT:
+        raise BadInput(f"{file} is no plan: plan format is {shortened(data.get('format'))}, {PLAN_FORMAT!r} is needed")
+    return data
+
+
+def _may_change(path: str) -> bool:
+    """Whether a field may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
+    return path == "search.evaluations" or path.startswith("finetune.")
 
 
 def _strategy(name: str) -> Strategy:

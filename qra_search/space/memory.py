@@ -78,7 +78,7 @@ class MemoryModel:
     ranks_allowed: np.ndarray
 
     def bytes(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Bytes int64 (...,) of plans given by level indices (..., G) and (..., G)."""
+        """Bytes int64 (...,) of plans given by the indices of their choices, (..., G) and (..., G)."""
         rows = np.arange(self.weight.shape[0])
         total: np.ndarray = self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
         return total
@@ -117,6 +117,8 @@ class MemoryModel:
 
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_bytes(text: str | int | float) -> int:
@@ -128,11 +130,10 @@ def parse_bytes(text: str | int | float) -> int:
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         value, unit = float(text), "b"
     else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
-        unit = (match.group(2).lower() or "b") if match else ""
-        if match is None or unit not in _UNITS:
+        match = SIZE.fullmatch(str(text))
+        if match is None:
             raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB")
-        value = float(match.group(1))
+        value, unit = float(match.group(1)), (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
         raise BadInput(f"a size in bytes must be positive, got {text!r}")
     return int(value * _UNITS[unit])

@@ -15,7 +15,7 @@ from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
-from qra_search.space.budgets import budget_in
+from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
@@ -193,7 +193,7 @@ class SearchResult(Displayed):
 
     def _budget(self, memory_budget: int | str | None) -> int:
         if memory_budget is not None:
-            return budget_in(self.space, memory_budget)
+            return resolve(self.space, memory_budget)[0]
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
     def _within(

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
-from qra_search.errors import RunFailed, needed
-from qra_search.evaluation.evaluator import Evaluation, Evaluator, check_evaluation
+from qra_search.errors import BadInput, RunFailed, needed
+from qra_search.evaluation.evaluator import Evaluation, EvaluationFailed, Evaluator, check_evaluation
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable, first_ended
 from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -79,7 +79,7 @@ class Study:
         self.evaluator = check_evaluator(evaluator)
         check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
-        self.memory_budgets = resolve_budgets(self.space, memory_budget)
+        self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
         self.evaluations = float(evaluations)
         self.seed = int(seed)
@@ -102,6 +102,7 @@ class Study:
         self.design = uniform_design(self.space, self.memory_budgets)
         self._given_prior = sensitivities
         self._stopping = False
+        self._asked: dict[int, Trial] = {}
 
     @property
     def state(self) -> StudyState:
@@ -154,6 +155,48 @@ class Study:
         finally:
             self.log.release()
 
+    def ask(self) -> Proposal | None:
+        """The next plan to evaluate, for those who evaluate by themselves; None once nothing is left to ask.
+
+        It is in the log as running until `tell`. What was asked and not told before the log was closed comes first.
+        """
+        self._measure_prior()
+        waiting = [trial for trial in self.log.running if trial.id not in self._asked]
+        if not waiting:
+            waiting = self.log.propose_all(self._next(1))
+            for trial in waiting:
+                self._tell("proposed", trial)
+        if not waiting:
+            return None
+        self._asked[waiting[0].id] = waiting[0]
+        return waiting[0].proposal
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation | EvaluationFailed) -> Trial:
+        """Record what came of a proposal that `ask` gave: its evaluation, or why it failed.
+
+        An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
+
+        Raises:
+            BadInput: the proposal was not asked for, or was told before.
+        """
+        trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
+        if trial is None:
+            raise BadInput("this proposal is not open: tell each one that study.ask() gave, once")
+        try:
+            if isinstance(evaluation, EvaluationFailed):
+                raise evaluation
+            done = self.log.finish(trial.id, plain(check_evaluation(evaluation, self.space, trial.plan)))
+        except EvaluationFailed as failed:
+            done = self.log.fail(trial.id, f"{type(failed).__name__}: {failed}")
+        del self._asked[trial.id]
+        self._tell("finished", done)
+        return done
+
+    def close(self) -> None:
+        """Let another process use the log; what was asked and not told is asked again by the next."""
+        self._asked.clear()
+        self.log.release()
+
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
         self._stopping = True
@@ -168,8 +211,10 @@ class Study:
         return SearchResult.from_state(self.state, self.strategy)
 
     def _ask(self, flying: int) -> list[Proposal]:
+        return self._next(self.executor.slots - flying if self.batch is None else (0 if flying else self.batch))
+
+    def _next(self, room: int) -> list[Proposal]:
         state = self.state
-        room = self.executor.slots - flying if self.batch is None else (0 if flying else self.batch)
         if self._stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p.key not in state.seen]

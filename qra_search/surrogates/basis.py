@@ -1,6 +1,10 @@
-"""What a table of losses is made of before anything is evaluated: prior damage, rank curves, likeness of groups."""
+"""What a table of losses is made of before anything is evaluated: its parameters, prior damage, rank curves."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -10,10 +14,48 @@ from qra_search.surrogates.likeness import Dense, covariance
 from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR = 0.05
-"""Sensitivities damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
+"""Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
+
+
+Of = TypeVar("Of")
+
+
+@dataclass(frozen=True)
+class Blocks(Generic[Of]):
+    """Something for each block of the parameters theta: their values, derivatives, variances.
+
+    Attributes:
+        cells: A, log damage that all groups share; B R parameters.
+        trust: t, how far the prior's deviations between groups are trusted; 1.
+        scale: z, log damage of a group; G.
+        offset: o, log damage of a group at a level; G B.
+        decay: k, how fast a group's damage falls with rank; G.
+        rank_gain: u, log gain of a rank; R.
+        gain: v, log gain of a group; G.
+        constant: c, the loss without damage and gain, above the best one; 1.
+        seeds: s, what a seed adds for all plans alike; S.
+        units: m, log units of gain; 1.
+    """
+
+    cells: Of
+    trust: Of
+    scale: Of
+    offset: Of
+    decay: Of
+    rank_gain: Of
+    gain: Of
+    constant: Of
+    seeds: Of
+    units: Of
+
+    def __iter__(self) -> Iterator[Of]:
+        return (getattr(self, field.name) for field in fields(self))
+
+
+Arrays = Blocks[np.ndarray]
 
 
 class TableBasis:

@@ -17,17 +17,19 @@ the mode; every step is a Gaussian regression with N x N algebra,
 and the last one is the posterior (Laplace; MacKay 1992). V is diagonal: noise between seeds, and a misfit that grows
 with the loss above the best, so that broken plans say little about good ones. The loss above the best is the
 predicted one: weighed by what was observed, a lucky draw would count for more than an unlucky one.
+
+The letters are those of the fields of `basis.Blocks`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
-from qra_search.surrogates.basis import TableBasis
+from qra_search.surrogates.basis import Arrays, Blocks, TableBasis
 from qra_search.surrogates.likeness import Covariance
 
 STEPS = 8
@@ -48,10 +50,6 @@ GAIN_SD = 0.8
 CONSTANT_SD = 1.0
 """Deviation of c around the best loss, in spreads; wide enough for any truth, and no wider: a c far below every loss
 would let equal damages everywhere explain anything."""
-SHARED, ALIKE = 0, (2, 4)
-"""Blocks whose covariance is that of cells, or of groups; all are 0 A, 1 t, 2 z, 3 o, 4 k, 5 u, 6 v, 7 c, 8 s, 9 m."""
-SHIFT = 8
-UNITS = 9
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Rows:
     """Evaluated plans, replicates averaged.
 
     Attributes:
-        b, r: level indices (N, G).
+        b, r: indices (N, G) of the plans' bits and ranks.
         loss: (N,), in nats.
         weight: (N,), replicates of each.
         seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
@@ -114,7 +112,7 @@ class TableFit:
     """Posterior of the table given rows, at least one.
 
     Args:
-        theta: blocks of parameters to start from.
+        theta: parameters to start from.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class TableFit:
         basis: TableBasis,
         rows: Rows,
         widths: Widths,
-        theta: list[np.ndarray] | None = None,
+        theta: Arrays | None = None,
     ):
         self.basis, self.rows, self.widths = basis, rows, widths
         first = rows.seeds.sum(1) == 0.0
@@ -132,15 +130,26 @@ class TableFit:
         self.spread = max(float(np.median(of_one_seed - self.best)), 1e-3 * abs(self.best), 1e-9)
         self.V = self.error(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
+        own: Blocks[Covariance | None] = Blocks(*[None] * len(fields(Blocks)))  # a block's parameters are independent
+        self._covariances = replace(own, cells=basis.cell, scale=basis.alike, decay=basis.alike)
         self.theta = self._start() if theta is None else theta
         self._solve()
 
     # -- what is assumed ----------------------------------------------------------------------------------------
-    def block_variances(self, w: Widths) -> list[float]:
+    def block_variances(self, w: Widths) -> Blocks[float]:
         """Factor of each block's covariance."""
-        c = (CONSTANT_SD * self.spread) ** 2
-        s = (w.shift * self.spread) ** 2
-        return [1.0, w.trust**2, w.scale**2, w.offset**2, w.decay**2, GAIN_SD**2, w.gain**2, c, s, w.units**2]
+        return Blocks(
+            cells=1.0,
+            trust=w.trust**2,
+            scale=w.scale**2,
+            offset=w.offset**2,
+            decay=w.decay**2,
+            rank_gain=GAIN_SD**2,
+            gain=w.gain**2,
+            constant=(CONSTANT_SD * self.spread) ** 2,
+            seeds=(w.shift * self.spread) ** 2,
+            units=w.units**2,
+        )
 
     def error(self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float) -> np.ndarray:
         """Variance of an observation about the table."""
@@ -151,43 +160,36 @@ class TableFit:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
-    def _covariance(self, block: int) -> Covariance | None:
-        if block == SHARED:
-            return self.basis.cell
-        return self.basis.alike if block in ALIKE else None
-
-    def _spread_out(self, blocks: list[np.ndarray]) -> list[np.ndarray]:
+    def _spread_out(self, J: Arrays) -> Arrays:
         """J_k S_k for every block."""
-        out = []
-        for k, (v, J) in enumerate(zip(self.variances, blocks, strict=True)):
-            cov = self._covariance(k)
-            out.append(v * (J if cov is None else cov.times(J)))
-        return out
+        parts = zip(self.variances, self._covariances, J, strict=True)
+        return Blocks(*(v * (own if cov is None else cov.times(own)) for v, cov, own in parts))
 
-    def _grams(self, blocks: list[np.ndarray]) -> np.ndarray:
+    def _grams(self, J: Arrays) -> np.ndarray:
         """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
-        out = np.empty((len(blocks), len(blocks[0]), len(blocks[0])))
-        for k, J in enumerate(blocks):
-            cov = self._covariance(k)
-            X = J if cov is None else cov.rooted(J)
-            np.matmul(X, X.T, out=out[k])
+        N = len(self.rows)
+        out = np.empty((len(fields(J)), N, N))
+        for gram, cov, own in zip(out, self._covariances, J, strict=True):
+            X = own if cov is None else cov.rooted(own)
+            np.matmul(X, X.T, out=gram)
         return out
 
     # -- the mode -----------------------------------------------------------------------------------------------
-    def _start(self) -> list[np.ndarray]:
+    def _start(self) -> Arrays:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
-        theta = [np.zeros(n) for n in (B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1], 1)]
+        sizes = Blocks(B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1], 1)
+        theta = Blocks(*map(np.zeros, sizes))
         g, w = np.arange(G), 1.0 / self.V
         damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.b].sum(1)
         gain = self.basis.gain[g, self.rows.r].sum(1)
         y, x, z = (some - (w @ some) / w.sum() for some in (self.rows.loss, damage, gain))
         if (w * x * y).sum() > 0:
-            theta[SHARED] += np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -MAX_LOG, MAX_LOG)
+            theta.cells[:] = np.clip(np.log((w * x * y).sum() / (w * x * x).sum()), -MAX_LOG, MAX_LOG)
         if np.ptp(z) > ROUNDING * np.abs(gain).max() and y.any():
             far = MAX_DEVIATIONS * self.widths.units
-            theta[UNITS] += np.clip(0.5 * np.log((w * y * y).sum() / (w * z * z).sum()), -far, far)
+            theta.units[:] = np.clip(0.5 * np.log((w * y * y).sum() / (w * z * z).sum()), -far, far)
         return theta
 
     def _solve(self) -> None:
@@ -202,44 +204,41 @@ class TableFit:
                 self.V = self.error(self.widths, rows.weight, self.excess)
             SJ = self._spread_out(J)
             grams = self._grams(J)
-            target = rows.loss - self.best - f + sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True))
-            L = np.linalg.cholesky(np.tensordot(self.variances, grams, 1) + np.diag(self.V))
+            target = rows.loss - self.best - f + _product(J, self.theta)
+            L = np.linalg.cholesky(np.tensordot(list(self.variances), grams, 1) + np.diag(self.V))
             alpha = cho_solve((L, True), target)
-            step = [s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)]
-            size = max(float(np.abs(self._eta(step)).max()), abs(float(step[UNITS][0])))
+            step = Blocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
+            size = max(float(np.abs(self._eta(step)).max()), abs(float(step.units[0])))
             rate = min(1.0, MAX_STEP / max(size, 1e-12))
-            self.theta = [th + rate * s for th, s in zip(self.theta, step, strict=True)]
+            self.theta = Blocks(*(th + rate * s for th, s in zip(self.theta, step, strict=True)))
             if size < CLOSE:
                 break
         self._at, self.grams, self.L, self.alpha, self.target = at, grams, L, alpha, target
 
     @cached_property
-    def _of_rows(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _of_rows(self) -> tuple[Arrays, Arrays]:
         """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
         since with thousands of groups they are nearly all of its memory."""
         _, J = self._linearised(self.rows.b, self.rows.r, self.rows.seeds, self._at)
         return J, self._spread_out(J)
 
-    def _eta(self, theta: list[np.ndarray]) -> np.ndarray:
-        """(..., G, B, R) from blocks (..., P_k)."""
+    def _eta(self, theta: Arrays) -> np.ndarray:
+        """(..., G, B, R) from parameters (..., P_k)."""
         G, B, R = self.basis.shape
-        A, t, z, o, k = theta[:5]
-        lead = A.shape[:-1]
-        eta = A.reshape(*lead, 1, B, R) + t[..., None, None] * self.basis.deviation[:, :, None]
-        eta = eta + z[..., :, None, None] + o.reshape(*lead, G, B)[..., None]
-        return eta - k[..., :, None, None] * self.basis.h
+        lead = theta.cells.shape[:-1]
+        eta = theta.cells.reshape(*lead, 1, B, R) + theta.trust[..., None, None] * self.basis.deviation[:, :, None]
+        eta = eta + theta.scale[..., :, None, None] + theta.offset.reshape(*lead, G, B)[..., None]
+        return eta - theta.decay[..., :, None, None] * self.basis.h
 
-    def _damage(self, theta: list[np.ndarray]) -> np.ndarray:
+    def _damage(self, theta: Arrays) -> np.ndarray:
         log = self.basis.log_damage[:, :, None] + self._eta(theta)
         return np.where(self.basis.live[:, :, None], np.exp(np.clip(log, -30.0, 12.0)), 0.0)
 
-    def _gain(self, theta: list[np.ndarray]) -> np.ndarray:
-        xi = theta[UNITS][..., None] + theta[5][..., None, :] + theta[6][..., :, None]
+    def _gain(self, theta: Arrays) -> np.ndarray:
+        xi = theta.units[..., None] + theta.rank_gain[..., None, :] + theta.gain[..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearised(
-        self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray, theta: list[np.ndarray]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _linearised(self, b: np.ndarray, r: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
         """Loss above `best` (n,) of plans (n, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         n, g, row = len(b), np.arange(G), np.arange(len(b))[:, None]
@@ -249,50 +248,62 @@ class TableFit:
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
-        trust = (d * self.basis.deviation[g, b]).sum(1, keepdims=True)
-        units = w.sum(1, keepdims=True)
-        J = [cell, trust, d, own, -d * self.basis.h[r], shared, w, np.ones((n, 1)), seeds, units]
-        return d.sum(1) + w.sum(1) + theta[7] + seeds @ theta[SHIFT], J
+        J = Blocks(
+            cells=cell,
+            trust=(d * self.basis.deviation[g, b]).sum(1, keepdims=True),
+            scale=d,
+            offset=own,
+            decay=-d * self.basis.h[r],
+            rank_gain=shared,
+            gain=w,
+            constant=np.ones((n, 1)),
+            seeds=seeds,
+            units=w.sum(1, keepdims=True),
+        )
+        return d.sum(1) + w.sum(1) + theta.constant + seeds @ theta.seeds, J
 
     # -- what it says -------------------------------------------------------------------------------------------
     def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
         f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])), self.theta)
-        cross = sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True))
-        mean = self.best + f - sum(Jk @ th for Jk, th in zip(J, self.theta, strict=True)) + cross @ self.alpha
+        cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True)))
+        mean = self.best + f - _product(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half
 
     def at_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
         plan's own misfit."""
-        luck = np.diag(self.V - self.own(self.excess)) + self.variances[SHIFT] * self.grams[SHIFT]
+        seeds = self.rows.seeds
+        luck = np.diag(self.V - self.own(self.excess)) + self.variances.seeds * (seeds @ seeds.T)
         half = solve_triangular(self.L, luck, lower=True)
         variance = np.diag(luck) - (half * half).sum(0)
         return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))
 
     def shift(self, seeds: np.ndarray) -> np.ndarray:
         """What is believed that seeds (n, S) add, (n,)."""
-        return np.asarray(seeds @ self.theta[SHIFT])
+        return np.asarray(seeds @ self.theta.seeds)
 
     def draws(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""
-        of_rows, spread_out = self._of_rows
-        sensitivities = []
-        for k, (v, J) in enumerate(zip(self.variances, of_rows, strict=True)):
-            cov = self._covariance(k)
-            w = rng.standard_normal((len(width), J.shape[1] if cov is None else cov.columns)) * v**0.5
-            sensitivities.append(w if cov is None else cov.mixed(w))
+        J, SJ = self._of_rows
+        prior = []
+        for v, cov, own in zip(self.variances, self._covariances, J, strict=True):
+            w = rng.standard_normal((len(width), own.shape[1] if cov is None else cov.columns)) * v**0.5
+            prior.append(w if cov is None else cov.mixed(w))
         noise = rng.standard_normal((len(width), len(self.rows))) * self.V**0.5
-        seen = sum(w @ J.T for w, J in zip(sensitivities, of_rows, strict=True)) + noise
+        seen = sum(w @ own.T for w, own in zip(prior, J, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
-        theta = [
-            th + width[:, None] * (w - (s.T @ back).T)
-            for th, w, s in zip(self.theta, sensitivities, spread_out, strict=True)
-        ]
+        parts = zip(self.theta, prior, SJ, strict=True)
+        theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
         return self._damage(theta) - self._gain(theta)[:, :, None, :]
 
     def given(self, b: np.ndarray, r: np.ndarray) -> TableFit:
         """The fit given that running plans come out as predicted."""
         mean, _ = self.joint(b, r)
         return TableFit(self.basis, self.rows.joined(b, r, mean, np.ones(len(b))), self.widths, self.theta)
+
+
+def _product(J: Arrays, theta: Arrays) -> np.ndarray:
+    """J theta (n,): derivatives (n, P_k) times parameters (P_k,), summed over the blocks."""
+    return np.asarray(sum(Jk @ own for Jk, own in zip(J, theta, strict=True)))

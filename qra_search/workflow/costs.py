@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import ForetellsCosts
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report import formatting
 from qra_search.study.forecast import Forecast
@@ -53,7 +52,7 @@ class Costs:
         known += f"{formatting.evaluations_text(self.evaluations)} evaluations"
         if not self.dear:
             return known
-        return f"{known}: more than a third, so raise --evaluations (or training.steps, of which each has few)"
+        return f"{known}: more than a third, so raise --evaluations (or evaluation.steps, of which each has few)"
 
 
 def foretold_costs(
@@ -64,10 +63,8 @@ def foretold_costs(
     Args:
         prior: the sensitivities, if they are measured: their cost is known then.
     """
-    if isinstance(evaluator, ForetellsCosts):
-        charge = evaluator.prior_charge() if sensitivities is None else sensitivities.cost
-        return Costs(evaluations, charge, evaluator.evaluation_seconds())
-    return None if sensitivities is None else Costs(evaluations, sensitivities.cost)
+    charge = evaluator.sensitivities_charge() if sensitivities is None else sensitivities.cost
+    return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())
 
 
 def worth_text(foretold: Forecast | None) -> str:

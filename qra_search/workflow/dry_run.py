@@ -4,22 +4,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Estimates, ForetellsCosts
-from qra_search.space.budgets import resolve_budgets
+from qra_search.integrations.trackers import check_tracker
+from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
 from qra_search.study.transfer import learnt_prior
-from qra_search.workflow.evaluator import learnt_log
-from qra_search.workflow.rows import row_counts
+from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.settings import check_task
 
 MUCH = 0.25
 """Share of the budget from which on it is said that embeddings take it."""
+
+
+def foretold(
+    config: RunConfig, listener: Listener, *, track: Sequence[str] = (), begun: bool = False
+) -> dict[str, Any]:
+    """Build the evaluator, spend nothing, and say what a search would do; see `dry_run`.
+
+    Args:
+        track: trackers, which have to be installed; none of them is begun.
+        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+    """
+    with bad_input():
+        for spec in track:
+            check_tracker(spec)
+        if not begun:
+            check_task(config)
+            learnt_log(config)
+    with listener:
+        built = build_evaluator(config, listener.progress, weights=False)
+    with closing(built) as evaluator:
+        return dry_run(evaluator, config, begun=begun)
 
 
 def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> dict[str, Any]:
@@ -35,20 +58,20 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
     """
     space = evaluator.space
     with bad_input():
-        budgets = resolve_budgets(space, list(config.search.memory) or None)
+        budgets = resolve(space, list(config.search.memory) or None)
         source = None if begun else learnt_log(config)
         if source is not None:
             learnt_prior(source, space)
-    estimate = dict(evaluator.estimate()) if isinstance(evaluator, Estimates) else {}
+    estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         if source is not None:
-            estimate["prior_seconds"] = 0.0  # learnt, not measured
-        sensitivities, setup = estimate.get("prior_seconds", 0.0), estimate.get("setup_seconds", 0.0)
+            estimate["sensitivities_seconds"] = 0.0  # learnt, not measured
+        sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
         # The prior's cost counts among the evaluations that may be spent.
         charged = sensitivities / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
-        if isinstance(evaluator, ForetellsCosts) and source is None:
-            charged = evaluator.prior_charge()
-        estimate["prior_charge"] = charged
+        told = evaluator.sensitivities_charge() if source is None else None
+        charged = charged if told is None else told
+        estimate["sensitivities_charge"] = charged
         estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
         estimate["total_seconds"] = (
             setup + sensitivities + estimate["evaluation_seconds"] * estimate["evaluations_left"]
@@ -67,8 +90,9 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
             {"bits": plan.bits[0], "rank": plan.ranks[0], "memory_bytes": space.memory_bytes(plan)}
             for plan in uniform_design(space, budgets)
         ],
-        "rows": {name: asdict(count) for name, count in row_counts(evaluator).items()},
+        "rows": {name: asdict(count) for name, count in evaluator.row_counts().items()},
         "estimate": estimate,
+        "example": [{"text": text, "learnt": learnt} for text, learnt in evaluator.rendered() or ()],
     }
 
 

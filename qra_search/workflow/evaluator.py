@@ -9,11 +9,32 @@ from typing import Any
 from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
-from qra_search.evaluation.evaluator import Evaluator
-from qra_search.evaluation.protocols import Progress, Tunes
+from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
 from qra_search.runs.folder import RunFolder
 from qra_search.strategies import make_strategy
 from qra_search.study.transfer import check_exists
+
+
+def object_names(config: RunConfig | None, model: Any, tokenizer: Any, task: Any) -> dict[str, Any]:
+    """The names that stand in a config for a model and a task, of which either may be a live object.
+
+    Args:
+        config: says which evaluator knows such objects; None: the usual one.
+
+    Raises:
+        BadInput: an object that the evaluator does not take.
+    """
+    given = {name: value for name, value in (("model", model), ("task", task)) if not isinstance(value, (str, Path))}
+    given = {name: value for name, value in {**given, "tokenizer": tokenizer}.items() if value is not None}
+    names = {name: value for name, value in (("model", model), ("task", task)) if name not in given}
+    if not given:
+        return names
+    evaluator = (config or RunConfig()).evaluator
+    if evaluator not in plugins.names("objects"):
+        raise BadInput(f"evaluator {evaluator!r} takes no live {next(iter(given))}: give its name or folder")
+    with bad_input():
+        registered: dict[str, str] = plugins.load("objects", evaluator)(**given)
+        return names | registered
 
 
 def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = True) -> Evaluator:
@@ -54,18 +75,10 @@ def on_device(config: RunConfig, device: str | None) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
 
 
-def check_tunes(evaluator: Any, config: RunConfig) -> Tunes:
-    """The evaluator itself.
-
-    Raises:
-        BadInput: it cannot tune a plan in full.
-    """
-    if not isinstance(evaluator, Tunes):
-        raise BadInput(
-            f"evaluator {config.evaluator!r} cannot fine-tune a plan, it only estimates the loss: "
-            f"use a run of the evaluator quantized-lora"
-        )
-    return evaluator
+def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
+    """Raises BadInput if the evaluator cannot tune a plan in full."""
+    if not evaluator.tunes:
+        raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
 
 
 def _takes(factory: Any, option: str) -> bool:

@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import SEARCH_ONLY, RunConfig, differences
+from qra_search.config import FinetuneConfig, RunConfig, differences
+from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import EvaluationFailed, Evaluator
-from qra_search.evaluation.protocols import NO_ADAPTER, ReloadFailed
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
 from qra_search.files import write_json
-from qra_search.integrations.trackers.base import flat
-from qra_search.integrations.trackers.tuning import tracked
+from qra_search.integrations.trackers import flat, tracked
 from qra_search.report import formatting
-from qra_search.report.shares import metric_text
-from qra_search.report.terminal.live import View
+from qra_search.report.formatting import metric_text
+from qra_search.report.reprs import as_html, tested_rich
+from qra_search.report.table import as_text
 from qra_search.runs.comparison import (
+    FOUND,
     TUNING,
     UNIFORM,
     Against,
+    Contest,
+    TestFile,
     TestResult,
     TuningFailed,
-    compare_on_test,
     opponents,
     read_test,
+    tuned_entry,
+    tuning_name,
 )
 from qra_search.runs.folder import BASELINES, RunFolder
-from qra_search.space.budgets import budget_in
+from qra_search.space.budgets import resolve
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
+from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.workflow.evaluator import build_evaluator, check_tunes, on_device
+from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.rows import rows_of_test, say_rows
-from qra_search.workflow.run import write_report
+from qra_search.workflow.search import write_report
 
 PLAN_FILE = "plan.json"
-UNCHANGING = {"test_rows", "checkpoint_every", "checkpoint_minutes", "sample_answers"}
-"""Settings that change nothing of how a plan is tuned; the test rows of a comparison are recorded by themselves."""
 
 
-def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
+@dataclass(frozen=True, repr=False)
+class Finetuned(Displayed):
+    """What `finetune` leaves: the plan found beside the uniform plans that it was compared with.
+
+    Attributes:
+        result: of the run.
+        tested: every plan that was tuned, cheapest first.
+        limit: bytes that the comparison keeps to.
+        folder: where the tuned plan is kept: the run's folder, or one in it.
+    """
+
+    result: SearchResult
+    tested: tuple[TestResult, ...]
+    limit: int
+    folder: RunFolder
+
+    @property
+    def found(self) -> TestResult:
+        """The plan that was tuned for the budget."""
+        return next(t for t in self.tested if t.role == FOUND)
+
+    @property
+    def uniform(self) -> list[TestResult]:
+        """The uniform plans beside it, cheapest first."""
+        return [t for t in self.tested if t.role == UNIFORM]
+
+    def __repr__(self) -> str:
+        return f"Finetuned({str(self.folder.path)!r}, {len(self.tested)} plans tuned)"
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+
+register(Finetuned, lambda done: tested_rich(done.result, done.tested, done.limit), as_html)
+
+
+def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:
     """The plan of a run, or the best within a budget.
 
     Raises:
@@ -57,18 +98,18 @@ def chosen_plan(folder: RunFolder, memory: str | None = None) -> Plan:
     return plan
 
 
-def limit_of(result: SearchResult, plan: Plan, memory: str | None = None) -> int:
+def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) -> int:
     """The bytes that a comparison keeps to: the budget named, else the run's largest; the plan's own if it takes more.
 
     Raises:
         BudgetTooSmall: no plan of the space fits the budget.
     """
     if memory is not None:
-        return budget_in(result.space, memory)
+        return resolve(result.space, memory)[0]
     return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
 
 
-def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: str | None = None) -> RunFolder:
+def place_of(folder: RunFolder, result: SearchResult, limit: int, memory: int | str | None = None) -> RunFolder:
     """Where what is tuned within so many bytes is kept: in the run's folder, or, for another budget, in one in it."""
     return folder if memory is None or limit in result.memory_budgets[-1:] else folder.record(limit)
 
@@ -77,21 +118,21 @@ def tune_with(
     evaluator: Evaluator,
     config: RunConfig,
     folder: RunFolder,
-    view: View,
+    listener: Listener,
     plan: Plan,
     *,
-    memory: str | None = None,
+    memory: int | str | None = None,
     against: Against = "best",
     seeds: int = 1,
     steps: int | None = None,
     track: Sequence[str] = (),
-) -> list[TestResult]:
+) -> Finetuned:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
 
-    Another plan that was tuned in the same place is set aside.
+    Another plan that was tuned in the same place, or this one with other settings, is set aside.
 
     Args:
-        config: the run's own, but for what may be set anew under `training`.
+        config: the run's own, but for what may be set anew for the tuning.
         memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
             own (`place_of`).
         track: trackers that hear of every step, such as `tensorboard`.
@@ -100,43 +141,100 @@ def tune_with(
         BadInput: the evaluator cannot tune, or the plan has no adapter.
         TuningFailed: the plan cannot be tuned; that is recorded like all else.
     """
-    tuner = check_tunes(evaluator, config)
+    check_tunes(evaluator, config)
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     result = folder.result()
     limit = limit_of(result, plan, memory)
     place = place_of(folder, result, limit, memory)
-    others = opponents(result.space, limit, against, result)
-    _make_room(place, result.space, plan)
-    say_rows(evaluator, view)
-    rivals = f" and {len(others)} uniform plan{'s' * (len(others) > 1)}" if others else ""
-    view.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
-
-    def say_tuned(tested: TestResult, done: int, total: int) -> None:
-        view.say(f"[{done}/{total}] {tested_text(tested, result.space)}")
-
-    changed, tunings = training_changes(folder.config(), config), place.test_file.parent / TUNING
-    told = dict(flat({"steps": steps, "seeds": seeds, "training": config.training.model_dump(mode="json")}))
+    contest = Contest(
+        plan, tuple(opponents(result.space, limit, against, result)), limit, tuple(range(seeds)), steps,
+        rows_of_test(evaluator, config), training_changes(folder.config(), config),
+    )  # fmt: skip
+    _make_room(place, result.space, contest)
+    say_rows(evaluator, listener)
+    count = len(contest.plans) - 1
+    rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
+    listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
+    settings = config.model_dump(mode="json", include={"training", "finetune"})
+    told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
     try:
-        with tracked(track, tunings, told, result, view.say) as figures:
-            tested = compare_on_test(
-                tuner, plan, others, place.test_file, space=result.space, limit=limit, seeds=range(seeds),
-                steps=steps, rows=rows_of_test(evaluator, config), training=changed, save=place.path,
-                progress=view.progress, figures=figures, on_tuned=say_tuned, say=view.say,
-            )  # fmt: skip
+        with tracked(track, place.path / TUNING, told, listener.say) as figures:
+            compare_on_test(
+                evaluator, contest, place.test_file, result.space, listener, save=place.path, figures=figures
+            )
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and what was tuned before" if str(stop) else "what was tuned so far is kept"
-        view.say(f"Stopped: {kept}. Give the same command again to go on.")
+        listener.say(f"Stopped: {kept}. Give the same command again to go on.")
         raise
-    except TuningFailed:
-        write_report(folder, config, result, folder.identity(), read_test(folder.test()))
-        raise
-    write_report(folder, config, result, folder.identity(), read_test(folder.test()))
-    return tested
+    finally:
+        if place.test_file.is_file():
+            write_report(folder, config, result, folder.identity(), read_test(folder.test()))
+    return Finetuned(result, tuple(read_test(place.test())), limit, place)
+
+
+def compare_on_test(
+    evaluator: Evaluator,
+    contest: Contest,
+    path: Path,
+    space: SearchSpace,
+    listener: Listener,
+    *,
+    save: Path | None = None,
+    figures: Callable[[str], Figures] | None = None,
+) -> list[TestResult]:
+    """Tune every plan once for each seed, write `path` after each, and return what it holds.
+
+    A comparison that was broken off is resumed: a plan already tuned with a seed and the same settings is not tuned
+    again, one that failed is, and one that was cut off midway continues from its checkpoint. The found plan's first
+    tuning is saved into the folder `save`; if that does not load back as it was tuned, this is recorded with what was
+    measured. Uniform plans that were tuned alike before stay in the comparison, also if they are not compared now.
+
+    Args:
+        figures: by the name of a tuning, what hears of its steps.
+
+    Raises:
+        TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest continue.
+    """
+    file = TestFile(path, contest)
+    jobs = list(itertools.product(contest.seeds, contest.plans))
+    ready = sum(file.find(plan, seed) is not None for seed, plan in jobs)
+    if ready:
+        listener.say(f"resumed: {ready} of {len(jobs)} tunings are done, {len(jobs) - ready} left")
+    for done, (seed, plan) in enumerate(jobs, start=1):
+        folder = save if plan is contest.found and seed == contest.seeds[0] else None
+        entry = file.find(plan, seed)
+        if entry is None or (folder is not None and not (folder / "adapter").is_dir()):
+            name = tuning_name(plan, seed, space)
+            entry = _tuned(
+                evaluator, plan, space, seed=seed, steps=contest.steps, folder=folder,
+                kept=path.parent / TUNING / name, progress=listener.progress,
+                figures=None if figures is None else figures(name),
+            )  # fmt: skip
+            file.put(plan, entry)
+        listener.say(f"[{done}/{len(jobs)}] {tested_text(file.result(plan), space)}")
+        if plan is contest.found and "failed" in entry:
+            raise TuningFailed(f"the plan could not be tuned with seed {seed}: {entry['failed']} (kept in {path})")
+    return file.results
+
+
+def _tuned(evaluator: Evaluator, plan: Plan, space: SearchSpace, **options: Any) -> dict[str, Any]:
+    """Tune a plan, and give the entry of `test.json` that says what came of it, a failure too."""
+    start = time.perf_counter()
+    try:
+        return tuned_entry(evaluator.tune(plan, **options))
+    except ReloadFailed as error:
+        return {**tuned_entry(error.tuned), "reload_error": str(error)}
+    except EvaluationFailed as error:
+        return {
+            "plan": plan.to_dict(), "seed": options["seed"], "steps": options["steps"], "test_loss": None,
+            "metrics": {}, "memory_bytes": space.memory_bytes(plan), "seconds": time.perf_counter() - start,
+            "failed": str(error),
+        }  # fmt: skip
 
 
 def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """Settings of training, by name, in which a config differs from the run's, and that change what a tuning gives.
+    """Settings by dotted name in which a config differs from the run's, and that change what a tuning gives.
 
     Raises:
         BadInput: it differs in something else.
@@ -144,37 +242,42 @@ def training_changes(known: RunConfig, config: RunConfig) -> dict[str, Any]:
     found = {}
     for path, (old, new) in differences(known, config).items():
         section, _, name = path.partition(".")
-        if section == "training" and name in SEARCH_ONLY:
+        if section == "evaluation":
+            raise BadInput(f"{path} counts in a search alone: how long a plan is fine-tuned, finetune.steps says")
+        if section not in ("training", "finetune") and path != "model.device":
             raise BadInput(
-                f"{path} is of the search's evaluations, and changes nothing of a full tuning: how long that is, "
-                f"--steps or training.final_steps says"
+                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
-        if section == "training" and name not in UNCHANGING:
-            found[name] = new
-        elif section != "training" and path != "model.device":
-            raise BadInput(f"{path} is {old!r} in this run: only fields of training can be set anew to tune its plan")
+        if path != "model.device" and name not in FinetuneConfig.beside:
+            found[path] = new
     return found
 
 
-def check_reloads(folder: RunFolder, tested: Sequence[TestResult]) -> None:
+def check_reloads(done: Finetuned) -> None:
     """Raises RunFailed if what was saved of the plan found is not what was tuned; all else is recorded by then."""
-    for found in tested:
+    for found in done.tested:
         if found.reload_error:
             raise RunFailed(
-                f"the adapter in {folder.adapter} does not load back as it was tuned: {found.reload_error}; what was "
-                f"measured is kept, but do not use the adapter: delete its folder, and the same command tunes it again"
+                f"the adapter in {done.folder.adapter} does not load back as it was tuned: {found.reload_error}; what "
+                "was measured is kept, but do not use the adapter: delete its folder, and the same command tunes it "
+                "again"
             )
 
 
 def tuned_baselines(
-    folder: RunFolder, plan: Plan, against: Against, view: View, *, device: str | None = None
+    folder: RunFolder,
+    plan: Plan,
+    against: Against,
+    config: RunConfig,
+    evaluator: Callable[[], Evaluator],
+    listener: Listener,
 ) -> list[tuple[Plan, Path]]:
     """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned here.
 
-    One that cannot be tuned, or not be loaded back as it was tuned, is left out, and `view` says so.
+    One that cannot be tuned, or not be loaded back as it was tuned, is left out, and the listener hears why.
 
     Args:
-        device: to tune on; default: the run's.
+        evaluator: gives the run's, if something has to be tuned.
 
     Raises:
         BadInput: the run's evaluator cannot tune.
@@ -186,20 +289,18 @@ def tuned_baselines(
         for other in others
         if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
     ]
-    missing = [(other, place) for other, place in places if not (place / PLAN_FILE).is_file()]
-    if missing:
-        config = on_device(folder.config(), device)
-        steps = (folder.test() or {}).get("steps")
-        with closing(build_evaluator(config, view.progress)) as evaluator:
-            tuner = check_tunes(evaluator, config)
-            for other, place in missing:
-                view.say(f"tuning {place.name}")
-                place.mkdir(parents=True, exist_ok=True)
-                try:
-                    tuner.tune(other, steps=steps, folder=place, kept=place / TUNING, progress=view.progress)
-                except (EvaluationFailed, ReloadFailed) as error:
-                    (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
-                    view.say(f"{place.name} is left out: {error}")
+    steps = (folder.test() or {}).get("steps")
+    for other, place in places:
+        if (place / PLAN_FILE).is_file():
+            continue
+        listener.say(f"tuning {place.name}")
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            check_tunes(evaluator(), config)
+            evaluator().tune(other, steps=steps, folder=place, kept=place / TUNING, progress=listener.progress)
+        except (EvaluationFailed, ReloadFailed) as error:
+            (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
+            listener.say(f"{place.name} is left out: {error}")
     return [(other, place) for other, place in places if (place / PLAN_FILE).is_file()]
 
 
@@ -216,13 +317,18 @@ def _folder_name(uniform: Plan) -> str:
     return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
-def _make_room(place: RunFolder, space: SearchSpace, plan: Plan) -> None:
-    """Set aside what was tuned of another plan; the uniform plans it was compared with are not tuned again."""
+def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:
+    """Set aside what was tuned of another plan or with other settings; nothing that was measured is overwritten.
+
+    The uniform plans that another plan was compared with are not tuned again.
+    """
     place.path.mkdir(parents=True, exist_ok=True)
-    if not place.adapter.is_dir() or place.tuned(space) == plan:
-        return
     test = place.test()
+    counts = test is not None and contest.counts(test)
+    same_plan = not place.adapter.is_dir() or place.tuned(space) == contest.found
+    if same_plan and (test is None or counts or not test["tuned"]):
+        return
     place.set_aside()
-    if test is not None:
+    if test is not None and counts:
         uniform = [e | {"role": UNIFORM} for e in test["tuned"] if space.uniform_choice(Plan.from_dict(e["plan"]))]
         write_json(place.test_file, {**test, "tuned": uniform}, durable=True)

@@ -8,11 +8,11 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.log.trial_log import TrialLog
-from qra_search.report.terminal.live import View
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, identity_in
+from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.workflow.run import make_study, resumed_text, write_report
+from qra_search.workflow.search import make_study, resumed_text, write_report
 
 
 def check_plannable(config: RunConfig) -> None:
@@ -21,7 +21,7 @@ def check_plannable(config: RunConfig) -> None:
         raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
 
 
-def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: View) -> SearchResult:
+def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
     """Measure the sensitivities of a run that was begun, write what they choose, and evaluate nothing.
 
     A run that has them already is not measured again. What it leaves is a run that `qra search` resumes.
@@ -34,7 +34,7 @@ def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, view: 
     with log:
         study = make_study(evaluator, config, log=log)
         if (found := resumed_text(study)) is not None:
-            view.say(found)
+            listener.say(found)
         result = study.measure()
         identity: dict[str, Any] = identity_in(log)
     if result.sensitivities is None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qra_search.config import RunConfig
-from qra_search.evaluation.protocols import CountsRows, RowCount
-from qra_search.report.terminal.live import View
+from qra_search.evaluation.evaluator import Evaluator, RowCount
+from qra_search.study.listener import Listener
 
 FEW = 32
 """Rows below which a loss says little of other rows."""
 ROLES = {"calibration": "to tune on", "validation": "for validation", "test": "for test"}
-
-
-def row_counts(evaluator: object) -> dict[str, RowCount]:
-    """Rows by split; empty if the evaluator does not say."""
-    return dict(evaluator.row_counts()) if isinstance(evaluator, CountsRows) else {}
 
 
 def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
@@ -36,19 +31,19 @@ def rows_text(counts: Mapping[str, RowCount]) -> list[str]:
     return lines
 
 
-def say_rows(evaluator: object, view: View) -> None:
+def say_rows(evaluator: Evaluator, listener: Listener) -> None:
     """Say how many rows there are if they are fewer than asked for or are cut; nothing if all is as asked."""
-    counts = row_counts(evaluator)
+    counts = evaluator.row_counts()
     lines = rows_text(counts)
     if len(lines) > 1 or any(count.had < count.asked for count in counts.values()):
         for line in lines:
-            view.say(line if line.startswith("warning") else f"rows: {line}")
+            listener.say(line if line.startswith("warning") else f"rows: {line}")
 
 
-def rows_of_test(evaluator: object, config: RunConfig) -> int:
+def rows_of_test(evaluator: Evaluator, config: RunConfig) -> int:
     """The rows that a comparison on test data is truly of."""
-    counts = row_counts(evaluator)
-    return counts["test"].had if "test" in counts else config.training.test_rows
+    counts = evaluator.row_counts()
+    return counts["test"].had if "test" in counts else config.finetune.test_rows
 
 
 def _count_text(count: RowCount, role: str) -> str:

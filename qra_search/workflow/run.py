@@ -1,290 +1,355 @@
-"""`run()`: a whole search from a config, in a folder that holds all of it and can be resumed."""
+"""A run as an object: plan, search, fine-tune, report, export, load. The commands call these, and print."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qra_search.config import RunConfig, load_config, make_config
-from qra_search.errors import BadInput, bad_input, needed
+from qra_search import plugins
+from qra_search.config import RunConfig, make_config
+from qra_search.display import Displayed
+from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.executors import Executor, RemoteEvaluator, make_executor
-from qra_search.files import write_text
-from qra_search.log.trial_log import TrialLog
-from qra_search.report.data import RunData
-from qra_search.report.formatting import evaluations_text
-from qra_search.report.html.page import page
-from qra_search.report.notebook import in_notebook, progress_view
-from qra_search.report.terminal.live import View
-from qra_search.runs.comparison import TestResult, read_test
-from qra_search.runs.folder import RunFolder, identity_in
-from qra_search.space.memory import format_bytes
-from qra_search.strategies import make_strategy
-from qra_search.study.interrupt import on_interrupt
+from qra_search.executors import Executor
+from qra_search.integrations.trackers import Tracker, check_tracker
+from qra_search.report.finding import said
+from qra_search.report.page import write_page
+from qra_search.runs.comparison import Against, TestResult, read_test
+from qra_search.runs.folder import RunFolder, read_plan
+from qra_search.space.budgets import uniform_in
+from qra_search.space.space import Plan
+from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study, StudyFailed
-from qra_search.study.transfer import learnt_prior
-from qra_search.workflow.costs import foretold_costs, worth_text
-from qra_search.workflow.dry_run import embeddings_hint
-from qra_search.workflow.evaluator import build_evaluator, learnt_log
-from qra_search.workflow.rows import say_rows
-
-DEFAULT_FOLDER = Path("runs")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where evaluations run, if not in this process.
-
-    Attributes:
-        count: how many workers.
-        kind: `process` or `ray`.
-        address: of a Ray cluster.
-        gpus: of each worker; None: one each, if there are GPUs and the run's device allows it.
-    """
-
-    count: int
-    kind: str = "process"
-    address: str | None = None
-    gpus: float | None = None
+from qra_search.study.study import Callback
+from qra_search.workflow.costs import Costs, foretold_costs
+from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
+from qra_search.workflow.export import export_run, export_target
+from qra_search.workflow.finetune import (
+    Finetuned,
+    check_reloads,
+    chosen_plan,
+    training_changes,
+    tune_with,
+    tuned_baselines,
+)
+from qra_search.workflow.listening import Heard, listener_for
+from qra_search.workflow.plan import check_plannable, plan_with
+from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
+from qra_search.workflow.settings import check_task, make_settings
 
 
-def run(
-    config: RunConfig | Mapping[str, Any] | str | Path,
-    folder: str | Path,
+def plan(
+    model: Any = None,
+    task: Any = None,
     *,
-    resume: bool = False,
-    workers: int | Workers | None = None,
-    batch: int | None = None,
-    progress: bool | View | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> SearchResult:
-    """Search as `qra search` does, and leave the same folder.
+    memory: int | str | Sequence[int | str] | None = None,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Heard = None,
+    **keywords: Any,
+) -> Run:
+    """Choose bits and rank of every layer for a budget from measured sensitivities: minutes, no training.
 
-    The folder gets `config.yaml`, the trial log, `result.json`, `sensitivities.json`, `plan.json` and
-    `report.html`. Ctrl-C ends the search after the running evaluation; `resume=True` continues it.
+    Does what `qra plan` does, and leaves the same folder.
 
     Args:
-        config: a `RunConfig`, its fields as a mapping, or the path of a YAML file.
-        folder: of the run; new, or with `resume` one that was begun.
-        resume: continue the run in the folder, whose config must be the same but for what may change.
-        workers: evaluate in so many worker processes; default: in this one.
-        batch: so many proposals at a time, all awaited: the same trials with any number of workers.
-        progress: show how the search stands while it runs: in the cell of a notebook, a terminal, or as lines on
-            stderr; None: in a notebook only.
-        callbacks: hear of every event of the study.
-
-    Raises:
-        RunExists: the folder holds another run, or this one and `resume` is off.
-        BadInput: anything else that cannot be used; nothing was spent.
-        StudyFailed: the search cannot go on, or nothing came of it.
-    """
-    settings = as_config(config)
-    run_folder = RunFolder(folder)
-    pool = Workers(workers) if isinstance(workers, int) else workers
-    view = progress if isinstance(progress, View) else _view(progress)
-    with opened(settings, run_folder, view, resume=resume, workers=pool) as (evaluator, executor):
-        result, _ = search_with(
-            evaluator, settings, run_folder, view, executor=executor, batch=batch, callbacks=callbacks
-        )  # fmt: skip
-    return result
-
-
-def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
-    """A config from what `run` takes.
-
-    Raises:
-        ConfigError: no such file, or a field that is wrong.
-        BadInput: none of these.
-    """
-    if isinstance(config, RunConfig):
-        return config
-    if isinstance(config, Mapping):
-        return make_config(dict(config))
-    if isinstance(config, (str, Path)):
-        return load_config(config)
-    raise needed("config", config, "a RunConfig, a mapping of its fields, or the path of a YAML file is needed")
-
-
-@contextmanager
-def opened(
-    config: RunConfig, folder: RunFolder, view: View, *, resume: bool = False, workers: Workers | None = None
-) -> Iterator[tuple[Evaluator, Executor | None]]:
-    """The evaluator of a run, and the executor of its workers, with the folder begun and the view shown.
-
-    A folder in which no search has begun when something fails is left as it was.
-
-    Raises:
-        RunExists, BadInput: what was given cannot be used; nothing was spent.
-    """
-    fresh = not folder.exists
-    if fresh:
-        learnt_log(config)  # before a model is loaded for nothing
-    before = folder.config_file.read_text() if folder.config_file.is_file() else None
-    folder.begin(config, resume=resume)
-    try:
-        with view, ExitStack() as stack:
-            if workers is None:
-                yield stack.enter_context(closing(build_evaluator(config, view.progress))), None
-            else:
-                with bad_input():
-                    pool = make_executor(
-                        config, workers.count, kind=workers.kind, address=workers.address,
-                        gpus_per_worker=workers.gpus,
-                    )  # fmt: skip
-                stack.enter_context(pool)
-                view.progress(f"start {workers.count} workers", 0, 1)
-                with bad_input():
-                    evaluator = RemoteEvaluator(pool)
-                view.progress(f"start {workers.count} workers", 1, 1)
-                yield evaluator, pool
-    except BadInput:  # such as a log of another search: these are not the settings of what is here
-        if before is None:
-            folder.config_file.unlink(missing_ok=True)
-        else:
-            write_text(folder.config_file, before, durable=True)
-        raise
-    finally:
-        if fresh:
-            _forget_if_empty(folder)
-
-
-def search_with(
-    evaluator: Evaluator,
-    config: RunConfig,
-    folder: RunFolder,
-    view: View,
-    *,
-    executor: Executor | None = None,
-    batch: int | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> tuple[SearchResult, bool]:
-    """Search with an evaluator at hand in a folder that was begun, and write the results.
-
-    Returns:
-        The result, and whether the search came to its end (False: it was interrupted).
+        model: a name, a folder, a GGUF file, a hub id; or a live `PreTrainedModel`, which is left as it is.
+        task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
+            dictionaries, an object of the `Task` kind.
+        memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
+        out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
+        tokenizer: of a live model.
+        config: settings as a `RunConfig`, a mapping, or a YAML file; keywords and `settings` win over it.
+        settings: values by dotted field, such as `{"training.scales": True}`.
+        progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
+        keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
+            `evaluator`, `strategy`, `evaluations`, `learn_from`: as the command's options.
 
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
-        StudyFailed: the search cannot go on, or nothing came of it.
     """
-    with bad_input():
-        log = TrialLog(folder.log_file)
-    with log:
-        study = make_study(evaluator, config, log=log, callbacks=(view, *callbacks), executor=executor, batch=batch)
-        if (found := resumed_text(study)) is not None:
-            view.say(found)
-        budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
-        view.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
-        say_rows(evaluator, view)
-        hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
-        if hint is not None:
-            view.say(f"not searched: {hint}")
-        costs = foretold_costs(evaluator, study.evaluations, study.sensitivities) if len(log) == 0 else None
-        if costs is not None:
-            view.say(f"what it costs: {costs.text}")
-        if study.sensitivities is not None and len(log) == 0:
-            view.say(f"what it may gain: {worth_text(study.result().forecast())}")
-
-        def stop() -> None:
-            study.stop()
-            view.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
-
-        with on_interrupt(stop):
-            result = study.run()
-        identity = identity_in(log)
-    folder.write(result)
-    write_report(folder, config, result, identity, read_test(folder.test()))
-    if not result.candidates and not study.stopping:
-        raise StudyFailed(_why_nothing(result, study.evaluations))
-    return result, not study.stopping
+    usual = make_settings(config, settings, memory=memory, **keywords)
+    made = make_settings(usual, **object_names(usual, model, tokenizer, task))
+    run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
+    run.choose_plan(progress=progress)
+    return run
 
 
-def resumed_text(study: Study) -> str | None:
-    """What a study finds in its log, and what is left to do; None if it begins anew."""
-    state = study.state
-    if not state.trials:
-        return (
-            None if state.sensitivities is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
-        )
-    left = max(0.0, study.evaluations - state.spent)
-    text = f"resumed: {len(state.trials)} trials are there, {evaluations_text(state.spent)} of "
-    text += f"{evaluations_text(study.evaluations)} evaluations spent, {evaluations_text(left)} left"
-    cut = len(study.log.running)
-    return f"{text}; {cut} evaluation(s) that were cut off are run again" if cut else text
+def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, task: Any = None) -> Run:
+    """A run that `plan`, `qra plan` or `qra search` made.
 
-
-def make_study(
-    evaluator: Evaluator,
-    config: RunConfig,
-    *,
-    log: TrialLog,
-    callbacks: Sequence[Callback] = (),
-    executor: Executor | None = None,
-    batch: int | None = None,
-) -> Study:
-    """The study that a config asks for.
+    Args:
+        model, tokenizer, task: the live objects that it was made with, if it was.
 
     Raises:
-        BadInput: a budget that no plan fits, a log of another search.
+        NoRun: there is none in the folder.
     """
-    with bad_input():
-        # A log keeps the prior that it has: the other run may be gone by now.
-        source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        sensitivities = None if source is None else learnt_prior(source, evaluator.space)
-        return Study(
-            evaluator,
-            sensitivities=sensitivities,
-            strategy=make_strategy(config.search.strategy, **config.search.options),
-            evaluations=config.search.evaluations,
-            memory_budget=list(config.search.memory) or None,
-            seed=config.search.seed,
-            log=log,
-            callbacks=callbacks,
-            executor=executor,
-            batch=batch,
+    there = RunFolder(folder).check()
+    config = there.config()
+    names = object_names(config, model, tokenizer, task)
+    for what, known in (("model", config.model.name), ("task", config.task.name)):
+        if names[what] not in (None, known):
+            raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
+    return Run(there.path, config, objects=(model, tokenizer, task))
+
+
+class Run(Displayed):
+    """One run: a folder, its settings, and what is done with it; made by `plan` or `open_run`.
+
+    The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.
+
+    Args:
+        folder: of the run; it may be yet to be made.
+        config: its settings.
+        objects: kept as long as the run: the live ones that the config names.
+    """
+
+    def __init__(self, folder: str | Path, config: RunConfig, *, objects: Any = None):
+        self.folder = RunFolder(folder)
+        self.config = config
+        self._objects = objects
+        self._held: tuple[RunConfig, Evaluator] | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the model go; the next step loads it again."""
+        if self._held is not None:
+            self._held[1].close()
+            self._held = None
+
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self.folder.path
+
+    @property
+    def result(self) -> SearchResult:
+        """What the sensitivities and the search have found so far."""
+        return self.folder.result()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is handed over."""
+        return self.folder.plan()
+
+    @property
+    def tested(self) -> list[TestResult]:
+        """The comparison on test data; empty before `finetune`."""
+        return read_test(self.folder.test())
+
+    def choose_plan(
+        self, *, progress: Heard = None, first: Callable[[Evaluator, Listener], None] | None = None
+    ) -> SearchResult:
+        """Measure the sensitivities, if that is not done, and write the plan that they choose; see `plan`.
+
+        Args:
+            first: called with the evaluator and the listener before minutes of quantizing.
+        """
+        check_plannable(self.config)
+        if not self.folder.exists:
+            check_task(self.config)
+        if self.folder.exists and self.folder.config_file.is_file():
+            self._keep_length()
+        with listener_for(progress) as listener, begun(self.config, self.folder, resume=self.folder.exists):
+            evaluator = self.evaluator(listener)
+            if first is not None:
+                first(evaluator, listener)
+            return plan_with(evaluator, self.config, self.folder, listener)
+
+    def costs(self, *, progress: Heard = None) -> Costs | None:
+        """What a search will take; None if nothing tells it."""
+        with listener_for(progress) as listener:
+            return foretold_costs(self.evaluator(listener), self.config.search.evaluations, self.result.sensitivities)
+
+    def search(
+        self,
+        evaluations: float | None = None,
+        *,
+        resume: bool = True,
+        workers: int | Workers | None = None,
+        batch: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        track: Sequence[str] = (),
+        progress: Heard = None,
+    ) -> SearchResult:
+        """Search from where the run stands, by short fine-tunings; as `qra search` does.
+
+        Args:
+            evaluations: full evaluations that may be spent in all; None: as the settings say.
+            resume: False: refuse a folder in which a search has begun.
+            workers: evaluate in so many worker processes; default: in this one.
+            batch: so many proposals at a time, all awaited: the same trials with any number of workers.
+            callbacks: hear of every event of the study.
+            track: trackers, such as `tensorboard` or `mlflow:sqlite:///runs.db`.
+
+        Raises:
+            BadInput: what was given cannot be used; nothing was spent.
+            StudyFailed: the search cannot go on, or nothing came of it.
+        """
+        if evaluations is not None:
+            self._set("search.evaluations", evaluations)
+        if not self.folder.exists:
+            check_task(self.config)
+        pool = Workers(workers) if isinstance(workers, int) else workers
+        with listener_for(progress) as listener, ExitStack() as stack:
+            with bad_input():
+                trackers = [Tracker(spec, self.path, say=listener.say) for spec in track]
+            stack.enter_context(begun(self.config, self.folder, resume=resume and self.folder.exists))
+            executor: Executor | None = None
+            if pool is None:
+                evaluator = self.evaluator(listener)
+            else:
+                evaluator, executor = stack.enter_context(in_workers(self.config, pool, listener))
+            return search_with(
+                evaluator, self.config, self.folder, listener, executor=executor, batch=batch,
+                callbacks=(*callbacks, *trackers),
+            )  # fmt: skip
+
+    def finetune(
+        self,
+        plan: Plan | str | Path | None = None,
+        *,
+        memory: int | str | None = None,
+        steps: int | None = None,
+        epochs: float | None = None,
+        seeds: int = 1,
+        against: Against = "best",
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        track: Sequence[str] = (),
+        progress: Heard = None,
+        check: bool = True,
+    ) -> Finetuned:
+        """Tune the plan in full, save the adapter, and compare it with uniform plans on test data.
+
+        Args:
+            plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
+            memory: tune the best plan within this budget instead.
+            steps: of the optimizer; None: as the settings say.
+            epochs: passes over the rows to tune on, in place of steps.
+            seeds: tune every plan with so many, each on rows of its own.
+            against: uniform plans to tune as well: `all` that fit, the `best`, or `none`.
+            device: another than the run's.
+            settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
+            track: as `search`.
+            check: False: do not raise if what was saved is not what was tuned; `check_reloads` does then.
+
+        Raises:
+            BadInput: what was given cannot be used.
+            TuningFailed: the plan cannot be tuned; that is recorded.
+            RunFailed: what was saved does not load back as it was tuned.
+        """
+        if steps is not None and epochs is not None:
+            raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+        if plan is not None and memory is not None:
+            raise BadInput("--plan and --memory both choose a plan: give one of them")
+        config = self.tuning_settings(epochs, device, settings or {})
+        with bad_input():
+            for spec in track:
+                check_tracker(spec)
+            chosen = chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
+        with listener_for(progress) as listener:
+            done = tune_with(
+                self.evaluator(listener, config), config, self.folder, listener, chosen,
+                memory=None if memory is None else str(memory), against=against, seeds=seeds, steps=steps, track=track,
+            )  # fmt: skip
+        if check:
+            check_reloads(done)
+        return done
+
+    def baselines(
+        self, against: Against, *, device: str | None = None, progress: Heard = None
+    ) -> list[tuple[Plan, Path]]:
+        """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned."""
+        config = on_device(self.config, device)
+        with listener_for(progress) as listener:
+            return tuned_baselines(
+                self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
+            )
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the HTML report, one file that needs no network, and return its path.
+
+        Args:
+            out: default: `report.html` in the run's folder.
+        """
+        return write_reports([self.folder], out)
+
+    def export(
+        self, format: str | None = None, out: str | Path | None = None, *, options: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Write the tuned plan for another tool; see `qra export --list`.
+
+        Returns:
+            `path`, `notes`, and by how much logits differ.
+
+        Raises:
+            BadInput: nothing is tuned, or the format cannot hold this plan.
+        """
+        return export_run(self.folder, export_target(self.folder, format, out, options))
+
+    def load(self, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
+        """The tuned model, exactly as it was after tuning: (peft model, tokenizer)."""
+        loader = plugins.load("loaders", self.config.evaluator)
+        with bad_input():
+            return loader(self.path, device=device, trust_remote_code=trust_remote_code)
+
+    def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
+        """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""
+        wanted, listener = config or self.config, listener or Listener()
+        if self._held is not None and self._held[0] != wanted:
+            self.close()
+        if self._held is None:
+            self._held = wanted, build_evaluator(wanted, listener.progress)
+        evaluator = self._held[1]
+        evaluator.progress = listener.progress
+        return evaluator
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.path)!r}): {said(self.result, self.tested)}" if self.folder.exists else f"Run({self.path})"
         )
 
+    def _set(self, field: str, value: Any) -> None:
+        self.config = make_config(self.config.model_dump(mode="json"), {field: value}, source="options")
 
-def write_report(
-    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
-) -> None:
-    """Write `report.html` of a run from what is at hand; nothing is read again."""
-    write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
+    def _keep_length(self) -> None:
+        """A search that has begun keeps its length, if no other is asked for."""
+        if "evaluations" not in self.config.search.model_fields_set:
+            self._set("search.evaluations", self.folder.config().search.evaluations)
 
+    def tuning_settings(self, epochs: float | None, device: str | None, settings: Mapping[str, Any]) -> RunConfig:
+        """The run's settings with what is given for its tuning.
 
-def new_folder(config: RunConfig) -> Path:
-    """A folder below `runs/` that is named after model and task and does not exist."""
-    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
-    if config.evaluator != type(config).model_fields["evaluator"].default:
-        stem = config.evaluator
-    number = 1
-    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
-        number += 1
-    return path
+        Raises:
+            BadInput: it is nothing that a tuning may be given.
+        """
+        known = self.folder.check().config()
+        given = dict(settings) | ({} if epochs is None else {"finetune.epochs": epochs})
+        config = make_config(on_device(known, device).model_dump(mode="json"), given, source="options")
+        training_changes(known, config)
+        return config
 
-
-def _view(progress: bool | None) -> View:
-    return progress_view() if (in_notebook() if progress is None else progress) else View()
-
-
-def _why_nothing(result: SearchResult, evaluations: float) -> str:
-    if result.failures():
-        return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
-    return (
-        f"no plan was evaluated: the prior alone was charged {result.spent:.2f} of {evaluations:g} evaluations; "
-        f"go on with more --evaluations"
-    )
+    def _plan(self, given: Plan | str | Path) -> Plan:
+        if isinstance(given, Plan):
+            return given
+        space = self.result.space
+        return uniform_in(space, str(given)) or read_plan(space, Path(given))
 
 
-def _forget_if_empty(folder: RunFolder) -> None:
-    """A run that was refused before its search began leaves no folder that a second try would trip over."""
-    if folder.exists:  # the log is made when the search begins
-        return
-    for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
-        file.unlink(missing_ok=True)
-    if not any(folder.path.iterdir()):
-        folder.path.rmdir()
+def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:
+    """Write the report of a run, or one that compares several, and return its path."""
+    with bad_input():
+        for folder in folders:
+            folder.check()
+        target = Path(out) if out else folders[0].report_file if len(folders) == 1 else Path("compare.html")
+        return write_page(list(folders), target)

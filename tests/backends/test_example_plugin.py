@@ -53,12 +53,6 @@ def run(arguments: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_it_is_not_there_before_it_is_installed():
-    from qra_backends import backend_names
-
-    assert "int6" not in backend_names()
-
-
 def test_it_passes_the_conformance_kit(environment: dict[str, str]):
     test = EXAMPLE / "test_qra_int6.py"
     assert "passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)], environment)

@@ -12,6 +12,7 @@ LINES = {"README.md": 90, "study.md": 150}
 WORDS = 31
 """Of a sentence on a page of the documentation."""
 README_WORDS = 25
+MOST_HEADING_WORDS = 14
 _FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _ITEM = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )")
@@ -43,3 +44,12 @@ def test_a_long_sentence_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\nShort one. Word " + "word " * 39 + "end.\n\n```sh\n" + "code " * 50 + "\n```\n")
     assert [len(s.split()) for s in sentences(page)] == [2, 41]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_headings_stand_alone(page: Path) -> None:
+    lines = ["", *_FENCED.sub("\n", page.read_text()).splitlines(), ""]
+    crowded = [b for a, b, c in zip(lines, lines[1:], lines[2:], strict=False) if b.startswith("#") and (a + c).strip()]
+    assert not crowded, f"{page.relative_to(ROOT)}: lines touch these headings: {crowded}"
+    long = [line for line in lines if line.startswith("#") and len(line.split()) > MOST_HEADING_WORDS]
+    assert not long, f"{page.relative_to(ROOT)}: a paragraph runs into these headings: {long}"

@@ -56,5 +56,5 @@ def test_a_quoted_message_stands_in_the_code(message: str, known: list[str]) -> 
 
 
 def test_a_message_that_was_changed_is_noticed(known: list[str]) -> None:
-    assert stands("already holds this run: add --resume", known)
-    assert not stands("already holds that run: add --resume", known)
+    assert stands("already holds this run: resume it with", known)
+    assert not stands("already holds that run: resume it with", known)

@@ -79,8 +79,8 @@ def test_missing_files_are_named(tmp_path):
 def test_a_run_is_scored_from_the_command_line_beside_its_baseline(data, tmp_path, capsys):
     qra, run = Qra(capsys), tmp_path / "run"
     small = {
-        "training.steps": 2, "training.batch_size": 2, "training.validation_rows": 4, "training.test_rows": 4,
-        "training.final_steps": 2, "quantization.cache": str(tmp_path / "bank"),
+        "evaluation.steps": 2, "training.batch_size": 2, "evaluation.validation_rows": 4, "finetune.test_rows": 4,
+        "finetune.steps": 2, "quantization.cache": str(tmp_path / "bank"),
     }  # fmt: skip
     sets = [word for field, value in small.items() for word in ("--set", f"{field}={value}")]
     options = ("--backend", "reference", "--bits", "3,4", "--ranks", "4", "--strategy", "uniform", "-n", 12)

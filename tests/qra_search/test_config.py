@@ -70,8 +70,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"training": {"steps": "many"}}, "training.steps is 'many': input should be a valid integer"),
-        ({"training": {"stepz": 1}}, "training.stepz is no known field: did you mean steps?"),
+        ({"evaluation": {"steps": "many"}}, "evaluation.steps is 'many': input should be a valid integer"),
+        ({"evaluation": {"stepz": 1}}, "evaluation.stepz is no known field: did you mean steps?"),
+        ({"training": {"final_steps": 1}}, "config: training.final_steps is now finetune.steps"),
+        ({"training": {"hopeless": 1}}, "config: training.hopeless is now evaluation.hopeless"),
         ({"serch": {}}, "serch is no known field: did you mean search? allowed are evaluator, model"),
         ({"search": None}, "search is None: a mapping of fields is needed"),
         ({"search": {"memory": "lots"}}, "search.memory is 'lots': 'lots' is not a memory budget: write one such as"),

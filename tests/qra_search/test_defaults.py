@@ -12,6 +12,7 @@ from qra_search import Study, search
 from qra_search.cli import common
 from qra_search.cli.app import ENTRIES
 from qra_search.config import RunConfig
+from qra_search.workflow.settings import FIELDS
 
 CONFIG = RunConfig()
 OF_THE_CONFIG = {
@@ -21,7 +22,7 @@ OF_THE_CONFIG = {
     "seed": CONFIG.search.seed,
     "options": CONFIG.search.options or None,
 }
-RUNS = ("search", "plan", "profile")
+RUNS = ("search", "plan")
 """Commands whose settings are those of a config."""
 
 
@@ -39,7 +40,7 @@ def test_a_search_in_python_has_the_defaults_of_a_config(function: Any) -> None:
 def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
     found = defaults(QuantizedLoRAEvaluator)
     assert (found["model"], found["task"]) == (CONFIG.model.name, CONFIG.task.name)
-    for name in ("quantization", "space", "training"):
+    for name in ("quantization", "space", "training", "evaluation", "finetune"):
         assert found[name] == getattr(CONFIG, name)
     for name in ("device", "dtype", "compute", "weight_cache", "trust_remote_code"):
         assert found[name] == getattr(CONFIG.model, name)
@@ -50,17 +51,17 @@ def test_the_evaluator_in_python_has_the_defaults_of_a_config() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_command_without_options_has_the_defaults_of_a_config(name: str) -> None:
     (command,) = (entry.load() for entry in ENTRIES if entry.name == name)
-    flags = {p.name: p.default for p in command.params if p.name in common._FLAGS}
+    flags = {p.name: p.default for p in command.params if p.name in FIELDS}
     assert {"model", "task", "seed", "backend"} <= flags.keys()
     assert {name for name, value in flags.items() if value is not None} == set()
-    assert common.settings(None, sets=None, **flags) == CONFIG
+    assert common.Given({"config": None, "sets": None, **flags}).settings() == CONFIG
 
 
 def test_finetune_has_the_defaults_of_a_full_tuning_in_python() -> None:
     from qra_search.cli.finetune import finetune
-    from qra_search.workflow.finetune import tune_with
+    from qra_search.workflow.run import Run
 
-    command, python = defaults(finetune), defaults(tune_with)
+    command, python = defaults(finetune), defaults(Run.finetune)
     shared = python.keys() & command.keys()
     assert {"memory", "against", "seeds", "steps"} <= shared
     assert {n: command[n] for n in shared - {"track"}} == {n: python[n] for n in shared - {"track"}}
@@ -68,6 +69,6 @@ def test_finetune_has_the_defaults_of_a_full_tuning_in_python() -> None:
 
 def test_a_flag_stands_for_a_field_that_there_is() -> None:
     data = CONFIG.model_dump()
-    for path in common._FLAGS.values():
+    for path in FIELDS.values():
         section, _, field = path.partition(".")
         assert section in data and (not field or field.split(".")[0] in data[section]), path

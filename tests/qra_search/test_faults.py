@@ -19,7 +19,6 @@ import worker_evaluators as workers  # noqa: E402
 from qra_search import Callback, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
 from qra_search.log.errors import LogMismatch, LogUnwritable  # noqa: E402
-from qra_search.log.logtools import check  # noqa: E402
 from qra_search.study.study import StudyFailed  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
@@ -100,15 +99,6 @@ def test_a_hanging_a_dying_and_a_sound_plan_are_told_apart_in_one_search(notes):
         assert all(t.done for t in result.trials if t.plan.bits[0] == 2)
 
 
-@pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
-def test_garbage_fails_its_trial_and_the_log_stays_readable(deed, tmp_path):
-    result = search(workers.Misbehaving(deed), **OPTIONS, log=tmp_path / "log")
-    assert {t.status for t in result.trials if t.plan.bits[0] == 4} == {"failed"}
-    assert {t.status for t in result.trials if t.plan.bits[0] == 2} == {"done"}
-    with TrialLog(tmp_path / "log") as log:
-        assert log.trials == result.trials
-
-
 def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):
     result = search(workers.Misbehaving("raise_surrogates"), **OPTIONS, log=tmp_path / "log")
     reason = result.failures()[0].reason
@@ -139,9 +129,10 @@ def limited(size: int, work) -> str:
 @pytest.mark.parametrize("limit", [3_000, 5_001, 9_002])
 def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, limit):
     log = tmp_path / "log"
-    told = limited(limit, lambda: search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log))
-    assert told.startswith(LogUnwritable.__name__) and "make room on its disk and resume with the same log" in told
-    assert check(log).ok
+    for _ in range(2):  # the second time it is resumed, and the disk is still full
+        told = limited(limit, lambda: search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log))
+        assert told.startswith(LogUnwritable.__name__) and "make room on its disk and resume with the same log" in told
+        assert not TrialLog(log).damage
     resumed = search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}, log=log)
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **{**OPTIONS, "evaluations": 60}).trials)
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, check_tensors, copy_bias
+from qra_backends.base import Expected, TensorBackend
 from qra_backends.calibration import check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, half, with_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
-from qra_backends.ggml.types import TYPES, GGMLType
-from qra_backends.groups import Groups
+from qra_backends.ggml.types import TYPES
+from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import ceil_div
 
@@ -23,7 +23,7 @@ DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", 
 """Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
 
 
-class GGUFBackend(Backend):
+class GGUFBackend(TensorBackend):
     """Levels are GGML types, stored as a GGUF file holds them and decoded to llama.cpp's numbers, bit for bit.
 
     Scales are llama.cpp's, fitted with the Hessian's diagonal as importance matrix; codes are chosen by error feedback,
@@ -41,6 +41,7 @@ class GGUFBackend(Backend):
     library: ClassVar[str | None] = library.PACKAGE
     calibrated = True
     side_by_side = True
+    layer = GGMLLinear
     variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}, "own": {"feedback": False}}
 
     def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1, feedback: bool = True):
@@ -74,47 +75,22 @@ class GGUFBackend(Backend):
         self.check_bits(bits)
         return TYPES[bits].width
 
-    def storage(self, bits: str) -> GGMLType:
-        self.check_bits(bits)
-        return TYPES[bits]
-
     def identity(self, bits: str) -> dict[str, Any]:
         """Without the other types: which are chosen beside a level does not touch its tensors."""
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 
     def encode(self, weight: Tensor, bits: str, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self._encode(weight, (bits,), hessian)[bits]
+        return self.encode_levels(weight, (bits,), hessian)[bits]
 
-    @torch.no_grad()
-    def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[str], *, hessian: Tensor | None = None
-    ) -> dict[str, nn.Module]:
-        for bits in levels:
-            self.check(linear, bits)
-        weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in (self._encode(weight, levels, hessian) if levels else {}).items()
-        }
-
-    def work_bytes(
-        self,
-        levels: Sequence[str],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        for bits in levels:
-            self.check_bits(bits)
-        largest = max((TYPES[bits].block for bits in levels), default=0)
+    def peak(self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+        largest = max(TYPES[bits].block for bits in levels)
         # Matrices of the factor; the weight in floats and in order; a block's columns, codes, errors and blocks.
         return 4 * (3 * in_features**2 + 2 * out_features * in_features + 8 * out_features * largest)
 
-    def _encode(self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None) -> dict[str, dict[str, Tensor]]:
+    def encode_levels(
+        self, weight: Tensor, levels: Sequence[str], hessian: Tensor | None
+    ) -> dict[str, dict[str, Tensor]]:
         hessian = check_hessian(self.name, hessian, weight)
         importance, rows = hessian.diagonal().to(torch.float32), weight.to(torch.float32)
         if not self.feedback:
@@ -125,15 +101,12 @@ class GGUFBackend(Backend):
         }
         return {bits: {"blocks": encode(rows, TYPES[bits], importance, factors[TYPES[bits].block])} for bits in levels}
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return _own(module).dequantize()
-
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        own = _own(module)
+        own = self.own(module)
         return decode(own.blocks[at], own.kind, own.dtype)
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = _own(module)
+        own = self.own(module)
         scale = half(own.blocks.view(-1, own.kind.block_bytes), own.kind.scale_at)
         return Groups(scale.view(own.out_features, -1).to(torch.float16), None, own.kind.block)
 
@@ -142,46 +115,25 @@ class GGUFBackend(Backend):
         return out_features * ceil_div(in_features, TYPES[bits].block)
 
     def retrained(self, module: nn.Module, groups: Groups) -> GGMLLinear:
-        own = _own(module)
+        own = self.own(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
-        changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1))
-        return GGMLLinear(
-            changed.view_as(own.blocks),
-            own.kind,
-            out_features=own.out_features,
-            in_features=own.in_features,
-            bias=own.bias,
-            dtype=own.dtype,
-        )
+        changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
+        return self.module({"blocks": changed}, own.kind.name, (own.out_features, own.in_features), own.bias, own.dtype)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {"blocks": _own(module).blocks.clone()}
+        return {"blocks": self.own(module).blocks.clone()}
 
-    def from_tensors(
+    def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+        return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
+
+    def module(
         self,
         tensors: dict[str, Tensor],
-        *,
         bits: str,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
     ) -> GGMLLinear:
-        self.check_shape(bits, out_features, in_features)
-        kind = TYPES[bits]
-        shape = (out_features, kind.bytes(1, in_features))
-        check_tensors(tensors, {"blocks": (shape, torch.uint8)}, f"{self.name} at {bits}")
         return GGMLLinear(
-            tensors["blocks"],
-            kind,
-            out_features=out_features,
-            in_features=in_features,
-            bias=copy_bias(bias, dtype, tensors["blocks"].device),
-            dtype=dtype,
+            tensors["blocks"], TYPES[bits], out_features=shape[0], in_features=shape[1], bias=bias, dtype=dtype
         )
-
-
-def _own(module: nn.Module) -> GGMLLinear:
-    if not isinstance(module, GGMLLinear):
-        raise ValueError(f"expected a GGMLLinear made by this backend, got {type(module).__name__}")
-    return module

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import check_tensors, copy_bias, largest_group
-from qra_backends.groups import Groups
+from qra_backends.base import Expected, largest_group
 from qra_backends.integers import layouts
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import CompressedIntegers, GPTQIntegers, IntegerLinear
+from qra_backends.modules import Groups
 from qra_backends.reference.gptq import SWEEPS, ErrorFeedback, Fitted
-from qra_backends.storage import StorageFormat, ceil_div
+from qra_backends.storage import ceil_div
 
 GROUP_SIZES = (32, 64, 128)
 LARGEST = torch.finfo(torch.float16).max
-Expected = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class IntegerBackend(ErrorFeedback):
@@ -34,7 +30,7 @@ class IntegerBackend(ErrorFeedback):
         damping, polish: as of `reference-gptq`.
     """
 
-    layer: ClassVar[type[IntegerLinear]]
+    layer: type[IntegerLinear]
 
     def __init__(self, *, group_size: int, symmetric: bool, damping: float, polish: int):
         if group_size not in GROUP_SIZES:
@@ -70,52 +66,36 @@ class IntegerBackend(ErrorFeedback):
         assert zero is not None
         return {"words": layouts.words_of(codes, bits), "scale": scale, "zero": zero}
 
-    @abstractmethod
-    def expected(self, bits: int, out_features: int, in_features: int) -> Expected:
-        """Names, shapes and dtypes of the tensors."""
-
-    def storage(self, bits: int) -> StorageFormat:
-        self.check_bits(bits)
-        return _Stored(self, bits)
-
     def check(self, linear: nn.Module, bits: int) -> None:
         super().check(linear, bits)
         largest = linear.get_parameter("weight").abs().max().item()
         if largest > LARGEST:
             raise ValueError(f"the weight's largest value {largest:g} is above {LARGEST:g}, the most a scale can hold")
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return self._own(module).dequantize()
-
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self._own(module).tensors().items()}
+        return {name: tensor.clone() for name, tensor in self.own(module).tensors().items()}
 
-    def from_tensors(
+    def module(
         self,
         tensors: dict[str, Tensor],
-        *,
         bits: int,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> nn.Module:
-        self.check_shape(bits, out_features, in_features)
-        size = self.size_of(in_features)
-        expected = self.expected(bits, out_features, in_features)
-        check_tensors(tensors, expected, f"{self.name} at {bits} bits, group size {size}")
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ) -> IntegerLinear:
+        size, (out_features, in_features) = self.size_of(shape[1]), shape
         return self.layer(
             tensors,
             bits=bits,
             group_size=size,
             out_features=out_features,
             in_features=in_features,
-            bias=copy_bias(bias, dtype, next(iter(tensors.values())).device),
+            bias=bias,
             dtype=dtype,
         )
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = self._own(module)
+        own = self.own(module)
         # bfloat16 has every number of `as_16_bits`, so rounding to it is rounding to what is stored.
         return Groups(own.scale().to(torch.bfloat16), None, own.group_size)
 
@@ -124,12 +104,7 @@ class IntegerBackend(ErrorFeedback):
         return out_features * ceil_div(in_features, self.size_of(in_features))
 
     def retrained(self, module: nn.Module, groups: Groups) -> IntegerLinear:
-        return self._own(module).scaled(as_16_bits(groups.scale))
-
-    def _own(self, module: nn.Module) -> IntegerLinear:
-        if not isinstance(module, self.layer):
-            raise ValueError(f"expected a {self.layer.__name__} made by this backend, got {type(module).__name__}")
-        return module
+        return self.own(module).scaled(as_16_bits(groups.scale))
 
 
 class GPTQBackend(IntegerBackend):
@@ -142,7 +117,7 @@ class GPTQBackend(IntegerBackend):
     def __init__(self, *, group_size: int = 64, symmetric: bool = False, damping: float = 0.1, polish: int = SWEEPS):
         super().__init__(group_size=group_size, symmetric=symmetric, damping=damping, polish=polish)
 
-    def expected(self, bits: int, out_features: int, in_features: int) -> Expected:
+    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = in_features // self.size_of(in_features)
         return {
             "qweight": ((in_features * bits // layouts.WORD, out_features), torch.int32),
@@ -172,9 +147,9 @@ class CompressedTensorsBackend(IntegerBackend):
     def is_symmetric(self, bits: int) -> bool:
         return self.symmetric or bits == 8
 
-    def expected(self, bits: int, out_features: int, in_features: int) -> Expected:
+    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = in_features // self.size_of(in_features)
-        tensors: Expected = {
+        tensors = {
             "weight_packed": ((out_features, in_features * bits // layouts.WORD), torch.int32),
             "weight_scale": ((out_features, groups), torch.bfloat16),
             "weight_shape": ((2,), torch.int64),
@@ -187,13 +162,3 @@ class CompressedTensorsBackend(IntegerBackend):
         words, zero = tensors["words"], None if self.is_symmetric(bits) else tensors["zero"]
         scale = tensors["scale"].to(torch.bfloat16)
         return layouts.compressed_tensors(words, scale, zero, bits, words.shape[1] * layouts.WORD // bits)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    backend: IntegerBackend
-    bits: int
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        tensors = self.backend.expected(self.bits, out_features, in_features).values()
-        return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)

@@ -16,7 +16,6 @@ from qra_backends.reference import bitpack
 from qra_backends.storage import ceil_div
 
 WORD = 32
-GPTQ_KEYS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def words_of(codes: Tensor, bits: int) -> Tensor:
@@ -27,20 +26,19 @@ def words_of(codes: Tensor, bits: int) -> Tensor:
     return words[:, : ceil_div(in_features * bits, WORD)].contiguous()
 
 
-def gptq_tensors(words: Tensor, scale: Tensor, zero: Tensor, bits: int, *, shift: int = 0) -> dict[str, Tensor]:
-    """GPTQ's four tensors.
+def gptq_tensors(words: Tensor, scale: Tensor, zero: Tensor, bits: int) -> dict[str, Tensor]:
+    """GPTQ's four tensors, in its second format, which stores zero points as they are.
 
     Shapes: qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales float16 (groups, out), g_idx
     int32 (in,).
 
     Args:
         words: of `words_of`; scale, zero: (out, groups).
-        shift: by how much stored zero points are lower than the real ones: 1 in GPTQ's first format, 0 in its second.
     """
     in_features, groups = words.shape[1] * WORD // bits, scale.shape[1]
     return {
         "qweight": words.t().contiguous(),
-        "qzeros": _columns((zero - shift).to(torch.int16), bits).contiguous(),
+        "qzeros": _columns(zero, bits).contiguous(),
         "scales": scale.t().to(torch.float16).contiguous(),
         "g_idx": (torch.arange(in_features, device=words.device) // (in_features // groups)).to(torch.int32),
     }
@@ -51,13 +49,12 @@ def gptq_stream(tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors["qweight"].t().contiguous().view(torch.uint8).flatten()
 
 
-def gptq_zeros(tensors: Mapping[str, Tensor], bits: int, *, shift: int = 0) -> Tensor:
+def gptq_zeros(tensors: Mapping[str, Tensor], bits: int) -> Tensor:
     """The zero points float32 (out, groups) of GPTQ's tensors."""
     groups, out_features = tensors["scales"].shape
     stream = tensors["qzeros"].contiguous().view(torch.uint8).flatten()
     zeros = bitpack.unpack(stream, bits, groups * out_features).view(groups, out_features)
-    # Of whole bytes: 0 less 1 is stored as the largest code.
-    return ((zeros.to(torch.int16) + shift) % 2**bits if shift else zeros).t().to(torch.float32).contiguous()
+    return zeros.t().to(torch.float32).contiguous()
 
 
 def compressed_tensors(
@@ -85,5 +82,4 @@ def compressed_zeros(packed: Tensor, bits: int, out_features: int) -> Tensor:
 
 def _columns(zero: Tensor, bits: int) -> Tensor:
     """Zero points (out, groups) in words along the output, int32 (groups, out · bits / 32)."""
-    below = zero.t().contiguous().to(torch.int16).remainder(2**bits).to(torch.uint8)
-    return bitpack.pack(below, bits).view(torch.int32).view(zero.shape[1], -1)
+    return bitpack.pack(zero.t().contiguous().to(torch.uint8), bits).view(torch.int32).view(zero.shape[1], -1)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, check_tensors, copy_bias, largest_group, missing_library
-from qra_backends.storage import GroupFormat, StorageFormat, ceil_div
+from qra_backends.base import Expected, TensorBackend, largest_group, missing_library
+from qra_backends.storage import ceil_div
 
 FOUR_BIT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -21,7 +21,7 @@ _FOUR_BIT_COPIES, _INT8_COPIES = 2.42, 2.25
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 
 
-class BitsAndBytesBackend(Backend):
+class BitsAndBytesBackend(TensorBackend):
     """4 bits by blocks of a row with a float32 scale each (or doubly quantized scales); 8 bits with one a row.
 
     The layers are `bitsandbytes.nn.Linear4bit` and `Linear8bitLt`, as PEFT and exports look for them, but they act on
@@ -66,100 +66,47 @@ class BitsAndBytesBackend(Backend):
         self.check_bits(bits)
         return "int8" if bits == 8 else self.four_bit_type
 
-    def storage(self, bits: int) -> StorageFormat:
-        self.check_bits(bits)
-        if bits == 8:
-            return GroupFormat(8, None, group_bytes=4)
-        return _FourBitFormat(self.blocksize, self.double_quant)
-
-    def work_bytes(
-        self,
-        levels: Sequence[int],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        for bits in levels:
-            self.check_bits(bits)
+    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         four = _FOUR_BIT_COPIES + (dtype != torch.float32)  # the library makes a copy in float32
         eight = _INT8_COPIES - 0.5 * (dtype == torch.float16)  # this backend makes one in float16
-        copies = max((eight if bits == 8 else four for bits in levels), default=0)
+        copies = max(eight if bits == 8 else four for bits in levels)
         return int(copies * 4 * out_features * in_features)
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
+
+        from qra_backends.libraries.bitsandbytes_layers import state_tensors
 
         if bits == 8:
             codes, row_scale, _ = int8_vectorwise_quant(weight.to(torch.float16))
             return {"weight": codes, "SCB": row_scale}
         packed, state = quantize_4bit(
             weight.contiguous(),
-            blocksize=largest_group(weight.shape[1], self.blocksize, BLOCK_SIZES[0]),
+            blocksize=self._block(weight.shape[1]),
             compress_statistics=self.double_quant,
             quant_type=self.four_bit_type,
         )
-        return {name: tensor.clone() for name, tensor in _state_tensors(packed, state).items()}
+        return {name: tensor.clone() for name, tensor in state_tensors(packed, state).items()}
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        from bitsandbytes.functional import dequantize_4bit
-        from bitsandbytes.nn import Linear4bit
+    @property
+    def layer(self) -> Any:
+        from qra_backends.libraries.bitsandbytes_layers import SteadyLayer
 
-        if isinstance(module, Linear4bit):
-            weight: Any = module.weight
-            return dequantize_4bit(weight.data, weight.quant_state)
-        return _int8(module).dequantize()
+        return SteadyLayer
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        from bitsandbytes.nn import Linear4bit
-
-        return super().rows(module, at) if isinstance(module, Linear4bit) else _int8(module).rows(at)
+        return self.own(module).rows(at)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        from bitsandbytes.nn import Linear4bit
+        return {name: tensor.detach().clone() for name, tensor in self.own(module).tensors().items()}
 
-        if isinstance(module, Linear4bit):
-            weight: Any = module.weight
-            tensors = _state_tensors(weight.data, weight.quant_state)
-        else:
-            tensors = {"weight": _int8(module).weight.data, "SCB": _int8(module).row_scale}
-        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-    def from_tensors(
-        self,
-        tensors: dict[str, Tensor],
-        *,
-        bits: int,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> nn.Module:
-        self.check_shape(bits, out_features, in_features)
-        if bits == 4:
-            return self._from_4bit(tensors, out_features, in_features, bias, dtype)
-        from qra_backends.libraries.bitsandbytes_layers import WeightOnlyLinear8bit
-
-        shape = (out_features, in_features)
-        expected = {"weight": (shape, torch.int8), "SCB": ((out_features,), torch.float32)}
-        check_tensors(tensors, expected, "bitsandbytes at 8 bits")
-        frozen = copy_bias(bias, dtype, tensors["weight"].device)
-        return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], frozen, dtype)
-
-    def _from_4bit(
-        self, tensors: dict[str, Tensor], out_features: int, in_features: int, bias: Tensor | None, dtype: torch.dtype
-    ) -> nn.Module:
-        from bitsandbytes.functional import QuantState, get_4bit_type
-
-        from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit
-
+    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+        if bits == 8:
+            return {"weight": ((out_features, in_features), torch.int8), "SCB": ((out_features,), torch.float32)}
         count = out_features * in_features
-        block = largest_group(in_features, self.blocksize, BLOCK_SIZES[0])
-        assert block is not None  # supports() said so
-        blocks = count // block
+        blocks = ceil_div(count, self._block(in_features))
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "weight": ((count // 2, 1), torch.uint8),
+            "weight": ((ceil_div(count, 2), 1), torch.uint8),
             "absmax": ((blocks,), torch.uint8 if self.double_quant else torch.float32),
             "quant_map": ((_LEVELS,), torch.float32),
         }
@@ -167,61 +114,42 @@ class BitsAndBytesBackend(Backend):
             expected["nested_absmax"] = ((ceil_div(blocks, _NESTED_BLOCK),), torch.float32)
             expected["nested_quant_map"] = ((_NESTED_LEVELS,), torch.float32)
             expected["nested_offset"] = ((), torch.float32)
-        owner = f"bitsandbytes {self.four_bit_type}, blocksize {block}"
-        check_tensors(tensors, expected, owner)
-        device = tensors["weight"].device
-        if not torch.equal(tensors["quant_map"], get_4bit_type(self.four_bit_type, device=device)):
-            raise ValueError(f"{owner}: the tensors hold another table of levels; were they stored as another type?")
+        return expected
+
+    def module(
+        self,
+        tensors: dict[str, Tensor],
+        bits: int,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ) -> nn.Module:
+        from bitsandbytes.functional import QuantState, get_4bit_type
+
+        from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
+
+        if bits == 8:
+            return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], bias, dtype)
+        levels = get_4bit_type(self.four_bit_type, device=tensors["weight"].device)
+        if not torch.equal(tensors["quant_map"], levels):
+            raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
         state = QuantState(
             tensors["absmax"],
-            shape=torch.Size((out_features, in_features)),
+            shape=torch.Size(shape),
             code=tensors["quant_map"],
-            blocksize=block,
+            blocksize=self._block(shape[1]),
             quant_type=self.four_bit_type,
             dtype=dtype,
         )
         if self.double_quant:
-            state.nested = True
-            state.offset = tensors["nested_offset"]
+            state.nested, state.offset = True, tensors["nested_offset"]
             state.state2 = QuantState(
-                tensors["nested_absmax"],
-                code=tensors["nested_quant_map"],
-                blocksize=_NESTED_BLOCK,
-                dtype=torch.float32,
+                tensors["nested_absmax"], code=tensors["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
             )
-        return SteadyLinear4bit(tensors["weight"], state, copy_bias(bias, dtype, device))
+        return SteadyLinear4bit(tensors["weight"], state, bias)
 
-
-class _FourBitFormat:
-    def __init__(self, blocksize: int, double_quant: bool):
-        self.bits, self.blocksize, self.double_quant = 4, blocksize, double_quant
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        count = out_features * in_features
-        blocks = ceil_div(count, largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize)
-        scales = 4 * blocks
-        if self.double_quant:
-            scales = blocks + 4 * ceil_div(blocks, _NESTED_BLOCK) + 4 * _NESTED_LEVELS + 4  # ..., table, offset
-        return ceil_div(count, 2) + scales + 4 * _LEVELS
-
-
-def _state_tensors(packed: Tensor, state: Any) -> dict[str, Tensor]:
-    tensors = {"weight": packed, "absmax": state.absmax, "quant_map": state.code}
-    if state.nested:
-        tensors |= {
-            "nested_absmax": state.state2.absmax,
-            "nested_quant_map": state.state2.code,
-            "nested_offset": state.offset,
-        }
-    return tensors
-
-
-def _int8(module: nn.Module) -> Any:
-    from qra_backends.libraries.bitsandbytes_layers import WeightOnlyLinear8bit
-
-    if not isinstance(module, WeightOnlyLinear8bit):
-        raise ValueError(f"expected a bitsandbytes layer made by this backend, got {type(module).__name__}")
-    return module
+    def _block(self, in_features: int) -> int:
+        return largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize
 
 
 class _quiet_import:

@@ -5,17 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
-from qra_backends.modules.functional import dequantized_linear
+from qra_backends.modules import dequantized_linear
 
 NUMBERS_AT_ONCE = 1 << 20
-"""Of a weight, while it is dequantized: a CPU makes two copies in float32 of what it multiplies."""
+"""Of a weight, while it is dequantized on a CPU, which makes two copies in float32 of what it multiplies; a GPU makes
+none, and is called once."""
 
 
-class SteadyLinear4bit(Linear4bit):
+class SteadyLayer:
+    """What both layers have beyond the library's."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the layer was made of, by name."""
+        raise NotImplementedError
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) in `dtype` (default: the layer's own)."""
+        raise NotImplementedError
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
+        return self.dequantize()[at]
+
+
+class SteadyLinear4bit(Linear4bit, SteadyLayer):
     """A Linear4bit that never repacks itself.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight in place at the first forward in eval mode without
@@ -40,6 +57,13 @@ class SteadyLinear4bit(Linear4bit):
         self.quant_state = state
         self.register_parameter("bias", bias)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.weight.data, self.weight.quant_state)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        weight = dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return weight if dtype is None else weight.to(dtype)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # A deep copy of Params4bit points to the original layer, and has a state of its own beside the layer's.
@@ -47,7 +71,7 @@ class SteadyLinear4bit(Linear4bit):
         self.quant_state = self.weight.quant_state
 
 
-class WeightOnlyLinear8bit(Linear8bitLt):
+class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
     """y = x Wᵀ + bias with W[o, i] = code[o, i] · row_scale[o] / 127, in train and in eval mode.
 
     The library's own layer does this only in train mode on a CPU. In eval mode, and on a GPU, it also rounds the
@@ -69,23 +93,34 @@ class WeightOnlyLinear8bit(Linear8bitLt):
         assert scale is not None  # set when the layer is made
         return scale
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight.data, "SCB": self.row_scale}
+
     def forward(self, x: Tensor) -> Tensor:
         return dequantized_linear(x, self.dequantize, self.bias)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out, in) in `dtype` (default: the layer's own); products are rounded once, from float32."""
+        """Products are rounded once, from float32."""
         codes, scale = self.weight.data, self.row_scale[:, None] / 127
         weight = torch.empty(codes.shape, dtype=dtype or self.compute_dtype, device=codes.device)
-        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1])
+        at_once = max(1, NUMBERS_AT_ONCE // codes.shape[1]) if codes.device.type == "cpu" else len(codes)
         for some, scales, into in zip(codes.split(at_once), scale.split(at_once), weight.split(at_once), strict=True):
             torch.mul(some, scales, out=into)
         return weight
 
     def rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         return self.weight.data[at].to(self.compute_dtype).mul_(self.row_scale[at, None] / 127)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.weight.CB is not None:  # a deep copy would keep the codes twice
             self.weight.CB = self.weight.data
+
+
+def state_tensors(packed: Tensor, state: Any) -> dict[str, Tensor]:
+    """The tensors of a 4-bit weight: its codes, and those of bitsandbytes' description of it."""
+    tensors = {"weight": packed, "absmax": state.absmax, "quant_map": state.code}
+    if state.nested:
+        tensors["nested_absmax"], tensors["nested_quant_map"] = state.state2.absmax, state.state2.code
+        tensors["nested_offset"] = state.offset
+    return tensors

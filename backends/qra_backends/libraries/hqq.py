@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, check_tensors, copy_bias, largest_group, missing_library
-from qra_backends.storage import StorageFormat, ceil_div
+from qra_backends.base import Expected, TensorBackend, largest_group, missing_library
+from qra_backends.storage import ceil_div
 
 if TYPE_CHECKING:
     from qra_backends.libraries.hqq_linear import HQQLinear
@@ -22,7 +22,7 @@ _COPIES = {2: 1.75, 3: 2.0, 4: 1.55, 8: 1.5}
 """Float32 copies of the weight at the peak of quantizing it, beside the result; measured with 2048 x 8192 on a CPU."""
 
 
-class HQQBackend(Backend):
+class HQQBackend(TensorBackend):
     """Codes with a scale and a zero point of 16 bits each for every group of a row, by minimizing a p-norm, p < 1.
 
     At 3 bits the library stores ten codes in 32 bits. Where `group_size` does not divide the row, the largest of its
@@ -63,86 +63,70 @@ class HQQBackend(Backend):
             )
         return None
 
-    def storage(self, bits: int) -> StorageFormat:
-        self.check_bits(bits)
-        return _HQQFormat(bits, self.group_size)
-
-    def work_bytes(
-        self,
-        levels: Sequence[int],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        for bits in levels:
-            self.check_bits(bits)
-        return int(max((_COPIES[bits] for bits in levels), default=0) * 4 * out_features * in_features)
+    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+        return int(max(_COPIES[bits] for bits in levels) * 4 * out_features * in_features)
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
         codes, scale, zero = self._solve(weight, bits)
         dtype = _group_dtype(weight.dtype)
         return {"W_q": codes, "scale": scale.to(dtype), "zero": zero.to(dtype)}
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return _hqq(module).dequantize()
-
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        layer = _hqq(module)
+        layer = self.own(module)
         tensors = {"W_q": layer.W_q.data, "scale": layer.meta["scale"], "zero": layer.meta["zero"]}
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    def from_tensors(
+    @property
+    def layer(self) -> type[nn.Module]:
+        from qra_backends.libraries.hqq_linear import HQQLinear
+
+        return HQQLinear
+
+    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
+        group, groups = self._groups(out_features, in_features)
+        packed = ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
+        return {
+            "W_q": ((packed, group), torch.int32 if bits == 3 else torch.uint8),
+            "scale": ((groups, 1), _group_dtype(dtype)),
+            "zero": ((groups, 1), _group_dtype(dtype)),
+        }
+
+    def module(
         self,
         tensors: dict[str, Tensor],
-        *,
         bits: int,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
     ) -> HQQLinear:
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
         from qra_backends.libraries.hqq_linear import HQQLinear
 
-        self.check_shape(bits, out_features, in_features)
-        group, groups = self._groups(out_features, in_features)
+        group, _ = self._groups(*shape)
         packing = Quantizer.bit_to_packing[bits]
-        code_dtype = Quantizer.unpack_view_dtype[packing]
-        group_dtype = _group_dtype(dtype)
-        expected = {
-            "W_q": ((_packed_rows(bits, groups), group), code_dtype),
-            "scale": ((groups, 1), group_dtype),
-            "zero": ((groups, 1), group_dtype),
-        }
-        check_tensors(tensors, expected, f"hqq at {bits} bits, group size {group}")
         config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
         meta = {
             "nbits": bits,
             "group_size": group,
-            "shape": torch.Size((out_features, in_features)),
+            "shape": torch.Size(shape),
             "scale": tensors["scale"],
             "zero": tensors["zero"],
             "axis": 1,
             "packing": packing,
-            "unpack_view_dtype": code_dtype,
+            "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
             "view_as_float": False,
             "quant_scale": False,
             "quant_zero": False,
             "compute_dtype": dtype,
         }
-        device = tensors["W_q"].device
-        frozen = copy_bias(bias, dtype, device)
-        return HQQLinear(
-            config, codes=tensors["W_q"], meta=meta, bias=None if frozen is None else frozen.data, dtype=dtype
-        )
+        values = None if bias is None else bias.data
+        return HQQLinear(config, codes=tensors["W_q"], meta=meta, bias=values, dtype=dtype)
 
     def _groups(self, out_features: int, in_features: int) -> tuple[int, int]:
-        group = largest_group(in_features, self.group_size, _SMALLEST_GROUP)
-        assert group is not None  # supports() said so
-        return group, out_features * in_features // group
+        """Weights that share a scale, and how many such groups there are."""
+        group = largest_group(in_features, self.group_size, _SMALLEST_GROUP) or self.group_size
+        return group, out_features * ceil_div(in_features, group)
 
     def _solve(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         """Packed codes, and float32 scale and zero (groups, 1), of a weight (out, in)."""
@@ -161,28 +145,6 @@ class HQQBackend(Backend):
         return codes, scale, zero
 
 
-class _HQQFormat:
-    def __init__(self, bits: int, group_size: int):
-        self.bits, self.group_size = bits, group_size
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        group = largest_group(in_features, self.group_size, _SMALLEST_GROUP) or self.group_size
-        groups = out_features * ceil_div(in_features, group)
-        return _packed_rows(self.bits, groups) * group * (4 if self.bits == 3 else 1) + 4 * groups
-
-
-def _packed_rows(bits: int, groups: int) -> int:
-    return ceil_div(groups, _GROUPS_A_WORD if bits == 3 else _GROUPS_A_BYTE.get(bits, 1))
-
-
 def _group_dtype(dtype: torch.dtype) -> torch.dtype:
     """Scale and zero stay in 16 bits also where the layer computes in float32: their bytes are part of the format."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
-
-
-def _hqq(module: nn.Module) -> HQQLinear:
-    from qra_backends.libraries.hqq_linear import HQQLinear
-
-    if not isinstance(module, HQQLinear):
-        raise ValueError(f"expected an HQQ layer made by this backend, got {type(module).__name__}")
-    return module

@@ -27,6 +27,11 @@ class HQQLinear(quantize.HQQLinear):
         self.in_features, self.out_features = meta["shape"][::-1]
         self.in_gpu = self.ready = True
 
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) as the library computes it, cast to `dtype` if one is given."""
+        weight = super().dequantize()
+        return weight if dtype is None else weight.to(dtype)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HQQLinear:
         super()._apply(fn, recurse)
         device = self.W_q.device

@@ -12,15 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, check_tensors, copy_bias
-from qra_backends.groups import Groups
+from qra_backends.base import Expected, TensorBackend
+from qra_backends.modules import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_BYTES, GROUP_DTYPE, PackedLinear
 from qra_backends.storage import GroupFormat, ceil_div
 
 
-class ReferenceBackend(Backend):
+class ReferenceBackend(TensorBackend):
     """Codes of 2 to 6 or 8 bits without a gap, and 16 bits each of scale and offset for every group of a row.
 
     Takes any shape: the last group of a row may be shorter.
@@ -35,6 +35,7 @@ class ReferenceBackend(Backend):
     revision: ClassVar[int] = 2
     bits = bitpack.WIDTHS
     side_by_side = True
+    layer = PackedLinear
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
         if not isinstance(group_size, int) or group_size < 1:
@@ -48,16 +49,8 @@ class ReferenceBackend(Backend):
         self.check_bits(bits)
         return GroupFormat(bits, self.group_size, GROUP_BYTES)
 
-    def work_bytes(
-        self,
-        levels: Sequence[int],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        stored = max((self.storage(bits).bytes(out_features, in_features) for bits in levels), default=0)
+    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
+        stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
         return stored + block_bytes(out_features * in_features, device)  # in pieces, before they are joined
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
@@ -69,47 +62,43 @@ class ReferenceBackend(Backend):
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return joined(blocks)
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return _packed(module).dequantize()
-
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return _packed(module).rows(at)
+        return self.own(module).rows(at)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        packed = _packed(module)
+        packed = self.own(module)
         scale, offset = packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE)
         return {"codes": packed.codes.clone(), "scale": scale.clone(), "offset": offset.clone()}
 
-    def from_tensors(
-        self,
-        tensors: dict[str, Tensor],
-        *,
-        bits: int,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> PackedLinear:
-        self.check_bits(bits)
+    def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
-        expected = {
+        return {
             "codes": ((ceil_div(out_features * in_features * bits, 8),), torch.uint8),
             "scale": (groups, GROUP_DTYPE),
             "offset": (groups, GROUP_DTYPE),
         }
-        check_tensors(tensors, expected, f"{self.name} at {bits} bits, group size {self.group_size}")
+
+    def module(
+        self,
+        tensors: dict[str, Tensor],
+        bits: int,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ) -> PackedLinear:
+        out_features, in_features = shape
         return PackedLinear(
             **tensors,
             bits=bits,
             group_size=self.group_size,
             out_features=out_features,
             in_features=in_features,
-            bias=copy_bias(bias, dtype, tensors["codes"].device),
+            bias=bias,
             dtype=dtype,
         )
 
     def trainable(self, module: nn.Module) -> Groups:
-        packed = _packed(module)
+        packed = self.own(module)
         return Groups(packed.scale.view(GROUP_DTYPE), packed.offset.view(GROUP_DTYPE), packed.group_size)
 
     def trainable_numbers(self, bits: int, out_features: int, in_features: int) -> int:
@@ -117,19 +106,11 @@ class ReferenceBackend(Backend):
         return 2 * out_features * ceil_div(in_features, self.group_size)
 
     def retrained(self, module: nn.Module, groups: Groups) -> PackedLinear:
-        packed = _packed(module)
+        packed = self.own(module)
         assert groups.offset is not None  # `trainable` gave offsets
-        return PackedLinear(
-            packed.codes,
-            groups.scale,
-            groups.offset,
-            bits=packed.bits,
-            group_size=packed.group_size,
-            out_features=packed.out_features,
-            in_features=packed.in_features,
-            bias=packed.bias,
-            dtype=packed.dtype,
-        )
+        tensors = {"codes": packed.codes, "scale": groups.scale, "offset": groups.offset}
+        shape = (packed.out_features, packed.in_features)
+        return self.module(tensors, packed.bits, shape, packed.bias, packed.dtype)
 
     def check(self, linear: nn.Module, bits: int) -> None:
         super().check(linear, bits)
@@ -142,9 +123,3 @@ class ReferenceBackend(Backend):
 def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of a weight from those of its blocks of rows, all but the last of a multiple of 8 rows."""
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def _packed(module: nn.Module) -> PackedLinear:
-    if not isinstance(module, PackedLinear):
-        raise ValueError(f"expected a PackedLinear made by this backend, got {type(module).__name__}")
-    return module

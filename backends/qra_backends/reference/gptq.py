@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qra_backends.base import Backend
+from qra_backends.base import TensorBackend
 from qra_backends.calibration import check_hessian
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
@@ -44,7 +44,7 @@ class Fitted(NamedTuple):
     zero: Tensor | None = None
 
 
-class ErrorFeedback(Backend):
+class ErrorFeedback(TensorBackend):
     """The base of backends that fit groups first, then choose codes by feedback and polish both.
 
     A subclass gives `fit`, `packed` and `size_of`, and sets `damping` and `polish`.
@@ -85,34 +85,9 @@ class ErrorFeedback(Backend):
         self._last = _Last()
 
     def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self._encode(weight, (bits,), hessian)[bits]
+        return self.encode_levels(weight, (bits,), hessian)[bits]
 
-    @torch.no_grad()
-    def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[int], *, hessian: Tensor | None = None
-    ) -> dict[int, nn.Module]:
-        if not levels:
-            return {}
-        for bits in levels:
-            self.check(linear, bits)
-        weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self._encode(weight, tuple(dict.fromkeys(levels)), hessian).items()
-        }
-
-    def work_bytes(
-        self,
-        levels: Sequence[int],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        for bits in levels:
-            self.check_bits(bits)
+    def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
         rows = min(out_features, _rows_at_once(len(levels), device))
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
@@ -120,7 +95,9 @@ class ErrorFeedback(Backend):
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
         return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)
 
-    def _encode(self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None) -> dict[int, dict[str, Tensor]]:
+    def encode_levels(
+        self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None
+    ) -> dict[int, dict[str, Tensor]]:
         """The tensors of each level; rows do not depend on one another, and are worked on in blocks."""
         hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
@@ -225,19 +202,6 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
         )
     matrix = torch.cholesky_inverse(matrix)
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))
-
-
-def feedback_codes(
-    weight: Tensor, grids: Mapping[int, tuple[Tensor, Tensor]], group_size: int, factor: Factor
-) -> dict[int, Tensor]:
-    """Codes uint8 (out, in) of a float32 weight (out, in) at several bit-widths, under fixed scales and offsets.
-
-    Args:
-        grids: bits to scale and offset, (out, groups) each.
-    """
-    stack = stacked({bits: Fitted(*grid) for bits, grid in grids.items()}, group_size, weight.shape[1])
-    feed_back(stack, weight, factor)
-    return {bits: codes for bits, (codes, *_) in zip(grids, unstacked(stack, len(weight)), strict=True)}
 
 
 def stacked(

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, Level, check_tensors, copy_bias
+from qra_backends.base import Expected, Level, TensorBackend
 from qra_backends.calibration import check_hessian
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
@@ -29,7 +29,7 @@ MOST_BLOCK = 1024
 _WAYS_BACK = 9 << 20  # bytes that rounding a column takes at most: see `viterbi.PIECE`
 
 
-class TrellisBackend(Backend):
+class TrellisBackend(TensorBackend):
     """Streams of 1 to 5 bits a weight, L - K bits more a column, and a 16-bit scale a row. Takes any shape.
 
     Without calibration data, say so with `hessian=torch.eye(in_features)`.
@@ -45,6 +45,7 @@ class TrellisBackend(Backend):
     name: ClassVar[str] = "trellis"
     calibrated = True
     side_by_side = True
+    layer = TrellisLinear
     variants: ClassVar[dict[str, dict[str, Any]]] = {"halves": {"halves": True}}
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03, halves: bool = False):
@@ -62,6 +63,14 @@ class TrellisBackend(Backend):
         self.check_bits(bits)
         return TrellisCode(_half_bits(bits), self.L)
 
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected:
+        return {
+            "codes": ((self.storage(bits).stream_bytes(out_features), in_features), torch.uint8),
+            "scale": ((out_features, 1), SCALE_DTYPE),
+        }
+
     def width(self, bits: Level) -> int:
         self.check_bits(bits)
         return _half_bits(bits) // 2
@@ -72,40 +81,12 @@ class TrellisBackend(Backend):
         return {**found, "spec": {**found["spec"], "halves": bits in HALVES}}
 
     def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self._encode(weight, (bits,), hessian)[bits]
+        return self.encode_levels(weight, (bits,), hessian)[bits]
 
-    @torch.no_grad()
-    def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
-    ) -> dict[Level, nn.Module]:
-        if not levels:
-            return {}
-        for bits in levels:
-            self.check(linear, bits)
-        weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self._encode(weight, levels, hessian).items()
-        }
-
-    def work_bytes(
-        self,
-        levels: Sequence[Level],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
-    ) -> int:
-        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
-        # Hessian, factor, and one more while it is made; a level's columns.
-        return 4 * (3 * in_features**2 + out_features * in_features) + stored + _WAYS_BACK
-
-    def _encode(
+    def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
-        """The tensors of each level, which share the rotation and the factor; made on the host."""
+        """The tensors of each level, which share the rotation and the factor; they are made on the host."""
         from qra_backends.trellis.encode import encode  # brings numba, which takes a second to import
 
         device, weight = weight.device, weight.cpu()
@@ -114,52 +95,39 @@ class TrellisBackend(Backend):
         hessian = rotated(rotated(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
-        return {
-            bits: {
-                name: tensor.to(device)
-                for name, tensor in encode(weight, self.storage(bits), block, hessian, factor).items()
-            }
-            for bits in levels
-        }
+        made = {bits: encode(weight, self.storage(bits), block, hessian, factor) for bits in levels}
+        return {bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()}
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        return _own(module).dequantize()
+    def peak(
+        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
+    ) -> int:
+        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
+        # The Hessian, its factor, and one more while it is made; a level's columns.
+        return 4 * (3 * in_features**2 + out_features * in_features) + stored + _WAYS_BACK
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
-        return _own(module).rows(at)
+        rows: Tensor = self.own(module).rows(at)
+        return rows
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        own = _own(module)
+        own = self.own(module)
         return {"codes": own.codes.clone(), "scale": own.scales().clone()}
 
-    def from_tensors(
+    def module(
         self,
         tensors: dict[str, Tensor],
-        *,
         bits: Level,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        shape: tuple[int, int],
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
     ) -> TrellisLinear:
-        code = self.storage(bits)
-        expected = {
-            "codes": ((code.stream_bytes(out_features), in_features), torch.uint8),
-            "scale": ((out_features, 1), SCALE_DTYPE),
-        }
-        check_tensors(tensors, expected, f"{self.name} at {bits} bits, L {self.L}")
+        code, block = self.storage(bits), block_of(shape[1], self.block)
         return TrellisLinear(
-            **tensors,
-            code=code,
-            block=block_of(in_features, self.block),
-            out_features=out_features,
-            in_features=in_features,
-            bias=copy_bias(bias, dtype, tensors["codes"].device),
-            dtype=dtype,
+            **tensors, code=code, block=block, out_features=shape[0], in_features=shape[1], bias=bias, dtype=dtype
         )
 
     def trainable(self, module: nn.Module) -> Groups:
-        own = _own(module)
+        own = self.own(module)
         return Groups(own.scales(), None, own.in_features)
 
     def trainable_numbers(self, bits: Level, out_features: int, in_features: int) -> int:
@@ -167,7 +135,7 @@ class TrellisBackend(Backend):
         return out_features
 
     def retrained(self, module: nn.Module, groups: Groups) -> TrellisLinear:
-        own = _own(module)
+        own = self.own(module)
         return TrellisLinear(
             own.codes,
             groups.scale,
@@ -189,9 +157,3 @@ class TrellisBackend(Backend):
 
 def _half_bits(bits: Level) -> int:
     return HALVES[bits] if isinstance(bits, str) else 2 * bits
-
-
-def _own(module: nn.Module) -> TrellisLinear:
-    if not isinstance(module, TrellisLinear):
-        raise ValueError(f"expected a TrellisLinear made by this backend, got {type(module).__name__}")
-    return module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qra_backends.modules.linear import DequantizedLinear
+from qra_backends.modules import DequantizedLinear
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.decode import decode
 

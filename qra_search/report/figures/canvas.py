@@ -1,4 +1,4 @@
-"""How charts are drawn with matplotlib: the style, axes and labels; and how a figure is written, as SVG or as PNG."""
+"""How charts are drawn with matplotlib: the style, axes and labels; and how a figure is written as SVG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from xml.etree import ElementTree
 
 from qra_search.report.colors import ORIGINS, palette
 
@@ -19,34 +18,30 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """Width and height in units of an SVG, which are pixels of a page that shows it in its own size."""
-WIDE: Size = (1040, 460)
+WIDE: Size = (880, 420)
 UNITS_PER_INCH = 72
-PNG_ZOOM = 2
-"""Pixels of a PNG for each unit."""
 SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
 LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
 """A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
-HALO = "halo"
-"""Group id of texts that lie on other marks: they get an outline in the colour of the page."""
-HALO_RULE = ".halo text{{paint-order:stroke;stroke:{};stroke-width:3.5px;stroke-linejoin:round}}"
-FONTS = "system-ui, sans-serif"
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_DECIMALS, _FAMILY = re.compile(r"-?\d+\.\d+"), re.compile(r"'[^;]*sans-serif")
+_POINTS = re.compile(r'="([\d.]+)pt"')
+"""Of the sizes of a drawing: without the unit they are pixels."""
+_NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
+"""Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 
 
 @contextmanager
-def style(dark: bool = False) -> Iterator[dict[str, str]]:
-    """The settings that all charts are drawn under; gives the colours of the theme by name."""
+def style() -> Iterator[dict[str, str]]:
+    """The settings that all charts are drawn under; gives the colours of the light theme by name."""
     import matplotlib
 
-    c = palette(dark=dark)
+    c = palette()
     settings: Any = {
         "axes.axisbelow": True, "axes.edgecolor": c["soft"], "axes.facecolor": "none", "axes.grid": True,
         "axes.grid.axis": "y", "axes.labelcolor": c["ink"], "axes.spines.left": False, "axes.spines.right": False,
-        "axes.spines.top": False, "axes.titlesize": 13, "figure.facecolor": c["paper"], "font.size": 12.5,
-        "grid.color": c["grid"], "grid.linewidth": 1, "legend.fontsize": 12, "legend.frameon": False,
-        "lines.solid_joinstyle": "round", "text.color": c["ink"], "text.parse_math": False, "xtick.color": c["soft"],
-        "ytick.color": c["soft"], "ytick.major.size": 0,
+        "axes.spines.top": False, "axes.titlesize": 13, "figure.facecolor": c["paper"],
+        "font.sans-serif": ["DejaVu Sans"], "font.size": 12.5, "grid.color": c["grid"], "grid.linewidth": 1,
+        "legend.fontsize": 12, "legend.frameon": False, "lines.solid_joinstyle": "round", "text.color": c["ink"],
+        "text.parse_math": False, "xtick.color": c["soft"], "ytick.color": c["soft"], "ytick.major.size": 0,
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         yield c
@@ -110,13 +105,16 @@ def put_label(
 ) -> None:  # fmt: skip
     """Write a text on a side of a point, so far across and up, moved down by the first of `moves` that is free; or not.
 
-    `taken` are the places of the texts so far; the text's own is added.
+    `taken` are the places of the texts so far; the text's own is added. It lies on the colour of the page.
     """
+    import matplotlib
+
     across, align = {"left": (-shift[0], "right"), "right": (shift[0], "left"), "center": (0.0, "center")}[side]
     for move in moves:
         note = axes.annotate(
             text, at, (across, shift[1] - move), textcoords="offset points", ha=align, va="center",
-            annotation_clip=False, gid=HALO, fontsize=12, **more,
+            annotation_clip=False, fontsize=12, zorder=4, **more,
+            bbox={"facecolor": matplotlib.rcParams["figure.facecolor"], "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
         box = note.get_window_extent()
         if not any(box.overlaps(other) for other in taken):
@@ -136,111 +134,29 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) 
     axes.legend(handles=[line for _, line in by_end], loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=1.6)
 
 
-def to_png(figure: Figure) -> bytes:
-    """A figure as PNG, in the colours that it was drawn in."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_ZOOM * UNITS_PER_INCH)
-    return buffer.getvalue()
-
-
-def to_svg(
-    figure: Figure, *, summary: str = "", theme: Literal["own", "screen", "page"] = "own", key: str = "qra",
-    hover: Mapping[str, Sequence[object]] | None = None,
-) -> str:  # fmt: skip
-    """A figure as SVG: text stays text, and the same figure gives the same bytes.
+def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: str = "qra") -> str:
+    """A figure drawn in light colours as SVG: text stays text, and the same figure gives the same bytes.
 
     Args:
-        theme: `own` keeps the colours; `screen` has a second set for dark screens; `page` is for a page that has
-            `page_rules`: no background, and points that say which they are (`data-p`) instead of a tooltip.
-            The last two are for figures drawn in light colours.
-        key: begins the ids, which must be unique within a page.
-        hover: for the group id of an artist, what each of its points says: a tooltip, or its number on a page.
+        theme: `screen` has a second set of colours for dark screens; `page` takes them from the custom properties of
+            the page that it is put into, and has no background and no title.
+        key: is mixed into the ids of marks, which must be unique within a page.
     """
     import matplotlib
-    from matplotlib.colors import to_hex
 
     figure.set_frameon(theme != "page")
-    buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    title = {} if theme == "page" else {"Title": str(figure.get_label())}
+    buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    root = ElementTree.fromstring(buffer.getvalue())
-    _, _, width, height = root.attrib["viewBox"].split()
-    root[:] = [child for child in root if child.find(f"{_SVG}style") is None]
-    _tidy(root, hover or {}, theme == "page")
-    root.attrib = {"viewBox": f"0 0 {width} {height}", "role": "img", "stroke-linejoin": "round"}
-    heads = {"title": str(figure.get_label())} | ({"desc": summary} if summary else {})
-    if theme == "page":
-        root.set("aria-labelledby", " ".join(f"{key}-{tag}" for tag in heads))
-    else:
-        root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": width, "height": height}
-        rules = HALO_RULE.format(to_hex(figure.get_facecolor()))
-        if theme == "screen":
-            dark = palette(dark=True)
-            rules += f"@media (prefers-color-scheme:dark){{{_rules(dark)}{HALO_RULE.format(dark['paper'])}}}"
-        heads["style"] = rules
-    for place, (tag, text) in enumerate(heads.items()):
-        element = ElementTree.Element(tag, {"id": f"{key}-{tag}"} if theme == "page" else {})
-        element.text = text
-        root.insert(place, element)
-    if theme != "page":
-        ElementTree.indent(root, "")  # a line for each element, so that a diff shows what has changed
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def page_rules() -> str:
-    """Rules by which a page replaces the light colours of its charts by its own custom properties."""
-    return _rules({name: f"var(--{name})" for name in palette()}) + HALO_RULE.format("var(--paper)")
-
-
-def shape_path(shape: str, size: float) -> str:
-    """The outline of a mark about the origin, as an SVG path: for legends that are HTML."""
-    from matplotlib.markers import MarkerStyle
-    from matplotlib.transforms import Affine2D
-
-    marker = MarkerStyle(shape)
-    corners: Any = (
-        marker.get_path().transformed(marker.get_transform() + Affine2D().scale(size, -size)).to_polygons()[0]
-    )
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "Z"
-
-
-def _rules(colors: Mapping[str, str]) -> str:
-    light = palette()
-    return "".join(
-        f'svg [style*="{of}: {light[name]}"]{{{of}:{to}!important}}'
-        for name, to in colors.items()
-        for of in ("fill", "stroke")
-    )
-
-
-def _tidy(root: ElementTree.Element, hover: Mapping[str, Sequence[object]], on_page: bool) -> None:
-    """Tell points what they say, and strip what matplotlib writes and nobody needs."""
-    for group in root.iter(f"{_SVG}g"):
-        name = group.attrib.pop("id", "")
-        if name.startswith(HALO):
-            group.set("class", HALO)
-        for mark, text in zip(group.iter(f"{_SVG}use"), hover.get(name, ()), strict=False):
-            if on_page:
-                mark.set("data-p", str(text))
-            else:
-                ElementTree.SubElement(mark, f"{_SVG}title").text = str(text)
-    for marks in root.iter(f"{_SVG}defs"):
-        for mark in marks:  # its style is said again where it is used
-            mark.attrib.pop("style", "")
-    for element in root.iter():
-        element.tag, element.tail = element.tag.removeprefix(_SVG), None
-        element.text = element.text if element.tag in ("text", "title") else None
-        if _LINK in element.attrib:
-            element.set("href", element.attrib.pop(_LINK))
-        if "rotate(-0 " in element.get("transform", ""):
-            del element.attrib["transform"]
-        for name in element.attrib.keys() - {"style", "id", "class"}:
-            element.set(name, _DECIMALS.sub(_short, " ".join(element.attrib[name].split())))
-        if "style" in element.attrib:
-            element.set("style", _FAMILY.sub(FONTS, element.attrib["style"]))
-
-
-def _short(number: re.Match[str]) -> str:
-    text = f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+        figure.savefig(buffer, format="svg", metadata=nothing | title)
+    text = buffer.getvalue()
+    text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
+    text = _NUMBERED.sub("", text)
+    for name, color in palette().items():
+        text = text.replace(color, f"var(--{name})")
+    if theme == "screen":
+        light, dark = ("".join(f"--{n}:{c};" for n, c in palette(dark=dark).items()) for dark in (False, True))
+        rules = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+        text = text.replace("<defs>", rules + "<defs>", 1)
+    return text

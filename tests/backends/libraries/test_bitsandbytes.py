@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +151,19 @@ def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(dtype, m
         assert torch.equal(module.dequantize(dtype), expected)
 
 
+@pytest.mark.parametrize("device, calls", [("cpu", 37), ("meta", 1)])
+def test_int8_is_sliced_on_a_cpu_alone(device: str, calls: int, monkeypatch: pytest.MonkeyPatch):
+    from qra_backends.libraries import bitsandbytes_layers as layers
+
+    made: list[Tensor] = []
+    monkeypatch.setattr(layers, "NUMBERS_AT_ONCE", 64)
+    monkeypatch.setattr(layers.torch, "mul", lambda *args, out: made.append(out))
+    codes, scale = torch.zeros(37, 64, dtype=torch.int8, device=device), torch.ones(37, device=device)
+    layer: Any = SimpleNamespace(weight=SimpleNamespace(data=codes), row_scale=scale, compute_dtype=torch.float32)
+    layers.WeightOnlyLinear8bit.dequantize(layer)
+    assert len(made) == calls
+
+
 def test_four_bits_are_what_the_library_dequantizes():
     linear = source(192, 576)
     layer, backend = library_linear4bit(linear), make_backend("bitsandbytes")
@@ -169,12 +184,6 @@ def test_a_deep_copy_neither_points_to_the_original_nor_keeps_anything_twice(bit
     twin = copy.deepcopy(layer)
     assert getattr(twin.weight, "module", twin) is twin
     assert live_bytes(twin) == live_bytes(layer) == backend.storage(bits).bytes(64, 64)
-
-
-def test_a_variant_stores_only_its_own_width():
-    assert make_backend("bitsandbytes").bits == (4, 8)
-    assert make_backend("bitsandbytes-fp4").bits == (4,)
-    assert make_backend("bitsandbytes-int8").bits == (8,)
 
 
 def test_tensors_stored_as_another_type_are_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from qra_backends import SecondMoment, make_backend
 from qra_backends.reference.blocks import _ELEMENTS
-from qra_backends.reference.gptq import _ROWS_AT_ONCE, factorize, feedback_codes
+from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, factorize, feed_back, stacked, unstacked
 from torch import Tensor, nn
 
 
@@ -20,6 +20,14 @@ def correlated_inputs(rows: int, columns: int) -> Tensor:
 
 def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:
     return float(((x @ (restored - linear.weight.detach()).T) ** 2).sum() / ((x @ linear.weight.detach().T) ** 2).sum())
+
+
+def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, size: int, factor: Factor) -> Tensor:
+    """Codes of two bits, (out, in)."""
+    stack = stacked({2: Fitted(scale, offset)}, size, weight.shape[1])
+    feed_back(stack, weight, factor)
+    ((codes, *_),) = unstacked(stack, len(weight))
+    return codes
 
 
 def setup(out_features: int = 48, in_features: int = 128) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -61,17 +69,17 @@ def test_codes_are_those_of_the_optimal_brain_step():
         error = weight[:, column] - (code * s + o)
         weight[:, left] -= torch.outer(error / inverse[i, i], inverse[i])
         left.remove(column)
-    found = feedback_codes(linear.weight.detach(), {2: (scale.half(), offset.half())}, 4, factorize(hessian, 0.1))
-    assert torch.equal(found[2].float(), codes)
+    found = feedback_codes(linear.weight.detach(), scale.half(), offset.half(), 4, factorize(hessian, 0.1))
+    assert torch.equal(found.float(), codes)
 
 
 def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     linear, _, hessian = setup(8, 150)
     scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
-    arguments = (linear.weight.detach(), {2: (scale.half(), offset.half())}, 64, factor)
-    blocked = feedback_codes(*arguments)[2]
+    arguments = (linear.weight.detach(), scale.half(), offset.half(), 64, factor)
+    blocked = feedback_codes(*arguments)
     monkeypatch.setattr("qra_backends.reference.gptq._BLOCK", 150)
-    whole = feedback_codes(*arguments)[2]
+    whole = feedback_codes(*arguments)
     assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
 
 

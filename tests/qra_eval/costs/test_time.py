@@ -15,27 +15,27 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning import final
 from qra_search import Plan
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 
 def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedLoRAEvaluator:
     return QuantizedLoRAEvaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
         space=SpaceConfig(bits=(2, 4), ranks=(4, 8)),
-        training=TrainingConfig(steps=3, batch_size=4, validation_rows=8, **options),
+        training={"batch_size": 4}, evaluation={"steps": 3, "validation_rows": 8}, **options,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["reference", "reference-gptq"])
 def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(tmp_path: Path, backend: str) -> None:
     evaluator = make(tmp_path / "bank", backend)
-    before = {name: p.detach().clone() for name, p in evaluator.workbench.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
     facts = evaluator.estimate()
     sizes = {"peak_bytes", "disk_bytes", "phases"}
-    assert set(facts) == {"setup_seconds", "prior_seconds", "evaluation_seconds", *sizes}
+    assert set(facts) == {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", *sizes}
     assert all(facts[name] > 0 for name in set(facts) - {"phases"})
     assert not (tmp_path / "bank").exists()
-    after = dict(evaluator.workbench.model.named_parameters())
+    after = dict(evaluator.tuner.model.named_parameters())
     assert set(after) == set(before)
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
 
@@ -59,12 +59,12 @@ def test_twice_the_steps_are_estimated_to_take_nearly_twice_the_time(
         QuantizedLoRAEvaluator(
             "tiny", "arithmetic",
             quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-            training=TrainingConfig(steps=steps, batch_size=4, validation_rows=8),
+            training={"batch_size": 4}, evaluation={"steps": steps, "validation_rows": 8},
         ).estimate()
         for steps in (10, 20)
     )  # fmt: skip
     assert 1.7 < long["evaluation_seconds"] / short["evaluation_seconds"] < 2.0
-    assert long["prior_seconds"] == pytest.approx(short["prior_seconds"])
+    assert long["sensitivities_seconds"] == pytest.approx(short["sensitivities_seconds"])
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -82,7 +82,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     monkeypatch.setattr(module, "_quickest", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized.settings.batch_size
     tokens = bucketed(evaluator.rows("validation", size), size)[0].tokens
-    assert module.seconds_per_token(evaluator.workbench) == pytest.approx((4 * 5.0 + 0.25) / tokens)
+    assert module.seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -99,13 +99,13 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator = make(tmp_path / "bank")
     first = evaluator.untuned_loss()
     assert not (tmp_path / "bank").exists()
-    evaluator.quantized.unquantize()
+    evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
 
 
 def test_short_answers_are_scored_and_long_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = make(tmp_path, test_rows=6, final_steps=1)
+    evaluator = make(tmp_path, finetune={"steps": 1, "test_rows": 6})
     n = len(evaluator.space)
     asked: list[int] = []
 
@@ -137,12 +137,13 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     qra = Qra(capsys)
-    command = ("search", "--model", "tiny", "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
+    model = ("--model", "tiny", "--task", "arithmetic")
+    command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
     for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak of tune"):
         assert words in text.out
     facts = qra(*command, "--json").json["estimate"]
-    overhead = facts["setup_seconds"] + facts["prior_seconds"]
+    overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * facts["evaluations_left"])
     assert list(tmp_path.iterdir()) == []

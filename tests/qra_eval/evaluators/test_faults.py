@@ -38,7 +38,8 @@ def config(files):
             "task": {"name": "jsonl", "data": str(files / "task.jsonl")},
             "quantization": {"backend": "reference", "embeddings": 16, "cache": str(files / "bank")},
             "space": {"bits": [2, 4], "ranks": [0, 4], "granularity": "layer"},
-            "training": {"steps": 1, "batch_size": 2, "validation_rows": 4, "max_length": 64},
+            "training": {"batch_size": 2, "max_length": 64},
+            "evaluation": {"steps": 1, "validation_rows": 4},
         }
     )
 

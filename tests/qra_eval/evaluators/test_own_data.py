@@ -8,13 +8,14 @@ import pytest
 
 from qra_eval.evaluators import quantized_lora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.evaluation.protocols import CountsRows, RowCount
+from qra_search.evaluation.evaluator import RowCount
 
 
-def build(task, **training):
+def build(task, **finetune):
     return QuantizedLoRAEvaluator(
-        "tiny", task, space={"bits": (4,), "ranks": (4,)}, training={"max_length": 40, **training}, weights=False
-    )
+        "tiny", task, space={"bits": (4,), "ranks": (4,)}, training={"max_length": 40, "batch_size": 8},
+        evaluation={"steps": 1}, finetune=finetune, weights=False,
+    )  # fmt: skip
 
 
 def test_data_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
@@ -27,8 +28,7 @@ def test_data_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
 def test_rows_asked_for_and_had_and_cut_are_counted(tmp_path):
     rows = [{"prompt": "p" * (20 + i) + str(i), "answer": "yes"} for i in range(30)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluator = build(str(tmp_path / "x.jsonl"), final_steps=2, steps=1, batch_size=8, test_rows=5)
-    assert isinstance(evaluator, CountsRows)
+    evaluator = build(str(tmp_path / "x.jsonl"), steps=2, test_rows=5)
     counts = evaluator.row_counts()
     task = evaluator.task
     assert {name: (count.asked, count.had) for name, count in counts.items()} == {
@@ -37,5 +37,5 @@ def test_rows_asked_for_and_had_and_cut_are_counted(tmp_path):
     # A byte is a token: prompt, the answer with a space before it, and the end token.
     lengths = [len(e.prompt) + len(e.answer) + 1 for e in task.split("calibration")[:16]]
     assert counts["calibration"] == RowCount(16, 16, sum(n > 40 for n in lengths), max(lengths))
-    epochs = build(str(tmp_path / "x.jsonl"), final_epochs=3, steps=1, batch_size=8)
+    epochs = build(str(tmp_path / "x.jsonl"), epochs=3)
     assert epochs.row_counts()["calibration"].asked == len(task.split("calibration")) == 24

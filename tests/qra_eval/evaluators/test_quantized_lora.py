@@ -12,7 +12,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 
 BACKENDS = ["reference", "reference-gptq", "hqq", "mixed"]
 
@@ -22,13 +22,14 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
 
     def make(backend="reference", bits=(2, 3, 4, 8), ranks=(0, 4, 8), granularity="module", compute="auto", **options):
-        settings = TrainingConfig(steps=4, batch_size=4, validation_rows=8, test_rows=8, final_steps=6, **options)
         return QuantizedLoRAEvaluator(
             "tiny",
             "arithmetic",
             quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(folder)),
             space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),
-            training=settings,
+            training={"batch_size": 4, **options},
+            evaluation={"steps": 4, "validation_rows": 8},
+            finetune={"steps": 6, "test_rows": 8},
             compute=compute,
         )
 
@@ -60,7 +61,7 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     told = []
     late = QuantizedLoRAEvaluator(
         "tiny", "arithmetic", quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
-        training=TrainingConfig(steps=1, batch_size=4, validation_rows=8),
+        training={"batch_size": 4}, evaluation={"steps": 1, "validation_rows": 8},
     )  # fmt: skip
     late.progress = lambda stage, done, total: told.append((stage, done == total))
     late.sensitivities()
@@ -71,8 +72,8 @@ def test_settings_of_a_later_training_reach_the_adapters(build):
     evaluator = build()
     usual = evaluator.quantized.settings
     evaluator.quantized.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
-    evaluator.workbench.apply(evaluator.space.uniform(4, 8), 0)
-    placed = evaluator.quantized.wrapped.values()
+    evaluator.tuner.apply(evaluator.space.uniform(4, 8), 0)
+    placed = evaluator.tuner.switcher.wrapped.values()
     assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
 
 
@@ -81,7 +82,8 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path)),
         space=SpaceConfig(bits=(2, 4), ranks=(4,)),
-        training=TrainingConfig(steps=1, batch_size=2, validation_rows=2),
+        training={"batch_size": 2},
+        evaluation={"steps": 1, "validation_rows": 2},
         weight_cache=100_000,
     )
     assert not large.quantized.materialised
@@ -95,10 +97,10 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
 def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator = build(compute="bfloat16")
     plan = mixed_plan(evaluator.space)
-    evaluator.workbench.apply(plan, 0)
-    fast = evaluator.workbench.held_out("validation", 8)
-    evaluator.quantized.apply(plan, 0, evaluator.workbench.init, materialised=False)
-    assert evaluator.workbench.held_out("validation", 8) == fast
+    evaluator.tuner.apply(plan, 0)
+    fast = evaluator.tuner.held_out("validation", 8)
+    evaluator.tuner.switcher.apply(plan, 0, evaluator.tuner.init, materialised=False)
+    assert evaluator.tuner.held_out("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
     evaluator.quantized.materialised = False
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
@@ -123,15 +125,16 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
         "tiny",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(3, 16), ranks=(4,)),
-        training=TrainingConfig(batch_size=2, test_rows=2),
+        training={"batch_size": 2},
+        finetune={"test_rows": 2},
         dtype="float32",
         compute=compute,
     )
-    before = {name: tensor.clone() for name, tensor in evaluator.workbench.model.named_buffers()}
-    embedding = evaluator.workbench.model.get_input_embeddings().weight.detach().clone()
+    before = {name: tensor.clone() for name, tensor in evaluator.tuner.model.named_buffers()}
+    embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
     assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.quantized.as_stored(tuned.plan, evaluator.workbench.init) as model:
+    with evaluator.tuner.switcher.as_stored(tuned.plan, evaluator.tuner.init) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
@@ -175,11 +178,11 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
 def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     evaluator = build(backend)
     tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
-    assert tuned.reload_difference == 0.0 and tuned.test_loss > 0
+    assert tuned.test_loss > 0  # else ReloadFailed was raised
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {
+    assert {w.scaling * w.rank for w in evaluator.tuner.switcher.wrapped.values() if w.rank} == {
         evaluator.quantized.settings.alpha
     }
     base, _ = load_base(tmp_path)

@@ -15,33 +15,40 @@ from safetensors.torch import load_file, save_file
 from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.export import ExportRefused, export
+from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.space import Plan
 
 PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
 """Interpreter that loads the exports; another environment may have compressed-tensors or gptqmodel."""
 
 ROUND_TRIPS = {
-    "llama": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
-    "mistral": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
-    "qwen2": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
-    "qwen3": ("merged", "compressed-tensors", "gptqmodel", "gguf"),
+    "llama": ("merged", "gguf"),
+    "mistral": ("merged", "gguf"),
+    "qwen2": ("merged", "gguf"),
+    "qwen3": ("merged", "gguf"),
     "gpt2": ("merged",),
     "mixtral": ("merged",),
-    "int8": ("compressed-tensors",),
+    "llama-compressed-tensors": ("compressed-tensors",),
+    "qwen2-compressed-tensors": ("compressed-tensors",),
+    "llama-gptq": ("gptqmodel",),
+    "qwen2-gptq": ("gptqmodel",),
 }
-OPTIONS: dict[str, dict[str, Any]] = {
-    "merged": {"dtype": "float32"},
-    "compressed-tensors": {"bits": "2,3,4,8"},
-    "gptqmodel": {"bits": "2,3,4,8"},
+"""Formats of each run, which is named by its family, and its backend where that is not `DEFAULT`'s."""
+DEFAULT = {"gpt2": "reference", "mixtral": "reference", "uneven": "compressed-tensors"}
+BACKENDS: dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]]] = {
+    "gguf": ({"name": "gguf", "types": ["Q4_0", "Q8_0"]}, ("Q4_0", "Q8_0", 16), (4, 8, 16)),
+    "gptq": ("gptq", (3, 2, 4, 16), (2, 3, 4, 16)),
+    "compressed-tensors": ("compressed-tensors", (4, 8, 16), (4, 8, 16)),
+    "reference": ("reference", (3, 2, 4, 16), (2, 3, 4, 16)),
 }
+"""What each is, the levels of its plans in turn, and their bits."""
 
 
 class Runs:
-    """Makes each run once; `int8` is a llama on bitsandbytes' row-wise int8."""
+    """Makes each run once; `uneven` is a llama whose linears choose each for themselves."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -54,23 +61,25 @@ class Runs:
 
     def _tune(self, name: str) -> Path:
         model = self.folder / "models" / name
-        family = "llama" if name in ("int8", "uneven") else name
-        more = {"head_dim": 128} if name == "qwen3" else {}  # transformers takes no other from a GGUF file
-        tiny_config_model(family, normalised=False, **more).save_pretrained(model)
+        family, _, backend = name.partition("-")
+        spec, levels, bits = BACKENDS[backend or DEFAULT.get(family, "gguf")]
+        more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
+        tiny = "llama" if family == "uneven" else family
+        tiny_config_model(tiny, normalised=False, **more).save_pretrained(model)
         byte_tokenizer().save_pretrained(model)
-        backend, bits = ("bitsandbytes-int8", (8,)) if name == "int8" else ("reference", (2, 3, 4, 8, 16))
         evaluator = QuantizedLoRAEvaluator(
             str(model),
             "arithmetic",
-            quantization=QuantizationConfig(backend=backend, embeddings=16, cache=str(self.folder / "bank" / name)),
+            quantization=QuantizationConfig(backend=spec, embeddings=16, cache=str(self.folder / "bank" / name)),
             space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
-            training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=2, test_rows=2, sample_answers=0),
+            training={"learning_rate": 2e-2, "batch_size": 2},
+            evaluation={"validation_rows": 2},
+            finetune={"test_rows": 2, "sample_answers": 0},
             dtype="float32",
         )
         groups = len(evaluator.space)
-        cycle = (8,) if name == "int8" else (3, 2, 4, 16)
         plan = Plan(
-            tuple(cycle[i % len(cycle)] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
+            tuple(levels[i % len(levels)] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
         )
         evaluator.tune(plan, steps=3, folder=self.folder / "runs" / name)
         return self.folder / "runs" / name
@@ -89,10 +98,8 @@ def exported(runs: Runs) -> dict[tuple[str, str], Any]:
     done = {}
     for name, formats in ROUND_TRIPS.items():
         for format in formats:
-            try:
-                done[name, format] = export(runs[name], format, out / name / format, **OPTIONS.get(format, {}))
-            except ExportRefused as error:
-                done[name, format] = error
+            options = {"dtype": "float32"} if format == "merged" else {}
+            done[name, format] = export(runs[name], format, out / name / format, **options)
     return done
 
 
@@ -113,7 +120,10 @@ def loaded(runs: Runs, exported: dict[tuple[str, str], Any]) -> Any:
             }
         )
     twice = next(job for job in jobs if job["kind"] == "compressed-tensors")
-    other = {"kind": "compressed-dequantize", "out": str(runs.folder / "llama-compressed-dequantize.safetensors")}
+    other = {
+        "kind": "compressed-dequantize",
+        "out": str(runs.folder / "llama-compressed-tensors-compressed-dequantize.safetensors"),
+    }
     jobs.append({**twice, **other})
     (runs.folder / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("loader.py")

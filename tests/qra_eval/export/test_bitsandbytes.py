@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.export import ExportRefused, export
+from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import tiny_model
 from qra_search.config import make_config
@@ -29,7 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
         "arithmetic",
         quantization=config.quantization.model_copy(update={"cache": str(folder / "bank")}),
         space=config.space,
-        training={"batch_size": 2, "validation_rows": 4, "test_rows": 4, "learning_rate": 2e-2},
+        training={"batch_size": 2, "learning_rate": 2e-2},
+        evaluation={"validation_rows": 4},
+        finetune={"test_rows": 4},
     )
     groups = len(evaluator.space)
     evaluator.tune(Plan(tuple((4, 16)[i % 2] for i in range(groups)), (4,) * groups), steps=2, folder=folder / "run")
@@ -47,8 +49,3 @@ def test_plain_transformers_and_peft_compute_the_tuned_model(run: TunedRun, tmp_
         module = run.module(linear.name)
         assert tensors[f"{linear.name}.weight"].equal(module.get_parameter("weight").data)
         assert (f"{linear.name}.weight.absmax" in tensors) == (linear.bits == 4)
-
-
-def test_a_run_on_other_levels_is_refused_with_the_engine_that_has_them(runs: Any, tmp_path: Any) -> None:
-    with pytest.raises(ExportRefused, match="search with --engine transformers"):
-        export(runs["llama"], "bitsandbytes", tmp_path / "out")

@@ -30,11 +30,11 @@ def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--format", "compressed-tensors", "--check"), "granularity: fused"),
+        (("--format", "compressed-tensors", "--check"), "--engine vllm"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
         ((), "was searched for no engine: give one of bitsandbytes, compressed-tensors"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
-        (("--format", "gguf", "--option", "weights=q4"), "weights must be one of plan, f16"),
+        (("--format", "gguf", "--option", "weights=q4"), "format gguf has no option 'weights': it has pre"),
     ],
 )
 def test_what_cannot_be_is_told_in_the_last_line_with_status_2(arguments, said, qra, runs):

@@ -14,14 +14,12 @@ from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import check, export, llama_cpp
-from qra_eval.export.gguf import GGUFExporter
-from qra_eval.export.gguf_files import write_lora
-from qra_eval.export.gguf_names import EXPERT, row_order, tensor_namer
+from qra_eval.export.gguf_tensors import EXPERT, row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, family_reasons, layer_types
 from qra_eval.models.gguf_plan import read_gguf_plan
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.plan import Plan
 
 pytestmark = [
@@ -46,12 +44,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> TunedRun:
+def runs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TunedRun]:
     return tuned(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def tuned(kind: str, folder: Path, granularity: Any = "fused") -> TunedRun:
-    """Every second group in another type and with another rank."""
+def tuned(kind: str, folder: Path, granularity: Any = "fused") -> dict[str, TunedRun]:
+    """A run with every second group in another type and with another rank, and one that is not quantized."""
     family, more = CASES[kind]
     model = tiny_config_model(family, normalised=False, **more)
     random = torch.Generator().manual_seed(0)
@@ -66,31 +64,34 @@ def tuned(kind: str, folder: Path, granularity: Any = "fused") -> TunedRun:
         quantization=QuantizationConfig(
             backend={"name": "gguf", "types": ["Q4_0", "Q8_0"]}, embeddings=16, cache=str(folder / "bank")
         ),
-        space=SpaceConfig(bits=(4, 8), ranks=(4, 8), granularity=granularity),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, test_rows=2, sample_answers=0),
+        space=SpaceConfig(bits=(4, 8, 16), ranks=(4, 8), granularity=granularity),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        finetune={"test_rows": 2, "sample_answers": 0},
         dtype="float32",
     )
     groups = range(len(evaluator.space))
-    plan = Plan(tuple(("Q4_0", "Q8_0")[i % 2] for i in groups), tuple((4, 8)[i // 2 % 2] for i in groups))
-    evaluator.tune(plan, steps=3, folder=folder / "run")
+    ranks = tuple((4, 8)[i // 2 % 2] for i in groups)
+    for name, levels in {"typed": ("Q4_0", "Q8_0"), "floats": (16, 16)}.items():
+        evaluator.tune(Plan(tuple(levels[i % 2] for i in groups), ranks), steps=3, folder=folder / name)
     evaluator.close()
-    return TunedRun(folder / "run")
+    return {name: TunedRun(folder / name) for name in ("typed", "floats")}
 
 
-def test_llama_cpp_computes_the_same_logits_from_the_same_numbers(run: TunedRun, tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_same_logits_from_the_same_numbers(runs: dict[str, TunedRun], tmp_path: Path) -> None:
     """Weights in float32, which its kernels do not round; factors are in bfloat16, and GELU comes from a table."""
-    GGUFExporter(weights="f32").write_model(run, tmp_path / "model.gguf")
-    write_lora(run, tmp_path / "adapter.gguf")
+    run = runs["floats"]
+    export(run, "gguf", tmp_path / "gguf")
     prompts = [ids[0].tolist() for ids in run.input_ids]
-    theirs = torch.cat(llama_cpp.logits(tmp_path / "model.gguf", tmp_path / "adapter.gguf", prompts))
-    alone = torch.cat(llama_cpp.logits(tmp_path / "model.gguf", None, prompts))
+    theirs = torch.cat(llama_cpp.logits(tmp_path / "gguf" / "model.gguf", tmp_path / "gguf" / "adapter.gguf", prompts))
+    alone = torch.cat(llama_cpp.logits(tmp_path / "gguf" / "model.gguf", None, prompts))
     mine = torch.cat([logits[0] for logits in run.live_logits])
     apart, untuned = (mine - theirs).abs(), (mine - alone).abs()
     assert apart.max() < 5e-3 * mine.abs().max(), "the model"
     assert apart.mean() < 0.05 * untuned.mean(), "the adapter"
 
 
-def test_every_searched_tensor_of_the_file_is_the_plans_own(run: TunedRun, tmp_path: Path) -> None:
+def test_every_searched_tensor_of_the_file_is_the_plans_own(runs: dict[str, TunedRun], tmp_path: Path) -> None:
+    run = runs["typed"]
     exported = export(run, "gguf", tmp_path / "gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
     name_of = tensor_namer(run.config)
@@ -100,7 +101,7 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(run: TunedRun, tmp_p
         weight = run.weight(linear) if order is None else run.weight(linear)[order]
         found = gguf.dequantize(tensor.data, tensor.tensor_type)
         number = EXPERT.search(linear.name)
-        found = found if number is None else found[int(number[0].split(".")[1])]
+        found = found if number is None else found[int(number[1])]
         assert np.array_equal(found, weight.numpy()), linear.name
     assert any("loaded in llama.cpp" in note for note in exported.notes)
     chosen = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
@@ -108,7 +109,7 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(run: TunedRun, tmp_p
 
 
 def test_experts_of_several_types_are_refused_with_the_mend(tmp_path: Path) -> None:
-    reasons = check(tuned("qwen3_moe", tmp_path, "expert"), "gguf")
+    reasons = check(tuned("qwen3_moe", tmp_path, "expert")["typed"], "gguf")
     assert len(reasons) == 1 and "--granularity fused" in reasons[0]
 
 

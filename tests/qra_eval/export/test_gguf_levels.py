@@ -13,11 +13,11 @@ from tiny_families import tiny_config_model
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf_names import row_order, tensor_namer
+from qra_eval.export.gguf_tensors import row_order, tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, ROPES
 from qra_eval.models.tiny import byte_tokenizer
-from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.engines import ENGINES
 from qra_search.integrations.plans import import_plan
 from qra_search.space.plan import Plan
@@ -44,7 +44,9 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluato
             backend={"name": "gguf", "types": TYPES}, embeddings=(3, 4, 8), cache=str(folder / "bank")
         ),
         space=SpaceConfig(bits=(3, 4, 8), ranks=(4, 8), granularity="module"),
-        training=TrainingConfig(learning_rate=2e-2, batch_size=2, validation_rows=4, test_rows=4, steps=1),
+        training={"learning_rate": 2e-2, "batch_size": 2},
+        evaluation={"validation_rows": 4, "steps": 1},
+        finetune={"test_rows": 4},
         dtype="float32",
     )
 
@@ -103,7 +105,6 @@ def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun
 def test_what_transformers_would_read_otherwise_is_not_compared_with_it(exported: Any) -> None:
     assert exported.largest_logit_difference is None
     assert any("does not read the scaled rotary embedding (llama3)" in note for note in exported.notes)
-    assert not (exported.path / "quantize.sh").exists(), "there is nothing left to quantize"
 
 
 @pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp is not installed")

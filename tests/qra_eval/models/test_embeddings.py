@@ -17,7 +17,7 @@ from qra_eval.models.embeddings import Table, TableEmbedding, TableHead, find_ta
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.sensitivities.measure import filled
-from qra_search.config import SpaceConfig, TrainingConfig
+from qra_search.config import SpaceConfig
 from qra_search.space.space import Plan
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "phi", "gpt_neox", "mixtral")
@@ -89,7 +89,9 @@ def options(tmp_path_factory):
     return {
         "quantization": {"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         "space": SpaceConfig(bits=(3, 8), ranks=(4,)),
-        "training": TrainingConfig(steps=2, batch_size=2, validation_rows=4, test_rows=2),
+        "training": {"batch_size": 2},
+        "evaluation": {"steps": 2, "validation_rows": 4},
+        "finetune": {"test_rows": 2},
     }
 
 

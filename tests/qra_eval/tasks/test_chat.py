@@ -7,9 +7,9 @@ import json
 import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.chat import encode_chat
-from qra_eval.tasks.encoding import IGNORED
-from qra_eval.tasks.jsonl import JSONLTask, read_examples
+from qra_eval.tasks.encoding import IGNORED, encode_chat
+from qra_eval.tasks.forms import to_example
+from qra_eval.tasks.jsonl import JSONLTask
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>' + '\\n' }}{% endfor %}"
@@ -106,7 +106,7 @@ def test_a_template_that_cannot_be_used_is_one_line(template, why):
     assert "\n" not in str(caught.value)
 
 
-def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_left_out(tmp_path):
+def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_left_out():
     speakers = {"system": "system", "user": "human", "assistant": "gpt"}
     shared = [{"from": speakers[t["role"]], "value": t["content"]} for t in TURNS]
     rows = [
@@ -114,9 +114,7 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
         {"conversations": shared},
         {"system": "Be brief.", "conversations": [*shared[1:], {"from": "human", "value": "Bye"}]},
     ]
-    path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one, two, three = read_examples(path)
+    one, two, three = (to_example(row, "x") for row in rows)
     assert one == two == three and list(one.messages) == TURNS[:-1]
 
 

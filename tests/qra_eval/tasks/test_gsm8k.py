@@ -8,7 +8,8 @@ import pytest
 
 from qra_eval import hub
 from qra_eval.tasks import SPLITS, Example, make_task
-from qra_eval.tasks.gsm8k import SHOTS, exact_match
+from qra_eval.tasks.gsm8k import APART, exact_match
+from qra_search.errors import BadInput
 
 
 def row(number: int) -> dict[str, str]:
@@ -42,27 +43,7 @@ def test_training_rows_that_are_in_the_test_file_are_left_out(folder):
     parts = {split: questions(task.split(split)) for split in SPLITS}
     assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
     assert not parts["test"] & (parts["calibration"] | parts["validation"])
-    assert len(parts["calibration"]) + len(parts["validation"]) == 50 - SHOTS
-
-
-def test_eight_shots_are_solved_problems_of_no_split_and_the_same_before_each_row(folder):
-    task = make_task("gsm8k", data=folder, shots=8)
-    asked = set.union(*(questions(task.split(split)) for split in SPLITS))
-    heads = {e.prompt.rpartition("Question: ")[0] for split in SPLITS for e in task.split(split)}
-    (head,) = heads
-    shots = head.split("\n\n")[:-1]
-    assert len(shots) == 8
-    for shot in shots:
-        question, _, answer = shot.removeprefix("Question: ").partition("\nAnswer: ")
-        assert question not in asked and answer.splitlines()[-1].startswith("#### ")
-    example = task.split("test")[0]
-    assert [m["role"] for m in example.messages] == ["user", "assistant"] * 8 + ["user"]
-
-
-def test_the_splits_are_the_same_with_and_without_shots(folder):
-    plain, shown = make_task("gsm8k", data=folder), make_task("gsm8k", data=folder, shots=8)
-    for split in SPLITS:
-        assert [e.answer for e in plain.split(split)] == [e.answer for e in shown.split(split)]
+    assert len(parts["calibration"]) + len(parts["validation"]) == 50 - APART
 
 
 def test_scores_take_the_strict_and_the_flexible_number():
@@ -84,42 +65,30 @@ def test_scores_take_the_strict_and_the_flexible_number():
 def test_a_bad_row_is_named_by_file_and_line(folder, line, why):
     path = folder / "gsm8k_train.jsonl"
     path.write_text(json.dumps(row(1)) + "\n\n" + line + "\n")
-    with pytest.raises(ValueError, match=why) as caught:
+    with pytest.raises(BadInput, match=why) as caught:
         make_task("gsm8k", data=folder).split("test")
     assert f"{path}, line 3" in str(caught.value)
 
 
-def test_more_shots_than_are_kept_apart_are_refused():
-    with pytest.raises(ValueError, match="shots must be from 0 to 8, got 9"):
-        make_task("gsm8k", shots=9)
+def from_hub(monkeypatch, load):
+    import datasets
+
+    monkeypatch.setattr(hub, "refusal", lambda *_: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return make_task("gsm8k")
 
 
 def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch):
-    import datasets
-
-    def unreachable(*_, **__):
+    def unreachable(*_):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(hub, "refusal", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"openai/gsm8k.*no route.*--data") as caught:
-        make_task("gsm8k").split("test")
+    with pytest.raises(BadInput, match=r"openai/gsm8k.*no route.*--data") as caught:
+        from_hub(monkeypatch, unreachable).split("test")
     assert "\n" not in str(caught.value)
 
 
 def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
-    import datasets
-
-    asked = []
-
-    def load(name, config, *, split):
-        asked.append((name, config, split))
-        return [row(i) for i in (range(40) if split == "train" else range(100, 110))]
-
-    monkeypatch.setattr(hub, "refusal", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    task = make_task("gsm8k")
-    assert (
-        len(task.split("test")) == 10 and len(task.split("calibration")) + len(task.split("validation")) == 40 - SHOTS
-    )
-    assert sorted(asked) == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
+    splits = {"train": [row(i) for i in range(40)], "test": [row(i) for i in range(100, 110)]}
+    task = from_hub(monkeypatch, lambda *asked: splits if asked == ("openai/gsm8k", "main") else {})
+    assert task.hub == "openai/gsm8k" and len(task.split("test")) == 10
+    assert len(task.split("calibration")) + len(task.split("validation")) == 40 - APART

@@ -11,8 +11,7 @@ import torch
 from qra_eval.models.tiny import tiny_model
 from qra_eval.tasks import Example
 from qra_eval.tasks.generation import generate_answers
-from qra_eval.tasks.gsm8k import STOP
-from qra_eval.tasks.numbers import FLEXIBLE, STRICT, number_of
+from qra_eval.tasks.gsm8k import FLEXIBLE, STOP, STRICT, number_of
 from qra_eval.tasks.scoring import score_choices
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")

@@ -1,13 +1,20 @@
-"""A user's rows are read in four forms, split without leaks, and refused by file and line where they are bad."""
+"""A user's rows are read in all forms, split without leaks, the same from files and objects, and refused by line."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from tiny_families import tiny_config_model
 
+from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.jsonl import read_examples
+from qra_eval.tasks.forms import to_example
+from qra_eval.tasks.sources import digest, split_rows
+from qra_search.errors import BadInput
+
+HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
+ARC = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}}
 
 
 def write(path, rows):
@@ -20,117 +27,168 @@ def prompts(rows):
 
 
 @pytest.mark.parametrize(
-    ("row", "prompt", "answer"),
+    ("row", "prompt", "answer", "before"),
     [
-        ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4"),
-        ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4"),
-        ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes"),
-        ({"question": "How many?", "answer": 4}, "How many?", " 4"),
-        (
-            {"instruction": "Add.", "input": "2, 2", "output": "4"},
-            "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n",
-            "4",
-        ),
-        ({"instruction": "Sing.", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La"),
-        ({"instruction": "Sing.", "input": "", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La"),
-        (
-            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
-            "User: Hi\nAssistant:",
-            " Ho",
-        ),
+        ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4", ""),
+        ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4", ""),
+        ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes", ""),
+        ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4", ""),
+        ({"prompt": "Hi", "answer": "Arr", "system": "Be a pirate."}, "Be a pirate.\n\nHi", " Arr", "Be a pirate."),
+        ({"instruction": "Add.", "input": "2, 2", "output": "4"},
+         "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n", "4", ""),
+        ({"instruction": "Sing.", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La", ""),
+        ({"instruction": "Sing.", "input": "", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La", ""),
+        ({"instruction": "Hi", "output": "Arr", "system": "Be a pirate."},
+         "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n", "Arr", "Be a pirate."),
+        ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho", ""),
+        ({"messages": [*HI, {"role": "assistant", "content": "Arr"}], "system": "Be a pirate."},
+         "System: Be a pirate.\nUser: Hi\nAssistant:", " Arr", "Be a pirate."),
+        ({"question": "Why?", "choices": ["x", "y"], "answer": 1, "system": "Be brief."},
+         "Be brief.\n\nQuestion: Why?\nAnswer:", " y", "Be brief."),
     ],
-)
-def test_the_four_forms(tmp_path, row, prompt, answer):
-    (example,) = read_examples(write(tmp_path / "x.jsonl", [row]))
+)  # fmt: skip
+def test_the_forms_of_a_row(row, prompt, answer, before):
+    example = to_example(row, "x")
     assert (example.prompt, example.answer) == (prompt, answer)
+    assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(before)
+    assert len(to_example({**row, "system": " "}, "x").messages) == 1
+
+
+def test_chats_keep_their_turns_for_the_chat_template():
+    turns = [{"role": "system", "content": "Be brief."}, *HI, *HO, *HI]
+    chat = to_example({"messages": [*turns, {"role": "assistant", "content": "No"}]}, "x")
+    assert list(chat.messages) == turns and chat.answer == " No"
+    alpaca = to_example({"instruction": "Add.", "input": "2, 2", "output": "4"}, "x")
+    assert alpaca.messages == ({"role": "user", "content": "Add.\n\n2, 2"},)
 
 
 @pytest.mark.parametrize(
-    ("row", "prompt"),
+    ("row", "label"),
     [
-        ({"prompt": "Hi", "answer": "Arr"}, "Be a pirate.\n\nHi"),
-        ({"instruction": "Hi", "output": "Arr"}, "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n"),
-        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr"}]},
-         "System: Be a pirate.\nUser: Hi\nAssistant:"),
+        ({"question": "Why?", "choices": ["x", "y"], "answer": 0}, 0),
+        ({"question": "Why?", "options": ["x", "y"], "answer": "y"}, 1),
+        ({"prompt": "Question: Why?\nAnswer:", "choices": ["x", "y"], "answer": " y "}, 1),
+        ({**ARC, "answerKey": "B"}, 1),
+        ({**ARC, "answer": "A"}, 0),
+        ({**ARC, "answer": "y"}, 1),
+        ({**ARC, "answer": 1}, 1),
     ],
-)  # fmt: skip
-def test_a_system_text_beside_them_is_the_first_turn(tmp_path, row, prompt):
-    (example,) = read_examples(write(tmp_path / "x.jsonl", [row | {"system": "Be a pirate."}]))
-    assert example.prompt == prompt
-    assert example.messages == (
-        {"role": "system", "content": "Be a pirate."}, {"role": "user", "content": "Hi"},
-    )  # fmt: skip
-    (same,) = read_examples(write(tmp_path / "x.jsonl", [row | {"system": " "}]))
-    assert len(same.messages) == 1
-
-
-def test_chats_keep_their_turns_for_the_chat_template(tmp_path):
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Ho"},
-        {"role": "user", "content": "More"},
-        {"role": "assistant", "content": "No"},
-    ]
-    rows = [
-        {"messages": turns},
-        {"instruction": "Add.", "input": "2, 2", "output": "4"},
-        {"prompt": "P", "answer": "A"},
-    ]
-    chat, alpaca, plain = read_examples(write(tmp_path / "x.jsonl", rows))
-    assert list(chat.messages) == turns[:-1] and chat.answer == " No"
-    assert alpaca.messages == ({"role": "user", "content": "Add.\n\n2, 2"},)
-    assert plain.messages == ({"role": "user", "content": "P"},)
+)
+def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
+    example = to_example(row, "x")
+    assert (example.prompt, example.choices) == ("Question: Why?\nAnswer:", (" x", " y"))
+    assert (example.label, example.answer) == (label, (" x", " y")[label])
 
 
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ("not json", "'not json\\\\n' is not JSON"),
+        ("not json", "'not json' is not JSON"),
         ('{"prompt": "a", "answer": "b"', "is not JSON"),
         ('["a"]', "not a JSON object"),
-        ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}"),
+        ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
         ({}, "fields are none"),
         ({"prompt": "a"}, "fields are 'prompt'; allowed"),
+        ({"prompt": "a", "answer": None}, "fields are 'prompt'; allowed"),
         ({"prompt": "a", "answer": ""}, "'answer' is blank"),
         ({"prompt": " ", "answer": "b"}, "'prompt' is blank"),
-        ({"prompt": "a", "answer": None}, "field 'answer' is None, a str or int or float is needed"),
-        ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\]"),
+        ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\], a str or int or float is needed"),
         ({"instruction": "a"}, "no field 'output'"),
         ({"instruction": "a", "input": 3, "output": "b"}, "field 'input' is 3, a str is needed"),
         ({"messages": "hi"}, "field 'messages' is 'hi', a list is needed"),
         ({"messages": []}, "must end with an answer of the assistant"),
         ({"messages": ["hi"]}, "message 1 is a str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
-        (
-            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "message 2 has tool_calls, which are not learnt",
-        ),
+        ({"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+         "message 2 has tool_calls, which are not learnt"),
         ({"messages": [{"role": "user"}]}, "no field 'content'"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "must end with an answer"),
+        ({"messages": HI}, "must end with an answer"),
+        ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are system, human"),
+        ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),
+        ({"question": "q", "choices": ["a"], "answer": 0}, "two or more"),
+        ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more texts"),
+        ({"question": "q", "choices": "a, b", "answer": 0}, "field 'choices' is 'a, b', a list or dict is needed"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2},
+         r"answer is 2: the index of a choice \(0 to 1\), .* is needed; to learn it as a text use --columns"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0': the index"),
+        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "text or label of a single one"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
+        ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
+        ({**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1}, "answer is 1"),  # which of both?
+        ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}, "as many texts as there are"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_row_gives_file_line_what_was_found_and_what_is_allowed(tmp_path, row, why):
     path = write(tmp_path / "x.jsonl", [{"prompt": "a", "answer": "b"}, "", row])
-    with pytest.raises(ValueError, match=why) as caught:
-        read_examples(path)
-    assert f"{path}, line 3" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(BadInput, match=why) as caught:
+        make_task(str(path)).split("test")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert "some rows" in why or f"{path}, line 3" in str(caught.value)
 
 
-def test_bytes_that_are_no_utf8_are_named_by_line(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "a", "answer": "b"}\n{"prompt": "\xff"}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        read_examples(tmp_path / "x.jsonl")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": "first", "answer": "a", "system": "Be brief."}, *prompts(range(40))],
+        [{"messages": [*HI, {"role": "assistant", "content": f"{i}"}, *HI, *HO]} for i in range(9)],
+        [{**ARC, "question": f"{i}?", "answerKey": "B"} for i in range(9)],
+    ],
+    ids=["prompts", "messages", "choices"],
+)
+def test_rows_in_python_are_those_of_a_file(tmp_path, rows):
+    import datasets
+
+    path = write(tmp_path / "x.jsonl", rows)
+    file = make_task(path, seed=3)
+    for given in (rows, datasets.Dataset.from_list(rows)):
+        task = make_task(given, seed=3)
+        assert all(task.split(split) == file.split(split) for split in SPLITS)
+        assert task.name == f"rows:{digest(split_rows(path))}" and len(task.name) == len("rows:") + 16
+    assert make_task(rows[1:]).name != task.name
 
 
-def test_an_empty_file_and_none_at_all_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no rows"):
-        read_examples(write(tmp_path / "x.jsonl", ["", ""]))
-    with pytest.raises(ValueError, match="no file or folder"):
+def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_those_given():
+    import datasets
+
+    data = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(prompts(range(30))).with_format("torch"),
+        dev=datasets.Dataset.from_list(prompts(range(30, 40))),
+        held=datasets.Dataset.from_list(prompts(range(40, 50))),
+    )
+    task = make_task(data, splits={"test": "held"})
+    numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
+    assert numbers == {"calibration": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
+    assert make_task(data).name != task.name
+    with pytest.raises(BadInput, match="has no split 'none' for test: it has train, dev, held"):
+        make_task(data, splits={"test": "none"})
+    with pytest.raises(BadInput, match="splits are calibration, validation, test, got 'tset'"):
+        make_task(data, splits={"tset": "held"})
+
+
+def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
+    rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(40)]
+    path = write(tmp_path / "x.jsonl", rows)
+    task, known = make_task(str(path)), make_task("piqa", data=str(path))
+    model, tokenizer = tiny_config_model("llama", vocab_size=258), byte_tokenizer()
+    for one in (task, known, make_task("piqa", data=rows)):
+        assert [len(one.split(split)) for split in SPLITS] == [32, 4, 4]
+        assert {e.answer for split in SPLITS for e in one.split(split)} == {" yes", " no"}
+        found = one.metrics(model, tokenizer, one.split("test"), max_length=64)
+        assert one.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
+        assert one.objective(model, tokenizer, one.split("test"), max_length=64) == found["choice_loss"]
+    (row,) = task.encode(task.split("test")[:1], tokenizer, 64)
+    assert tokenizer.decode(row.labels[row.labels >= 0][:-1]) == task.split("test")[0].answer
+    plain = make_task(str(path), columns={"prompt": "question", "answer": "answer"})
+    assert {e.answer for e in plain.split("test")} <= {" 0", " 1"} and plain.judged_by == "exact_match"
+
+
+def test_none_at_all_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no file or folder"):
         make_task(str(tmp_path / "none.jsonl"))
-    with pytest.raises(ValueError, match="needs data"):
+    with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
-    with pytest.raises(ValueError, match="has no train.jsonl"):
+    with pytest.raises(BadInput, match="has no file to tune on: name it train.jsonl"):
         make_task("jsonl", data=tmp_path)
 
 
@@ -143,35 +201,23 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
     assert len(set.union(*keys.values())) == 50
 
 
-def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path):
-    rows = prompts(range(40))
-    one = make_task(str(write(tmp_path / "a.jsonl", rows)))
-    two = make_task(str(write(tmp_path / "b.jsonl", rows[::-1])))
-    for split in SPLITS:
-        assert one.split(split) == two.split(split)
-
-
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "x.jsonl", prompts(range(2)) * 5)
-    with pytest.raises(ValueError, match="x.jsonl: 2 distinct examples cannot be split"):
+    with pytest.raises(BadInput, match="x.jsonl: 2 distinct examples cannot be split"):
         make_task(str(path)).split("test")
 
 
-@pytest.mark.parametrize("how", ["options", "folder"])
-def test_separate_files_are_kept_apart(tmp_path, how):
-    train = write(tmp_path / "train.jsonl", prompts(range(30)))
-    valid = write(tmp_path / "valid.jsonl", prompts(range(25, 40)))
-    test = write(tmp_path / "test.jsonl", prompts(range(20, 26)))
-    if how == "options":
-        task = make_task(str(train), validation=str(valid), test=str(test))
-    else:
-        task = make_task("jsonl", data=tmp_path)
+def test_separate_files_are_kept_apart(tmp_path):
+    write(tmp_path / "train.jsonl", prompts(range(30)))
+    write(tmp_path / "valid.jsonl", prompts(range(25, 40)))
+    write(tmp_path / "test.jsonl", prompts(range(20, 26)))
+    task = make_task("jsonl", data=tmp_path)
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
     assert numbers == {"test": {*range(20, 26)}, "validation": {*range(26, 40)}, "calibration": {*range(20)}}
 
 
 def test_a_test_file_alone_leaves_validation_to_be_split_off(tmp_path):
-    train = write(tmp_path / "mine.jsonl", prompts(range(90)))
-    test = write(tmp_path / "other.jsonl", prompts(range(200, 210)))
-    task = make_task(str(train), test=str(test))
+    write(tmp_path / "train.jsonl", prompts(range(90)))
+    write(tmp_path / "test.jsonl", prompts(range(200, 210)))
+    task = make_task("jsonl", data=tmp_path)
     assert [len(task.split(split)) for split in SPLITS] == [80, 10, 10]

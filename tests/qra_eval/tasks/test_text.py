@@ -11,6 +11,7 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
+from qra_search.errors import BadInput
 
 TOKENIZER = byte_tokenizer()
 
@@ -63,23 +64,25 @@ def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
 
 
 def test_files_of_a_folder_are_the_splits(tmp_path):
-    (tmp_path / "wiki.train.tokens").write_text("\n".join(paragraphs(0, 300)))
-    (tmp_path / "wiki.valid.tokens").write_text("\n".join(paragraphs(300, 340)))
-    (tmp_path / "wiki.test.tokens").write_text("\n".join(paragraphs(340, 380)))
+    parts = {"train": (0, 300), "valid": (300, 340), "test": (340, 380)}
+    for name, (start, stop) in parts.items():
+        (tmp_path / f"{name}.txt").write_text("\r\n".join(paragraphs(start, stop)))
     task = make_task("text", data=tmp_path, block_characters=100)
-    joined = {split: "\n\n".join(e.answer for e in task.split(split)) for split in SPLITS}
-    assert joined["test"] == "\n\n".join(paragraphs(340, 380))
-    assert sorted(joined["validation"].split("\n\n")) == sorted(paragraphs(300, 340))
-    assert sorted(joined["calibration"].split("\n\n")) == sorted(paragraphs(0, 300))
+    lines = {split: [line for e in task.split(split) for line in e.answer.split("\n")] for split in SPLITS}
+    assert lines["test"] == paragraphs(340, 380)
+    assert sorted(lines["validation"]) == sorted(paragraphs(300, 340))
+    assert sorted(lines["calibration"]) == sorted(paragraphs(0, 300))
 
 
 def test_rows_of_json_are_paragraphs(tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_text("\n".join(json.dumps({"text": p}) for p in paragraphs(0, 200)))
-    task = make_task("text", data=path, block_characters=100)
+    rows = [{"text": p} for p in paragraphs(0, 200)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task, given = make_task("text", data=path, block_characters=100), make_task(rows, block_characters=100)
     assert sum(e.answer.count("Paragraph") for split in SPLITS for e in task.split(split)) == 200
+    assert all(given.split(split) == task.split(split) for split in SPLITS) and given.name.startswith("rows:")
     path.write_text('{"text": 3}')
-    with pytest.raises(ValueError, match="x.jsonl, line 1: field 'text' is 3"):
+    with pytest.raises(BadInput, match="x.jsonl, line 1: field 'text' is 3"):
         make_task("text", data=path).split("test")
 
 
@@ -94,18 +97,18 @@ def test_perplexity_is_that_of_the_models_own_loss(file):
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "cannot be read as UTF-8")]
+    ("content", "why"), [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "x.txt, line 1: is not UTF-8")]
 )
 def test_a_file_without_text_is_refused(tmp_path, content, why):
     (tmp_path / "x.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(BadInput, match=why):
         make_task("text", data=tmp_path / "x.txt").split("test")
 
 
 def test_a_missing_file_a_folder_without_train_and_a_chat_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no file or folder"):
+    with pytest.raises(BadInput, match="no file or folder"):
         make_task("text", data=tmp_path / "none.txt").split("test")
-    with pytest.raises(ValueError, match="no train file"):
+    with pytest.raises(BadInput, match="no file to tune on: name it train.txt"):
         make_task("text", data=tmp_path).split("test")
-    with pytest.raises(ValueError, match="leave `chat` off"):
+    with pytest.raises(BadInput, match="leave `chat` off"):
         make_task("text", chat=True)

@@ -10,8 +10,7 @@ from qra_eval.tuning import final
 from qra_eval.tuning.saved import ReloadMismatch
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +19,13 @@ def evaluator(tmp_path_factory):
         "tiny",
         quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank"))},
         space={"bits": (2, 4), "ranks": (0, 4), "granularity": "layer"},
-        training={"batch_size": 2, "test_rows": 4, "max_length": 64, "sample_answers": 3},
+        training={"batch_size": 2, "max_length": 64},
+        finetune={"test_rows": 4, "sample_answers": 3},
     )
 
 
 def test_a_plan_without_any_adapter_is_refused_before_it_is_tuned(evaluator, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluator.workbench, "train", raising(AssertionError("it was tuned")))
+    monkeypatch.setattr(evaluator.tuner, "train", raising(AssertionError("it was tuned")))
     with pytest.raises(BadInput, match="rank 0 everywhere, so there is no adapter to tune and save"):
         evaluator.tune(evaluator.space.uniform(4, 0), folder=tmp_path)
 
@@ -47,7 +47,7 @@ def raising(error):
 def test_a_plan_that_cannot_be_tuned_fails_with_a_word_for_the_kind_and_the_reason(
     evaluator, monkeypatch, error, reason
 ):
-    monkeypatch.setattr(evaluator.workbench, "train", raising(error))
+    monkeypatch.setattr(evaluator.tuner, "train", raising(error))
     with pytest.raises(EvaluationFailed) as failed:
         evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
     assert str(failed.value).startswith(reason) and "\n" not in str(failed.value)
@@ -65,7 +65,7 @@ def test_whatever_goes_wrong_in_loading_it_back_what_was_tuned_is_saved_and_come
     with pytest.raises(ReloadFailed, match=" ".join(str(error).split())) as failed:
         evaluator.tune(plan, steps=1, folder=tmp_path)
     tuned = failed.value.tuned
-    assert (tuned.plan, tuned.test_loss, tuned.folder, tuned.reload_difference) == (plan, loss, str(tmp_path), None)
+    assert (tuned.plan, tuned.test_loss) == (plan, loss)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -83,7 +83,7 @@ def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_trai
     monkeypatch.setattr(final, "SCORED_ROWS", 1)
     resumed = evaluator.tune(plan, folder=tmp_path / "run", **options)
     assert heard == [1, 2, 3] and not (tmp_path / "kept" / "checkpoint.safetensors").exists()
-    assert (resumed.test_loss, resumed.train_loss) == (whole.test_loss, whole.train_loss)
+    assert resumed.test_loss == whole.test_loss
     file = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -103,10 +103,14 @@ class Killed(BaseException):
 
 
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
-    settings = evaluator.quantized.settings
+    bench = evaluator.tuner
     monkeypatch.setattr(final, "score", lambda *_: {})
-    changed = {"scales": True, "checkpoint_every": 2, "evaluate_every": 2, "validation_rows": 4}
-    monkeypatch.setattr(evaluator.quantized, "settings", settings.model_copy(update=changed))
+    for holder, name, changed in (
+        (evaluator.quantized, "settings", {"scales": True}),
+        (bench, "evaluation", {"validation_rows": 4}),
+        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2}),
+    ):
+        monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)
 
     def kill(step, told):

@@ -15,14 +15,12 @@ from qra_eval.tasks.batches import bucketed, schedule
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning.full import CHECKPOINT_FILE, CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
-from qra_search.config import TrainingConfig
+from qra_search.config import FinetuneConfig, TrainingConfig
 from qra_search.errors import RunFailed
 
 STEPS = 8
-SETTINGS = {
-    "learning_rate": 1e-2, "accumulation": 2, "weight_decay": 0.1, "schedule": "cosine", "evaluate_every": 3,
-    "checkpoint_every": 2,
-}  # fmt: skip
+SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1, schedule="cosine")
+FINETUNE = {"evaluate_every": 3, "checkpoint_every": 2}
 
 
 class Killed(BaseException):
@@ -47,10 +45,13 @@ def validation(model):
 
 def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation, **changed):
     model, wrapped = adapted()
-    settings = TrainingConfig(**{**SETTINGS, **changed})
     heard = []
     watch = FullTuning(
-        settings, partial(validate, model), {"of": identity}, folder, lambda step, told: heard.append((step, told))
+        FinetuneConfig(**{**FINETUNE, **changed}),
+        partial(validate, model),
+        {"of": identity},
+        folder,
+        lambda step, told: heard.append((step, told)),
     )
 
     def progress(step, of, loss):
@@ -59,10 +60,10 @@ def tune(folder, *, kill_at=0, interrupt_at=0, identity="a", validate=validation
         if step == interrupt_at:
             signal.raise_signal(signal.SIGINT)
 
-    batches = schedule(rows(16), STEPS * settings.accumulation, 4, 0)
+    batches = schedule(rows(16), STEPS * SETTINGS.accumulation, 4, 0)
     with watch.saving():
         trained = train(
-            model, adapters.parameter_groups(wrapped), batches, settings, seed=3, device=CPU, progress=progress,
+            model, adapters.parameter_groups(wrapped), batches, SETTINGS, seed=3, device=CPU, progress=progress,
             watch=watch,
         )  # fmt: skip
     return adapters.state(wrapped, torch.float32), trained, heard, watch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
-from qra_search.cli import demo
 from qra_search.config import RunConfig
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
 from qra_search.files import write_json
 from qra_search.space.serialization import plan_to_dict
 
@@ -21,17 +18,6 @@ from qra_search.space.serialization import plan_to_dict
 @pytest.fixture
 def qra(capsys: pytest.CaptureFixture[str]) -> Qra:
     return Qra(capsys)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    memory_bytes: int
-    seconds: float = 1.5
-    metrics: dict[str, float] = field(default_factory=lambda: {"exact_match": 0.25})
 
 
 @pytest.fixture
@@ -57,7 +43,8 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             progress("tune", 1, 1)
             if (evaluator.space.uniform_choice(plan) is not None) == seen["failing"]:
                 raise EvaluationFailed("out of memory: 3 GiB more are needed")
-            done = Tuned(plan, seed, steps or 7, evaluator.true_loss(plan), evaluator.space.memory_bytes(plan))
+            loss, size = evaluator.true_loss(plan), evaluator.space.memory_bytes(plan)
+            done = Tuned(plan, seed, steps or 7, loss, {"exact_match": 0.25}, size, 1.5)
             if folder is not None:
                 (folder / "adapter").mkdir(exist_ok=True)
                 write_json(folder / "plan.json", plan_to_dict(evaluator.space, plan))
@@ -68,6 +55,5 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         evaluator.tune = tune
         return evaluator
 
-    monkeypatch.setattr(demo, "MODEL_PACKAGE", "qra_search")  # installed; no model is loaded
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))
     return seen

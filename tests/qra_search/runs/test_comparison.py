@@ -4,49 +4,61 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qra_search import Plan, search
-from qra_search.evaluation.evaluator import EvaluationFailed
-from qra_search.evaluation.protocols import ReloadFailed
-from qra_search.runs.comparison import TuningFailed, compare_on_test, metrics_of, opponents, read_test
+from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
+from qra_search.runs.comparison import Contest, TestResult, TuningFailed, metrics_of, opponents, read_test
+from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
+from qra_search.workflow.finetune import compare_on_test
 
 SPACE = toy_space()
 FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
 
 
-@dataclass(frozen=True)
-class Result:
-    plan: Plan
-    seed: int
-    steps: int
-    test_loss: float
-    memory_bytes: int
-    seconds: float = 1.0
-    metrics: dict[str, float] = field(default_factory=lambda: {"exact_match": 0.5})
+def result(plan: Plan, seed: int, loss: float) -> Tuned:
+    return Tuned(plan, seed, 5, loss, {"exact_match": 0.5}, SPACE.memory_bytes(plan), 1.0)
 
 
-class Tuner:
+class Tuner(ToyEvaluator):
     """Tunes at once; the loss is the mean of the bits, negated, and a hundredth a seed."""
 
     def __init__(self, fail_after: int | None = None):
+        super().__init__(SPACE)
         self.calls: list[tuple[str, int]] = []
         self.saved: list[Plan] = []
         self.fail_after = fail_after
 
-    def tune(self, plan: Plan, *, seed: int, steps: int | None, folder: Path | None, **_: Any) -> Result:
+    def tune(self, plan: Plan, *, seed: int = 0, folder: Any = None, **_: Any) -> Tuned:
         if self.fail_after is not None and len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
         self.calls.append((plan.key, seed))
         if folder is not None:
             (folder / "adapter").mkdir(exist_ok=True)
             self.saved.append(plan)
-        return Result(plan, seed, 5, 8 - sum(plan.bits) / 5 + seed / 100, SPACE.memory_bytes(plan))
+        return result(plan, seed, 8 - sum(plan.bits) / 5 + seed / 100)
+
+
+class Saying(Listener):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def compared(
+    tuner: Any, found: Plan, others: list[Plan], path: Path, *, listener: Listener | None = None,
+    save: Path | None = None, **settings: Any,
+) -> list[TestResult]:  # fmt: skip
+    contest = Contest(found, tuple(others), **{"limit": 9, **settings})
+    return compare_on_test(tuner, contest, path, SPACE, listener or Listener(), save=save)
 
 
 def test_all_opponents_are_the_uniform_plans_that_fit_and_no_others() -> None:
@@ -68,9 +80,7 @@ def test_the_best_opponent_is_the_one_that_the_search_saw_as_best() -> None:
 def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_saved(tmp_path: Path) -> None:
     tuner = Tuner()
     uniform = [Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)]
-    tested = compare_on_test(
-        tuner, FOUND, uniform, tmp_path / "t.json", space=SPACE, limit=9, seeds=(0, 1), save=tmp_path
-    )
+    tested = compared(tuner, FOUND, uniform, tmp_path / "t.json", limit=9, seeds=(0, 1), save=tmp_path)
     assert sorted(tuner.calls) == sorted((p.key, s) for p in (FOUND, *uniform) for s in (0, 1))
     assert tuner.saved == [FOUND]
     found = next(t for t in tested if t.role == "found")
@@ -84,38 +94,38 @@ def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_sav
 
 def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     uniform = [Plan((b,) * 5, (4,) * 5) for b in (2, 3, 4)]
-    options: dict[str, Any] = {"space": SPACE, "limit": 9, "save": tmp_path}
+    options: dict[str, Any] = {"limit": 9, "save": tmp_path}
     broken = Tuner(fail_after=2)
     with pytest.raises(KeyboardInterrupt):
-        compare_on_test(broken, FOUND, uniform, tmp_path / "t.json", **options)
-    rest, said = Tuner(), []
-    tested = compare_on_test(rest, FOUND, uniform, tmp_path / "t.json", **options, say=said.append)
-    assert said == ["resumed: 2 of 4 tunings are done, 2 left"]
+        compared(broken, FOUND, uniform, tmp_path / "t.json", **options)
+    rest, hears = Tuner(), Saying()
+    tested = compared(rest, FOUND, uniform, tmp_path / "t.json", **options, listener=hears)
+    assert hears.lines[0] == "resumed: 2 of 4 tunings are done, 2 left"
     assert not set(broken.calls) & set(rest.calls)
-    whole = compare_on_test(Tuner(), FOUND, uniform, tmp_path / "other.json", **options)
+    whole = compared(Tuner(), FOUND, uniform, tmp_path / "other.json", **options)
     assert tested == whole
 
 
 def test_other_settings_start_the_comparison_anew(tmp_path: Path) -> None:
-    compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9, steps=5)
+    compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9, steps=5)
     again = Tuner()
-    compare_on_test(again, FOUND, [], tmp_path / "t.json", space=SPACE, limit=9, steps=6)
+    compared(again, FOUND, [], tmp_path / "t.json", limit=9, steps=6)
     assert again.calls == [(FOUND.key, 0)]
 
 
 def test_a_plan_found_earlier_leaves_the_comparison(tmp_path: Path) -> None:
     earlier = Plan((8,) * 4 + (2,), (4,) * 5)
-    compare_on_test(Tuner(), earlier, [], tmp_path / "t.json", space=SPACE, limit=9)
-    tested = compare_on_test(Tuner(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9)
+    compared(Tuner(), earlier, [], tmp_path / "t.json", limit=9)
+    tested = compared(Tuner(), FOUND, [], tmp_path / "t.json", limit=9)
     assert [t.plan for t in tested] == [FOUND]
 
 
 def test_a_tuning_that_diverged_is_kept_as_such(tmp_path: Path) -> None:
     class Diverging(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Result:
-            return Result(plan, 0, 5, math.nan, SPACE.memory_bytes(plan), metrics={"exact_match": math.nan})
+        def tune(self, plan: Plan, **options: Any) -> Tuned:
+            return Tuned(plan, 0, 5, math.nan, {"exact_match": math.nan}, SPACE.memory_bytes(plan), 1.0)
 
-    (tested,) = compare_on_test(Diverging(), FOUND, [], tmp_path / "t.json", space=SPACE, limit=9)
+    (tested,) = compared(Diverging(), FOUND, [], tmp_path / "t.json", limit=9)
     assert tested.loss == math.inf
     assert tested.metrics == {}
 
@@ -127,7 +137,7 @@ class Failing(Tuner):
         super().__init__()
         self.reasons = reasons
 
-    def tune(self, plan: Plan, **options: Any) -> Result:
+    def tune(self, plan: Plan, **options: Any) -> Tuned:
         done = super().tune(plan, **options)
         if plan in self.reasons:
             raise EvaluationFailed(self.reasons[plan])
@@ -138,9 +148,9 @@ LOW, HIGH = Plan((2,) * 5, (4,) * 5), Plan((3,) * 5, (4,) * 5)
 
 
 def test_a_rival_that_cannot_be_tuned_is_recorded_with_its_reason_and_the_rest_go_on(tmp_path: Path) -> None:
-    path, options = tmp_path / "t.json", {"space": SPACE, "limit": 9}
+    path, options = tmp_path / "t.json", {"limit": 9}
     failing = Failing({LOW: "diverged: training loss is nan at step 3 of 5"})
-    tested = compare_on_test(failing, FOUND, [LOW, HIGH], path, **options)
+    tested = compared(failing, FOUND, [LOW, HIGH], path, **options)
     lost = next(t for t in tested if t.plan == LOW)
     assert (lost.loss, lost.failed) == (math.inf, "diverged: training loss is nan at step 3 of 5")
     assert lost.memory_bytes == SPACE.memory_bytes(LOW)
@@ -150,17 +160,17 @@ def test_a_rival_that_cannot_be_tuned_is_recorded_with_its_reason_and_the_rest_g
 
 
 def test_only_what_failed_is_tuned_again_if_the_comparison_is_asked_for_again(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"space": SPACE, "limit": 9}
-    compare_on_test(Failing({LOW: "out of memory: 3 GiB"}), FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
+    options: dict[str, Any] = {"limit": 9}
+    compared(Failing({LOW: "out of memory: 3 GiB"}), FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
     again = Tuner()
-    tested = compare_on_test(again, FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
+    tested = compared(again, FOUND, [LOW, HIGH], tmp_path / "t.json", **options)
     assert again.calls == [(LOW.key, 0)] and not any(t.failed for t in tested)
 
 
 def test_the_plan_found_failing_ends_the_comparison_and_is_recorded(tmp_path: Path) -> None:
     failing = Failing({FOUND: "out of memory: 3 GiB"})
     with pytest.raises(TuningFailed, match="the plan could not be tuned with seed 0: out of memory: 3 GiB"):
-        compare_on_test(failing, FOUND, [LOW], tmp_path / "t.json", space=SPACE, limit=9)
+        compared(failing, FOUND, [LOW], tmp_path / "t.json", limit=9)
     (kept,) = read_test(json.loads((tmp_path / "t.json").read_text()))
     assert (kept.role, kept.failed) == ("found", "out of memory: 3 GiB")
     assert failing.calls == [(FOUND.key, 0)]
@@ -168,22 +178,22 @@ def test_the_plan_found_failing_ends_the_comparison_and_is_recorded(tmp_path: Pa
 
 def test_what_was_measured_is_recorded_though_what_was_saved_does_not_load_back(tmp_path: Path) -> None:
     class Forgetful(Tuner):
-        def tune(self, plan: Plan, **options: Any) -> Result:
+        def tune(self, plan: Plan, **options: Any) -> Tuned:
             tuned = super().tune(plan, **options)
             if options["folder"] is not None:
                 raise ReloadFailed("logits differ by up to 0.5", tuned)
             return tuned
 
-    options: dict[str, Any] = {"space": SPACE, "limit": 9, "save": tmp_path}
-    tested = compare_on_test(Forgetful(), FOUND, [LOW], tmp_path / "t.json", **options)
+    options: dict[str, Any] = {"limit": 9, "save": tmp_path}
+    tested = compared(Forgetful(), FOUND, [LOW], tmp_path / "t.json", **options)
     found = next(t for t in tested if t.role == "found")
     assert found.loss == pytest.approx(4.0) and found.reload_error == "logits differ by up to 0.5"
     assert [t.reload_error for t in tested if t.plan == LOW] == [""]
     assert read_test(json.loads((tmp_path / "t.json").read_text())) == tested
     again = Tuner()
-    assert compare_on_test(again, FOUND, [LOW], tmp_path / "t.json", **options) == tested and not again.calls
+    assert compared(again, FOUND, [LOW], tmp_path / "t.json", **options) == tested and not again.calls
     (tmp_path / "adapter").rmdir()
-    tested = compare_on_test(again, FOUND, [LOW], tmp_path / "t.json", **options)
+    tested = compared(again, FOUND, [LOW], tmp_path / "t.json", **options)
     assert again.calls == [(FOUND.key, 0)] and not any(t.reload_error for t in tested)
 
 

@@ -56,7 +56,7 @@ def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path
 
 def test_the_same_config_needs_resume(tmp_path: Path) -> None:
     folder, _ = searched(tmp_path / "a")
-    with pytest.raises(RunExists, match="add --resume"):
+    with pytest.raises(RunExists, match="resume it with"):
         folder.begin(config())
     folder.begin(config(), resume=True)
 

@@ -1,11 +1,11 @@
-"""Memory budgets as people write them."""
+"""Memory budgets as people write them, and the bytes that they mean for a space."""
 
 from __future__ import annotations
 
 import pytest
 
-from qra_search import Group, Linear, SearchSpace
-from qra_search.space.budgets import check_size, describe_size, size_in
+from qra_search import BudgetTooSmall, Group, Linear, SearchSpace
+from qra_search.space.budgets import describe_size, parse, resolve, uniform_in, uniform_text
 
 
 def space(**options: object) -> SearchSpace:
@@ -18,32 +18,55 @@ def space(**options: object) -> SearchSpace:
     [
         ("6GiB", 6 * 2**30),
         ("90 MB", 90_000_000),
-        ("12345", 12345),
-        (777, 777),
+        ("123450", 123450),
+        (77700, 77700),
         # 3 groups of 64 x 128 weights, 3.5 bits each, and the 1000 bytes that are not searched.
-        ("3.5bpw", 1000 + 3 * 64 * 128 * 3.5 / 8),
+        ("4.5bpw", 1000 + 3 * 64 * 128 * 4.5 / 8),
         # 3 bits a weight, 32 bits of metadata for 64 weights, 8 x (64 + 128) adapter weights of 2 bytes.
         ("uniform3r8", 1000 + 3 * (64 * 128 * 3 / 8 + 128 * 4 + 8 * 192 * 2)),
         # Of 4 bits at the middle rank, 16.
-        ("50%", (1000 + 3 * (64 * 128 * 4 / 8 + 128 * 4 + 16 * 192 * 2)) / 2),
+        ("75%", (1000 + 3 * (64 * 128 * 4 / 8 + 128 * 4 + 16 * 192 * 2)) * 0.75),
         ("100 %", 1000 + 3 * (64 * 128 * 4 / 8 + 128 * 4 + 16 * 192 * 2)),
     ],
 )
 def test_every_form_means_bytes(text: str, expected: float) -> None:
-    assert size_in(space(), text) == int(expected)
+    assert parse(text) == text
+    assert resolve(space(), text) == (int(expected),)
+
+
+def test_several_budgets_come_in_order_and_once_and_none_means_the_whole_front() -> None:
+    assert resolve(space(), ["6GiB", 77700, "77700"]) == (77700, 6 * 2**30)
+    assert resolve(space(), None) == resolve(space(), []) == ()
+
+
+def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> None:
+    with pytest.raises(BudgetTooSmall, match=f"below the smallest plan.*{space().memory.minimum} bytes"):
+        resolve(space(), ["6GiB", "10%"])
 
 
 @pytest.mark.parametrize("text", ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3"])
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
-        check_size(text)
+        parse(text)
+
+
+def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
+    assert parse("108") == "108" and parse("1048576", needs_unit=True) == "1048576"
+    with pytest.raises(ValueError, match="108 means 108 bytes: write its unit, such as 108MiB or 108GiB"):
+        parse("108", needs_unit=True)
 
 
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
     with pytest.raises(ValueError, match=r"5 bits and rank 8.*its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"):
-        size_in(space(), "uniform5r8")
+        resolve(space(), "uniform5r8")
     with pytest.raises(ValueError, match="4 bits and rank 16"):
-        size_in(space(bits=(2, 3)), "75%")
+        resolve(space(bits=(2, 3)), "75%")
+
+
+def test_a_text_names_a_uniform_plan_and_back() -> None:
+    plan = space().uniform(3, 8)
+    assert plan is not None and uniform_text(space(), plan) == "uniform3r8"
+    assert uniform_in(space(), "uniform3r8") == plan and uniform_in(space(), "plan.json") is None
 
 
 def test_a_size_is_described_with_its_bits_for_every_searched_weight() -> None:

@@ -10,7 +10,7 @@ from qra_search import Plan, search
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluation
 from qra_search.report.finding import finding, headline
-from qra_search.space.budgets import size_in
+from qra_search.space.budgets import resolve
 from qra_search.space.groups import Group, Linear
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import uniform_design
@@ -39,5 +39,5 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     head = Group(name="head", linears=(linear.model_copy(update={"name": "h"}),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and uniform_design(space, ()) == []
-    with pytest.raises(BadInput, match="no rank is allowed for all: give bytes"):
-        size_in(space, "75%")
+    with pytest.raises(BadInput, match="no rank is allowed for every group: give it in bytes"):
+        resolve(space, "75%")

@@ -10,7 +10,7 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Plan, search
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 
 
@@ -36,7 +36,7 @@ def test_the_best_plan_is_the_best_that_fits(result):
 
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])
 def test_a_budget_is_written_as_for_a_search(result, budget):
-    (limit,) = resolve_budgets(result.space, budget)
+    (limit,) = resolve(result.space, budget)
     assert result.best(budget) == result.best(limit)
     assert result.comparison(budget).budget == limit
 

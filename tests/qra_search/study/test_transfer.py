@@ -143,5 +143,5 @@ def test_the_command_line_learns_from_a_run_of_a_smaller_sibling(tmp_path, capsy
     assert wrong.status == 2 and "nothing does not exist: give a trial log" in wrong.err.splitlines()[-1]
     assert not (tmp_path / "other").exists()
     (tmp_path / "small" / "trials.jsonl").rename(tmp_path / "gone")
-    resumed = qra("search", "--out", tmp_path / "large", "--resume", "-n", 14)
+    resumed = qra("search", tmp_path / "large", "-n", 14)
     assert resumed.status == 0, resumed.err

@@ -31,7 +31,7 @@ def test_the_evidence_is_that_of_a_gaussian():
     fit = TableFit(world.basis, world.rows(25), Widths())
     values = []
     for widths in (Widths(), Widths(scale=0.6)):
-        cov = np.tensordot(fit.block_variances(widths), fit.grams, 1) + np.diag(
+        cov = np.tensordot(list(fit.block_variances(widths)), fit.grams, 1) + np.diag(
             fit.error(widths, fit.rows.weight, fit.excess)
         )
         density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)

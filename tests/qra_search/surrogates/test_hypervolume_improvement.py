@@ -90,18 +90,3 @@ def test_the_closed_form_equals_qlognehvi_to_a_thousandth():
     scale = np.exp(closed).max()
     assert scale > 0.05
     assert np.exp(closed) == pytest.approx(np.exp(monte_carlo), abs=1e-3 * scale)
-
-
-def test_nothing_is_compiled_for_it(monkeypatch):
-    """BoTorch's compiled kernel waits for ever on the lock of a process that was killed while it compiled."""
-    from botorch.acquisition.multi_objective import logei
-    from torch.utils import cpp_extension
-
-    asked = []
-    monkeypatch.setattr(cpp_extension, "load", lambda **options: asked.append(options))
-    monkeypatch.setattr(logei, "_load_attempted", False)
-    rng = np.random.default_rng(0)
-    inputs, sizes = rng.random((4, 3)), rng.integers(40, 100, 4)
-    gp = fit_loss_gp(inputs, inputs.sum(1), 3.0 - 0.02 * sizes, use_proxy=False)
-    log_nehvi(gp, sizes, inputs[:1] + 0.1, inputs[:1].sum(1), sizes[:1], (3.0, 101.0), samples=4)
-    assert not asked

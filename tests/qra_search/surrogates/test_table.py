@@ -92,7 +92,7 @@ def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
     trust = {}
     for shuffled in (False, True):
         world = World(prior_error=0.1, shuffled=shuffled)
-        trust[shuffled] = 1.0 + refined(TableFit(world.basis, world.rows(80), Widths())).theta[1][0]
+        trust[shuffled] = 1.0 + refined(TableFit(world.basis, world.rows(80), Widths())).theta.trust[0]
     assert trust[False] > 0.6
     assert trust[True] < 0.4
 

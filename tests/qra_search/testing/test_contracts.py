@@ -116,7 +116,7 @@ def test_an_evaluator_that_ignores_its_seed_and_miscounts_is_caught():
         contract.test_the_same_seed_gives_the_same_loss(evaluator, plans)
     with pytest.raises(Exception, match="bytes"):
         contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
-    with pytest.raises(ValueError, match="prior shapes"):
+    with pytest.raises(ValueError, match="sensitivities are"):
         contract.test_the_prior_has_the_shape_of_the_space_and_is_measured_once(evaluator)
 
 

@@ -14,14 +14,14 @@ from qra_search.workflow.dry_run import dry_run
 
 
 class Foretelling(AdditiveEvaluator):
-    def prior_charge(self) -> float:
+    def sensitivities_charge(self) -> float:
         return 5.0
 
     def evaluation_seconds(self) -> float:
         return 30.0
 
     def estimate(self) -> dict[str, float]:
-        return {"setup_seconds": 1.0, "prior_seconds": 4.0, "evaluation_seconds": 2.0}
+        return {"setup_seconds": 1.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
 
 
 def test_the_charge_is_warned_of_from_a_third_of_the_evaluations_on() -> None:
@@ -45,7 +45,7 @@ def test_a_measured_prior_is_charged_what_it_took_and_an_evaluator_that_foretell
 
 def test_a_dry_run_is_charged_what_the_evaluator_foretells() -> None:
     estimate = dry_run(Foretelling(), make_config({"search": {"evaluations": 12}}))["estimate"]
-    assert (estimate["prior_charge"], estimate["evaluations_left"]) == (5.0, 7.0)
+    assert (estimate["sensitivities_charge"], estimate["evaluations_left"]) == (5.0, 7.0)
 
 
 def test_a_search_is_said_to_check_what_is_clear_and_to_measure_what_is_not() -> None:

@@ -15,7 +15,7 @@ from qra_search.workflow.dry_run import dry_run, embeddings_hint
 
 class Estimating(AdditiveEvaluator):
     def estimate(self) -> Mapping[str, float]:
-        return {"setup_seconds": 10.0, "prior_seconds": 4.0, "evaluation_seconds": 2.0}
+        return {"setup_seconds": 10.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
 
 
 def test_the_time_counts_the_evaluations_that_the_prior_leaves() -> None:
@@ -28,7 +28,11 @@ def test_a_prior_that_is_learnt_takes_no_time_and_no_evaluation(tmp_path: Path) 
     Study(AdditiveEvaluator(), strategy="random", evaluations=12, log=tmp_path / "log.jsonl").run()
     config = make_config({"search": {"evaluations": 12, "learn_from": str(tmp_path / "log.jsonl")}})
     estimate = dry_run(Estimating(), config)["estimate"]
-    assert (estimate["prior_seconds"], estimate["evaluations_left"], estimate["total_seconds"]) == (0, 12, 10 + 12 * 2)
+    assert (estimate["sensitivities_seconds"], estimate["evaluations_left"], estimate["total_seconds"]) == (
+        0,
+        12,
+        10 + 12 * 2,
+    )
 
 
 def test_a_search_that_has_begun_needs_no_run_to_learn_from_any_more() -> None:

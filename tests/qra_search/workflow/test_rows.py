@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from fakes import AdditiveEvaluator
+
 from qra_search.config import make_config
-from qra_search.evaluation.protocols import RowCount
-from qra_search.workflow.rows import row_counts, rows_of_test, rows_text, say_rows
+from qra_search.evaluation.evaluator import Evaluator, RowCount
+from qra_search.workflow.rows import rows_of_test, rows_text, say_rows
 
 
-class Counting:
+class Counting(AdditiveEvaluator):
     def __init__(self, **counts: RowCount):
+        super().__init__()
         self.counts = counts
 
     def row_counts(self) -> dict[str, RowCount]:
@@ -25,7 +28,7 @@ class Said:
         self.lines.append(line)
 
 
-def said(evaluator: object) -> list[str]:
+def said(evaluator: Evaluator) -> list[str]:
     view: Any = Said()
     say_rows(evaluator, view)
     lines: list[str] = view.lines
@@ -36,7 +39,7 @@ ENOUGH = {"calibration": RowCount(96, 96), "validation": RowCount(64, 64), "test
 
 
 def test_of_enough_rows_nothing_is_said_but_in_a_dry_run() -> None:
-    assert said(Counting(**ENOUGH)) == [] == said(object())
+    assert said(Counting(**ENOUGH)) == [] == said(AdditiveEvaluator())
     assert rows_text(ENOUGH) == ["96 to tune on, 64 for validation, 128 for test"]
 
 
@@ -58,6 +61,6 @@ def test_rows_that_are_cut_are_counted_with_the_length_that_keeps_them_whole() -
 
 
 def test_a_comparison_is_of_the_test_rows_that_there_are() -> None:
-    config = make_config({"training": {"test_rows": 50}})
+    config = make_config({"finetune": {"test_rows": 50}})
     assert rows_of_test(Counting(test=RowCount(50, 12)), config) == 12
-    assert rows_of_test(object(), config) == 50 and row_counts(object()) == {}
+    assert rows_of_test(AdditiveEvaluator(), config) == 50

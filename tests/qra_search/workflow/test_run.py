@@ -1,4 +1,4 @@
-"""`run`: the folder of `qra search`, from Python."""
+"""`Run`: the folders of the commands, from Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from cli_runner import Qra
 
 import qra_search
-from qra_search import BadInput, Callback, run
+from qra_search import BadInput, Callback, Run, SearchResult
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.study import StudyFailed
+from qra_search.workflow.settings import make_settings
 
 SETTINGS: dict[str, Any] = {
     "evaluator": "landscape",
@@ -23,6 +24,11 @@ SETTINGS: dict[str, Any] = {
     "options": {"layers": 4},
     "search": {"strategy": "random", "evaluations": 12, "memory": "uniform3r8"},
 }
+
+
+def run(config: Any, folder: Path, *, resume: bool = False, **options: Any) -> SearchResult:
+    with Run(folder, make_settings(config)) as made:
+        return made.search(resume=resume, **options)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -161,8 +167,8 @@ def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> No
     assert "On test data" in folder.report_file.read_text()
 
 
-def test_run_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
-    import qra_search.workflow.run
-    import qra_search.workflow.search_function
+def test_plan_and_search_are_functions_of_the_package_however_it_is_imported() -> None:
+    import qra_search.workflow.plan
+    import qra_search.workflow.search
 
-    assert callable(qra_search.run) and callable(qra_search.search)
+    assert callable(qra_search.plan) and callable(qra_search.search)

@@ -1,0 +1,279 @@
+"""Wrong inputs of every command, each with a part of the line that has to be said; `world` makes what they name.
+
+They are run by `wrong_inputs.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+LAND = "--evaluator landscape --granularity layer --set options.layers=4"
+"""A search of a formula."""
+TINY = "--model tiny --task arithmetic --memory 75% --out new"
+"""A plan or a search of the smallest real model."""
+
+CASES: tuple[tuple[str, str], ...] = (
+    # what is no command
+    ("serch", "Did you mean 'search'"),
+    ("search --modle tiny", "No such option: --modle"),
+    ("search --seed one", "Invalid value for '--seed'"),
+    ("show", "Missing argument 'RUN'"),
+    ("plans dif land land5", "No such command 'dif'"),
+    # models
+    (f"plan {TINY} --model smolm2", "did you mean smollm2"),
+    (f"plan {TINY} --model ''", "model.name is '': a text is needed"),
+    (f"plan {TINY} --model ./none", "no file or folder './none'"),
+    (f"plan {TINY} --model none.gguf", "no file or folder 'none.gguf'"),
+    (f"plan {TINY} --model rows.jsonl", "models are folders with safetensors, or GGUF files"),
+    (f"plan {TINY} --model models/empty", "has no config.json"),
+    (f"plan {TINY} --model models/rubbish", "config.json is not JSON"),
+    (f"plan {TINY} --model models/pickled", "save the model again as safetensors"),
+    (f"plan {TINY} --model models/weightless", "has no safetensors file"),
+    (f"plan {TINY} --model models/quantized", "is quantized already"),
+    (f"plan {TINY} --model models/torn", "is cut off"),
+    (f"plan {TINY} --model models/other", "they are of another model"),
+    (f"plan {TINY} --model models/strange --engine llama.cpp", "engine llama.cpp is written for llama"),
+    (f"plan {TINY} --model text.gguf", "is no GGUF file"),
+    (f"plan {TINY} --model nobody/nothing", "the hub does not give it"),
+    (f"plan {TINY} --model nobody/nothing/at-all", "no file or folder"),
+    (f"plan {TINY} --device cuda", "use --device cpu"),
+    (f"plan {TINY} --device gpu", "auto, cpu, cuda or cuda:1 is needed"),
+    (f"plan {TINY} --set model.dtype=int8", "model.dtype is 'int8'"),
+    (f"plan {TINY} --set model.weight_cache=lots", "model.weight_cache is 'lots'"),
+    # tasks and data
+    ("plan --model tiny --memory 75% --out new", "say with --task what to tune for"),
+    (f"plan {TINY} --task arithmatic", "did you mean arithmetic"),
+    (f"plan {TINY} --task none.jsonl", "none.jsonl"),
+    (f"plan {TINY} --task columns.csv", "name others by --columns"),
+    (f"plan {TINY} --task columns.csv --columns prompt=quest", "no column 'quest' for prompt, only 'q', 'a'"),
+    (f"plan {TINY} --task columns.csv --columns prompt=q,answer=b", "no column 'b' for answer, only 'q', 'a'"),
+    (f"plan {TINY} --task columns.csv --columns prompt=q,reply=a", "reply"),
+    (f"plan {TINY} --task ragged.csv", "into double quotes"),
+    (f"plan {TINY} --task latin1.csv", "is not UTF-8"),
+    (f"plan {TINY} --task latin1.jsonl", "iconv -f latin1"),
+    (f"plan {TINY} --task array.jsonl", "is a JSON array"),
+    (f"plan {TINY} --task broken.jsonl", "broken.jsonl, line 2"),
+    (f"plan {TINY} --task object.json", "a list of objects is needed"),
+    (f"plan {TINY} --task empty.jsonl", "it is empty"),
+    (f"plan {TINY} --task empty.csv", "it is empty"),
+    (f"plan {TINY} --task few.jsonl", "3 are needed"),
+    (f"plan {TINY} --task turns.jsonl", "turns.jsonl, line 1"),
+    (f"plan {TINY} --task rubbish.parquet", "is no Parquet file"),
+    (f"plan {TINY} --task rows.xlsx", "data files end in .jsonl"),
+    (f"plan {TINY} --task nobody/nothing", "could not be downloaded"),
+    (f"plan {TINY} --task gsm8k --data none", "is not a folder"),
+    (f"plan {TINY} --task text --data blank.txt", "has no text"),
+    (f"plan {TINY} --task arithmetic --data rows.jsonl", "rows.jsonl"),
+    (f"plan {TINY} --task rows.jsonl --data rows.jsonl", "is its own data"),
+    (f"plan {TINY} --set task.options.digitz=3", "digitz"),
+    # bits, ranks, backends, engines
+    (f"plan {TINY} --bits two", "whole numbers with commas between"),
+    (f"plan {TINY} --bits 2,99", "bits must be from 1 to 16"),
+    (f"plan {TINY} --bits 4,4", "distinct"),
+    (f"plan {TINY} --ranks ' -4'", "ranks must be from 0 to 4096"),
+    (f"plan {TINY} --ranks '4;8'", "whole numbers with commas between"),
+    (f"plan {TINY} --granularity heads", "input should be 'auto', 'module'"),
+    (f"plan {TINY} --backend hqqq", "unknown backend 'hqqq'"),
+    (f"plan {TINY} --backend two=hqq", "one for each bit-width, such as 2=hqq,4=bitsandbytes"),
+    (f"plan {TINY} --backend 2=hqqq,4=bitsandbytes", "unknown backend 'hqqq'"),
+    (f"plan {TINY} --engine tgi", "unknown engine 'tgi'"),
+    (f"plan {TINY} --engine llama.cpp --backend hqq", "leave the backend out"),
+    (f"plan {TINY} --engine transformers --bits 2,4", "engine transformers has 4, and 16 for unquantized"),
+    (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
+    # budgets
+    (f"search {LAND} --out new --memory 108", "such as 108MiB or 108GiB"),
+    (f"search {LAND} --out new --memory lots", "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
+    (f"search {LAND} --out new --memory 1KiB", "is below the smallest plan"),
+    (f"search {LAND} --out new --memory uniform5r8", "its bits are 2, 3, 4, 8"),
+    (f"plan {LAND} --out new", "say with --memory"),
+    (f"search {LAND} --out new --evaluations 0", "input should be greater than 0"),
+    # strategies, evaluators, workers, trackers
+    (f"search {LAND} --out new --strategy addtive", "did you mean additive"),
+    (f"search {LAND} --out new --strategy random --set search.options.popsize=3", "it takes none"),
+    (f"search {LAND} --out new --strategy nsga2 --set search.options.population=many", "population"),
+    ("search --evaluator landscpe --out new", "did you mean landscape"),
+    (f"search {LAND} --out new --set options.lairs=4", "did you mean layers"),
+    (f"plan {TINY} --set options.layers=4", "it takes none"),
+    (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
+    (f"search {LAND} --out new --gpus-per-worker 1", "say with --workers how many there are"),
+    (f"search {LAND} --out new --track tensorbord", "did you mean tensorboard"),
+    (f"search {LAND} --out new --learn-from none", "none does not exist"),
+    # configs
+    ("search none.yaml", "`qra schema --example` prints one to start from"),
+    ("search unyaml.yaml", "is not YAML that can be used: line 1"),
+    ("search latin1.yaml", "is not UTF-8"),
+    ("search list.yaml", "a mapping of sections is needed"),
+    ("search bare.yaml", "such as {name: ...}"),
+    ("search typo.yaml", "did you mean steps"),
+    ("search code.yaml", "is not YAML that can be used"),
+    (f"search {LAND} --set evaluation.steps", "such as evaluation.steps=20"),
+    (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every as well"),
+    # where runs go
+    (f"search {LAND} --out /proc/x", "give another place with --out"),
+    (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
+    (f"search {LAND} --out rows.jsonl/x", "rows.jsonl"),
+    (f"search {LAND} --out land", "land holds another run"),
+    ("search nowhere", "no config file"),
+    ("search empty", "config 'empty' is a folder"),
+    # runs
+    ("show none", "none is no run"),
+    ("show empty", "holds no trials.jsonl"),
+    ("show damaged", "is not a readable trial log"),
+    ("show begun", "go on with `qra search begun`"),
+    ("show land --memory much", "is not a memory budget"),
+    ("report none", "none is no run"),
+    ("report land --out rows.jsonl/x.html", "a file is in the way"),
+    ("runs none", "no folder none"),
+    # tuning
+    ("finetune none", "none is no run"),
+    ("finetune begun", "has no plan yet"),
+    ("finetune land", "evaluator 'landscape' cannot fine-tune"),
+    ("finetune unplanned", "has no plan yet"),
+    ("finetune tiny --plan none.json", "give a plan.json or a run"),
+    ("finetune tiny --plan land/plan.json", "the plan is of another space"),
+    ("finetune tiny --plan uniform5r8", "which the space does not have"),
+    ("finetune tiny --memory 1KiB", "is below the smallest plan"),
+    ("finetune tiny --steps 0", "--steps"),
+    ("finetune tiny --steps 3 --epochs 2", "give one of them"),
+    ("finetune tiny --set finetune.stepz=3", "did you mean steps"),
+    ("finetune tiny --set training.rank=3", "training.rank is no known field"),
+    ("finetune tiny --set model.name=smollm2", "training"),
+    ("finetune tiny --against some", "is not one of all, best, none"),
+    ("finetune tiny --device cuda", "use --device cpu"),
+    ("finetune tiny --set finetune.patience=3", "set finetune.evaluate_every as well"),
+    ("finetune tiny --track tensorbord", "did you mean tensorboard"),
+    # what is tuned, elsewhere
+    ("export", "RUN is missing"),
+    ("export tiny --format peft", "run `qra finetune` on it first"),
+    ("export tuned --format ggfu", "did you mean gguf"),
+    ("export tuned --format gptqmodel --option bits", "a name and a value are needed"),
+    ("export tuned --format peft --out rows.jsonl", "rows.jsonl exists already"),
+    ("export torn --format peft", "quantized.safetensors is no safetensors file"),
+    ("evaluate tuned", "name some of lm-evaluation-harness"),
+    ("evaluate tuned --tasks arc_easy --device gpu", "auto, cpu, cuda or cuda:1 is needed"),
+    ("evaluate land --tasks arc_easy", "holds no tuned plan"),
+    # plans
+    ("plans diff none.json land", "give a plan.json or a run"),
+    ("plans diff torn.json land", "torn.json is not JSON"),
+    (
+        "plans edit land/plan.json --run land5 --set *=2:4 --out x.json",
+        "give one of this run, or read it into its space",
+    ),
+    ("plans edit land --set '*=9:4' --out x.json", "known are 2, 3, 4, 8"),
+    ("plans edit land --set 'heads=4:4' --out x.json", "no group is named 'heads'"),
+    ("plans import rows.xlsx --from autoround --run land --out x.json", "is not JSON"),
+    ("plans import text.gguf --from gguf --run land --out x.json", "is no GGUF file"),
+    ("plans import torn.json --from awq --run land --out x.json", "unknown plan format 'awq'"),
+    ("plans import other.json --from plan --run land --out x.json", "'qra-plan/1' is needed"),
+    # benchmarks and the rest
+    ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    ("bench --seeds 5-3", "write how many"),
+    ("bench --preset quik", "did you mean quick"),
+    ("bench --task additive-4-layer-flat --strategy nsga3", "did you mean nsga2"),
+    ("bench --tables-only --out nothing", "run the benchmark first"),
+    ("demo --out land", "land holds another run"),
+    ("schema extra", "unexpected extra argument"),
+)
+OF_PLUGINS: tuple[tuple[str, str], ...] = (
+    (f"plan {TINY} --backend bitsandbytes --bits 5,6", "has no 5 or 6 bits"),
+    (f"plan {TINY} --set quantization.backend.name=hqq --set quantization.backend.group_sise=64", "group_sise"),
+    ("export tuned --format merged --option bits=4", "format merged has no option 'bits'"),
+)
+"""What only the class of a plug-in knows, which is of torch: its import is added to what they may take."""
+
+
+def world(folder: Path, qra: Callable[[str], None]) -> None:
+    """Make the runs and files that the cases name; `qra` runs a command in the folder."""
+    for name, layers in (("land", 4), ("land5", 5)):
+        search = f"search {LAND} --strategy random -n 6 --memory uniform3r8 --set options.layers={layers}"
+        qra(f"{search} --out {name}")
+    qra("plan --model tiny --task arithmetic --memory 75% --out tiny")
+    short = "--set finetune.test_rows=4 --set finetune.sample_answers=0 --against none"
+    qra("plan --model tiny --task arithmetic --memory 75% --out tuned")
+    qra(f"finetune tuned --steps 1 {short}")
+    _runs(folder)
+    _models(folder / "models")
+    _data(folder)
+    for name, text in {
+        "unyaml.yaml": "a: [1", "list.yaml": "- 1\n", "bare.yaml": "model: tiny\n",
+        "typo.yaml": "evaluation: {stepz: 3}\n", "code.yaml": "!!python/object/apply:os.system ['true']\n",
+        "torn.json": '{"format":', "other.json": '{"format": "other/9"}', "list.json": "[1]",
+        "text.gguf": "this is text", "rows.xlsx": "PK\x03\x04",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    (folder / "latin1.yaml").write_bytes("model: {name: café}\n".encode("latin-1"))
+
+
+def _runs(folder: Path) -> None:
+    """Runs that are not begun, not ended, damaged, and of damaged files."""
+    for name in ("empty", "damaged", "begun", "unplanned"):
+        (folder / name).mkdir()
+    (folder / "damaged" / "trials.jsonl").write_bytes(b"not a log" * 50)
+    _begun(folder / "land", folder / "begun")
+    _begun(folder / "tiny", folder / "unplanned")
+    _torn(folder / "tuned", folder / "torn")
+
+
+def _begun(source: Path, target: Path) -> None:
+    """A run as it stands before its first evaluation, without a prior."""
+    lines = (source / "trials.jsonl").read_text().splitlines(keepends=True)
+    (target / "trials.jsonl").write_text("".join(line for line in lines[:2]))
+    (target / "config.yaml").write_text((source / "config.yaml").read_text())
+
+
+def _torn(source: Path, target: Path) -> None:
+    """A tuned run whose weights are damaged."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"torn" if file.name == "quantized.safetensors" else file.read_bytes())
+
+
+def _models(folder: Path) -> None:
+    """Model folders of which none can be loaded."""
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8}
+    strange = {**config, "model_type": "gpt_neox"}
+    quantized = {**config, "quantization_config": {"quant_method": "gptq"}}
+    whole = _tensors(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2))
+    for name, described, weights in (
+        ("pickled", config, {"pytorch_model.bin": b"pickle"}), ("weightless", config, {}),
+        ("quantized", quantized, {"model.safetensors": whole}), ("strange", strange, {"model.safetensors": whole}),
+        ("torn", config, {"model.safetensors": whole[:-30]}),
+        ("other", config, {"model.safetensors": _tensors(["encoder.layer.0.weight"])}),
+    ):  # fmt: skip
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(described))
+        for file, data in weights.items():
+            (folder / name / file).write_bytes(data)
+    (folder / "empty").mkdir()
+    (folder / "rubbish").mkdir()
+    (folder / "rubbish" / "config.json").write_text("{")
+
+
+def _tensors(names: object) -> bytes:
+    """A safetensors file with a few numbers under each name."""
+    header = {n: {"dtype": "F32", "shape": [8], "data_offsets": [32 * i, 32 * i + 32]} for i, n in enumerate(names)}  # type: ignore[arg-type, var-annotated]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(32 * len(header))
+
+
+def _data(folder: Path) -> None:
+    """Data as people have it, wrong in one thing each."""
+    rows = [json.dumps({"prompt": f"{i} + {i} =", "answer": str(2 * i)}) + "\n" for i in range(40)]
+    row = rows[0].strip()
+    texts = {
+        "rows.jsonl": "".join(rows), "few.jsonl": "".join(rows[:2]), "array.jsonl": f"[{row},\n{row}]\n",
+        "broken.jsonl": f'{row}\n{{"prompt": "cut o\n', "object.json": row, "empty.jsonl": "", "empty.csv": "",
+        "columns.csv": "q,a\n" + "".join(f"{i},{i}\n" for i in range(40)),
+        "ragged.csv": "prompt,answer\n" + "one, two, three\n" * 40,
+        "turns.jsonl": json.dumps({"messages": [{"role": "user", "content": "only a question"}]}) + "\n",
+        "blank.txt": "\n\n", "rubbish.parquet": "PAR1 this is none",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "latin1.csv").write_bytes("prompt,answer\ncafé,thé\n".encode("latin-1"))
+    (folder / "latin1.jsonl").write_bytes(json.dumps({"prompt": "café"}, ensure_ascii=False).encode("latin-1"))

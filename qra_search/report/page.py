@@ -1,0 +1,133 @@
+"""Puts a report together: one HTML file that needs nothing else, for one run or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from qra_search.config import dump_config
+from qra_search.errors import one_line
+from qra_search.files import write_text
+from qra_search.report import formatting, tables
+from qra_search.report.colors import DAMAGE_STEPS, palette, ramp, text_on
+from qra_search.report.data import RunData
+from qra_search.report.figures.canvas import to_svg
+from qra_search.report.figures.charts import figures
+from qra_search.report.finding import CHANCE, finding, headline
+from qra_search.report.formatting import duration, evaluations_text, percent, plan_name
+from qra_search.report.layout import heat_maps
+from qra_search.report.next_steps import next_steps
+from qra_search.runs.comparison import FOUND
+from qra_search.runs.folder import RunFolder
+from qra_search.space.budgets import bits_per_weight
+from qra_search.space.memory import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLE = 400
+"""Characters of a prompt or an answer that are shown."""
+HEADERS_SHOWN = 17
+"""Headers of a heat map's columns that are printed; of more, every second, third, ... is."""
+
+
+def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
+    """Write the report of some runs.
+
+    Raises:
+        NoRun: one of the folders holds no run.
+    """
+    content = page([RunData.read(run) for run in runs])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, content)
+    return path
+
+
+def page(runs: Sequence[RunData]) -> str:
+    """The report as a text."""
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    environment = Environment(
+        loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {"tables": tables, "words": formatting, "size": format_bytes}
+    environment.filters |= {"unbroken": formatting.unbroken, "line": lambda text: one_line(text, SAMPLE)}
+    counts = {
+        "bits": max(len(run.result.space.bits) for run in runs),
+        "rank": max(len(run.result.space.ranks) for run in runs),
+        "damage": DAMAGE_STEPS,
+    }
+    names = ", ".join(run.name for run in runs)
+    return environment.get_template("page.html").render(
+        views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
+        overview=tables.overview_table(runs) if len(runs) > 1 else None,
+        fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
+        themes=[_properties(counts, dark=dark) for dark in (False, True)],
+        ramps=[(name, i) for name, count in counts.items() for i in range(count)],
+        headers_shown=HEADERS_SHOWN,
+    )
+
+
+def _view(run: RunData, key: str) -> dict[str, Any]:
+    """A run with its charts and all else that the template cannot get from it."""
+    model, task = formatting.model_and_task(run.identity)
+    if "landscape" in run.identity:
+        model = model or f"landscape {run.identity['landscape']}"
+    elif run.config is not None:
+        model, task = model or run.config.model.name, task or run.config.task.name
+    identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
+    charts = {name: _chart(figure, run.said, f"{key}-{name}") for name, figure in figures([run]).items()}
+    return {
+        "run": run,
+        "where": [name for name in (model, task) if name],
+        "facts": _facts(run),
+        "records": [(r, headline(finding(run.result, r.tested, r.budget))) for r in run.records],
+        "charts": charts,
+        "samples": next((t.samples for t in run.tested if t.role == FOUND), ()),
+        "heats": [] if run.plan is None else heat_maps(run.result.space, run.plan, run.result.sensitivities),
+        "commands": next_steps(run.folder, run.result, run.finding),
+        "settings": identity if run.config is None else dump_config(run.config),
+    }
+
+
+def _chart(figure: Figure, summary: str, key: str) -> dict[str, str | Markup]:
+    """A chart and its words; matplotlib escapes the texts in it."""
+    label = f"{figure.get_label()}. {summary}"
+    return {"svg": Markup(to_svg(figure, theme="page", key=key)), "label": label}  # noqa: S704
+
+
+def _facts(run: RunData) -> list[tuple[str, str, str]]:
+    """The figures that everyone asks for first: name, figure, and what it is of."""
+    found, result, items = run.finding, run.result, []
+    if found is not None:
+        bits = bits_per_weight(result.space, found.memory_bytes)
+        limit = f"of {format_bytes(found.budget)}; " if result.memory_budgets else ""
+        size = format_bytes(found.memory_bytes)
+        items.append(("Memory of the plan", size, f"{limit}{bits:.2f} bits a searched weight"))
+        if found.rival is not None:
+            gain = f"−{percent(found.gain)}" if found.beats and not found.unproven else "none"
+            rival = f"{found.data} data, {plan_name(found.rival, found.space)}"
+            items.append(("Loss against uniform", CHANCE if found.doubtful else gain, rival))
+    failed = f", {len(result.failures())} failed" if result.failures() else ""
+    plans = f"{len(result.candidates)} plans{failed}; strategy {result.strategy}"
+    items.append(("Evaluations spent", evaluations_text(result.spent), plans))
+    measured = "no sensitivities were measured"
+    if result.sensitivities is not None:
+        charge = evaluations_text(result.sensitivities.cost)
+        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, charged as {charge} evaluations"
+    return [*items, ("Time in evaluations", duration(run.seconds), measured)]
+
+
+def _properties(counts: dict[str, int], *, dark: bool) -> dict[str, str]:
+    """Custom properties of the page in a theme: its colours, and those of the ramps with the text on them."""
+    found = palette(dark=dark)
+    for name, count in counts.items():
+        for i, color in enumerate(ramp(name, count, dark=dark)):
+            found |= {f"{name}-{i}": color, f"{name}-{i}-text": text_on(color)}
+    return found

@@ -1,0 +1,146 @@
+"""The tables of runs as texts; the terminal prints them, and the page has them as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qra_search.report.data import RunData
+from qra_search.report.formatting import (
+    bits_counts,
+    duration,
+    evaluations_text,
+    loss_text,
+    lower_text,
+    metric_text,
+    percent,
+    plan_name,
+    test_loss_text,
+)
+from qra_search.report.table import TextTable
+from qra_search.runs.comparison import FOUND, TestResult, metrics_of
+from qra_search.space.memory import format_bytes
+from qra_search.space.space import SearchSpace
+from qra_search.study.forecast import Forecast
+from qra_search.study.result import SearchResult
+
+BUDGETS_SHOWN = 12
+FAILURES_SHOWN = 50
+
+
+def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
+    """The comparison on test data, cheapest first, with how much lower the loss of the plan found is."""
+    names = metrics_of(tested)
+    found = next((t for t in tested if t.role == FOUND), None)
+    rows = [
+        (
+            ("found: " if t is found else "") + plan_name(t.plan, space),
+            format_bytes(t.memory_bytes),
+            test_loss_text(t),
+            "" if found is None or t is found else lower_text(found, t),
+            *("" if t.failed else metric_text(t, name) for name in names),
+        )
+        for t in tested
+    ]
+    seeds = max((len(t.losses) for t in tested), default=1)
+    caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
+    heads = ("plan", "size", "test loss", "lower by", *(name.replace("_", " ") for name in names))
+    notes = []
+    if any(row[3] for row in rows):
+        notes.append("Lower by: how much lower the loss of the plan found is, as a share of the other's.")
+    if any("(" in row[3] for row in rows):
+        notes.append(f"In brackets: its 95% interval, from {max(len(t.row_tokens) for t in tested)} test rows.")
+    if any("chance" in row[3] for row in rows):
+        notes.append("Chance: the interval holds zero.")
+    return TextTable(caption, heads, rows, marked=[i for i, t in enumerate(tested) if t is found], notes=notes)
+
+
+def forecast_table(foretold: Forecast, space: SearchSpace) -> TextTable:
+    """The plan that the sensitivities choose, and every uniform plan that fits, by predicted loss."""
+    rows = [("planned: " + plan_name(foretold.plan, space), format_bytes(foretold.memory_bytes), "", "", "")]
+    for other in sorted(foretold.uniform, key=lambda u: (u.gain, u.memory_bytes)):
+        low, high = other.interval
+        same = other.plan == foretold.plan
+        rows.append((
+            plan_name(other.plan, space), format_bytes(other.memory_bytes), f"{other.gain:.3f}",
+            "" if same else f"{low:+.3f} to {high:+.3f}", "" if same or other.certain else "chance",
+        ))  # fmt: skip
+    notes = []
+    if len(rows) > 1:
+        notes.append("Gain: by how many nats of loss the planned one is predicted to end lower, after a short tuning.")
+    if any(row[3] for row in rows):
+        notes.append("These intervals held 95% of the differences in seventeen recorded searches.")
+    if any(row[4] for row in rows):
+        notes.append("Chance: the interval holds zero.")
+    heads = ("plan", "size", "gain", "90% interval", "")
+    return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
+
+
+def comparison_table(result: SearchResult) -> TextTable:
+    """For every budget the best plan, and below it the best uniform plan; a few budgets stand for many.
+
+    Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
+    """
+    compared, space = result.comparisons, result.space
+    if len(compared) > BUDGETS_SHOWN:
+        compared = [compared[round(i * (len(compared) - 1) / (BUDGETS_SHOWN - 1))] for i in range(BUDGETS_SHOWN)]
+    rows: list[tuple[str, ...]] = []
+    marked = []
+    for row in compared:
+        best, uniform = row.best, row.uniform
+        marked.append(len(rows))
+        rows.append((
+            format_bytes(row.budget), "found: " + plan_name(best.plan, space), format_bytes(best.memory_bytes),
+            loss_text(best.loss, best.loss_std), loss_text(best.observed),
+            percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
+        ))  # fmt: skip
+        if uniform is None:
+            rows.append(("", "no uniform plan fits", "", "", "", ""))
+            continue
+        loss = loss_text(uniform.loss, uniform.loss_std)
+        rows.append(("", plan_name(uniform.plan, space), format_bytes(uniform.memory_bytes), loss, "", ""))
+    heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "lower by")
+    return TextTable("On validation data", heads, rows, left=("plan",), marked=marked)
+
+
+def front_table(run: RunData) -> TextTable:
+    """The plans of the front, cheapest first."""
+    space, front = run.result.space, run.result.front
+    rows = [
+        (
+            plan_name(c.plan, space), bits_counts(c.plan, space), format_bytes(c.memory_bytes),
+            loss_text(c.loss, c.loss_std), str(c.evaluations),
+        )
+        for c in front
+    ]  # fmt: skip
+    return TextTable(
+        "Plans that no other beats in both loss and bytes", ("plan", "groups", "size", "loss", "evaluations"), rows,
+        left=("groups",), marked=[i for i, c in enumerate(front) if c.plan == run.plan],
+    )  # fmt: skip
+
+
+def failure_table(run: RunData) -> TextTable:
+    """The first failures with their reasons."""
+    rows = [
+        (str(t.id), plan_name(t.plan, run.result.space), t.reason) for t in run.result.failures()[:FAILURES_SHOWN]
+    ]  # fmt: skip
+    return TextTable("Failed evaluations", ("trial", "plan", "reason"), rows, left=("plan", "reason"))
+
+
+def overview_table(runs: Sequence[RunData], named: Callable[[RunData], str] = lambda run: run.name) -> TextTable:
+    """The finding of every run, by its name."""
+    rows = []
+    for run in runs:
+        found = run.finding
+        rival = found is not None and found.rival is not None
+        planned = "" if run.planned is None else f" of {evaluations_text(run.planned)}"
+        rows.append((
+            f"{named(run)}: {run.result.strategy}, seed {run.result.seed}",
+            format_bytes(found.budget) if found else "–",
+            f"{loss_text(found.loss)} ({found.data})" if found else "none yet",
+            loss_text(found.rival_loss) if found and rival else "–",
+            (percent(found.gain) if found.beats else "none") if found else "–",
+            evaluations_text(run.result.spent) + planned,
+            duration(run.seconds),
+        ))  # fmt: skip
+    heads = ("run", "budget", "loss", "best uniform", "gain", "evaluations", "time")
+    return TextTable("The finding of every run", heads, rows)

@@ -1,0 +1,279 @@
+"""The search of a run, in a folder that holds all of it and can be resumed; `search` is one without a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qra_search.config import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY, RunConfig
+from qra_search.errors import BadInput, bad_input
+from qra_search.evaluation.evaluator import Evaluator, Progress
+from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.executors import Executor, RemoteEvaluator, make_executor
+from qra_search.files import write_text
+from qra_search.log.trial_log import MEMORY, TrialLog
+from qra_search.report.data import RunData
+from qra_search.report.formatting import evaluations_text
+from qra_search.report.page import page
+from qra_search.runs.comparison import TestResult, read_test
+from qra_search.runs.folder import RunFolder, identity_in
+from qra_search.space.memory import format_bytes
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.interrupt import on_interrupt
+from qra_search.study.listener import Listener
+from qra_search.study.result import SearchResult
+from qra_search.study.study import Callback, Study, StudyFailed
+from qra_search.study.transfer import learnt_prior
+from qra_search.workflow.costs import foretold_costs, worth_text
+from qra_search.workflow.dry_run import embeddings_hint
+from qra_search.workflow.evaluator import learnt_log
+from qra_search.workflow.listening import listener_for
+from qra_search.workflow.rows import say_rows
+
+DEFAULT_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where evaluations run, if not in this process.
+
+    Attributes:
+        count: how many workers.
+        kind: `process` or `ray`.
+        address: of a Ray cluster.
+        gpus: of each worker; None: one each, if there are GPUs and the run's device allows it.
+    """
+
+    count: int
+    kind: str = "process"
+    address: str | None = None
+    gpus: float | None = None
+
+
+def search(
+    evaluator: Evaluator,
+    strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+    *,
+    options: Mapping[str, Any] | None = None,
+    evaluations: float = DEFAULT_EVALUATIONS,
+    memory_budget: int | str | Sequence[int | str] | None = None,
+    seed: int = 0,
+    log: str | Path | TrialLog = MEMORY,
+    executor: Executor | None = None,
+    batch: int | None = None,
+    sensitivities: Sensitivities | None = None,
+    progress: bool | Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> SearchResult:
+    """Run a `Study` and return its result.
+
+    Args:
+        evaluator: says what a plan is worth.
+        strategy: name of an installed strategy, or a `Strategy`.
+        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
+            each is held against the type that the strategy declares.
+        evaluations: full evaluations that may be spent, the prior's cost included.
+        memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
+        seed: all randomness of the search follows from it.
+        log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
+        executor: where evaluations run; default: in this process, one after the other.
+        batch: so many proposals at a time, all awaited; None: a free worker gets the next at once.
+        prior: taken in place of the evaluator's own.
+        progress: a function of (stage, done, total); True: bars and tables in a terminal or the cell of a notebook;
+            None: in a notebook only.
+        callbacks: hear of every event.
+
+    Raises:
+        BadInput: an argument that cannot be used; nothing was spent.
+        StudyFailed: the search cannot go on.
+    """
+
+    with listener_for(progress) as listener:
+        if evaluator.progress is None:
+            evaluator.progress = listener.progress
+        return Study(
+            evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
+            seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
+            callbacks=[listener, *callbacks],
+        ).run()  # fmt: skip
+
+
+@contextmanager
+def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
+    """The folder of a run with these settings in it, while something is done there.
+
+    A folder in which no search has begun when something fails is left as it was before.
+
+    Raises:
+        RunExists, BadInput: what was given cannot be used; nothing was spent.
+    """
+    fresh = not folder.exists
+    if fresh:
+        learnt_log(config)  # before a model is loaded for nothing
+    before = folder.config_file.read_text() if folder.config_file.is_file() else None
+    folder.begin(config, resume=resume)
+    try:
+        yield
+    except BadInput:  # such as a log of another search: these are not the settings of what is here
+        if before is None:
+            folder.config_file.unlink(missing_ok=True)
+        else:
+            write_text(folder.config_file, before, durable=True)
+        raise
+    finally:
+        if fresh:
+            _forget_if_empty(folder)
+
+
+@contextmanager
+def in_workers(config: RunConfig, workers: Workers, listener: Listener) -> Iterator[tuple[Evaluator, Executor]]:
+    """An evaluator whose work is done in worker processes, and their executor.
+
+    Raises:
+        BadInput: there cannot be such workers.
+    """
+    stage = f"start {workers.count} workers"
+    with bad_input():
+        pool = make_executor(
+            config, workers.count, kind=workers.kind, address=workers.address, gpus_per_worker=workers.gpus
+        )
+    with pool:
+        listener.progress(stage, 0, 1)
+        with bad_input():
+            evaluator = RemoteEvaluator(pool)
+        listener.progress(stage, 1, 1)
+        yield evaluator, pool
+
+
+def search_with(
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: RunFolder,
+    listener: Listener,
+    *,
+    executor: Executor | None = None,
+    batch: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> SearchResult:
+    """Search with an evaluator at hand in a folder that was begun, and write the results.
+
+    Raises:
+        BadInput: what was given cannot be used; nothing was spent.
+        StudyFailed: the search cannot go on, or nothing came of it.
+    """
+    with bad_input():
+        log = TrialLog(folder.log_file)
+    with log:
+        study = make_study(evaluator, config, log=log, callbacks=(listener, *callbacks), executor=executor, batch=batch)
+        if (found := resumed_text(study)) is not None:
+            listener.say(found)
+        budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
+        listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
+        say_rows(evaluator, listener)
+        hint = embeddings_hint(config, study.space.fixed_bytes, study.memory_budgets)
+        if hint is not None:
+            listener.say(f"not searched: {hint}")
+        costs = foretold_costs(evaluator, study.evaluations, study.sensitivities) if len(log) == 0 else None
+        if costs is not None:
+            listener.say(f"what it costs: {costs.text}")
+        if study.sensitivities is not None and len(log) == 0:
+            listener.say(f"what it may gain: {worth_text(study.result().forecast())}")
+
+        def stop() -> None:
+            study.stop()
+            listener.say("stopping: what is running is finished and saved; press Ctrl-C again to stop at once")
+
+        with on_interrupt(stop):
+            result = study.run()
+        identity = identity_in(log)
+    folder.write(result)
+    write_report(folder, config, result, identity, read_test(folder.test()))
+    if not result.candidates and not study.stopping:
+        raise StudyFailed(_why_nothing(result, study.evaluations))
+    return result
+
+
+def resumed_text(study: Study) -> str | None:
+    """What a study finds in its log, and what is left to do; None if it begins anew."""
+    state = study.state
+    if not state.trials:
+        return (
+            None if state.sensitivities is None else "resumed: the sensitivities are measured, no plan is evaluated yet"
+        )
+    left = max(0.0, study.evaluations - state.spent)
+    text = f"resumed: {len(state.trials)} trials are there, {evaluations_text(state.spent)} of "
+    text += f"{evaluations_text(study.evaluations)} evaluations spent, {evaluations_text(left)} left"
+    cut = len(study.log.running)
+    return f"{text}; {cut} evaluation(s) that were cut off are run again" if cut else text
+
+
+def make_study(
+    evaluator: Evaluator,
+    config: RunConfig,
+    *,
+    log: TrialLog,
+    callbacks: Sequence[Callback] = (),
+    executor: Executor | None = None,
+    batch: int | None = None,
+) -> Study:
+    """The study that a config asks for.
+
+    Raises:
+        BadInput: a budget that no plan fits, a log of another search.
+    """
+    with bad_input():
+        # A log keeps the prior that it has: the other run may be gone by now.
+        source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
+        sensitivities = None if source is None else learnt_prior(source, evaluator.space)
+        return Study(
+            evaluator,
+            sensitivities=sensitivities,
+            strategy=make_strategy(config.search.strategy, **config.search.options),
+            evaluations=config.search.evaluations,
+            memory_budget=list(config.search.memory) or None,
+            seed=config.search.seed,
+            log=log,
+            callbacks=callbacks,
+            executor=executor,
+            batch=batch,
+        )
+
+
+def write_report(
+    folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
+) -> None:
+    """Write `report.html` of a run from what is at hand; nothing is read again."""
+    write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
+
+
+def new_folder(config: RunConfig) -> Path:
+    """A folder below `runs/` that is named after model and task and does not exist."""
+    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
+    if config.evaluator != type(config).model_fields["evaluator"].default:
+        stem = config.evaluator
+    number = 1
+    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path
+
+
+def _why_nothing(result: SearchResult, evaluations: float) -> str:
+    if result.failures():
+        return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
+    return (
+        f"no plan was evaluated: the prior alone was charged {result.spent:.2f} of {evaluations:g} evaluations; "
+        f"go on with more --evaluations"
+    )
+
+
+def _forget_if_empty(folder: RunFolder) -> None:
+    """A run that was refused before its search began leaves no folder that a second try would trip over."""
+    if folder.exists:  # the log is made when the search begins
+        return
+    for file in (folder.config_file, folder.log_file.with_name(folder.log_file.name + ".lock")):
+        file.unlink(missing_ok=True)
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()

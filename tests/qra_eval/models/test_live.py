@@ -1,0 +1,157 @@
+"""A live model is searched and tuned as the same weights from a folder are, and is left as it was to the bit."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import tiny_config_model
+
+import qra_eval
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export import export
+from qra_eval.models.live import register_live
+from qra_eval.models.load import load_model
+from qra_eval.models.tiny import byte_tokenizer, tiny_model
+from qra_search.errors import BadInput
+from qra_search.space.plan import Plan
+
+
+@pytest.fixture
+def tiny() -> Any:
+    """As a user has it: in training mode, with gradients allowed, and a hook of his own."""
+    return tiny_model().model.train().requires_grad_(True)
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """All that can be seen of a model from outside."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {
+        "values": {name: tensor.detach().clone() for name, tensor in tensors},
+        "places": {name: (t.data_ptr(), t.device, t.dtype, t.requires_grad) for name, t in tensors},
+        "modules": {name: (id(module), module.training) for name, module in model.named_modules()},
+        "hooks": {name: tuple(module._forward_pre_hooks) for name, module in model.named_modules()},
+        "config": model.config.to_dict(),
+    }
+
+
+def assert_as_it_was(model: Any, before: dict[str, Any]) -> None:
+    after = state_of(model)
+    for name, values in before.pop("values").items():
+        assert torch.equal(values, after["values"][name]), name
+    assert before == {key: after[key] for key in before}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: Any, tmp_path: Path) -> None:
+    model: Any = tiny_config_model(family, normalised=False, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    before, name = state_of(model), register_live(model, byte_tokenizer())
+    live, again = load_model(name, dtype=dtype), load_model(name, dtype=dtype)
+    kept = load_model(str(tmp_path), dtype=dtype)
+    assert live.fingerprint == again.fingerprint == kept.fingerprint and live.name == live.spec == name
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(live.model(input_ids=ids).logits, kept.model(input_ids=ids).logits)
+    assert_as_it_was(model, before)
+
+
+def test_what_is_wanted_as_it_is_shares_its_memory(tiny: Any) -> None:
+    loaded = load_model(register_live(tiny, byte_tokenizer()), dtype=torch.bfloat16)
+    own = {parameter.data_ptr() for parameter in tiny.parameters()}
+    assert {parameter.data_ptr() for parameter in loaded.model.parameters()} == own
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_shapes_alone_take_no_memory(tiny: Any) -> None:
+    loaded = load_model(register_live(tiny, byte_tokenizer()), weights=False)
+    assert all(parameter.is_meta for parameter in loaded.model.parameters()) and not loaded.weights
+
+
+def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any, tmp_path: Path) -> None:
+    called: list[Any] = []
+    tiny.model.layers[0].register_forward_pre_hook(lambda module, args: called.append(module))
+    before, name = state_of(tiny), register_live(tiny, byte_tokenizer())
+    evaluator = QuantizedLoRAEvaluator(
+        name,
+        "arithmetic",
+        quantization={"backend": "reference", "embeddings": 8, "cache": str(tmp_path / "bank")},
+        space={"bits": (4,), "ranks": (4,)},
+        training={"batch_size": 2},
+        evaluation={"steps": 1, "validation_rows": 2},
+        finetune={"test_rows": 2, "sample_answers": 0},
+    )
+    space = evaluator.space
+    plan = Plan(
+        tuple((group.bits or space.bits)[0] for group in space.groups),
+        tuple(0 if group.is_embedding else 4 for group in space.groups),
+    )
+    evaluator.evaluate(plan)
+    evaluator.tune(plan, steps=1, folder=tmp_path / "run")
+    evaluator.close()
+    tuned, _ = qra_eval.load(tmp_path / "run")
+    assert tuned(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all()
+    assert export(tmp_path / "run", "merged", tmp_path / "out", dtype="float32").same_next_token == 1
+    assert "live:" not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()
+    assert not called
+    assert_as_it_was(tiny, before)
+
+
+def quantized(model: Any) -> Any:
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    return model
+
+
+def with_integers(model: Any) -> Any:
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(320, 64, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+def in_training(model: Any) -> Any:
+    model(input_ids=torch.tensor([[1, 2]])).logits.sum().backward()
+    return model
+
+
+def with_adapters(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (quantized, "quantized already"),
+        (with_integers, "quantized already"),
+        (in_training, "being trained"),
+        (with_adapters, "has adapters"),
+        (lambda model: with_adapters(model).base_model.model, "has adapters"),
+        (lambda model: model.model, "without a head"),
+        (lambda model: model.to("meta"), "not in memory"),
+        (lambda model: torch.nn.Linear(2, 2), "PreTrainedModel is needed"),
+        (lambda model: 7, "PreTrainedModel is needed"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, tiny: Any) -> None:
+    with pytest.raises(BadInput, match=said) as refused:
+        register_live(spoil(tiny), byte_tokenizer())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_changed_or_is_gone_is_refused(tiny: Any) -> None:
+    name = register_live(tiny, byte_tokenizer())
+    with torch.no_grad():
+        tiny.model.norm.weight.add_(1)
+    with pytest.raises(BadInput, match="other weights now"):
+        load_model(name)
+    other = register_live(tiny_model(seed=3).model, byte_tokenizer())
+    gc.collect()
+    with pytest.raises(BadInput, match="is gone"):
+        load_model(other)
+    with pytest.raises(BadInput, match="give model= and tokenizer= again"):
+        load_model("live:0123456789abcdef")

@@ -1,0 +1,58 @@
+"""What an evaluator may also do: methods of the base class that may be left out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from qra_eval import QuantizedLoRAEvaluator
+from qra_search import Plan, search
+from qra_search.errors import BadInput
+from qra_search.evaluation import Evaluator, Tuned
+from qra_search.testing.scenarios import ToyEvaluator
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> QuantizedLoRAEvaluator:
+    cache = str(tmp_path_factory.mktemp("bank"))
+    return QuantizedLoRAEvaluator("tiny", quantization={"backend": "reference", "cache": cache})
+
+
+def test_an_evaluator_without_abilities_says_of_each_that_it_lacks_it() -> None:
+    formula = ToyEvaluator()
+    assert not formula.tunes and formula.progress is None
+    assert formula.example() is None and formula.untuned_loss() is None
+    assert (dict(formula.estimate()), dict(formula.row_counts()), list(formula.cards())) == ({}, {}, [])
+    assert formula.sensitivities_charge() is None and math.isnan(formula.evaluation_seconds())
+    with pytest.raises(BadInput, match="evaluator ToyEvaluator cannot fine-tune a plan"):
+        formula.tune(formula.space.uniform_plans()[0])
+
+
+def test_the_real_evaluator_has_them_all(real: QuantizedLoRAEvaluator) -> None:
+    able = ("tune", "estimate", "sensitivities_charge", "evaluation_seconds", "row_counts", "cards", "example")
+    assert real.tunes and all(getattr(type(real), name) is not getattr(Evaluator, name) for name in able)
+
+
+def test_an_evaluator_that_is_given_a_way_to_tune_can() -> None:
+    class Tuning(ToyEvaluator):
+        def tune(self, plan: Plan, **options: Any) -> Tuned:
+            return Tuned(plan, 0, 1, 2.0, {}, self.space.memory_bytes(plan), 0.0)
+
+    borrowed: Any = ToyEvaluator()
+    borrowed.tune = Tuning().tune
+    assert Tuning().tunes and borrowed.tunes
+
+
+def test_an_example_is_a_problem_with_its_answer(real: QuantizedLoRAEvaluator) -> None:
+    first = real.task.split("validation")[0]
+    assert real.example() == first.prompt + first.answer and first.answer.strip()
+
+
+def test_a_search_that_shows_its_progress_passes_it_to_the_evaluator_unless_it_has_one() -> None:
+    quiet, heard = ToyEvaluator(), ToyEvaluator()
+    heard.progress = listener = lambda *step: None
+    for evaluator in (quiet, heard):
+        search(evaluator, strategy="random", evaluations=2, progress=True)
+    assert callable(quiet.progress) and heard.progress is listener

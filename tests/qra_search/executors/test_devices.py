@@ -1,0 +1,123 @@
+"""How devices are dealt out to workers, and what is said if there are too few GPUs; none is needed to see it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from qra_search import BadInput
+from qra_search.config import RunConfig, make_config
+from qra_search.executors import ProcessExecutor, choose, devices, make_executor
+
+
+def config(device: str) -> RunConfig:
+    return make_config({"evaluator": "landscape", "model": {"device": device}})
+
+
+@pytest.fixture
+def four(monkeypatch):
+    """Four GPUs are said to be visible."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
+
+
+def leased(device, workers, share=None):
+    with make_executor(config(device), workers, gpus_per_worker=share) as executor:
+        return list(executor._free)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_worker_processes_get_a_gpu_each_or_as_many_as_are_asked_for(four, device):
+    assert leased(device, 3)[:3] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert leased(device, 2, 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
+    assert leased(device, 1, 3) == ["cuda:0,cuda:1,cuda:2"]
+
+
+def test_workers_with_half_a_gpu_are_spread_over_all_before_two_share_one(four):
+    assert leased("auto", 5, 0.5)[:5] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]
+
+
+def test_a_device_that_names_gpus_is_what_workers_get(four):
+    assert leased("cuda:2", 1) == ["cuda:2"]
+    assert leased("cuda:1,cuda:3", 1) == ["cuda:1,cuda:3"]
+    assert leased("cuda:1,cuda:3", 2, 1) == ["cuda:1", "cuda:3"]
+
+
+@pytest.mark.parametrize(("device", "share"), [("cpu", None), ("cpu", 0), ("auto", 0)])
+def test_workers_without_gpus_get_the_cpu(four, device, share):
+    assert leased(device, 2, share) == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "share", "message"),
+    [
+        ("auto", 5, None, "5 workers with a GPU each: this machine has 4 GPUs: use --workers 4"),
+        ("cuda", 3, 2, "3 workers with 2 GPUs each: this machine has 4 GPUs: use --workers 2"),
+        ("auto", 1, 8, "this machine has 4 GPUs: at most --gpus-per-worker 4"),
+        ("cuda", 9, 0.5, "9 workers with 0.5 of a GPU each: this machine has 4 GPUs: use --workers 8"),
+        ("cuda:1", 2, None, "2 workers with a GPU each: device 'cuda:1' has 1 GPU: use --workers 1"),
+        ("cuda:7", 1, None, "device 'cuda:7': torch sees 4 GPUs here"),
+        ("auto", 1, 1.5, "--gpus-per-worker is 1.5: 0, a share of one GPU such as 0.5, or a whole number"),
+        ("auto", 1, -1, "--gpus-per-worker is -1"),
+        ("auto", 1, float("nan"), "--gpus-per-worker is nan"),
+        ("cpu", 1, 1, "--gpus-per-worker is 1 and the device is 'cpu'"),
+        ("cuda", 1, 0, "--gpus-per-worker is 0 and the device is 'cuda'"),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, share, message):
+    with pytest.raises(BadInput) as refused:
+        make_executor(config(device), workers, gpus_per_worker=share)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
+    monkeypatch.setattr(devices, "visible_gpus", list)
+    with pytest.raises(BadInput, match="2 workers with a GPU each: this machine has no GPUs: use --device cpu"):
+        make_executor(config("cuda"), 2)
+    with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):
+        make_executor(config("auto"), 1, gpus_per_worker=1)
+    assert leased("auto", 2) == ["cpu", "cpu"]
+
+
+def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
+    with pytest.raises(BadInput, match="device 'cuda:1' with --executor ray, which chooses the GPUs itself"):
+        make_executor(config("cuda:1"), 1, kind="ray")
+
+
+def test_a_workers_gpus_are_all_of_one_machine():
+    devices.check_room([2, 2], 2, 2, "the Ray cluster")
+    with pytest.raises(BadInput, match="1 worker with 4 GPUs each: the Ray cluster has 4 GPUs: at most .* 2 can be"):
+        devices.check_room([2, 2], 1, 4, "the Ray cluster")
+
+
+@pytest.mark.parametrize(
+    ("device", "built"), [("auto", "cuda"), ("cuda:3", "cuda"), ("cuda:0,cuda:1", "cuda"), ("cpu", "cpu")]
+)
+def test_in_a_worker_a_leased_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch, device, built):
+    seen = []
+    monkeypatch.setenv("QRA_DEVICE", "cuda")
+    monkeypatch.setattr(choose.plugins, "load", lambda kind, name: seen.append)
+    choose.EvaluatorFactory(config(device))()
+    assert seen[0].model.device == built
+
+
+def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatch):
+    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
+    assert devices.visible_gpus() == []
+
+
+def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.environment("cuda:2,cuda:3", 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    with pytest.raises(ValueError, match="was given 2 GPUs"):
+        devices.environment("cuda:2", 2)
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda:", "cuda:0,cpu", "cores:0-3", ""])
+def test_a_device_of_no_known_form_is_refused(device):
+    with pytest.raises(ValueError, match="is of no known form: use cpu, cuda:0, or cuda:0,cuda:1"):
+        ProcessExecutor(dict, devices=[device])

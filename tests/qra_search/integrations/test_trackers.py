@@ -1,0 +1,230 @@
+"""What trackers are sent: by a tool that keeps it all, and by TensorBoard, read back with its own reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from fakes import AdditiveEvaluator
+from report_runs import Bits, Guessing, evil_space
+
+from qra_search import Study
+from qra_search.errors import BadInput
+from qra_search.integrations import TRACKERS
+from qra_search.integrations.trackers import Tracker, check_tracker, tracked
+from qra_search.plugins import UnknownName
+from qra_search.space.memory import format_bytes
+
+
+class Kept(GeneralTracker):
+    """A tool that keeps what it is sent, in `runs`; `fails_at` names a step at which it breaks."""
+
+    name = "kept"
+    requires_logging_directory = False
+    runs: list[Kept] = []
+    fails_at: int | None = None
+
+    def __init__(self, run_name: str, **options: Any):
+        super().__init__()
+        self.project, self.options = run_name, options
+        self.settings: dict[str, Any] = {}
+        self.rows: dict[int, dict[str, float]] = {}
+        self.ended = False
+        self.defined: list[tuple[str, str]] = []
+
+    def start(self) -> None:
+        type(self).runs.append(self)
+
+    @property
+    def tracker(self) -> Kept:
+        return self
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.defined.append((name, step_metric))
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **more: Any) -> None:
+        at = int(values["step"]) if step is None else step
+        if at == self.fails_at:
+            raise ConnectionError("the server\nis gone")
+        self.rows.setdefault(at, {}).update(values)
+
+    def finish(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> type[Kept]:
+    """The tool under the names `kept` and `wandb`, as if it were installed."""
+    monkeypatch.setattr(Kept, "runs", [])
+    monkeypatch.setattr(Kept, "fails_at", None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "wandb" else find(name))
+    for name in ("kept", "wandb"):
+        monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, Kept)
+    return Kept
+
+
+def study(log: Path | str, *trackers: Tracker, evaluations: float = 12) -> Study:
+    return Study(
+        Bits(evil_space()), strategy=Guessing(), evaluations=evaluations, memory_budget="uniform3r4", log=log,
+        callbacks=trackers,
+    )  # fmt: skip
+
+
+def test_every_trial_is_sent_with_its_figures_and_the_search_so_far(tmp_path: Path, kept: type[Kept]) -> None:
+    running = study(tmp_path / "t.jsonl", Tracker("kept", tmp_path), evaluations=20)
+    result = running.run()
+    (run,), trials = kept.runs, running.log.trials
+    assert sorted(run.rows) == [*(t.id for t in trials), len(trials)] and run.ended
+    for trial in trials:
+        row = run.rows[trial.id]
+        assert all(type(v) is float and math.isfinite(v) for v in row.values())
+        assert row.get("loss") == (trial.loss if trial.done else None)
+        assert row.get("predicted_loss") == (trial.proposal.predicted_loss if trial.done else None)
+    last, comparison = run.rows[trials[-1].id], result.comparison()
+    assert comparison is not None
+    size = format_bytes(running.memory_budgets[0]).replace(" ", "")
+    assert last[f"best/{size}"] == pytest.approx(comparison.best.observed)
+    assert last[f"gain/{size}"] == pytest.approx(comparison.gain)
+    assert last["spent"] == pytest.approx(result.spent)
+    assert last["failed"] == len(result.failures()) > 0
+    assert run.rows[len(trials)]["result/loss"] == pytest.approx(comparison.best.loss)
+
+
+def test_settings_are_plain_and_name_search_space_and_evaluator(tmp_path: Path, kept: type[Kept]) -> None:
+    study(tmp_path / "t.jsonl", Tracker("kept:project", tmp_path)).run()
+    (run,) = kept.runs
+    assert run.project == "project"
+    assert run.settings["strategy"] == "guessing" and run.settings["space.bits"] == "2, 3, 4, 8"
+    assert run.settings["evaluator.task"] == "bits"
+    assert all(isinstance(v, (str, int, float)) for v in run.settings.values())
+
+
+def test_a_resumed_study_continues_the_same_run(tmp_path: Path, kept: type[Kept]) -> None:
+    log = tmp_path / "t.jsonl"
+    study(log, Tracker("wandb", tmp_path), evaluations=6).run()
+    running = study(log, Tracker("wandb", tmp_path), evaluations=12)
+    running.run()
+    first, second = kept.runs
+    assert first.options == second.options == {"name": tmp_path.name, "id": first.options["id"], "resume": "allow"}
+    assert first.settings and not second.settings
+    assert first.defined == [("*", "step")]  # its own step never goes back
+    losses = {at for run in kept.runs for at, row in run.rows.items() if "spent" in row}
+    assert sorted(losses) == [t.id for t in running.log.trials]
+    assert min(row["spent"] for row in second.rows.values() if "spent" in row) > 6
+
+
+def test_a_study_that_was_not_tracked_before_is_sent_from_its_first_trial_on(tmp_path: Path, kept: type[Kept]) -> None:
+    study(tmp_path / "t.jsonl", evaluations=6).run()
+    running = study(tmp_path / "t.jsonl", Tracker("kept", tmp_path), evaluations=12)
+    running.run()
+    assert sorted(kept.runs[0].rows)[:-1] == [t.id for t in running.log.trials]
+
+
+def test_a_tool_that_fails_is_sent_no_more_and_the_search_goes_on(
+    tmp_path: Path, kept: type[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "fails_at", 3)
+    said: list[str] = []
+    running = study(tmp_path / "t.jsonl", Tracker("kept", tmp_path, say=said.append))
+    assert running.run().spent >= 12 and len(running.log) > 4
+    assert sorted(kept.runs[0].rows) == [0, 1, 2] and not kept.runs[0].ended
+    assert said == ["kept gets no more, the run goes on: ConnectionError: the server is gone"]
+
+
+def test_a_tool_that_cannot_begin_is_refused_before_an_evaluation(
+    tmp_path: Path, kept: type[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Kept) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(kept, "start", refuse)
+    running = study(tmp_path / "t.jsonl", Tracker("kept:there", tmp_path))
+    with pytest.raises(
+        BadInput, match="tracker 'kept' cannot begin in there .ConnectionError: no route.: give"
+    ) as error:
+        running.run()
+    assert "\n" not in str(error.value) and len(running.log) == 0
+
+
+def test_a_stopped_study_ends_its_run(tmp_path: Path, kept: type[Kept]) -> None:
+    class Stopping(Tracker):
+        def finished(self, study: Study, trial: Any) -> None:
+            super().finished(study, trial)
+            study.stop()
+
+    stopping = Stopping("kept", tmp_path)
+    Study(AdditiveEvaluator(), strategy="random", evaluations=9, log=tmp_path / "t.jsonl", callbacks=[stopping]).run()
+    assert kept.runs[0].ended and sorted(kept.runs[0].rows) == [0, 1]
+
+
+def test_the_steps_of_tunings_are_one_run_that_is_continued(tmp_path: Path, kept: type[Kept]) -> None:
+    folder = tmp_path / "a" / "tuning"
+    for step in (1, 2):
+        with tracked(["wandb"], folder, {"steps": 9}, print) as figures:
+            figures("plan-1")(step, {"loss": 1.0, "validation_loss": math.nan})
+    first, second = kept.runs
+    assert first.options["id"] == second.options["id"] and first.options["name"] == "a-tuning"
+    assert first.settings == {"steps": 9} and second.rows == {2: {"plan-1/loss": 1.0, "step": 2}}
+    assert first.ended and second.ended
+
+
+def test_the_names_of_the_trackers_are_accelerates() -> None:
+    assert set(TRACKERS) <= set(LOGGER_TYPE_TO_CLASS)
+
+
+def test_an_unknown_tool_is_named_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="unknown tracker 'tensorbord': did you mean tensorboard?"):
+        check_tracker("tensorbord:here")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "tensorboard", "trackio", "wandb"])
+def test_a_tool_that_is_not_installed_is_named_with_the_command_that_brings_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"tracker '{name}' needs the package {name}: pip install {name}"):
+        check_tracker(name)
+
+
+def test_tensorboard_reads_every_loss_from_the_runs_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "a"
+    study(run / "t.jsonl", Tracker("tensorboard", run), evaluations=6).run()
+    running = study(run / "t.jsonl", Tracker("tensorboard", run))
+    result, trials = running.run(), list(running.log.trials)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    seen = {e.step: e.value for e in events.Scalars("loss")}
+    assert seen == pytest.approx({t.id: t.loss for t in trials if t.done})
+    assert len(events.Scalars("loss")) == len(seen)
+    best = min(t.loss for t in trials if t.done and t.evaluation.memory_bytes <= result.memory_budgets[0])
+    (name,) = (tag for tag in events.Tags()["scalars"] if tag.startswith("best/"))
+    assert events.Scalars(name)[-1].value >= best - 1e-6
+    (settings,) = (run / "tensorboard").glob("*/hparams.yml")
+    assert "space.bits: 2, 3, 4, 8" in settings.read_text()
+
+
+def test_tensorboard_gathers_runs_below_a_folder_that_is_given(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    for name in "ab":
+        tracker = Tracker(f"tensorboard:{tmp_path / 'all'}", tmp_path / name)
+        study(tmp_path / f"{name}.jsonl", tracker, evaluations=4).run()
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["a", "b"]
+    assert all(list((tmp_path / "all" / name).glob("events.out.tfevents.*")) for name in "ab")
+
+
+def test_a_file_in_the_way_is_refused_before_the_search(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        Tracker(f"tensorboard:{tmp_path / 'file'}", tmp_path / "run")

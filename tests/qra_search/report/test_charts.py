@@ -1,0 +1,145 @@
+"""Figures: what they show, and how they are written as SVG."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from report_runs import EVIL, add_test, make_run
+
+from qra_search.report.colors import palette
+from qra_search.report.data import RunData
+from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
+from qra_search.strategies import Strategy
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+    folder = make_run(tmp_path_factory.mktemp("figures") / "a", evaluations=120)
+    add_test(folder)
+    return RunData.read(folder)
+
+
+# -- what is shown -------------------------------------------------------------------------------------
+def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
+    (axes,) = front_figure(run).axes
+    marks = {
+        line.get_label(): line.get_xydata().tolist() for line in axes.lines if not line.get_label().startswith("_")
+    }
+    (found,) = marks.pop("plan found")
+    shown = sorted(tuple(place) for places in marks.values() for place in places)
+    wanted = sorted((c.memory_bytes / MIB, c.loss) for c in run.result.candidates)
+    assert shown == [pytest.approx(place) for place in wanted]
+    best = next(c for c in run.result.candidates if c.plan == run.plan)
+    assert found == pytest.approx([best.memory_bytes / MIB, best.loss])
+    uniform = sum(run.result.space.uniform_choice(c.plan) is not None for c in run.result.candidates)
+    assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
+
+
+def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
+    (axes,) = trace_figure(run).axes
+    steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert [tuple(point) for point in steps.get_xydata()] == [pytest.approx(p) for p in run.traces[0].points]
+    marks = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("", "None"))
+    assert marks == sum(
+        t.done and t.evaluation.memory_bytes <= run.traces[0].budget for t in run.result.trials if t.evaluation
+    )
+
+
+def test_several_runs_share_their_figures(run: RunData) -> None:
+    assert list(figures([run])) == ["front", "trace"]
+    assert list(figures([run, run])) == ["fronts"]
+    (axes,) = fronts_figure([run, run]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name] * 2
+
+
+def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:
+    class Idle(Strategy):
+        name = "idle"
+
+        def propose(self, state: Any, n: int) -> list[Any]:
+            return []
+
+    empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
+    assert figures([RunData.read(empty)]) == {}
+
+
+@pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0, 3e4])
+@pytest.mark.parametrize("log", [False, None])
+def test_ticks_have_labels_that_differ_and_say_where_they_stand(span: float, log: bool | None) -> None:
+    with style():
+        figure, (axes,) = new_figure("", (380, 320))
+        low, high = fit(axes, "y", "loss", [94.98, 94.98 + span, float("nan"), float("inf")], log=log)
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        ticks = axes.get_yticks()
+    assert low < 94.98 and high > 94.98 + span
+    shown = [(t, label) for t, label in zip(ticks, labels, strict=True) if low <= t <= high]
+    assert 3 <= len(shown) <= 9 and len({label for _, label in shown}) == len(shown)
+    assert [float(label) for _, label in shown] == pytest.approx([t for t, _ in shown], abs=span / 20)
+    assert axes.get_title(loc="left").endswith("(log scale)") == (log is None and span > 200)
+
+
+def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
+    with style():
+        _, (axes,) = new_figure("", (380, 320))
+        taken: list[Any] = []
+        for _ in range(3):
+            put_label(axes, taken, "one label", (0.5, 0.5), (0, 0), moves=(0, 16))
+        assert [text.xyann[1] for text in axes.texts] == [0, -16]
+        put_label(axes, taken, "other side", (0.5, 0.5), (4, 0), side="left")
+    assert len(axes.texts) == 3
+
+
+def test_lines_are_named_in_the_order_of_their_ends_and_none_looks_like_another() -> None:
+    series = {f"line {i}": [(1.0, 1.0), (2.0, float((7 * i) % 12))] for i in range(12)}
+    with style():
+        _, (axes,) = new_figure("", (380, 320))
+        draw_lines(axes, series)
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == sorted(series, key=lambda name: -series[name][-1][1])
+
+
+# -- how it is written ---------------------------------------------------------------------------------
+def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: RunData) -> None:
+    text = to_svg(front_figure(run), theme="page", key="k")
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {"none", *(f"var(--{name})" for name in palette())}
+    assert "<dc:date" not in text and EVIL not in text
+    assert text == to_svg(front_figure(run), theme="page", key="k")
+    other = to_svg(front_figure(run), theme="page", key="other")
+    assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
+
+
+def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData) -> None:
+    figure = front_figure(run)
+    root = ElementTree.fromstring(to_svg(figure))
+    assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
+    light, dark = (root.findtext(f"{SVG}style") or "").split("@media (prefers-color-scheme:dark)")
+    for theme, text in ((False, light), (True, dark)):
+        assert all(f"--{name}:{color};" in text for name, color in palette(dark=theme).items())
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from qra_search.report.figures.canvas import new_figure, style, to_svg\n"
+        "with style(): figure, axes = new_figure('title', (300, 200))\n"
+        "to_svg(figure)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memory_axis_spans_a_twentieth_of_the_budget_at_least() -> None:
+    around = spread_out([100.0, 100.1])
+    assert max(around) - min(around) == pytest.approx(0.05 * 100.1)
+    assert spread_out([80.0, 100.0]) == [80.0, 100.0]

@@ -1,0 +1,231 @@
+"""The HTML report: complete, self-contained, escaped, accessible in what can be checked without a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_runs import EVIL, Bits, Guessing, add_test, evil_space, make_run, write_curve
+from rich.console import Console
+
+from qra_search import Study, search
+from qra_search.report import tables
+from qra_search.report.data import RunData
+from qra_search.report.page import page, write_page
+from qra_search.runs.folder import RunFolder
+from qra_search.strategies.uniform import UniformStrategy
+
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and whether every one is closed where it must be."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.faults: list[str] = []
+        self.feed(text)
+        self.faults += [f"<{tag}> is never closed" for tag in self._open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.faults.append(f"</{tag}> closes nothing")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = make_run(tmp_path_factory.mktemp("report") / "evil")
+    add_test(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(run: RunFolder) -> str:
+    return page([RunData.read(run)])
+
+
+def test_every_element_is_closed(text: str) -> None:
+    assert Page(text).faults == []
+
+
+def test_no_name_reason_or_setting_gets_out_of_its_place(text: str) -> None:
+    parsed = Page(text)
+    assert len(parsed.all("script")) == 1
+    assert parsed.all("img") == []
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert "<script>alert" not in text
+    # What is escaped is still there to be read: kind, reason, origin, model, setting.
+    shown = "".join(parsed.text)
+    assert shown.count(EVIL) >= 5
+
+
+def test_nothing_is_fetched(text: str) -> None:
+    parsed = Page(text)
+    for _, attributes in parsed.elements:
+        assert not set(attributes) & {"src", "srcset", "action", "data", "poster"}
+        assert (attributes.get("href") or "#").startswith("#")
+    style = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
+    assert "url(" not in style and "@import" not in style
+    script = text.rpartition("<script>")[2]
+    assert not re.search(r"\b(fetch|XMLHttpRequest|import\s*\(|WebSocket|sendBeacon)\b", script)
+
+
+def test_a_page_of_a_big_search_stays_light() -> None:
+    result = search(Bits(evil_space(layers=60)), strategy=Guessing(), evaluations=450)
+    text = page([RunData("big", "big", result, {}, None, (), False)])
+    assert len(text.encode()) < 700_000
+
+
+def test_ids_are_unique_and_every_reference_finds_one(text: str) -> None:
+    parsed = Page(text)
+    ids = [a["id"] for _, a in parsed.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attributes in parsed.elements:
+        href = attributes.get("href")
+        if href:
+            assert href[1:] in ids
+
+
+def test_charts_have_titles_and_descriptions_and_tables_have_headers(text: str) -> None:
+    parsed = Page(text)
+    charts = [a for a in parsed.all("div") if a.get("role") == "img"]
+    assert len(charts) == len(parsed.all("svg")) == 2
+    assert all("evaluat" in (a["aria-label"] or "") for a in charts) and len(parsed.all("title")) == 1
+    assert all(a["viewbox"] for a in parsed.all("svg"))
+    heads = parsed.all("th")
+    assert heads and all(a.get("scope") in ("col", "row", "rowgroup") for a in heads)
+    assert len(parsed.all("caption")) == len(parsed.all("table"))
+    assert parsed.all("html")[0]["lang"] == "en"
+    assert [tag for tag, _ in parsed.elements if tag in ("h1",)] == ["h1"]
+
+
+def test_the_headline_is_the_finding_on_test_data(run: RunFolder, text: str) -> None:
+    found = RunData.read(run).finding
+    assert found is not None and found.data == "test"
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", text, re.DOTALL)
+    assert heading is not None
+    # add_test: mean of 1.00 and 1.01 for the plan found; 1.10 and 1.11 for the better uniform plan.
+    assert heading.group(1).split()[2:6] == [f"{1.005:.2f}", "instead", "of", f"{1.105:.2f}"]
+
+
+def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: str) -> None:
+    plan = run.plan()
+    for kind, values in (("bits", plan.bits), ("rank", plan.ranks)):
+        table = re.search(rf'data-of="{kind}">(.*?)</table>', text, re.DOTALL)
+        assert table is not None
+        cells = re.findall(r'data-g="(\d+)" class="[a-z]+-\d+">(\d+)<', table.group(1))
+        assert {int(g): int(v) for g, v in cells} == dict(enumerate(values))
+
+
+def test_every_section_says_what_it_should(run: RunFolder, text: str) -> None:
+    shown = " ".join("".join(Page(text).text).split())
+    for words in ("Against uniform", "Loss against memory", "layer by layer", "How the search went",
+                  "Failures", "What to do next", "Settings of the run", "out of memory"):  # fmt: skip
+        assert words in shown
+    assert f"qra search {run.path}" in shown
+    data = RunData.read(run)
+    assert data.spent[-1] == pytest.approx(data.result.spent)
+
+
+def test_the_trace_never_shows_a_plan_over_the_budget_and_ends_at_the_best_mean(run: RunFolder) -> None:
+    data = RunData.read(run)
+    (trace,) = data.traces
+    fitting = [c for c in data.result.candidates if c.memory_bytes <= trace.budget]
+    assert trace.points[-1][1] == pytest.approx(min(c.observed for c in fitting))
+    assert trace.points[-1][0] == pytest.approx(data.result.spent)
+
+
+def test_several_runs_are_compared_and_then_shown_one_by_one(run: RunFolder, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", memory=("uniform2r4", "uniform4r8"))
+    text = write_page([run, other], tmp_path / "compare.html").read_text()
+    parsed = Page(text)
+    assert parsed.faults == []
+    assert "2 runs compared" in text
+    assert [a["data-run"] for a in parsed.all("article")] == ["0", "1"]
+    ids = [a["id"] for _, a in parsed.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_without_sensitivities_failures_or_config_has_a_page(tmp_path: Path) -> None:
+    class Plain(Bits):
+        def sensitivities(self) -> None:  # type: ignore[override]
+            return None
+
+    study = Study(
+        Plain(evil_space(kinds=False)), strategy=UniformStrategy(), evaluations=6, log=tmp_path / "trials.jsonl"
+    )
+    study.run()
+    text = page([RunData.read(RunFolder(tmp_path))])
+    assert Page(text).faults == []
+    assert "no sensitivities were measured" in text
+    assert "Failures" not in text and "Sensitivity" not in text
+
+
+def test_a_run_that_has_no_result_yet_has_a_page(tmp_path: Path) -> None:
+    Study(Bits(evil_space()), strategy=Guessing(), evaluations=6, log=tmp_path / "trials.jsonl").log.close()
+    text = page([RunData.read(RunFolder(tmp_path))])
+    assert Page(text).faults == []
+    assert "No plan has been evaluated with success yet" in text
+
+
+def test_a_page_needs_a_run() -> None:
+    with pytest.raises(ValueError, match="at least one run"):
+        page([])
+
+
+def test_answers_from_before_the_tuning_and_after_are_shown_and_escaped(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "s", evaluations=8)
+    add_test(folder, seeds=1)
+    data = json.loads(folder.test_file.read_text())
+    for i, entry in enumerate(data["tuned"]):
+        entry |= {"row_nats": [1.0 + i + (row % 2) / 10 for row in range(12)], "row_tokens": [2] * 12}
+    answers = {"prompt": f"How many? {EVIL}", "wanted": "7", "before": "9 or so", "after": EVIL}
+    data["tuned"][0]["samples"] = [answers]
+    folder.test_file.write_text(json.dumps(data))
+    shown = page([RunData.read(folder)])
+    text = " ".join("".join(Page(shown).text).split())
+    assert "Answers to test rows" in text and "9 or so" in text
+    assert "<script>alert" not in shown and "onerror=alert(2)>" not in shown
+    assert "95% interval" in text  # rows tell it
+
+
+def test_the_report_shows_the_tunings_of_a_run_that_has_some(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", evaluations=8)
+    assert "How the tuning went" not in page([RunData.read(run)])
+    write_curve(run.path, "uniform-4-rank-8-seed-0", 20)
+    shown = page([RunData.read(run)])
+    assert "How the tuning went" in shown and "uniform-4-rank-8-seed-0" in shown
+
+
+def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: str) -> None:
+    data = RunData.read(run)
+    shown = " ".join("".join(Page(text).text).replace("\xa0", " ").split())
+    compared, failed = tables.comparison_table(data.result), tables.failure_table(data)
+    for table in (tables.tested_table(data.tested, data.result.space), compared, failed):
+        console = Console(file=io.StringIO(), width=400)
+        console.print(table)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        for row in table.rows:
+            assert all(" ".join(cell.split()) in shown for cell in row)
+            assert all(cell.strip() in printed for cell in row)
