@@ -1,6 +1,6 @@
 """What a layer's output loses in trellis codes and in today's backend, on rows that were not calibrated on.
 
-    python benchmarks/agreement/trellis_layers.py --data DIR
+    python -m benchmarks.agreement.trellis_layers --data DIR
 
 15 linears of SmolLM2. The error is tr(E H Eᵀ) / tr(W H Wᵀ) with H of held-out rows of GSM8K: the mean square of the
 change of the output over that of the output. A line a backend and level, with the geometric mean.
@@ -18,6 +18,7 @@ import torch
 from qra_backends import SecondMoment, make_backend
 from torch import Tensor, nn
 
+from benchmarks.common import RESULTS
 from qra_eval.models.load import load_model
 
 BACKENDS: dict[str, Any] = {
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl")
     parser.add_argument("--calibration", type=int, default=48, help="rows that are calibrated on")
     parser.add_argument("--held-out", type=int, default=16, help="rows on which the error is measured")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trellis_layers.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "trellis_layers.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
     linears, seen, unseen = examples(options.data, options.calibration, options.held_out)

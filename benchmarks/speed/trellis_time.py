@@ -1,6 +1,6 @@
 """How long trellis codes take beside today's backend: quantizing SmolLM2's first layers, and decoding.
 
-    python benchmarks/speed/trellis_time.py --data DIR
+    python -m benchmarks.speed.trellis_time --data DIR
 
 Both quantize the same linears with the same Hessians, in turn, on one thread. Ratios are of the processor's seconds,
 which a busy machine changes least. Compiling is not in them; `compile_seconds` is what it takes once a machine, then
@@ -27,6 +27,7 @@ from qra_backends.trellis import decode_torch
 from qra_backends.trellis.code import UNIT
 from torch import Tensor, nn
 
+from benchmarks.common import RESULTS, append, commit, cpu_name
 from qra_eval.models.load import load_model
 
 TODAY, TRELLIS = "mixed-calibrated", {2: "trellis", 3: "trellis", 4: "trellis", 8: "bitsandbytes-int8"}
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trellis_time.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "trellis_time.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
     linears = example(options.data, options.layers)
@@ -65,6 +66,8 @@ def main() -> None:
             levels[bits].append(cpu_seconds(lambda bits=bits: quantize(single, (bits,), linears)))
     seconds = {name: statistics.median(times) for name, times in whole.items()}
     row = {
+        "commit": commit(),
+        "cpu": cpu_name(),
         "weights": weights,
         "levels": list(BITS),
         "cpu_seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -74,8 +77,7 @@ def main() -> None:
         "compile_seconds": compile_seconds(),
     }
     print(json.dumps(row))
-    with options.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append(options.out, row)
 
 
 def example(data: Path, layers: int) -> dict[str, tuple[nn.Linear, Tensor]]:
