@@ -86,10 +86,10 @@ class TrellisBackend(TensorBackend):
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
-        """The tensors of each level, which share the rotation and the factor; they are made on the host."""
-        from qra_backends.trellis.encode import encode  # brings numba, which takes a second to import
+        """The tensors of each level, which share the rotation and the factor."""
+        from qra_backends.trellis.encode import device_for, encode  # brings numba, which takes a second to import
 
-        device, weight = weight.device, weight.cpu()
+        device, weight = weight.device, weight.to(device_for(weight))
         hessian = check_hessian(self.name, hessian, weight).float()
         block = block_of(weight.shape[1], self.block)
         hessian = rotated(rotated(hessian, block).T, block)

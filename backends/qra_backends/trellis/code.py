@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
@@ -52,6 +53,21 @@ class TrellisCode:
     def shifts(self) -> tuple[int, int]:
         """How far the state moves on after an even row, and after an odd one."""
         return self.half_bits // 2, self.half_bits - self.half_bits // 2
+
+
+def pack(states: Tensor, code: TrellisCode) -> Tensor:
+    """Streams uint8 (bytes, n) of columns whose states are int32 (out, n), each following from the one before.
+
+    A byte is covered by the last state that begins at its first bit or before, and the next.
+    """
+    rows = len(states)
+    first = 8 * torch.arange(code.stream_bytes(rows), device=states.device)
+    at = ((2 * first + 1) // code.half_bits).clamp_max_(rows - 1)
+    following = (at + 1).clamp_max_(rows - 1)
+    low = states[at] >> (first - code.starts(at))[:, None]
+    ahead = (code.starts(following) - first)[:, None]  # less than none only where the last state follows itself
+    high = (states[following] << ahead.clamp_min(0)) >> (-ahead).clamp_min(0)
+    return (low | high).to(torch.uint8)
 
 
 @lru_cache

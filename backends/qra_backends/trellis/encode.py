@@ -6,14 +6,14 @@ weights of a path have the same part in the layer's output error.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from qra_backends.base import missing_library
 from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
-from qra_backends.trellis.code import UNIT, TrellisCode
+from qra_backends.trellis.code import UNIT, TrellisCode, pack
 from qra_backends.trellis.decode_torch import state_values
 from qra_backends.trellis.linear import SCALE_DTYPE
 from qra_backends.trellis.rotation import rotated
@@ -29,7 +29,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     """The streams of all columns, and the scale of each row.
 
     Args:
-        weight: (out, in), on the host.
+        weight: (out, in), on a device of `device_for`.
         block: inputs that are rotated together.
         hessian: float32 (in, in), of the rotated inputs, damped.
         factor: of the same.
@@ -40,8 +40,8 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     out_features, in_features = weight.shape
     step = rows_at_once(in_features, weight.device)
     parts = [slice(start, start + step) for start in range(0, out_features, step)]
-    columns = torch.empty(in_features, out_features)  # in the order of rounding
-    scale = torch.empty(out_features)
+    columns = torch.empty(in_features, out_features, device=weight.device)  # in the order of rounding
+    scale = torch.empty(out_features, device=weight.device)
     for part in parts:
         rows = rotated(weight[part].float(), block)
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
@@ -50,7 +50,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     codes = round_columns(columns, code, scale, factor)
     del columns
     for part in parts:
-        unscaled = state_values(codes, torch.arange(out_features)[part], code).float().mul_(UNIT)
+        unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _stored((pull * rotated(weight[part].float(), block)).sum(1) / power)
@@ -65,18 +65,36 @@ def round_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fac
         scale: float32 (out,).
     """
     in_features, out_features = columns.shape
-    codes = torch.zeros(code.stream_bytes(out_features), in_features, dtype=torch.uint8)
-    states = np.empty((_BLOCK, out_features), np.uint16)
-    plan = viterbi.layout(code)
+    codes = columns.new_empty(code.stream_bytes(out_features), in_features, dtype=torch.uint8)
+    round_block = _round_on_gpu if columns.is_cuda else _round_on_host
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))
         block, inverse = columns[own], factor.upper[own, own].contiguous()
-        errors = torch.empty_like(block)
-        viterbi.round_columns(block.numpy(), inverse.numpy(), scale.numpy(), plan, states, errors.numpy())
-        for path, column in zip(states, factor.order[own].tolist(), strict=False):
-            viterbi.pack(path, code.half_bits, codes.numpy(), column)
+        states, errors = torch.empty_like(block, dtype=torch.int32), torch.empty_like(block)
+        round_block(block, inverse, scale, code, states, errors)
+        codes[:, factor.order[own]] = pack(states.T, code)
         columns[own.stop :].addmm_(factor.upper[own, own.stop :].T, errors, alpha=-1)
     return codes
+
+
+def device_for(weight: Tensor) -> torch.device:
+    """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
+    return weight.device if weight.is_cuda and missing_library("triton") is None else torch.device("cpu")
+
+
+def _round_on_host(
+    columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
+) -> None:
+    columns, inverse, scale, states, errors = (x.numpy() for x in (columns, inverse, scale, states, errors))
+    viterbi.round_columns(columns, inverse, scale, viterbi.layout(code), states, errors)
+
+
+def _round_on_gpu(
+    columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
+) -> None:
+    from qra_backends.trellis import viterbi_triton  # triton is there on a GPU only
+
+    viterbi_triton.round_columns(columns, inverse, scale, code, states, errors)
 
 
 def _stored(scale: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def round_columns(columns, inverse, scale, plan, states, errors):  # type: ignor
         inverse: float32 (n, n), the upper factor of the inverse Hessian.
         scale: float32 (out,).
         plan: a `Layout`.
-        states: uint16 (n, out), to be filled.
+        states: int32 (n, out), to be filled.
         errors: float32 (n, out), to be filled: each column's error over its pivot.
     """
     size, out = columns.shape
@@ -189,15 +189,3 @@ def round_columns(columns, inverse, scale, plan, states, errors):  # type: ignor
             share, other = inverse[i, later], columns[later]
             for row in range(out):
                 other[row] -= share * error[row]
-
-
-@compiled
-def pack(states, half_bits, codes, column):  # type: ignore[no-untyped-def]
-    """Write the stream of a column's states uint16 (out,) to codes uint8 (bytes, in), which are 0 there."""
-    for row in range(len(states)):
-        start = row * half_bits >> 1
-        word = np.uint32(states[row]) << np.uint32(start & 7)
-        for i in range(3):
-            at = (start >> 3) + i
-            if at < len(codes):
-                codes[at, column] |= np.uint8((word >> np.uint32(8 * i)) & np.uint32(0xFF))

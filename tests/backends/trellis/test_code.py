@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
-from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.code import UNIT, TrellisCode, pack, values
 from qra_backends.trellis.decode_torch import state_values
 from scipy.stats import norm
 from torch import Tensor
@@ -44,6 +44,16 @@ def test_any_weight_is_read_by_itself_as_it_is_in_sequence(half: int, L: int, sh
     in_turn = np.array([one_after_another(bytes(codes[:, i].tolist()), code, rows) for i in range(columns)]).T
     at = torch.randint(0, rows, (7,), generator=g)
     assert torch.equal(state_values(codes, at, code), torch.from_numpy(values(L)[in_turn])[at])
+
+
+@given(half=st.integers(2, 10), L=st.integers(10, 16), rows=st.integers(1, 40), seed=st.integers(0, 99))
+def test_packed_states_are_read_back(half: int, L: int, rows: int, seed: int):
+    code, columns = TrellisCode(half, L), 3
+    g = torch.Generator().manual_seed(seed)
+    streams = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
+    streams[-1] &= 255 >> (-(code.start(rows - 1) + L) % 8)  # bits to spare are 0
+    states = [one_after_another(bytes(streams[:, i].tolist()), code, rows) for i in range(columns)]
+    assert torch.equal(pack(torch.tensor(states, dtype=torch.int32).T, code), streams)
 
 
 @pytest.mark.parametrize(("half", "bits"), LEVELS.items())
