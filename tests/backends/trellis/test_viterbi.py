@@ -120,7 +120,7 @@ def compare() -> None:
     from qra_backends.trellis import viterbi_triton
 
     inverse, whole = np.array([[0.8, 0.3], [0, 1.1]], np.float32), viterbi_triton.PIECE
-    for half, rows in ((4, 37), (5, whole), (10, 2 * whole + 3)):
+    for half, rows in ((4, 37), (5, 60), (10, whole + 35)):
         code, columns, scale = TrellisCode(half, 10), gaussian(2, rows), 0.5 + np.abs(gaussian(rows, seed=1))
         states, errors = np.empty(columns.shape, np.int32), np.empty_like(columns)
         viterbi.round_columns(columns.copy(), inverse, scale, viterbi.layout(code), states, errors)
@@ -130,9 +130,8 @@ def compare() -> None:
         assert np.mean(own.numpy() == states) > (0.99 if rows <= whole else 0.5), (half, rows)
         costs = [((np.asarray(found) * inverse.diagonal()[:, None]) ** 2).sum() for found in (lost, errors)]
         assert costs[0] < 1.003 * costs[1], (half, rows, costs)
-        for shift, now, then in zip(
-            np.resize(code.shifts(), rows), own.numpy().T[:-1], own.numpy().T[1:], strict=False
-        ):
+        shifts, path = np.resize(code.shifts(), rows), own.numpy().T
+        for shift, now, then in zip(shifts, path[:-1], path[1:], strict=False):
             assert (now >> shift == then & ((1 << 10 - shift) - 1)).all(), "a state follows from the one before"
     print("as near")
 
