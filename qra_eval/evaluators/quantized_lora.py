@@ -190,7 +190,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
-        self.quantized.prepare()  # not part of any evaluation's time
+        self.tuner.switcher.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
         settings, cost = self.tuner.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
@@ -210,7 +210,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         except torch.cuda.OutOfMemoryError as error:
-            self.quantized.unquantize()  # the next plan starts clean
+            self.tuner.switcher.unquantize()  # the next plan starts clean
             torch.cuda.empty_cache()
             raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
@@ -235,7 +235,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
         if math.isnan(self._highest):
-            with self.quantized.unquantized():
+            with self.tuner.switcher.unquantized():
                 untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
             vocabulary = self.quantized.model.config.get_text_config().vocab_size
             self._highest = ceiling(untuned, vocabulary, self.tuner.evaluation.hopeless)
@@ -309,7 +309,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self.evaluate(plan, seed=seed).loss
 
     def close(self) -> None:
-        self.quantized.close()
+        self.tuner.switcher.close()
 
 
 def checked_task(task: Any, *, metric: str, seed: int) -> tuple[Task, str]:

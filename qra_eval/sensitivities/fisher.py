@@ -75,7 +75,9 @@ def measure_fisher(
             with blocks.placed(layer):
                 for n, flow in enumerate(flows):
                     start = inputs[layer][n].to(tuner.device).requires_grad_(True)
-                    with found.taken_at({name: model.wrapped[name] for name in names}, start.shape[:2], generator):
+                    with found.taken_at(
+                        {name: tuner.switcher.wrapped[name] for name in names}, start.shape[:2], generator
+                    ):
                         output = blocks.step(layer, flow, start)
                     (gradient,) = torch.autograd.grad(output, start, gradients[n].to(tuner.device))
                     gradients[n] = gradient.cpu()
@@ -114,7 +116,7 @@ class _Figures:
     def __init__(self, tuner: FineTuner, bits: Sequence[LevelName], labelled: int, batches: int, by_row: bool):
         self.tuner, self.bits, self.labelled, self.batches = tuner, bits, labelled, batches
         self.by_row = by_row
-        names = tuner.quantized.wrapped
+        names = tuner.switcher.wrapped
         self.damage = {name: np.zeros(len(bits)) for name in names}
         self.spectrum: dict[str, np.ndarray] = {}
         self.done, self.total = 0, len(names) * batches

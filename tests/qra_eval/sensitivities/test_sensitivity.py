@@ -110,7 +110,7 @@ def test_the_cost_counts_what_was_passed_through_the_model(measured):
 
 def test_measuring_leaves_the_model_as_it_was(measured):
     evaluator, _ = measured
-    wrapped = evaluator.quantized.wrapped.values()
+    wrapped = evaluator.tuner.switcher.wrapped.values()
     assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
 
 
