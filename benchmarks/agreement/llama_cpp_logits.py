@@ -2,9 +2,9 @@
 
     python -m benchmarks.agreement.llama_cpp_logits RUN
 
-It is compared, with and without its adapter, with the model as it is, and with the same model computed in float32: bfloat16's own rounding
-is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which brings a built llama.cpp
-(CPU). RUN is the folder of a run tuned for llama.cpp.
+It is compared, with and without its adapter, with the model as it is, and with the same model computed in float32:
+bfloat16's own rounding is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which
+brings a built llama.cpp (CPU). RUN is the folder of a run tuned for llama.cpp.
 """
 
 from __future__ import annotations
