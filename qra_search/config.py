@@ -149,12 +149,16 @@ def read_yaml(text: str) -> Any:
             elif depth > MAX_YAML_DEPTH:
                 problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
             if problem:
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                raise ValueError(_place(event.start_mark, problem))
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
-        raise ValueError(one_line(place, 500)) from None
+        raise ValueError(one_line(str(error), 500)) from None
+
+
+def _place(mark: Any, problem: str) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
 def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config") -> RunConfig:

@@ -1,4 +1,4 @@
-"""Two kinds of error: what the user gave and can mend, and a run that failed for a reason that its message tells."""
+"""Two kinds of error: input that the user can mend, and a run that failed for the reason in its message."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DamagedLines(UserWarning):
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """What goes wrong in here is what the user gave: a value, a missing file, an extra that is not installed."""
+    """Raise BadInput for a wrong value, a missing file or an extra that is not installed, where the user gave it."""
     try:
         yield
     except BadInput:

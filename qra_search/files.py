@@ -1,4 +1,4 @@
-"""Files that a reader never sees half of, JSON that is never read without a limit, and digests of large files."""
+"""Files that are replaced as a whole, JSON that is read up to a limit, and digests of large files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 MAX_JSON_BYTES = 256 << 20
 MAX_HEADER_BYTES = 100 << 20
-"""Of a safetensors file; what is larger is none."""
+"""The largest header of a safetensors file that is read."""
 DIGEST_SUFFIX = ".sha256"
 BLOCK = 1 << 20
 
 
 @contextmanager
 def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, or is removed if writing fails.
+    """A file beside `path` to write to, which replaces it at the end, or is removed if writing fails.
 
-    Two processes may write one file: each has its own beside it, and the last takes the place.
+    Two processes may write one file: each has its own beside it, and the last replaces it.
 
     Args:
-        durable: on the disk, not only in the kernel's memory, before it takes the place: for what cannot be made again.
+        durable: wait until it is on the disk before it replaces `path`: for what cannot be made again.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -146,7 +146,9 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "calibrated", "caldera", "loftq", "pissa", "eva"]
+Init = Literal["default", "calibrated", "caldera"]
+OF_PEFT = ("loftq", "pissa", "eva")
+"""Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -167,8 +169,8 @@ class TrainingConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     init: Init | tuple[Init, ...] = Field(
         "default",
-        description="where adapters start: default, calibrated, caldera, loftq, pissa or eva; of several the search "
-        "uses the first, and before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
+        "and adapter in turn); of several the search uses the first, and before a plan is tuned in full each is tried",
     )
     scales: bool = Field(
         False,
@@ -180,6 +182,15 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _ours(cls, value: Any) -> Any:
+        if found := [name for name in (value if isinstance(value, (list, tuple)) else [value]) if name in OF_PEFT]:
+            raise ValueError(
+                f"{found[0]} is PEFT's, for bases of its own: use calibrated, which fits the quantized one"
+            )
+        return value
 
     @field_validator("init")
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
 
@@ -120,19 +120,12 @@ class MixedBackend(Backend):
             modules |= {bits: _marked(made[level], bits) for bits, level in own.items()}
         return {bits: modules[bits] for bits in levels}
 
-    def work_bytes(
-        self,
-        levels: Sequence[Level],
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cpu",
+    def peak(
+        self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        shape = {"out_features": out_features, "in_features": in_features}
-        parts = self._by_backend(levels)
         return max(
-            (p.work_bytes(list(own.values()), **shape, dtype=dtype, device=device) for p, own in parts), default=0
+            backend.work_bytes(list(own.values()), out_features, in_features, dtype=dtype, device=device)
+            for backend, own in self._by_backend(levels)
         )
 
     def calibrates(self, bits: Level) -> bool:

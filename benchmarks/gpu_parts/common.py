@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluator.peak_memory import TrainerCallback
-from evaluator.random_models import SHAPES, write_model, write_rows
 
+from benchmarks.common import PeakWatch, cpu_name
+from benchmarks.memory.random_models import SHAPES, write_model, write_rows
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 
@@ -21,8 +21,7 @@ def device_name(device: str) -> str:
     """The card, or the processor."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return cpu_name()
 
 
 def synchronize(device: str) -> None:
@@ -53,7 +52,7 @@ def measured(device: str) -> Iterator[dict[str, Any]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    with TrainerCallback() as watch:
+    with PeakWatch() as watch:
         yield found
         synchronize(device)
     found |= {"seconds": time.perf_counter() - start, "host": watch.most}
@@ -77,10 +76,11 @@ def make(
     *,
     bits: tuple[int, ...] = (2, 3, 4, 8),
     ranks: tuple[int, ...] = (4, 8, 16, 32),
+    embeddings: Any = 16,
     weight_cache: str = "0",
     weights: bool = True,
 ) -> QuantizedLoRAEvaluator:
-    """An evaluator on made-up rows, its bank in the folder of the benchmark.
+    """An evaluator on made-up rows, its quantized weights in the folder of the benchmark.
 
     Args:
         sections: of the config: `training`, `evaluation` and `finetune`, as far as they are not the defaults.
@@ -89,7 +89,7 @@ def make(
     return QuantizedLoRAEvaluator(
         model,
         TaskConfig(name="jsonl", data=str(write_rows(options.folder / "rows"))),
-        quantization=QuantizationConfig(backend=backend, cache=str(bank)),
+        quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=str(bank)),
         space=SpaceConfig(bits=bits, ranks=ranks),
         **sections,
         device=options.device,

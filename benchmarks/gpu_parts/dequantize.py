@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_parts.common import seconds
 from qra_backends import make_backend
 from torch import nn
+
+from benchmarks.gpu_parts.common import seconds
 
 SHAPE, SMALL = (14336, 4096), (512, 1024)
 REPEATS = 10

@@ -17,7 +17,9 @@ from qra_backends import Backend, conformance, make_backend
 from qra_backends.conformance import BackendConformance
 
 DEVICE = os.environ["QRA_KIT_DEVICE"]
-SMALL_SHAPES = ((128, 64),)
+SMALL = {"shapes": ((128, 64),)}
+BLOCKS = {"shapes": ((16, 256),), "shape": (16, 512), "small": (16, 256)}
+"""For gguf, whose rows are whole blocks."""
 
 
 class _OnDevice:
@@ -37,20 +39,26 @@ def _linear_on_device(*args: Any, _linear: Any = conformance.linear, **kwargs: A
     return _linear(*args, **kwargs).to(DEVICE)
 
 
+def _spec() -> Any:
+    """The backend that is tested now: one process tests several."""
+    return json.loads(os.environ["QRA_KIT_BACKEND"])
+
+
 @pytest.fixture(autouse=True)
-def _on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    spec = _spec()
+    blocks = isinstance(spec, dict) and spec["name"] == "gguf"
+    for name, shapes in (BLOCKS if blocks else SMALL if os.environ.get("QRA_KIT_SMALL") else {}).items():
+        monkeypatch.setattr(request.cls, name, shapes)
     monkeypatch.setattr(conformance, "torch", _OnDevice())
     monkeypatch.setattr(conformance, "linear", _linear_on_device)
     monkeypatch.setattr(conformance, "load_file", partial(conformance.load_file, device=DEVICE))
 
 
 class TestOnDevice(BackendConformance):
-    if os.environ.get("QRA_KIT_SMALL"):
-        shapes = SMALL_SHAPES
-
     @pytest.fixture
     def backend(self) -> Backend:
-        backend = make_backend(json.loads(os.environ["QRA_KIT_BACKEND"]))
+        backend = make_backend(_spec())
         if torch.device(DEVICE).type not in backend.devices:
             pytest.skip(f"{backend.name} runs on {', '.join(backend.devices)}")
         return backend

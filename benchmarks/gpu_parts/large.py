@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
-from gpu_parts.common import make, measured, random_model
 
 import qra_eval
+from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_eval.costs.phases import CUDA_CONTEXT
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 SECTIONS: dict[str, dict[str, int]] = {
     "training": {"batch_size": 1, "max_length": 512},
@@ -25,43 +26,70 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for the making of the folder, and for each phase; plans are the largest and the smallest of the space.
 
     `ratio` is the peak of the allocator over what is foretold without the driver's part, and on a CPU that of the host.
+    Phases of which a row is there are not measured again: what they leave is in the folder.
     """
+    done = {row["phase"] for row in options.known if "phase" in row}
     with measured(options.device) as found:
         model = random_model(options, "8B")
-    yield {"phase": "write", **found}
+    if "write" not in done:
+        yield {"phase": "write", **found}
     given: dict[str, Any] = {"weight_cache": options.weight_cache}
     estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
-    foretold = estimate["phases"]
-
-    def phase(name: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-        with measured(options.device) as found:
-            result = work()
-        device, host = foretold[name]["device"], foretold[name]["host"]
-        row = {"phase": name, "backend": options.backend, "weight_cache": options.weight_cache, **found}
-        on_device = found["reserved"] is not None
-        ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
-        return result, {**row, "foretold_device": device, "foretold_host": host, "ratio": ratio}
-
-    evaluator, row = phase("load", lambda: make(options, model, options.backend, SECTIONS, **given))
-    yield row
-    _, row = phase("quantize", evaluator.quantized.prepare)
-    yield {**row, "foretold_seconds": estimate["setup_seconds"]}
-    _, row = phase("prior", evaluator.sensitivities)
-    yield {**row, "foretold_seconds": estimate["sensitivities_seconds"]}
-    space = evaluator.space
-    largest, smallest = (space.uniform(pick(space.bits), pick(space.ranks)) for pick in (max, min))
-    done, row = phase("search", partial(list, map(evaluator.evaluate, (largest, smallest))))
-    yield {**row, "losses": [each.loss for each in done], "foretold_seconds": 2 * estimate["evaluation_seconds"]}
     folder = options.folder / "tuned-large"
-    tuned, row = phase("tune", partial(evaluator.tune, largest, folder=folder))
-    yield {**row, "test_loss": tuned.test_loss}
-    del evaluator  # what is reloaded has the device for itself
-    gc.collect()
 
-    @torch.no_grad()
-    def reload() -> list[int]:
-        loaded, _ = qra_eval.load(folder, device=options.device)
-        return list(loaded(input_ids=torch.ones(1, 32, dtype=torch.long, device=options.device)).logits.shape)
+    @cache
+    def evaluator() -> QuantizedLoRAEvaluator:
+        return make(options, model, options.backend, SECTIONS, **given)
 
-    _, row = phase("reload", reload)
-    yield row
+    def quantize() -> dict[str, Any]:
+        evaluator().tuner.switcher.prepare()
+        return {"foretold_seconds": estimate["setup_seconds"]}
+
+    def prior() -> dict[str, Any]:
+        evaluator().sensitivities()
+        return {"foretold_seconds": estimate["sensitivities_seconds"]}
+
+    def search() -> dict[str, Any]:
+        smallest, *_, largest = evaluator().space.uniform_plans()
+        losses = [evaluator().evaluate(plan).loss for plan in (largest, smallest)]
+        return {"losses": losses, "foretold_seconds": 2 * estimate["evaluation_seconds"]}
+
+    def tune() -> dict[str, Any]:
+        tuned = evaluator().tune(evaluator().space.uniform_plans()[-1], folder=folder)
+        return {"test_loss": tuned.test_loss}
+
+    def load() -> dict[str, Any]:
+        evaluator()
+        return {}
+
+    for name, work in (("load", load), ("quantize", quantize), ("prior", prior), ("search", search), ("tune", tune)):
+        if name in done:
+            continue
+        if name != "load":
+            evaluator()  # its loading is no part of the phase
+        yield phase(name, work, options, estimate["phases"])
+    if "reload" not in done:
+        evaluator.cache_clear()  # what is reloaded has the device for itself
+        gc.collect()
+        yield phase("reload", partial(reload, folder, options.device), options, estimate["phases"])
+
+
+def phase(
+    name: str, work: Callable[[], dict[str, Any]], options: argparse.Namespace, foretold: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of a phase: what it took beside what was foretold."""
+    with measured(options.device) as found:
+        facts = work()
+    device, host = foretold[name]["device"], foretold[name]["host"]
+    on_device = found["reserved"] is not None
+    ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
+    row = {"phase": name, "backend": options.backend, "weight_cache": options.weight_cache, **found}
+    return row | {"foretold_device": device, "foretold_host": host, "ratio": ratio, **facts}
+
+
+@torch.no_grad()
+def reload(folder: Any, device: str) -> dict[str, Any]:
+    """Load what was tuned, and evaluate it once."""
+    loaded, _ = qra_eval.load(folder, device=device)
+    logits = loaded(input_ids=torch.ones(1, 32, dtype=torch.long, device=device)).logits
+    return {"logits": list(logits.shape)}

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts.common import make, measured, random_model
 
+from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_search import search
+from qra_search.config import QuantizationConfig
 
 EVALUATIONS = 3
 BACKEND = "mixed-calibrated"
+EMBEDDINGS = QuantizationConfig().embeddings
+"""Searched too, as they are by default."""
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -28,11 +31,11 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         sections["training"]["batch_size"] = 4
         sections |= {"evaluation": {"steps": 2, "validation_rows": 4}, "finetune": {"steps": 2, "test_rows": 4}}
     with measured(options.device) as found:
-        evaluator = make(options, model, BACKEND, sections, weight_cache="auto")
+        evaluator = make(options, model, BACKEND, sections, embeddings=EMBEDDINGS, weight_cache="auto")
     head = {"model": Path(model).name, "backend": BACKEND}
     yield {**head, "phase": "load", **found}
     with measured(options.device) as found:
-        evaluator.quantized.prepare()
+        evaluator.tuner.switcher.prepare()
     yield {**head, "phase": "quantize", **found}
     with measured(options.device) as found:
         sensitivities = evaluator.sensitivities()

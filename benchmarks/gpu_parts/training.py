@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from evaluator.random_models import SHAPES
-from gpu_parts.common import make, measured, random_model, seconds, synchronize
 from torch import nn
 
+from benchmarks.gpu_parts.common import make, measured, random_model, seconds, synchronize
+from benchmarks.memory.random_models import SHAPES
 from qra_eval.tasks.encoding import Encoded
 from qra_search.config import TrainingConfig
 
@@ -34,14 +34,14 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for backend, bits, cache in CASES:
         evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), weight_cache=cache)
         if not roof:
-            tokens = max(b.input_ids.numel() for b in evaluator.workbench.batches(steps, 0))
+            tokens = max(b.input_ids.numel() for b in evaluator.tuner.batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
             roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
             yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}
-        evaluator.workbench.apply(evaluator.space.uniform(bits, RANK), 0)
-        evaluator.workbench.train(WARM_UP, 0)
+        evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+        evaluator.tuner.train(WARM_UP, 0)
         with measured(options.device) as found:
-            trained = evaluator.workbench.train(steps, 0)
+            trained = evaluator.tuner.train(steps, 0)
         speed = trained.tokens / found["seconds"]
         yield {
             "what": f"qra {backend} {bits} bits, weight cache {cache}", "tokens_per_second": speed,
@@ -108,5 +108,5 @@ def peft_and_bitsandbytes(
 
     run(WARM_UP)
     with measured(device) as found:
-        taken = run(training.steps)
+        taken = run(steps)
     return sum(map(len, data)) / taken, found

@@ -31,7 +31,7 @@ from qra_search.bench.tasks import parse_strategy, task_budgets
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.additive import additive_plan
-from qra_search.strategies.evolution.edits import PlanCodec
+from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.prior_table import prior_table
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
@@ -52,7 +52,7 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     budgets = task_budgets(space)
     table = prior_table(space, sensitivities)
     starts = [np.concatenate(space.encode(additive_plan(space, table, budget))) for budget in budgets]
-    levels, groups = PlanCodec(space), len(space)
+    codec, groups = PlanCodec(space), len(space)
     rng = np.random.default_rng(seed)
     done: dict[str, Trial] = {}
     for plan in space.uniform_plans()[:trials]:
@@ -64,7 +64,7 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
         changed[rng.integers(groups)] = True
         row[:groups][changed] = rng.integers(0, len(space.bits), changed.sum())
         row[groups:][changed] = rng.integers(0, len(space.ranks), changed.sum())
-        plan = levels.decode(levels.repair(row, budgets[k], rng))
+        plan = codec.decode(codec.repair(row, budgets[k], rng))
         if plan.key not in done:
             done[plan.key] = finished(landscape, len(done), plan)
     return StudyState(space, tuple(done.values()), sensitivities, budgets, seed, 10.0 * trials, landscape.fidelities)

@@ -12,6 +12,8 @@ from typing import Any
 
 TIMES = ("seconds", "environment")
 """What is in the name of a field that may differ: times, and where the row was made."""
+GONE = ("complete", "prior_rank_correlation")
+"""Fields that older rows have: whether a search was cut short, and how well the sensitivities ranked random plans."""
 
 
 def rows(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -21,9 +23,10 @@ def rows(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
 
 
 def timeless(value: Any) -> Any:
-    """A value without the fields whose names speak of time."""
+    """A value without the fields whose names speak of time, and without those that are gone."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not any(word in k for word in TIMES)}
+        kept = {k: v for k, v in value.items() if k not in GONE and not any(word in k for word in TIMES)}
+        return {k: timeless(v) for k, v in kept.items()}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 

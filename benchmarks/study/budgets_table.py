@@ -1,26 +1,36 @@
-"""What the lines of `budgets.jsonl` hold, and the tables made of them."""
+"""The tables of `budgets.jsonl`, and the README's picture: bytes needed for a quality, on SmolLM2-135M and GSM8K.
+
+    python -m benchmarks.study.budgets_table docs/images/budgets.svg
+
+Each point of the picture is the mean over the seeds that drew rows of their own; plans are tuned with trained scales,
+from the usual start if such lines are there.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import protocol
-from lines import MIB, change, difference, rows_of, table_of
+
+from benchmarks.common import MIB, read
+from benchmarks.study import protocol
+from benchmarks.study.intervals import change, difference, mean_loss, paired, rows_of, table_of
+from qra_search.report.figures.canvas import fit, new_figure, put_label, style, to_svg
 
 REFERENCE = "16-bit r32"
 NF4 = "nf4 4-bit r8"
-DORA = "16-bit r32 DoRA"
 USUAL = {
     REFERENCE: (protocol.BACKEND, 16, 32),
     NF4: ("bitsandbytes-nf4", 4, 8),
     "16-bit r16": (protocol.BACKEND, 16, 16),
     "16-bit r64": (protocol.BACKEND, 16, 64),
-    DORA: (protocol.BACKEND, 16, 32),
 }
 """Backend, width and rank of LoRA as it is usually done, embeddings in 16 bits: rank 16 trains about as many numbers as
-the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many, DoRA a scale for each row."""
+the sensitivities' plans do with scales, ranks 32 and 64 two and four times as many."""
 PLANS = "plans-newest.jsonl"
 """What searches found."""
 SENSITIVITIES = "sensitivities"
@@ -29,6 +39,14 @@ EARLIER: dict[str, Any] = {
     "steps": protocol.FINETUNE.steps,
 }  # fmt: skip
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
+SHOWN = {"own_rows": True, "scales": True, "zeros": "16-bit", "steps": EARLIER["steps"]}
+"""What plans of the picture, and of the table of what searches found, have in common."""
+STARTS = ("default", "calibrated")
+"""In the picture, the first that a plan was tuned with is taken."""
+NAMES = {REFERENCE: "16-bit LoRA, rank 32", NF4: "QLoRA, nf4, rank 8"}
+SIZE = (760, 420)
+HIGHEST = 1.25
+"""Test loss; plans above are left out of the picture."""
 
 
 def whole(line: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +54,7 @@ def whole(line: dict[str, Any]) -> dict[str, Any]:
     return {**EARLIER, **line}
 
 
-def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> None:
+def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> list[str]:
     """Mean test loss over seeds, and the difference to 16-bit LoRA with an interval of 95% over rows and seeds.
 
     Args:
@@ -49,50 +67,78 @@ def print_table(lines: list[dict[str, Any]], final: list[dict[str, Any]]) -> Non
     for d in lines:
         if (d["seed"], d["own_rows"], d["steps"]) in rival:
             groups[d["plan"], d["prior"], d["zeros"], d["init"], d["scales"], d["steps"], d["own_rows"]].append(d)
-    head = (
-        "| plan | prior | zeros | start | scales | steps | MiB | embeddings | seeds | test loss | against 16-bit r32 |"
-    )
     chosen = any("row_right" in d for d in lines)
-    print(head + (" right choices | against 16-bit r32, points |" if chosen else ""))
-    print("|" + "---|" * (13 if chosen else 11))
+    head = ["plan", "prior", "zeros", "start", "scales", "steps", "MiB", "embeddings", "seeds", "test loss"]
+    head += [f"against {REFERENCE}"] + ["right choices", f"against {REFERENCE}, points"] * chosen
+    body = []
     for (plan, sensitivities, zeros, init, scales, steps, own), some in groups.items():
         others = [rival[d["seed"], own, steps] for d in some]
-        embeddings = " ".join(map(str, some[0].get("embeddings") or [16]))
-        seeds = f"{len(some)}{'' if own else ', same rows'}"
         if plan in USUAL:
             zeros = sensitivities = "–"
-        line = (
-            f"| {plan} | {sensitivities} | {zeros} | {init} | {'trained' if scales else 'fitted'} | {steps} | "
-            f"{some[0]['memory_bytes'] / MIB:.1f} | {embeddings} | {seeds} | "
-            f"{np.mean([d['test_loss'] for d in some]):.4f} | {change(some, others)} |"
-        )
+        cells = [plan, sensitivities, zeros, init, "trained" if scales else "fitted", steps]
+        cells += [f"{some[0]['memory_bytes'] / MIB:.1f}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        cells += [f"{len(some)}{'' if own else ', same rows'}", f"{mean_loss(some):.4f}", change(some, others)]
         if chosen:
             right_of = (rows_of(side, "row_right") for side in (some, others))
             low, mean, high = (f"{100 * x:+.1f}" for x in difference(*right_of, relative=False))
-            line += f" {np.mean([d['row_right'] for d in some]):.1%} | {mean} [{low}, {high}] |"
-        print(line)
+            cells += [f"{np.mean([d['row_right'] for d in some]):.1%}", f"{mean} [{low}, {high}]"]
+        body.append(list(map(str, cells)))
+    return table_of(head, body)
 
 
 def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     """Mean test loss of the plans that searches found, and the difference to the sensitivities' of the same seeds."""
-    alike = {"own_rows": True, "scales": True, "init": "default", "zeros": "16-bit", "steps": EARLIER["steps"]}
     by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for d in map(whole, lines):
-        if d["plan"] not in USUAL and all(d[k] == v for k, v in alike.items()):
+        if d["plan"] not in USUAL and (SHOWN | {"init": "default"}).items() <= d.items():
             by_plan[d["plan"]].setdefault(d["seed"], d)
     rows = []
     for plan, mine in by_plan.items():
         strategy, _, budget = plan.partition(" ")
-        rival = by_plan.get(f"{SENSITIVITIES} {budget}", {})
-        both = [seed for seed in mine if seed in rival]
-        if not both:
+        some, others = paired(mine, by_plan.get(f"{SENSITIVITIES} {budget}", {}))
+        if not some:
             continue
-        some, others = ([side[seed] for seed in both] for side in (mine, rival))
-        size, loss = some[0]["memory_bytes"] / MIB, float(np.mean([d["test_loss"] for d in some]))
-        embeddings = " ".join(map(str, some[0]["embeddings"]))
+        size, embeddings = f"{some[0]['memory_bytes'] / MIB:.1f}", " ".join(map(str, some[0]["embeddings"]))
         against = "–" if strategy == SENSITIVITIES else change(some, others)
-        rows.append((budget, loss, [strategy, f"{size:.1f}", embeddings, str(len(both)), f"{loss:.4f}", against]))
-    body = [[budget, *cells] for budget, _, cells in sorted(rows)]
-    return table_of(
-        ["within", "found by", "MiB", "embeddings", "seeds", "test loss", "against the sensitivities'"], body
-    )
+        cells = [strategy, size, embeddings, str(len(some)), f"{mean_loss(some):.4f}", against]
+        rows.append((budget, mean_loss(some), cells))
+    head = ["within", "found by", "MiB", "embeddings", "seeds", "test loss", "against the sensitivities'"]
+    return table_of(head, [[budget, *cells] for budget, _, cells in sorted(rows)])
+
+
+def points(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """MiB and mean test loss by plan."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        groups[line["plan"]].append(line)
+    return {plan: (some[0]["memory_bytes"] / MIB, mean_loss(some)) for plan, some in groups.items()}
+
+
+def draw() -> str:
+    """The picture, an SVG."""
+    lines = list(map(whole, read(protocol.RESULTS / "budgets.jsonl")))
+    plans = points([d for d in lines if d["plan"] in USUAL and d["own_rows"] and d["steps"] == SHOWN["steps"]])
+    alike = [d for d in lines if d["plan"] not in USUAL and (SHOWN | {"prior": EARLIER["prior"]}).items() <= d.items()]
+    for start in reversed(STARTS):
+        plans |= points([d for d in alike if d["init"] == start])
+    rivals = {name: plans[n] for n, name in NAMES.items()}
+    found = sorted(at for n, at in plans.items() if n.startswith("sens") and at[1] < HIGHEST)
+    uniform = {n.replace("-bit r8", " bits everywhere"): at for n, at in plans.items() if n.startswith("uniform")}
+    with style() as c:
+        figure, (axes,) = new_figure("Bytes needed for a quality: test loss over memory", SIZE)
+        shown = [*rivals.values(), *uniform.values(), *found]
+        fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in shown], log=True)
+        fit(axes, "y", "test loss, nats a token", [loss for _, loss in shown], log=False)
+        axes.plot(*zip(*found, strict=True), marker="s", markersize=9, color=c["best"], linewidth=2, zorder=3)
+        taken: list = []
+        put_label(axes, taken, "found by qra", found[0], (12, 0), fontweight="bold")
+        for color, some in (("found", uniform), ("soft", rivals)):
+            for name, at in some.items():
+                axes.plot(*at, marker="o", markersize=9, color=c[color], linestyle="none", clip_on=False)
+                side = "left" if name == NAMES[REFERENCE] else "right"
+                put_label(axes, taken, name, at, (10, 0), side=side, moves=(0, 14, -14), color=c["soft"])
+    return to_svg(figure, theme="screen")
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(draw())

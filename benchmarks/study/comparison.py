@@ -1,7 +1,7 @@
 """What the study compares: every plan that was tuned to the end, its rivals, and paired intervals of the differences.
 
-Differences are paired, and their intervals taken, as `lines.difference` says; with m comparisons against found plans
-each is at level 1 - 0.05 / m (Bonferroni), so that all hold at once with 95%.
+Differences are paired, and their intervals taken, as `intervals.difference` says; with m comparisons against found
+plans each is at level 1 - 0.05 / m (Bonferroni), so that all hold at once with 95%.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import protocol
-from lines import difference
-from lines import read as lines
+
+from benchmarks.common import MIB, read
+from benchmarks.study import intervals
+from benchmarks.study.intervals import by_seed, paired, table_of
 
 CALIBRATED = "best uniform plan of no more bytes"
 UNCALIBRATED = "best of those not calibrated"
@@ -24,14 +26,13 @@ SERIES = ("-e8", "-low")
 
 
 class Row:
-    """A plan of the comparison: summed losses (S, N) of its seeds on the test rows, and their tokens (N,)."""
+    """A plan of the comparison: its lines, one for each seed."""
 
-    def __init__(self, name: str, lines: list[dict]):
-        self.name = name
-        self.by_seed = {d["seed"]: np.array(d["row_losses"]) for d in lines}
-        self.tokens = np.array(lines[0]["row_tokens"])
+    def __init__(self, name: str, lines: list[dict[str, Any]]):
+        self.name, self.by_seed = name, by_seed(lines)
         self.bytes = lines[0]["memory_bytes"]
-        self.losses = {seed: float(x.sum() / self.tokens.sum()) for seed, x in self.by_seed.items()}
+        tokens = sum(lines[0]["row_tokens"])
+        self.losses = {seed: float(np.sum(line["row_losses"]) / tokens) for seed, line in self.by_seed.items()}
 
     @property
     def loss(self) -> float:
@@ -54,7 +55,7 @@ class Row:
 
     @property
     def own_rate(self) -> bool:
-        """Tuned at another learning rate than the rest: only compared with other beginnings."""
+        """Tuned at another learning rate than the rest: compared with nothing."""
         return " at " in self.name
 
     @property
@@ -63,33 +64,18 @@ class Row:
         return 8 if self.series == "-e8" or self.name.endswith("embeddings 8-bit") else 16
 
 
-def shown(loss: float | None) -> str:
-    """A loss, where plans were evaluated at all."""
-    return "–" if loss is None else f"{loss:.4f}"
-
-
-def read(path: Path, task: str) -> list[Row]:
+def rows_of(path: Path, task: str) -> list[Row]:
     """The rows of a task, cheapest first."""
     grouped = defaultdict(list)
-    for data in lines(path):
-        if data["task"] == task:
-            grouped[data["row"]].append(data)
+    for line in read(path):
+        if line["task"] == task:
+            grouped[line["row"]].append(line)
     return sorted((Row(name, lines) for name, lines in grouped.items()), key=lambda r: (r.bytes, r.loss))
 
 
-def change(a: Row, b: Row, level: float, *, seeds: Sequence[int] = protocol.SEEDS) -> tuple[float, float, float]:
-    """Relative change of the loss from b to a, and its interval: (a - b) / b. Over those of `seeds` that both have."""
-    shared = sorted(set(a.by_seed) & set(b.by_seed) & set(seeds))
-    low, mean, high = difference(*(np.array([r.by_seed[s] for s in shared]) for r in (a, b)), level=level)
-    return mean, low, high
-
-
-def percent(x: float) -> str:
-    return f"{100 * x:+.1f}%"
-
-
-def interval(found: tuple[float, float, float]) -> str:
-    return f"{percent(found[0])} [{percent(found[1])}, {percent(found[2])}]"
+def change(a: Row, b: Row, level: float) -> str:
+    """Relative change of the loss from b to a, and its interval: (a - b) / b, over the seeds that both have."""
+    return intervals.change(*paired(a.by_seed, b.by_seed), level)
 
 
 class Comparison:
@@ -97,8 +83,8 @@ class Comparison:
 
     def __init__(self, results: Path, task: str, series: str = ""):
         self.task = task
-        self.rows = read(results / "final.jsonl", task)
-        self.plans = [d for d in lines(results / "plans.jsonl") if d["search"].startswith(f"{task}-")]
+        self.rows = rows_of(results / "final.jsonl", task)
+        self.plans = [d for d in read(results / "plans.jsonl") if d["search"].startswith(f"{task}-")]
         limits = {f"{d['search'].removeprefix(task + '-')} @ {d['budget']}": d["limit"] for d in self.plans}
         self.uniform = [r for r in self.rows if r.budget is None and r.embeddings == 16 and not r.own_rate]
         self.sixteen = min((r for r in self.uniform if r.name.startswith("16-bit")), key=lambda r: r.loss, default=None)
@@ -131,42 +117,34 @@ class Comparison:
         self.together = f"Intervals hold together at 95% ({self.comparisons} comparisons)."
 
     def every_plan(self) -> list[str]:
-        table = ["| plan | MiB | test loss, mean of seeds | seeds | each seed |", "|---|---|---|---|---|"]
+        body = []
         for r in self.rows:
             each = ", ".join(f"{x:.3f}" for _, x in sorted(r.losses.items()))
             name = f"**{r.name}**" if r in self.ours else r.name
-            table.append(f"| {name} | {r.bytes / 2**20:.1f} | {r.loss:.4f} | {len(r.losses)} | {each} |")
-        return table
+            body.append([name, f"{r.bytes / MIB:.1f}", f"{r.loss:.4f}", str(len(r.losses)), each])
+        return table_of(["plan", "MiB", "test loss, mean of seeds", "seeds", "each seed"], body)
 
     def against_uniform(self) -> list[str]:
-        table = ["| budget | MiB | test loss | against | MiB | its loss | change |", "|---|---|---|---|---|---|---|"]
-        for a, b, label in self.rivals:
-            who = f"{label}: {b.name}" if label else b.name
-            table.append(
-                f"| {a.budget} | {a.bytes / 2**20:.1f} | {a.loss:.4f} | {who} | {b.bytes / 2**20:.1f} | {b.loss:.4f} "
-                f"| {interval(change(a, b, self.level))} |"
-            )
-        return table
+        body = [
+            [str(a.budget), f"{a.bytes / MIB:.1f}", f"{a.loss:.4f}", f"{label}: {b.name}" if label else b.name,
+             f"{b.bytes / MIB:.1f}", f"{b.loss:.4f}", change(a, b, self.level)]
+            for a, b, label in self.rivals
+        ]  # fmt: skip
+        return table_of(["budget", "MiB", "test loss", "against", "MiB", "its loss", "change"], body)
 
     def against_searches(self) -> list[str]:
-        budgets = [r.budget for r in self.ours]
-        found = {(label, a.budget): interval(change(a, b, self.level)) for a, b, label in self.searches}
-        table = [f"| against | {' | '.join(map(str, budgets))} |", "|---" * (len(budgets) + 1) + "|"]
-        for label in sorted({label for label, _ in found}):
-            table.append(f"| {label} | {' | '.join(found.get((label, budget), '–') for budget in budgets)} |")
-        return table
+        budgets = [str(r.budget) for r in self.ours]
+        found = {(label, a.budget): change(a, b, self.level) for a, b, label in self.searches}
+        names = sorted({label for label, _ in found})
+        return table_of(["against", *budgets], [[n, *(found.get((n, b), "–") for b in budgets)] for n in names])
 
     def costs(self) -> list[str]:
-        table = [
-            "| search | budget | limit, MiB | validation loss | evaluations | epochs |",
-            "|---|---|---|---|---|---|",
-        ]
-        for d in self.plans:
-            table.append(
-                f"| {d['search']} | {d['budget']} | {d['limit'] / 2**20:.1f} | {shown(d['loss'])} | {d['spent']:.1f} "
-                f"| {d['epoch_share']:.2f} |"
-            )
-        return table
+        body = [
+            [d["search"], d["budget"], f"{d['limit'] / MIB:.1f}", "–" if d["loss"] is None else f"{d['loss']:.4f}",
+             f"{d['spent']:.1f}", f"{d['epoch_share']:.2f}"]
+            for d in self.plans
+        ]  # fmt: skip
+        return table_of(["search", "budget", "limit, MiB", "validation loss", "evaluations", "epochs"], body)
 
     def text(self) -> str:
         parts = [f"# Test loss on {self.task}", "", *self.every_plan(), "", self.together, ""]
@@ -180,6 +158,6 @@ def brief(c: Comparison, names: Sequence[str]) -> list[list[str]]:
     found = []
     for f in c.ours:
         rivals = {label or b.name: b for a, b, label in c.rivals + c.searches if a is f}
-        cells = [interval(change(f, rivals[name], c.level)) if name in rivals else "–" for name in names]
-        found.append([str(f.budget), f"{f.bytes / 2**20:.1f}", f"{f.loss:.4f}", *cells])
+        cells = [change(f, rivals[name], c.level) if name in rivals else "–" for name in names]
+        found.append([str(f.budget), f"{f.bytes / MIB:.1f}", f"{f.loss:.4f}", *cells])
     return found

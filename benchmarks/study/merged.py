@@ -1,24 +1,23 @@
 """Adapters on a quantized base, or a tuned model quantized afterwards? Four ways at 2, 3 and 4 bits; resumable.
 
-    python benchmarks/study/merged.py --data DIR --work FOLDER --minutes 50
+    python -m benchmarks.study.merged --data DIR --work FOLDER --minutes 50
 
-Each measurement is a line of `merged.jsonl`, in the form of `pieces.jsonl`. One tuning in 16 bits serves all widths.
+Each measurement is a line of `merged.jsonl`. One tuning in 16 bits serves all widths.
 `FOLDER` keeps tuned runs, merged models and their banks; it can be deleted at the end. `--table` prints the lines.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import protocol
 import torch
-from lines import MIB, change, read
-from pieces import on_test_rows, tuned
 
+from benchmarks.common import MIB, append, commit, read
+from benchmarks.study import protocol
+from benchmarks.study.intervals import by_seed, change, mean_loss, table_of
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.merged import write_plain
 from qra_eval.export.tuned import TunedRun
@@ -61,8 +60,8 @@ class Runs:
     def tune(self, bits: int) -> dict[str, Any]:
         """Tune on a base of so many bits, and write the merged model."""
         plan = self.plan(bits, RANK)
-        line = tuned(self.base, plan, self.seed)
-        saved.save(self.base.workbench, plan, self.run_folder(bits))
+        line = protocol.tuned(self.base, plan, self.seed)
+        saved.save(self.base.tuner, plan, self.run_folder(bits))
         write_plain(TunedRun(self.run_folder(bits)), self.merged_folder(bits), torch.bfloat16)
         return line
 
@@ -79,30 +78,21 @@ class Runs:
 
     def quantized_below(self, bits: int) -> dict[str, Any]:
         """The adapters that were tuned in 16 bits, on a base of so many bits."""
-        plan, bench = self.plan(bits, RANK), self.base.workbench
-        bench.quantized.prepare()
+        plan, bench = self.plan(bits, RANK), self.base.tuner
+        bench.switcher.prepare()
         bench.apply(plan, self.seed)
         for name, found in TunedRun(self.run_folder(UNQUANTIZED_BITS)).factors.items():
-            bench.quantized.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
-        return measured(self.base, plan)
+            bench.switcher.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
+        return protocol.in_place(self.base, plan)
 
     def quantized_merged(self, tuned_bits: int, bits: int) -> dict[str, Any]:
         """A merged model, calibrated through itself and quantized, without adapters; as it is at 16 bits."""
         widths = WIDTHS if tuned_bits == UNQUANTIZED_BITS else (bits,)  # of one model all widths are quantized together
         made = self._evaluator(str(self.merged_folder(tuned_bits)), widths)
         plan = self.plan(bits, 0)
-        made.quantized.prepare()
-        made.workbench.apply(plan, self.seed)
-        return measured(made, plan)
-
-
-def measured(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
-    """The model in place on the test rows, in the form of `pieces.tuned`."""
-    return {
-        **on_test_rows(evaluator),
-        "memory_bytes": evaluator.space.memory_bytes(plan),
-        "compute": str(evaluator.quantized.compute).removeprefix("torch."),
-    }
+        made.tuner.switcher.prepare()
+        made.tuner.apply(plan, self.seed)
+        return protocol.in_place(made, plan)
 
 
 def steps(runs: Runs, done: set[tuple[str, int]]) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -130,43 +120,41 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out / "merged.jsonl"
     if options.table:
-        print_table(read(path))
+        print(*table(read(path)), sep="\n")
         return
-    until, commit = protocol.begin(parser, options)
+    until = protocol.begin(parser, options)
     if options.work is None:
         parser.error("--work is needed")
     for seed in protocol.SEEDS[: options.seeds]:
         done = {(d["way"], d["bits"]) for d in read(path) if d["seed"] == seed}
         for way, bits, figures in steps(Runs(options.data, options.work, options.cache, seed), done):
             if (way, bits) not in done:
-                with path.open("a") as file:
-                    file.write(json.dumps({"way": way, "bits": bits, "seed": seed, **figures, "commit": commit}) + "\n")
+                append(path, {"way": way, "bits": bits, "seed": seed, **figures, "commit": commit()})
                 print(f"seed {seed}  {bits}-bit, {way}: {figures['test_loss']:.4f}", flush=True)
             if until is not None and time.monotonic() > until:
                 raise SystemExit(protocol.LEFT)
 
 
-def print_table(lines: list[dict[str, Any]]) -> None:
+def table(lines: list[dict[str, Any]]) -> list[str]:
     """Test loss of every way, and the difference to adapters kept on the quantized base, 95% over rows."""
-    wide = [d for d in lines if d["bits"] == UNQUANTIZED_BITS]
-    print("| bits | way | MiB | seeds | test loss | against the first |\n|" + "---|" * 6)
+    body = []
     for bits in WIDTHS:
-        rival = {d["seed"]: d for d in lines if (d["way"], d["bits"]) == (KEPT, bits)}
+        rival = by_seed(d for d in lines if (d["way"], d["bits"]) == (KEPT, bits))
         for way in WAYS:
             some = [d for d in lines if (d["way"], d["bits"]) == (way, bits) and d["seed"] in rival]
             if some:
                 beside = "–" if way == KEPT else change(some, [rival[d["seed"]] for d in some])
-                print(f"| {bits} | {way} | {cells(some)} | {beside} |")
+                body.append([str(bits), way, *cells(some), beside])
     for way in (UNMERGED, MERGED):
-        some = [d for d in wide if d["way"] == way]
+        some = [d for d in lines if (d["way"], d["bits"]) == (way, UNQUANTIZED_BITS)]
         if some:
-            print(f"| 16 | {way.removesuffix(', quantized')} | {cells(some)} | |")
+            body.append(["16", way.removesuffix(", quantized"), *cells(some), ""])
+    return table_of(["bits", "way", "MiB", "seeds", "test loss", "against the first"], body)
 
 
-def cells(some: list[dict[str, Any]]) -> str:
+def cells(some: list[dict[str, Any]]) -> list[str]:
     """MiB, seeds and mean test loss."""
-    mean = sum(d["test_loss"] for d in some) / len(some)
-    return f"{some[0]['memory_bytes'] / MIB:.1f} | {len(some)} | {mean:.4f}"
+    return [f"{some[0]['memory_bytes'] / MIB:.1f}", str(len(some)), f"{mean_loss(some):.4f}"]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Bits that other tools choose for every linear, as plain data for `peers.py`; each tool in a run of its own.
 
-    python benchmarks/study/peer_plans.py autoround --data DIR --work FOLDER
-    python benchmarks/study/peer_plans.py modelopt --data DIR --work FOLDER
-    python benchmarks/study/peer_plans.py llama.cpp
+    python -m benchmarks.study.peer_plans autoround --data DIR --work FOLDER
+    python -m benchmarks.study.peer_plans modelopt --data DIR --work FOLDER
+    python -m benchmarks.study.peer_plans llama.cpp
 
 The first needs `auto-round`, the second `nvidia-modelopt`. A line of `peer_plans.jsonl` is a tool, its version, its
 way, the mean bits it was asked for (None: its own), and bits by linear. Lines that are there are not made again.
@@ -11,7 +11,6 @@ way, the mean bits it was asked for (None: its own), and bits by linear. Lines t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import protocol
 import torch
-from lines import RESULTS, read
 
+from benchmarks.common import append, read
+from benchmarks.study import protocol
+from benchmarks.study.protocol import RESULTS
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.tasks import make_task
@@ -178,8 +178,7 @@ def main() -> None:
         if any((d["tool"], d["way"], d["target"]) == (options.tool, way, target) for d in read(path)):
             continue
         line = {"tool": options.tool, "version": tool_version(), "way": way, "target": target, "bits": bits}
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(path, line)
         counts = {b: list(bits.values()).count(b) for b in sorted(set(bits.values()))}
         print(f"{options.tool}, {way}, {target}: {counts}, {time.perf_counter() - start:.0f} s", flush=True)
 

@@ -24,7 +24,7 @@ from simulator import SimulatedExecutor, lognormal_duration, peak_memory, report
 
 from qra_eval.evaluators.landscape import make_landscape  # noqa: E402
 from qra_search import Callback, Plan, Proposal, Study, TrialLog  # noqa: E402
-from qra_search.strategies.random import repair  # noqa: E402
+from qra_search.strategies.plan_codec import PlanCodec  # noqa: E402
 from qra_search.testing.scenarios import budgets_of  # noqa: E402
 
 SECONDS = 60.0
@@ -167,10 +167,10 @@ def scale(options) -> None:
 def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     """A log of `count` evaluations of random plans, so that a search is seen at its late stage at once."""
     log, rng, space = TrialLog(), np.random.default_rng(1), landscape.space
-    plans: dict[str, Plan] = {}
+    codec, plans = PlanCodec(space), dict[str, Plan]()
     while len(plans) < count:
         b, r = (rng.integers(len(choices), size=len(space)) for choices in (space.bits, space.ranks))
-        plan = space.decode(*repair(space.memory, b, r, budget[-1], rng))
+        plan = codec.decode(codec.repair(np.concatenate([b, r]), budget[-1], rng))
         plans[plan.key] = plan
     log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans.values()])
     for trial in log.running:

@@ -20,11 +20,11 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 """Budgets that are tried, the best first, where the plan asked for is too large."""
 
 
-def cards(workbench: FineTuner, budget: int | None) -> list[dict[str, Any]]:
+def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     """What each card needs: see `Evaluator.cards`."""
     tried: list[tuple[str, str, Peak]] = []
     found: list[dict[str, Any]] = []
-    ways = _ways(workbench, budget)
+    ways = _ways(tuner, budget)
     for name, gib in reversed(CARDS.items()):
         room = int(gib * USABLE * 2**30)
         fits = next((way for way in tried if way[2].device <= room), None)
@@ -41,14 +41,14 @@ def cards(workbench: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def _ways(workbench: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
     """Settings in words, the phase that takes most with them and its peak; the most comfortable first."""
-    settings = workbench.settings
+    settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            (bytes_,) = resolve(workbench.quantized.space, plan)
+            (bytes_,) = resolve(tuner.quantized.space, plan)
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:
@@ -56,9 +56,9 @@ def _ways(workbench: FineTuner, budget: int | None) -> Iterator[tuple[str, str, 
     try:
         for words, size in plans:
             for more, changes in (("", {}), (SMALLER, small)):
-                workbench.quantized.settings = settings.model_copy(update=changes)
-                peaks = foretell(workbench, size, gpu=True)
+                tuner.quantized.settings = settings.model_copy(update=changes)
+                peaks = foretell(tuner, size, gpu=True)
                 phase = max(peaks, key=lambda name: peaks[name].device)
                 yield (words + more).strip() or "as it is configured", phase, peaks[phase]
     finally:
-        workbench.quantized.settings = settings
+        tuner.quantized.settings = settings

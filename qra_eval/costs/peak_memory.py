@@ -93,23 +93,23 @@ class _InTraining:
         return self.stored.bytes(out_features, in_features) + TRAINED_NUMBER * numbers
 
 
-def step_memory(workbench: FineTuner) -> StepMemory:
+def step_memory(tuner: FineTuner) -> StepMemory:
     """Count what a training step of an evaluator holds, by one forward pass of one row and one of two."""
-    space, item = workbench.space, workbench.quantized.dtype.itemsize
-    batches = workbench.batches(max(1, workbench.evaluation.steps), 0)
+    space, item = tuner.space, tuner.quantized.dtype.itemsize
+    batches = tuner.batches(max(1, tuner.evaluation.steps), 0)
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     labels = max(len(b.targets) for b in batches)
     linears = [linear for group in space.groups if not group.is_embedding for linear in group.linears]
-    head = 2 * labels * workbench.model.get_output_embeddings().weight.shape[0] * item
-    layers, outside = _saved_by_batch(workbench, rows, tokens)
+    head = 2 * labels * tuner.model.get_output_embeddings().weight.shape[0] * item
+    layers, outside = _saved_by_batch(tuner, rows, tokens)
     wider = len(linears) * rows * tokens * item * (max(space.ranks) - min((r for r in space.ranks if r), default=0))
-    if workbench.settings.gradient_checkpointing and layers:
-        inputs = len(layers) * rows * tokens * workbench.model.config.get_text_config().hidden_size * item
+    if tuner.settings.gradient_checkpointing and layers:
+        inputs = len(layers) * rows * tokens * tuner.model.config.get_text_config().hidden_size * item
         # The logits are gone when the first layer's activations are made again.
         activations = inputs + outside + max(0, max(layers) + wider // len(layers) - head)
     else:
         activations = outside + sum(layers) + wider
-    scales, largest = workbench.settings.scales, max(m.out_features * m.in_features for m in linears)
+    scales, largest = tuner.settings.scales, max(m.out_features * m.in_features for m in linears)
     return StepMemory(
         dequantized=largest * (4 + item + (item if scales else 0)),
         activations=activations,
@@ -117,27 +117,27 @@ def step_memory(workbench: FineTuner) -> StepMemory:
         adapter_bits=8 * (ADAPTER_BYTES + (item if item < 4 else 0)),
         rows=rows,
         tokens=tokens,
-        backend=workbench.quantized.backend if scales else None,
+        backend=tuner.quantized.backend if scales else None,
     )
 
 
-def _saved_by_batch(workbench: FineTuner, rows: int, tokens: int) -> tuple[list[int], int]:
+def _saved_by_batch(tuner: FineTuner, rows: int, tokens: int) -> tuple[list[int], int]:
     """Bytes that a batch saves for its backward pass: of each decoder layer, and of all else but the logits."""
-    space = workbench.space
+    space = tuner.space
     ranks = [r for r in space.ranks if r > 0]
     if not ranks:
         return [], 0
-    settings = workbench.settings
-    longest = max(workbench.rows("calibration", workbench.trained_rows), key=len)
+    settings = tuner.settings
+    longest = max(tuner.rows("calibration", tuner.trained_rows), key=len)
     plan = Plan(
         tuple((group.bits or space.bits)[0] for group in space.groups),
         tuple(min(group.ranks or space.ranks, key=lambda rank: abs(rank - ranks[0])) for group in space.groups),
     )
-    workbench.apply(plan, 0)
-    with workbench.quantized.as_stored(plan, workbench.init) as model:
+    tuner.apply(plan, 0)
+    with tuner.switcher.as_stored(plan, tuner.init) as model:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
-        one, two = (saved_bytes(model, collate([longest] * n).to(workbench.device)) for n in (1, 2))
+        one, two = (saved_bytes(model, collate([longest] * n).to(tuner.device)) for n in (1, 2))
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     # The difference is a row's: what does not grow with rows, such as weights, falls out.

@@ -52,20 +52,20 @@ class Peak:
     host: int
 
 
-def foretell(workbench: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
+def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
     """The peak of every phase.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
-    return _Phases(workbench, budget, gpu).all()
+    return _Phases(tuner, budget, gpu).all()
 
 
 class _Phases:
-    def __init__(self, workbench: FineTuner, budget: int | None, gpu: bool | None):
-        self.bench, model = workbench, workbench.quantized
-        self.model, self.settings, self.space = model, workbench.settings, model.space
+    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
+        self.bench, model = tuner, tuner.quantized
+        self.model, self.settings, self.space = model, tuner.settings, model.space
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
         compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
         self.wide, self.passed = compute.itemsize, passing.itemsize
@@ -74,7 +74,7 @@ class _Phases:
         self.largest = max(m.out_features * m.in_features for m in linears)
         dense = sum(m.out_features * m.in_features for m in linears)
         self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
-        self.rest = tensor_bytes(workbench.model) - (dense + self.tables) * self.stored
+        self.rest = tensor_bytes(tuner.model) - (dense + self.tables) * self.stored
         self.looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
         self.rank = max(self.space.ranks)
         self.adapters = self.rank * sum(m.out_features + m.in_features for m in linears)

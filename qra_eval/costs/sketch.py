@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from qra_backends.modules.functional import dequantized_linear
+from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -34,7 +34,7 @@ TIMED_OUT, TIMED_IN = 512, 2048
 """Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are drawn out from it."""
 
 
-def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
+def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     """Seconds and bytes of a search that is yet to begin; no weight of the model is needed.
 
     Args:
@@ -42,52 +42,52 @@ def estimate(workbench: FineTuner, budget: int | None = None) -> dict[str, Any]:
 
     Returns:
         `setup_seconds` (quantizing, nearly 0 if the cache has it), `sensitivities_seconds`, `evaluation_seconds` (one
-        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of `device`
-        and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory), and
-        `disk_bytes` of the bank.
+        at full fidelity), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
+        `device` and `host` (see `qra_eval.costs.phases`), `peak_bytes`, the highest of them (on a GPU: of its memory),
+        and `disk_bytes` of the bank.
     """
-    pace = seconds_per_token(workbench)
-    model = workbench.quantized
+    pace = seconds_per_token(tuner)
+    model = tuner.quantized
     cached = model.quantized()
-    setup = 0.0 if cached else quantization_seconds(workbench)
-    if not cached and "caldera" in workbench.settings.inits:
+    setup = 0.0 if cached else quantization_seconds(tuner)
+    if not cached and "caldera" in tuner.settings.inits:
         setup *= 1 + TURNS
-    if not cached and (model.backend.calibrated or set(FITTED) & set(workbench.settings.inits)):
-        setup += pace * sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
-    phases = foretell(workbench, budget)
+    if not cached and (model.backend.calibrated or set(FITTED) & set(tuner.settings.inits)):
+        setup += pace * sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+    phases = foretell(tuner, budget)
     return {
         "setup_seconds": setup,
-        "sensitivities_seconds": pace * sensitivities_tokens(workbench),
-        "evaluation_seconds": pace * _evaluation_passes(workbench),
+        "sensitivities_seconds": pace * sensitivities_tokens(tuner),
+        "evaluation_seconds": pace * _evaluation_passes(tuner),
         "peak_bytes": max(peak.device or peak.host for peak in phases.values()),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
-        "disk_bytes": bank_bytes(workbench),
+        "disk_bytes": bank_bytes(tuner),
     }
 
 
-def _evaluation_passes(workbench: FineTuner) -> float:
+def _evaluation_passes(tuner: FineTuner) -> float:
     """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
-    settings, tokens = workbench.settings, workbench.evaluation_tokens()
+    settings, tokens = tuner.settings, tuner.evaluation_tokens()
     if not settings.scales:
         return tokens
-    rows = workbench.rows("calibration", workbench.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * workbench.evaluation.steps * settings.rows_a_step / len(rows)
+    rows = tuner.rows("calibration", tuner.trained_rows)
+    return tokens + SCALES * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
 
 
-def bank_bytes(workbench: FineTuner) -> int:
+def bank_bytes(tuner: FineTuner) -> int:
     """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
-    model, kinds = workbench.quantized, set(FITTED) & set(workbench.settings.inits)
+    model, kinds = tuner.quantized, set(FITTED) & set(tuner.settings.inits)
     storage, linears = model.backend.storage, model.linears.values()
-    whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(workbench).items() for b in levels)
+    whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(tuner).items() for b in levels)
     if "caldera" in kinds:
         whole += sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
-    factors = 4 * max(workbench.space.ranks) * len(model.levels) * sum(m.out_features + m.in_features for m in linears)
+    factors = 4 * max(tuner.space.ranks) * len(model.levels) * sum(m.out_features + m.in_features for m in linears)
     return whole + len(kinds) * factors
 
 
-def _shapes(workbench: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
+def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
     """How many linears and tables there are of each shape, with the levels at which they are quantized."""
-    model = workbench.quantized
+    model = tuner.quantized
 
     def of(shape: tuple[int, int], levels: Sequence[LevelName]) -> tuple[tuple[int, int], tuple[LevelName, ...]]:
         return shape, tuple(b for b in levels if model.backend.supports(b, *shape) is None)
@@ -97,16 +97,16 @@ def _shapes(workbench: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelN
     return counts + Counter(of((t.out_features, t.in_features), model.table_levels) for t in tables)
 
 
-def seconds_per_token(workbench: FineTuner) -> float:
+def seconds_per_token(tuner: FineTuner) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
     If the model has no weights here, the layer is one of made-up weights.
     """
-    model = workbench.quantized
-    blocks, share = (model.blocks, 1.0) if model.loaded.weights else _stand_in(workbench)
-    size = 2 * workbench.settings.batch_size
-    batch = bucketed(workbench.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
-    batch = replace(batch, input_ids=batch.input_ids.clamp(max=int(share * _vocabulary(workbench)) - 1))
+    model = tuner.quantized
+    blocks, share = (model.blocks, 1.0) if model.loaded.weights else _stand_in(tuner)
+    size = 2 * tuner.settings.batch_size
+    batch = bucketed(tuner.rows("validation", size), size)[-1]  # of the longest rows: short ones are all overhead
+    batch = replace(batch, input_ids=batch.input_ids.clamp(max=int(share * _vocabulary(tuner)) - 1))
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
         with blocks.placed(0):
@@ -126,12 +126,12 @@ def _quickest(work: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _stand_in(workbench: FineTuner) -> tuple[Blocks, float]:
+def _stand_in(tuner: FineTuner) -> tuple[Blocks, float]:
     """A model of one layer, of made-up weights; and the share of the vocabulary that it has."""
     from transformers import AutoModelForCausalLM
 
-    model = workbench.quantized
-    config = shortened(workbench.model.config, 1)
+    model = tuner.quantized
+    config = shortened(tuner.model.config, 1)
     text = config.get_text_config()
     whole, text.vocab_size = text.vocab_size, min(text.vocab_size, TIMED_TOKENS)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -140,32 +140,32 @@ def _stand_in(workbench: FineTuner) -> tuple[Blocks, float]:
     return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size / whole
 
 
-def _vocabulary(workbench: FineTuner) -> int:
-    return int(workbench.model.config.get_text_config().vocab_size)
+def _vocabulary(tuner: FineTuner) -> int:
+    return int(tuner.model.config.get_text_config().vocab_size)
 
 
-def quantization_seconds(workbench: FineTuner) -> float:
+def quantization_seconds(tuner: FineTuner) -> float:
     """Seconds to quantize everything: one made-up linear of each shape is timed at all levels."""
-    model = workbench.quantized
-    counts = _shapes(workbench)
+    model = tuner.quantized
+    counts = _shapes(tuner)
     total = 0.0
     least, _ = min(counts)
     # The first call imports libraries and makes kernels.
-    _timed_quantization(workbench, min(least[0], 64), least[1], model.levels)
+    _timed_quantization(tuner, min(least[0], 64), least[1], model.levels)
     for ((out_features, in_features), levels), count in counts.items():
         rows, columns = min(out_features, TIMED_OUT), in_features
         while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
             columns //= 2
-        seconds = _timed_quantization(workbench, rows, columns, levels)
+        seconds = _timed_quantization(tuner, rows, columns, levels)
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
         total += count * seconds * (out_features / rows) * (in_features / columns) ** power
     return total
 
 
-def _timed_quantization(workbench: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
+def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
     """Seconds to quantize a made-up linear at some levels."""
-    model = workbench.quantized
+    model = tuner.quantized
     levels = [b for b in levels if model.backend.supports(b, rows, columns) is None]
     linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(False)
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
@@ -174,18 +174,18 @@ def _timed_quantization(workbench: FineTuner, rows: int, columns: int, levels: S
     return time.perf_counter() - start
 
 
-def sensitivities_tokens(workbench: FineTuner) -> float:
+def sensitivities_tokens(tuner: FineTuner) -> float:
     """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
     each of which runs the layers above one group: half of them on average."""
-    rows = workbench.rows("calibration", PRIOR_ROWS)
-    tokens, model = sum(map(len, rows)), workbench.quantized
-    probes = 0.5 * len(probed(workbench.space)) + len(model.tables) * len(model.table_levels)
+    rows = tuner.rows("calibration", PRIOR_ROWS)
+    tokens, model = sum(map(len, rows)), tuner.quantized
+    probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
-def sensitivities_charge(workbench: FineTuner) -> float:
+def sensitivities_charge(tuner: FineTuner) -> float:
     """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
-    tokens = sensitivities_tokens(workbench)
-    if workbench.quantized.backend.calibrated:
-        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
-    return tokens / workbench.evaluation_tokens()
+    tokens = sensitivities_tokens(tuner)
+    if tuner.quantized.backend.calibrated:
+        tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+    return tokens / tuner.evaluation_tokens()

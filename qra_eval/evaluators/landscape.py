@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qra_eval.landscapes import measured
-from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
-from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.families import FAMILIES, Family, Tables, draw_tables, generator
 from qra_eval.landscapes.reference import Truth
 from qra_eval.landscapes.shapes import make_space
 from qra_search import plugins
@@ -22,10 +20,10 @@ from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, Plan, SearchSpac
 
 PRIORS = ("measured", "flat", "shuffled", "none")
 PRIOR_ERROR = 0.35
-"""Log-error of every entry of a measured prior."""
+"""Log-error of every entry of measured sensitivities."""
 PRIOR_COST = 1.5
-"""Full evaluations that a measured (or shuffled) prior is charged: one backward pass over the calibration rows and
-some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
+"""Full evaluations that measured (or shuffled) sensitivities are charged: one backward pass over the calibration rows
+and some ten measured groups, against 12 training steps of 8 rows and 32 validation rows."""
 LOW_FIDELITY = 0.25
 
 
@@ -35,9 +33,8 @@ class Landscape(Truth):
     Args:
         tables: the drawn numbers.
         space: what they are tables of.
-        prior: the prior that a search is given; see `make_landscape`.
+        sensitivities: what a search is given; see `make_landscape`.
         noise: standard deviation between seeds; `noise_slope` is its rise with the loss above the untouched model's.
-        seed_shift, seed_share: what a seed adds to all plans, and to like plans alike (`landscapes.families.Family`).
         identity: what `describe` says.
     """
 
@@ -51,14 +48,11 @@ class Landscape(Truth):
         sensitivities: Sensitivities | None = None,
         noise: float = measured.SEED_NOISE,
         noise_slope: float = 0.0,
-        seed_shift: float = 0.0,
-        seed_share: float = 0.0,
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
         self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
-        self.seed_shift, self.seed_share = seed_shift, seed_share
         self._prior = sensitivities
         self._identity = dict(identity or {})
         self._at: dict[float, Tables] = {1.0: tables}
@@ -69,19 +63,9 @@ class Landscape(Truth):
         b, r = self.space.encode(plan)
         loss = float(self._tables_at(fidelity).losses(b[None], r[None])[0])
         rng = generator("noise", self.seed, plan.key, fidelity, seed)
-        own = np.sqrt((1.0 - self.seed_share) / fidelity)
-        loss += self.noise_at(loss) * own * float(rng.standard_normal()) + self._of_seed(b, r, seed)
+        loss += self.noise_at(loss) * np.sqrt(1.0 / fidelity) * float(rng.standard_normal())
         size = int(self.space.memory.bytes(b, r))
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed, cost=fidelity)
-
-    def _of_seed(self, b: np.ndarray, r: np.ndarray, seed: int) -> float:
-        """What a seed adds to this plan and to plans like it."""
-        if not (self.seed_shift or self.seed_share):
-            return 0.0
-        rng = generator("seed", self.seed, seed)
-        shift = self.seed_shift * float(rng.standard_normal())
-        middle = int(np.argmin(np.abs(self.space.widths - 3)))
-        return shift + self.noise * float(np.sqrt(self.seed_share)) * self.tables.of_seed(b, r, middle, rng)
 
     def noise_at(self, loss: float) -> float:
         """Standard deviation between seeds of a plan with this true loss."""
@@ -115,55 +99,42 @@ def make_landscape(
     seed: int = 0,
     sensitivities: str = "measured",
     *,
-    damage_scale: float = 1.0,
-    gain_scale: float = 1.0,
     noise: float | None = None,
-    shape: str = "smollm2",
     bits: tuple[int, ...] = DEFAULT_BITS,
     ranks: tuple[int, ...] = DEFAULT_RANKS,
 ) -> Landscape:
     """A landscape of a family (`qra_eval.landscapes.FAMILIES`), drawn by `seed`.
 
     Args:
-        prior: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
-            damage for every weight; `shuffled`, the measured prior with its groups permuted; `none`.
-        damage_scale, gain_scale: factors of the prior's damage and gain; other than 1, its units are not nats.
+        sensitivities: `measured`, the single-group damages with a random error of e^(+-0.35) an entry; `flat`, the same
+            damage for every weight; `shuffled`, the measured ones with their groups permuted; `none`.
         noise: standard deviation between seeds, in nats; default: as measured; 0 takes the part that grows with the
-            loss, and what seeds add to many plans alike, away as well.
+            loss away as well.
 
     Raises:
-        ValueError: an unknown family, prior, granularity or shape; a scale that is not positive.
+        ValueError: an unknown family, granularity or kind of sensitivities.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if sensitivities not in PRIORS:
-        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
-    for name, scale in (("damage_scale", damage_scale), ("gain_scale", gain_scale)):
-        if not scale > 0:
-            raise ValueError(f"{name} must be positive, got {scale}")
+        raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
     traits = FAMILIES[family]
-    noise = traits.noise if noise is None else noise
-    space = make_space(layers, granularity, shape, uneven=traits.uneven, bits=bits, ranks=ranks)
+    noise = measured.SEED_NOISE if noise is None else noise
+    space = make_space(layers, granularity, uneven=traits.uneven, bits=bits, ranks=ranks)
     tables = draw_tables(traits, space, granularity, generator("tables", family, seed, layers, granularity))
-    given = _make_prior(sensitivities, family, tables, space, generator("prior", family, seed))
-    if given is not None:
-        damage, gain = damage_scale * given.bits_damage, gain_scale * given.rank_gain
-        given = replace(given, bits_damage=damage, rank_gain=gain)
+    identity = {
+        "landscape": family, "layers": layers, "granularity": granularity, "seed": seed,
+        "sensitivities": sensitivities, "noise": noise,
+    }  # fmt: skip
     return Landscape(
         tables,
         space,
-        sensitivities=given,
+        sensitivities=_sensitivities(sensitivities, traits, tables, space, generator("prior", family, seed)),
         noise=noise,
         noise_slope=traits.noise_slope if noise else 0.0,
-        seed_shift=traits.seed_shift if noise else 0.0,
-        seed_share=traits.seed_share if noise else 0.0,
         seed=seed,
-        identity={
-            "landscape": family, "layers": layers, "granularity": granularity, "seed": seed,
-            "sensitivities": sensitivities,
-            "damage_scale": damage_scale, "gain_scale": gain_scale, "noise": noise, "shape": shape,
-        },
-    )  # fmt: skip
+        identity=identity,
+    )
 
 
 def build(config: RunConfig) -> Landscape:
@@ -181,17 +152,16 @@ def build(config: RunConfig) -> Landscape:
         raise ValueError(f"options of the landscape evaluator: {error}") from None
 
 
-def _make_prior(
-    kind: str, family: str, tables: Tables, space: SearchSpace, rng: np.random.Generator
+def _sensitivities(
+    kind: str, traits: Family, tables: Tables, space: SearchSpace, rng: np.random.Generator
 ) -> Sensitivities | None:
     if kind == "none":
         return None
     weights = np.array([group.weights for group in space.groups], dtype=float)
     share = (weights / weights.sum())[:, None]
-    if kind == "flat":
-        return Sensitivities(share * tables.damage.sum(0), share * tables.gain.sum(0), cost=0.0, source="flat")
-    traits = FAMILIES[family]
     damage = tables.damage
+    if kind == "flat":
+        return Sensitivities(share * damage.sum(0), share * tables.gain.sum(0), cost=0.0, source="flat")
     if not traits.prior_kinds:
         of_layer = np.zeros((tables.layer.max() + 1, damage.shape[1]))
         np.add.at(of_layer, tables.layer, damage)

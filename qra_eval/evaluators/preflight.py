@@ -50,7 +50,7 @@ def check(config: RunConfig, *, weights: bool = True) -> None:
     if config.options:
         raise BadInput(
             f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
-            "settings are the sections model, task, quantization, space and training"
+            "settings are the sections model, task, quantization, space, training, evaluation and finetune"
         )
     check_device(config.model.device)
     check_model(config.model.name, weights=weights)

@@ -17,13 +17,13 @@ from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charg
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
 from qra_eval.models.device import keep_few_products, resolve_device
 from qra_eval.models.engine import check_engine
+from qra_eval.models.live import register_live
 from qra_eval.models.load import load_model
-from qra_eval.models.loaded import positions
+from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
-from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.rendered import rendered_example
+from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import tune
@@ -64,25 +64,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
     Args:
         weights: False: for `space`, `estimate` and `example` alone; the model's weights are neither read nor needed.
     """
-    evaluator = QuantizedLoRAEvaluator(
-        model=config.model.name,
-        task=config.task,
-        quantization=config.quantization,
-        space=config.space,
-        training=config.training,
-        evaluation=config.evaluation,
-        finetune=config.finetune,
-        device=config.model.device,
-        dtype=config.model.dtype,
-        compute=config.model.compute,
-        weight_cache=config.model.weight_cache,
-        trust_remote_code=config.model.trust_remote_code,
-        memory_kind=config.search.memory_kind,
-        metric=config.search.metric,
-        seed=config.search.seed,
-        progress=progress,
-        weights=weights or config.search.memory_kind == "peak",  # which is counted by passing rows through the model
-    )
+    evaluator = QuantizedLoRAEvaluator.from_config(config, progress=progress, weights=weights)
     if config.engine is not None:
         quantized = evaluator.quantized
         check_engine(
@@ -97,8 +79,8 @@ class QuantizedLoRAEvaluator(Evaluator):
     """Evaluates plans on a real model, loaded and quantized once (`QuantizedModel`).
 
     Args:
-        model: `smollm2`, `tiny`, a folder, a GGUF file or a hub id.
-        task: a task's name, or a config with its data and options.
+        model: `smollm2`, `tiny`, a folder, a GGUF file or a hub id; or a live `PreTrainedModel` with `tokenizer`.
+        task: a task's name, or a config with its data and options; or rows or a `Task`, as `make_task` takes them.
         quantization: backend and cache folder.
         space: bits, ranks and granularity.
         training: how adapters are tuned; like the others a config, or a dict of its fields.
@@ -126,9 +108,10 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def __init__(
         self,
-        model: str = "smollm2",
-        task: str | TaskConfig | Mapping[str, Any] = "arithmetic",
+        model: Any = "smollm2",
+        task: Any = "arithmetic",
         *,
+        tokenizer: Any = None,
         quantization: QuantizationConfig | Mapping[str, Any] = QuantizationConfig(),  # noqa: B008 - frozen
         space: SpaceConfig | Mapping[str, Any] = SpaceConfig(),  # noqa: B008 - frozen
         training: TrainingConfig | Mapping[str, Any] = TrainingConfig(),  # noqa: B008 - frozen
@@ -145,61 +128,55 @@ class QuantizedLoRAEvaluator(Evaluator):
         progress: Progress | None = None,
         weights: bool = True,
     ):
-        if memory_kind == "peak":
-            weight_cache = 0
-        task = TaskConfig(name=task) if isinstance(task, str) else section(TaskConfig, "task", task)
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
-        evaluation = section(EvaluationConfig, "evaluation", evaluation)
-        finetune = section(FinetuneConfig, "finetune", finetune)
         place = resolve_device(device)
-        self.task = make_task(task.name, data=task.data, seed=seed, **task.options)
-        if metric == "task" and self.task.judged_by is None:
-            raise ValueError(
-                f"search.metric is 'task', and the task {task.name!r} has no measure of its own: take 'loss'"
-            )
-        for split in SPLITS:  # read and checked before a model is loaded for nothing
-            if not self.task.split(split):
-                raise ValueError(f"task {task.name!r} has no rows in its {split} split")
+        self.task, name = checked_task(task, metric=metric, seed=seed)  # before a model is loaded for nothing
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
-        if place.type == "cpu":
-            keep_few_products()
-        if progress is not None:
-            progress("load model", 0, 1)
-        loaded = load_model(
-            model,
-            dtype=None if dtype == "auto" else getattr(torch, dtype),
-            device=str(place),
-            trust_remote_code=trust_remote_code,
-            stream=True,
+        loaded = load_on(
+            place, model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
             weights=weights,
-        )
-        if progress is not None:
-            progress("load model", 1, 1)
-        if weights:
-            use_fast_attention(loaded.model)
-        elif place.type == "cpu":
-            expect_fast_attention(loaded.model)
+        )  # fmt: skip
         most = positions(loaded.model)
         if most is not None and training.max_length > most:
             raise BadInput(f"training.max_length is {training.max_length}: {model} has positions for {most} tokens")
         kind = Rows if loaded.tokenizer is not None else LongestRows
-        self.rows = kind(self.task, task.name, loaded.tokenizer, training.max_length)
+        self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
             loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
-            weight_cache=weight_cache, progress=progress,
+            weight_cache=0 if memory_kind == "peak" else weight_cache, progress=progress,
         )  # fmt: skip
         if training.gradient_checkpointing:
             self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.workbench = FineTuner(self.quantized, self.rows, evaluation, finetune)
-        self.workbench.metric = metric
-        self._highest: float | None = None
+        self.tuner = FineTuner(
+            self.quantized,
+            self.rows,
+            section(EvaluationConfig, "evaluation", evaluation),
+            section(FinetuneConfig, "finetune", finetune),
+            metric=metric,
+        )
         if memory_kind == "peak":
-            self.workbench.space = step_memory(self.workbench).space(self.quantized.space)
-        self.space = self.workbench.space
+            self.tuner.space = step_memory(self.tuner).space(self.quantized.space)
+        self.space = self.tuner.space
+        self._live, self._highest = model, math.nan
         self.prior_report: dict[str, Any] = {}
+
+    @classmethod
+    def from_config(
+        cls, config: RunConfig, *, progress: Progress | None = None, weights: bool = True
+    ) -> QuantizedLoRAEvaluator:
+        """The evaluator of a run's settings; arguments as `build` takes them."""
+        return cls(
+            config.model.name,
+            config.task,
+            **{name: getattr(config, name) for name in ("quantization", "space", "training", "evaluation", "finetune")},
+            **config.model.model_dump(exclude={"name"}),
+            **config.search.model_dump(include={"memory_kind", "metric", "seed"}),
+            progress=progress,
+            weights=weights or config.search.memory_kind == "peak",  # counted by passing rows through the model
+        )
 
     @property
     def progress(self) -> Progress | None:
@@ -213,27 +190,27 @@ class QuantizedLoRAEvaluator(Evaluator):
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
-        self.quantized.prepare()  # not part of any evaluation's time
+        self.tuner.switcher.prepare()  # not part of any evaluation's time
         start = time.perf_counter()
-        settings, cost = self.workbench.evaluation, None
+        settings, cost = self.tuner.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
         try:
             highest = self._highest_end() if settings.hopeless and steps else math.inf
-            self.workbench.apply(plan, seed)
+            self.tuner.apply(plan, seed)
             swapped = time.perf_counter() - start
-            trained = self.workbench.train(steps, seed, watch=StopHopeless(highest))
+            trained = self.tuner.train(steps, seed, watch=StopHopeless(highest))
             if trained.cut_at is not None:
                 held_out = math.ceil(fidelity * FIDELITIES[0] * settings.validation_rows)
                 spent = (1 + BACKWARD) * trained.tokens + sum(map(len, self.rows("validation", held_out)))
-                cost = spent / self.workbench.evaluation_tokens()
+                cost = spent / self.tuner.evaluation_tokens()
             began = time.perf_counter()
-            loss = self.workbench.held_out("validation", held_out)
-            by_task = self.workbench.objective("validation", held_out)
+            loss = self.tuner.held_out("validation", held_out)
+            by_task = self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
         except torch.cuda.OutOfMemoryError as error:
-            self.quantized.unquantize()  # the next plan starts clean
+            self.tuner.switcher.unquantize()  # the next plan starts clean
             torch.cuda.empty_cache()
             raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
@@ -257,11 +234,11 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
-        if self._highest is None:
-            with self.quantized.unquantized():
-                untuned = self.workbench.held_out("calibration", self.quantized.settings.batch_size)
+        if math.isnan(self._highest):
+            with self.tuner.switcher.unquantized():
+                untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
             vocabulary = self.quantized.model.config.get_text_config().vocab_size
-            self._highest = ceiling(untuned, vocabulary, self.workbench.evaluation.hopeless)
+            self._highest = ceiling(untuned, vocabulary, self.tuner.evaluation.hopeless)
         return self._highest
 
     def sensitivities(self) -> Sensitivities:
@@ -269,30 +246,30 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        sensitivities, self.prior_report = kept_or_measured(self.workbench)
+        sensitivities, self.prior_report = kept_or_measured(self.tuner)
         return sensitivities
 
     def describe(self) -> dict[str, Any]:
-        return self.workbench.describe()
+        return self.tuner.describe()
 
     def estimate(self) -> dict[str, Any]:
         """What a search will take, before anything is quantized; see `qra_eval.costs.time`."""
-        return estimate(self.workbench, self.budget)
+        return estimate(self.tuner, self.budget)
 
     def sensitivities_charge(self) -> float:
-        return sensitivities_charge(self.workbench)
+        return sensitivities_charge(self.tuner)
 
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation: those of a layer, timed, times all tokens of one."""
-        return seconds_per_token(self.workbench) * self.workbench.evaluation_tokens()
+        return seconds_per_token(self.tuner) * self.tuner.evaluation_tokens()
 
     def row_counts(self) -> Mapping[str, RowCount]:
         """Rows of each split, asked for and had, for evaluations and the full tuning together."""
-        return self.workbench.row_counts()
+        return self.tuner.row_counts()
 
     def cards(self) -> list[dict[str, Any]]:
         """Which graphics cards a run fits, and with which settings; see `qra_eval.costs.cards`."""
-        return cards(self.workbench, self.budget)
+        return cards(self.tuner, self.budget)
 
     def example(self) -> str:
         """The first problem of the validation split, with its answer."""
@@ -308,7 +285,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        return self.workbench.untuned_loss()
+        return self.tuner.untuned_loss()
 
     def tune(
         self,
@@ -324,7 +301,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
         return tune(
-            self.workbench, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
+            self.tuner, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
             progress=progress,
         )  # fmt: skip
 
@@ -332,7 +309,62 @@ class QuantizedLoRAEvaluator(Evaluator):
         return self.evaluate(plan, seed=seed).loss
 
     def close(self) -> None:
-        self.quantized.close()
+        self.tuner.switcher.close()
+
+
+def checked_task(task: Any, *, metric: str, seed: int) -> tuple[Task, str]:
+    """The task of a name, a config, rows or an object; and its name, as it was asked for.
+
+    Raises:
+        BadInput: there is no such task, it has no rows in a split, or not the measure that is wanted.
+    """
+    if isinstance(task, str):
+        task = TaskConfig(name=task)
+    elif isinstance(task, Mapping) and "name" in task:
+        task = section(TaskConfig, "task", task)
+    if isinstance(task, TaskConfig):
+        made, name = make_task(task.name, data=task.data, seed=seed, **task.options), task.name
+    else:
+        made = make_task(task, seed=seed)
+        name = made.name
+    if metric == "task" and made.judged_by is None:
+        raise BadInput(f"search.metric is 'task', and the task {name!r} has no measure of its own: take 'loss'")
+    for split in SPLITS:
+        if not made.split(split):
+            raise BadInput(f"task {name!r} has no rows in its {split} split")
+    return made, name
+
+
+def load_on(
+    place: torch.device,
+    model: Any,
+    tokenizer: Any,
+    *,
+    dtype: str,
+    trust_remote_code: bool,
+    weights: bool,
+    progress: Progress | None,
+) -> LoadedModel:
+    """A model by name, or a live one, ready for a device and with the attention that is fast there."""
+    if place.type == "cpu":
+        keep_few_products()
+    if progress is not None:
+        progress("load model", 0, 1)
+    loaded = load_model(
+        model if isinstance(model, str) else register_live(model, tokenizer),
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        device=str(place),
+        trust_remote_code=trust_remote_code,
+        stream=True,
+        weights=weights,
+    )
+    if progress is not None:
+        progress("load model", 1, 1)
+    if weights:
+        use_fast_attention(loaded.model)
+    elif place.type == "cpu":
+        expect_fast_attention(loaded.model)
+    return loaded
 
 
 def section(kind: type[Section], name: str, given: Section | Mapping[str, Any]) -> Section:

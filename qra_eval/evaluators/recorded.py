@@ -15,7 +15,7 @@ import numpy as np
 
 from qra_eval.landscapes import measured
 from qra_eval.landscapes.damage_model import DamageModel, Fit, fit_surrogate
-from qra_eval.landscapes.noise import generator
+from qra_eval.landscapes.families import generator
 from qra_eval.landscapes.reference import Truth
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import Evaluation
@@ -115,12 +115,11 @@ def record_of(space: SearchSpace, sensitivities: Sensitivities | None, seen: Map
 
 def build(config: RunConfig) -> RecordedEvaluator:
     """The evaluator that a config names: `options` are log (a path, or several) and seed."""
-    options = dict(config.options)
-    logs, seed = options.pop("log", None), options.pop("seed", 0)
+    logs, seed = config.options.get("log"), config.options.get("seed", 0)
     if not logs:
         raise ValueError("the recorded evaluator needs options.log: the trial log of a search")
-    if options:
-        raise ValueError(f"unknown options of the recorded evaluator: {sorted(options)}; allowed: log, seed")
+    if unknown := sorted(set(config.options) - {"log", "seed"}):
+        raise ValueError(f"unknown options of the recorded evaluator: {unknown}; allowed: log, seed")
     logs = [logs] if isinstance(logs, (str, Path)) else list(logs)
     record = read_record(logs)
     identity = {"recorded": [Path(log).name for log in logs], "plans": len(record.loss), "seed": seed}
@@ -128,21 +127,20 @@ def build(config: RunConfig) -> RecordedEvaluator:
 
 
 def _read_logs(paths: Sequence[Path]) -> tuple[SearchSpace, Sensitivities | None, dict[Plan, list[float]]]:
-    space, sensitivities = None, None
-    seen: dict[Plan, list[float]] = {}
+    spaces: list[SearchSpace] = []
+    sensitivities = None
     by_seed: dict[tuple[Plan, int], list[float]] = {}
     for path in paths:
         with TrialLog(path) as log:
-            own = recorded_space(log)
-            if space is not None and own.signature != space.signature:
+            spaces.append(recorded_space(log))
+            if spaces[-1].signature != spaces[0].signature:
                 raise ValueError(f"{path.name} is of another search space than {paths[0].name}: fit them one by one")
-            space = space or own
             data = log.meta("prior")
             sensitivities = sensitivities or (Sensitivities.from_dict(data) if data else None)
             for trial in log.trials:
                 if trial.done and trial.fidelity >= 1.0:
                     by_seed.setdefault((trial.plan, trial.seed), []).append(trial.loss)
+    seen: dict[Plan, list[float]] = {}
     for (plan, _), losses in by_seed.items():  # one seed twice, as in two searches' logs, says nothing of the noise
         seen.setdefault(plan, []).append(float(np.mean(losses)))
-    assert space is not None
-    return space, sensitivities, seen
+    return spaces[0], sensitivities, seen

@@ -15,8 +15,7 @@ from qra_eval.export.gguf_tensors import FileTensor, expert_reasons, lora_tensor
 from qra_eval.export.gguf_tokenizer import add_tokenizer, has_tokenizer
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_of, family_reasons
-from qra_eval.models.rope import rope
+from qra_eval.models.gguf_families import add_hyperparameters, family_notes, family_of, family_reasons, rope
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"

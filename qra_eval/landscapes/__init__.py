@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from qra_eval.landscapes.families import FAMILIES, Tables, draw_tables
-from qra_eval.landscapes.shapes import GRANULARITIES, SHAPES, make_space
+from qra_eval.landscapes.shapes import KINDS, make_space
 
-__all__ = ["FAMILIES", "GRANULARITIES", "SHAPES", "Tables", "draw_tables", "make_space"]
+__all__ = ["FAMILIES", "KINDS", "Tables", "draw_tables", "make_space"]

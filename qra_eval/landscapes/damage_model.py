@@ -3,7 +3,7 @@
     loss = base - sum_g gain(r_g) / G + rise(D),     D = sum_g t_g,   t_g = a(b_g) d(g, b_g) left(r_g)
     rise(D) = cap (1 - exp(-D / cap)) exp(f)
 
-d mixes a group's own prior damage with what the mean group of its size would have. The constants are fitted by least
+d mixes a group's own measured damage with what the mean group of its size would have. The constants are fitted by least
 squares. f is a Gaussian process with the kernel
 
     s_1^2 sum_{g: b_g = b'_g} w_g w'_g + s_2^2 sum_{g: b_g = b'_g, r_g = r'_g} w_g w'_g + s_3^2 exp(-hamming / l),
@@ -35,6 +35,9 @@ START_WIDTHS = np.log([0.15, 0.1, 0.05, 0.5, 0.03])
 """Where the search of the widths starts: s_1, s_2, s_3, l as a share of the groups, and the error of f."""
 WIDTH_PRIOR = 1.5
 
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of N plans by M, each (N, M): shared damage at equal bits, at equal bits and ranks, and groups that differ."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -64,7 +67,7 @@ class DamageModel:
     """The surrogate; made by `fit_surrogate`.
 
     Args:
-        damage, pooled: float (G, B), a group's own prior damage and that of the mean group of its size.
+        damage, pooled: float (G, B), a group's own measured damage and that of the mean group of its size.
     """
 
     def __init__(self, space: SearchSpace, damage: np.ndarray, pooled: np.ndarray, constants: Constants):
@@ -73,6 +76,8 @@ class DamageModel:
         self._train: Fit | None = None
         self._weights = np.zeros(0)
         self._offsets = np.zeros(0)
+        self._rank = np.array(space.ranks, dtype=float)
+        self._groups = np.arange(len(space))
 
     def losses(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
         """Posterior means (N,) of the loss of plans given by level indices (N, G), (N, G)."""
@@ -81,14 +86,23 @@ class DamageModel:
 
     def additive_table(self) -> np.ndarray:
         """float (G, B, R): each choice's own share of the loss, without the residual."""
-        c = self.constants
-        gain = c.gain * self._rank / (self._rank + c.gain_rank) / len(self.space)
-        return self._table() - gain[None, None, :]
+        return self._table() - self._gain()[None, None, :] / len(self.space)
 
-    # -- the parts -------------------------------------------------------------------------------
-    @property
-    def _rank(self) -> np.ndarray:
-        return np.array(self.space.ranks, dtype=float)
+    def conditioned(self, data: Fit) -> DamageModel:
+        """The model with its residual fitted to the data, at the widths of the largest marginal likelihood."""
+        floor, rise, share = self._physics(data.b, data.r)
+        seen = np.maximum(data.loss - floor, LEAST_RISE)
+        target, noise = np.log(seen / rise), data.noise / seen
+        parts = self._parts(data, share)
+        model = DamageModel(self.space, self.damage, self.pooled, self.constants)
+        model.widths = _best_widths(parts, target, noise)
+        model._train, model._weights = data, cho_solve(_factor(parts, model.widths, noise), target)
+        model._offsets = model._errors(data, share)
+        return model
+
+    def _gain(self) -> np.ndarray:
+        """(R,): fall of the loss if all groups have a rank."""
+        return self.constants.gain * self._rank / (self._rank + self.constants.gain_rank)
 
     def _table(self) -> np.ndarray:
         """t (G, B, R)."""
@@ -99,57 +113,37 @@ class DamageModel:
     def _physics(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The loss without damage (N,), the rise (N,), and the groups' shares of the damage (N, G)."""
         c = self.constants
-        t = self._table()[np.arange(len(self.space)), b, r]
+        t = self._table()[self._groups, b, r]
         total = t.sum(1)
-        floor = c.base - (c.gain * self._rank / (self._rank + c.gain_rank))[r].mean(1)
         rise = np.maximum(c.cap * -np.expm1(-total / c.cap), LEAST_RISE)
-        return floor, rise, t / np.maximum(total, 1e-9)[:, None]
+        return c.base - self._gain()[r].mean(1), rise, t / np.maximum(total, 1e-9)[:, None]
 
     def _residual(self, b: np.ndarray, r: np.ndarray, share: np.ndarray) -> np.ndarray:
         """f (N,): the table's part by look-up, the rest by the distance to every plan of the fit."""
         if self._train is None:
             return np.zeros(len(b))
-        rows, count = np.arange(len(self.space)), len(self.space)
-        of_table = (share * np.sqrt(count) * self._offsets[rows, b, r]).sum(1)
-        differ = 1.0 - self._same(b, r, self._train.b, self._train.r) / count
+        of_table = (share * np.sqrt(len(self.space)) * self._offsets[self._groups, b, r]).sum(1)
+        differ = self._differ(b, r, self._train.b, self._train.r)
         return of_table + self.widths[2] ** 2 * np.exp(-differ / self.widths[3]) @ self._weights
 
-    def _same(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
-        """Number of groups (N, M) of equal bits and rank."""
+    def _differ(self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray) -> np.ndarray:
+        """Share of the groups (N, M) whose bits or ranks differ."""
         ranks, size = len(self.space.ranks), len(self.space.bits) * len(self.space.ranks)
-        return (_onehot(b * ranks + r, size) @ _onehot(b2 * ranks + r2, size).T).astype(float)
+        same = (_onehot(b * ranks + r, size) @ _onehot(b2 * ranks + r2, size).T).astype(float)
+        return 1.0 - same / len(self.space)
 
-    def _similarities(
-        self, b: np.ndarray, r: np.ndarray, b2: np.ndarray, r2: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shared damage at equal bits (N, M), at equal bits and ranks, and the share of groups that differ."""
-        count, ranks = len(self.space), len(self.space.ranks)
-        w, w2 = (self._physics(x, y)[2] * np.sqrt(count) for x, y in ((b, r), (b2, r2)))
-        bits = _onehot(b, len(self.space.bits), w) @ _onehot(b2, len(self.space.bits), w2).T
-        size = len(self.space.bits) * ranks
-        both = _onehot(b * ranks + r, size, w) @ _onehot(b2 * ranks + r2, size, w2).T
-        return bits, both, 1.0 - self._same(b, r, b2, r2) / count
+    def _parts(self, data: Fit, share: np.ndarray) -> Parts:
+        """The kernel's parts among the plans of a fit."""
+        ranks, w = len(self.space.ranks), share * np.sqrt(len(self.space))
+        bits = _onehot(data.b, len(self.space.bits), w)
+        both = _onehot(data.b * ranks + data.r, len(self.space.bits) * ranks, w)
+        # Copies: NumPy has another routine for an array by its own transpose, which rounds in another order.
+        return bits @ bits.copy().T, both @ both.copy().T, self._differ(data.b, data.r, data.b, data.r)
 
-    def conditioned(self, data: Fit, widths: np.ndarray | None = None) -> DamageModel:
-        """The model with its residual fitted to the data; widths by marginal likelihood where none are given."""
-        floor, rise, _ = self._physics(data.b, data.r)
-        seen = np.maximum(data.loss - floor, LEAST_RISE)
-        target = np.log(seen / rise)
-        noise = data.noise / seen
-        parts = self._similarities(data.b, data.r, data.b, data.r)
-        if widths is None:
-            widths = _best_widths(parts, target, noise)
-        model = DamageModel(self.space, self.damage, self.pooled, self.constants)
-        model.widths = widths
-        factor = cho_factor(_combine(parts, widths) + np.diag(noise**2 + widths[4] ** 2), lower=True)
-        model._train, model._weights = data, cho_solve(factor, target)
-        model._offsets = model._table_of_errors(data)
-        return model
-
-    def _table_of_errors(self, data: Fit) -> np.ndarray:
+    def _errors(self, data: Fit, share: np.ndarray) -> np.ndarray:
         """float (G, B, R): what a group's choice adds to f for each unit of its share w."""
-        w = self._physics(data.b, data.r)[2] * np.sqrt(len(self.space)) * self._weights[:, None]
-        groups = np.broadcast_to(np.arange(len(self.space)), data.b.shape)
+        w = share * np.sqrt(len(self.space)) * self._weights[:, None]
+        groups = np.broadcast_to(self._groups, data.b.shape)
         table = np.zeros((len(self.space), len(self.space.bits), len(self.space.ranks)))
         np.add.at(table, (groups, data.b, data.r), self.widths[1] ** 2 * w)
         of_bits = np.zeros(table.shape[:2])
@@ -158,9 +152,8 @@ class DamageModel:
 
 
 def fit_surrogate(space: SearchSpace, sensitivities: Sensitivities | None, data: Fit) -> DamageModel:
-    """The surrogate of these evaluations; without a prior every weight is taken to be damaged alike."""
-    model = _fit_constants(space, sensitivities, data)
-    return model.conditioned(data)
+    """The surrogate of these evaluations; without sensitivities every weight is taken to be damaged alike."""
+    return _fit_constants(space, sensitivities, data).conditioned(data)
 
 
 def _fit_constants(space: SearchSpace, sensitivities: Sensitivities | None, data: Fit) -> DamageModel:
@@ -177,41 +170,36 @@ def _fit_constants(space: SearchSpace, sensitivities: Sensitivities | None, data
     def model_of(z: np.ndarray) -> DamageModel:
         gain, gain_rank, power, repair_rank, cap = np.exp(z[:5])
         own = 1.0 / (1.0 + np.exp(-z[5]))
-        return DamageModel(
-            space, damage, pooled,
-            Constants(z[-1], gain, gain_rank, power, repair_rank, cap, own, np.exp(z[6 : 6 + bits])),
-        )  # fmt: skip
+        constants = Constants(z[-1], gain, gain_rank, power, repair_rank, cap, own, np.exp(z[6 : 6 + bits]))
+        return DamageModel(space, damage, pooled, constants)
 
     error = np.hypot(FLOOR, data.noise) + SHARE * (data.loss - data.loss.min())
 
     def residuals(z: np.ndarray) -> np.ndarray:
         floor, rise, _ = model_of(z)._physics(data.b, data.r)
-        held = np.concatenate([(z[:-1] - start) / WEAK, [(z[-1] - base) / 1.0]])
-        return np.concatenate([(floor + rise - data.loss) / error, held])
+        return np.concatenate([(floor + rise - data.loss) / error, (z[:-1] - start) / WEAK, [z[-1] - base]])
 
-    solution = least_squares(residuals, np.append(start, base), loss="soft_l1")
-    return model_of(solution.x)
+    return model_of(least_squares(residuals, np.append(start, base), loss="soft_l1").x)
 
 
 def _unknown(space: SearchSpace) -> Sensitivities:
-    """The flat prior at the size of real damage: all groups at 2 bits together rise by what was measured."""
+    """Flat sensitivities at the size of real damage: all groups at 2 bits together rise by what was measured."""
     flat = flat_prior(space)
-    scale = measured.DAMAGE_2.sum()
-    return replace(flat, bits_damage=flat.bits_damage * scale)
+    return replace(flat, bits_damage=flat.bits_damage * measured.DAMAGE_2.sum())
 
 
-def _combine(parts: tuple[np.ndarray, np.ndarray, np.ndarray], widths: np.ndarray) -> np.ndarray:
+def _factor(parts: Parts, widths: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Cholesky factor of the covariance of what was seen of f."""
     bits, both, differ = parts
-    return widths[0] ** 2 * bits + widths[1] ** 2 * both + widths[2] ** 2 * np.exp(-differ / widths[3])
+    covariance = widths[0] ** 2 * bits + widths[1] ** 2 * both + widths[2] ** 2 * np.exp(-differ / widths[3])
+    return cho_factor(covariance + np.diag(noise**2 + widths[4] ** 2), lower=True)
 
 
-def _best_widths(parts: tuple[np.ndarray, np.ndarray, np.ndarray], target: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _best_widths(parts: Parts, target: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Widths (5,) of the largest marginal likelihood, with a weak log-normal prior around the start."""
 
     def cost(z: np.ndarray) -> float:
-        widths = np.exp(z)
-        covariance = _combine(parts, widths) + np.diag(noise**2 + widths[4] ** 2)
-        factor = cho_factor(covariance, lower=True)
+        factor = _factor(parts, np.exp(z), noise)
         fit = 0.5 * target @ cho_solve(factor, target) + np.log(np.diag(factor[0])).sum()
         return float(fit + 0.5 * np.square((z - START_WIDTHS) / WIDTH_PRIOR).sum())
 

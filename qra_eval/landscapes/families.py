@@ -8,12 +8,14 @@ Loss of a plan, in nats, with t_g = left_g(b, r) damage_g(b), the damage of grou
     rise(x) = cap (1 - exp(-(x + bend x^2) / cap))
 
 Every family shares the measured marginals (`qra_eval.landscapes.measured`) and differs in what breaks additivity, in
-the noise and in the prior. A single group's loss (all others unquantized) is never touched by an interaction.
+the noise and in the sensitivities. A single group's loss (all others unquantized) is never touched by an interaction.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -45,15 +47,11 @@ class Family:
         distant: deviation of K for all other pairs of layers, times the square root of their number.
         bend, cap: of `rise`; an infinite cap and no bend make it the identity.
         floors: share of the damage that no rank repairs, mean at 2 bits and at 3 bits and more; 0 is none.
-        repair_power: how steeply rank repairs the rest; None as measured.
+        repair_power: how steeply rank repairs the rest.
         noise_slope: rise of the noise with the loss above the untouched model's.
-        seed_shift: deviation in nats of what a seed adds to all plans alike.
-        seed_share: share of the noise's variance (at uniform 3 bits) that a seed adds by a table of its own, a number
-            for each bit-width of each group in proportion to its damage: plans that are alike fare alike with it.
-        prior_tilt: log-error of the prior from the first to the last layer; systematic, not random.
-        prior_kinds: whether the prior takes every weight of a layer to be damaged alike, whatever its kind.
+        prior_tilt: log-error of the sensitivities from the first to the last layer; systematic, not random.
+        prior_kinds: whether the sensitivities tell kinds of modules apart, or take all weights of a layer alike.
         uneven: whether layers differ in size.
-        source: what was measured: the scale of damage, repair, gain and noise.
     """
 
     about: str
@@ -63,19 +61,11 @@ class Family:
     bend: float = 0.0
     cap: float = measured.CAP
     floors: tuple[float, float] = (0.0, 0.0)
-    repair_power: float | None = None
+    repair_power: float = measured.REPAIR_POWER
     noise_slope: float = 0.0
-    seed_shift: float = 0.0
-    seed_share: float = 0.0
     prior_tilt: float = 0.0
     prior_kinds: bool = True
     uneven: bool = False
-    source: measured.Source = measured.HQQ
-
-    @property
-    def noise(self) -> float:
-        """Deviation between seeds in nats."""
-        return self.source.noise
 
 
 FAMILIES = {
@@ -89,7 +79,7 @@ FAMILIES = {
         repair_power=0.9,
     ),
     "misleading": Family(
-        "mild interaction, and a prior that is systematically wrong over depth and blind to kinds",
+        "mild interaction, and sensitivities that are systematically wrong over depth and blind to kinds",
         within=0.2,
         neighbours=(0.05, 0.1),
         prior_tilt=2.0,
@@ -111,20 +101,6 @@ FAMILIES = {
         distant=1.2,
         bend=0.6,
         cap=6.0,
-    ),
-    "calibrated": Family(
-        "mild interaction; the damage of a calibrated quantizer, small beside the noise, and ranks that hardly matter",
-        within=0.2,
-        neighbours=(0.05, 0.1),
-        source=measured.GPTQ,
-    ),
-    "seeded": Family(
-        "as `calibrated`, but a seed shifts all losses and favours some choices, so that like plans have like noise",
-        within=0.2,
-        neighbours=(0.05, 0.1),
-        seed_shift=measured.SEED_SHIFT,
-        seed_share=0.8,
-        source=measured.GPTQ,
     ),
 }
 
@@ -178,13 +154,6 @@ class Tables:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
         return self.damage[:, :, None] * self.left - self.gain[:, None, :]
 
-    def of_seed(self, b: np.ndarray, r: np.ndarray, width: int, rng: np.random.Generator) -> float:
-        """What a seed's own table adds to a plan (G,), (G,): deviation 1 over seeds where all groups are at `width`."""
-        rows = np.arange(len(self.layer))
-        favour = rng.standard_normal(self.damage.shape)[rows, b]
-        damage = self.damage[rows, b] * self.left[rows, b, r]
-        return float(favour @ damage / np.linalg.norm(self.damage[rows, width] * self.left[rows, width, r]))
-
     def at_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
         """The landscape that a cheaper evaluation sees: less gain, less repair, other damage. Biased, correlated."""
         if fidelity >= 1.0:
@@ -194,20 +163,25 @@ class Tables:
         return replace(self, damage=self.damage * wrong, left=1.0 - (1.0 - self.left) * done, gain=self.gain * done)
 
 
+def generator(*key: Any) -> np.random.Generator:
+    """A generator that is a function of its key, on any machine."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
 def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.random.Generator) -> Tables:
     """Tables of a landscape of this family on a space of `make_space`."""
     layer = np.array([group.depth for group in space.groups])
     layers = int(layer.max()) + 1
     groups = len(layer)
-    source = family.source
-    damage = _group_damage(source, space, granularity, layer, layers, rng)
-    steepness = source.repair_power if family.repair_power is None else family.repair_power
-    power = steepness * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
-    repaired = source.left(np.array(space.ranks)[None, :], power[:, None])[:, None, :]
+    ranks = np.array(space.ranks, dtype=float)
+    damage = _group_damage(space, granularity, layer, layers, rng)
+    power = family.repair_power * np.exp(rng.normal(0.0, REPAIR_SPREAD, groups))
+    repaired = measured.left(ranks[None, :], power[:, None])[:, None, :]
     floor = np.array([family.floors[0] if bits <= 2 else family.floors[1] for bits in space.widths.tolist()])
     floor = np.clip(floor[None, :] * rng.uniform(0.3, 1.7, (groups, 1)), 0.0, 0.95)[:, :, None]
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
-    gain = (weight / weight.sum())[:, None] * source.gain_at(np.array(space.ranks))[None, :]
+    gain = (weight / weight.sum())[:, None] * measured.gain_at(ranks)[None, :]
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return Tables(
         damage=damage,
@@ -216,7 +190,7 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
         within=within,
         coupling=_coupling(family, layers, rng),
         layer=layer,
-        base=source.untuned,
+        base=measured.UNTUNED,
         bend=family.bend,
         cap=family.cap,
     )
@@ -238,7 +212,6 @@ def _coupling(family: Family, layers: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _group_damage(
-    source: measured.Source,
     space: SearchSpace,
     granularity: str,
     layer: np.ndarray,
@@ -249,7 +222,7 @@ def _group_damage(
 
     Totals are kept: with other than 30 layers each is scaled by 30 / layers.
     """
-    real = source.layers
+    real = len(measured.DAMAGE_2)
     depth = np.round(np.arange(layers) / max(layers - 1, 1) * (real - 1)).astype(int)
     moved = depth + rng.integers(-DEPTH_JITTER, DEPTH_JITTER + 1, layers)
     # The last layer stands apart in the measurements, so it stays the last, and no other takes its place.
@@ -259,8 +232,8 @@ def _group_damage(
     spread = np.exp(rng.normal(0.0, MODULE_SPREAD, len(layer))) if granularity != "layer" else np.ones(len(layer))
     columns = []
     for bits in space.widths.tolist():
-        share = source.kind_share(bits)
+        share = measured.kind_share(bits)
         of_kind = {kind: sum(share[m] for m in members) for kind, members in kinds.items()}
         part = np.array([of_kind[group.kind] for group in space.groups]) * spread
-        columns.append((source.damage(bits)[taken] * scale)[layer] * part)
+        columns.append((measured.damage(bits)[taken] * scale)[layer] * part)
     return np.stack(columns, axis=1)

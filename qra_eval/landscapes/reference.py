@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ KICK = 0.15
 """Share of the groups that a restart moves to another choice."""
 RELINEARISATIONS = 8
 PAIRS = 8_000
-"""Two-exchanges tried in a step, those with the lowest sum of single changes first; all of them in small spaces."""
+"""Two-exchanges tried in a step, those with the lowest sum of single changes first."""
+SINGLES = 2_000
+"""Single changes that pairs are made of, those of the lowest loss first."""
 PREFIX = 48
 """Improving exchanges of different groups that one step tries to make together."""
 CHUNK = 4_000_000
@@ -53,15 +56,16 @@ class Truth(Evaluator):
 
 @dataclass(frozen=True)
 class Reference:
-    """Best known plan under each budget, with its noise-free loss; `exact` where it is proven optimal."""
+    """Best known plan (by its key) under each budget, with its noise-free loss; `exact` where it is proven optimal."""
 
     budgets: tuple[int, ...]
-    plans: tuple[Plan, ...]
+    keys: tuple[str, ...]
     losses: tuple[float, ...]
     exact: bool
 
-
-_MEMORY: dict[str, Reference] = {}
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return tuple(Plan.from_key(key) for key in self.keys)
 
 
 def reference_front(landscape: Truth, budgets: Sequence[int], *, cache: str | Path | None = None) -> Reference:
@@ -72,29 +76,26 @@ def reference_front(landscape: Truth, budgets: Sequence[int], *, cache: str | Pa
     optima of the other budgets, and from random kicks, until nothing improves.
 
     Args:
-        cache: folder where results are kept between processes; they are always kept within one.
+        cache: folder where results are kept.
 
     Raises:
         BudgetTooSmall: no plan fits a budget.
     """
     budgets = tuple(sorted(int(b) for b in budgets))
-    key = _fingerprint(landscape, budgets)
-    if key in _MEMORY:
-        return _MEMORY[key]
-    path = Path(cache) / f"{key}.json" if cache is not None else None
+    path = None if cache is None else Path(cache) / f"{_fingerprint(landscape, budgets)}.json"
     if path is not None and path.is_file():
-        _MEMORY[key] = _read(path)
-        return _MEMORY[key]
+        data = json.loads(path.read_text())
+        return Reference(tuple(data["budgets"]), tuple(data["keys"]), tuple(data["losses"]), data["exact"])
     for budget in budgets:
         landscape.space.memory.check_budget(budget)
-    found = _solve_all(landscape, budgets)
-    _MEMORY[key] = found
+    found = _solve(landscape, budgets)
     if path is not None:
-        _write(path, found)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(found))
     return found
 
 
-def _solve_all(landscape: Truth, budgets: tuple[int, ...]) -> Reference:
+def _solve(landscape: Truth, budgets: tuple[int, ...]) -> Reference:
     space, memory = landscape.space, landscape.space.memory
     table = np.where(memory.allowed, landscape.additive_table(), np.inf).reshape(len(space), -1)
     size = memory.choice.reshape(len(space), -1)
@@ -105,74 +106,123 @@ def _solve_all(landscape: Truth, budgets: tuple[int, ...]) -> Reference:
         parts = [choices[i : i + step] for i in range(0, len(choices), step)]
         return np.concatenate([landscape.true_losses(c // ranks, c % ranks) for c in parts])
 
-    best: list[np.ndarray] = []
-    for budget in budgets:
-        room = budget - space.fixed_bytes
-        start = knapsack.solve(table, size, room)
-        assert start is not None  # the budget was checked
-        best.append(start if landscape.is_additive else _refine(loss, table, size, room, start))
+    problems = [Problem(loss, table, size, budget - space.fixed_bytes) for budget in budgets]
+    best = [problem.first(exact=landscape.is_additive) for problem in problems]
     if not landscape.is_additive:
         rng = np.random.default_rng(0)
-        for i, budget in enumerate(budgets):
-            room = budget - space.fixed_bytes
-            for other in [*best, *(_kick(best[i], table, rng) for _ in range(RESTARTS))]:
-                candidate = _refine(loss, table, size, room, _shrink(other, table, size, room))
-                if loss(candidate[None])[0] < loss(best[i][None])[0]:
+        for i, problem in enumerate(problems):
+            for other in [*best, *(problem.kicked(best[i], rng) for _ in range(RESTARTS))]:
+                candidate = problem.refined(problem.shrunk(other))
+                if problem.value(candidate) < problem.value(best[i]):
                     best[i] = candidate
-    plans = tuple(space.decode(c // ranks, c % ranks) for c in best)
-    return Reference(budgets, plans, tuple(float(loss(c[None])[0]) for c in best), landscape.is_additive)
+    keys = tuple(space.decode(c // ranks, c % ranks).key for c in best)
+    losses = tuple(problem.value(c) for problem, c in zip(problems, best, strict=True))
+    return Reference(budgets, keys, losses, landscape.is_additive)
 
 
-def _refine(loss, table: np.ndarray, size: np.ndarray, room: int, start: np.ndarray) -> np.ndarray:
-    """Solve the knapsack over single changes around the best plan so far, damped, then descend by exchanges."""
-    best, value = start, float(loss(start[None])[0])
-    for _ in range(RELINEARISATIONS):
-        change = _single_changes(loss, table, best) - value
-        improved = False
-        for damping in (0.0, 0.5, 1.0):
-            stay = np.zeros_like(change)
-            stay[np.arange(len(best)), best] = -damping * np.abs(change[np.isfinite(change)]).mean()
-            candidate = knapsack.solve(change + stay, size, room, exact=False)
-            if candidate is not None and (new := float(loss(candidate[None])[0])) < value - 1e-12:
-                best, value, improved = candidate, new, True
-        if not improved:
-            break
-    return _descend(loss, table, size, room, best)
+@dataclass(frozen=True)
+class Problem:
+    """A landscape under one budget; a plan is coded as int (G,), bits level times R plus rank level.
 
+    Attributes:
+        loss: true losses (N,) of plans (N, G).
+        table: float (G, C), the additive part of the loss; inf where a choice is not allowed.
+        size: int (G, C), bytes of each choice, of which a plan may take `room`.
+    """
 
-def _descend(loss, table: np.ndarray, size: np.ndarray, room: int, start: np.ndarray) -> np.ndarray:
-    """Best single or double exchange within the budget, over and over, until none lowers the loss."""
-    best, value = start.copy(), float(loss(start[None])[0])
-    items = table.shape[1]
-    rows = np.arange(len(table))
-    while True:
-        change = _single_changes(loss, table, best) - value
-        change[rows, best] = np.inf
-        left = room - int(size[rows, best].sum())
-        extra = (size - size[rows, best][:, None]).ravel()
-        usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
-        singles = np.stack([usable, usable], axis=1)
-        moves = np.concatenate([singles, _pairs(change.ravel(), extra, left, items)])
-        if not len(moves):
-            return best
-        gain = loss(_moved(best, moves, items)) - value
-        together = _together(moves, gain, extra, left, items)
-        if not len(together):
-            return best
-        steps = np.repeat(best[None], len(together), axis=0)
-        for i, move in enumerate(together):
-            steps[i:, move // items] = move % items
-        values = loss(steps)
-        at = int(values.argmin())
-        best, value = steps[at], float(values[at])
+    loss: Callable[[np.ndarray], np.ndarray]
+    table: np.ndarray
+    size: np.ndarray
+    room: int
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        return np.arange(len(self.table))
+
+    def value(self, plan: np.ndarray) -> float:
+        """The true loss of one plan."""
+        return float(self.loss(plan[None])[0])
+
+    def first(self, *, exact: bool) -> np.ndarray:
+        """The knapsack over the table, refined unless it is exact; the budget was checked."""
+        start = knapsack.solve(self.table, self.size, self.room)
+        assert start is not None
+        return start if exact else self.refined(start)
+
+    def refined(self, start: np.ndarray) -> np.ndarray:
+        """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
+        best, value = start, self.value(start)
+        for _ in range(RELINEARISATIONS):
+            change = self.single_changes(best) - value
+            improved = False
+            for damping in (0.0, 0.5, 1.0):
+                stay = np.zeros_like(change)
+                stay[self.rows, best] = -damping * np.abs(change[np.isfinite(change)]).mean()
+                candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
+                if candidate is not None and (new := self.value(candidate)) < value - 1e-12:
+                    best, value, improved = candidate, new, True
+            if not improved:
+                break
+        return self.descended(best)
+
+    def descended(self, start: np.ndarray) -> np.ndarray:
+        """Single and double exchanges within the budget, over and over, until none lowers the loss."""
+        best, value = start.copy(), self.value(start)
+        items = self.table.shape[1]
+        while True:
+            change = self.single_changes(best) - value
+            change[self.rows, best] = np.inf
+            left = self.room - int(self.size[self.rows, best].sum())
+            extra = (self.size - self.size[self.rows, best][:, None]).ravel()
+            usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
+            singles = np.stack([usable, usable], axis=1)
+            moves = np.concatenate([singles, _pairs(change.ravel(), extra, left, items)])
+            if not len(moves):
+                return best
+            gain = self.loss(_moved(best, moves, items)) - value
+            together = _together(moves, gain, extra, left, items)
+            if not len(together):
+                return best
+            steps = np.repeat(best[None], len(together), axis=0)
+            for i, move in enumerate(together):
+                steps[i:, move // items] = move % items
+            values = self.loss(steps)
+            at = int(values.argmin())
+            best, value = steps[at], float(values[at])
+
+    def single_changes(self, choice: np.ndarray) -> np.ndarray:
+        """Loss (G, C) with one group at another choice; inf if that is not allowed."""
+        groups, items = self.table.shape
+        plans = np.repeat(choice[None], groups * items, axis=0)
+        index = np.arange(groups * items)
+        plans[index, index // items] = index % items
+        return np.where(np.isfinite(self.table), self.loss(plans).reshape(groups, items), np.inf)
+
+    def kicked(self, choice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The plan with some of its groups at random choices."""
+        kicked = choice.copy()
+        for g in rng.choice(len(choice), max(1, round(KICK * len(choice))), replace=False):
+            kicked[g] = rng.choice(np.flatnonzero(np.isfinite(self.table[g])))
+        return kicked
+
+    def shrunk(self, choice: np.ndarray) -> np.ndarray:
+        """The plan brought under the budget by the exchanges that cost least loss a byte."""
+        choice = choice.copy()
+        while (over := int(self.size[self.rows, choice].sum()) - self.room) > 0:
+            saved = self.size[self.rows, choice][:, None] - self.size
+            rise = self.table - self.table[self.rows, choice][:, None]
+            usable = (saved > 0) & np.isfinite(rise)
+            rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
+            g, c = divmod(int(rate.argmin()), self.table.shape[1])
+            choice[g] = c
+        return choice
 
 
 def _moved(choice: np.ndarray, moves: np.ndarray, items: int) -> np.ndarray:
     """Plans (M, G) after each of the moves (M, 2), given as group * items + item."""
     plans = np.repeat(choice[None], len(moves), axis=0)
-    index = np.arange(len(moves))
-    for column in (0, 1):
-        plans[index, moves[:, column] // items] = moves[:, column] % items
+    for column in moves.T:
+        plans[np.arange(len(moves)), column // items] = column % items
     return plans
 
 
@@ -196,13 +246,7 @@ def _together(moves: np.ndarray, gain: np.ndarray, extra: np.ndarray, left: int,
 def _pairs(change: np.ndarray, extra: np.ndarray, left: int, items: int) -> np.ndarray:
     """Pairs of moves (P, 2) of different groups that fit together, lowest sum of single changes first."""
     usable = np.flatnonzero(np.isfinite(change))
-    order = usable[np.argsort(change[usable], kind="stable")]
-    if len(order) ** 2 > CHUNK:
-        # The cheapest moves that free bytes, and those that gain most a byte, are what pairs are made of.
-        rate = change[usable] / np.maximum(np.abs(extra[usable]), 1)
-        frees = usable[extra[usable] <= 0]
-        keep = np.concatenate([order[:700], usable[np.argsort(rate)][:600], frees[np.argsort(change[frees])][:700]])
-        order = np.unique(keep)
+    order = usable[np.argsort(change[usable], kind="stable")[:SINGLES]]
     i, j = np.triu_indices(len(order), 1)
     i, j = order[i], order[j]
     fits = (extra[i] + extra[j] <= left) & (i // items != j // items)
@@ -211,37 +255,6 @@ def _pairs(change: np.ndarray, extra: np.ndarray, left: int, items: int) -> np.n
         first = np.argpartition(change[i] + change[j], PAIRS)[:PAIRS]
         i, j = i[first], j[first]
     return np.stack([i, j], axis=1)
-
-
-def _single_changes(loss, table: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Loss (G, C) with one group at another choice; inf if that is not allowed."""
-    groups, items = table.shape
-    plans = np.repeat(choice[None], groups * items, axis=0)
-    index = np.arange(groups * items)
-    plans[index, index // items] = index % items
-    return np.where(np.isfinite(table), loss(plans).reshape(groups, items), np.inf)
-
-
-def _kick(choice: np.ndarray, table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The plan with some of its groups at random choices."""
-    kicked = choice.copy()
-    for g in rng.choice(len(choice), max(1, round(KICK * len(choice))), replace=False):
-        kicked[g] = rng.choice(np.flatnonzero(np.isfinite(table[g])))
-    return kicked
-
-
-def _shrink(choice: np.ndarray, table: np.ndarray, size: np.ndarray, room: int) -> np.ndarray:
-    """The plan brought under the budget by the exchanges that cost least loss a byte."""
-    rows = np.arange(len(choice))
-    choice = choice.copy()
-    while (over := int(size[rows, choice].sum()) - room) > 0:
-        saved = size[rows, choice][:, None] - size
-        rise = table - table[rows, choice][:, None]
-        usable = (saved > 0) & np.isfinite(rise)
-        rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
-        g, c = divmod(int(rate.argmin()), table.shape[1])
-        choice[g] = c
-    return choice
 
 
 def _fingerprint(landscape: Truth, budgets: tuple[int, ...]) -> str:
@@ -255,20 +268,3 @@ def _fingerprint(landscape: Truth, budgets: tuple[int, ...]) -> str:
     truth = np.round(landscape.true_losses(*probes), 9).tolist()
     content = json.dumps([space.signature, truth, landscape.is_additive, list(budgets)])
     return hashlib.sha256(content.encode()).hexdigest()[:20]
-
-
-def _read(path: Path) -> Reference:
-    data = json.loads(path.read_text())
-    plans = tuple(Plan.from_key(key) for key in data["plans"])
-    return Reference(tuple(data["budgets"]), plans, tuple(data["losses"]), data["exact"])
-
-
-def _write(path: Path, reference: Reference) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {
-        "budgets": list(reference.budgets),
-        "plans": [plan.key for plan in reference.plans],
-        "losses": list(reference.losses),
-        "exact": reference.exact,
-    }
-    write_json(path, data)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from qra_eval.models.gguf_families import family_reasons
+from qra_eval.models.gguf_families import family_reasons, rope
 from qra_eval.models.linears import EXPERT
-from qra_eval.models.rope import rope
 from qra_search.engines import ENGINES, refusal
 
 APART = ("module", "expert")

@@ -69,7 +69,7 @@ def parts_of(linear: nn.Module) -> LinearParts | None:
         return None
     if type(base) is nn.Linear:
         return None if base.weight.requires_grad else parts._replace(base=base.weight)
-    return parts if _dequantizes(type(base)) else None
+    return parts if _dequantizes(type(base)) else None  # type: ignore[arg-type]
 
 
 def hooked(module: nn.Module) -> bool:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_eval.models.rope import rope
-
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
 
@@ -84,6 +82,13 @@ def family_reasons(config: Any) -> list[str]:
     if getattr(config, "qk_layernorm", False):
         reasons.append("llama.cpp has no norms of queries and keys in this family, this model does (qk_layernorm)")
     return reasons
+
+
+def rope(config: Any) -> dict[str, Any]:
+    """Its parameters; those of layers that see all positions, where others have their own."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    found = found.get("full_attention", found)
+    return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
 
 
 def layer_types(layers: int, period: int) -> list[str]:

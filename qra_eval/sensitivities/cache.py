@@ -29,17 +29,17 @@ PRIOR_VERSION = 6
 """Of the way in which the prior is measured: a kept one of another version is not used."""
 
 
-def kept_or_measured(workbench: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+def kept_or_measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """The prior as an earlier run of the same content kept it, or measured and kept; and the report of its measuring.
 
     Its cost is what measuring took, whether or not it was measured again.
     """
-    path = prior_file(workbench)
+    path = prior_file(tuner)
     try:
         data = json.loads(path.read_text())
         return Sensitivities.from_dict(data["prior"]), data["report"]
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not whole
-        sensitivities, report = measured(workbench)
+        sensitivities, report = measured(tuner)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"prior": sensitivities.to_dict(), "report": report})
     return sensitivities, report
@@ -52,28 +52,28 @@ def probe_batch(rows: Sequence[Encoded]) -> Batch:
     return collate([rows[i] for i in drawn], multiple=PASS_MULTIPLE)
 
 
-def prior_file(workbench: FineTuner) -> Path:
+def prior_file(tuner: FineTuner) -> Path:
     """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
-    model = workbench.quantized
+    model = tuner.quantized
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
     identity = [PRIOR_VERSION, model.identity, levels, model.space.signature]
-    identity += [workbench.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
-    identity += [workbench.rows.hash(calibration=PRIOR_ROWS), workbench.evaluation_tokens(), str(model.compute)]
+    identity += [tuner.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
+    identity += [tuner.rows.hash(calibration=PRIOR_ROWS), tuner.evaluation_tokens(), str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
-def measured(workbench: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
+def measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.sensitivities.measure`."""
-    model = workbench.quantized
-    model.prepare()  # quantizing is no part of the prior's time
+    model = tuner.quantized
+    tuner.switcher.prepare()  # quantizing is no part of the prior's time
     start = time.perf_counter()
-    model.unquantize()
-    rows = workbench.rows("calibration", PRIOR_ROWS)
-    sensitivities, report = measure_prior(workbench, passed_together(rows), probe_batch(rows))
+    tuner.switcher.unquantize()
+    rows = tuner.rows("calibration", PRIOR_ROWS)
+    sensitivities, report = measure_prior(tuner, passed_together(rows), probe_batch(rows))
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
-        tokens += sum(map(len, workbench.rows("calibration", CALIBRATION_ROWS)))
-    cost = tokens / workbench.evaluation_tokens()
+        tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
+    cost = tokens / tuner.evaluation_tokens()
     seconds = time.perf_counter() - start
     return replace(sensitivities, cost=cost, seconds=seconds), {**report, "forward_tokens": tokens, "cost": cost}

@@ -46,7 +46,7 @@ class Fisher:
 
 
 def measure_fisher(
-    workbench: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch], *, by_row: bool = False
+    tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch], *, by_row: bool = False
 ) -> Fisher:
     """One forward and backward pass a batch, layer by layer, with labels drawn from the model; see the docstring above.
 
@@ -57,10 +57,10 @@ def measure_fisher(
         by_row: sum over a row's positions before squaring. Its expectation is the whole figure, with how errors at
             different positions add up; but a row is then one draw, and with so few rows the sum of squares follows the
             measured divergence better: rank correlation 0.974 against 0.955 on SmolLM2, 0.94 against 0.81 at 2 bits
-            (benchmarks/results/fisher.jsonl).
+            (benchmarks/results/README.md).
     """
-    model, blocks = workbench.quantized, workbench.quantized.blocks
-    found = _Figures(workbench, bits, sum(len(b.targets) for b in batches), len(batches), by_row)
+    model, blocks = tuner.quantized, tuner.quantized.blocks
+    found = _Figures(tuner, bits, sum(len(b.targets) for b in batches), len(batches), by_row)
     generator = torch.Generator(device="cpu").manual_seed(0)
     inputs: list[list[Tensor]] = []
     with blocks.running():
@@ -74,10 +74,12 @@ def measure_fisher(
             names = model.bank.names(layer)
             with blocks.placed(layer):
                 for n, flow in enumerate(flows):
-                    start = inputs[layer][n].to(workbench.device).requires_grad_(True)
-                    with found.taken_at({name: model.wrapped[name] for name in names}, start.shape[:2], generator):
+                    start = inputs[layer][n].to(tuner.device).requires_grad_(True)
+                    with found.taken_at(
+                        {name: tuner.switcher.wrapped[name] for name in names}, start.shape[:2], generator
+                    ):
                         output = blocks.step(layer, flow, start)
-                    (gradient,) = torch.autograd.grad(output, start, gradients[n].to(workbench.device))
+                    (gradient,) = torch.autograd.grad(output, start, gradients[n].to(tuner.device))
                     gradients[n] = gradient.cpu()
             inputs.pop()
     return Fisher(no_less_than_likes(found.damage), found.spectrum, sum(b.tokens for b in batches))
@@ -111,10 +113,10 @@ def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Te
 class _Figures:
     """Gathers `Fisher`'s figures at the linears of one layer after another."""
 
-    def __init__(self, workbench: FineTuner, bits: Sequence[LevelName], labelled: int, batches: int, by_row: bool):
-        self.workbench, self.bits, self.labelled, self.batches = workbench, bits, labelled, batches
+    def __init__(self, tuner: FineTuner, bits: Sequence[LevelName], labelled: int, batches: int, by_row: bool):
+        self.tuner, self.bits, self.labelled, self.batches = tuner, bits, labelled, batches
         self.by_row = by_row
-        names = workbench.quantized.wrapped
+        names = tuner.switcher.wrapped
         self.damage = {name: np.zeros(len(bits)) for name in names}
         self.spectrum: dict[str, np.ndarray] = {}
         self.done, self.total = 0, len(names) * batches
@@ -126,7 +128,7 @@ class _Figures:
         """What passes forward through linears within the context is measured when its gradient comes back."""
 
         def watch(name: str) -> Any:
-            parent = self.workbench.model.get_submodule(name.rpartition(".")[0])
+            parent = self.tuner.model.get_submodule(name.rpartition(".")[0])
 
             def hook(module: AdaptedLinear, args: tuple[Tensor, ...], output: Tensor) -> None:
                 x = args[0].detach()
@@ -145,7 +147,7 @@ class _Figures:
     def _take(
         self, name: str, x: Tensor, gradient: Tensor, rows: Tensor, count: int, generator: torch.Generator
     ) -> None:
-        bank = self.workbench.quantized.bank
+        bank = self.tuner.quantized.bank
         x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
         whole = bank.linears[name].weight.detach().to(x.device).float()
         for k, b in enumerate(self.bits):
@@ -159,8 +161,8 @@ class _Figures:
         values = leading_singular_values(g, x.float(), generator)
         self.spectrum[name] = self.spectrum.get(name, 0.0) + values / self.batches
         self.done += 1
-        if self.workbench.progress is not None:
-            self.workbench.progress("measure sensitivity", min(self.done, self.total), self.total)
+        if self.tuner.progress is not None:
+            self.tuner.progress("measure sensitivity", min(self.done, self.total), self.total)
 
 
 def rows_of(parent: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -37,7 +37,7 @@ PROBED_BITS = 2
 """The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
 MANY_PROBES = 24
 """With more probes than so many, each group is degraded at one of its bit-widths only, in turn: 21 instead of 42 tell
-recorded evaluations of SmolLM2 apart as well (benchmarks/study/probes.py)."""
+recorded evaluations of SmolLM2 apart as well (benchmarks/results/study/details.md)."""
 KIND_RIDGE = 1.0
 """Strength with which a kind's intercept is drawn to the common one, in observations."""
 RANK_GAIN = 0.5
@@ -48,7 +48,7 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_prior(workbench: FineTuner, batches: Sequence[Batch], probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
+def measure_prior(tuner: FineTuner, batches: Sequence[Batch], probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
     """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
 
     Args:
@@ -58,15 +58,15 @@ def measure_prior(workbench: FineTuner, batches: Sequence[Batch], probe: Batch) 
         The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
         units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
-    space, model = workbench.space, workbench.quantized
+    space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    fisher = measure_fisher(workbench, bits, batches)
+    fisher = measure_fisher(tuner, bits, batches)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
-    with model.in_float32() as blocks:
-        probes, probe_tokens = degrade_groups(workbench, blocks, bits, pairs, probe)
-        tables, table_tokens = degrade_tables(workbench, blocks, probe)
+    with tuner.switcher.in_float32() as blocks:
+        probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe)
+        tables, table_tokens = degrade_tables(tuner, blocks, probe)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -132,7 +132,7 @@ def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return made
 
 
-def degrade_tables(workbench: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict[str, dict[LevelName, float]], int]:
+def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict[str, dict[LevelName, float]], int]:
     """KL of the prediction on a batch with one table alone degraded, at each of its levels; and tokens passed forward.
 
     Args:
@@ -141,7 +141,7 @@ def degrade_tables(workbench: FineTuner, blocks: Blocks, batch: Batch) -> tuple[
     Returns:
         By table, level to nats a labelled token.
     """
-    model = workbench.quantized
+    model = tuner.quantized
     pairs = [(name, level) for name in model.tables for level in model.table_levels]
     found: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
     if not pairs:
@@ -149,7 +149,7 @@ def degrade_tables(workbench: FineTuner, blocks: Blocks, batch: Batch) -> tuple[
     with blocks.running(), torch.no_grad():
         flows: dict[tuple[str, LevelName] | None, Flow] = {}
         for pair in (None, *pairs):
-            with _degraded(workbench, pair):
+            with _degraded(tuner, pair):
                 flows[pair] = blocks.enter(batch)
         for layer in range(len(blocks)):
             with blocks.placed(layer):
@@ -157,23 +157,22 @@ def degrade_tables(workbench: FineTuner, blocks: Blocks, batch: Batch) -> tuple[
         reference = blocks.logits(flows[None], flows[None].hidden.to(blocks.device)).float()
         likely = reference.softmax(-1)
         for pair in pairs:
-            with _degraded(workbench, pair):
+            with _degraded(tuner, pair):
                 logits = blocks.logits(flows[pair], flows[pair].hidden.to(blocks.device)).float()
             found[pair[0]][pair[1]] = divergence(reference, likely, logits)
     return found, (1 + len(pairs)) * batch.tokens
 
 
 @contextmanager
-def _degraded(workbench: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
+def _degraded(tuner: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
     """One table at a level, the rest as it was loaded."""
-    model = workbench.quantized
     if pair is not None:
-        model.put_table(*pair)
+        tuner.switcher.put_table(*pair)
     try:
         yield
     finally:
         if pair is not None:
-            model.put_table(pair[0], None)
+            tuner.switcher.put_table(pair[0], None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -186,7 +185,7 @@ def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
 
 
 def degrade_groups(
-    workbench: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
+    tuner: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
 ) -> tuple[list[tuple[int, int, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
@@ -199,7 +198,7 @@ def degrade_groups(
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
     """
-    groups, model = workbench.space.groups, workbench.quantized
+    groups, bank, wrapped = tuner.space.groups, tuner.quantized.bank, tuner.switcher.wrapped
     tokens, found = float(batch.tokens), []
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
@@ -211,14 +210,14 @@ def degrade_groups(
                 for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
                     names = [linear.name for linear in groups[g].linears]
                     for name in names:
-                        model.wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
+                        wrapped[name].set_base(weight=bank.weight(name, bits[k]))
                     probes[g, k] = blocks.step(layer, flow).cpu()
                     for name in names:
-                        model.wrapped[name].set_base()
+                        wrapped[name].set_base()
                     tokens += (1 - layer / len(blocks)) * batch.tokens
                 blocks.advance(layer, [flow])
-            if workbench.progress is not None:
-                workbench.progress("probe groups", layer + 1, len(blocks))
+            if tuner.progress is not None:
+                tuner.progress("probe groups", layer + 1, len(blocks))
         reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
         likely = reference.softmax(-1)
         for (g, k), hidden in probes.items():

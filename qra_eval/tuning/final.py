@@ -33,7 +33,7 @@ REASON = 500
 
 
 def tune(
-    workbench: FineTuner,
+    tuner: FineTuner,
     plan: Plan,
     evaluate: Callable[[Plan, int], float],
     *,
@@ -66,33 +66,33 @@ def tune(
     if folder is not None and not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     start = time.perf_counter()
-    settings = workbench.settings
-    finetune = workbench.finetune
-    steps = workbench.finetune_steps if steps is None else steps
-    usual = workbench.init
+    settings = tuner.settings
+    finetune = tuner.finetune
+    steps = tuner.finetune_steps if steps is None else steps
+    usual = tuner.init
     try:
-        init_losses = _try_inits(workbench, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
-        workbench.init = min(init_losses, key=init_losses.__getitem__, default=usual)
-        workbench.apply(plan, seed)
+        init_losses = _try_inits(tuner, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
+        tuner.init = min(init_losses, key=init_losses.__getitem__, default=usual)
+        tuner.apply(plan, seed)
         shown = 0 if folder is None else finetune.sample_answers
-        before = sample_answers(workbench, shown)
-        batches = workbench.final_batches(steps, seed)
-        identity = _identity(workbench, plan, seed, steps, batches)
-        watch = FullTuning(finetune, lambda: _validation_loss(workbench), identity, kept, figures)
+        before = sample_answers(tuner, shown)
+        batches = tuner.final_batches(steps, seed)
+        identity = _identity(tuner, plan, seed, steps, batches)
+        watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
         each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
         with watch.saving():
-            workbench.train(steps, seed, each_step, watch=watch, batches=batches)
-        rows = workbench.rows("test", finetune.test_rows)
-        nats, tokens = row_losses(workbench.model, rows, 2 * settings.batch_size, workbench.device)
-        after = sample_answers(workbench, shown)
-        metrics = score(workbench, min(finetune.test_rows, SCORED_ROWS))
-        test = workbench.rows.task.split("test")
+            tuner.train(steps, seed, each_step, watch=watch, batches=batches)
+        rows = tuner.rows("test", finetune.test_rows)
+        nats, tokens = row_losses(tuner.model, rows, 2 * settings.batch_size, tuner.device)
+        after = sample_answers(tuner, shown)
+        metrics = score(tuner, min(finetune.test_rows, SCORED_ROWS))
+        test = tuner.rows.task.split("test")
         tuned = Tuned(
             plan=plan,
             seed=seed,
             steps=steps,
             test_loss=sum(nats) / max(1, sum(tokens)),
-            memory_bytes=workbench.space.memory_bytes(plan),
+            memory_bytes=tuner.space.memory_bytes(plan),
             seconds=time.perf_counter() - start + watch.earlier_seconds,
             metrics=metrics,
             row_nats=tuple(nats),
@@ -103,7 +103,7 @@ def tune(
             scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
         )
         if folder is not None:
-            tuned = _saved(workbench, tuned, folder)
+            tuned = _saved(tuner, tuned, folder)
         watch.forget()
         return tuned
     except Diverged as error:
@@ -112,20 +112,20 @@ def tune(
         torch.cuda.empty_cache()
         raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
     finally:
-        workbench.init = usual
+        tuner.init = usual
 
 
-def _identity(workbench: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
+def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
     """What a tuning follows from: a checkpoint that says the same is one of it."""
-    finetune, digest = workbench.finetune, hashlib.sha256()
+    finetune, digest = tuner.finetune, hashlib.sha256()
     for batch in batches:
         digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
     return {
-        **workbench.describe(),
+        **tuner.describe(),
         "plan": plan.to_dict(),
         "seed": seed,
         "steps": steps,
-        "init": workbench.init,
+        "init": tuner.init,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
         "patience": finetune.patience,
@@ -137,34 +137,34 @@ def _stage(watch: FullTuning) -> str:
     return f"tune, resumed after step {watch.resumed_after}" if watch.resumed_after else "tune"
 
 
-def _validation_loss(workbench: FineTuner) -> float:
+def _validation_loss(tuner: FineTuner) -> float:
     """As an evaluation measures it, amid a training."""
-    loss = workbench.held_out("validation", workbench.evaluation.validation_rows)
-    workbench.model.train()
+    loss = tuner.held_out("validation", tuner.evaluation.validation_rows)
+    tuner.model.train()
     return loss
 
 
-def _saved(workbench: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:
+def _saved(tuner: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:
     """Save what was tuned, and check that it loads back the same."""
     start = time.perf_counter()
-    save(workbench, tuned.plan, folder)
+    save(tuner, tuned.plan, folder)
     try:
-        check_reload(workbench, tuned.plan, folder)
+        check_reload(tuner, tuned.plan, folder)
     except Exception as error:  # whatever it is, hours of tuning are measured and saved: they go with the error
         raise ReloadFailed(one_line(describe(error), REASON), tuned) from error
     return replace(tuned, seconds=tuned.seconds + time.perf_counter() - start)
 
 
-def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
+def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], str]]:
     """The first test rows that have a prompt (`prompt`, `wanted`), and greedy answers by what is in place."""
     if count == 0:
         return []
-    task = workbench.rows.task
+    task = tuner.rows.task
     examples = [example for example in task.split("test")[:count] if example.prompt.strip()]
     answers = task.answers(
-        workbench.model, workbench.tokenizer, examples, SAMPLE_TOKENS, max_length=workbench.with_room(SAMPLE_TOKENS)
+        tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=tuner.with_room(SAMPLE_TOKENS)
     )
-    prompts = [task.prompt(example, workbench.tokenizer) for example in examples]
+    prompts = [task.prompt(example, tuner.tokenizer) for example in examples]
     return [
         ({"prompt": prompt, "wanted": example.answer}, answer)
         for prompt, example, answer in zip(prompts, examples, answers, strict=True)
@@ -172,33 +172,33 @@ def sample_answers(workbench: FineTuner, count: int) -> list[tuple[dict[str, str
 
 
 def _try_inits(
-    workbench: FineTuner, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
+    tuner: FineTuner, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
 ) -> dict[str, float]:
     """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed."""
     losses: dict[str, float] = {}
-    for init in workbench.settings.inits:
-        workbench.init = init
+    for init in tuner.settings.inits:
+        tuner.init = init
         try:
             losses[init] = evaluate(plan, seed)
         except EvaluationFailed:
             losses[init] = math.inf
         if progress is not None:
-            progress("try initialisations", len(losses), len(workbench.settings.inits))
+            progress("try initialisations", len(losses), len(tuner.settings.inits))
     return losses
 
 
-def score(workbench: FineTuner, rows: int) -> dict[str, float]:
+def score(tuner: FineTuner, rows: int) -> dict[str, float]:
     """The task's own figures on the first test rows, for the plan and adapters in place.
 
     Empty if answers are long, unless the search went by these figures: an answer is written token by token, each as
     dear as a row's whole loss, and scoring long ones takes longer than tuning.
     """
-    longest = max(int((row.labels >= 0).sum()) for row in workbench.rows("test", rows))
-    if longest > SHORT_ANSWER and workbench.metric == "loss":
+    longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
+    if longest > SHORT_ANSWER and tuner.metric == "loss":
         return {}
-    settings = workbench.settings
-    task = workbench.rows.task
+    settings = tuner.settings
+    task = tuner.rows.task
     return task.metrics(
-        workbench.model, workbench.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
-        max_length=workbench.with_room(SHORT_ANSWER),
+        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
+        max_length=tuner.with_room(SHORT_ANSWER),
     )  # fmt: skip

@@ -11,12 +11,12 @@ from qra_eval.models.loaded import positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.batches import Batch, bucketed, schedule
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
-from qra_eval.tuning.scales import scales_in_training
 from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
@@ -33,19 +33,29 @@ class FineTuner:
         rows: of the task.
         evaluation: how long an evaluation tunes, and on how many rows it measures.
         finetune: likewise the full tuning.
+        metric: what a search lowers, `loss` or `task`.
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
+        switcher: puts plans in place.
         init: where adapters start.
-        metric: what a search lowers, `loss` or `task`.
     """
 
-    def __init__(self, quantized: QuantizedModel, rows: Rows, evaluation: EvaluationConfig, finetune: FinetuneConfig):
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        rows: Rows,
+        evaluation: EvaluationConfig,
+        finetune: FinetuneConfig,
+        *,
+        metric: str = "loss",
+    ):
         self.quantized, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
+        self.switcher = PlanSwitcher(quantized)
         self.init: str = quantized.settings.inits[0]
-        self.metric = "loss"
+        self.metric = metric
 
     @property
     def settings(self) -> TrainingConfig:
@@ -75,7 +85,7 @@ class FineTuner:
     # -- a plan in place -----------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int) -> None:
         """Put a plan in place, with adapters as `init` begins them."""
-        self.quantized.apply(plan, seed, self.init)
+        self.switcher.apply(plan, seed, self.init)
 
     def train(
         self,
@@ -92,11 +102,11 @@ class FineTuner:
             batches: of the steps; default: those of an evaluation.
         """
         settings = self.settings
-        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
+        with self.switcher.scales_in_training() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
                 adapters.parameter_groups(
-                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                    self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
                 ),
                 self.batches(steps, seed) if batches is None else batches,
                 settings,
@@ -105,7 +115,7 @@ class FineTuner:
                 progress=progress,
                 watch=watch,
             )
-        adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
+        adapters.round_to(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
     def held_out(self, split: SplitName, rows: int) -> float:
@@ -129,7 +139,7 @@ class FineTuner:
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        with self.quantized.unquantized():
+        with self.switcher.unquantized():
             return self.held_out("validation", self.evaluation.validation_rows)
 
     # -- what a training sees ------------------------------------------------------------------

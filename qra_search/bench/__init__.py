@@ -1,4 +1,4 @@
-"""Compare search strategies: tasks x strategies x paired seeds, raw rows, tables with statistics, and plots."""
+"""Compare search strategies: tasks x strategies x paired seeds, rows of raw data, tables with statistics, a plot."""
 
 from __future__ import annotations
 

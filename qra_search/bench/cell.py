@@ -9,32 +9,46 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.bench.measured import MeasuredTruth
 from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
+from qra_search.evaluation.evaluator import Evaluator
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
 from qra_search.strategies import Estimates, Strategy
-from qra_search.strategies.random import random_plan
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study
-from qra_search.surrogates.prior_table import prior_losses
+from qra_search.study.study import Study
 
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
-RANK_PLANS = 256
-"""Random plans at the middle budget over which the prior's rank correlation with the truth is taken."""
 INTERVAL_90 = 1.6449
+JUDGES = (1_000_003, 1_000_033, 1_000_037)
+"""Seeds of the evaluations that judge a plan whose true loss is unknown: none that a search is likely to use."""
+
+
+class MeasuredTruth:
+    """Stands for the truth of an evaluator: the mean of full evaluations with seeds of their own, each made once.
+
+    What is handed over is judged on the same held-out data that the search fits, but not by the noise that it saw.
+    """
+
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.space = evaluator, evaluator.space
+        self._known: dict[str, float] = {}
+
+    def true_loss(self, plan: Plan) -> float:
+        """The judged loss of a plan, in nats.
+
+        Raises:
+            EvaluationFailed: it cannot be evaluated.
+        """
+        if plan.key not in self._known:
+            losses = [self.evaluator.evaluate(plan, seed=seed).loss for seed in JUDGES]
+            self._known[plan.key] = sum(losses) / len(losses)
+        return self._known[plan.key]
 
 
 def run_cell(
-    task: Task,
-    strategy: str,
-    seed: int,
-    evaluations: float,
-    *,
-    reference_cache: str | None = None,
-    cell_seconds: float | None = None,
+    task: Task, strategy: str, seed: int, evaluations: float, *, reference_cache: str | None = None
 ) -> dict[str, Any]:
     """Run one search and look at it at every checkpoint and at its end; returns a row of plain data.
 
@@ -43,17 +57,12 @@ def run_cell(
 
     Args:
         reference_cache: folder where reference optima are kept between processes.
-        cell_seconds: processor seconds after which the search asks for nothing more; `complete` then says False.
-            Not wall time, so that a busy machine cuts nothing short.
     """
     with closing(task.build(seed)) as evaluator:
-        return _run(evaluator, strategy, seed, evaluations, reference_cache, cell_seconds)
+        return _run(evaluator, strategy, seed, evaluations, reference_cache)
 
 
-def _run(
-    evaluator: Any, strategy: str, seed: int, evaluations: float, reference_cache: str | None,
-    cell_seconds: float | None,
-) -> dict[str, Any]:  # fmt: skip
+def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference_cache: str | None) -> dict[str, Any]:
     truth = evaluator if isinstance(evaluator, Oracle) else MeasuredTruth(evaluator)
     budgets = task_budgets(evaluator.space)
     grid = sweep(budgets)
@@ -64,26 +73,20 @@ def _run(
         reference = truth.reference_front(grid, cache=reference_cache)
         known, exact = list(reference.losses), reference.exact
     timed = Timed(parse_strategy(strategy))
-    clock = _Clock(cell_seconds)
-    study = Study(
-        evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, callbacks=[clock]
-    )
+    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed)
     begun = time.perf_counter()
     study.run()
     seconds = time.perf_counter() - begun
     state = study.state
-    looks = [_look(point, state, timed, truth, grid) for point in checkpoints(evaluations)]
     return {
         "seconds": round(seconds, 3),
-        "complete": not clock.stopped,
         "spent": round(state.spent, 4),
         "budgets": list(budgets),
         "grid": list(grid),
         "reference": known,
         "reference_exact": exact,
         "uniform": uniform,
-        "prior_rank_correlation": _prior_quality(state, truth, budgets[1]) if isinstance(truth, Oracle) else None,
-        "checkpoints": looks,
+        "checkpoints": [_look(point, state, timed, truth, grid) for point in checkpoints(evaluations)],
         **_conduct(state.trials, timed),
     }
 
@@ -99,7 +102,7 @@ def checkpoints(evaluations: float) -> list[float]:
 
 
 def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
-    """The budgets and the midpoints between them: the grid of the hypervolume."""
+    """The budgets and the midpoints between them: the grid at which plans are handed over."""
     middles = [(a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False)]
     return tuple(sorted([*budgets, *middles]))
 
@@ -136,18 +139,6 @@ class Timed(Strategy):
 
     def estimate(self, state: StudyState) -> Estimates:
         return self.inner.estimate(state)
-
-
-class _Clock(Callback):
-    """Stops a study that takes too long."""
-
-    def __init__(self, limit: float | None):
-        self.limit, self.begun, self.stopped = limit, time.process_time(), False
-
-    def finished(self, study: Study, trial: Trial) -> None:
-        if self.limit is not None and time.process_time() - self.begun > self.limit and not self.stopped:
-            self.stopped = study.state.spent < study.evaluations
-            study.stop()
 
 
 def _look(
@@ -215,18 +206,3 @@ def _quantiles(values: list[float]) -> dict[str, float] | None:
         "mean": round(float(np.mean(values)), 5),
         "max": round(float(np.max(values)), 5),
     }
-
-
-def _prior_quality(state: StudyState, evaluator: Oracle, budget: int) -> float | None:
-    """Spearman correlation of the prior's additive loss with the truth over random plans of about equal bytes."""
-    from scipy.stats import spearmanr
-
-    if state.sensitivities is None:
-        return None
-    rng = np.random.default_rng(state.seed)
-    plans = {p.key: p for p in (random_plan(state, rng, budget) for _ in range(RANK_PLANS))}
-    if len(plans) < 3:
-        return None
-    predicted = prior_losses(state.space, state.sensitivities, list(plans.values()))
-    truth = evaluator.true_losses(*state.space.encode_many(plans.values()))
-    return round(float(spearmanr(predicted, truth).statistic), 4)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.bench.cell import run_cell
-from qra_search.bench.tasks import Task, parse_strategy, task_named
+from qra_search.bench.tasks import Task, parse_strategy, strategy_label, task_named
 from qra_search.errors import DISTRIBUTION
 from qra_search.executors.devices import exported, threads
 from qra_search.files import write_text
@@ -43,7 +43,6 @@ def run_benchmark(
     out: str | Path,
     workers: int = 2,
     *,
-    cell_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Progress:
     """Run every cell that `out/raw.jsonl` does not hold yet.
@@ -54,7 +53,6 @@ def run_benchmark(
         seeds: so many from 0, or the seeds themselves; each draws a landscape and seeds the search on it.
         evaluations: full evaluations that a search may spend.
         workers: processes, each with one thread.
-        cell_seconds: see `run_cell`.
         progress: is given one line for every finished cell.
 
     Raises:
@@ -71,7 +69,7 @@ def run_benchmark(
     known = {cell_key(row) for row in read_rows(folder)}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
-    todo = [c for c in wanted if (c[0].name, c[1], c[2], float(evaluations)) not in known]
+    todo = [c for c in wanted if (c[0].name, strategy_label(c[1]), c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} left")
     failed = 0
@@ -79,7 +77,7 @@ def run_benchmark(
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with exported(threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = environment()
-        rest = (float(evaluations), str(folder / REFERENCES), cell_seconds)
+        rest = (float(evaluations), str(folder / REFERENCES))
         flying = [pool.submit(_cell, *cell, *rest) for cell in todo]
         try:
             for done, future in enumerate(as_completed(flying), start=1):
@@ -131,13 +129,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cell(
-    task: Task, strategy: str, seed: int, evaluations: float, references: str, cell_seconds: float | None
-) -> dict[str, Any]:
-    """The row of one cell; whatever goes wrong in it is the row's `error`, and the benchmark goes on."""
-    key = {"task": task.name, "strategy": strategy, "seed": seed, "evaluations": evaluations}
+def _cell(task: Task, strategy: str, seed: int, evaluations: float, references: str | None) -> dict[str, Any]:
+    """The row of one cell; an exception becomes its `error`, and the benchmark goes on."""
+    key = {"task": task.name, "strategy": strategy_label(strategy), "seed": seed, "evaluations": evaluations}
     try:
-        row = run_cell(task, strategy, seed, evaluations, reference_cache=references, cell_seconds=cell_seconds)
+        row = run_cell(task, strategy, seed, evaluations, reference_cache=references)
     except Exception as error:  # a strategy under test may raise anything: its cell counts as failed
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"

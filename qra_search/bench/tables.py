@@ -1,32 +1,72 @@
-"""Tables of a benchmark, made from its raw rows: Markdown for people, JSON for programs."""
+"""Tables and the anytime curves of a benchmark, made from its rows: the same tables as Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qra_search.bench.markdown import to_markdown
-from qra_search.bench.measures import Row, best_known, hypervolume_regret, scores
-from qra_search.bench.plots import anytime_figure
 from qra_search.bench.run import read_rows
-from qra_search.bench.statistics import TIE, bootstrap_median, mean_ranks, pairwise
-from qra_search.report.figures.canvas import to_svg
+from qra_search.bench.scores import (
+    TIE,
+    Best,
+    Interval,
+    Pair,
+    Row,
+    best_known,
+    bootstrap_median,
+    pairwise,
+    shares_at,
+)
 
+HEADING = """# Search strategies side by side
+
+{rows} cells, commit {commits}; {versions}.
+
+Share of the possible gain over the best uniform plan that is left, summed over three budgets: 0 is the best plan known,
+1 the best uniform plan, above 1 loses to it. The plan is the one that the strategy would hand over, at its noise-free
+loss. Medians with bootstrap 95% intervals over seeds. A cell that failed counts as 1; one that ended early keeps its
+last value."""
+LEAST, MOST = 0.003, 10.0
+"""Shares beyond are drawn here: the axis is logarithmic."""
 BEST_MARGIN = 1e-9
-RANKED = 0.1
-"""A strategy that has fewer of the blocks is left out of the ranks, which are over blocks that all of them have."""
+
+Cell = str | int | float | Interval | None
 
 
 class NoRows(ValueError):
     """The folder holds no finished cell."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """A caption, the names of the columns, and rows of as many cells."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What tasks of one size, granularity and kind of sensitivities say.
+
+    Attributes:
+        medians: of every strategy at each of its checkpoints, (evaluations, share left).
+    """
+
+    kind: str
+    notes: list[str]
+    tables: list[Table]
+    medians: dict[str, list[tuple[float, float]]]
+
+
 def make_tables(out: str | Path) -> dict[str, Any]:
-    """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns the tables.
+    """Write `tables.json`, `tables.md` and `anytime.svg` into a benchmark's folder; returns what the first holds.
 
     Raises:
         NoRows: nothing has been run there.
@@ -35,136 +75,165 @@ def make_tables(out: str | Path) -> dict[str, Any]:
     rows = read_rows(folder)
     if not rows:
         raise NoRows(f"{folder} holds no finished cell: run the benchmark first")
-    tables = summarise(rows)
-    (folder / "tables.json").write_text(json.dumps(tables, indent=1, allow_nan=False) + "\n")
-    (folder / "tables.md").write_text(to_markdown(tables))
-    (folder / "anytime.svg").write_text(to_svg(anytime_figure(tables), theme="screen"))
+    settings = make_settings(rows)
+    data = {"rows": len(rows), "settings": [asdict(setting) for setting in settings]}
+    (folder / "tables.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    (folder / "tables.md").write_text(to_markdown(rows, settings))
+    draw_medians(settings, folder / "anytime.svg")
+    return data
+
+
+def make_settings(rows: Sequence[Row]) -> list[Setting]:
+    """The rows by kind of task (layers, granularity, sensitivities), each with its tables."""
+    by_kind: dict[str, list[Row]] = {}
+    for row in rows:
+        parts = row["task"].split("-")
+        kind = "-".join(parts[1:]) if len(parts) > 3 and parts[1].isdigit() else row["task"]
+        by_kind.setdefault(kind, []).append(row)
+    return [_setting(kind, chosen) for kind, chosen in sorted(by_kind.items())]
+
+
+def _setting(kind: str, rows: list[Row]) -> Setting:
+    best = best_known(rows)
+    points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
+    shares = {point: shares_at(rows, point, best) for point in points}
+    medians = {
+        name: {point: bootstrap_median(own[name].T) for point, own in shares.items() if name in own}
+        for name in sorted({name for own in shares.values() for name in own})
+    }
+    # The best first, at the last checkpoint that all have.
+    common = [point for point, own in shares.items() if len(own) == len(medians)] or points[:1]
+    order = sorted(
+        medians, key=lambda name: medians[name][common[-1]].median if common[-1] in medians[name] else np.inf
+    )
+    tables = [_pooled(points, order, shares, medians)] if points else []
+    for point in points:
+        tables += _at_checkpoint(point, rows, {name: shares[point][name] for name in order if name in shares[point]})
+    tables.append(_conduct(rows))
+    tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
+    notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _reference_note(rows, best)]
+    if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
+        notes.append("Failures: " + "; ".join(errors))
+    curves = {name: [(point, interval.median) for point, interval in medians[name].items()] for name in order}
+    return Setting(kind, notes, tables, curves)
+
+
+def _pooled(
+    points: list[float],
+    order: list[str],
+    shares: dict[float, dict[str, np.ndarray]],
+    medians: dict[str, dict[float, Interval]],
+) -> Table:
+    """All tasks together, a strategy a line."""
+    body: list[list[Cell]] = []
+    for name in order:
+        last = shares[max(medians[name])][name]
+        figures = [medians[name].get(point) for point in points]
+        cells, lost = int(np.isfinite(last).sum()), int((last > 1.0 + TIE).sum())
+        body.append([name, cells, *figures, float(np.nanmax(last)), lost])
+    columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
+    caption = "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
+    return Table(caption, columns, body)
+
+
+def _at_checkpoint(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
+    """By task, and strategies in pairs, after so many evaluations."""
+    names = list(shares)
+    body: list[list[Cell]] = []
+    for i, task in enumerate(sorted({row["task"] for row in rows})):
+        own = [shares[name][i] for name in names]
+        if any(np.isfinite(values).any() for values in own):
+            body.append([task, *(bootstrap_median(x) if np.isfinite(x).any() else None for x in own)])
+    tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
+    if pairs := pairwise(np.column_stack([own.ravel() for own in shares.values()]), names):
+        caption = (
+            f"Win/tie/loss of the row against the column after {point:g} evaluations, over the tasks and seeds that "
+            f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
+        )
+        tables.append(Table(caption, ["", *names], _matrix(pairs, names)))
     return tables
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """All tables as plain data, one `setting` for each kind of task (layers, granularity, prior)."""
-    settings: dict[str, list[Row]] = {}
-    for row in rows:
-        settings.setdefault(_kind(row["task"]), []).append(row)
-    return {
-        "rows": len(rows),
-        "commits": sorted({row["environment"]["commit"] for row in rows if "environment" in row}),
-        "versions": next((row["environment"]["versions"] for row in rows if "environment" in row), {}),
-        "settings": [{"kind": kind, **_setting(chosen)} for kind, chosen in sorted(settings.items())],
-    }
+def _matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
+    cells: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        star = "*" if pair.p < 0.05 else ""
+        cells[pair.first, pair.second] = f"{pair.win}/{pair.tie}/{pair.loss}{star}"
+        cells[pair.second, pair.first] = f"{pair.loss}/{pair.tie}/{pair.win}{star}"
+    return [[row, *(cells.get((row, column)) for column in names)] for row in names]
 
 
-def _kind(task: str) -> str:
-    parts = task.split("-")
-    return "-".join(parts[1:]) if len(parts) > 3 and parts[1].isdigit() else task
+def _conduct(rows: list[Row]) -> Table:
+    """How the strategies behaved: time, replicates, low fidelity, failures, honesty of their predictions."""
+    columns = ["strategy", "seconds a proposal", "of a processor", "slowest", "trials", "replicates", "low fidelity",
+               "failed trials", "failed cells", "90% interval covers"]  # fmt: skip
+    body: list[list[Cell]] = []
+    for name in sorted({row["strategy"] for row in rows}):
+        own = [row for row in rows if row["strategy"] == name]
+        good = [row for row in own if "error" not in row]
+        timed = [row for row in good if row["propose_seconds"]]
+        covered = [row["coverage_90"] for row in good if row["coverage_90"] is not None]
+        counts = [sum(row[key] for row in good) for key in ("trials", "replicates", "low_fidelity", "failed")]
+        body.append([
+            name,
+            _median([row["propose_seconds"]["mean"] for row in timed]),
+            _median([row["propose_cpu_seconds"]["mean"] for row in timed]),
+            max((row["propose_seconds"]["max"] for row in timed), default=None),
+            *counts, len(own) - len(good), _median(covered),
+        ])  # fmt: skip
+    return Table("Conduct:", columns, body)
 
 
-def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
-    """One row for every strategy, task and seed that was let run to a checkpoint: the shortest search that was.
-
-    A search of fewer evaluations says nothing there; one that was cut short or failed on the way does.
-    """
-    chosen: dict[tuple[str, str, int], Row] = {}
-    for row in sorted(rows, key=lambda row: -row["evaluations"]):
-        if row["evaluations"] >= point:
-            chosen[row["task"], row["strategy"], row["seed"]] = row
-    return list(chosen.values())
-
-
-def _setting(rows: list[Row]) -> dict[str, Any]:
-    names = sorted({row["strategy"] for row in rows})
-    points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
-    best = best_known(rows)
-    return {
-        "strategies": names,
-        "tasks": sorted({row["task"] for row in rows}),
-        "seeds": len({row["seed"] for row in rows}),
-        "checkpoints": [_checkpoint(rows_at(rows, point), point, best) for point in points],
-        "conduct": {name: _conduct([row for row in rows if row["strategy"] == name]) for name in names},
-        "reference_beaten": _reference_beaten(rows),
-        "prior_rank_correlation": _prior_quality(rows),
-    }
-
-
-def _checkpoint(rows: list[Row], point: float, best: dict[tuple[str, int], np.ndarray]) -> dict[str, Any]:
-    names = sorted({row["strategy"] for row in rows})
-    left = scores(rows, point, best, names)
-    regret = scores(rows, point, best, names, hypervolume_regret)
-    matrix = left.reshape(-1, len(names))
-    matrix = matrix[np.isfinite(matrix).any(1)]
-    often = np.isfinite(matrix).mean(0) >= RANKED
-    complete = matrix[np.isfinite(matrix[:, often]).all(1)][:, often]
-    entry: dict[str, Any] = {
-        "evaluations": point,
-        "blocks": len(complete),
-        "pooled": {name: _pooled(left[..., k].T, regret[..., k]) for k, name in enumerate(names)},
-        "tasks": {
-            task: {
-                name: bootstrap_median(own) | {"seeds": int(np.isfinite(own).sum())}
-                for name, own in zip(names, left[i].T, strict=True)
-                if np.isfinite(own).any()
-            }
-            for i, task in enumerate(sorted({row["task"] for row in rows}))
-        },
-    }
-    if len(names) > 1:
-        entry["pairs"] = pairwise(matrix, names)
-    if len(complete) > 1 and often.sum() > 1:
-        entry["ranks"] = mean_ranks(complete, [name for name, ranked in zip(names, often, strict=True) if ranked])
-    return entry
-
-
-def _pooled(shares: np.ndarray, regrets: np.ndarray) -> dict[str, Any]:
-    """Median over tasks and seeds of one strategy; the seeds (first axis of the shares) are what is resampled."""
-    return {
-        **bootstrap_median(shares),
-        "worst": float(np.nanmax(shares)),
-        "cells": int(np.isfinite(shares).sum()),
-        "lost_to_uniform": int((shares > 1.0 + TIE).sum()),
-        "hypervolume_regret": float(np.nanmedian(regrets)),
-    }
-
-
-def _conduct(rows: list[Row]) -> dict[str, Any]:
-    good = [row for row in rows if "error" not in row]
-    timed = [row for row in good if row["propose_seconds"]]
-    covered = [row["coverage_90"] for row in good if row["coverage_90"] is not None]
-    return {
-        "cells": len(rows),
-        "errors": sorted({row["error"] for row in rows if "error" in row}),
-        "failed_cells": len(rows) - len(good),
-        "incomplete_cells": sum(not row["complete"] for row in good),
-        "trials": sum(row["trials"] for row in good),
-        "replicates": sum(row["replicates"] for row in good),
-        "low_fidelity": sum(row["low_fidelity"] for row in good),
-        "failed_trials": sum(row["failed"] for row in good),
-        "seconds_per_proposal": _median([row["propose_seconds"]["mean"] for row in timed]),
-        "cpu_seconds_per_proposal": _median([row["propose_cpu_seconds"]["mean"] for row in timed]),
-        "slowest_proposal": max((row["propose_seconds"]["max"] for row in timed), default=None),
-        "coverage_90": _median(covered),
-    }
-
-
-def _reference_beaten(rows: list[Row]) -> dict[str, Any]:
-    """Where a strategy found better than the reference: how often, and by how many nats at most."""
-    best = best_known(rows)
+def _reference_note(rows: list[Row], best: Best) -> str:
     reference = {(r["task"], r["seed"]): np.array(r["reference"]) for r in rows if "error" not in r}
     margins = [float((reference[key] - best[key]).max()) for key in best]
-    return {
-        "landscapes": len(margins),
-        "beaten": sum(m > BEST_MARGIN for m in margins),
-        "by": max(margins, default=0.0),
-    }
-
-
-def _prior_quality(rows: list[Row]) -> dict[str, float]:
-    known = [row for row in rows if row.get("prior_rank_correlation") is not None]
-    return {
-        task: float(np.median([row["prior_rank_correlation"] for row in known if row["task"] == task]))
-        for task in sorted({row["task"] for row in known})
-    }
+    beaten, by = sum(m > BEST_MARGIN for m in margins), max(margins, default=0.0)
+    return (
+        f"The reference was beaten on {beaten} of {len(margins)} landscapes, by at most {by:.2g} nats; the better plan "
+        "then counts as the best known."
+    )
 
 
 def _median(values: list[float]) -> float | None:
     return float(np.median(values)) if values else None
+
+
+def to_markdown(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
+    """The tables as text."""
+    made = [row["environment"] for row in rows if "environment" in row]
+    commits = ", ".join(sorted({environment["commit"] for environment in made}))
+    versions = ", ".join(f"{name} {version}" for name, version in (made[0]["versions"] if made else {}).items())
+    lines = [HEADING.format(rows=len(rows), commits=commits, versions=versions)]
+    for setting in settings:
+        lines += ["", f"## {setting.kind}"]
+        for note in setting.notes:
+            lines += ["", note]
+        for table in setting.tables:
+            lines += ["", table.caption, ""]
+            body = [[_text(cell) for cell in row] for row in table.rows]
+            lines += ["| " + " | ".join(row) + " |" for row in (table.columns, ["---"] * len(table.columns), *body)]
+    return "\n".join(lines) + "\n"
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, Interval):
+        return f"{cell.median:.3f} ({cell.low:.3f}–{cell.high:.3f})"
+    return "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+
+def draw_medians(settings: Sequence[Setting], path: Path) -> None:
+    """Median share left against evaluations, a panel for each setting, as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure = Figure(figsize=(6 * len(settings), 4), layout="constrained")
+        for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+            for name, curve in setting.medians.items():
+                at, shares = zip(*curve, strict=True)
+                axes.plot(at, np.clip(shares, LEAST, MOST), marker="o", label=name)
+            axes.set(xscale="log", yscale="log", title=setting.kind, xlabel="evaluations spent")
+            axes.set_ylabel("share of the possible gain that is left")
+            if setting.medians:
+                axes.legend()
+        figure.savefig(path, format="svg")

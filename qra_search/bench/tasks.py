@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +14,14 @@ import numpy as np
 
 from qra_search import plugins
 from qra_search.config import make_config, read_yaml
+from qra_search.errors import BadInput, describe
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.arguments import check_evaluator
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
-"""Families of the `landscape` evaluator in the order of the tables; any other that it knows works by name too."""
-CALIBRATED, SEEDED = "calibrated", "seeded"
-"""Families that stand apart: what is to be gained there is small beside the noise; in the second, most of the noise is
-alike for like plans with the same seed."""
-
+"""Families of the evaluator `landscape`, in the order of the tables."""
 NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
-UNITS = re.compile(r"-(damage|gain)(\d+(?:\.\d+)?)")
-MISSCALED = tuple(f"measured-{part}{scale}" for part in ("damage", "gain") for scale in ("0.01", "100"))
-"""Priors whose units are not nats: one part a hundred times too small or too large."""
 
 
 @runtime_checkable
@@ -72,9 +68,8 @@ def task_named(text: str) -> Task:
     """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`), `recorded:LOG`, or any
     installed evaluator as `evaluator:NAME?OPTION=VALUE&FIELD=VALUE`, where a field of the config has a dot in its name.
 
-    With `-noiseless` behind it, every evaluation shows the true loss: what is left then is not for noise. With
-    `-noise0.1` two seeds of a plan differ by so many nats (deviation) instead of as measured. With `-damage0.01` or
-    `-gain100` behind the prior, that part of it is so many times too large: its units are not nats.
+    With `-noiseless` behind it, every evaluation of a landscape shows the true loss; with `-noise0.1` two seeds of a
+    plan differ by so many nats (deviation) instead of as measured.
 
     Raises:
         ValueError: the text is neither.
@@ -87,18 +82,16 @@ def task_named(text: str) -> Task:
         fields = {key: value for key, value in given.items() if "." in key}
         own = {key: value for key, value in given.items() if "." not in key}
         return Task(text, name, own, config=fields, seeded=False)
-    parts = UNITS.sub("", NOISE.sub("", text)).split("-")
+    parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join((*FAMILIES, CALIBRATED, SEEDED))})"
+            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join(FAMILIES)})"
         )
-    family, layers, granularity, sensitivities = parts
-    options: dict[str, Any] = {"family": family, "layers": int(layers), "sensitivities": sensitivities}
-    options |= {f"{part}_scale": float(scale) for part, scale in UNITS.findall(text)}
+    options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):
         options["noise"] = 0.0 if noise[1] == "less" else float(noise[1])
-    return Task(text, options=options, granularity=granularity)
+    return Task(text, options=options, granularity=parts[2])
 
 
 def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
@@ -117,12 +110,44 @@ def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """A strategy from `NAME`, `NAME:ARGUMENT` or `NAME?OPTION=VALUE&OPTION=VALUE`; values are read as YAML.
+    """A strategy from `NAME`, `NAME:ARGUMENT` or `FILE.py`, with options behind it: `NAME?OPTION=VALUE&OPTION=VALUE`.
 
-    The whole text is the strategy's name in the tables: `qra?residual=false`.
+    Raises:
+        BadInput, UnknownName: there is no such strategy, or it does not take these options.
     """
     name, options = with_options(text)
-    return make_strategy(name, **options)
+    return make_strategy(strategy_in_file(Path(name)) if name.endswith(".py") else name, **options)
+
+
+def strategy_label(text: str) -> str:
+    """The name of a strategy in rows and tables: as it was given, but for the folder of a file."""
+    name, mark, options = text.partition("?")
+    return (Path(name).name if name.endswith(".py") else name) + mark + options
+
+
+def strategy_in_file(path: Path) -> type[Strategy]:
+    """The one class of a Python file that is a strategy.
+
+    Raises:
+        BadInput: the file cannot be loaded, or holds no such class, or several.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file may raise anything
+        raise BadInput(f"strategy file {path} could not be loaded: {describe(error)}") from error
+    found = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Strategy) and kind.__module__ == path.stem
+        and not inspect.isabstract(kind)
+    ]  # fmt: skip
+    if len(found) != 1:
+        names = f"{len(found)} ({', '.join(kind.__name__ for kind in found)})" if found else "no"
+        raise BadInput(f"strategy file {path} defines {names} classes that derive from qra_search.Strategy: define one")
+    return found[0]
 
 
 def with_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -151,78 +176,16 @@ class Preset:
     evaluations: float
 
 
-def _grid(layers: Sequence[int], granularity: str, *priors: str) -> list[str]:
-    return [
-        f"{family}-{n}-{granularity}-{sensitivities}" for sensitivities in priors for family in FAMILIES for n in layers
-    ]
-
-
-ABLATED = (
-    "qra?spans=[0.0]", "qra?moves=0", "qra?all_budgets=false", "qra?sweeps=0", "qra?alike=false",
-)  # fmt: skip
-"""`qra` with one ingredient off: draws of tables, neighbours and swaps, all budgets at once, hyperparameters by
-evidence, likeness of groups."""
 PRESETS = {
     "quick": Preset(
         ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
     ),
     "main": Preset(
-        _grid([32], "layer", "measured"),
+        [f"{family}-32-layer-measured" for family in FAMILIES],
         ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "optuna:tpe", "optuna:nsgaii",
          "qra"],
         seeds=20,
         evaluations=100,
     ),
-    "samplers": Preset(
-        _grid([32], "layer", "measured"),
-        ["additive", "optuna:gp", "optuna:nsgaii", "optuna:nsgaiii", "optuna:qmc", "optuna:random", "optuna:tpe",
-         "qra"],
-        seeds=20,
-        evaluations=50,
-    ),
-    "outside": Preset(
-        _grid([32], "layer", "measured"),
-        ["random", "nsga2", "optuna:tpe", "nevergrad", "qra"],
-        seeds=20,
-        evaluations=50,
-    ),
-    "sizes": Preset(
-        _grid([16, 64], "layer", "measured"),
-        ["random", "additive", "nsga2", "optuna:tpe", "qra"],
-        seeds=20,
-        evaluations=100,
-    ),
-    "module": Preset(
-        _grid([32], "module", "measured"),
-        ["random", "additive", "nsga2", "qr_adaptor", "autoqra", "qra"],
-        seeds=20,
-        evaluations=100,
-    ),
-    "large": Preset(_grid([64], "module", "measured"), ["additive", "nsga2", "qra"], seeds=5, evaluations=100),
-    "priors": Preset(
-        _grid([32], "layer", "flat", "shuffled", "none"), ["additive", "nsga2", "qra"], seeds=20, evaluations=200
-    ),
-    "misscaled": Preset(
-        _grid([32], "layer", "measured", *MISSCALED, "none"), ["additive", "qra"], seeds=5, evaluations=50
-    ),
-    "long": Preset(_grid([32], "layer", "measured"), ["random", "nsga2"], seeds=5, evaluations=2000),
-    "ablation": Preset(_grid([32], "layer", "measured", "flat"), ["qra", *ABLATED], seeds=5, evaluations=100),
-    "calibrated": Preset(
-        [f"{CALIBRATED}-32-{granularity}-measured" for granularity in ("layer", "module")],
-        ["random", "additive", "nsga2", "qr_adaptor", "qra"],
-        seeds=20,
-        evaluations=100,
-    ),
-    "seeded": Preset(
-        [f"{SEEDED}-32-{granularity}-measured" for granularity in ("layer", "module")],
-        ["additive", "nsga2", "qra", "qra?seeds=3", "qra?seeds=8"],
-        seeds=20,
-        evaluations=50,
-    ),
-    "noiseless": Preset(
-        [task + "-noiseless" for task in _grid([32], "layer", "measured")], ["qra"], seeds=5, evaluations=100
-    ),
 }  # fmt: skip
-"""`quick` is for a first look; `main`, `samplers` and `outside` compare everything at one size, the others vary one
-thing each: size, granularity, prior, how long the general optimizers may search, what `qra` is made of, noise, and what
-landscapes are calibrated to."""
+"""`quick` is for a first look; `main` compares the strategies at one size."""

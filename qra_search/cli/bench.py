@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 from qra_search.bench import PRESETS, make_tables, run_benchmark
-from qra_search.bench.markdown import to_markdown
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.errors import BadInput, bad_input
@@ -31,17 +30,14 @@ def bench(
         list[str] | None,
         option(
             "--strategy S",
-            "A strategy, with options after a question mark (`qra?draws=8`); may be given several times.",
+            "A strategy or a file with one (./mine.py), with options after a question mark (`qra?draws=8`); may be "
+            "given several times.",
         ),
     ] = None,  # fmt: skip
     seeds: Annotated[str | None, option("--seeds N|FIRST-LAST", "Paired seeds of every cell: so many, or 5-9.")] = None,
     evaluations: common.Evaluations = None,
     out: Annotated[Path, option("--out -o FOLDER", "Rows and tables.", show_default=True)] = Path("bench"),
     workers: Annotated[int, option("--workers N", "Processes at a time.", show_default=True, min=1)] = 2,
-    cell_seconds: Annotated[
-        float | None,
-        option("--cell-seconds N", "Processor seconds after which a search is cut short, noted in its row.", min=0),
-    ] = None,
     tables_only: Annotated[
         bool, option("--tables-only", "Run nothing: make the tables of the rows in the folder.")
     ] = False,
@@ -64,13 +60,13 @@ def bench(
             run_benchmark(
                 tasks or chosen.tasks, names or chosen.strategies,
                 chosen.seeds if seeds is None else _seeds(seeds), evaluations or chosen.evaluations, out, workers,
-                cell_seconds=cell_seconds, progress=say,
+                progress=say,
             )  # fmt: skip
         tables = make_tables(out)
     if as_json:
         common.emit({"folder": str(out), **tables})
         return
-    print(to_markdown(tables))
+    print((out / "tables.md").read_text())
     print(f"Tables and plots: {out}/tables.md, {out}/anytime.svg.")
 
 

@@ -14,7 +14,7 @@ from qra_search.report.table import TextTable
 from qra_search.runs.folder import RunFolder
 from qra_search.workflow.export import export_run, export_target, make_exporter, serve_command
 
-PAIR = "a name and a value are needed, such as merge=true"
+PAIR = "a name and a value are needed, such as dtype=float32"
 
 
 def export(
@@ -25,7 +25,7 @@ def export(
     out: Annotated[Path | None, option("--out -o PATH", "Where to write; default: RUN/exports/FORMAT.")] = None,
     options: Annotated[
         list[str] | None,
-        option("--option NAME=VALUE", "An option of the format, such as merge=true or bits=4,8."),
+        option("--option NAME=VALUE", "An option of the format, such as dtype=float32."),
     ] = None,
     check_only: Annotated[bool, option("--check", "Only say whether the plan can be written.")] = False,
     push_to_hub: common.Push = None,

@@ -30,14 +30,14 @@ class InputUnusable(WorkerUnusable, BadInput):
 class Executor(Protocol):
     """Runs evaluations, `slots` of them at a time.
 
-    An executor may also have `wait(futures)`, which returns those that have ended once there is one: a
-    simulated one ends them in virtual time.
+    An executor may also have `wait(futures)`, which returns those that have ended as soon as one has: one that
+    simulates workers ends them in virtual time.
     """
 
     slots: int
 
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        """Start an evaluation. Whatever goes wrong in it ends the future with that exception."""
+        """Start an evaluation; if it fails, the future ends with its exception."""
         ...
 
     def shutdown(self) -> None:

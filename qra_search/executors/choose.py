@@ -9,15 +9,7 @@ from qra_search import plugins
 from qra_search.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.executors.devices import (
-    DEVICE,
-    check_room,
-    check_share,
-    leases,
-    named_gpus,
-    uses_gpus,
-    visible_gpus,
-)
+from qra_search.executors import devices
 from qra_search.executors.process import ProcessExecutor
 from qra_search.executors.ray import RayExecutor
 from qra_search.executors.slots import WorkerExecutor
@@ -36,8 +28,8 @@ class EvaluatorFactory:
     config: RunConfig
 
     def __call__(self) -> Evaluator:
-        config, device = self.config, os.environ.get(DEVICE)
-        if device and (config.model.device == "auto" or uses_gpus(config.model.device)):
+        config, device = self.config, os.environ.get(devices.DEVICE)
+        if device and (config.model.device == "auto" or devices.uses_gpus(config.model.device)):
             config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         return plugins.load("evaluators", config.evaluator)(config)
 
@@ -66,23 +58,23 @@ def make_executor(
     if kind not in KINDS:
         raise ValueError(plugins.unknown_message("executor", kind, KINDS))
     device = config.model.device
-    check_share(gpus_per_worker, device)
+    devices.check_share(gpus_per_worker, device)
     factory = EvaluatorFactory(config)
     if kind == "process":
         return ProcessExecutor(factory, workers, devices=_leased(device, workers, gpus_per_worker))
-    if named_gpus(device):
+    if devices.named_gpus(device):
         raise BadInput(f"device {device!r} with --executor ray, which chooses the GPUs itself: use --device cuda")
     share = gpus_per_worker
     if share is None and device != "auto":
-        share = 1 if uses_gpus(device) else 0
+        share = 1 if devices.uses_gpus(device) else 0
     return RayExecutor(factory, workers, address=address, gpus=share)
 
 
 def _leased(device: str, workers: int, share: float | None) -> list[str] | None:
     """The devices that worker processes get; None: no GPU."""
-    if share == 0 or not (device == "auto" or uses_gpus(device)):
+    if share == 0 or not (device == "auto" or devices.uses_gpus(device)):
         return None
-    visible, named = visible_gpus(), named_gpus(device)
+    visible, named = devices.visible_gpus(), devices.named_gpus(device)
     if missing := [name for name in named if name not in visible]:
         raise BadInput(f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu")
     if share is None:
@@ -90,5 +82,5 @@ def _leased(device: str, workers: int, share: float | None) -> list[str] | None:
             return None
         share = max(1, len(named))
     gpus = named or visible
-    check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
-    return leases(gpus, share)
+    devices.check_room([len(gpus)], workers, share, f"device {device!r}" if named else "this machine")
+    return devices.leases(gpus, share)

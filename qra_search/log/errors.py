@@ -1,4 +1,4 @@
-"""What can be wrong with a trial log, by what mends it."""
+"""What can be wrong with a trial log, by how it is mended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LogBusy(LogMismatch):
 
 
 class LogDamaged(LogMismatch):
-    """The file cannot be read, or no line of it is one of a trial log."""
+    """The file cannot be read, or no line of it is a trial log's."""
 
 
 class LogReadOnly(LogMismatch):

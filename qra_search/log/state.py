@@ -14,7 +14,7 @@ from qra_search.space.memory import MemoryModel
 from qra_search.space.space import Plan, SearchSpace
 
 DEFAULT_SWEEP = 9
-"""Budgets between the smallest and the largest plan that stand for the whole front where none is named."""
+"""Budgets between the smallest and the largest plan that stand for the whole front if none is named."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class StudyState:
 
     Attributes:
         space: what is searched.
-        prior: sensitivity of the groups, or None.
         trials: the log so far, running trials included.
+        sensitivities: of the groups, or None.
         memory_budgets: bytes that plans are wanted for, ascending; empty: the whole front is wanted.
         seed: seed of the study; take randomness only from `rng`.
-        evaluations: what the whole study may spend, in full evaluations (the prior's cost included).
+        evaluations: what the whole study may spend, in full evaluations (the cost of the sensitivities included).
         fidelities: what the evaluator accepts, ascending; the last is 1.
     """
 
@@ -51,7 +51,7 @@ class StudyState:
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
-        """The named budgets, or a sweep from the smallest to the largest plan where none is named."""
+        """The named budgets, or a sweep from the smallest to the largest plan if none is named."""
         if self.memory_budgets:
             return self.memory_budgets
         low, high = self.memory.minimum, self.memory.maximum
@@ -79,7 +79,7 @@ class StudyState:
 
     @cached_property
     def spent(self) -> float:
-        """Full evaluations spent so far: the prior, and every trial at its charge."""
+        """Full evaluations spent so far: the sensitivities, and every trial at its charge."""
         return (self.sensitivities.cost if self.sensitivities else 0.0) + sum(t.charged for t in self.trials)
 
     def rng(self, offset: int = 0) -> np.random.Generator:

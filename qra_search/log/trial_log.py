@@ -82,8 +82,9 @@ class TrialLog:
         """What was skipped, in one line."""
         (number, what), *others = self._contents.damage
         more = f" (and {len(others)} more)" if others else ""
-        what, folder = what + more, Path(self.path).parent
-        return f"{self.path} is damaged, line {number} was skipped: {what}; `qra doctor {folder}` lists all"
+        what += more
+        place = Path(self.path).parent
+        return f"{self.path} is damaged, line {number} was skipped: {what}; `qra doctor {place}` lists all"
 
     def meta(self, key: str) -> Any:
         """A value of the log's header; None if there is none."""

@@ -73,10 +73,10 @@ def _bytes(space: SearchSpace, budget: Budget) -> int:
             )
         rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
         names = [level.name for level in space.levels if level.width == REFERENCE_BITS]
-        whole = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
-        reference = next(whole, next(iter(names), REFERENCE_BITS))
-        plan = _uniform(space, reference, rank, f"memory budget {text!r}")
-        return math.floor(space.memory_bytes(plan) * float(match.group(1)) / 100)
+        allowed = (name for name in names if space.uniform(name, rank) is not None)  # not every group may allow each
+        reference = next(allowed, next(iter(names), REFERENCE_BITS))
+        size = space.memory_bytes(_uniform(space, reference, rank, f"memory budget {text!r}"))
+        return math.floor(size * float(match.group(1)) / 100)
     plan = uniform_in(space, text, what="memory budget")
     return parse_bytes(budget) if plan is None else space.memory_bytes(plan)
 

@@ -78,7 +78,7 @@ class MemoryModel:
     ranks_allowed: np.ndarray
 
     def bytes(self, b: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """Bytes int64 (...,) of plans given by level indices (..., G) and (..., G)."""
+        """Bytes int64 (...,) of plans given by the indices of their choices, (..., G) and (..., G)."""
         rows = np.arange(self.weight.shape[0])
         total: np.ndarray = self.weight[rows, b].sum(-1) + self.adapter[rows, r].sum(-1) + self.fixed
         return total

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
 from qra_search import plugins
-from qra_search.errors import BadInput, bad_input, needed
+from qra_search.errors import BadInput, bad_input, needed, shortened
 from qra_search.log.state import StudyState
 from qra_search.strategies.base import Estimates, Strategy, mean_estimates
-from qra_search.strategies.options import typed_options
 
 __all__ = ["Estimates", "Strategy", "StudyState", "make_strategy", "mean_estimates"]
 
@@ -44,10 +47,41 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
 
 
 def _made(name: str, factory: Any, args: tuple[str, ...], options: Mapping[str, Any]) -> Strategy:
-    typed = typed_options(factory, f"strategy {name!r}", options)
+    typed = _typed_options(factory, f"strategy {name!r}", options)
     try:
         with bad_input():
             strategy: Strategy = factory(*args, **typed)
     except TypeError as error:
         raise BadInput(f"strategy {name!r} does not take these options: {error}") from None
     return strategy
+
+
+def _typed_options(factory: Callable[..., Any], what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the types that a factory's parameters are annotated with: `"8"` as 8 for an `int`.
+
+    A factory that takes any keyword is asked itself whether it knows one.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in sorted(set(options) - set(known)):
+            if not known:
+                raise BadInput(f"unknown option of {what}: {name!r}: it takes none")
+            raise BadInput(plugins.unknown_message(f"option of {what}:", name, known))
+    try:
+        kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
+    except NameError:  # an annotation that only type checkers resolve
+        kinds = {}
+    return {name: _typed(value, kinds.get(name, Any), name, what) for name, value in options.items()}
+
+
+def _typed(value: Any, kind: Any, name: str, what: str) -> Any:
+    try:
+        adapter = TypeAdapter(kind)
+    except PydanticSchemaGenerationError:  # a class of the strategy's own: it is asked itself
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        text = error.errors()[0]["msg"]
+        raise BadInput(f"option {name!r} of {what} is {shortened(value)}: {text[:1].lower()}{text[1:]}") from None

@@ -16,7 +16,6 @@ The plan handed over is the one of lowest posterior mean: a lucky draw is seen t
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from threadpoolctl import ThreadpoolController
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.plugins import unknown_message
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Estimates, Strategy
@@ -49,6 +47,12 @@ FEWEST_REPLICATES = 3
 """Second and further evaluations of plans from which the noise between seeds is estimated."""
 LEAST_NOISE = 1e-4
 """Of the table, as a share of its spread: with none its covariance would be singular."""
+SPANS = (0.4, 1.0)
+"""Widths of the posterior at which tables are drawn, in turn."""
+MOVES = 40
+"""Single changes of each incumbent among the candidates, and twice as many swaps."""
+KEEP = 12
+"""Evaluated plans of each budget that compete for being handed over."""
 ATTEMPTS = 50
 MOST_SEEDS = 16
 """Seeds told apart by what they add; a log from elsewhere may have one for every trial."""
@@ -58,42 +62,20 @@ class QRAStrategy(Strategy):
     """Proposes the evaluation of greatest worth under a Bayesian table of the loss.
 
     Args:
-        draws: tables drawn for a proposal, at the widths `spans` of the posterior in turn.
-        moves: single changes of each incumbent among the candidates, and twice as many swaps; 0 leaves them out.
-        keep: evaluated plans of each budget that compete for being handed over.
-        all_budgets: whether an evaluation is weighed for all budgets, or for one in turn.
+        draws: tables drawn for a proposal.
         sweeps: passes over the hyperparameters by evidence; 0 leaves them as given.
-        alike: whether groups of one kind, and of near depth, are taken to be alike.
         seeds: seeds that proposals take in turn, beginning with the study's. With one, all plans see the same batches,
             and the search fits these; with more, losses in the log are not to be compared across seeds, estimates are.
-        widths: where the hyperparameters start, by name (`surrogates.table.Widths`).
+        widths: where the hyperparameters start.
     """
 
     name = "qra"
 
-    def __init__(
-        self,
-        *,
-        draws: int = 24,
-        spans: Sequence[float] = (0.4, 1.0),
-        moves: int = 40,
-        keep: int = 12,
-        all_budgets: bool = True,
-        sweeps: int = 2,
-        alike: bool = True,
-        seeds: int = 1,
-        **widths: float,
-    ):
-        self.width = np.append(0.0, np.resize(np.asarray(spans, float), draws))
-        self.moves, self.keep, self.all_budgets = moves, keep, all_budgets
-        for name in widths:
-            if name not in Widths.__dataclass_fields__:
-                known = [*inspect.signature(type(self)).parameters, *Widths.__dataclass_fields__]
-                known.remove("widths")
-                raise ValueError(unknown_message("option of strategy 'qra':", name, known))
+    def __init__(self, *, draws: int = 24, sweeps: int = 2, seeds: int = 1, widths: Widths | None = None):
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
-        self.sweeps, self.alike, self.seeds, self.widths = sweeps, alike, seeds, Widths(**widths)
+        self.spans = np.append(0.0, np.resize(SPANS, draws))
+        self.sweeps, self.seeds, self.widths = sweeps, seeds, widths or Widths()
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         with BLAS.limit(limits=1, user_api="blas"):
@@ -129,7 +111,7 @@ class QRAStrategy(Strategy):
         """The table given the log; None if nothing was evaluated in full."""
         if not len(rows):
             return None
-        basis = TableBasis(state.space, state.sensitivities, alike=self.alike)
+        basis = TableBasis(state.space, state.sensitivities)
         fit = TableFit(basis, rows.at(fitted_rows(rows)), self.widths)
         noise = replicate_noise(state)
         if noise > 0:
@@ -181,17 +163,14 @@ class QRAStrategy(Strategy):
 
     def _budgets(self, state: StudyState, k: int) -> list[int]:
         """The budgets that the next proposal is weighed for."""
-        turn = len(state.trials) + k
-        if not self.all_budgets:
-            return [state.budgets[turn % len(state.budgets)]]
         step = -(-len(state.budgets) // AT_ONCE)
-        return list(state.budgets[turn % step :: step])
+        return list(state.budgets[(len(state.trials) + k) % step :: step])
 
     def _candidates(self, state: StudyState, fit: TableFit, budgets: list[int], k: int) -> Candidates:
         memory, rows, fixed = state.memory, fit.rows, state.space.fixed_bytes
         G, B, R = fit.basis.shape
         size, allowed = memory.choice.reshape(G, -1), memory.allowed.reshape(G, -1)
-        tables = np.where(allowed, fit.draws(state.rng(k), self.width).reshape(-1, G, B * R), np.inf)
+        tables = np.where(allowed, fit.draws(state.rng(k), self.spans).reshape(-1, G, B * R), np.inf)
         believed, _ = fit.at_rows()
         used = memory.bytes(rows.b, rows.r)
         evaluated = rows.b * R + rows.r
@@ -199,11 +178,11 @@ class QRAStrategy(Strategy):
         found = []
         for budget in budgets:
             fits = np.flatnonzero(used <= budget)
-            best = fits[np.argsort(believed[fits], kind="stable")[: self.keep]]
+            best = fits[np.argsort(believed[fits], kind="stable")[:KEEP]]
             known.update(best.tolist())
             found.append(solve_many(tables, size, budget - fixed))
-            if len(best) and self.moves:
-                found.append(neighbours(evaluated[best[0]], tables[0], size, budget - fixed, self.moves))
+            if len(best):
+                found.append(neighbours(evaluated[best[0]], tables[0], size, budget - fixed, MOVES))
         tried = {x.tobytes() for x in evaluated}
         index = np.array(sorted(known), int)
         return Candidates(index, believed[index], distinct(np.concatenate(found), tried))

@@ -8,14 +8,14 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.space.space import Plan
 from qra_search.strategies.base import Strategy
-from qra_search.strategies.evolution.edits import PlanCodec
+from qra_search.strategies.plan_codec import PlanCodec
 
 ATTEMPTS = 200
 
 
 class RandomStrategy(Strategy):
-    """Plans drawn uniformly, then brought under one of the budgets (the largest, where that one is used up) by
-    random downward steps."""
+    """Plans drawn uniformly, then brought under the budget in turn by random steps down; under the largest budget once
+    nothing new is found under that one."""
 
     name = "random"
 
@@ -36,5 +36,5 @@ class RandomStrategy(Strategy):
 
 def random_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
     """A random plan of at most `budget` bytes."""
-    levels = PlanCodec(state.space)
-    return levels.decode(levels.repair(levels.random(rng), budget, rng))
+    codec = PlanCodec(state.space)
+    return codec.decode(codec.repair(codec.random(rng), budget, rng))

@@ -14,7 +14,7 @@ from qra_search.surrogates.likeness import Dense, covariance
 from qra_search.surrogates.prior_table import flat_prior
 
 FLOOR = 0.05
-"""Sensitivities damage below this share of the bit-width's mean is taken to be this: near zero by luck is not zero."""
+"""Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""
 CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""

@@ -15,18 +15,18 @@ KNOWN_TO = {
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 STEP = 2.0
 LOUDER = 30.0
-"""Factor of the noise at the second start: from little noise, step by step, a table that explains every loss by damages
-far from the prior's is reached before one that takes most of it for noise."""
+"""Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by
+damages far from the prior's."""
 ANY_UNITS = 4.0
-"""Deviation of the log of the gain's overall scale at the third start, where its units may be any: from a scale held
-near 1, step by step, a gain far too small is never found out, since so small it explains nothing."""
+"""Deviation of the log of the gain's overall scale at the third start: single steps from a scale near 1 do not find a
+gain in much smaller units, since it explains nothing."""
 LEAST = 1e-6
 """A step must raise the log evidence by more than rounding could."""
 
 
 def refined(fit: TableFit, sweeps: int = 2) -> TableFit:
-    """The fit with better hyperparameters, climbed to from little noise, from much, and from a gain in any units:
-    whichever is likeliest.
+    """The fit with better hyperparameters, the likeliest of those reached from little noise, from much, and from a
+    gain in any units.
 
     The evidence is that of the model linearised at the mode.
 

@@ -163,8 +163,8 @@ def seeded_torch(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def warped_levels(space: SearchSpace) -> np.ndarray:
-    """float (2 G, K): each level of each variable on the scale on which the loss is smooth, within [0, 1].
+def warped_choices(space: SearchSpace) -> np.ndarray:
+    """float (2 G, K): each choice of each variable on the scale on which the loss is smooth, within [0, 1].
 
     Bits by their round-to-nearest error, 4^-(bits - 2), ranks by log2(1 + rank).
     """
@@ -173,13 +173,13 @@ def warped_levels(space: SearchSpace) -> np.ndarray:
     return _both(space, error, np.log2(1.0 + np.asarray(space.ranks, dtype=float)))
 
 
-def ordinal_levels(space: SearchSpace) -> np.ndarray:
-    """float (2 G, K): each level of each variable by its place among the choices, within [0, 1]."""
+def ordinal_choices(space: SearchSpace) -> np.ndarray:
+    """float (2 G, K): each choice of each variable by its place among them, within [0, 1]."""
     return _both(space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float))
 
 
-def level_values(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """float (..., 2 G): the values (2 G, K) of the levels in rows (..., 2 G)."""
+def choice_values(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """float (..., 2 G): the values (2 G, K) of the choices in rows (..., 2 G)."""
     return values[np.arange(len(values)), rows]
 
 

@@ -1,7 +1,7 @@
 """Expected hypervolume improvement in closed form, where one objective is a Gaussian loss and the other exact bytes.
 
 The improvement of a plan is a sum of expected improvements over strips of memory (Olofsson et al. 2019): between
-two neighbouring sizes the best loss known so far is a constant, the level of that strip.
+two neighbouring sizes the best loss known so far is a constant.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ TAIL = -1e3
 
 @dataclass(frozen=True)
 class Strips:
-    """Levels of loss over strips of memory.
+    """The loss to improve on, over strips of memory.
 
     Attributes:
         start: float (S,), bytes at which each strip begins, ascending.
         end: float (S,), bytes at which it ends; equal to `start` for a budget that counts as a point.
-        level: float (S,), loss to improve on in each strip, not rising.
+        best: float (S,), loss to improve on in each strip, not rising.
     """
 
     start: np.ndarray
     end: np.ndarray
-    level: np.ndarray
+    best: np.ndarray
 
     @classmethod
     def of_front(cls, losses: np.ndarray, sizes: np.ndarray, reference: tuple[float, float]) -> Strips:
         """Strips between the sizes of known plans, up to a reference point (loss, bytes).
 
         Args:
-            losses: float (N,), believed losses; posterior means, so that no lucky draw sets a level.
+            losses: float (N,), believed losses; posterior means, so that no lucky draw counts as the best.
             sizes: (N,), their bytes.
         """
         worst, most = float(reference[0]), float(reference[1])
         inside = np.flatnonzero(sizes < most)
         order = inside[np.lexsort((losses[inside], sizes[inside]))]
-        level = np.minimum(np.minimum.accumulate(np.append(worst, losses[order])), worst)
+        best = np.minimum(np.minimum.accumulate(np.append(worst, losses[order])), worst)
         edges = np.concatenate([[-np.inf], np.asarray(sizes, dtype=float)[order], [most]])
         keep = edges[1:] > edges[:-1]
-        return cls(edges[:-1][keep], edges[1:][keep], level[keep])
+        return cls(edges[:-1][keep], edges[1:][keep], best[keep])
 
     @classmethod
     def of_budgets(cls, losses: np.ndarray, sizes: np.ndarray, budgets: tuple[int, ...], worst: float) -> Strips:
-        """Only the named budgets count: one point each, whose level is the best loss that fits it."""
+        """Only the named budgets count: one point each, with the best loss that fits it."""
         ends = np.asarray(budgets, dtype=float)
-        level = np.array([min([worst, *losses[sizes <= b]]) for b in budgets])
-        return cls(ends, ends, level)
+        best = np.array([min([worst, *losses[sizes <= b]]) for b in budgets])
+        return cls(ends, ends, best)
 
     def log_improvement(self, mean: np.ndarray, std: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Log of the expected hypervolume improvement, float (M,); -inf if a plan is too large to count.
@@ -65,18 +65,18 @@ class Strips:
         width = np.where(points, sizes <= self.end, np.maximum(self.end - np.maximum(self.start, sizes), 0.0))
         with np.errstate(divide="ignore"):
             log_width = np.log(width)
-        gains = log_expected_improvement(mean[:, None], std[:, None], self.level)
+        gains = log_expected_improvement(mean[:, None], std[:, None], self.best)
         return logsumexp(gains + log_width, axis=1)
 
 
-def log_expected_improvement(mean: np.ndarray, std: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """log E[max(0, level - y)] for y ~ N(mean, std^2), elementwise and stable far below the level (Ament et al. 2023).
+def log_expected_improvement(mean: np.ndarray, std: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """log E[max(0, best - y)] for y ~ N(mean, std^2), elementwise and stable far below the best (Ament et al. 2023).
 
     >>> float(np.round(np.exp(log_expected_improvement(np.array(0.0), np.array(1.0), np.array(0.0))), 6))
     0.398942
     """
     std = np.maximum(std, 1e-300)
-    return np.log(std) + _log_h((level - mean) / std)
+    return np.log(std) + _log_h((best - mean) / std)
 
 
 def _log_h(u: np.ndarray) -> np.ndarray:

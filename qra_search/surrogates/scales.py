@@ -13,7 +13,7 @@ NOISES = (0.01, 0.03, 0.1, 0.3)
 ERROR_GROWTH = 0.05
 """Rise of that deviation with the loss above the best: a broken plan says little about good ones."""
 WIDE = 10.0
-"""Sensitivities deviation of the constant and the common slopes, relative to what least squares would give them."""
+"""Prior deviation of the constant and the common slopes, relative to what least squares would give them."""
 LEAST_SCALE = 0.05
 ROUNDING = 1e-9
 """A column whose deviation is below this share of its size is constant but for rounding."""
@@ -41,13 +41,13 @@ def fit_scales(damage: np.ndarray, gain: np.ndarray, losses: np.ndarray) -> tupl
     spread_y = float(losses.std()) or 1.0
     common = np.column_stack([np.ones(len(losses)), total, -gain])
     wide = (WIDE * np.array([max(abs(losses.mean()), spread_y), slope, slope_gain])) ** 2
-    level = (common * wide) @ common.T
+    shared = (common * wide) @ common.T
     within = slope**2 * damage @ damage.T
     rise = ERROR_GROWTH * (losses - losses.min())
     residual = losses - common @ np.array([losses.mean(), 0.0, 0.0])
     best: tuple[float, float, np.ndarray] | None = None
     for spread, noise in product(SPREADS, NOISES):
-        covariance = level + spread**2 * within + np.diag((noise * spread_y + rise) ** 2)
+        covariance = shared + spread**2 * within + np.diag((noise * spread_y + rise) ** 2)
         factor = cho_factor(covariance, lower=True)
         weights = cho_solve(factor, residual)
         evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor[0])).sum())

@@ -82,7 +82,7 @@ class Rows:
     """Evaluated plans, replicates averaged.
 
     Attributes:
-        b, r: level indices (N, G).
+        b, r: indices (N, G) of the plans' bits and ranks.
         loss: (N,), in nats.
         weight: (N,), replicates of each.
         seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
@@ -266,7 +266,7 @@ class TableFit:
     def joint(self, b: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean (M,) and covariance (M, M) of the losses of plans (M, G) with the first seed, linearised at the mode."""
         f, J = self._linearised(b, r, np.zeros((len(b), self.rows.seeds.shape[1])), self.theta)
-        cross = sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True))
+        cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._of_rows[1], strict=True)))
         mean = self.best + f - _product(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(s @ Jk.T for Jk, s in zip(J, self._spread_out(J), strict=True)) - half.T @ half

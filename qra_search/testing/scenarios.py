@@ -27,6 +27,18 @@ TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
 """Bits of a space that stores four bits in two ways of equal bytes, the second better."""
 
 
+SHAPES = {
+    "q": (256, 256), "k": (64, 256), "v": (64, 256), "o": (256, 256),
+    "gate": (512, 256), "up": (512, 256), "down": (256, 512),
+}  # fmt: skip
+"""Linears of a toy layer, out and in."""
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "layer": {"layer": tuple(SHAPES)},
+    "module": {name: (name,) for name in SHAPES},
+    "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
+}
+
+
 def toy_space(
     layers: int = 5,
     granularity: str = "layer",
@@ -41,49 +53,34 @@ def toy_space(
     With `restricted`, every third group may take neither the smallest bit-width nor the largest rank. With `table`, a
     group of embeddings comes last that has levels of its own and no rank, and does not follow uniform plans.
     """
-    shapes = {
-        "q": (256, 256),
-        "k": (64, 256),
-        "v": (64, 256),
-        "o": (256, 256),
-        "gate": (512, 256),
-        "up": (512, 256),
-        "down": (256, 512),
-    }
-    kinds: dict[str, dict[str, tuple[str, ...]]] = {
-        "layer": {"layer": tuple(shapes)},
-        "module": {name: (name,) for name in shapes},
-        "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
-    }
     names = tuple(level.name for level in make_levels(bits))
     groups: list[Group] = []
     for layer in range(layers):
-        for kind, members in kinds[granularity].items():
-            linears = tuple(
-                Linear(name=f"layers.{layer}.{m}", out_features=shapes[m][0], in_features=shapes[m][1]) for m in members
-            )
+        for kind, members in KINDS[granularity].items():
+            linears = tuple(_linear(f"layers.{layer}.{member}", *SHAPES[member]) for member in members)
             narrow = restricted and len(groups) % 3 == 0
+            own_bits = names[1:] if narrow and len(bits) > 1 else names if table else None
+            own_ranks = ranks[:-1] if narrow and len(ranks) > 1 else ranks if table else None
             groups.append(
                 Group(
-                    name=f"layers.{layer}.{kind}",
-                    linears=linears,
-                    bits=names[1:] if narrow and len(bits) > 1 else None,
-                    ranks=ranks[:-1] if narrow and len(ranks) > 1 else None,
-                    kind=kind,
+                    name=f"layers.{layer}.{kind}", linears=linears, bits=own_bits, ranks=own_ranks, kind=kind,
                     depth=layer,
                 )
-            )
+            )  # fmt: skip
     if table:
-        linears = (Linear(name="embed", out_features=1024, in_features=256),)
         wide = (*names[1:], 16)
-        groups = [
-            group.model_copy(update={"bits": group.bits or names, "ranks": group.ranks or ranks}) for group in groups
-        ]
+        embedding = (_linear("embed", 1024, 256),)
         groups.append(
-            Group(name="embed", linears=linears, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True)
-        )
+            Group(
+                name="embed", linears=embedding, bits=wide, ranks=(0,), kind="embed", depth=layers, is_embedding=True
+            )
+        )  # fmt: skip
         bits, ranks = (*bits, 16), (0, *ranks)
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
+
+
+def _linear(name: str, out_features: int, in_features: int) -> Linear:
+    return Linear(name=name, out_features=out_features, in_features=in_features)
 
 
 class ToyEvaluator(Evaluator):
@@ -91,7 +88,7 @@ class ToyEvaluator(Evaluator):
 
     Args:
         space: default: `toy_space()`.
-        prior: `true`, `wrong` (the groups shuffled), `zero`, or None.
+        sensitivities: `true`, `wrong` (the groups shuffled), `zero`, or None.
         fidelities: below 1 the loss is higher and noisier.
         failing: share of plans whose evaluation fails.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -63,24 +62,6 @@ def test_a_backend_without_its_library_says_so_when_used_and_not_before(name: st
         backend.quantize(nn.Linear(64, 64), 4)
     assert f"pip install {name}" in make_backend("mixed").unavailable()
     assert {info.name: info.unavailable for info in list_backends()}[name] == reason
-
-
-def test_without_the_optional_libraries_the_rest_works():
-    code = """
-import sys
-for name in ("bitsandbytes", "hqq", "transformers", "peft"):
-    sys.modules[name] = None
-import torch
-from torch import nn
-import qra_backends
-linear = nn.Linear(64, 64)
-for name in ("reference", "reference-gptq"):
-    backend = qra_backends.make_backend(name)
-    backend.dequantize(backend.quantize(linear, 3, hessian=torch.eye(64)))
-print(sorted(info.name for info in qra_backends.list_backends() if info.unavailable))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "bitsandbytes" in done.stdout and "hqq" in done.stdout and "reference" not in done.stdout
 
 
 def test_a_plug_in_that_cannot_be_loaded_is_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch):

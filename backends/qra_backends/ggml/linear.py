@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qra_backends.ggml.decode import decode
 from qra_backends.ggml.types import GGMLType
-from qra_backends.modules.linear import DequantizedLinear
+from qra_backends.modules import DequantizedLinear
 
 
 class GGMLLinear(DequantizedLinear):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.integers import layouts
-from qra_backends.modules.linear import DequantizedLinear
+from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.packed import decode_packed
 

@@ -9,7 +9,7 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
-from qra_backends.modules.functional import dequantized_linear
+from qra_backends.modules import dequantized_linear
 
 NUMBERS_AT_ONCE = 1 << 20
 """Of a weight, while it is dequantized on a CPU, which makes two copies in float32 of what it multiplies; a GPU makes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qra_backends.modules.linear import DequantizedLinear
+from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.fused import decode_fused

@@ -186,12 +186,6 @@ def test_a_deep_copy_neither_points_to_the_original_nor_keeps_anything_twice(bit
     assert live_bytes(twin) == live_bytes(layer) == backend.storage(bits).bytes(64, 64)
 
 
-def test_a_variant_stores_only_its_own_width():
-    assert make_backend("bitsandbytes").bits == (4, 8)
-    assert make_backend("bitsandbytes-fp4").bits == (4,)
-    assert make_backend("bitsandbytes-int8").bits == (8,)
-
-
 def test_tensors_stored_as_another_type_are_refused():
     nf4, fp4 = make_backend("bitsandbytes-nf4"), make_backend("bitsandbytes-fp4")
     tensors = nf4.to_tensors(nf4.quantize(source(64, 64), 4))

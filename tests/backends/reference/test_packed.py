@@ -25,11 +25,6 @@ def test_the_weight_can_be_looked_at_but_not_changed():
     assert "weight" not in dict(layer.named_parameters())
 
 
-def test_it_says_its_bits_and_shape():
-    text = repr(make_backend("reference").quantize(nn.Linear(64, 8), 3))
-    assert "in_features=64" in text and "out_features=8" in text and "bits=3" in text
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_blocks_of_rows_do_not_change_the_weight(bits: int, monkeypatch: pytest.MonkeyPatch):
     linear, backend = nn.Linear(100, 37, bias=False), make_backend({"name": "reference", "group_size": 32})

@@ -63,7 +63,7 @@ def test_saved_bytes_are_the_input_of_the_trained_linear_and_the_output_of_the_n
 
 def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_weight(build):
     evaluator = build()
-    step = step_memory(evaluator.workbench)
+    step = step_memory(evaluator.tuner)
     space, peak = evaluator.space, step.space(evaluator.space)
     low, high = space.uniform(2, 4), space.uniform(4, 8)
     widths = sum(m.in_features + m.out_features for g in space.groups for m in g.linears)
@@ -72,7 +72,7 @@ def test_peak_bytes_add_up_over_groups_and_count_sixteen_bytes_for_an_adapter_we
 
 
 def test_scales_that_are_trained_along_count_at_every_lossy_level(build):
-    usual, along = (build(scales=on).workbench for on in (False, True))
+    usual, along = (build(scales=on).tuner for on in (False, True))
     peaks = [step_memory(bench).space(bench.quantized.space) for bench in (usual, along)]
     linears = [m for g in usual.space.groups for m in g.linears]
     numbers = sum(2 * m.out_features * -(-m.in_features // 64) for m in linears)
@@ -83,17 +83,17 @@ def test_scales_that_are_trained_along_count_at_every_lossy_level(build):
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_half_precision(build):
-    small, large = (step_memory(build(batch_size=size).workbench) for size in (2, 4))
+    small, large = (step_memory(build(batch_size=size).tuner) for size in (2, 4))
     assert large.activations == pytest.approx(
         small.activations * (large.rows * large.tokens) / (small.rows * small.tokens), rel=0.02
     )
-    assert step_memory(build(gradient_checkpointing=True).workbench).activations < 0.6 * large.activations
-    assert step_memory(build(dtype="bfloat16").workbench).activations < 0.8 * large.activations
+    assert step_memory(build(gradient_checkpointing=True).tuner).activations < 0.6 * large.activations
+    assert step_memory(build(dtype="bfloat16").tuner).activations < 0.8 * large.activations
 
 
 def test_the_count_leaves_the_evaluator_as_it_was(build):
     evaluator, fresh = build(), build()
-    step_memory(evaluator.workbench)
+    step_memory(evaluator.tuner)
     plan = evaluator.space.uniform(4, 8)
     assert evaluator.evaluate(plan).loss == fresh.evaluate(plan).loss
 
@@ -110,5 +110,5 @@ def test_a_search_can_be_held_to_the_peak(build):
 
 def test_without_adapters_nothing_is_saved(build):
     evaluator = build(ranks=(0,))
-    assert step_memory(evaluator.workbench).activations == 0
+    assert step_memory(evaluator.tuner).activations == 0
     assert isinstance(evaluator.space.uniform(2, 0), Plan)

@@ -70,7 +70,7 @@ def test_a_sketch_counts_for_a_training_step_what_the_model_itself_takes(family:
 
 def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     evaluator = shape_only(tmp_path)
-    peaks = foretell(evaluator.workbench)
+    peaks = foretell(evaluator.tuner)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
     assert all(peak.device == 0 and peak.host >= RELOAD_LIBRARIES for peak in peaks.values())
     facts = evaluator.estimate()
@@ -82,7 +82,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
 
 
 def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_training(tmp_path: Path) -> None:
-    four, eight = (foretell(shape_only(tmp_path, layers=n).workbench) for n in (4, 8))
+    four, eight = (foretell(shape_only(tmp_path, layers=n).tuner) for n in (4, 8))
     assert four["quantize"] == eight["quantize"]
     assert eight["search"].host > four["search"].host
     assert eight["prior"].host > four["prior"].host  # each layer's input waits
@@ -90,10 +90,10 @@ def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_tr
 
 def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path) -> None:
     usual, along, fitted, turned = (
-        foretell(shape_only(tmp_path, **more).workbench)
+        foretell(shape_only(tmp_path, **more).tuner)
         for more in ({}, {"scales": True}, {"init": "calibrated"}, {"init": "caldera"})
     )
-    bench = shape_only(tmp_path).workbench
+    bench = shape_only(tmp_path).tuner
     numbers = sum(
         bench.quantized.backend.trainable_numbers(8, m.out_features, m.in_features)
         for m in bench.quantized.linears.values()
@@ -123,7 +123,7 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
 
 
 def test_every_card_is_told_the_first_settings_that_fit_it(tmp_path: Path) -> None:
-    found = cards(shape_only(tmp_path).workbench, None)
+    found = cards(shape_only(tmp_path).tuner, None)
     assert [card["name"] for card in found] == list(CARDS)
     assert all(card["settings"] == "as it is configured" and card["peak_bytes"] < card["bytes"] for card in found)
 

@@ -29,13 +29,13 @@ def make(folder: Path, backend: str = "reference", **options: Any) -> QuantizedL
 @pytest.mark.parametrize("backend", ["reference", "reference-gptq"])
 def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(tmp_path: Path, backend: str) -> None:
     evaluator = make(tmp_path / "bank", backend)
-    before = {name: p.detach().clone() for name, p in evaluator.workbench.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
     facts = evaluator.estimate()
     sizes = {"peak_bytes", "disk_bytes", "phases"}
     assert set(facts) == {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", *sizes}
     assert all(facts[name] > 0 for name in set(facts) - {"phases"})
     assert not (tmp_path / "bank").exists()
-    after = dict(evaluator.workbench.model.named_parameters())
+    after = dict(evaluator.tuner.model.named_parameters())
     assert set(after) == set(before)
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
 
@@ -82,7 +82,7 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     monkeypatch.setattr(module, "_quickest", lambda work, device: (work(), next(seconds))[1])
     size = 2 * evaluator.quantized.settings.batch_size
     tokens = bucketed(evaluator.rows("validation", size), size)[0].tokens
-    assert module.seconds_per_token(evaluator.workbench) == pytest.approx((4 * 5.0 + 0.25) / tokens)
+    assert module.seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -99,7 +99,7 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator = make(tmp_path / "bank")
     first = evaluator.untuned_loss()
     assert not (tmp_path / "bank").exists()
-    evaluator.quantized.unquantize()
+    evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
 

@@ -37,7 +37,7 @@ def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path
     usual, own = by_loss.evaluate(plan), by_task.evaluate(plan)
     assert own.metrics["loss"] == usual.loss != own.loss and "loss" not in usual.metrics
     examples = by_loss.task.split("validation")[:8]
-    scores = score_choices(by_loss.workbench.model, by_loss.workbench.tokenizer, examples)
+    scores = score_choices(by_loss.tuner.model, by_loss.tuner.tokenizer, examples)
     assert own.loss == pytest.approx(scores.choice_loss, rel=1e-5)
     assert by_task.describe() == {**by_loss.describe(), "metric": "task"}
 

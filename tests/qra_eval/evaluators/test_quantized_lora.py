@@ -72,8 +72,8 @@ def test_settings_of_a_later_training_reach_the_adapters(build):
     evaluator = build()
     usual = evaluator.quantized.settings
     evaluator.quantized.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
-    evaluator.workbench.apply(evaluator.space.uniform(4, 8), 0)
-    placed = evaluator.quantized.wrapped.values()
+    evaluator.tuner.apply(evaluator.space.uniform(4, 8), 0)
+    placed = evaluator.tuner.switcher.wrapped.values()
     assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
 
 
@@ -97,10 +97,10 @@ def test_a_model_too_large_for_dequantized_weights_keeps_none_after_the_prior(tm
 def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator = build(compute="bfloat16")
     plan = mixed_plan(evaluator.space)
-    evaluator.workbench.apply(plan, 0)
-    fast = evaluator.workbench.held_out("validation", 8)
-    evaluator.quantized.apply(plan, 0, evaluator.workbench.init, materialised=False)
-    assert evaluator.workbench.held_out("validation", 8) == fast
+    evaluator.tuner.apply(plan, 0)
+    fast = evaluator.tuner.held_out("validation", 8)
+    evaluator.tuner.switcher.apply(plan, 0, evaluator.tuner.init, materialised=False)
+    assert evaluator.tuner.held_out("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
     evaluator.quantized.materialised = False
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
@@ -130,11 +130,11 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
         dtype="float32",
         compute=compute,
     )
-    before = {name: tensor.clone() for name, tensor in evaluator.workbench.model.named_buffers()}
-    embedding = evaluator.workbench.model.get_input_embeddings().weight.detach().clone()
+    before = {name: tensor.clone() for name, tensor in evaluator.tuner.model.named_buffers()}
+    embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
     assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.quantized.as_stored(tuned.plan, evaluator.workbench.init) as model:
+    with evaluator.tuner.switcher.as_stored(tuned.plan, evaluator.tuner.init) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
@@ -182,7 +182,7 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {
+    assert {w.scaling * w.rank for w in evaluator.tuner.switcher.wrapped.values() if w.rank} == {
         evaluator.quantized.settings.alpha
     }
     base, _ = load_base(tmp_path)

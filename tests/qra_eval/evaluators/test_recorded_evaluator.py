@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,21 +9,16 @@ import numpy as np
 import pytest
 
 from qra_eval.evaluators.landscape import Landscape, make_landscape
-from qra_eval.evaluators.recorded import Record, RecordedEvaluator, build, read_record
+from qra_eval.evaluators.recorded import RecordedEvaluator, build, read_record, record_of
 from qra_eval.landscapes.damage_model import Fit, fit_surrogate
 from qra_eval.landscapes.measured import SEED_NOISE
 from qra_search.bench import task_budgets
 from qra_search.config import make_config
-from qra_search.space.space import Plan
 from qra_search.study.study import Study
 from qra_search.testing import EvaluatorContract
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "strategies"))
-from held_out import BROKEN_RISE, cross_validate, fit_of, read_plain  # noqa: E402
-
-DATA = Path(os.environ.get("QRA_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "measured"
-TUNED, SEARCHED = DATA / "smollm2_gsm8k_tuned.jsonl", DATA / "smollm2_gsm8k_search.jsonl"
-DAMAGE = DATA / "smollm2_gsm8k_damage.jsonl"
+from held_out import BROKEN_RISE, cross_validate, fit_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -122,40 +115,18 @@ def test_references_lie_within_the_budget_and_below_all_recorded_plans(recorded:
         assert loss <= predicted[sizes <= budget].min() + 1e-9
 
 
-def test_replicates_give_the_noise_between_seeds(tmp_path: Path) -> None:
+def test_replicates_give_the_noise_between_seeds(landscape: Landscape) -> None:
     rng = np.random.default_rng(0)
-    rows = []
-    for i in range(15):
-        bits, ranks = [2 + i % 3, 3, 4, 2], [4 if i // 3 & 1 << k else 8 for k in range(4)]
-        rows += [{"bits": bits, "ranks": ranks, "loss": 2.0 + 0.1 * i + 0.02 * float(rng.normal())} for _ in range(20)]
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    record = read_plain([path])
+    plans = landscape.space.uniform_plans()
+    record = record_of(landscape.space, None, {plan: 2.0 + 0.02 * rng.normal(size=20) for plan in plans})
     assert record.seed_noise == pytest.approx(0.02, rel=0.2)
-    assert record.replicates.sum() == 300
+    assert (record.replicates == 20).all() and len(record.loss) == len(plans)
 
 
 def test_one_seed_in_two_logs_says_nothing_of_the_noise(logs: list[Path]) -> None:
     once, twice = read_record(logs[:1]), read_record([logs[0], logs[0]])
     assert twice.seed_noise == once.seed_noise == SEED_NOISE
     assert (twice.replicates == once.replicates).all()
-
-
-def test_plain_jsonl_of_modules_has_seven_groups_a_layer(tmp_path: Path) -> None:
-    landscape = make_landscape("additive", 3, "module", seed=2)
-    study = Study(landscape, strategy="random", evaluations=40, memory_budget=task_budgets(landscape.space))
-    rows = [{"bits": t.plan.bits, "ranks": t.plan.ranks, "loss": t.loss} for t in study.run().trials]
-    path = tmp_path / "plans.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    record = read_plain([path], granularity="module")
-    assert [g.name for g in record.space.groups] == [g.name for g in landscape.space.groups]
-    assert record.space.memory_bytes(record.space.decode(record.b[0], record.r[0])) == landscape.space.memory_bytes(
-        Plan(tuple(rows[0]["bits"]), tuple(rows[0]["ranks"]))
-    )
-    with pytest.raises(ValueError, match="21 groups are not 4 to a layer"):
-        read_plain([path], granularity="fused")
-    with pytest.raises(ValueError, match="granularity must be one of module, fused, layer, got 'modul'"):
-        read_plain([path], granularity="modul")
 
 
 def test_a_config_names_a_log(logs: list[Path]) -> None:
@@ -167,18 +138,8 @@ def test_a_config_names_a_log(logs: list[Path]) -> None:
         build(make_config({"options": {"log": str(logs[0]), "logs": 1}}))
 
 
-def test_too_few_or_missing_evaluations_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "few.jsonl"
-    path.write_text(json.dumps({"bits": [2, 3], "ranks": [4, 4], "loss": 1.0}) + "\n")
+def test_too_few_or_missing_evaluations_are_refused(landscape: Landscape, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 distinct evaluated plans are too few"):
-        read_plain([path])
+        record_of(landscape.space, None, {landscape.space.uniform(3, 8): [1.0]})
     with pytest.raises(ValueError, match="no trial log 'none.jsonl'"):
         read_record([tmp_path / "none.jsonl"])
-
-
-@pytest.mark.skipif(not TUNED.is_file(), reason="the measured evaluations are not there: set QRA_TEST_DATA")
-def test_it_predicts_real_evaluations_of_a_small_model() -> None:
-    record: Record = read_plain([TUNED, SEARCHED], DAMAGE)
-    assert len(record.loss) == 41
-    error = cross_validate(record.space, record.sensitivities, fit_of(record), folds=41)
-    assert error["rmse_good"] < 0.05 and error["r2_good"] > 0.95

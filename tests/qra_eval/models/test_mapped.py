@@ -11,8 +11,7 @@ from tiny_families import tiny_config_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_eval.models.experts import Experts
-from qra_eval.models.load import load_model
-from qra_eval.models.mapped import mixture_from_files
+from qra_eval.models.load import load_model, mixture_from_files
 from qra_eval.models.tiny import byte_tokenizer
 
 IDS = torch.arange(4, 40).view(2, 18)

@@ -103,14 +103,14 @@ def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measu
 def test_the_cost_counts_what_was_passed_through_the_model(measured):
     evaluator, sensitivities = measured
     assert sensitivities.cost == pytest.approx(
-        evaluator.prior_report["forward_tokens"] / evaluator.workbench.evaluation_tokens()
+        evaluator.prior_report["forward_tokens"] / evaluator.tuner.evaluation_tokens()
     )
     assert sensitivities.cost > 0
 
 
 def test_measuring_leaves_the_model_as_it_was(measured):
     evaluator, _ = measured
-    wrapped = evaluator.quantized.wrapped.values()
+    wrapped = evaluator.tuner.switcher.wrapped.values()
     assert all(w.rank == 0 and not w._backward_hooks and not w._forward_pre_hooks for w in wrapped)
 
 
@@ -120,11 +120,11 @@ def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatc
     monkeypatch.setattr(kept, "measured", lambda _: pytest.fail("it was measured again"))
     again = evaluator.sensitivities()
     assert again.to_dict() == sensitivities.to_dict() and evaluator.prior_report["probes"] == report["probes"]
-    kept.prior_file(evaluator.workbench).write_text("{")  # a damaged file is no prior
+    kept.prior_file(evaluator.tuner).write_text("{")  # a damaged file is no prior
     monkeypatch.setattr(kept, "measured", lambda _: (sensitivities, report))
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
-        and kept.prior_file(evaluator.workbench).stat().st_size > 100
+        and kept.prior_file(evaluator.tuner).stat().st_size > 100
     )
 
 

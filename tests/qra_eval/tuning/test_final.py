@@ -25,7 +25,7 @@ def evaluator(tmp_path_factory):
 
 
 def test_a_plan_without_any_adapter_is_refused_before_it_is_tuned(evaluator, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluator.workbench, "train", raising(AssertionError("it was tuned")))
+    monkeypatch.setattr(evaluator.tuner, "train", raising(AssertionError("it was tuned")))
     with pytest.raises(BadInput, match="rank 0 everywhere, so there is no adapter to tune and save"):
         evaluator.tune(evaluator.space.uniform(4, 0), folder=tmp_path)
 
@@ -47,7 +47,7 @@ def raising(error):
 def test_a_plan_that_cannot_be_tuned_fails_with_a_word_for_the_kind_and_the_reason(
     evaluator, monkeypatch, error, reason
 ):
-    monkeypatch.setattr(evaluator.workbench, "train", raising(error))
+    monkeypatch.setattr(evaluator.tuner, "train", raising(error))
     with pytest.raises(EvaluationFailed) as failed:
         evaluator.tune(evaluator.space.uniform(4, 4), steps=1)
     assert str(failed.value).startswith(reason) and "\n" not in str(failed.value)
@@ -103,7 +103,7 @@ class Killed(BaseException):
 
 
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     monkeypatch.setattr(final, "score", lambda *_: {})
     for holder, name, changed in (
         (evaluator.quantized, "settings", {"scales": True}),

@@ -1,4 +1,4 @@
-"""The workbench: a plan in place is trained and measured, and what a training sees follows from settings and seed."""
+"""The tuner: a plan in place is trained and measured, and what a training sees follows from settings and seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluator(tmp_path_factory):
 
 
 def test_its_parts_give_what_an_evaluation_gives(evaluator):
-    bench, plan = evaluator.workbench, evaluator.space.uniform(4, 4)
+    bench, plan = evaluator.tuner, evaluator.space.uniform(4, 4)
     whole = evaluator.evaluate(plan, seed=5)
     bench.apply(plan, 5)
     trained = bench.train(3, 5)
@@ -33,22 +33,22 @@ def test_its_parts_give_what_an_evaluation_gives(evaluator):
 
 
 def test_tokens_of_an_evaluation_are_three_of_every_trained_one_and_the_held_out_ones(evaluator):
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     trained = sum(batch.tokens for batch in bench.batches(3, 0))
     assert bench.trained_rows == 6
     assert bench.evaluation_tokens() == 3 * trained + sum(map(len, bench.rows("validation", 6)))
 
 
 def test_it_says_what_losses_follow_from(evaluator):
-    told = evaluator.workbench.describe()
+    told = evaluator.tuner.describe()
     assert told == evaluator.describe()
     assert (told["model"], told["task"], told["granularity"]) == ("tiny", "arithmetic", "layer")
-    evaluator.workbench.evaluation = evaluator.workbench.evaluation.model_copy(update={"validation_rows": 5})
+    evaluator.tuner.evaluation = evaluator.tuner.evaluation.model_copy(update={"validation_rows": 5})
     assert evaluator.describe()["rows"] != told["rows"]
 
 
 def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_first(evaluator):
-    bench = evaluator.workbench
+    bench = evaluator.tuner
 
     def rows_in(seed, steps=20):
         batches = bench.final_batches(steps, seed)
@@ -63,7 +63,7 @@ def test_every_seed_of_a_full_tuning_draws_rows_and_batches_of_its_own_but_the_f
 
 
 def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
-    bench, settings = evaluator.workbench, evaluator.quantized.settings
+    bench, settings = evaluator.tuner, evaluator.quantized.settings
     evaluator.quantized.settings = settings.model_copy(update={"accumulation": 2})
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=0.5))
     assert bench.finetune_steps == len(bench.rows.task.split("calibration")) // 2 // 4
@@ -73,7 +73,7 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
 
 
 def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evaluator, monkeypatch):
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     monkeypatch.setattr(bench, "rows", Rows(make_task("arithmetic", sizes={"calibration": 9}), "nine",
                                             bench.tokenizer, 64))  # fmt: skip
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=3.0))
@@ -82,7 +82,7 @@ def test_an_epoch_sees_every_row_once_though_batches_do_not_come_out_even(evalua
 
 
 def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(evaluator, monkeypatch, tmp_path):
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     (tmp_path / "t.txt").write_text("\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200)))
     task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from qra_search import bench
-from qra_search.bench import statistics
 from qra_search.bench.cell import truncate
-from qra_search.bench.measures import best_known, hypervolume_regret, share_left
-from qra_search.bench.tables import NoRows, summarise
+from qra_search.bench.run import _cell
+from qra_search.bench.scores import best_known, share_left
+from qra_search.bench.tables import NoRows, make_settings
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.plugins import UnknownName
@@ -59,9 +59,8 @@ def test_a_search_is_looked_at_when_it_ends_however_short_it_is(evaluations: flo
     assert [look["at"] for look in row["checkpoints"]] == points
     assert all(len(look["handed"]) == 5 for look in row["checkpoints"])
     key = {"task": TASK, "strategy": "additive", "seed": 0, "evaluations": evaluations}
-    (setting,) = summarise([key | row])["settings"]
-    assert [point["evaluations"] for point in setting["checkpoints"]] == points
-    assert setting["conduct"]["additive"]["failed_cells"] == 0
+    (setting,) = make_settings([key | row])
+    assert [at for at, _ in setting.medians["additive"]] == points
 
 
 def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
@@ -77,7 +76,7 @@ def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     for budget, handed in zip(row["grid"], row["checkpoints"][0]["handed"], strict=True):
         fitting = [t for t in look.trials if evaluator.space.memory_bytes(t.plan) <= budget]
         assert handed == evaluator.true_loss(min(fitting, key=lambda t: t.loss).plan)
-    assert row["trials"] == len(result.trials) and row["complete"] and row["failed"] == 0
+    assert row["trials"] == len(result.trials) and row["failed"] == 0
     assert row["proposals"] == row["trials"] - len(study.design)
 
 
@@ -115,16 +114,9 @@ def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
 
 
 def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
-    from qra_search.bench.run import _cell
-
-    row = _cell(bench.task_named(TASK), "repeating", 0, 30.0, None, None)
+    row = _cell(bench.task_named(TASK), "repeating", 0, 30.0, None)
     assert row["error"].startswith("StudyFailed: the strategy repeated an evaluation") and "checkpoints" not in row
     assert "/" not in row["error"]
-
-
-def test_a_cell_that_takes_too_long_is_cut_short_and_says_so() -> None:
-    row = bench.run_cell(bench.task_named(TASK), "random", 0, 50, cell_seconds=0.0)
-    assert not row["complete"] and row["trials"] == 1
 
 
 # -- the run ------------------------------------------------------------------------------------------
@@ -174,7 +166,7 @@ def row_of(strategy: str, handed: list[float], **changes) -> dict:
         "task": "a-1-layer-measured", "strategy": strategy, "seed": 0, "evaluations": 10.0,
         "budgets": [10, 20, 30], "grid": [10, 15, 20, 25, 30], "reference": [1.0] * 5, "uniform": [2.0] * 5,
         "checkpoints": [{"at": 10, "handed": handed}],
-        "complete": True, "trials": 8, "replicates": 0, "low_fidelity": 0, "failed": 0, "coverage_90": None,
+        "trials": 8, "replicates": 0, "low_fidelity": 0, "failed": 0, "coverage_90": None,
         "propose_seconds": None, "propose_cpu_seconds": None,
     } | changes  # fmt: skip
 
@@ -195,34 +187,29 @@ def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
     assert share_left(rows[1], 10, best) == pytest.approx(1 / 3)
 
 
-def test_hypervolume_regret_is_the_area_that_is_missed() -> None:
-    # Corner (2, 35). Best known: loss 1 from the bytes 10 on, so the area is 1 x 25. Handed over: loss 1 from 20 on.
-    row = row_of("x", [2.0, 2.0, 1.0, 1.0, 1.0])
-    assert hypervolume_regret(row, 10, np.ones(5)) == pytest.approx(1 - 15 / 25)
-    assert hypervolume_regret(row_of("x", [1.0] * 5), 10, np.ones(5)) == pytest.approx(0.0)
-    assert hypervolume_regret(row_of("x", [3.0] * 5), 10, np.ones(5)) == pytest.approx(1.0)
-
-
 def test_a_failed_cell_counts_as_the_best_uniform_plan_and_is_named() -> None:
     rows = [row_of("good", [1.0] * 5), {k: row_of("bad", [])[k] for k in ("task", "strategy", "seed", "evaluations")}]
     rows[1]["error"] = "StudyFailed: so it went"
-    (setting,) = summarise(rows)["settings"]
-    assert setting["checkpoints"][0]["pooled"]["bad"]["median"] == 1.0
-    assert setting["conduct"]["bad"]["failed_cells"] == 1
-    assert setting["conduct"]["bad"]["errors"] == ["StudyFailed: so it went"]
+    (setting,) = make_settings(rows)
+    assert setting.medians["bad"] == [(10, 1.0)]
+    assert "Failures: bad: StudyFailed: so it went" in setting.notes
+    (conduct,) = [table for table in setting.tables if table.caption == "Conduct:"]
+    assert {row[0]: row[conduct.columns.index("failed cells")] for row in conduct.rows} == {"bad": 1, "good": 0}
 
 
 # -- tables and plots ---------------------------------------------------------------------------------
 def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
-    tables = json.loads((small / "tables.json").read_text())
-    (setting,) = tables["settings"]
-    assert setting["kind"] == "4-layer-measured" and setting["seeds"] == 3 and len(setting["tasks"]) == 2
+    (setting,) = json.loads((small / "tables.json").read_text())["settings"]
+    assert setting["kind"] == "4-layer-measured" and "2 tasks, 3 seeds." in setting["notes"]
     best = best_known(bench.read_rows(small))
     mine = [share_left(r, 10, best[r["task"], r["seed"]]) for r in bench.read_rows(small) if r["strategy"] == "random"]
-    assert setting["checkpoints"][0]["pooled"]["random"]["median"] == pytest.approx(np.median(mine))
+    assert setting["medians"]["random"][0] == [10, pytest.approx(np.median(mine))]
+    pooled = {row[0]: row for row in setting["tables"][0]["rows"]}
+    assert pooled["random"][2][0] == pytest.approx(np.median(mine)) and pooled["random"][1] == 6
     text = (small / "tables.md").read_text()
-    for needed in ("random", "additive", TASK, "Mean rank", "Win/tie/loss", "lost to uniform", "seconds a proposal"):
+    for needed in ("random", "additive", TASK, "Win/tie/loss", "lost to uniform", "seconds a proposal"):
         assert needed in text
+    assert f"{np.median(mine):.3f} (" in text
 
 
 def test_the_plot_stands_alone_and_names_every_strategy(small: Path) -> None:
@@ -242,26 +229,9 @@ def test_searches_of_different_lengths_stand_in_one_table() -> None:
     long = row_of("long", [1.0] * 5) | {"evaluations": 20.0}
     long["checkpoints"] = [*long["checkpoints"], long["checkpoints"][0] | {"at": 20, "handed": [0.8] * 5}]
     again = row_of("long", [1.5] * 5)
-    (setting,) = summarise([long, again, row_of("short", [2.0] * 5)])["settings"]
-    first, last = setting["checkpoints"]
+    (setting,) = make_settings([long, again, row_of("short", [2.0] * 5)])
     # Of two searches that reached a checkpoint the shorter one counts; one that ended before has no figure.
-    assert first["pooled"]["long"]["median"] == pytest.approx((1.5 - 0.8) / (2.0 - 0.8))
-    assert set(first["pooled"]) == {"long", "short"} and set(last["pooled"]) == {"long"}
-    assert last["pooled"]["long"]["median"] == pytest.approx(0.0)
-
-
-def test_pairs_are_compared_over_the_blocks_that_both_have() -> None:
-    scores = np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.0], [0.3, 0.1, 0.0], [0.1, np.nan, 0.5]])
-    pairs = {(p["first"], p["second"]): p for p in statistics.pairwise(scores, ("a", "b", "c"))}
-    assert [pairs["a", "b"][k] for k in ("win", "tie", "loss")] == [2, 0, 1]
-    assert [pairs["a", "c"][k] for k in ("win", "tie", "loss")] == [1, 0, 2]
-
-
-def test_a_strategy_of_few_blocks_is_compared_but_not_ranked() -> None:
-    rows = [row_of(name, [loss] * 5, seed=s) for s in range(20) for name, loss in (("a", 1.0), ("b", 1.5))]
-    rows.append(row_of("seldom", [2.0] * 5))
-    (setting,) = summarise(rows)["settings"]
-    (point,) = setting["checkpoints"]
-    assert set(point["ranks"]["mean"]) == {"a", "b"} and point["blocks"] == 20
-    (pair,) = [p for p in point["pairs"] if {p["first"], p["second"]} == {"a", "b"}]
-    assert pair["win"] == 20 and "seldom" in point["pooled"]
+    assert setting.medians["long"] == [(10, pytest.approx((1.5 - 0.8) / (2.0 - 0.8))), (20, pytest.approx(0.0))]
+    assert setting.medians["short"] == [(10, pytest.approx(1.0))]
+    pooled = {row[0]: row for row in setting.tables[0].rows}
+    assert pooled["short"][3] is None

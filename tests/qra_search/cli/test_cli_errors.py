@@ -231,7 +231,7 @@ def test_what_workers_cannot_have_is_one_line_with_status_2(
     qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(choose, "visible_gpus", list)
+    monkeypatch.setattr(choose.devices, "visible_gpus", list)
     outcome = qra(*command)
     assert_one_line(outcome)
     assert message in outcome.err

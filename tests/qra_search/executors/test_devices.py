@@ -19,7 +19,7 @@ def config(device: str) -> RunConfig:
 def four(monkeypatch):
     """Four GPUs are said to be visible."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(choose, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
 def leased(device, workers, share=None):
@@ -72,7 +72,7 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
-    monkeypatch.setattr(choose, "visible_gpus", list)
+    monkeypatch.setattr(devices, "visible_gpus", list)
     with pytest.raises(BadInput, match="2 workers with a GPU each: this machine has no GPUs: use --device cpu"):
         make_executor(config("cuda"), 2)
     with pytest.raises(BadInput, match="1 worker with a GPU each: this machine has no GPUs"):

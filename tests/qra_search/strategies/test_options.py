@@ -9,7 +9,7 @@ from qra_search import BadInput, Plan, Study, search
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.strategies.nsga2 import NSGA2Strategy
+from qra_search.strategies.baselines.nsga2 import NSGA2Strategy
 
 
 class OwnStrategy(Strategy):
@@ -40,9 +40,8 @@ def test_a_search_takes_options_of_its_strategy():
     [
         ("nsga2", {"population": "many"}, "option 'population' of strategy 'nsga2' is 'many': input should be a valid"),
         ("nsga2", {"crossover": [1]}, "option 'crossover' of strategy 'nsga2' is [1]: input should be a valid number"),
-        ("qra", {"spans": "wide"}, "option 'spans' of strategy 'qra' is 'wide'"),
-        ("qra", {"moves": 1.5}, "option 'moves' of strategy 'qra' is 1.5: input should be a valid integer"),
-        ("qra", {"moovs": 1}, "unknown option of strategy 'qra': 'moovs': did you mean moves?"),
+        ("qra", {"draws": 1.5}, "option 'draws' of strategy 'qra' is 1.5: input should be a valid integer"),
+        ("qra", {"sweps": 1}, "unknown option of strategy 'qra': 'sweps': did you mean sweeps"),
         ("nsga2", {"populaton": 3}, "unknown option of strategy 'nsga2': 'populaton': did you mean population"),
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': it takes none"),
         (OwnStrategy, {"deep": 1}, "unknown option of strategy 'own': 'deep': did you mean depth?"),

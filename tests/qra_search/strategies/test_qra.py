@@ -13,6 +13,7 @@ from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies import make_strategy
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
 from qra_search.study.study import Study
+from qra_search.surrogates.table import Widths
 from qra_search.testing import StrategyContract
 
 
@@ -48,7 +49,9 @@ def test_noise_is_estimated_from_replicates_alone_and_used_by_the_table():
         deviations.append(np.var(losses, ddof=1))
     assert replicate_noise(state) == pytest.approx(np.sqrt(np.mean(deviations)))
     assert replicate_noise(replicated(0.05, plans=2, seeds=2)) == 0.0
-    quiet, loud = (QRAStrategy(sweeps=0, shift=0.0).estimate(replicated(noise)) for noise in (0.001, 0.2))
+    quiet, loud = (
+        QRAStrategy(sweeps=0, widths=Widths(shift=0.0)).estimate(replicated(noise)) for noise in (0.001, 0.2)
+    )
     assert loud.std.mean() > 3 * quiet.std.mean()
 
 

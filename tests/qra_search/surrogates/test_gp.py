@@ -9,7 +9,7 @@ import pytest
 import torch
 from nehvi import quality_model
 
-from qra_search.surrogates.gp import fit_loss_gp, level_values, ordinal_levels, seeded_torch, warped_levels
+from qra_search.surrogates.gp import choice_values, fit_loss_gp, ordinal_choices, seeded_torch, warped_choices
 from qra_search.testing.scenarios import toy_space
 
 RNG = np.random.default_rng(0)
@@ -78,12 +78,12 @@ def test_seeded_torch_gives_back_the_threads_even_after_an_error():
 
 def test_levels_are_warped_to_the_error_of_their_bits_and_the_log_of_their_rank():
     space = toy_space(2, bits=(2, 3, 4, 16), ranks=(0, 1, 3))
-    values = warped_levels(space)
+    values = warped_choices(space)
     assert values[0] == pytest.approx([1.0, 0.25, 0.0625, 0.0])
     assert values[2, :3] == pytest.approx([0.0, 0.5, 1.0])
-    assert level_values(values, np.array([[3, 0, 1, 2]])) == pytest.approx(np.array([[0.0, 1.0, 0.5, 1.0]]))
-    assert ordinal_levels(space)[0] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    assert choice_values(values, np.array([[3, 0, 1, 2]])) == pytest.approx(np.array([[0.0, 1.0, 0.5, 1.0]]))
+    assert ordinal_choices(space)[0] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
 
 
 def test_a_single_choice_is_a_constant_input():
-    assert not warped_levels(toy_space(1, bits=(4,), ranks=(8,))).any()
+    assert not warped_choices(toy_space(1, bits=(4,), ranks=(8,))).any()

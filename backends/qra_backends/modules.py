@@ -1,0 +1,165 @@
+"""Layers that keep a weight only in quantized form; products that dequantize it anew, or train its scales."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Dequantize = Callable[[torch.dtype], Tensor]
+
+
+class DequantizedLinear(nn.Linear):
+    """y = x Wᵀ + bias, with W computed anew by `dequantize` in forward and in backward.
+
+    It is an `nn.Linear` for the sake of libraries that look for one: PEFT wraps it, and asks its `weight` for shape,
+    dtype and device. That is a `TemporaryWeight`, a dequantized copy which refuses to be changed.
+
+    A subclass registers what it stores as buffers of integer dtype (floats viewed as integers of their size):
+    `module.to(dtype)` would round floats.
+
+    Args:
+        bias: frozen, or None.
+        dtype: what the layer computes in.
+    """
+
+    def __init__(self, out_features: int, in_features: int, *, bias: nn.Parameter | None, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
+        self.register_parameter("bias", bias)
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in) in `dtype` (default: the layer's own), a new tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dequantized_linear(x, self.dequantize, self.bias)
+
+    def __getattr__(self, name: str):
+        if name == "weight":
+            return TemporaryWeight(self.dequantize())
+        return super().__getattr__(name)
+
+
+class TemporaryWeight(Tensor):
+    """A dequantized copy of a stored weight. Merging an adapter into it would be lost, so `data` is refused."""
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> TemporaryWeight:
+        return Tensor._make_subclass(cls, weight, False)
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        raise RuntimeError(
+            "the stored weight is quantized and takes no merge: keep the adapter apart, or merge into dequantize()"
+        )
+
+
+def dequantized_linear(x: Tensor, dequantize: Dequantize, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias for W = dequantize(x.dtype).
+
+    Args:
+        x: (..., in); gradients flow to it.
+        dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
+        bias: (out,), cast to x's dtype.
+
+    Returns:
+        (..., out) in x's dtype.
+    """
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return _DequantizedLinear.apply(x, bias, dequantize)
+
+
+class _DequantizedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dequantize: Dequantize) -> Tensor:
+        ctx.dequantize = dequantize
+        return F.linear(x, dequantize(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_output @ ctx.dequantize(grad_output.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad_output.flatten(0, -2).sum(0)
+        return grad_x, grad_bias, None
+
+
+class Groups(NamedTuple):
+    """Weights are scale · code + offset, with one of each for `size` weights of a row; the last group may be shorter.
+
+    Scale and offset are (out, groups), in the dtype that they are stored in. Without offsets all weights of a group are
+    in proportion to its scale: codes less a whole zero point, or blocks that have scales of their own inside.
+    """
+
+    scale: Tensor
+    offset: Tensor | None
+    size: int
+
+
+def grouped_linear(
+    x: Tensor, groups: Groups, dequantize: Callable[[Groups], Tensor], bias: Tensor | None = None, *, keep: bool = False
+) -> Tensor:
+    """x Wᵀ + bias for W = dequantize(groups), with gradients by x, and by scale and offset if they ask for them.
+
+    The gradient of the whole weight is made for the length of one product, and summed by group at once.
+
+    Args:
+        x: (..., in).
+        groups: float32 (out, groups), rounded to what can be stored.
+        dequantize: gives W (out, in), in x's dtype.
+        bias: (out,), frozen; cast to x's dtype.
+        keep: hold W until the backward pass; else it is made anew there.
+
+    Returns:
+        (..., out) in x's dtype.
+    """
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return _GroupedLinear.apply(x, groups.scale, groups.offset, groups.size, dequantize, bias, keep)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, size: int,
+        dequantize: Callable[[Groups], Tensor], bias: Tensor | None, keep: bool,
+    ) -> Tensor:  # fmt: skip
+        weight = dequantize(Groups(scale, offset, size))
+        ctx.save_for_backward(x, scale, offset, *((weight,) if keep else ()))
+        ctx.size, ctx.dequantize = size, dequantize
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, offset, *kept = ctx.saved_tensors
+        weight = kept[0] if kept else ctx.dequantize(Groups(scale, offset, ctx.size))
+        grad = grads[0]
+        dx = grad @ weight if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:3]):
+            return dx, None, None, None, None, None, None
+        whole = grad.flatten(0, -2).T @ x.flatten(0, -2)
+        by_offset = None if offset is None else _summed(whole, ctx.size)
+        # Codes are (weight - offset) / scale, so they need not be unpacked again.
+        along = _summed(whole.mul_(weight), ctx.size)
+        if offset is not None:
+            along = along - offset * by_offset
+        by_scale = torch.where(scale == 0, 0.0, along / torch.where(scale == 0, 1.0, scale))
+        return dx, by_scale, by_offset, None, None, None, None
+
+
+def _summed(whole: Tensor, size: int) -> Tensor:
+    """Sums (out, groups) over the groups of each row of a matrix (out, in), float32."""
+    lacking = -whole.shape[1] % size
+    if lacking:
+        whole = F.pad(whole, (0, lacking))
+    return whole.unflatten(1, (-1, size)).sum(-1, dtype=torch.float32)

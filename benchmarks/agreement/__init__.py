@@ -1,0 +1,1 @@
+"""Whether other tools and engines see the same numbers."""

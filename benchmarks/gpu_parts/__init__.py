@@ -1,0 +1,1 @@
+"""The parts of `gpu.py`, each a module with `rows(options)`."""

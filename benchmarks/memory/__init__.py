@@ -1,0 +1,1 @@
+"""Bytes and peaks, beside what was estimated."""

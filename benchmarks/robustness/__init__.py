@@ -1,0 +1,1 @@
+"""Runs that are killed, inputs that are wrong, screens that are narrow."""

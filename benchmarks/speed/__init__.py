@@ -1,0 +1,1 @@
+"""How fast things are, beside other ways to do them."""

@@ -1,0 +1,85 @@
+"""How long commands that only read or refuse take, start to end, each in a process of its own, beside a bare Python.
+
+python -m benchmarks.speed.startup --repeats 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import RESULTS, append, commit
+
+AIM = 1.0
+"""Seconds that the project aims at; `qra report` and `qra show` are of a run of 224 groups and 60 evaluations."""
+BARE = "bare python"
+REFUSED = 2
+"""Exit status of a command that refuses what it was given."""
+SEARCH = ["search", "--evaluator", "landscape", "--strategy", "additive", "-n", "60"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="the median and the slowest of so many are kept")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "ab":
+            budgets = ["--memory", "uniform3r8", "--memory", "uniform4r8"]
+            run([*SEARCH, *budgets, "--seed", str(ord(name)), "--out", name], folder)
+        commands = {
+            BARE: [], "--help": ["--help"], "--version": ["--version"], "search --help": ["search", "--help"],
+            "show": ["show", "a"], "report": ["report", "a"], "runs": ["runs", "."], "compare": ["compare", "a", "b"],
+            "refused task": ["search", "--model", "tiny", "--task", "none.jsonl"],
+            "refused device": ["plan", "--model", "tiny", "--task", "arithmetic", "--device", "gpu", "--memory", "75%"],
+            "refused size": ["plan", "--model", "tiny", "--memory", "108"],
+        }  # fmt: skip
+        for name, arguments in commands.items():
+            run(arguments, folder)  # once for the file cache and the compiled modules
+            began = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = sorted(run(arguments, folder) for _ in range(options.repeats))
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+            row = {
+                "command": name if name == BARE else f"qra {name}",
+                "median_seconds": round(seconds[len(seconds) // 2], 3),
+                "slowest_seconds": round(seconds[-1], 3),
+                "cpu_seconds": round(spent / options.repeats, 3),
+                "aim_seconds": AIM,
+            }
+            rows.append(row)
+            met = "met" if row["median_seconds"] < row["aim_seconds"] else "MISSED"
+            print(f"{row['command']:20} {row['median_seconds']:.2f} s, slowest {row['slowest_seconds']:.2f} s, "
+                  f"processor {row['cpu_seconds']:.2f} s: aim {row['aim_seconds']:.1f} s {met}")  # fmt: skip
+    record(rows, options.repeats)
+
+
+def run(arguments: list[str], folder: str) -> float:
+    """Seconds of a command in a folder; its output is thrown away."""
+    command = [str(Path(sys.executable).with_name("qra")), *arguments] if arguments else [sys.executable, "-c", "0"]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    elapsed = time.perf_counter() - start
+    if done.returncode not in (0, REFUSED):
+        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return elapsed
+
+
+def record(rows: list[dict[str, object]], repeats: int) -> None:
+    """Append what was measured, with the commit and the load that the machine was under."""
+    line = {
+        "commit": commit(), "python": platform.python_version(), "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1), "repeats": repeats, "rows": rows,
+    }  # fmt: skip
+    append(RESULTS / "cli" / "startup.jsonl", line)
+
+
+if __name__ == "__main__":
+    main()

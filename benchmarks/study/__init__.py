@@ -1,0 +1,1 @@
+"""The study of docs/study.md: bytes needed for a quality, against uniform plans, searches and other tools."""

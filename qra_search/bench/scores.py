@@ -1,0 +1,140 @@
+"""What is read off a benchmark's rows: the share of the possible gain that is left, its intervals and paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Row = dict[str, Any]
+Best = dict[tuple[str, int], np.ndarray]
+"""Lowest noise-free loss known (B,) at each budget of the grid, by task and seed."""
+
+FAILED_SHARE = 1.0
+"""A cell that failed is scored as if the best uniform plan had been handed over."""
+TIE = 0.005
+"""Shares of the possible gain that differ by less count as a tie."""
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A median with its bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Pair(NamedTuple):
+    """Wins, ties and losses of the first strategy against the second, and Wilcoxon's p adjusted after Holm."""
+
+    first: str
+    second: str
+    win: int
+    tie: int
+    loss: int
+    p: float
+
+
+def best_known(rows: Sequence[Row]) -> Best:
+    """The reference, or what any strategy handed over at any time where that is better."""
+    best: Best = {}
+    for row in rows:
+        if "error" not in row:
+            known = np.array([row["reference"], *(look["handed"] for look in row["checkpoints"])]).min(0)
+            key = row["task"], row["seed"]
+            best[key] = np.minimum(best.get(key, known), known)
+    return best
+
+
+def share_left(row: Row, point: float, best: np.ndarray) -> float:
+    """Share of the possible gain over the best uniform plan that is left at a checkpoint, summed over three budgets.
+
+    0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform. A search that ended
+    before the checkpoint keeps its last value.
+    """
+    looks = [look for look in row.get("checkpoints", ()) if look["at"] <= point]
+    if not looks:
+        return FAILED_SHARE
+    at = [row["grid"].index(budget) for budget in row["budgets"]]
+    left = np.array(looks[-1]["handed"])[at] - best[at]
+    possible = np.array(row["uniform"])[at] - best[at]
+    return float(left.sum() / max(possible.sum(), 1e-12))
+
+
+def rows_at(rows: Sequence[Row], point: float) -> list[Row]:
+    """One row for every task, strategy and seed that was let run to a checkpoint: the shortest search that was.
+
+    A search of fewer evaluations says nothing there; one that failed on the way does.
+    """
+    chosen: dict[tuple[str, str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: -row["evaluations"]):
+        if row["evaluations"] >= point:
+            chosen[row["task"], row["strategy"], row["seed"]] = row
+    return list(chosen.values())
+
+
+def shares_at(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
+    """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
+    cell is missing."""
+    tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
+    shares: dict[str, np.ndarray] = {}
+    for row in rows_at(rows, point):
+        if (key := (row["task"], row["seed"])) in best:
+            own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
+            own[tasks.index(row["task"]), seeds.index(row["seed"])] = share_left(row, point, best[key])
+    return dict(sorted(shares.items()))
+
+
+def bootstrap_median(values: np.ndarray, seed: int = 0) -> Interval:
+    """The median of values (N,) or of all of (seeds, tasks), and its percentile interval.
+
+    Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
+    out (a seed that one task lacks), and so is a seed that all tasks lack.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values.reshape(len(values), -1)).all(1)]
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(np.nanmedian(values)), float(low), float(high))
+
+
+def pairwise(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
+    """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
+    both = []
+    for i, j in combinations(range(len(names)), 2):
+        shared = ~np.isnan(shares[:, [i, j]]).any(1)
+        if shared.sum() > 1:
+            both.append((names[i], names[j], shares[shared, i], shares[shared, j]))
+    adjusted = holm(np.array([wilcoxon_p(a, b) for _, _, a, b in both]))
+    return [
+        Pair(first, second, int((a < b - TIE).sum()), int((np.abs(a - b) <= TIE).sum()), int((a > b + TIE).sum()), p)
+        for (first, second, a, b), p in zip(both, adjusted.tolist(), strict=True)
+    ]
+
+
+def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of the signed-rank test on pairs; 1 if all are equal."""
+    if np.allclose(first, second, rtol=0, atol=1e-12):
+        return 1.0
+    return float(stats.wilcoxon(first, second, zero_method="zsplit").pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values (N,) adjusted for N tests (Holm 1979).
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted

@@ -1,0 +1,1 @@
+"""Strategies of the papers and of other packages, to compare ours with; one file each, and what several share."""

@@ -1,0 +1,160 @@
+"""NSGA-II (Deb et al. 2002) on plans: pymoo's survival and tournament, with the trial log as the population."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal
+from qra_search.space.space import Plan
+from qra_search.strategies.additive import additive_plan
+from qra_search.strategies.base import Strategy, mean_losses
+from qra_search.strategies.baselines.proposing import budget_in_turn, budgets_in_turn, fresh_plans
+from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.surrogates.prior_table import prior_table
+
+POPULATION = 20
+CROSSOVER = 0.9
+PRIOR_SHARE = 0.25
+UNIFORM_SHARE = 0.15
+
+
+class NSGA2Strategy(Strategy):
+    """NSGA-II over (loss, exact bytes).
+
+    Generations are counted, not stored: proposal number i belongs to generation i // population. Generation 0 is a mix
+    of uniform, random and (with sensitivities) additive plans; the parents of a later one are the survivors among the
+    fully evaluated trials of all generations before it, whoever proposed them.
+
+    Args:
+        population: plans in a generation.
+        crossover: chance that a mating recombines its parents; a group's (bits, rank) is one gene.
+        mutation: chance of each variable to go one step up or down; default: one in a row on average.
+    """
+
+    name = "nsga2"
+
+    def __init__(self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None):
+        self.population, self.crossover, self.mutation = check_population(population), crossover, mutation
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        codec = PlanCodec(state.space)
+        parents: dict[int, Population | None] = {}
+
+        def draw(offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+            generation = (len(state.trials) + offset) // self.population
+            if generation not in parents:
+                before = [t for t in state.full if t.id < generation * self.population]
+                parents[generation] = survivors_of(state, mean_losses(before), self.population, generation)
+            chosen = parents[generation]
+            if chosen is None:
+                return self._first(state, offset, rng)
+            budget = budget_in_turn(state, offset)
+            return child_of(codec, chosen, budget, rng, self.crossover, self.mutation), "offspring"
+
+        return fresh_plans(state, n, draw)
+
+    def _first(self, state: StudyState, offset: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        """A plan of the first generation."""
+        codec, kind = PlanCodec(state.space), rng.random()
+        budget = budgets_in_turn(state, offset)[0]
+        if state.sensitivities is not None and kind < PRIOR_SHARE:
+            share = rng.random()
+            within = int(state.memory.minimum + share * (budget - state.memory.minimum))
+            plan = additive_plan(state.space, prior_table(state.space, state.sensitivities), within)
+            if plan is not None:
+                return codec.encode([plan])[0], "additive"
+        uniform = [p for p in state.space.uniform_plans() if state.space.memory_bytes(p) <= state.memory_limit]
+        if uniform and kind > 1.0 - UNIFORM_SHARE:
+            return codec.encode([uniform[rng.integers(len(uniform))]])[0], "uniform"
+        return codec.repair(codec.random(rng), budget, rng), "random"
+
+
+def check_population(size: int) -> int:
+    """The size itself, or ValueError if it is too small to mate."""
+    if size < 2:
+        raise ValueError(f"population must be at least 2, got {size}")
+    return size
+
+
+def survivors_of(state: StudyState, losses: Mapping[Plan, float], size: int, generation: int) -> Population | None:
+    """At most `size` of the plans, by rank and crowding in (loss, exact bytes); None if too few to mate."""
+    if len(losses) < 2:
+        return None
+    codec = PlanCodec(state.space)
+    rows = codec.encode(list(losses))
+    objectives = np.column_stack([list(losses.values()), codec.bytes(rows)])
+    return survivors(rows, objectives, size, np.random.default_rng([state.seed, generation]))
+
+
+def survivors(rows: np.ndarray, objectives: np.ndarray, size: int, rng: np.random.Generator) -> Population:
+    """At most `size` of the rows (N, 2 G) by rank and crowding in objectives (N, 2), which each then knows."""
+    pop = Population.new("X", rows, "F", np.asarray(objectives, dtype=float), "CV", np.zeros((len(rows), 1)))
+    return RankAndCrowding().do(Problem(n_var=rows.shape[1], n_obj=2), pop, n_survive=size, random_state=rng)
+
+
+def child_of(
+    codec: PlanCodec,
+    parents: Population,
+    budget: int,
+    rng: np.random.Generator,
+    crossover: float = CROSSOVER,
+    mutation: float | None = None,
+) -> np.ndarray:
+    """int (2 G,): one child of a population, by adjacent mutation and random steps down to the budget.
+
+    Random numbers are drawn in the order of pymoo's `Mating`, which makes two children, of which the first is taken.
+    """
+    rate = 1.0 / codec.variables if mutation is None else mutation
+    mutated = [mutate(codec, row, rate, rng) for row in mated(parents, crossover, rng)]
+    rng.random(2)  # pymoo's chance that a mutation is applied, which is always
+    return [codec.repair(row, budget, rng) for row in mutated][0]
+
+
+def mated(parents: Population, crossover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows (2 G,) by binary tournament and, with this chance, crossover."""
+    rows = parents.get("X").astype(int)
+    chosen = TournamentSelection(pressure=2, func_comp=fitter).do(None, parents, 1, 2, to_pop=False, random_state=rng)
+    first, second = rows[chosen[0]]
+    return crossed(first, second, rng) if rng.random() < crossover else (first, second)
+
+
+def crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform crossover of two rows in which a group's (bits, rank) is one gene."""
+    swap = np.tile(rng.random(len(first) // 2) < 0.5, 2)
+    return np.where(swap, second, first), np.where(swap, first, second)
+
+
+def mutate(codec: PlanCodec, row: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """int (2 G,): the row with some variables one adjacent step up or down.
+
+    Args:
+        rate: chance of each variable; one is drawn outright, so that something changes.
+    """
+    v = np.arange(codec.variables)
+    up, down = codec.above[v, row], codec.below[v, row]
+    movable = (up != row) | (down != row)
+    if not movable.any():
+        return row.copy()
+    chosen = rng.random(codec.variables) < rate
+    chosen[rng.choice(codec.variables, p=movable / movable.sum())] = True
+    upward = rng.random(codec.variables) < 0.5
+    target = np.where(upward, np.where(up != row, up, down), np.where(down != row, down, up))
+    return np.where(chosen, target, row)
+
+
+def fitter(pop: Population, P: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
+    """The winners (M, 1) of pairs P (M, 2), by rank, then crowding, then chance."""
+    rank, crowding = pop.get("rank").astype(float), pop.get("crowding").astype(float)
+    a, b = P[:, 0], P[:, 1]
+    coin = random_state.random(len(P)) < 0.5
+    first = (rank[a] < rank[b]) | ((rank[a] == rank[b]) & (crowding[a] > crowding[b]))
+    tie = (rank[a] == rank[b]) & (crowding[a] == crowding[b])
+    return np.where(np.where(tie, coin, first), a, b)[:, None]

@@ -1,0 +1,118 @@
+"""What several baselines share: budgets in turn, plans that the log does not hold, and packages that may be missing."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qra_search.errors import install_hint
+from qra_search.log.state import StudyState
+from qra_search.log.trial import Proposal, Trial
+from qra_search.strategies.plan_codec import PlanCodec
+
+ATTEMPTS = 60
+"""Draws for one proposal before random plans take its place, and as many of those before the list ends."""
+
+
+def budget_in_turn(state: StudyState, offset: int = 0) -> int:
+    """The named budgets in turn, by the number of the proposal; the largest plan's bytes if none is named."""
+    return budgets_in_turn(state, offset)[0] if state.memory_budgets else state.memory_limit
+
+
+def budgets_in_turn(state: StudyState, offset: int = 0) -> list[int]:
+    """All budgets, beginning with the one whose turn it is by the number of the proposal."""
+    start = (len(state.trials) + offset) % len(state.budgets)
+    return list(state.budgets[start:] + state.budgets[:start])
+
+
+def one_by_one(state: StudyState, n: int, ask: Callable[[StudyState], Proposal | None]) -> list[Proposal]:
+    """At most `n` proposals, each asked for as if the earlier ones were running trials already."""
+    proposals: list[Proposal] = []
+    while len(proposals) < n and (proposal := ask(state)) is not None:
+        proposals.append(proposal)
+        state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
+    return proposals
+
+
+def fresh_plans(
+    state: StudyState,
+    n: int,
+    draw: Callable[[int, np.random.Generator], tuple[np.ndarray, str]],
+    *,
+    fidelity: float = 1.0,
+) -> list[Proposal]:
+    """At most `n` proposals of plans that the log does not hold.
+
+    Args:
+        draw: from the offset of the proposal and its generator, a row (2 G,) and its origin. It is called again while
+            the plan is known; then random plans within the budget take its place.
+    """
+    codec = PlanCodec(state.space)
+    seen = set(state.seen)
+    proposals: list[Proposal] = []
+    for offset in range(n):
+        rng = state.rng(offset)
+        for attempt in range(2 * ATTEMPTS):
+            if attempt < ATTEMPTS:
+                row, origin = draw(offset, rng)
+            else:
+                row, origin = codec.repair(codec.random(rng), budget_in_turn(state, offset), rng), "random"
+            plan = codec.decode(row)
+            if plan.key not in seen:
+                seen.add(plan.key)
+                proposals.append(Proposal(plan, fidelity=fidelity, seed=state.seed, origin=origin))
+                break
+    return proposals
+
+
+class Places:
+    """Rows as optimizers of other packages see them: an integer for every variable that has a choice.
+
+    Attributes:
+        free: int (V,), variables with more than one allowed value.
+        counts: int (V,), their numbers of allowed values; place p of variable v is the p-th of these.
+    """
+
+    def __init__(self, codec: PlanCodec):
+        self._codec = codec
+        counts = codec.allowed.sum(1)
+        self.free = np.flatnonzero(counts > 1)
+        self.counts = counts[self.free]
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """int (N, V): places of rows (N, 2 G)."""
+        return (self._codec.allowed.cumsum(1) - 1)[self.free, rows[:, self.free]]
+
+    def row(self, places: np.ndarray) -> np.ndarray:
+        """int (2 G,): the row of places (V,)."""
+        row = self._codec.allowed.argmax(1)
+        row[self.free] = [np.flatnonzero(self._codec.allowed[v])[p] for v, p in zip(self.free, places, strict=True)]
+        return row
+
+
+def optional_package(name: str, what: str) -> Any:
+    """The module of an optional package; the ImportError names the extra that brings it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"{what} need the package {name}: {install_hint(name)}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the log and the warnings of an optimizer that is made anew for every proposal; as before afterwards."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

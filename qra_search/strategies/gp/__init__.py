@@ -1,1 +1,0 @@
-"""Parts of the strategies with a Gaussian process."""

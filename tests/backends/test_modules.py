@@ -1,0 +1,45 @@
+"""The dequantizing linear is F.linear, without keeping the weight."""
+
+from __future__ import annotations
+
+import torch
+from qra_backends.modules import dequantized_linear
+from torch.nn import functional as F
+
+WEIGHT = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_output_and_gradients_are_those_of_linear():
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, b: dequantized_linear(x, WEIGHT.to, b), (x, bias))
+    assert torch.allclose(dequantized_linear(x, WEIGHT.to, bias), F.linear(x, WEIGHT, bias))
+
+
+def test_it_asks_for_the_weight_in_the_inputs_dtype_once_each_way():
+    asked = []
+
+    def dequantize(dtype: torch.dtype) -> torch.Tensor:
+        asked.append(dtype)
+        return WEIGHT.to(dtype)
+
+    x = torch.randn(3, 7, dtype=torch.bfloat16, requires_grad=True)
+    output = dequantized_linear(x, dequantize)
+    assert output.dtype == torch.bfloat16 and asked == [torch.bfloat16]
+    output.sum().backward()
+    assert asked == [torch.bfloat16] * 2
+
+
+def test_autograd_keeps_neither_the_weight_nor_the_input():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda tensor: tensor):
+        dequantized_linear(torch.randn(3, 7, requires_grad=True), WEIGHT.to)
+    assert kept == []
+
+
+def test_under_autocast_gradients_have_the_inputs_dtype():
+    x = torch.randn(3, 7, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        dequantized_linear(x, WEIGHT.to).float().sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32
+    assert torch.allclose(x.grad, WEIGHT.float().sum(0).expand(3, 7), atol=0.05)

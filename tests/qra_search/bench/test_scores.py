@@ -1,0 +1,36 @@
+"""Statistics of the benchmark, against other sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qra_search.bench import scores
+
+
+def test_holm_equals_the_textbook_example() -> None:
+    assert scores.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_bootstrap_intervals_cover_the_median() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        interval = scores.bootstrap_median(rng.normal(size=31))
+        hits += interval.low <= 0.0 <= interval.high
+    assert hits >= 88
+
+
+def test_seeds_that_were_not_run_change_no_interval() -> None:
+    values = np.array([[0.1, 0.4], [0.2, np.nan], [0.3, 0.2]])
+    with_gaps = np.vstack([values, np.full((20, 2), np.nan)])
+    assert scores.bootstrap_median(with_gaps) == scores.bootstrap_median(values)
+
+
+def test_wins_ties_and_losses_are_counted_over_the_blocks_that_both_have() -> None:
+    shares = np.array([[0.1, 0.2, np.nan], [0.2, 0.2, 0.0], [0.3, 0.1, 0.0], [0.1, 0.5, 0.5], [0.3, np.nan, 0.5]])
+    pairs = {(pair.first, pair.second): pair for pair in scores.pairwise(shares, ("a", "b", "c"))}
+    assert pairs["a", "b"][2:5] == (2, 1, 1) and pairs["a", "c"][2:5] == (2, 0, 2)
+    (alone,) = scores.pairwise(shares[:4, :2], ("a", "b"))
+    assert alone.p == pytest.approx(stats.wilcoxon(shares[:4, 0], shares[:4, 1], zero_method="zsplit").pvalue)

@@ -1,0 +1,161 @@
+"""NSGA-II selects as pymoo does, and its operators keep genes whole, steps adjacent and plans within the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymoo.algorithms.moo.nsga2 import binary_tournament
+from pymoo.core.crossover import Crossover
+from pymoo.core.mating import Mating
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.operators.selection.tournament import TournamentSelection
+
+from qra_search import search
+from qra_search.strategies.base import mean_losses
+from qra_search.strategies.baselines import nsga2
+from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, child_of, mutate, survivors_of
+from qra_search.strategies.plan_codec import PlanCodec
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
+
+SPACE = toy_space(6, restricted=True)
+CODEC = PlanCodec(SPACE)
+
+
+def random_rows(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([CODEC.random(rng) for _ in range(count)])
+
+
+@given(st.integers(0, 1000))
+def test_crossover_keeps_the_bits_and_rank_of_a_group_together(seed):
+    first, second = random_rows(seed, 2)
+    born = nsga2.crossed(first, second, np.random.default_rng(seed))
+    G = CODEC.groups
+    for g in range(G):
+        genes = [(row[g], row[G + g]) for row in (first, second)]
+        assert sorted((row[g], row[G + g]) for row in born) == sorted(genes)
+
+
+def test_a_child_is_the_one_that_pymoos_mating_makes():
+    """Drawn in the same order: tournament, crossover, mutation, repair."""
+    pop = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+    budget = budgets_of(SPACE, 0.4)[0]
+
+    class Crossed(Crossover):
+        def _do(self, problem, X, *args, random_state=None, **kwargs):
+            pairs = [nsga2.crossed(a, b, random_state) for a, b in zip(*X, strict=True)]
+            return np.swapaxes(np.array(pairs), 0, 1)
+
+    class Mutated(Mutation):
+        def _do(self, problem, X, *args, random_state=None, **kwargs):
+            return np.stack([nsga2.mutate(CODEC, row, 0.2, random_state) for row in X])
+
+    class Repaired(Repair):
+        def _do(self, problem, X, random_state=None, **kwargs):
+            return np.stack([CODEC.repair(row, budget, random_state) for row in X])
+
+    select = TournamentSelection(pressure=2, func_comp=nsga2.fitter)
+    mating = Mating(select, Crossed(2, 2, prob=0.6, vtype=int), Mutated(prob=1.0, vtype=int), repair=Repaired())
+    problem = Problem(n_var=CODEC.variables, n_obj=2, vtype=int)
+    theirs, ours = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(20):
+        child = nsga2.child_of(CODEC, pop, budget, ours, crossover=0.6, mutation=0.2)
+        assert child.tolist() == mating.do(problem, pop, 1, random_state=theirs)[0].X.tolist()
+
+
+@given(st.integers(0, 1000), st.floats(0.0, 1.0))
+def test_mutation_takes_allowed_adjacent_steps_and_at_least_one(seed, rate):
+    X = random_rows(seed, 5)
+    rng = np.random.default_rng(seed)
+    mutated = [mutate(CODEC, row, rate, rng) for row in X]
+    v = np.arange(CODEC.variables)
+    for before, after in zip(X, mutated, strict=True):
+        assert CODEC.allowed[v, after].all()
+        changed = after != before
+        assert changed.any()
+        adjacent = (after == CODEC.above[v, before]) | (after == CODEC.below[v, before])
+        assert adjacent[changed].all()
+
+
+def test_a_child_draws_from_the_given_generator_alone():
+    parents = nsga2.survivors(random_rows(0, 8), np.random.default_rng(1).random((8, 2)), 8, np.random.default_rng(2))
+
+    def run():
+        return child_of(CODEC, parents, SPACE.memory.maximum, np.random.default_rng(3))
+
+    first = run()
+    np.random.seed(0)
+    np.random.random(7)
+    assert np.array_equal(first, run())
+
+
+def test_the_tournament_prefers_what_pymoos_prefers():
+    objectives = np.random.default_rng(2).random((12, 2))
+    pop = nsga2.survivors(np.arange(12)[:, None], objectives, 12, np.random.default_rng(0))
+    pairs = np.array([[a, b] for a in range(12) for b in range(a)])
+    algorithm = SimpleNamespace(tournament_type="comp_by_rank_and_crowding", random_state=np.random.default_rng(0))
+    theirs = binary_tournament(pop, pairs, algorithm).ravel()
+    ours = nsga2.fitter(pop, pairs, random_state=np.random.default_rng(0)).ravel()
+    rank, crowding = pop.get("rank"), pop.get("crowding")
+    decided = [(rank[a], crowding[a]) != (rank[b], crowding[b]) for a, b in pairs]
+    assert ours[decided].tolist() == theirs[decided].tolist()
+
+
+def test_parents_are_distinct_survivors_of_the_trials_given():
+    state = logged_state(ToyEvaluator(), 11)
+    assert survivors_of(state, mean_losses(state.full[:1]), 4, 0) is None
+    parents = survivors_of(state, mean_losses(state.full[:8]), 4, 2)
+    known = {tuple(r) for r in PlanCodec(state.space).encode([t.plan for t in state.trials[:8]])}
+    assert len(parents) == 4
+    assert {tuple(p.X) for p in parents} <= known
+
+
+def test_the_running_generation_does_not_mate():
+    """Results of the last trials change nothing until their generation is complete."""
+    evaluator, strategy = ToyEvaluator(toy_space(8)), NSGA2Strategy(population=4)
+    state = logged_state(evaluator, 11, writer=strategy)
+    worse = [replace(t, evaluation=replace(t.evaluation, loss=9.0)) for t in state.trials[8:]]
+    assert strategy.propose(state, 1) == strategy.propose(replace(state, trials=(*state.trials[:8], *worse)), 1)
+
+
+def test_the_first_generation_is_mixed_and_the_next_are_offspring():
+    evaluator = ToyEvaluator(toy_space(8))
+    state = logged_state(evaluator, 40, budgets=budgets_of(evaluator.space, 0.4, 0.7), writer=NSGA2Strategy())
+    origins = [t.proposal.origin for t in state.trials]
+    assert {"uniform", "random", "additive"} <= set(origins[:20])
+    assert set(origins[20:]) == {"offspring"}
+
+
+def test_children_descend_from_survivors():
+    """With neither crossover nor mutation of more than one step, every child is one step from a parent."""
+    evaluator = ToyEvaluator(toy_space(8))
+    strategy = NSGA2Strategy(population=6, crossover=0.0, mutation=0.0)
+    state = logged_state(evaluator, 18)
+    parents = [p.X for p in survivors_of(state, mean_losses(state.full), 6, 3)]
+    for proposal in strategy.propose(state, 3):
+        row = PlanCodec(state.space).encode([proposal.plan])[0]
+        assert min(int((row != p).sum()) for p in parents) == 1
+
+
+def test_it_gets_closer_to_the_front_than_random_search():
+    evaluator = ToyEvaluator(toy_space(4))
+    reference = (4.0, float(evaluator.space.memory.maximum))
+    fronts = [search(evaluator, s, evaluations=150, seed=5).front for s in ("nsga2", "random")]
+    volumes = [
+        moocore.hypervolume(np.array([(c.loss, c.memory_bytes) for c in front], dtype=float), ref=np.array(reference))
+        for front in fronts
+    ]
+    assert volumes[0] > volumes[1]
+
+
+def test_a_population_of_one_is_refused():
+    with pytest.raises(ValueError, match="population must be at least 2, got 1"):
+        NSGA2Strategy(population=1)
