@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from qra_search.workflow.search_function import search
 
 from qra_search import search
 from qra_search.log.state import StudyState
