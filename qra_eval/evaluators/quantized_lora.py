@@ -301,12 +301,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
         return tune(
-            self.tuner, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
-            progress=progress,
-        )  # fmt: skip
-
-    def _loss(self, plan: Plan, seed: int) -> float:
-        return self.evaluate(plan, seed=seed).loss
+            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
+        )
 
     def close(self) -> None:
         self.tuner.switcher.close()

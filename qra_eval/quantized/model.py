@@ -118,16 +118,22 @@ class QuantizedModel:
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._whole = False
-        self._fitted: dict[str, AdapterInit] = {}
+        init, ranks = settings.init, self.space.ranks
+        self._fitted: AdapterInit | None = None
+        if init in FITTED:
+            taken = min((rank for rank in ranks if rank), default=0) if init == "caldera" else 0
+            calibration, layers = rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+            self._fitted = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
 
     @property
     def bank(self) -> QuantizedWeightCache:
         """Every linear at every level; quantized, or read from the cache, at the first call.
 
-        The model has to be as it was loaded at that time: calibration rows may pass through it.
+        Calibration rows may pass through the model then, so it has to be as it was loaded.
         """
         if not self._whole:
-            self._build(next((self.fitted(kind) for kind in self.settings.inits if kind in FITTED), None))
+            head = next((name for name, table in self.tables.items() if table.head), None)
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, self._fitted, head=head)
             self._whole = True
         return self._bank
 
@@ -135,32 +141,15 @@ class QuantizedModel:
         """Whether the cache has every linear at every level."""
         return not self._bank.missing()
 
-    def fitted(self, kind: str) -> AdapterInit:
-        """Fitted starts of adapters of one of the kinds in `FITTED`, which may be missing."""
-        if kind not in self._fitted:
-            calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-            ranks = self.space.ranks
-            taken = min((rank for rank in ranks if rank), default=0) if kind == "caldera" else 0
-            self._fitted[kind] = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
-        return self._fitted[kind]
-
-    def initialiser(self, kind: str, before: Callable[[], None]) -> Initialiser:
-        """What gives bases and factors by one kind of initialisation.
-
-        Args:
-            before: called if starts have to be fitted, by passing rows through the model, which must be as it was
-                loaded then.
-        """
-        fitted = self.fitted(kind) if kind in FITTED else None
-        if fitted is not None and fitted.missing():
-            before()
-            self._build(fitted)
-        return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), fitted)
+    def initialiser(self) -> Initialiser:
+        """What gives bases and adapters' first factors, as the settings say where adapters start."""
+        return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), self._fitted)
 
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
-        for bank in (self._bank, *(fitted.bases for fitted in self._fitted.values())):
-            bank.forget()
+        self._bank.forget()
+        if self._fitted is not None:
+            self._fitted.bases.forget()
 
     @property
     def identity(self) -> str:
@@ -170,10 +159,6 @@ class QuantizedModel:
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
         return passed_together(self.rows("calibration", CALIBRATION_ROWS))
-
-    def _build(self, fitted: AdapterInit | None) -> None:
-        head = next((name for name, table in self.tables.items() if table.head), None)
-        build(self._bank, self.blocks, self.calibration_batches(), self.progress, fitted, head=head)
 
     def _compute(self, asked: str) -> torch.dtype:
         """The dtype of a name; `auto`: the faster one, though no narrower than the weights are stored in."""

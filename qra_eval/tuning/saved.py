@@ -56,7 +56,7 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
     folder, quantized = Path(folder), tuner.quantized
-    start = tuner.switcher.initialiser(tuner.init)
+    start = tuner.quantized.initialiser()
     write_adapter(tuner, plan, folder / ADAPTER_FOLDER)
     tensors = {
         f"{linear.name}::{key}": tensor
@@ -70,7 +70,7 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
-    data["init"] = tuner.init
+    data["init"] = tuner.settings.init
     write_json(folder / PLAN_FILE, data)
 
 
@@ -201,7 +201,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
     # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
-    with tuner.switcher.as_stored(plan, tuner.init) as model, one_by_one(model):
+    with tuner.switcher.as_stored(plan) as model, one_by_one(model):
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():
