@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
 from qra_eval.tuning.full import FullTuning
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
@@ -65,54 +64,70 @@ def tune(
     """
     if folder is not None and not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
+    usual = tuner.init
+
+    def work() -> Tuned:
+        return _tuned(tuner, plan, evaluate, seed, steps, folder, kept, figures, progress)
+
+    try:
+        return unless_out_of_memory(tuner.switcher, work)
+    except Diverged as error:
+        raise EvaluationFailed(f"diverged: {error}") from None
+    finally:
+        tuner.init = usual
+
+
+def _tuned(
+    tuner: FineTuner,
+    plan: Plan,
+    evaluate: Callable[[Plan, int], float],
+    seed: int,
+    steps: int | None,
+    folder: str | Path | None,
+    kept: Path | None,
+    figures: Figures | None,
+    progress: Progress | None,
+) -> Tuned:
+    """As `tune`; leaves the initialisation that was taken in the tuner."""
     start = time.perf_counter()
     settings = tuner.settings
     finetune = tuner.finetune
     steps = tuner.finetune_steps if steps is None else steps
-    usual = tuner.init
-    try:
-        init_losses = _try_inits(tuner, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
-        tuner.init = min(init_losses, key=init_losses.__getitem__, default=usual)
-        tuner.apply(plan, seed)
-        shown = 0 if folder is None else finetune.sample_answers
-        before = sample_answers(tuner, shown)
-        batches = tuner.final_batches(steps, seed)
-        identity = _identity(tuner, plan, seed, steps, batches)
-        watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
-        each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
-        with watch.saving():
-            tuner.train(steps, seed, each_step, watch=watch, batches=batches)
-        rows = tuner.rows("test", finetune.test_rows)
-        nats, tokens = row_losses(tuner.model, rows, 2 * settings.batch_size, tuner.device)
-        after = sample_answers(tuner, shown)
-        metrics = score(tuner, min(finetune.test_rows, SCORED_ROWS))
-        test = tuner.rows.task.split("test")
-        tuned = Tuned(
-            plan=plan,
-            seed=seed,
-            steps=steps,
-            test_loss=sum(nats) / max(1, sum(tokens)),
-            memory_bytes=tuner.space.memory_bytes(plan),
-            seconds=time.perf_counter() - start + watch.earlier_seconds,
-            metrics=metrics,
-            row_nats=tuple(nats),
-            row_tokens=tuple(tokens),
-            samples=tuple(
-                {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
-            ),
-            scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
-        )
-        if folder is not None:
-            tuned = _saved(tuner, tuned, folder)
-        watch.forget()
-        return tuned
-    except Diverged as error:
-        raise EvaluationFailed(f"diverged: {error}") from None
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
-    finally:
-        tuner.init = usual
+    init_losses = _try_inits(tuner, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
+    tuner.init = min(init_losses, key=init_losses.__getitem__, default=tuner.init)
+    tuner.apply(plan, seed)
+    shown = 0 if folder is None else finetune.sample_answers
+    before = sample_answers(tuner, shown)
+    batches = tuner.final_batches(steps, seed)
+    identity = _identity(tuner, plan, seed, steps, batches)
+    watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
+    each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
+    with watch.saving():
+        tuner.train(steps, seed, each_step, watch=watch, batches=batches)
+    rows = tuner.rows("test", finetune.test_rows)
+    nats, tokens = row_losses(tuner.model, rows, 2 * settings.batch_size, tuner.device)
+    after = sample_answers(tuner, shown)
+    metrics = score(tuner, min(finetune.test_rows, SCORED_ROWS))
+    test = tuner.rows.task.split("test")
+    tuned = Tuned(
+        plan=plan,
+        seed=seed,
+        steps=steps,
+        test_loss=sum(nats) / max(1, sum(tokens)),
+        memory_bytes=tuner.space.memory_bytes(plan),
+        seconds=time.perf_counter() - start + watch.earlier_seconds,
+        metrics=metrics,
+        row_nats=tuple(nats),
+        row_tokens=tuple(tokens),
+        samples=tuple(
+            {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
+        ),
+        scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
+    )
+    if folder is not None:
+        tuned = _saved(tuner, tuned, folder)
+    watch.forget()
+    return tuned
 
 
 def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
