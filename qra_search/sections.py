@@ -146,7 +146,8 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "calibrated", "caldera", "loftq", "pissa", "eva"]
+OF_PEFT = ("loftq", "pissa", "eva")
+"""Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -165,10 +166,10 @@ class TrainingConfig(Section):
         16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1)
-    init: Init | tuple[Init, ...] = Field(
+    init: Literal["default", "calibrated", "caldera"] = Field(
         "default",
-        description="where adapters start: default, calibrated, caldera, loftq, pissa or eva; of several the search "
-        "uses the first, and before a plan is tuned in full each is tried on it",
+        description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
+        "and adapter in turn)",
     )
     scales: bool = Field(
         False,
@@ -181,22 +182,17 @@ class TrainingConfig(Section):
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
 
-    @field_validator("init")
+    @field_validator("init", mode="before")
     @classmethod
-    def _inits(cls, value: Any) -> Any:
-        if isinstance(value, tuple):
-            _check_distinct(value, "initialisations")
+    def _ours(cls, value: Any) -> Any:
+        if value in OF_PEFT:
+            raise ValueError("it is PEFT's, for bases of its own: use calibrated, which fits the quantized base")
         return value
 
     @property
     def rows_a_step(self) -> int:
         """Rows that one step of the optimizer sees."""
         return self.batch_size * self.accumulation
-
-    @property
-    def inits(self) -> tuple[Init, ...]:
-        """The initialisations named, the search's own first."""
-        return self.init if isinstance(self.init, tuple) else (self.init,)
 
 
 class EvaluationConfig(Section):

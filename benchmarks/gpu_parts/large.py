@@ -42,7 +42,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return make(options, model, options.backend, SECTIONS, **given)
 
     def quantize() -> dict[str, Any]:
-        evaluator().quantized.prepare()
+        evaluator().tuner.switcher.prepare()
         return {"foretold_seconds": estimate["setup_seconds"]}
 
     def prior() -> dict[str, Any]:

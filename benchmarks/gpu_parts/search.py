@@ -35,7 +35,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     head = {"model": Path(model).name, "backend": BACKEND}
     yield {**head, "phase": "load", **found}
     with measured(options.device) as found:
-        evaluator.quantized.prepare()
+        evaluator.tuner.switcher.prepare()
     yield {**head, "phase": "quantize", **found}
     with measured(options.device) as found:
         sensitivities = evaluator.sensitivities()

@@ -34,14 +34,14 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for backend, bits, cache in CASES:
         evaluator = make(options, model, backend, sections, bits=(bits,), ranks=(RANK,), weight_cache=cache)
         if not roof:
-            tokens = max(b.input_ids.numel() for b in evaluator.workbench.batches(steps, 0))
+            tokens = max(b.input_ids.numel() for b in evaluator.tuner.batches(steps, 0))
             rate = gemm_rate(tokens, shape.hidden, shape.intermediate, options.device)
             roof = rate / (4 * shape.layers * shape.layer_weights)  # a frozen weight: forward, and back to the input
             yield {"what": "roof", "tflops": rate / 1e12, "tokens_per_second": roof, "tokens_of_a_step": tokens}
-        evaluator.workbench.apply(evaluator.space.uniform(bits, RANK), 0)
-        evaluator.workbench.train(WARM_UP, 0)
+        evaluator.tuner.apply(evaluator.space.uniform(bits, RANK), 0)
+        evaluator.tuner.train(WARM_UP, 0)
         with measured(options.device) as found:
-            trained = evaluator.workbench.train(steps, 0)
+            trained = evaluator.tuner.train(steps, 0)
         speed = trained.tokens / found["seconds"]
         yield {
             "what": f"qra {backend} {bits} bits, weight cache {cache}", "tokens_per_second": speed,

@@ -87,7 +87,7 @@ def foretold(
         str(folder), "arithmetic", space={"ranks": ranks}, training={"batch_size": 1, **training}, weights=False
     )
     size = None if budget is None else resolve(evaluator.space, budget)[0]
-    peaks = foretell(evaluator.workbench, size, gpu=True)
+    peaks = foretell(evaluator.tuner, size, gpu=True)
     return {
         "plan": (size or evaluator.space.memory.maximum) / 2**30,
         "device": {name: peak.device / 2**30 for name, peak in peaks.items()},

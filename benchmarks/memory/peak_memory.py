@@ -70,7 +70,7 @@ def one(options: argparse.Namespace, name: str, rows: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         train(build("tiny", "arithmetic", None, options, rows, folder), "3 bits, rank 8")
     first = build(options.model, options.task, data, options, rows, None)
-    estimate = parts(step_memory(first.workbench), first.quantized.space, plan_of(first, name))
+    estimate = parts(step_memory(first.tuner), first.quantized.space, plan_of(first, name))
     rows_of_task, tokenizer = first.task, first.tokenizer  # kept: data and tokenizer are there before the start
     del first
     gc.collect()
@@ -137,9 +137,9 @@ def plan_of(evaluator: QuantizedLoRAEvaluator, name: str) -> Plan:
 
 def train(evaluator: QuantizedLoRAEvaluator, name: str) -> None:
     """Two training steps of a plan."""
-    evaluator.workbench.apply(plan_of(evaluator, name), 0)
-    evaluator.workbench.model._apply(torch.clone)
-    evaluator.workbench.train(STEPS, 0)
+    evaluator.tuner.apply(plan_of(evaluator, name), 0)
+    evaluator.tuner.model._apply(torch.clone)
+    evaluator.tuner.train(STEPS, 0)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def quantize(make: Make, folder: Path) -> dict[str, Any]:
 
     Blocks.advance = counted  # type: ignore[method-assign]
     evaluator = make()
-    evaluator.quantized.prepare()
+    evaluator.tuner.switcher.prepare()
     batches = len(evaluator.quantized.calibration_batches())
     passes = [seen[layer] / batches for layer in range(len(evaluator.quantized.blocks))]
     return {"passes": [min(passes), max(passes)]}
@@ -223,7 +223,7 @@ def quantized(make: Make) -> QuantizedLoRAEvaluator:
     evaluator = make()
     if not evaluator.quantized.quantized():
         sys.exit("the bank is not whole: run this with --again --phases quantize first")
-    evaluator.quantized.prepare()
+    evaluator.tuner.switcher.prepare()
     return evaluator
 
 

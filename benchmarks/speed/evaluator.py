@@ -104,15 +104,15 @@ def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
         return Plan(pick(space.bits), pick(space.ranks))
 
     for bits in space.bits:
-        evaluator.workbench.apply(space.uniform(bits, space.ranks[0]), 0)
+        evaluator.tuner.apply(space.uniform(bits, space.ranks[0]), 0)
     bases, whole = [], []
     for _ in range(repeats):
         plan = draw()
         start = time.perf_counter()
-        evaluator.quantized.apply(plan, 0, evaluator.workbench.init, keep_adapters=True)
+        evaluator.tuner.switcher.apply(plan, 0, keep_trained=True)
         bases.append(time.perf_counter() - start)
         start = time.perf_counter()
-        evaluator.workbench.apply(plan, 0)
+        evaluator.tuner.apply(plan, 0)
         whole.append(time.perf_counter() - start)
     return {
         "what": "swap",
@@ -147,8 +147,8 @@ def time_throughput(evaluator: QuantizedLoRAEvaluator, options: argparse.Namespa
     compute = str(evaluator.quantized.compute).removeprefix("torch.")
     rates: dict[str, list[float]] = {"qra": [], "trainer_peft": []}
     for _ in range(options.repeats):
-        evaluator.workbench.apply(plan, 0)
-        trained = evaluator.workbench.train(options.steps, 0)
+        evaluator.tuner.apply(plan, 0)
+        trained = evaluator.tuner.train(options.steps, 0)
         rates["qra"].append(trained.tokens / trained.seconds)
         rates["trainer_peft"].append(theirs())
         for dtype in {evaluator.quantized.compute, torch.bfloat16}:
@@ -180,7 +180,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
     model = load_model(evaluator.quantized.loaded.spec, dtype=evaluator.quantized.dtype).model
     for found in find_linears(model):
         model.set_submodule(found.name, evaluator.quantized.bank.module(found.name, BITS))
-    names = [name for name in evaluator.quantized.wrapped]
+    names = [name for name in evaluator.tuner.switcher.wrapped]
     peft_model = get_peft_model(
         model,
         LoraConfig(r=RANK, lora_alpha=evaluator.quantized.settings.alpha, target_modules=names, task_type="CAUSAL_LM"),
@@ -210,7 +210,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
                     save_strategy="no",
                     disable_tqdm=True,
                     logging_steps=10**6,
-                    use_cpu=evaluator.workbench.device.type == "cpu",
+                    use_cpu=evaluator.tuner.device.type == "cpu",
                     dataloader_pin_memory=False,
                 ),
                 train_dataset=data,
@@ -227,14 +227,14 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
 def products(evaluator: QuantizedLoRAEvaluator, batches: list[Batch], dtype: torch.dtype, *, attention: bool) -> float:
     """Tokens a second if a step were nothing but its matrix products: frozen weights and adapters, forward and back,
     the head at labelled positions and, where asked for, those of attention (two forward, four back)."""
-    evaluator.workbench.apply(evaluator.space.uniform(BITS, RANK), 0)
-    head = evaluator.workbench.model.get_output_embeddings().weight.to(dtype)
+    evaluator.tuner.apply(evaluator.space.uniform(BITS, RANK), 0)
+    head = evaluator.tuner.model.get_output_embeddings().weight.to(dtype)
     some = [
         (w.frozen.to(dtype), w.lora_A.to(dtype), w.lora_B.to(dtype))
-        for w in evaluator.quantized.wrapped.values()
+        for w in evaluator.tuner.switcher.wrapped.values()
         if isinstance(w, adapters.AdaptedLinear) and w.lora_A is not None
     ]
-    config = evaluator.workbench.model.config
+    config = evaluator.tuner.model.config
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     start = time.perf_counter()

@@ -146,7 +146,7 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
         for m in group.linears:
             trained += rank * (m.out_features + m.in_features)
-            if made.workbench.settings.scales and bits != UNQUANTIZED_BITS and not group.is_embedding:
+            if made.tuner.settings.scales and bits != UNQUANTIZED_BITS and not group.is_embedding:
                 trained += backend.trainable_numbers(bits, m.out_features, m.in_features)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     return {
@@ -159,7 +159,7 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 
 def right(made: QuantizedLoRAEvaluator) -> list[int]:
     """Whether the likeliest choice of each test row is the right one, by the plan in place: 1 or 0."""
-    bench = made.workbench
+    bench = made.tuner
     rows = bench.rows.task.split("test")[: bench.finetune.test_rows]
     scores = score_choices(bench.model, bench.tokenizer, rows, batch_size=16)
     return (scores.margins > 0).astype(int).tolist()

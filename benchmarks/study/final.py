@@ -69,7 +69,7 @@ def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
                 options.task, options.data, backend=backend, bits=bits, ranks=(*protocol.RANKS, 32),
                 embeddings=embeddings, cache=options.cache,
             )  # fmt: skip
-        bench = made[kind].workbench
+        bench = made[kind].tuner
         plan: Plan = made[kind].space.uniform(row.bits, row.rank) if uniform else protocol.expanded(row)
         batches = bench.batches(bench.finetune.steps, seed)  # of the same rows for every seed
         return {"backend": backend, **protocol.tuned(made[kind], plan, seed, batches)}

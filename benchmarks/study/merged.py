@@ -61,7 +61,7 @@ class Runs:
         """Tune on a base of so many bits, and write the merged model."""
         plan = self.plan(bits, RANK)
         line = protocol.tuned(self.base, plan, self.seed)
-        saved.save(self.base.workbench, plan, self.run_folder(bits))
+        saved.save(self.base.tuner, plan, self.run_folder(bits))
         write_plain(TunedRun(self.run_folder(bits)), self.merged_folder(bits), torch.bfloat16)
         return line
 
@@ -78,11 +78,11 @@ class Runs:
 
     def quantized_below(self, bits: int) -> dict[str, Any]:
         """The adapters that were tuned in 16 bits, on a base of so many bits."""
-        plan, bench = self.plan(bits, RANK), self.base.workbench
-        bench.quantized.prepare()
+        plan, bench = self.plan(bits, RANK), self.base.tuner
+        bench.switcher.prepare()
         bench.apply(plan, self.seed)
         for name, found in TunedRun(self.run_folder(UNQUANTIZED_BITS)).factors.items():
-            bench.quantized.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
+            bench.switcher.wrapped[name].set_adapter(found.A.float(), found.B.float(), found.scaling)
         return protocol.in_place(self.base, plan)
 
     def quantized_merged(self, tuned_bits: int, bits: int) -> dict[str, Any]:
@@ -90,8 +90,8 @@ class Runs:
         widths = WIDTHS if tuned_bits == UNQUANTIZED_BITS else (bits,)  # of one model all widths are quantized together
         made = self._evaluator(str(self.merged_folder(tuned_bits)), widths)
         plan = self.plan(bits, 0)
-        made.quantized.prepare()
-        made.workbench.apply(plan, self.seed)
+        made.tuner.switcher.prepare()
+        made.tuner.apply(plan, self.seed)
         return protocol.in_place(made, plan)
 
 

@@ -142,9 +142,9 @@ def tuned(
     Args:
         batches: of the tuning; default: of rows that the seed draws.
     """
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     start = time.perf_counter()
-    evaluator.quantized.prepare()
+    evaluator.tuner.switcher.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
     untuned = bench.held_out("validation", bench.evaluation.validation_rows)
@@ -164,7 +164,7 @@ def tuned(
 
 def in_place(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     """The model in place on the test rows: loss a token, loss and tokens of every row; and the bytes of its plan."""
-    bench = evaluator.workbench
+    bench = evaluator.tuner
     losses, tokens = row_losses(bench.model, bench.rows("test", bench.finetune.test_rows), 8, bench.device)
     return {
         "test_loss": round(sum(losses) / sum(tokens), 5),

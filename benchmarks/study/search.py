@@ -174,7 +174,7 @@ def plan_by_linear(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, s
 def epoch_share(evaluator: QuantizedLoRAEvaluator, evaluations: float) -> float:
     """What so many evaluations cost, in epochs of fine-tuning."""
     epoch = protocol.EPOCH_FORWARDS * sum(map(len, evaluator.rows("calibration", 1 << 30)))
-    return round(evaluations * evaluator.workbench.evaluation_tokens() / epoch, 4)
+    return round(evaluations * evaluator.tuner.evaluation_tokens() / epoch, 4)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ class _Phases:
         side_by_side = workers(backend, len(units), torch.device(place))
         work = sum(sorted(map(at_once, units), reverse=True)[:side_by_side])
         made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
-        turns = "caldera" in self.settings.inits
-        if set(FITTED) & set(self.settings.inits):
+        turns = self.settings.init == "caldera"
+        if self.settings.init in FITTED:
 
             def fitted_at_once(shapes: list[tuple[int, int]]) -> int:
                 return max(fit_bytes(*shape) for shape in shapes) + (at_once(shapes) if turns else 0)

@@ -28,6 +28,7 @@ from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.training import BACKWARD, Diverged
 from qra_search.config import (
     EvaluationConfig,
@@ -190,7 +191,10 @@ class QuantizedLoRAEvaluator(Evaluator):
     # -- the contract --------------------------------------------------------------------------
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
-        self.quantized.prepare()  # not part of any evaluation's time
+        self.tuner.switcher.prepare()  # not part of any evaluation's time
+        return unless_out_of_memory(self.tuner.switcher, lambda: self._evaluated(plan, fidelity, seed))
+
+    def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings, cost = self.tuner.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
@@ -209,10 +213,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             by_task = self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
-        except torch.cuda.OutOfMemoryError as error:
-            self.quantized.unquantize()  # the next plan starts clean
-            torch.cuda.empty_cache()
-            raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
         return Evaluation(
             loss=loss if by_task is None else by_task,
@@ -235,7 +235,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _highest_end(self) -> float:
         """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
         if math.isnan(self._highest):
-            with self.quantized.unquantized():
+            with self.tuner.switcher.unquantized():
                 untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
             vocabulary = self.quantized.model.config.get_text_config().vocab_size
             self._highest = ceiling(untuned, vocabulary, self.tuner.evaluation.hopeless)
@@ -301,15 +301,11 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
         return tune(
-            self.tuner, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
-            progress=progress,
-        )  # fmt: skip
-
-    def _loss(self, plan: Plan, seed: int) -> float:
-        return self.evaluate(plan, seed=seed).loss
+            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
+        )
 
     def close(self) -> None:
-        self.quantized.close()
+        self.tuner.switcher.close()
 
 
 def checked_task(task: Any, *, metric: str, seed: int) -> tuple[Task, str]:

@@ -1,13 +1,16 @@
-"""Calibrated starts of adapters: the low-rank fit to what a level loses of a weight, in the metric of its inputs.
+"""Where adapters start: at zero, or fitted to what a level loses of a weight, in the metric of its inputs.
 
-With H + damping = C Cᵀ the best product B A of a rank, by the squared error of the layer's output, is the truncated
-singular value decomposition of (W - Q) C, times C⁻¹ on the right (as in LQER, Zhang et al. 2024, with the whole matrix
-in place of its diagonal). Its leading directions serve every smaller rank, so one decomposition for each linear and
-level, kept beside the bank, serves all plans.
+- `default`: A Kaiming-uniform, B zero (Hu et al. 2021).
+- `calibrated`: B A is the best fit of its rank to what quantization lost, W - Q, by the squared error of the layer's
+  output on calibration rows. With H + damping = C Cᵀ it is the truncated singular value decomposition of (W - Q) C,
+  times C⁻¹ on the right (as in LQER, Zhang et al. 2024, with the whole matrix in place of its diagonal). Its leading
+  directions serve every smaller rank, so one decomposition for each linear and level, kept beside the bank, serves all
+  plans.
+- `caldera`: in turn (Saha et al. 2024). The base is quantized again, twice, without what the fit holds, W - B A, and
+  the fit made anew to what that base loses. The rank that is taken out is one for all plans, the least of the space,
+  so that the base follows from its level alone.
 
-In turn (`caldera`; Saha et al. 2024) the base is quantized again, twice, without what the fit holds, W - B A, and the
-fit made anew to what that base loses. The rank that is taken out is one for all plans, the least of the space, so that
-the base follows from its level alone.
+Only `default` depends on the seed. At 16 bits nothing is lost, so all start as it does there.
 """
 
 from __future__ import annotations
@@ -15,17 +18,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qra_eval.quantized.adapters import first_factors
 from qra_eval.quantized.calibration import LayerMoments
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_eval.quantized.weight_cache import QuantizedWeightCache, linear_of
 from qra_search.space.levels import LevelName
+from qra_search.space.memory import UNQUANTIZED_BITS
 
 FITTED = ("calibrated", "caldera")
 """Initialisations whose factors are fitted: once to the bank's bases, and in turn with bases of their own."""
@@ -139,6 +145,36 @@ class AdapterInit:
             except (DamagedFile, OSError):  # made again
                 return False
         return True
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """Gives every linear its base and its adapter's first factors, by one kind of initialisation.
+
+    Attributes:
+        alpha: B A is multiplied by alpha over the rank.
+        max_rank: the largest rank; factors of lower ranks are its leading rows and columns.
+        fitted: complete; None: adapters start as `default`.
+    """
+
+    bank: QuantizedWeightCache
+    alpha: float
+    max_rank: int
+    fitted: AdapterInit | None = None
+
+    def bank_of(self, bits: LevelName, rank: int) -> QuantizedWeightCache:
+        """Where a linear's base comes from."""
+        whole = self.fitted is None or rank == 0 or bits == UNQUANTIZED_BITS
+        return self.bank if whole else self.fitted.bases  # type: ignore[union-attr]
+
+    def factors(self, name: str, bits: LevelName, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), float32."""
+        if self.fitted is None or bits == UNQUANTIZED_BITS:
+            A, B = first_factors(seed, self.bank.linears[name], name, self.max_rank)
+            return A[:rank], B[:, :rank]
+        A, B = self.fitted.factors(name, bits)
+        root = (rank / self.alpha) ** 0.5  # 1 / scaling, shared between the two
+        return A[:rank] * root, B[:, :rank] * root
 
 
 def fit_bytes(out_features: int, in_features: int) -> int:

@@ -11,7 +11,6 @@ from qra_backends import SecondMoment
 from torch import Tensor, nn
 
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.tasks.batches import Batch
 
 SHRINK_TOKENS = 256
 """An expert's moments are drawn towards those of all experts of its layer as by so many tokens: enough to mend one that
@@ -19,7 +18,7 @@ the router rarely chose, and little beside the thousands that others see."""
 
 
 class LayerMoments:
-    """Means of x xᵀ (in, in) and of x (in,), float32, over the tokens that each linear of a layer reads.
+    """Means of x xᵀ (in, in), float32, over the tokens that each linear of a layer reads.
 
     Linears that read the same tensor (q, k, v; gate, up) share one matrix. Padding up to the longest row of a batch is
     counted as well: it is little, since batches hold rows of similar length. An expert's matrix is drawn towards that
@@ -80,11 +79,6 @@ class LayerMoments:
         if owner not in self._hessians:
             self._hessians[owner] = self._drawn(owner)
         return self._hessians[owner]
-
-    def mean(self, name: str) -> Tensor:
-        """Mean of x, (in,); zeros if no token came by."""
-        moment = self._moments.get(self.owner(name))
-        return torch.zeros(_inputs(self._linears[name])) if moment is None else moment.mean()
 
     def release(self, name: str) -> None:
         """Let the matrix go that `hessian` gave for a linear; it is made again if it is asked for again."""
@@ -169,16 +163,3 @@ class _Reader(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden[..., :1]
-
-
-def input_moments(
-    blocks: Blocks, linears: Mapping[str, nn.Module], layer_of: Mapping[str, int], batches: Sequence[Batch]
-) -> Iterator[tuple[list[str], LayerMoments]]:
-    """The names and moments of each layer's linears, layer by layer: in memory are those of one."""
-    with blocks.running():
-        flows = [blocks.enter(batch) for batch in batches]
-        for layer in sorted(set(layer_of.values())):
-            names = [name for name, at in layer_of.items() if at == layer]
-            with blocks.placed(layer):
-                moments = pass_through(blocks, layer, flows, {name: linears[name] for name in names})
-            yield names, moments

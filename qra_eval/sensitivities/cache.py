@@ -66,9 +66,9 @@ def prior_file(tuner: FineTuner) -> Path:
 def measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.sensitivities.measure`."""
     model = tuner.quantized
-    model.prepare()  # quantizing is no part of the prior's time
+    tuner.switcher.prepare()  # quantizing is no part of the prior's time
     start = time.perf_counter()
-    model.unquantize()
+    tuner.switcher.unquantize()
     rows = tuner.rows("calibration", PRIOR_ROWS)
     sensitivities, report = measure_prior(tuner, passed_together(rows), probe_batch(rows))
     tokens = report["forward_tokens"]

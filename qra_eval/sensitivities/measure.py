@@ -64,7 +64,7 @@ def measure_prior(tuner: FineTuner, batches: Sequence[Batch], probe: Batch) -> t
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
-    with model.in_float32() as blocks:
+    with tuner.switcher.in_float32() as blocks:
         probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe)
         tables, table_tokens = degrade_tables(tuner, blocks, probe)
     scaled = scale_damage(raw, kinds, probes)
@@ -166,14 +166,13 @@ def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict
 @contextmanager
 def _degraded(tuner: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
     """One table at a level, the rest as it was loaded."""
-    model = tuner.quantized
     if pair is not None:
-        model.put_table(*pair)
+        tuner.switcher.put_table(*pair)
     try:
         yield
     finally:
         if pair is not None:
-            model.put_table(pair[0], None)
+            tuner.switcher.put_table(pair[0], None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -199,7 +198,7 @@ def degrade_groups(
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
     """
-    groups, model = tuner.space.groups, tuner.quantized
+    groups, bank, wrapped = tuner.space.groups, tuner.quantized.bank, tuner.switcher.wrapped
     tokens, found = float(batch.tokens), []
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
@@ -211,10 +210,10 @@ def degrade_groups(
                 for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
                     names = [linear.name for linear in groups[g].linears]
                     for name in names:
-                        model.wrapped[name].set_base(weight=model.bank.weight(name, bits[k]))
+                        wrapped[name].set_base(weight=bank.weight(name, bits[k]))
                     probes[g, k] = blocks.step(layer, flow).cpu()
                     for name in names:
-                        model.wrapped[name].set_base()
+                        wrapped[name].set_base()
                     tokens += (1 - layer / len(blocks)) * batch.tokens
                 blocks.advance(layer, [flow])
             if tuner.progress is not None:

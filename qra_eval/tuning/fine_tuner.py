@@ -11,12 +11,12 @@ from qra_eval.models.loaded import positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.batches import Batch, bucketed, schedule
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
-from qra_eval.tuning.scales import scales_in_training
 from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
@@ -37,7 +37,7 @@ class FineTuner:
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
-        init: where adapters start.
+        switcher: puts plans in place.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FineTuner:
         self.quantized, self.rows, self.evaluation, self.finetune = quantized, rows, evaluation, finetune
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
-        self.init: str = quantized.settings.inits[0]
+        self.switcher = PlanSwitcher(quantized)
         self.metric = metric
 
     @property
@@ -76,14 +76,14 @@ class FineTuner:
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
             **({} if self.metric == "loss" else {"metric": self.metric}),
-            "training": {**self.settings.model_dump(), "init": self.settings.inits[0]},
+            "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
 
     # -- a plan in place -----------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int) -> None:
-        """Put a plan in place, with adapters as `init` begins them."""
-        self.quantized.apply(plan, seed, self.init)
+        """Put a plan in place, with adapters as they start."""
+        self.switcher.apply(plan, seed)
 
     def train(
         self,
@@ -100,11 +100,11 @@ class FineTuner:
             batches: of the steps; default: those of an evaluation.
         """
         settings = self.settings
-        with scales_in_training(self.quantized) if settings.scales and steps else nullcontext():
+        with self.switcher.scales_in_training() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
                 adapters.parameter_groups(
-                    self.quantized.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
+                    self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
                 ),
                 self.batches(steps, seed) if batches is None else batches,
                 settings,
@@ -113,7 +113,7 @@ class FineTuner:
                 progress=progress,
                 watch=watch,
             )
-        adapters.round_to(self.quantized.wrapped, ADAPTER_DTYPE)
+        adapters.round_to(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
     def held_out(self, split: SplitName, rows: int) -> float:
@@ -137,7 +137,7 @@ class FineTuner:
 
     def untuned_loss(self) -> float:
         """Validation loss of the model as it was loaded, neither quantized nor tuned."""
-        with self.quantized.unquantized():
+        with self.switcher.unquantized():
             return self.held_out("validation", self.evaluation.validation_rows)
 
     # -- what a training sees ------------------------------------------------------------------

@@ -18,10 +18,10 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.names import KNOWN, LIVE
 from qra_eval.quantized import adapters
-from qra_eval.quantized.initialisation import Initialiser
-from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
+from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
@@ -61,12 +61,12 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
     folder, quantized = Path(folder), tuner.quantized
-    start = quantized.initialiser(tuner.init)
+    start = tuner.quantized.initialiser()
     tensors = {
         f"{linear.name}::{key}": tensor
         for group, bits, rank in zip(tuner.space.groups, plan.bits, plan.ranks, strict=True)
         for linear in group.linears
-        for key, tensor in _base_tensors(quantized, start, linear.name, bits, rank).items()
+        for key, tensor in _base_tensors(tuner.switcher, start.bank_of(bits, rank), linear.name, bits).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
     digest = digest_file(folder / BASE_FILE).read_text().split()[0]
@@ -76,7 +76,7 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
-    data["init"] = tuner.init
+    data["init"] = tuner.settings.init
     data[BASE_DIGEST] = digest
     write_json(folder / PLAN_FILE, data)
 
@@ -119,7 +119,7 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
     config.save_pretrained(str(folder))
     if config.base_model_name_or_path == NO_ADDRESS:
         (folder / ADAPTER_README).write_text(README)
-    state = adapters.state(tuner.quantized.wrapped, ADAPTER_DTYPE)
+    state = adapters.state(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
 
@@ -177,8 +177,6 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
     data = json.loads((folder / PLAN_FILE).read_text())
     dtype = getattr(torch, data["dtype"])
-    if data.get("embeddings", UNQUANTIZED_BITS) != UNQUANTIZED_BITS:
-        raise ValueError(f"{folder} keeps embeddings in a form of an earlier version: run `qra finetune` on it again")
     loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
@@ -205,8 +203,6 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     linears = {found.name: found for found in find_linears(model)}
     for found in linears.values():
         if chosen[found.name] == UNQUANTIZED_BITS:
-            if found.name in keys:
-                found.module.weight.data = file.get_tensor(f"{found.name}::weight")
             found.module.to(device)
         else:
             model.set_submodule(found.name, quantized(found.name, found.module))
@@ -229,10 +225,10 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
     # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
-    with tuner.quantized.as_stored(plan, tuner.init) as model, one_by_one(model):
+    with tuner.switcher.as_stored(plan) as model, one_by_one(model):
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
-    with tuner.quantized.released():
+    with tuner.switcher.released():
         trust = tuner.quantized.loaded.trust_remote_code
         reloaded, _ = load(folder, device=str(tuner.device), trust_remote_code=trust)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
@@ -247,14 +243,9 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
 
 
 def _base_tensors(
-    quantized: QuantizedModel, start: Initialiser, name: str, bits: LevelName, rank: int
+    switcher: PlanSwitcher, bank: QuantizedWeightCache, name: str, bits: LevelName
 ) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
-    trained = name in quantized.wrapped and quantized.wrapped[name].groups is not None
-    if not start.base(name, bits, rank) and not trained:
-        return {} if bits == UNQUANTIZED_BITS else start.bank.tensors(name, bits)
-    module = quantized.base_module(start, name, bits, rank)
-    if bits != UNQUANTIZED_BITS:
-        return start.backend.to_tensors(module)
-    assert isinstance(module, torch.nn.Linear)
-    return {"weight": module.weight.detach()}
+    if name in switcher.wrapped and switcher.wrapped[name].groups is not None:
+        return bank.backend.to_tensors(switcher.base_module(bank, name, bits))
+    return {} if bits == UNQUANTIZED_BITS else bank.tensors(name, bits)

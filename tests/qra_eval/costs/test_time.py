@@ -99,7 +99,7 @@ def test_a_first_loss_is_had_before_anything_is_quantized(tmp_path: Path) -> Non
     evaluator = make(tmp_path / "bank")
     first = evaluator.untuned_loss()
     assert not (tmp_path / "bank").exists()
-    evaluator.quantized.unquantize()
+    evaluator.tuner.switcher.unquantize()
     # bfloat16 and float32 round sums otherwise.
     assert evaluator.untuned_loss() == pytest.approx(first, rel=0.01)
 
@@ -137,10 +137,11 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     qra = Qra(capsys)
-    command = ("search", "--model", "tiny", "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
+    model = ("--model", "tiny", "--task", "arithmetic")
+    command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
-    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak of tune"):
+    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the sensitivities", "peak of tune"):
         assert words in text.out
     facts = qra(*command, "--json").json["estimate"]
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]

@@ -73,7 +73,7 @@ def test_settings_of_a_later_training_reach_the_adapters(build):
     usual = evaluator.quantized.settings
     evaluator.quantized.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
     evaluator.tuner.apply(evaluator.space.uniform(4, 8), 0)
-    placed = evaluator.quantized.wrapped.values()
+    placed = evaluator.tuner.switcher.wrapped.values()
     assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
 
 
@@ -99,7 +99,7 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     plan = mixed_plan(evaluator.space)
     evaluator.tuner.apply(plan, 0)
     fast = evaluator.tuner.held_out("validation", 8)
-    evaluator.quantized.apply(plan, 0, evaluator.tuner.init, materialised=False)
+    evaluator.tuner.switcher.apply(plan, 0, materialised=False)
     assert evaluator.tuner.held_out("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
     evaluator.quantized.materialised = False
@@ -134,7 +134,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
     assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.quantized.as_stored(tuned.plan, evaluator.tuner.init) as model:
+    with evaluator.tuner.switcher.as_stored(tuned.plan) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
@@ -182,7 +182,7 @@ def test_a_tuned_plan_reloads_to_the_same_logits(build, backend, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized.settings.alpha and not config["alpha_pattern"]
-    assert {w.scaling * w.rank for w in evaluator.quantized.wrapped.values() if w.rank} == {
+    assert {w.scaling * w.rank for w in evaluator.tuner.switcher.wrapped.values() if w.rank} == {
         evaluator.quantized.settings.alpha
     }
     base, _ = load_base(tmp_path)

@@ -125,7 +125,7 @@ def compressed_by_hand(own: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
 def test_what_an_engine_cannot_take_is_refused_before_a_model_is_loaded(
     arguments: tuple[str, ...], said: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = Qra(capsys)("search", "--model", "tiny", *arguments, "--out", tmp_path / "run")
+    shown = Qra(capsys)("search", "--model", "tiny", "--task", "arithmetic", *arguments, "--out", tmp_path / "run")
     assert shown.status == 2 and said in shown.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 

@@ -7,10 +7,10 @@ import json
 import pytest
 from tiny_families import tiny_config_model
 
+import qra_eval
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tuning import saved
 from qra_search.runs.folder import RunFolder
 
 CODE = """
@@ -51,8 +51,8 @@ def test_what_was_tuned_with_leave_loads_and_exports_with_it_alone(model, tmp_pa
     run = tmp_path / "run"
     evaluator.tune(evaluator.space.uniform(4, 4), folder=run)
     with pytest.raises(ValueError, match="runs only with trust_remote_code"):
-        saved.load(run)
-    loaded, _ = saved.load(run, trust_remote_code=True)
+        qra_eval.load(run)
+    loaded, _ = qra_eval.load(run, device="cpu", trust_remote_code=True)
     assert type(loaded.get_base_model()).__name__ == "MineForCausalLM"
     for trust in (False, True):
         RunFolder(run).config_file.write_text(CONFIG.format(model=model, trust=str(trust).lower()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layer_moments import input_moments
 from qra_backends import make_backend
 
 from qra_eval.models.linears import find_linears
@@ -11,7 +12,6 @@ from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.adapter_init import DAMPING, AdapterInit, calibrated_factors, leading_directions, metric
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
-from qra_eval.quantized.calibration import input_moments
 from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tasks.batches import collate
 from qra_eval.tasks.encoding import Encoded

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layer_moments import input_moments
 from torch import nn
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, input_moments, likeness
+from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, likeness
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def gathered(model, batches, compute=torch.float32):
     blocks = Blocks(model, CPU, compute)
     linears = {f.name: f.module for f in found}
     layers = input_moments(blocks, linears, {f.name: f.layer for f in found}, batches)
-    return {name: (moments.hessian(name), moments.mean(name)) for names, moments in layers for name in names}
+    return {name: moments.hessian(name) for names, moments in layers for name in names}
 
 
 def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(batches):
@@ -39,9 +40,8 @@ def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(bat
     for batch in batches:
         model(input_ids=batch.input_ids)
     rows = {name: torch.cat(parts) for name, parts in seen.items()}
-    for name, (hessian, mean) in gathered(model, batches).items():
+    for name, hessian in gathered(model, batches).items():
         torch.testing.assert_close(hessian, rows[name].T @ rows[name] / len(rows[name]))
-        torch.testing.assert_close(mean, rows[name].mean(0))
 
 
 def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_as_it_was(batches):
@@ -52,14 +52,14 @@ def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_
     for parameter in wide.parameters():
         parameter.data = parameter.data.float()
     found, expected = gathered(narrow, batches), gathered(wide, batches)
-    assert all(torch.equal(found[name][0], expected[name][0]) for name in expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert {name: (p.data_ptr(), p.dtype) for name, p in narrow.named_parameters()} == kept
     assert all(torch.equal(b, buffers[name]) for name, b in narrow.named_buffers())
 
 
 def test_a_linear_that_no_token_reaches_is_taken_as_uncorrelated():
     moments = LayerMoments({"unused": nn.Linear(8, 4)})
-    assert torch.equal(moments.hessian("unused"), torch.eye(8)) and torch.equal(moments.mean("unused"), torch.zeros(8))
+    assert torch.equal(moments.hessian("unused"), torch.eye(8))
 
 
 def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_layer():
@@ -94,6 +94,5 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
               b.input_ids.shape[1])
         for b in batches
     ]  # fmt: skip
-    for name, (hessian, mean) in gathered(model, padded).items():
-        torch.testing.assert_close(hessian, expected[name][0])
-        torch.testing.assert_close(mean, expected[name][1])
+    for name, hessian in gathered(model, padded).items():
+        torch.testing.assert_close(hessian, expected[name])
