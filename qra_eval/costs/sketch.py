@@ -66,6 +66,7 @@ class Sketch:
             normalise(model)
             if tables:
                 for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                    assert table.own is not None  # it has just been installed
                     table.set_base(module=_PackedRows(table.own))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer or 0 for f in found}
