@@ -223,8 +223,10 @@ class PlanSwitcher:
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        for place in (*self.wrapped.values(), *self._placed.values()):
-            place.set_base()
+        for wrapper in self.wrapped.values():
+            wrapper.set_base()
+        for table in self._placed.values():
+            table.set_base()
         self._in_place = {}
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:
