@@ -1,13 +1,13 @@
 """Plan, search, fine-tune, report, export and load, with a model and rows that are at hand in Python.
 
-python examples/from_python.py runs/from-python
+python examples/from_python.py path/to/model runs/from-python
 """
 
 import sys
 
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qra_eval.models.load import load_model
 from qra_search import plan
 
 
@@ -17,11 +17,12 @@ def rows() -> Dataset:
     return Dataset.from_list([{"prompt": f"{a} plus {b} is", "answer": f"{a + b}."} for a, b in pairs])
 
 
-def main(out: str) -> None:
-    tiny = load_model("tiny")  # or AutoModelForCausalLM.from_pretrained(...) with its tokenizer
+def main(folder: str, out: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     run = plan(
-        tiny.model, rows(), tokenizer=tiny.tokenizer, memory="75%", out=out,
+        model, rows(), tokenizer=tokenizer, memory="75%", out=out,
         settings={"evaluation.steps": 3, "finetune.steps": 6, "finetune.test_rows": 16},
     )  # fmt: skip
     print(run)  # what is foretold
@@ -34,9 +35,9 @@ def main(out: str) -> None:
 
     print(run.report())
     print(run.export("merged").path)
-    model, tokenizer = run.load()
+    tuned_model, tokenizer = run.load()
     inputs = tokenizer("3 plus 4 is", return_tensors="pt")
-    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=3)[0]))
+    print(tokenizer.decode(tuned_model.generate(**inputs, max_new_tokens=3)[0]))
 
 
 if __name__ == "__main__":

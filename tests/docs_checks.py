@@ -111,7 +111,10 @@ def _check_settings(params: dict[str, Any]) -> None:
 
     if "sets" not in params or "config" not in params:
         return
-    config = params["config"]
-    flags = {name: params.get(name) for name in common._FLAGS}
-    known = ROOT / config if config is not None and (ROOT / config).is_file() else None
-    common.settings(known, sets=params["sets"], **flags)
+    given = {name: params.get(name) for name in common.SETTINGS}
+    config = given["config"]
+    if config is None or not (ROOT / config).is_file():  # a run's folder
+        given["config"] = None
+    else:
+        given["config"] = ROOT / config
+    common.Given(given).settings()

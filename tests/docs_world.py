@@ -70,7 +70,19 @@ def build_world(folder: Path) -> None:
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")
-    search = ["qra", "search", "--model", "tiny", "--memory", "uniform3r8", "-n", str(EVALUATIONS), "--out"]
+    search = [
+        "qra",
+        "search",
+        "--model",
+        "tiny",
+        "--task",
+        "arithmetic",
+        "--memory",
+        "uniform3r8",
+        "-n",
+        str(EVALUATIONS),
+        "--out",
+    ]
     run_command([*search, "runs/a"])
     run_command(["qra", "finetune", "runs/a"])
     run_command([*search, "runs/b", "--strategy", "random", "--seed", "1"])

@@ -2,8 +2,7 @@
 
 from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.calibration import SecondMoment
-from qra_backends.groups import Groups, grouped_linear
-from qra_backends.modules import DequantizedLinear
+from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
 from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
 from qra_backends.storage import (
     GroupFormat,

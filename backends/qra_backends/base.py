@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.storage import StorageFormat
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

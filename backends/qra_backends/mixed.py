@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Backend, Level
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
 

@@ -38,7 +38,7 @@ def main() -> None:
             BARE: [], "--help": ["--help"], "--version": ["--version"], "search --help": ["search", "--help"],
             "show": ["show", "a"], "report": ["report", "a"], "runs": ["runs", "."], "compare": ["compare", "a", "b"],
             "refused task": ["search", "--model", "tiny", "--task", "none.jsonl"],
-            "refused device": ["plan", "--model", "tiny", "--device", "gpu", "--memory", "75%"],
+            "refused device": ["plan", "--model", "tiny", "--task", "arithmetic", "--device", "gpu", "--memory", "75%"],
             "refused size": ["plan", "--model", "tiny", "--memory", "108"],
         }  # fmt: skip
         for name, arguments in commands.items():

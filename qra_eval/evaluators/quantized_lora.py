@@ -27,6 +27,7 @@ from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
 from qra_search.config import (
     EvaluationConfig,
@@ -190,6 +191,9 @@ class QuantizedLoRAEvaluator(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.prepare()  # not part of any evaluation's time
+        return unless_out_of_memory(self.tuner.switcher, lambda: self._evaluated(plan, fidelity, seed))
+
+    def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings, cost = self.tuner.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
@@ -208,10 +212,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             by_task = self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
-        except torch.cuda.OutOfMemoryError as error:
-            self.tuner.switcher.unquantize()  # the next plan starts clean
-            torch.cuda.empty_cache()
-            raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
         return Evaluation(
             loss=loss if by_task is None else by_task,

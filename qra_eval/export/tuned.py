@@ -131,14 +131,14 @@ class TunedRun:
     def linears(self) -> tuple[Chosen, ...]:
         """Every searched linear, in the order of the plan."""
         tables = {id(self.base.get_input_embeddings()), id(self.base.get_output_embeddings())}
-        return tuple(
-            Chosen(
-                name, module.out_features, module.in_features, self._width(group["bits"]), group["rank"], group["name"]
-            )  # type: ignore[arg-type]
-            for group in self.plan["groups"]
-            for name in group["linears"]
-            if id(module := self.module(name)) not in tables  # a table is written as the base has it
-        )
+        found = []
+        for group in self.plan["groups"]:
+            for name in group["linears"]:
+                module: Any = self.module(name)
+                if id(module) not in tables:  # a table is written as the base has it
+                    shape = (module.out_features, module.in_features)
+                    found.append(Chosen(name, *shape, self._width(group["bits"]), group["rank"], group["name"]))
+        return tuple(found)
 
     def _width(self, level: int | str) -> int:
         return UNQUANTIZED_BITS if level == UNQUANTIZED_BITS else self.backend.width(level)

@@ -223,10 +223,9 @@ class PlanSwitcher:
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        for wrapper in self.wrapped.values():
-            wrapper.set_base()
-        for table in self._placed.values():
-            table.set_base()
+        places: list[Any] = [*self.wrapped.values(), *self._placed.values()]
+        for place in places:
+            place.set_base()
         self._in_place = {}
 
     def _put_rest_in(self, dtype: torch.dtype) -> None:

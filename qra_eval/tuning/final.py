@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
 from qra_eval.tuning.full import FullTuning
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
@@ -49,15 +48,15 @@ def tune(
     """
     if folder is not None and not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
+    length = tuner.finetune_steps if steps is None else steps
+
+    def work() -> Tuned:
+        return _tuned(tuner, plan, seed, length, folder, kept, figures, progress)
+
     try:
-        return _tuned(
-            tuner, plan, seed, tuner.finetune_steps if steps is None else steps, folder, kept, figures, progress
-        )
+        return unless_out_of_memory(tuner.switcher, work)
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
 
 
 def _tuned(

@@ -177,9 +177,11 @@ def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear")
 @contextmanager
 def _in_training(model: Any) -> Iterator[LabelledHead]:
     model.train()
-    with labelled_head(model) as head:
-        yield head
-    model.eval()
+    try:
+        with labelled_head(model) as head:
+            yield head
+    finally:
+        model.eval()
 
 
 def ceiling(untuned: float, vocabulary: int, share: float) -> float:

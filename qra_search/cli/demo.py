@@ -83,7 +83,7 @@ def first_look(evaluator: Evaluator, view: Listener) -> None:
 def _opening(config: RunConfig, folder: RunFolder) -> str:
     lines = [f"{folder.path} holds a demo already: it is resumed."] if folder.exists else []
     lines += [
-        f"qra demo: model {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
+        f"qra demo: {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is",
         "2. plan: choose bits and rank of every linear, exactly, by these sensitivities",
         "3. tune the plan, and the best uniform plan of no more bytes; compare them on test data",

@@ -83,7 +83,8 @@ class TrialLog:
         (number, what), *others = self._contents.damage
         more = f" (and {len(others)} more)" if others else ""
         what += more
-        return f"{self.path} is damaged, line {number} was skipped: {what}; `qra doctor {self.path.parent}` lists all"
+        place = Path(self.path).parent
+        return f"{self.path} is damaged, line {number} was skipped: {what}; `qra doctor {place}` lists all"
 
     def meta(self, key: str) -> Any:
         """A value of the log's header; None if there is none."""

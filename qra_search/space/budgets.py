@@ -123,15 +123,3 @@ def bits_per_weight(space: SearchSpace, count: int) -> float:
 def describe_size(space: SearchSpace, count: int) -> str:
     """Bytes with what they come to for each searched weight: `108.0 MiB (4.21 bits a weight)`."""
     return f"{format_bytes(count)} ({bits_per_weight(space, count):.2f} bits a weight)"
-
-
-# Former names, until the commands and the workflow call `resolve`.
-resolve_budgets = resolve
-
-
-def budget_in(space: SearchSpace, text: Budget) -> int:
-    """Bytes of one budget; see `resolve`."""
-    return resolve(space, text)[0]
-
-
-size_in = budget_in

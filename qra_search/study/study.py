@@ -16,7 +16,7 @@ from qra_search.log.recorded import record
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial, plain
 from qra_search.log.trial_log import MEMORY, TrialLog
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -79,7 +79,7 @@ class Study:
         self.evaluator = check_evaluator(evaluator)
         check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
-        self.memory_budgets = resolve_budgets(self.space, memory_budget)
+        self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
         self.evaluations = float(evaluations)
         self.seed = int(seed)

@@ -12,7 +12,7 @@ from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.integrations.trackers import check_tracker
-from qra_search.space.budgets import resolve_budgets
+from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
@@ -58,7 +58,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
     """
     space = evaluator.space
     with bad_input():
-        budgets = resolve_budgets(space, list(config.search.memory) or None)
+        budgets = resolve(space, list(config.search.memory) or None)
         source = None if begun else learnt_log(config)
         if source is not None:
             learnt_prior(source, space)

@@ -34,7 +34,7 @@ from qra_search.runs.comparison import (
     tuning_name,
 )
 from qra_search.runs.folder import BASELINES, RunFolder
-from qra_search.space.budgets import budget_in
+from qra_search.space.budgets import resolve
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
@@ -105,7 +105,7 @@ def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) 
         BudgetTooSmall: no plan of the space fits the budget.
     """
     if memory is not None:
-        return budget_in(result.space, memory)
+        return resolve(result.space, memory)[0]
     return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
 
 

@@ -42,7 +42,7 @@ def test_a_block_parses(block: Block, tmp_path: Path) -> None:
         ("sh", "qra search --no-such-option 3"),
         ("sh", "qra search --evaluations many"),
         ("sh", "qra search --set evaluation.stepps=3"),
-        ("sh", "qra log"),
+        ("sh", "qra plans"),
         ("sh", "make nothing"),
         ("sh", "pip install 'qra-toolkit[nothing]'"),
         ("python", "from qra_search import serch"),

@@ -38,7 +38,8 @@ def contents(folder: Path, *places: Path) -> dict[str, Any]:
             text = TIMES.sub(r"\1: 0", NAMES.sub("NAME", file.read_text()))
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
-            found[name] = ADDRESS.sub("", re.sub(r'"crc":"[0-9a-f]{8}"', "", text))
+            text = re.sub(r'"(started|command|crc)":"[^"]*"', "", text).replace("'NAME'", "NAME")
+            found[name] = " ".join(ADDRESS.sub("", text).split())  # YAML is folded by the length of a path
         else:
             found[name] = file.read_bytes()
     return found
@@ -50,7 +51,10 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("python")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder / "cache"))
-        patch.setattr(sys, "argv", [str(EXAMPLE), str(folder / "run")])
+        tiny = load_model("tiny")
+        for saved in (tiny.model, tiny.tokenizer):
+            saved.save_pretrained(folder / "model")
+        patch.setattr(sys, "argv", [str(EXAMPLE), str(folder / "model"), str(folder / "run")])
         return folder, runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
@@ -59,9 +63,7 @@ def test_the_commands_leave_the_same_folder(
 ) -> None:
     folder, names = example
     monkeypatch.setenv("QRA_CACHE", str(folder / "cache"))
-    loaded, model, data = load_model("tiny"), folder / "model", folder / "rows.jsonl"
-    loaded.model.save_pretrained(model)
-    loaded.tokenizer.save_pretrained(model)
+    model, data = folder / "model", folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in names["rows"]()))
     qra, run, sets = Qra(capsys), folder / "commands", [part for s in SETTINGS for part in ("--set", s)]
     for words in (
@@ -88,7 +90,7 @@ def test_the_live_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkey
     assert [type(module) for module in tiny.model.modules()] == modules
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.model.state_dict().items())
     again = open_run(tmp_path / "run", model=tiny.model, tokenizer=tiny.tokenizer, task=rows)
-    assert again.choose_plan().sensitivities == first.result.sensitivities
+    assert again.choose_plan().sensitivities.to_dict() == first.result.sensitivities.to_dict()
     other = load_model("tiny")
     with torch.no_grad():
         next(other.model.parameters()).add_(1.0)

@@ -15,7 +15,7 @@ from qra_backends.ggml.decode import decode, half, with_scales
 from qra_backends.ggml.feedback import block_order, encode
 from qra_backends.ggml.linear import GGMLLinear
 from qra_backends.ggml.types import TYPES
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import ceil_div
 

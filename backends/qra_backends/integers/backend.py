@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected, largest_group
-from qra_backends.groups import Groups
 from qra_backends.integers import layouts
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import CompressedIntegers, GPTQIntegers, IntegerLinear
+from qra_backends.modules import Groups
 from qra_backends.reference.gptq import SWEEPS, ErrorFeedback, Fitted
 from qra_backends.storage import ceil_div
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.base import Expected, TensorBackend
-from qra_backends.groups import Groups
+from qra_backends.modules import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
 from qra_backends.reference.packed import GROUP_BYTES, GROUP_DTYPE, PackedLinear

@@ -133,6 +133,9 @@ class _Last(threading.local):
     def __init__(self) -> None:
         self.factors = WeakTensorKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
+        return _Last, ()  # a copy of a model, whose tables know their backend, starts with none
+
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
     """Each column's rounding error is made up for by the columns not yet rounded, as far as the inputs' Hessian allows.

@@ -142,8 +142,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
 
 def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape_only(tmp_path)
-    shown = Qra(capsys)(
-        "search", "--model", tmp_path / "model-4", "--memory", "uniform3r8", "--task", "arithmetic", "--dry-run"
-    )
+    of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
+    shown = Qra(capsys)("search", *of, "--dry-run")
     assert shown.status == 0
     assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))

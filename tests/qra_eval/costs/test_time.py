@@ -137,18 +137,8 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     qra = Qra(capsys)
-    command = (
-        "search",
-        "--model",
-        "tiny",
-        "--task",
-        "arithmetic",
-        "--set",
-        f"quantization.cache={tmp_path / 'bank'}",
-        "--dry-run",
-        "-n",
-        10,
-    )
+    model = ("--model", "tiny", "--task", "arithmetic")
+    command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
     for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the sensitivities", "peak of tune"):

@@ -9,7 +9,6 @@ import pytest
 from cli_runner import Qra
 
 from qra_search import Plan, plugins
-from qra_search.cli import demo
 from qra_search.config import RunConfig
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
 from qra_search.files import write_json
@@ -56,6 +55,5 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         evaluator.tune = tune
         return evaluator
 
-    monkeypatch.setattr(demo, "MODEL_PACKAGE", "qra_search")  # installed; no model is loaded
     monkeypatch.setattr(plugins, "load", lambda kind, name: tuning if kind == "evaluators" else load(kind, name))
     return seen

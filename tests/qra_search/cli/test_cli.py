@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from cli_runner import Qra
+from logs import write_log
 
-from qra_search import plugins
-from qra_search.cli.app import ENTRIES, Entry, app
+from qra_search import TrialLog, plugins
+from qra_search.cli.app import ENTRIES, Entry
 from qra_search.config import RunConfig, make_config
 from qra_search.files import write_digest
 
@@ -38,8 +38,9 @@ def test_the_commands_import_nothing_heavy() -> None:
 REFUSED = (
     "search --learn-from none", "search --dry-run --learn-from none", "search --dry-run --track none",
     "search --workers 1 --gpus-per-worker 1.5", "search --strategy none", "finetune none", "evaluate none",
-    "profile --evaluator none", "export none --format peft",
-    "search --model tiny --task none.jsonl", "plan --model tiny --memory 75% --device gpu",
+    "export none --format peft",
+    "search --model tiny --task none.jsonl", "plan --model tiny --task arithmetic --memory 75% --device gpu",
+    "plan --model tiny --memory 75%",
 )  # fmt: skip
 
 
@@ -70,8 +71,7 @@ def test_every_command_has_help_with_an_example_of_itself(qra: Qra, command: tup
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_every_command_that_prints_a_result_gives_it_as_json_too(qra: Qra, command: tuple[str, ...]) -> None:
-    is_json_anyway = command in (("schema",), ("log", "export"))
-    assert ("--json" in qra(*command, "--help").out) is not is_json_anyway
+    assert ("--json" in qra(*command, "--help").out) is (command != ("schema",))  # which is JSON anyway
 
 
 def test_names_of_plugins_are_completed() -> None:
@@ -155,11 +155,6 @@ def test_the_example_is_a_config_of_defaults(qra: Qra) -> None:
     assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
 
 
-def test_completion_is_offered() -> None:
-    assert isinstance(app, typer.Typer)
-    assert app._add_completion
-
-
 def test_doctor_finds_this_environment_fit(qra: Qra) -> None:
     report = qra("doctor", "--json")
     found = {row["what"]: row for row in report.json}
@@ -180,20 +175,47 @@ def test_doctor_names_what_is_missing_and_fails(qra: Qra, monkeypatch: pytest.Mo
     assert ">=1.13 is needed: pip install 'scipy>=1.13'" in report.out
 
 
-def test_doctor_of_a_folder_names_the_file_that_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
+def test_doctor_of_a_folder_names_what_is_not_as_it_was_written(qra: Qra, tmp_path: Path) -> None:
     for name in ("a", "b"):
         file = tmp_path / "deep" / f"{name}.safetensors"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"tensors")
         write_digest(file)
     assert qra("doctor", tmp_path).status == 0
+    write_log(tmp_path / "trials.jsonl").close()
+    assert "12 done" in qra("doctor", tmp_path).out
     (tmp_path / "deep" / "a.safetensors").write_bytes(b"tensorz")
+    with TrialLog(tmp_path / "trials.jsonl") as log:
+        losses = [log.trials[i].loss for i in (5, 8)]
+    for loss in losses:
+        damage(tmp_path / "trials.jsonl", loss)
     (tmp_path / "c.safetensors").write_bytes(b"of another program")
     report = qra("doctor", tmp_path, "--json")
     assert report.status == 1
     levels = {row["what"]: row["level"] for row in report.json}
-    assert levels == {"c.safetensors": "note", "deep/a.safetensors": "fault", "deep/b.safetensors": "ok"}
-    assert qra("doctor", tmp_path / "none").status == 2
+    assert levels == {
+        "c.safetensors": "note", "deep/a.safetensors": "fault", "deep/b.safetensors": "ok",
+        "trials.jsonl, line 15": "fault", "trials.jsonl, line 21": "fault",
+    }  # fmt: skip
+    assert report.err == "" and qra("doctor", tmp_path / "none").status == 2
+
+
+def damage(log: Path, loss: float) -> None:
+    """Change a loss in a log."""
+    log.write_bytes(log.read_bytes().replace(f'"loss":{loss!r}'.encode(), b'"loss":0.5'))
+
+
+def test_other_commands_go_on_and_say_in_one_line_what_was_skipped_of_a_log(qra: Qra, tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    with write_log(path) as log:
+        loss = log.trials[5].loss
+    damage(path, loss)
+    for command in ("show", "report"):
+        done = qra(command, tmp_path)
+        told = [line for line in done.err.splitlines() if "damaged" in line]
+        assert done.status == 0 and told == [
+            f"qra: {path} is damaged, line 15 was skipped: its checksum is wrong; `qra doctor {tmp_path}` lists all"
+        ]
 
 
 def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "unyaml.yaml").write_text("a: [1")
     (path / "list.yaml").write_text("- 1\n")
     (path / "bare.yaml").write_text("model: tiny\n")
+    (path / "bare-task.yaml").write_text("model: {name: tiny}\ntask: {options: {digits: 2}}\n")
     (path / "typo.yaml").write_text("evaluation: {stepz: 3}\n")
     (path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
     (path / "damaged").mkdir()
@@ -45,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+NO_TASK = "say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub"
 CASES = [
     # the command line itself
     (("serch",), "No such command 'serch'. Did you mean 'search'"),
@@ -56,6 +58,7 @@ CASES = [
     (("report",), "Missing argument 'RUN...'"),
     (("plans", "dif", "a", "b"), "No such command 'dif'"),
     (("schema", "extra"), "unexpected extra argument"),
+    (("doctor", "damaged"), "damaged/trials.jsonl is not a readable trial log"),
     # names
     ((*SEARCH, "--strategy", "addtive"), "unknown strategy 'addtive': did you mean additive?"),
     ((*SEARCH, "--evaluator", "landscpe"), "unknown evaluator 'landscpe': did you mean landscape?"),
@@ -79,6 +82,15 @@ CASES = [
     ((*SEARCH, "--memory", "108"), "memory budget 108 means 108 bytes: write its unit, such as 108MiB or 108GiB"),
     (("show", "a", "--memory", "3"), "memory budget 3 means 3 bytes"),
     (("finetune", "a", "--memory", "66"), "memory budget 66 means 66 bytes"),
+    (("plan", "--model", "tiny", "--memory", "75%", "--out", "new"), NO_TASK),
+    (("plan", "--model", "tiny", "--memory", "75%", "--out", "new", "--dry-run"), NO_TASK),
+    (("search", "--model", "tiny", "--out", "new"), NO_TASK),
+    (("search", "bare-task.yaml", "--out", "new"), NO_TASK),
+    (
+        ("plan", *LANDSCAPE, "--memory", "75%", "--set", "options.sensitivities=none", "--out", "new"),
+        "measures no sens",
+    ),
+    (("plan", *LANDSCAPE, "--memory", "1KiB", "--out", "new"), "is below the smallest plan"),
     (("plan", *LANDSCAPE, "--out", "new"), "say with --memory how many bytes the plan may take"),
     (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
     ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
@@ -97,6 +109,8 @@ CASES = [
     ((*SEARCH, "--seed", "-1"), "search.seed is -1"),
     ((*SEARCH, "--backend", "two=hqq"), "--backend is 'two=hqq': a name is needed, or one for each bit-width"),
     ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a field and a value are needed"),
+    ((*SEARCH, "--set", "training.lr=3"), "training.lr is no known field: did you mean learning_rate?"),
+    ((*SEARCH, "--columns", "prompt"), "--columns is 'prompt': a field and a column are needed, such as"),
     ((*SEARCH, "--set", "evaluation.stepz=3"), "evaluation.stepz is no known field: did you mean steps?"),
     ((*SEARCH, "--set", "evaluation.steps=[1"), "--set evaluation.steps: '[1' is not a YAML value"),
     ((*SEARCH, "--set", "model.name.first=x"), "model.name"),
@@ -118,7 +132,7 @@ CASES = [
     (("search", "a", "--out", "elsewhere"), "a is a run, which is resumed where it is: leave --out out"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
-    (("search", "damaged"), "damaged/trials.jsonl is not a readable trial log"),
+    (("search", "damaged"), "no config file 'damaged/config.yaml'"),
     (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is no run: it is not a folder"),
@@ -128,18 +142,17 @@ CASES = [
     (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
     (("show", "a", "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
-    (("compare", "a"), "one run, a, is nothing to compare"),
     (("runs", "none"), "no folder none"),
-    (("log", "check", "none"), "none does not exist: give a trial log or the folder of a run"),
     # plans
     (("plans", "diff", "none.json", "a"), "none.json does not exist: give a plan.json or a run"),
     (("plans", "diff", "torn.json", "a"), "torn.json is not JSON"),
     (("plans", "diff", "other.json", "a"), "other.json is no plan"),
-    (("plans", "check", "plan.json"), "say with --run whose space it is of"),
-    (("plans", "check", "plan.json", "--run", "b"), "the plan is of another space"),
-    (("plans", "check", "five.json", "--run", "a"), "bits 5 is not one of (2, 3, 4, 8)"),
-    (("plans", "check", "other.json", "--run", "a"), "plan format is 'other/9', 'qra-plan/1' is needed"),
-    (("plans", "check", "a", "--memory", "uniform2r4"), "more than uniform2r4 (4749312 bytes)"),
+    (("plans", "edit", "plan.json", "--set", "*=2:4", "--out", "x.json"), "say with --run whose space it is of"),
+    (("plans", "edit", "plan.json", "--run", "b", "--set", "*=2:4", "--out", "x.json"), "the plan is of another space"),
+    (
+        ("plans", "edit", "five.json", "--run", "a", "--set", "*=2:4", "--out", "x.json"),
+        "bits 5 is not one of (2, 3, 4, 8)",
+    ),
     (("plans", "edit", "a", "--set", "*=9:4", "--out", "x.json"), "unknown storage level '9': known are 2, 3, 4, 8"),
     (("plans", "edit", "a", "--set", "heads=4:4", "--out", "x.json"), "no group is named 'heads'; names are such as"),
     (("plans", "edit", "a", "--set", "*", "--out", "x.json"), "GROUPS=BITS:RANK is needed"),
@@ -147,15 +160,13 @@ CASES = [
     (("finetune", "none"), "none is no run"),
     (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a holds no tuned plan, it lacks adapter: run `qra finetune` on it first"),
-    (("export", "none", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
+    (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--against", "some"), "'some' is not one of all, best, none"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
-    (("profile", *LANDSCAPE, "--set", "options.sensitivities=none"), "evaluator 'landscape' measures no sensitivities"),
     (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
-    (("bench", "--only", "hills"), "--only is 'hills': no task matches; there are interaction-16-layer-measured"),
     (("bench", "--tables-only", "--out", "nothing"), "nothing holds no finished cell: run the benchmark first"),
     (("bench", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
@@ -232,17 +243,18 @@ def test_what_workers_cannot_have_is_one_line_with_status_2(
     assert not (folder / "new").exists()
 
 
+TASK = ("--task", "arithmetic")
 MODEL_CASES = [
-    (("--model", "smolm2"), "smollm2"),
-    (("--model", "./none"), "no file or folder './none'"),
+    (("--model", "smolm2", *TASK), "smollm2"),
+    (("--model", "./none", *TASK), "no file or folder './none'"),
     (("--model", "tiny", "--task", "arithmatic"), "arithmetic"),
     (("--model", "tiny", "--task", "none.jsonl"), "none.jsonl"),
     (("--model", "tiny", "--task", "rows.jsonl"), "rows.jsonl"),
     (("--model", "tiny", "--task", "gsm8k", "--data", "none"), "none"),
-    (("--model", "tiny", "--set", "task.options.digitz=3"), "digitz"),
-    (("--model", "tiny", "--backend", "hqqq"), "hqq"),
-    (("--model", "tiny", "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
-    (("--model", "tiny", "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
+    (("--model", "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
+    (("--model", "tiny", *TASK, "--backend", "hqqq"), "hqq"),
+    (("--model", "tiny", *TASK, "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
+    (("--model", "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 
 

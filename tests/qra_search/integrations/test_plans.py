@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from qra_search.integrations.plans import import_plan, importers
+from qra_search import plugins
+from qra_search.integrations.plans import import_plan
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Group, Linear, Plan, SearchSpace
 
@@ -40,7 +41,7 @@ def by_name(bits) -> dict[str, int]:
 
 
 def test_the_formats_are_those_of_the_documentation():
-    assert set(importers()) == {"autoround", "gguf", "gptqmodel", "plan"}
+    assert set(plugins.names("importers")) == {"autoround", "gguf", "plan"}
 
 
 def test_a_name_may_have_its_bits_alone_and_ranks_are_the_smallest_or_given(tmp_path):
@@ -49,33 +50,24 @@ def test_a_name_may_have_its_bits_alone_and_ranks_are_the_smallest_or_given(tmp_
     assert import_plan(file, "autoround", space(), rank=8).plan.ranks == (8,) * 6
 
 
-def test_bits_that_are_not_allowed_are_refused_unless_a_rounding_is_given(tmp_path):
-    file = write(tmp_path, by_name([5, 6, 7, 1, 16, 3]))
-    with pytest.raises(ValueError, match="5 groups have bits .*q_proj: 5 bits, allowed are 2, 3, 4, 8"):
-        import_plan(file, "autoround", space())
-    for rounding, bits in {
-        "nearest": (4, 8, 8, 2, 8, 3), "up": (8, 8, 8, 2, 8, 3), "down": (4, 4, 4, 2, 8, 3)
-    }.items():  # fmt: skip
-        found = import_plan(file, "autoround", space(), rounding=rounding)
-        assert found.plan.bits == bits and "rounded" in found.notes[0]
+def test_bits_that_are_not_allowed_become_the_nearest_that_are_and_this_is_said(tmp_path):
+    found = import_plan(write(tmp_path, by_name([5, 6, 7, 1, 16, 3])), "autoround", space())
+    assert found.plan.bits == (4, 8, 8, 2, 8, 3)
+    assert "5 groups have bits that are not allowed here" in found.notes[0] and "5 bits, now 4" in found.notes[0]
 
 
-def test_linears_that_share_a_group_here_get_their_mean_by_weights(tmp_path):
+def test_linears_that_share_a_group_here_get_the_nearest_to_their_mean_by_weights(tmp_path):
     """(8·8·2 + 8·8·2 + 24·8·4) / (40·8) = 3.2 bits."""
-    file = write(tmp_path, by_name([2, 2, 4, 3, 3, 3]))
-    with pytest.raises(ValueError, match="different bits"):
-        import_plan(file, "autoround", space("layer"))
-    assert import_plan(file, "autoround", space("layer"), rounding="nearest").plan.bits == (3, 3)
-    assert import_plan(file, "autoround", space("layer"), rounding="up").plan.bits == (4, 3)
+    found = import_plan(write(tmp_path, by_name([2, 2, 4, 3, 3, 3])), "autoround", space("layer"))
+    assert found.plan.bits == (3, 3) and "layers.0: 2, 4 bits, now 3" in found.notes[0]
 
 
-def test_missing_linears_need_a_stated_default(tmp_path):
+def test_missing_linears_and_ranks_that_are_not_there_are_refused(tmp_path):
     file = write(tmp_path, {"model.layers.0.self_attn.q_proj": 2})
     with pytest.raises(ValueError, match="says nothing of 5 linears"):
         import_plan(file, "autoround", space())
-    found = import_plan(file, "autoround", space(), default_bits=4)
-    assert found.plan.bits == (2, 4, 4, 4, 4, 4)
-    assert any("5 linears are not in the file" in n for n in found.notes)
+    with pytest.raises(ValueError, match="has ranks 4, 8, not 7"):
+        import_plan(write(tmp_path, by_name([2] * 6)), "autoround", space(), rank=7)
 
 
 def plan_of(*names: str) -> dict:
@@ -86,15 +78,15 @@ def plan_of(*names: str) -> dict:
 
 
 def test_a_plan_that_names_more_than_is_searched_says_what_is_left_out(tmp_path):
-    file = write(tmp_path, plan_of("model.layers.0.self_attn.q_proj", "lm_head"))
-    found = import_plan(file, "plan", space(), default_bits=4)
-    assert found.plan.bits == (2, 4, 4, 4, 4, 4)
+    file = write(tmp_path, plan_of(*by_name([2] * 6), "lm_head"))
+    found = import_plan(file, "plan", space())
+    assert found.plan == Plan((2,) * 6, (4,) * 6)
     assert any("1 of the file's entries are not searched here, such as lm_head" in n for n in found.notes)
 
 
 def test_a_plan_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another model.*h.0.attn"):
-        import_plan(write(tmp_path, plan_of("h.0.attn")), "plan", space(), default_bits=4)
+        import_plan(write(tmp_path, plan_of("h.0.attn")), "plan", space())
 
 
 def test_autoround_names_parts_of_names_and_patterns(tmp_path):
@@ -118,22 +110,6 @@ def test_autoround_reads_the_config_of_a_quantized_model(tmp_path):
     assert import_plan(write(tmp_path, config), "autoround", space()).plan.bits == (4, 4, 4, 4, 4, 8)
 
 
-def test_gptqmodel_takes_the_first_rule_that_matches(tmp_path):
-    rules = {
-        "bits": 4,
-        "dynamic": {
-            r"-:.*layers\.1\.self_attn\.o_proj": {},
-            r"+:.*layers\.1\..*": {"bits": 8},
-            r".*\.q_proj$": {"bits": 2},
-            r".*layers\.0\.self_attn\.q": {"bits": 3},
-        },
-    }
-    found = import_plan(write(tmp_path, rules), "gptqmodel", space(bits=(2, 3, 4, 8, 16)))
-    assert found.plan.bits == (2, 4, 4, 8, 8, 16)
-    with pytest.raises(ValueError, match="16 bits, allowed"):
-        import_plan(write(tmp_path, rules), "gptqmodel", space())
-
-
 def test_a_plan_of_another_granularity_keeps_its_ranks(tmp_path):
     fine = space()
     data = plan_to_dict(fine, Plan((3,) * 3 + (4,) * 3, (8, 4, 4, 4, 4, 4)))
@@ -144,6 +120,6 @@ def test_what_is_no_json_or_no_pattern_is_told(tmp_path):
     with pytest.raises(ValueError, match="is not JSON"):
         import_plan(write(tmp_path, "a: b"), "autoround", space())
     with pytest.raises(ValueError, match="no regular expression"):
-        import_plan(write(tmp_path, {"dynamic": {"(": {"bits": 4}}}), "gptqmodel", space())
+        import_plan(write(tmp_path, {"(": {"bits": 4}}), "autoround", space())
     with pytest.raises(ValueError, match="does not exist"):
         import_plan(tmp_path / "nothing", "plan", space())

@@ -1,9 +1,8 @@
-"""Figures: what they show, and how they are written: SVG with its colours in it, and PNG."""
+"""Figures: what they show, and how they are written as SVG."""
 
 from __future__ import annotations
 
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,31 +14,11 @@ from report_runs import EVIL, add_test, make_run
 
 from qra_search.report.colors import palette
 from qra_search.report.data import RunData
-from qra_search.report.figures.canvas import (
-    PNG_ZOOM,
-    POINTS,
-    draw_lines,
-    fit,
-    new_figure,
-    put_label,
-    style,
-    to_svg,
-)
-from qra_search.report.figures.charts import (
-    MIB,
-    clipped,
-    figures,
-    front_figure,
-    front_groups,
-    fronts_figure,
-    spread_out,
-    trace_figure,
-    write_figures,
-)
+from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
+from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
 from qra_search.strategies import Strategy
 
 SVG = "{http://www.w3.org/2000/svg}"
-LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +28,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     return RunData.read(folder)
 
 
-def artists(figure: Any) -> dict[str, Any]:
-    """The marks of a figure's first chart, by group."""
-    return {gid.removeprefix(POINTS): line for line in figure.axes[0].lines if (gid := line.get_gid())}
-
-
 # -- what is shown -------------------------------------------------------------------------------------
 def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
-    marks, groups = artists(front_figure(run)), front_groups(run)
-    assert marks.keys() == groups.keys()
-    everything = sorted(i for kind, indices in groups.items() if kind != "found" for i in indices)
-    assert everything == list(range(len(run.shown)))
-    assert [run.shown[i].plan for i in groups["found"]] == [run.plan]
-    for kind in groups.keys() - {"beyond"}:
-        for (x, y), i in zip(marks[kind].get_xydata(), groups[kind], strict=True):
-            assert (x, y) == pytest.approx((run.shown[i].memory_bytes / MIB, run.shown[i].loss))
-
-
-def test_a_plan_beyond_the_chart_stands_at_its_edge_and_is_named(run: RunData) -> None:
-    figure, groups = front_figure(run), front_groups(run)
-    (axes,) = figure.axes
-    assert groups.get("beyond"), "the run has no plan that is far off"
-    assert {y for _, y in artists(figure)["beyond"].get_xydata()} == {axes.get_ylim()[1]}
-    assert any("is beyond: 1." in text.get_text() for text in axes.texts)
+    (axes,) = front_figure(run).axes
+    marks = {
+        line.get_label(): line.get_xydata().tolist() for line in axes.lines if not line.get_label().startswith("_")
+    }
+    (found,) = marks.pop("plan found")
+    shown = sorted(tuple(place) for places in marks.values() for place in places)
+    wanted = sorted((c.memory_bytes / MIB, c.loss) for c in run.result.candidates)
+    assert shown == [pytest.approx(place) for place in wanted]
+    best = next(c for c in run.result.candidates if c.plan == run.plan)
+    assert found == pytest.approx([best.memory_bytes / MIB, best.loss])
+    uniform = sum(run.result.space.uniform_choice(c.plan) is not None for c in run.result.candidates)
+    assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
 
 
 def test_the_trace_is_the_best_loss_so_far(run: RunData) -> None:
@@ -100,14 +70,6 @@ def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:
 
     empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
     assert figures([RunData.read(empty)]) == {}
-
-
-def test_outliers_are_left_out_of_a_scale_only_if_they_take_most_of_it() -> None:
-    near = [1.0 + i / 100 for i in range(30)]
-    assert clipped([*near, 50.0]) == near
-    assert clipped([*near, 1.4]) == [*near, 1.4]
-    assert 50.0 in clipped([*near, 50.0], needed=[50.0])
-    assert clipped([1.0, 50.0]) == [1.0, 50.0]
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0, 3e4])
@@ -147,55 +109,30 @@ def test_lines_are_named_in_the_order_of_their_ends_and_none_looks_like_another(
 
 
 # -- how it is written ---------------------------------------------------------------------------------
-def test_a_file_is_a_whole_document_with_a_title_in_its_own_colours(run: RunData) -> None:
-    own = set(palette().values()) | {"#ffffff", "#000000"}
-    for figure in figures([run]).values():
-        text = to_svg(figure)
-        root = ElementTree.fromstring(text)
-        assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
-        assert set(re.findall(r"(?:fill|stroke): (#\w+)", text)) <= own
-        ids = {e.get("id") for e in root.iter()}
-        assert {e.get(LINK, "")[1:] for e in root.iter(f"{SVG}use")} <= ids
-        assert "var(" not in text and "<dc:date" not in text and EVIL not in text
-
-
-def test_the_same_figure_gives_the_same_bytes(run: RunData) -> None:
-    assert to_svg(front_figure(run)) == to_svg(front_figure(run))
-
-
-def test_a_page_has_its_own_colours_in_a_chart_finds_its_marks_and_shares_no_id(run: RunData) -> None:
+def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: RunData) -> None:
     text = to_svg(front_figure(run), theme="page", key="k")
-    root = ElementTree.fromstring(text)
-    groups = {e.get("data-points"): len(list(e.iter(f"{SVG}use"))) for e in root.iter() if e.get("data-points")}
-    assert groups == {kind: len(indices) for kind, indices in front_groups(run).items()}
     assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {"none", *(f"var(--{name})" for name in palette())}
+    assert "<dc:date" not in text and EVIL not in text
+    assert text == to_svg(front_figure(run), theme="page", key="k")
     other = to_svg(front_figure(run), theme="page", key="other")
     assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
 
 
-def test_for_a_screen_there_is_a_second_colour_for_each(run: RunData) -> None:
-    rules = ElementTree.fromstring(to_svg(front_figure(run), theme="screen")).findtext(f"{SVG}style") or ""
-    light, dark = rules.split("@media (prefers-color-scheme:dark)")
+def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData) -> None:
+    figure = front_figure(run)
+    root = ElementTree.fromstring(to_svg(figure))
+    assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
+    light, dark = (root.findtext(f"{SVG}style") or "").split("@media (prefers-color-scheme:dark)")
     for theme, text in ((False, light), (True, dark)):
         assert all(f"--{name}:{color};" in text for name, color in palette(dark=theme).items())
-
-
-def test_files_are_svg_and_png_of_twice_its_size(run: RunData, tmp_path: Path) -> None:
-    files = write_figures([run], tmp_path / "f")
-    assert sorted(f.name for f in files) == sorted(f"{n}.{e}" for n in figures([run]) for e in ("svg", "png"))
-    for png in (f for f in files if f.suffix == ".png"):
-        data = png.read_bytes()
-        assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        *_, width, height = ElementTree.fromstring(png.with_suffix(".svg").read_text()).attrib["viewBox"].split()
-        assert struct.unpack(">II", data[16:24]) == (float(width) * PNG_ZOOM, float(height) * PNG_ZOOM)
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qra_search.report.figures.canvas import new_figure, style, to_png, to_svg\n"
+        "from qra_search.report.figures.canvas import new_figure, style, to_svg\n"
         "with style(): figure, axes = new_figure('title', (300, 200))\n"
-        "to_svg(figure); to_png(figure)\n"
+        "to_svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from qra_search import Group, Linear, Plan, SearchSpace
 from qra_search.config import make_config
-from qra_search.report.engine_support import takers, takers_text
+from qra_search.report.engine_support import storing_text, takers, takers_text
 
 
 def space(bits: tuple[int, ...] = (2, 3, 4, 8, 16), ranks: tuple[int, ...] = (8, 1024)) -> SearchSpace:
@@ -35,4 +35,5 @@ def test_the_engines_of_a_plan(backend: Any, bits: Any, ranks: Any, wanted: Any)
     config = make_config({"quantization": {"backend": backend}})
     assert takers(config, space(), Plan(bits, ranks)) == wanted
     text = takers_text(config, space(), Plan(bits, ranks))
-    assert wanted[0] in text if wanted else "search with --engine" in text
+    assert wanted[0] in text if wanted else "by qra_eval.load" in text and "--engine" in text
+    assert all(name in storing_text(config) for name in wanted)

@@ -17,7 +17,6 @@ from qra_search.report import tables
 from qra_search.report.data import RunData
 from qra_search.report.page import page, write_page
 from qra_search.runs.folder import RunFolder
-from qra_search.space.memory import format_bytes
 from qra_search.strategies.uniform import UniformStrategy
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -66,26 +65,19 @@ def text(run: RunFolder) -> str:
     return page([RunData.read(run)])
 
 
-def embedded(text: str) -> list[dict[str, object]]:
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert match is not None
-    return json.loads(match.group(1))
-
-
 def test_every_element_is_closed(text: str) -> None:
     assert Page(text).faults == []
 
 
 def test_no_name_reason_or_setting_gets_out_of_its_place(text: str) -> None:
     parsed = Page(text)
-    assert len(parsed.all("script")) == 2
+    assert len(parsed.all("script")) == 1
     assert parsed.all("img") == []
     assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
     assert "<script>alert" not in text
     # What is escaped is still there to be read: kind, reason, origin, model, setting.
     shown = "".join(parsed.text)
     assert shown.count(EVIL) >= 5
-    assert any(EVIL in str(name) for name in embedded(text)[0]["groups"])  # type: ignore[attr-defined]
 
 
 def test_nothing_is_fetched(text: str) -> None:
@@ -103,11 +95,6 @@ def test_a_page_of_a_big_search_stays_light() -> None:
     result = search(Bits(evil_space(layers=60)), strategy=Guessing(), evaluations=450)
     text = page([RunData("big", "big", result, {}, None, (), False)])
     assert len(text.encode()) < 700_000
-    assert len(embedded(text)[0]["points"]) <= 400  # type: ignore[arg-type]
-
-
-def test_a_page_of_a_usual_search_is_under_300_kilobytes(text: str) -> None:
-    assert len(text.encode()) < 300_000
 
 
 def test_ids_are_unique_and_every_reference_finds_one(text: str) -> None:
@@ -151,30 +138,13 @@ def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: s
         assert {int(g): int(v) for g, v in cells} == dict(enumerate(values))
 
 
-def test_the_embedded_points_are_the_plans(run: RunFolder, text: str) -> None:
-    (data,) = embedded(text)
-    space = run.result().space
-    points = data["points"]
-    assert isinstance(points, list)
-    for point, candidate in zip(points, run.result().candidates, strict=True):
-        assert space.decode(point["bits"], point["rank"]) == candidate.plan
-        assert format_bytes(candidate.memory_bytes) in point["lines"][0]
-    best = data["best"]
-    assert isinstance(best, int) and run.result().candidates[best].plan == run.plan()
-
-
 def test_every_section_says_what_it_should(run: RunFolder, text: str) -> None:
     shown = " ".join("".join(Page(text).text).split())
     for words in ("Against uniform", "Loss against memory", "layer by layer", "How the search went",
-                  "What it cost", "Failures", "What to do next", "Settings of the run", "out of memory"):  # fmt: skip
+                  "Failures", "What to do next", "Settings of the run", "out of memory"):  # fmt: skip
         assert words in shown
     assert f"qra search {run.path}" in shown
-
-
-def test_costs_add_up_to_what_was_spent(run: RunFolder) -> None:
     data = RunData.read(run)
-    assert sum(c.evaluations for c in data.costs) == pytest.approx(data.result.spent)
-    assert sum(c.trials for c in data.costs) == len(data.result.trials)
     assert data.spent[-1] == pytest.approx(data.result.spent)
 
 
@@ -195,7 +165,6 @@ def test_several_runs_are_compared_and_then_shown_one_by_one(run: RunFolder, tmp
     assert [a["data-run"] for a in parsed.all("article")] == ["0", "1"]
     ids = [a["id"] for _, a in parsed.elements if a.get("id")]
     assert len(ids) == len(set(ids))
-    assert len(embedded(text)) == 2
 
 
 def test_a_run_without_sensitivities_failures_or_config_has_a_page(tmp_path: Path) -> None:
