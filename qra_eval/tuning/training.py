@@ -35,7 +35,7 @@ class Diverged(RuntimeError):
 @dataclass(frozen=True)
 class Trained:
     """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, those in the model, and the
-    step after which it was cut short (None: it went to its end)."""
+    step after which it was stopped (None: it was not)."""
 
     loss: float
     tokens: int
@@ -45,15 +45,15 @@ class Trained:
 
 
 class Training:
-    """A training under way: all that its next step follows from, but for the batches and the frozen weights.
+    """The state of a training: all that its next step depends on, but for the batches and the frozen weights.
 
     Attributes:
         steps: that are to be made in all.
         losses: of the steps made; their number is the place in the data.
         last_rate: learning rate of the step before.
         tokens: seen so far.
-        stopped: it was ended before its last step.
-        seconds: spent on it before this process took it up.
+        stopped: it was stopped before its last step.
+        seconds: spent on it before it was resumed.
     """
 
     def __init__(self, groups: Sequence[ParameterGroup], settings: TrainingConfig, steps: int, device: torch.device):
@@ -106,16 +106,16 @@ class Training:
 
 
 class TrainerCallback:
-    """Hears of a training, and may set its state, look at the model between steps, and end it; this one does nothing.
+    """A callback of a training: may restore its state, look at the model between steps, and stop it.
 
-    Between `begin` and the end of the training the model is in training mode; a watch leaves it so.
+    The model is in training mode at each call, and has to be left so.
     """
 
     def begin(self, training: Training) -> None:
         """Before the first step of this process."""
 
     def after(self, training: Training) -> bool:
-        """After a step; returns whether to stop there."""
+        """After a step; returns whether to stop."""
         return False
 
     def ended(self, training: Training) -> None:
@@ -211,12 +211,12 @@ def optimistic_end(losses: Sequence[float], steps: int) -> float:
 
 
 def is_hopeless(losses: Sequence[float], steps: int, highest: float) -> bool:
-    """Whether no plausible end of this training lies at or below `highest`."""
+    """Whether this training can plausibly end only above `highest`."""
     return optimistic_end(losses, steps) > highest
 
 
 class StopHopeless(TrainerCallback):
-    """Ends a training of which no plausible end lies at or below `highest`."""
+    """Stops a training whose loss can plausibly end only above `highest`."""
 
     def __init__(self, highest: float):
         self.highest = highest
