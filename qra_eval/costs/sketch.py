@@ -64,7 +64,7 @@ class Sketch:
             normalise(model)
             if tables:
                 for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
-                    table.set_base(module=_PackedRows(table.own))
+                    table.set_base(module=_PackedRows(table.weight))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer or 0 for f in found}
             self.model, self.dtype = model, dtype
