@@ -205,8 +205,8 @@ class EvaluationConfig(Section):
     hopeless: float = Field(
         0.5,
         ge=0,
-        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
-        "unquantized, untuned model's loss to that of a blind guess; 0: never",
+        description="an evaluation is stopped once its loss can no longer end below this share of the way from "
+        "the unquantized, untuned model's loss to that of a blind guess; 0: never",
     )
 
 
@@ -218,10 +218,10 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(
         0,
         ge=0,
-        description="steps between looks at the validation loss; the adapters of the lowest are kept; 0: those of the "
-        "last step",
+        description="steps between looks at the validation loss; the adapters of the lowest loss are kept; 0: those of "
+        "the last step",
     )
-    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
+    patience: int = Field(0, ge=0, description="looks without a lower loss after which tuning stops; 0: never")
     checkpoint_every: int = Field(
         0, ge=0, description="steps between checkpoints, from which it is resumed; 0: by time alone"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,14 +18,13 @@ from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
-from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import model_space, table_levels
 from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import Group, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,14 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`, from its malloc.h."""
+FREED_AT_ONCE = 128 << 10
+"""Bytes of a block from which on it is given back."""
+SHARE = 0.4
+"""Of what is free: the rest is for the plan, adapters, activations and logits."""
+HOST_SHARE = 0.25
+"""On a CPU, where other processes live of the same memory, and workers each have their own."""
 
 
 class QuantizedModel:
@@ -52,7 +62,7 @@ class QuantizedModel:
         rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
         settings: of training: alpha, dropout, and where adapters start.
         compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
-        weight_cache: bytes for dequantized weights; see `qra_eval.quantized.room`.
+        weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
 
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
@@ -189,3 +199,36 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
     """The levels that any of some groups may take."""
     allowed = {b for group in groups for b in group.bits or space.bits}
     return tuple(b for b in space.bits if b in allowed)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        return int(found["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):  # no Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def give_back_freed_memory() -> None:
+    """On Linux: what tensors have freed goes back to the system at once, so that memory is what lives, and no more.
+
+    glibc otherwise keeps blocks of up to 32 MiB for the next that asks: the process of a search on a model of 0.3
+    billion weights kept 740 MiB of 1.2 GiB so. It costs page faults, so it is done where memory matters more.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(M_MMAP_THRESHOLD, FREED_AT_ONCE)
+        library.mallopt(M_TRIM_THRESHOLD, FREED_AT_ONCE)
+
+
+def weight_cache_bytes(given: int | str, device: torch.device) -> int:
+    """Bytes for dequantized weights on a device: as given (`2GiB`, 0), or of what is free now (`auto`)."""
+    if given != "auto":
+        return 0 if str(given) == "0" else parse_bytes(given)
+    return int(free_bytes(device) * (HOST_SHARE if device.type == "cpu" else SHARE))

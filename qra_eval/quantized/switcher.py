@@ -223,7 +223,8 @@ class PlanSwitcher:
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        for place in (*self.wrapped.values(), *self._placed.values()):
+        places: list[Any] = [*self.wrapped.values(), *self._placed.values()]
+        for place in places:
             place.set_base()
         self._in_place = {}
 

@@ -11,9 +11,8 @@ from cli_runner import Qra
 from tiny_families import tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
-from qra_eval.costs.meter import Meter
 from qra_eval.costs.phases import RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
-from qra_eval.costs.sketch import Sketch
+from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters

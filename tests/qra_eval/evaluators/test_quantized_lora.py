@@ -14,7 +14,8 @@ from qra_eval.tuning.saved import load, load_base
 from qra_search import Plan, search
 from qra_search.config import QuantizationConfig, SpaceConfig
 
-BACKENDS = ["reference", "reference-gptq", "hqq", "mixed"]
+TRELLIS = {2: "trellis", 3: "trellis", 4: "trellis", 8: "reference"}
+BACKENDS = ["reference", "reference-gptq", "hqq", "mixed", pytest.param(TRELLIS, id="trellis")]
 
 
 @pytest.fixture(scope="module")
