@@ -131,8 +131,7 @@ class TableEmbedding(nn.Module):
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
         self.padding_idx = embedding.padding_idx
         # Its dtype is that of the output: what computes in another dtype than it stores casts every parameter.
-        assert table.own is not None  # a table that is installed has its weight, or one on meta
-        self.computed = nn.Parameter(table.own.new_empty(0), requires_grad=False)
+        self.computed = nn.Parameter(embedding.weight.new_empty(0), requires_grad=False)
         self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)
         self.was = (embedding,)  # in a tuple: it is no part of this module
 
