@@ -23,6 +23,7 @@ from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
+from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
 
@@ -91,6 +92,8 @@ class _Phases:
         step = self._step(evaluation.steps, "validation", evaluation.validation_rows)
         final = self._step(finetune.steps, "test", finetune.test_rows)
         quantize, sensitivities = self._quantize(), self._prior(torch.float32)
+        if self.gpu and evaluation.hopeless and evaluation.steps:
+            step = max(step, self._untuned())
         phases = {"load": (0, 0), "quantize": quantize, "prior": sensitivities, "search": (step, 0)}
         phases |= {"tune": (final, 0), "reload": (self._reload(), 0)}
         return {
@@ -201,6 +204,15 @@ class _Phases:
         labels = max(len(b.targets) for b in batches)
         measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
+
+    def _untuned(self) -> int:
+        """A pass of the model as it was loaded, which says when a training is hopeless: searched tables visit it."""
+        size = self.settings.batch_size
+        batches = bucketed(self.bench.rows("calibration", size), 2 * size)
+        forward, _ = self.layerwise.sensitivity(self._at, *_largest(batches))
+        labels = max(len(b.targets) for b in batches)
+        logits = (labels * self.passed + CHUNK * 3 * 4) * self.bench.model.config.get_text_config().vocab_size
+        return self._cast_tables(self.passed) + max(self._placed() + forward, logits)
 
     def _reload(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
