@@ -167,7 +167,7 @@ class _Phases:
         batches, layers = passed_together(rows), len(self.model.blocks)
         n, tokens = _largest(batches)
         _, both = self.layerwise.sensitivity(self._at, n, tokens)
-        level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        level = max(self._damage(n * tokens, m.out_features, m.in_features) for m in self.model.linears.values())
         vocabulary = self.bench.model.config.get_text_config().vocab_size
         labels = min(LABELS, max(len(b.targets) for b in batches))
         head = labels * vocabulary * (2 * self.wide + 3 * 4)
@@ -188,6 +188,15 @@ class _Phases:
         if self.gpu:
             return max(gradients[0], probes), max(gradients[1], waiting)
         return max(gradients, (probes, waiting), key=sum)
+
+    def _damage(self, tokens: int, out_features: int, in_features: int) -> int:
+        """At a linear's gradient: the change of its weight by a level, then of its output; then the singular values."""
+        size, wider = out_features * in_features, 4 if self.passed < 4 else 0
+        gradient, whole = tokens * out_features * wider, 4 * size
+        weight = size * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        output = whole + size * self.passed + tokens * out_features * (self.passed + wider)
+        values = whole + tokens * in_features * wider
+        return gradient + max(weight, output, values)
 
     def _step(self, steps: int, split: str, held_out: int) -> int:
         """Training a plan, or measuring it."""

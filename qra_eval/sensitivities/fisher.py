@@ -153,8 +153,10 @@ class _Figures:
         for k, b in enumerate(self.bits):
             if not storable(bank.backend, b, bank.linears[name]):
                 continue
-            change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
-            each = (g * change).sum(1)
+            change = (bank.weight(name, b).float() - whole).to(x.dtype)
+            # In place and without a name: of (T, out) in float32 there are two at most, `g` being one.
+            each = F.linear(x, change).float().mul_(g).sum(1)
+            del change
             if self.by_row:
                 each = torch.zeros(count, device=x.device).index_add_(0, rows, each)
             self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled

@@ -7,6 +7,7 @@ import torch
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
+from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tuning.saved import load
@@ -20,12 +21,13 @@ def folder(tmp_path_factory):
     return made
 
 
-def on_the_card(folder, cache, **options):
+def on_the_card(folder, cache, *, embeddings, **options):
     return QuantizedLoRAEvaluator(
-        str(folder), "arithmetic", device="cuda", weight_cache=0,
-        quantization={"backend": "reference", "cache": str(cache), **options}, space={"bits": (4,), "ranks": (4,)},
+        str(folder), "arithmetic", weight_cache=0, space={"bits": (4,), "ranks": (4,)},
+        quantization={"backend": "reference", "cache": str(cache), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2, "hopeless": 0.5},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
+        **({"device": "cuda"} | options),
     )  # fmt: skip
 
 
@@ -52,3 +54,17 @@ def test_tables_that_are_not_searched_are_on_the_card(folder, tmp_path):
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
         evaluator.evaluate(evaluator.space.uniform(4, 4))
         assert place(evaluator.tuner.model.get_input_embeddings().weight) == CUDA
+
+
+def test_sensitivities_take_what_is_foretold(tmp_path):
+    model = tiny_config_model("llama", layers=1, vocabulary=320, intermediate_size=1024, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    shape = on_the_card(tmp_path / "model", tmp_path, embeddings=16, device="cpu", weights=False)
+    told = foretell(shape.tuner, gpu=True)["prior"].device - CUDA_CONTEXT
+    with pretended_gpu() as gpu:
+        evaluator = on_the_card(tmp_path / "model", tmp_path, embeddings=16)
+        evaluator.tuner.switcher.prepare()
+        gpu.peak = gpu.bytes
+        evaluator.sensitivities()
+    assert 0.8 * told < gpu.peak < 1.02 * told
