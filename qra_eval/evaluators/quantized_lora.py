@@ -25,11 +25,10 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
-from qra_eval.tuning.training import BACKWARD, Diverged
+from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
 from qra_search.config import (
     EvaluationConfig,
     FinetuneConfig,
@@ -233,7 +232,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         )
 
     def _highest_end(self) -> float:
-        """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
+        """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.training.ceiling`."""
         if math.isnan(self._highest):
             with self.tuner.switcher.unquantized():
                 untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
@@ -301,12 +300,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
         return tune(
-            self.tuner, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
-            progress=progress,
-        )  # fmt: skip
-
-    def _loss(self, plan: Plan, seed: int) -> float:
-        return self.evaluate(plan, seed=seed).loss
+            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
+        )
 
     def close(self) -> None:
         self.tuner.switcher.close()

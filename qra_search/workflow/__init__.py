@@ -1,1 +1,1 @@
-"""Whole runs, for Python and the command line alike: `search_function.search`, `run.run`, full tuning, and dry runs."""
+"""Whole runs, for Python and the command line alike: `run.Run` with `plan` and `open_run`, and `search.search`."""

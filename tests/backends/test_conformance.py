@@ -61,6 +61,17 @@ class TestCompressedTensors(BackendConformance):
         return make_backend({"name": "compressed-tensors", **request.param})
 
 
+class TestTrellis(BackendConformance):
+    """Shapes are small, as quantizing takes a microsecond a weight."""
+
+    shapes = ((192, 96), (96, 192), (64, 64))
+    shape = (96, 192)
+
+    @pytest.fixture(params=[{}, {"halves": True, "L": 10, "block": 16}], ids=str)
+    def backend(self, request: pytest.FixtureRequest) -> Backend:
+        return make_backend({"name": "trellis", **request.param})
+
+
 class TestGGUF(BackendConformance):
     """Types of 32 weights a block, and one that only llama.cpp's library makes."""
 

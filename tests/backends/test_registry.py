@@ -9,7 +9,9 @@ import torch
 from qra_backends import backend_names, bits_per_weight, list_backends, make_backend
 from torch import nn
 
-BUILT_IN = {"reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "gptq", "compressed-tensors"}
+BUILT_IN = {
+    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "gptq", "compressed-tensors", "trellis"
+}  # fmt: skip
 
 
 def test_the_projects_backends_are_registered():

@@ -11,9 +11,8 @@ from cli_runner import Qra
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
-from qra_eval.costs.meter import Meter
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
-from qra_eval.costs.sketch import Sketch
+from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
@@ -162,6 +161,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
 
 def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape_only(tmp_path)
-    shown = Qra(capsys)("search", "--model", tmp_path / "model-4", "--memory", "uniform3r8", "--dry-run")
+    of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
+    shown = Qra(capsys)("search", *of, "--dry-run")
     assert shown.status == 0
     assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))

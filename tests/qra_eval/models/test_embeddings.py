@@ -38,13 +38,14 @@ def folder_of(tmp_path_factory):
     return make
 
 
-def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(monkeypatch):
+@pytest.mark.parametrize("name", ["reference", "trellis"])
+def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, monkeypatch):
     monkeypatch.setattr(embeddings, "ROWS", 20)
-    backend, head = make_backend("reference"), nn.Linear(16, 45, bias=True).requires_grad_(False)
+    backend, head = make_backend(name), nn.Linear(16, 45, bias=True).requires_grad_(False)
     bare = nn.Linear(16, 45, bias=False)
     bare.weight = head.weight
     table = Table(head.weight, backend)
-    table.set_base(module=backend.quantize(bare, 3))
+    table.set_base(module=backend.quantize(bare, 3, hessian=torch.eye(16)))
     quantized, plain = TableHead(table, head), nn.Linear(16, 45)
     plain.weight.data, plain.bias.data = quantized.weight, head.bias
     x = torch.randn(3, 4, 16, requires_grad=True)
@@ -146,6 +147,19 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
         own = evaluator.quantized.tables[name].linear.weight.float()
         errors.append(((evaluator.quantized.bank.weight(name, 4).float() - own) @ inputs.T).square().sum())
     assert errors[1] < errors[0]
+
+
+def test_tables_and_linears_in_trellis_codes_are_trained_with_their_scales_and_reload(folder_of, options, tmp_path):
+    backend = {3: "trellis", 8: "reference"}
+    along = {**options, "training": {**options["training"], "scales": True}}
+    evaluator = evaluator_of(folder_of("llama"), along, [3, 8], backend=backend)
+    narrow = evaluator.space.uniform(3, 4)
+    assert narrow.bits[-1] == 3 and evaluator.evaluate(narrow).loss < 10
+    evaluator.tune(narrow, steps=2, folder=tmp_path)  # what is reloaded must give equal logits
+    model, _ = load(tmp_path)
+    held = sum(t.nbytes for t in {t.data_ptr(): t for t in model.buffers()}.values())
+    held += sum(t.nbytes for n, t in model.named_parameters() if ".lora_" not in n and t.device.type != "meta")
+    assert held < evaluator.space.memory_bytes(narrow)
 
 
 def head_inputs(evaluator):

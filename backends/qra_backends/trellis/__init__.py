@@ -1,0 +1,1 @@
+"""Trellis codes: the weights of a column are a path, near the limit of what so many bits can say."""

@@ -1,0 +1,73 @@
+"""The code: where a weight's state lies in its column's stream of bits, and the value that a state stands for.
+
+A column of a weight (out, in) is a sequence of `out` states of L bits each. The state of row t is the L bits of the
+column's stream from bit floor(K t) on, so neighbours share all but about K of them, and any row can be read by itself.
+K may be a whole number and a half: rows then take K - 1/2 and K + 1/2 new bits in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from torch import Tensor
+
+from qra_backends.storage import ceil_div
+
+UNIT = 2.0**-11
+"""Values are whole numbers of it: sums of up to 1024 of them are exact in float32, in whichever order they are made."""
+SCALE_BYTES = 2
+
+
+@dataclass(frozen=True)
+class TrellisCode:
+    """A rate and a length of states; as a `StorageFormat`, it counts the streams and a 16-bit scale a row.
+
+    Attributes:
+        half_bits: bits a weight, times two: 5 are 2.5 bits.
+        L: bits of a state.
+    """
+
+    half_bits: int
+    L: int
+
+    def stream_bytes(self, out_features: int) -> int:
+        """Bytes of one column's stream; the last may have bits to spare."""
+        return ceil_div(self.start(out_features - 1) + self.L, 8)
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        return self.stream_bytes(out_features) * in_features + SCALE_BYTES * out_features
+
+    def start(self, row: int) -> int:
+        """The first bit of a row's state."""
+        return row * self.half_bits // 2
+
+    def starts(self, rows: Tensor) -> Tensor:
+        """The first bits of the states of rows (n,), int64."""
+        return rows * self.half_bits >> 1
+
+    def shifts(self) -> tuple[int, int]:
+        """How far the state moves on after an even row, and after an odd one."""
+        return self.half_bits // 2, self.half_bits - self.half_bits // 2
+
+
+@lru_cache
+def values(L: int) -> NDArray[np.int16]:
+    """Values of all states (2^L,), in `UNIT`s: the quantiles of a normal distribution of variance 1, well mixed.
+
+    They are part of what is stored: the same for ever, everywhere.
+    """
+    quantiles = ndtri((np.arange(2**L) + 0.5) / 2**L)
+    whole = np.rint(quantiles / quantiles.std() / UNIT).astype(np.int16)
+    return whole[np.argsort(mixed(2**L), kind="stable")]
+
+
+def mixed(count: int) -> NDArray[np.uint64]:
+    """Well-mixed numbers (count,): the outputs of SplitMix64 (Steele, Lea and Flood 2014) for 1, 2, 3, ..."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,65 @@
+"""Decoding on a GPU: one kernel a weight, which reads windows of the streams and writes finished weights."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qra_backends.trellis.code import TrellisCode
+from qra_backends.trellis.decode_torch import value_table
+from qra_backends.trellis.rotation import signs
+
+COLUMNS = 128
+"""Of a tile, unless a rotation's block has more."""
+TILE = 2048
+"""Weights of a program."""
+
+
+def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
+    """As `decode_torch.decode_rows`, on a GPU."""
+    in_features = codes.shape[1]
+    weight = torch.empty(len(at), in_features, dtype=dtype, device=codes.device)
+    columns = max(COLUMNS, block)
+    rows = max(1, TILE // columns)
+    table, sign = value_table(code.L, codes.device), signs(in_features, codes.device)
+    grid = (triton.cdiv(len(at), rows), triton.cdiv(in_features, columns))
+    _decode[grid](
+        codes, factor, at, table, sign, weight, len(at), in_features, len(codes) - 1,
+        HALF_BITS=code.half_bits, L=code.L, LOG_BLOCK=block.bit_length() - 1, ROWS=rows, COLUMNS=columns,
+    )  # fmt: skip
+    return weight
+
+
+@triton.jit
+def _decode(  # type: ignore[no-untyped-def]
+    codes, factor, at, table, sign, weight, rows, in_features, last,
+    HALF_BITS: tl.constexpr, L: tl.constexpr, LOG_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = (row < rows)[:, None] & (column < in_features)[None, :]
+    start = tl.load(at + row, mask=row < rows, other=0) * HALF_BITS >> 1
+    first = start >> 3
+    word = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
+    for later in tl.static_range(3):  # bytes that a short stream lacks are masked below
+        source = tl.minimum(first + later, last)[:, None] * in_features + column[None, :]
+        word |= tl.load(codes + source, mask=real, other=0).to(tl.int32) << (8 * later)
+    state = (word >> (start & 7).to(tl.int32)[:, None]) & ((1 << L) - 1)
+    whole = tl.load(table + state).to(tl.int32)
+    whole = _hadamard(whole, ROWS * COLUMNS, LOG_BLOCK).reshape(ROWS, COLUMNS)
+    scale = tl.load(factor + row, mask=row < rows, other=0)
+    flip = tl.load(sign + column, mask=column < in_features, other=0)
+    found = whole.to(tl.float32) * scale[:, None] * flip[None, :]
+    target = row.to(tl.int64)[:, None] * in_features + column[None, :]
+    tl.store(weight + target, found.to(weight.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _hadamard(whole, COUNT: tl.constexpr, LOG_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums and differences of neighbours, then of what is 2, 4, ... apart; blocks lie side by side."""
+    for step in tl.static_range(LOG_BLOCK):
+        low, high = tl.split(whole.reshape(COUNT // (2 << step), 2, 1 << step).permute(0, 2, 1))
+        whole = tl.join(low + high, low - high).permute(0, 2, 1)
+    return whole

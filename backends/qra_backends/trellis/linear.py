@@ -1,0 +1,57 @@
+"""A linear layer whose weight is a trellis-coded stream for each input, and a scale for each output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.modules import DequantizedLinear
+from qra_backends.trellis.code import TrellisCode
+from qra_backends.trellis.decode import decode
+
+SCALE_DTYPE = torch.float16
+_SCALE_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
+
+
+class TrellisLinear(DequantizedLinear):
+    """y = x Wᵀ + bias, with W decoded and turned back to the layer's own inputs.
+
+    So the weight is the same whether it is kept dequantized or not. To turn the inputs instead would round them anew.
+
+    Buffers: `codes` uint8 (bytes of a stream, in); `scale` (out, 1), float16 kept as int16.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        *,
+        code: TrellisCode,
+        block: int,
+        out_features: int,
+        in_features: int,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+        self.code, self.block = code, block
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale.view(_SCALE_STORAGE))
+
+    def scales(self) -> Tensor:
+        """Float16 (out, 1), a view."""
+        return self.scale.view(SCALE_DTYPE)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in), computed in float32 and rounded once to `dtype`."""
+        return decode(self.codes, self.scales()[:, 0], None, self.code, self.block, dtype or self.dtype)
+
+    def rows(self, at: Tensor) -> Tensor:
+        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
+        return decode(self.codes, self.scales()[:, 0], at, self.code, self.block, self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bits={self.code.half_bits / 2:g}, L={self.code.L}, block={self.block}"

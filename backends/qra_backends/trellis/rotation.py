@@ -1,0 +1,41 @@
+"""The rotation of a layer's inputs that makes weights Gaussian: random signs, then Hadamard matrices along blocks.
+
+With V x = H (s ∘ x) a layer's output is W x = (W Vᵀ) (V x), and W Vᵀ is what is coded. Values that stand out are spread
+over their block (QuIP#, arXiv 2402.04396).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from qra_backends.trellis.code import mixed
+
+
+def block_of(in_features: int, largest: int) -> int:
+    """Inputs that are rotated together: the largest power of two up to `largest` that divides their number."""
+    return min(in_features & -in_features, largest)
+
+
+@lru_cache
+def signs(in_features: int, device: torch.device) -> Tensor:
+    """1 or -1 for each input (in,), float32; the same for ever, as weights are stored under them."""
+    return torch.from_numpy(1 - 2 * (mixed(in_features) >> 63).astype("float32")).to(device)
+
+
+def rotated(rows: Tensor, block: int) -> Tensor:
+    """Rows (..., in) times Vᵀ, of a weight or of inputs, float32; a new tensor."""
+    return hadamard(rows * signs(rows.shape[-1], rows.device), block).mul_(1 / math.sqrt(block))
+
+
+def hadamard(rows: Tensor, block: int) -> Tensor:
+    """Rows (..., in) times the Hadamard matrix of each block, of entries 1 and -1: log2(block) sums a number."""
+    size = 1
+    while size < block:
+        low, high = rows.unflatten(-1, (-1, 2, size)).unbind(-2)
+        rows = torch.stack([low + high, low - high], dim=-2).flatten(-3)
+        size *= 2
+    return rows

@@ -1,0 +1,201 @@
+"""The backend: less output error at fewer bits, the same codes however it is called, rows read by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend
+from qra_backends.conformance import same_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def correlated(rows: int, columns: int, seed: int = 1) -> Tensor:
+    """Inputs with a few strong directions, and some channels that stand out, as in a language model."""
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns // 4, columns, generator=torch.Generator().manual_seed(0))
+    channels = torch.exp(torch.randn(columns, generator=torch.Generator().manual_seed(2)))
+    hidden = torch.randn(rows, columns // 4, generator=g) @ mixing + torch.randn(rows, columns, generator=g)
+    return hidden * channels
+
+
+def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Tensor]:
+    """A linear with weights that stand out, and the Hessian of its inputs."""
+    torch.manual_seed(0)
+    linear = nn.Linear(in_features, out_features, bias=False)
+    with torch.no_grad():
+        linear.weight.normal_(std=0.05)
+        linear.weight[3] *= 20
+        linear.weight[torch.rand(linear.weight.shape) < 0.01] *= 10
+    moment = SecondMoment()
+    moment.update(correlated(2000, in_features))
+    return linear, moment.hessian()
+
+
+def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> float:
+    x, weight = correlated(500, linear.in_features, seed=9), linear.weight.detach()
+    lost = x @ (backend.dequantize(module) - weight).T
+    return float((lost / (x @ weight.T).norm(dim=0)).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_it_loses_less_than_rounding_each_weight_by_itself_that_takes_more_bits(bits: int):
+    (linear, hessian), backends = case(), [make_backend(name) for name in ("trellis", "reference-gptq")]
+    stored = [bits_per_weight(backend.storage(bits), 96, 192) for backend in backends]
+    errors = [output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends]
+    assert stored[0] < stored[1] - 0.1 and errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("part", ["hessian", "block", "damping"])
+def test_each_part_pays(part: str):
+    linear, hessian = case()
+    whole = make_backend({"name": "trellis", "L": 10})
+    options = {"block": {"block": 1}, "damping": {"damping": 10.0}}.get(part, {})
+    without = make_backend({"name": "trellis", "L": 10, **options})
+    other = torch.eye(192) * hessian.diagonal().mean() if part == "hessian" else hessian
+    error = output_error(whole, whole.quantize(linear, 2, hessian=hessian), linear)
+    assert error < 0.9 * output_error(without, without.quantize(linear, 2, hessian=other), linear)
+
+
+def test_threads_and_the_levels_beside_it_do_not_change_a_code():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis-halves", "L": 10})
+    levels = (1, "trellis-2.5", 4)
+    alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3)))
+    for modules in found:
+        assert all(same_tensors(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
+
+
+def test_another_process_gives_the_same_codes():
+    script = """
+import hashlib, torch
+from qra_backends import make_backend
+torch.manual_seed(0)
+backend, linear = make_backend({"name": "trellis", "L": 10}), torch.nn.Linear(48, 40, bias=False)
+codes = backend.to_tensors(backend.quantize(linear, 3, hessian=torch.eye(48)))["codes"]
+print(hashlib.sha256(codes.numpy().tobytes()).hexdigest())
+"""
+    found = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout for _ in range(2)}
+    assert len(found) == 1 and len(found.pop()) == 65
+
+
+def test_rows_of_a_table_are_decoded_by_themselves():
+    torch.manual_seed(0)
+    backend, table = make_backend({"name": "trellis", "L": 10}), nn.Linear(64, 3000, bias=False)
+    module = backend.quantize(table, 3, hessian=torch.eye(64))
+    whole, at = backend.dequantize(module), torch.tensor([2999, 0, 1234, 1234])
+    assert torch.equal(backend.rows(module, at), whole[at])
+    code = backend.storage(3)
+    needed = torch.zeros(len(module.codes), dtype=torch.bool)
+    for row in at.tolist():
+        needed[code.start(row) // 8 : (code.start(row) + code.L - 1) // 8 + 1] = True
+    module.codes[~needed] = 255
+    assert torch.equal(backend.rows(module, at), whole[at]), "other bytes of the streams have no part in them"
+
+
+def test_scales_are_least_squares_under_the_damped_hessian():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
+    module = backend.quantize(linear, 2, hessian=hessian)
+    damped = hessian.double() + 0.03 * hessian.diagonal().mean() * torch.eye(192)
+    weight, found = linear.weight.detach().double(), backend.dequantize(module).double()
+    pull = found @ damped
+    better = (pull * weight).sum(1) / (pull * found).sum(1)
+    assert torch.allclose(better, torch.ones(96).double(), atol=1e-3)
+
+
+def test_trained_scales_get_the_gradient_of_the_weight_written_out():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
+    module = backend.quantize(linear, 2, hessian=hessian)
+    groups, x = backend.trainable(module), torch.randn(5, 192)
+    assert groups.scale.shape == (96, 1) and groups.offset is None and backend.trainable_numbers(2, 96, 192) == 96
+    unscaled = backend.dequantize(module) / groups.scale.float()
+    scale = groups.scale.float().requires_grad_()
+    F.linear(x, unscaled * scale).square().sum().backward()
+    twin = nn.Parameter(groups.scale.float().detach())
+
+    from qra_backends import grouped_linear
+
+    def dequantize(now):
+        return backend.dequantize(backend.retrained(module, now._replace(scale=now.scale.half())))
+
+    grouped_linear(x, groups._replace(scale=twin), dequantize).square().sum().backward()
+    assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"L": 9}, "L must be a whole number from 10 to 16, got 9"),
+        ({"L": 12.0}, "L must be"),
+        ({"block": 48}, "block must be a power of two up to 1024, got 48"),
+        ({"block": 2048}, "block must be"),
+        ({"damping": 0}, "damping must be positive, got 0"),
+        ({"group_size": 64}, "has no option 'group_size'"),
+    ],
+)
+def test_a_wrong_option_is_refused(options, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_backend({"name": "trellis", **options})
+
+
+def test_what_cannot_be_stored_is_refused():
+    linear, hessian = case()
+    backend = make_backend("trellis")
+    with pytest.raises(ValueError, match=r"does not store 8 bits: choose from 1, 2, 3, 4, 5"):
+        backend.quantize(linear, 8, hessian=hessian)
+    with pytest.raises(ValueError, match="does not store trellis-2.5"):
+        backend.storage("trellis-2.5")
+    with pytest.raises(ValueError, match=r"SecondMoment.*torch\.eye\(192\)"):
+        backend.quantize(linear, 2)
+    with pytest.raises(ValueError, match="positive definite"):
+        backend.quantize(linear, 2, hessian=torch.zeros(192, 192))
+    with torch.no_grad():
+        linear.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match="above 65504"):
+        backend.quantize(linear, 2, hessian=hessian)
+    module = backend.quantize(case()[0], 4, hessian=hessian)
+    other = make_backend({"name": "trellis", "L": 16})
+    with pytest.raises(ValueError, match="stored with other options"):
+        other.from_tensors(backend.to_tensors(module), bits=4, out_features=96, in_features=192)
+
+
+def test_a_level_is_the_same_beside_halves_and_has_a_part_in_a_mixed_backend():
+    plain, halves = make_backend("trellis"), make_backend("trellis-halves")
+    assert halves.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, "trellis-4.5", 5)
+    assert [halves.width(bits) for bits in halves.bits] == [1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert all(plain.identity(bits) == halves.identity(bits) for bits in plain.bits)
+    assert plain.level_name(2) == "trellis-2" and halves.level_name("trellis-2.5") == "trellis-2.5"
+    mixed = make_backend({2: "trellis", 3: "trellis-halves", 8: "reference"})
+    assert mixed.bits == (2, "trellis-3", "trellis-3.5", 8)
+    assert mixed.part(2).spec["name"] == "trellis"
+
+
+def test_numba_is_imported_when_something_is_quantized_and_not_before():
+    script = """
+import sys
+from qra_backends import make_backend
+make_backend("trellis").storage(2).bytes(64, 64)
+assert "numba" not in sys.modules and "triton" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch: pytest.MonkeyPatch):
+    import numba
+    from qra_backends.trellis.jit import compiled
+
+    asked = []
+
+    def njit(cache: bool = False, **options):
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert compiled(abs) is abs and asked == [True, False]

@@ -1,0 +1,88 @@
+"""The code: windows of a stream, their bytes to the count, and values that never change."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qra_backends import make_backend
+from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.decode_torch import state_values
+from scipy.stats import norm
+from torch import Tensor
+
+LEVELS = {half: half / 2 for half in range(2, 11)}
+
+
+def one_after_another(column: bytes, code: TrellisCode, rows: int) -> list[int]:
+    """States by a shift register that takes the stream's bits in turn: what a decoder without windows would do."""
+    bits = [byte >> i & 1 for byte in column for i in range(8)]
+    state, taken, states = sum(bit << i for i, bit in enumerate(bits[: code.L])), code.L, []
+    for row in range(rows):
+        states.append(state)
+        for _ in range(code.shifts()[row % 2]):
+            state = state >> 1 | (bits[taken] << code.L - 1 if taken < len(bits) else 0)
+            taken += 1
+    return states
+
+
+@settings(deadline=None)
+@given(
+    half=st.integers(2, 10),
+    L=st.integers(10, 16),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 9)),
+    seed=st.integers(0, 99),
+)
+def test_any_weight_is_read_by_itself_as_it_is_in_sequence(half: int, L: int, shape: tuple[int, int], seed: int):
+    code, (rows, columns) = TrellisCode(half, L), shape
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
+    in_turn = np.array([one_after_another(bytes(codes[:, i].tolist()), code, rows) for i in range(columns)]).T
+    at = torch.randint(0, rows, (7,), generator=g)
+    assert torch.equal(state_values(codes, at, code), torch.from_numpy(values(L)[in_turn])[at])
+
+
+@pytest.mark.parametrize(("half", "bits"), LEVELS.items())
+def test_a_column_takes_its_bits_and_those_of_the_first_state(half: int, bits: float):
+    code = TrellisCode(half, 12)
+    assert code.stream_bytes(1000) == -(-(int(999 * bits) + 12) // 8)
+    assert code.bytes(1000, 7) == 7 * code.stream_bytes(1000) + 2 * 1000
+
+
+@settings(deadline=None)
+@given(out=st.integers(1, 40), inputs=st.integers(1, 40), level=st.sampled_from(make_backend("trellis-halves").bits))
+def test_bytes_are_those_of_the_tensors_at_every_shape(out: int, inputs: int, level):
+    backend = make_backend({"name": "trellis", "halves": True, "L": 10})
+    linear = torch.nn.Linear(inputs, out, bias=False)
+    tensors = backend.to_tensors(backend.quantize(linear, level, hessian=torch.eye(inputs)))
+    assert sum(tensor.nbytes for tensor in tensors.values()) == backend.storage(level).bytes(out, inputs)
+
+
+def test_values_are_the_quantiles_of_a_normal_distribution_in_no_order():
+    found = values(12) * UNIT
+    assert np.abs(np.sort(found) - norm.ppf((np.arange(4096) + 0.5) / 4096)).max() < 2e-3
+    assert found.std() == pytest.approx(1, abs=1e-4)
+    assert np.abs(np.corrcoef(np.sort(found), found)[0, 1]) < 0.05
+    for bits in range(1, 6):  # states that share all but their oldest or newest bits have nothing in common
+        assert np.abs(found.reshape(-1, 2**bits).mean(1).std() * 2 ** (bits / 2) - 1) < 0.1
+        assert np.abs(found.reshape(2**bits, -1).mean(0).std() * 2 ** (bits / 2) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("L", "digest"), [(10, "7dec513d7f6e1160"), (12, "e13dd5797ece49ed"), (16, "5ef9f85b735dbd59")]
+)
+def test_values_are_for_ever(L: int, digest: str):
+    """Weights are stored under them. A failure here means that stored weights would be read as others."""
+    assert hashlib.sha256(values(L).tobytes()).hexdigest()[:16] == digest
+
+
+def test_a_column_is_laid_out_from_its_lowest_bit():
+    """Spelled out once: 2 bits, L of 10, three rows in two bytes."""
+    column, code = 0b10_0111_0110_1101, TrellisCode(4, 10)
+    codes = torch.tensor([[column & 255], [column >> 8]], dtype=torch.uint8)
+    states: Tensor = torch.tensor([column & 1023, column >> 2 & 1023, column >> 4 & 1023])
+    assert torch.equal(state_values(codes, torch.arange(3), code)[:, 0], torch.from_numpy(values(10))[states])

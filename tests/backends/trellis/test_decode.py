@@ -1,0 +1,91 @@
+"""All ways to decode give the same numbers: torch's operations, numba, and the kernel in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.decode_numba import decode_rows
+from qra_backends.trellis.decode_torch import decode_rows as decode_plainly
+from qra_backends.trellis.decode_torch import state_values
+from qra_backends.trellis.rotation import block_of, hadamard, rotated, signs
+from torch import Tensor
+
+SHAPES = ((40, 256), (7, 64), (33, 9), (3, 2048), (40, 100), (1, 1))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, TrellisCode, int]]:
+    """Streams of chance, scales, rows asked for, the code and the block: every rate and odd shape."""
+    g = torch.Generator().manual_seed(0)
+    for half in range(2, 11):
+        code, largest = (TrellisCode(half, 16), 1024) if half % 3 == 0 else (TrellisCode(half, 12), 256)
+        for rows, columns in SHAPES:
+            codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
+            at = torch.tensor([rows - 1, *range(rows), rows // 2])
+            yield codes, torch.rand(len(at), generator=g) * 1e-3, at, code, block_of(columns, largest)
+
+
+def test_numba_decodes_to_the_bit_what_torch_does():
+    for case in cases():
+        for dtype in DTYPES:
+            assert torch.equal(decode_rows(*case, dtype), decode_plainly(*case, dtype)), (case[2:], dtype)
+
+
+def test_the_weight_is_that_of_the_rotation_written_out():
+    for codes, factor, at, code, block in cases():
+        if code.half_bits > 4:  # the rate has no part in it
+            continue
+        turn = torch.block_diag(*[hadamard(torch.eye(block), block) / math.sqrt(block)] * (codes.shape[1] // block))
+        turn = turn.double() * signs(codes.shape[1], codes.device)  # V
+        assert torch.allclose(turn @ turn.T, torch.eye(len(turn)).double(), atol=1e-6)
+        expected = state_values(codes, at, code).double() @ turn * (factor * math.sqrt(block))[:, None]
+        assert torch.allclose(decode_plainly(codes, factor, at, code, block, torch.float32).double(), expected)
+
+
+def test_sums_are_exact_up_to_the_largest_block():
+    assert int(abs(values(16).astype(int)).max()) * 1024 < 2**24
+    assert UNIT == 1 / 2048
+
+
+def test_rotating_leaves_products_as_they_are():
+    g = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(5, 96, generator=g), torch.randn(7, 96, generator=g)
+    assert block_of(96, 256) == 32 and block_of(96, 16) == 16 and block_of(9, 256) == 1
+    assert torch.allclose(rotated(x, 32) @ rotated(weight, 32).T, x @ weight.T, atol=1e-4)
+    spike = torch.zeros(1, 96)
+    spike[0, 40] = 1
+    assert rotated(spike, 32).abs().max() == pytest.approx(32**-0.5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernel_gives_the_same_in_tritons_interpreter():
+    """In a process of its own, as functions are compiled or interpreted from the first import on."""
+    found = subprocess.run(
+        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "equal\n"
+
+
+def compare() -> None:
+    from qra_backends.trellis import decode_triton
+
+    for case in cases():
+        plain = decode_plainly(*case, torch.float32)
+        assert torch.equal(decode_triton.decode_rows(*case, torch.float32), plain), case[2:]
+        assert torch.equal(decode_triton.decode_rows(*case, torch.float16), plain.half()), case[2:]
+        cut = (plain.view(torch.int32) & -0x10000).view(torch.float32)  # the interpreter rounds bfloat16 towards zero
+        assert torch.equal(decode_triton.decode_rows(*case, torch.bfloat16), cut.bfloat16()), case[2:]
+    print("equal")
+
+
+if __name__ == "__main__":
+    compare()

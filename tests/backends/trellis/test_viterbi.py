@@ -1,0 +1,112 @@
+"""The path found is the nearest one, however long the column, and Gaussians are coded as well as is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from qra_backends.trellis import viterbi
+from qra_backends.trellis.code import UNIT, TrellisCode, values
+
+KNOWN = {2: 0.278, 4: 0.0732, 6: 0.0195, 8: 0.0053}
+"""Squared errors of a Gaussian by bits times two, at L = 12, of the prototype."""
+
+
+def gaussian(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def rounded(columns: NDArray[np.float32], code: TrellisCode, scale: NDArray[np.float32] | None = None):
+    """States (n, out) of columns that have nothing to do with one another."""
+    states, errors = np.empty(columns.shape, np.uint16), np.empty_like(columns)
+    scale = np.ones(columns.shape[1], np.float32) if scale is None else scale
+    plan = viterbi.layout(code)
+    viterbi.round_columns(columns.copy(), np.eye(len(columns), dtype=np.float32), scale, plan, states, errors)
+    return states, errors
+
+
+def least_error(x: NDArray[np.float32], scale: NDArray[np.float32], code: TrellisCode) -> float:
+    """Of any path, by the textbook's recursion in float64."""
+    table, shifts = values(code.L) * UNIT, code.shifts()
+    costs = (x[0] - scale[0] * table.astype(float)) ** 2
+    for row in range(1, len(x)):
+        shift = shifts[(row - 1) % 2]
+        reached = np.tile(costs.reshape(-1, 1 << shift).min(1), 1 << shift)
+        costs = reached + (x[row] - scale[row] * table) ** 2
+    return float(costs.min())
+
+
+@pytest.mark.parametrize("half", range(2, 11))
+@pytest.mark.parametrize(("L", "rows"), [(10, 1), (10, 2), (12, 150), (13, 67)])
+def test_no_path_is_nearer(half: int, L: int, rows: int):
+    code, x = TrellisCode(half, L), gaussian(2, rows)
+    scale = 0.3 + np.abs(gaussian(rows, seed=1))
+    states, errors = rounded(x, code, scale)
+    assert np.allclose(errors, x - scale * (values(L) * UNIT)[states], atol=1e-5)
+    for shift, now, then in zip(np.resize(code.shifts(), rows), states.T[:-1], states.T[1:], strict=False):
+        assert (now >> shift == then & ((1 << L - shift) - 1)).all(), "a state follows from the one before"
+    for column, error in zip(x, errors, strict=True):
+        assert (error.astype(float) ** 2).sum() == pytest.approx(least_error(column, scale, code), rel=1e-3)
+
+
+@pytest.mark.parametrize("half", [2, 5])
+def test_a_long_column_is_cut_without_loss(half: int):
+    rows = 2 * viterbi.PIECE + 500
+    code, x = TrellisCode(half, 10), gaussian(1, rows)
+    _, errors = rounded(x, code)
+    nearest = least_error(x[0], np.ones(rows, np.float32), code)
+    assert nearest * (1 - 1e-3) < (errors.astype(float) ** 2).sum() < nearest * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(("half", "known"), KNOWN.items())
+def test_gaussians_are_coded_as_well_as_is_known(half: int, known: float):
+    _, errors = rounded(gaussian(8, 2000), TrellisCode(half, 12))
+    assert (errors**2).mean() == pytest.approx(known, rel=0.03)
+
+
+@pytest.mark.parametrize("half", [3, 5, 7, 9])
+def test_half_bits_lose_nothing(half: int):
+    """Their squared error is the geometric mean of those of the rates beside them."""
+    below, at, above = (
+        (rounded(gaussian(4, 2000), TrellisCode(half + step, 12))[1] ** 2).mean() for step in (-1, 0, 1)
+    )
+    assert at == pytest.approx(np.sqrt(below * above), rel=0.03)
+
+
+def test_a_longer_state_is_closer():
+    errors = [(rounded(gaussian(2, 800), TrellisCode(4, L))[1] ** 2).mean() for L in (10, 12, 14)]
+    assert errors[1] < 0.96 * errors[0] and errors[2] < 0.97 * errors[1]
+
+
+def test_errors_are_fed_back_by_the_inverse_factor():
+    """Column by column against the same in float64, given the states that were found."""
+    code, columns = TrellisCode(4, 10), gaussian(5, 60)
+    spread = gaussian(5, 5, seed=2) / 3
+    inverse = np.triu(spread, 1) + np.diag([1.0, 0.8, 1.2, 0.9, 1.1]).astype(np.float32)
+    scale = np.linspace(0.5, 1.5, 60).astype(np.float32)
+    states, errors = np.empty(columns.shape, np.uint16), np.empty_like(columns)
+    viterbi.round_columns(columns.copy(), inverse, scale, viterbi.layout(code), states, errors)
+    left = columns.astype(float)
+    for i in range(5):
+        error = (left[i] - scale * (values(10) * UNIT)[states[i]]) / inverse[i, i]
+        assert np.allclose(errors[i], error, atol=1e-4)
+        left -= np.outer(np.where(np.arange(5) > i, inverse[i], 0), error)
+
+
+def test_rows_of_scale_zero_do_no_harm():
+    scale = np.zeros(20, np.float32)
+    states, errors = rounded(gaussian(2, 20), TrellisCode(4, 10), scale)
+    assert (states < 1024).all() and np.isfinite(errors).all()
+
+
+def test_packed_states_are_read_back():
+    for half in range(2, 11):
+        code = TrellisCode(half, 12)
+        states, _ = rounded(gaussian(1, 37), code)
+        codes = np.zeros((code.stream_bytes(37), 2), np.uint8)
+        viterbi.pack(states[0], half, codes, 1)
+        stream = int.from_bytes(codes[:, 1].tobytes(), "little")
+        assert [stream >> code.start(row) & 4095 for row in range(37)] == states[0].tolist()
+        assert not codes[:, 0].any() and stream >> code.start(36) + 12 == 0
+        assert torch.equal(code.starts(torch.arange(37)), torch.tensor([code.start(row) for row in range(37)]))
