@@ -25,6 +25,7 @@ from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
 from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
 from qra_search.space.levels import LevelName
@@ -63,11 +64,14 @@ def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = 
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
     evaluation, finetune, run = tuner.evaluation, tuner.finetune, _Run(tuner, budget, gpu)
+    search = run.training(evaluation.steps, "validation", evaluation.validation_rows)
+    if run.gpu and evaluation.hopeless and evaluation.steps:
+        search = max(search, run.passing_untuned())
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
         "prior": run.peak(*run.measuring_sensitivities()),
-        "search": run.peak(run.training(evaluation.steps, "validation", evaluation.validation_rows)),
+        "search": run.peak(search),
         "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
     }
@@ -164,7 +168,7 @@ class _Run:
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = _largest(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
-        level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        level = max(self._damage(count * tokens, *shape) for shape in self.shapes)
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         gradients = (
@@ -193,6 +197,14 @@ class _Run:
         measured = self._stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
 
+    def passing_untuned(self) -> int:
+        """A pass of the model as it was loaded, which says when a training is hopeless: searched tables visit it."""
+        size = self.settings.batch_size
+        batches = bucketed(self.tuner.rows("calibration", size), 2 * size)
+        forward, _ = self.bare.sensitivity(self.layer_sketched, *_largest(batches))
+        logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
+        return self._cast_tables(self.passed) + max(self._placed() + forward, logits)
+
     def reloading(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
 
@@ -213,6 +225,15 @@ class _Run:
         numbers = sum(max((backend.trainable_numbers(b, *shape) for b in levels), default=0) for shape in self.shapes)
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
+
+    def _damage(self, tokens: int, out_features: int, in_features: int) -> int:
+        """At a linear's gradient: the change of its weight by a level, then of its output; then the singular values."""
+        size, wider = out_features * in_features, 4 if self.passed < 4 else 0
+        gradient, whole = tokens * out_features * wider, 4 * size
+        weight = size * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        output = whole + size * self.passed + tokens * out_features * (self.passed + wider)
+        values = whole + tokens * in_features * wider
+        return gradient + max(weight, output, values)
 
     def _stretched(self, what: str, batches: list[Batch]) -> int:
         """What the whole model takes of batches, from what the sketches of two depths take."""

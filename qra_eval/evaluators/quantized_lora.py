@@ -355,10 +355,8 @@ def load_on(
     )
     if progress is not None:
         progress("load model", 1, 1)
-    if weights:
-        use_fast_attention(loaded.model)
-    elif place.type == "cpu":
-        expect_fast_attention(loaded.model)
+    if place.type == "cpu":
+        (use_fast_attention if weights else expect_fast_attention)(loaded.model)
     return loaded
 
 

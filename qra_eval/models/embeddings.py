@@ -7,7 +7,7 @@ norms and biases stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,24 @@ def find_tables(model: Any) -> list[FoundTable]:
         FoundTable(names[id(embedding)], first, head=False),
         FoundTable(names[id(head)], _as_linear(head.weight), head=True),
     ]
+
+
+def known_tables(model: Any) -> list[FoundTable]:
+    """As `find_tables`; none if their kind is not known."""
+    try:
+        return find_tables(model)
+    except ValueError:
+        return []
+
+
+def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
+    """Put a model's tables on a device, but for those with some names: they wait on the host.
+
+    There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
+    """
+    for table in known_tables(model):
+        weight = table.linear.weight
+        weight.data = weight.data.to("cpu" if table.name in waiting else device)
 
 
 def is_tied(model: Any) -> bool:
@@ -125,13 +143,13 @@ class TableEmbedding(nn.Module):
 
     embed_scale: Tensor | None
 
-    def __init__(self, table: Table, embedding: nn.Embedding):
+    def __init__(self, table: Table, embedding: nn.Embedding, device: torch.device | None = None):
         super().__init__()
         self.table = table
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
         self.padding_idx = embedding.padding_idx
         # Its dtype is that of the output: what computes in another dtype than it stores casts every parameter.
-        self.computed = nn.Parameter(embedding.weight.new_empty(0), requires_grad=False)
+        self.computed = nn.Parameter(embedding.weight.new_empty(0, device=device), requires_grad=False)
         self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)
         self.was = (embedding,)  # in a tuple: it is no part of this module
 
@@ -199,8 +217,11 @@ def _in_parts(table: Table, like: Tensor):
         yield table.rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 
-def install_tables(model: Any, backend: Backend) -> dict[str, Table]:
+def install_tables(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
     """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
+
+    Args:
+        device: the model's, if its tables wait on the host.
 
     Raises:
         ValueError: as `find_tables`.
@@ -210,18 +231,21 @@ def install_tables(model: Any, backend: Backend) -> dict[str, Table]:
     tables = {each.name: Table(each.linear.weight, backend) for each in found}
     names = {id(module): name for name, module in model.named_modules()}
     model.set_submodule(names[id(head)], TableHead(tables[found[-1].name], head, tied=len(found) == 1))
-    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding))
+    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding, device))
     return tables
 
 
-def put_tables(model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None]) -> None:
+def put_tables(
+    model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None], device: torch.device | None = None
+) -> None:
     """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
 
     Args:
         module: of a table; None leaves it as it is.
+        device: the model's, if its tables wait on the host.
     """
     found = {table.name: table for table in find_tables(model)}
-    for name, table in install_tables(model, backend).items():
+    for name, table in install_tables(model, backend, device).items():
         made = module(found[name])
         if made is not None:
             table.keep_only(made)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from qra_backends import Backend
 
-from qra_eval.models.embeddings import FoundTable, find_tables
+from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
@@ -97,6 +97,8 @@ class QuantizedModel:
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
         self.tables = _searched_tables(self.model, quantization)
+        if loaded.weights:
+            place_tables(self.model, device, self.tables)
         dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.compute = self._compute(compute)

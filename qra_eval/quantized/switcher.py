@@ -49,7 +49,7 @@ class PlanSwitcher:
         if self._wrapped is None:
             quantized, bank = self.quantized, self.quantized.bank
             self._wrapped = adapters.install(self.model, list(quantized.linears))
-            self._placed = install_tables(self.model, bank.backend) if quantized.tables else {}
+            self._placed = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
             searched = {id(t) for m in quantized.linears.values() for t in m.parameters()}
             searched |= {id(table.own) for table in self._placed.values()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.

@@ -140,8 +140,10 @@ class _Figures:
         whole = bank.linears[name].weight.detach().to(x.device).float()
         for k, b in enumerate(self.bits):
             if storable(bank.backend, b, bank.linears[name]):
-                change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
-                each = (g * change).sum(1)
+                change = (bank.weight(name, b).float() - whole).to(x.dtype)
+                # In place and without a name: of (T, out) in float32 there are two at most, `g` being one.
+                each = F.linear(x, change).float().mul_(g).sum(1)
+                del change
                 self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled
         values = leading_singular_values(g, x.float(), self.generator)
         self.spectrum[name] = self.spectrum.get(name, 0.0) + values / self.batches

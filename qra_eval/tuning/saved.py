@@ -12,7 +12,7 @@ import torch
 from qra_backends import make_backend
 
 from qra_eval.models.device import resolve_device
-from qra_eval.models.embeddings import put_tables
+from qra_eval.models.embeddings import place_tables, put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
@@ -207,8 +207,10 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
         else:
             model.set_submodule(found.name, quantized(found.name, found.module))
     tables = keys.keys() - linears.keys()
+    place = torch.device(device)
+    place_tables(model, place, tables)
     if tables:
-        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None)
+        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None, place)
     model.requires_grad_(False)
     return model, loaded.tokenizer
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import Qra
-from tiny_families import tiny_config_model
+from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
-from qra_eval.costs.phases import RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
+from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
 from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
@@ -106,6 +106,25 @@ def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path)
     assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
     once, twice = (shape_only(tmp_path, init=init).estimate()["disk_bytes"] for init in ("calibrated", "caldera"))
     assert twice - once == shape_only(tmp_path).estimate()["disk_bytes"] < once
+
+
+def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_model_is_passed_through_alone(
+    tmp_path: Path,
+) -> None:
+    tiny_config("llama", layers=1, hidden=512, vocabulary=50_000).save_pretrained(tmp_path / "model")
+
+    def search(hopeless: float) -> tuple[int, int]:
+        evaluator = QuantizedLoRAEvaluator(
+            str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, weight_cache=0,
+            quantization={"backend": "reference", "embeddings": (2,), "cache": str(tmp_path)},
+            training={"batch_size": 1, "max_length": 16},
+            evaluation={"steps": 1, "validation_rows": 1, "hopeless": hopeless},
+        )  # fmt: skip
+        loaded = sum(table.linear.weight.nbytes for table in evaluator.quantized.tables.values())
+        return foretell(evaluator.tuner, gpu=True)["search"].device - CUDA_CONTEXT, loaded
+
+    (packed, loaded), (passed, _) = search(0.0), search(0.5)
+    assert packed < loaded < passed
 
 
 def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
