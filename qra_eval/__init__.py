@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedLoRAEvaluator", "load"]
 
 
-def load(run: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
+def load(
+    run: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
+) -> Any:
     """The tuned model of a run's folder, exactly as it was after tuning: (peft model, tokenizer).
 
     Args:
+        adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         trust_remote_code: run code that comes with the model.
 
@@ -23,7 +26,7 @@ def load(run: str | Path, *, device: str = "auto", trust_remote_code: bool = Fal
     """
     from qra_eval.tuning.saved import load as load_tuned
 
-    return load_tuned(run, device=device, trust_remote_code=trust_remote_code)
+    return load_tuned(run, adapter=adapter, device=device, trust_remote_code=trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

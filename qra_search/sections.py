@@ -146,7 +146,6 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-Init = Literal["default", "calibrated", "caldera"]
 OF_PEFT = ("loftq", "pissa", "eva")
 """Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
@@ -167,10 +166,10 @@ class TrainingConfig(Section):
         16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1)
-    init: Init | tuple[Init, ...] = Field(
+    init: Literal["default", "calibrated", "caldera"] = Field(
         "default",
         description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
-        "and adapter in turn); of several the search uses the first, and before a plan is tuned in full each is tried",
+        "and adapter in turn)",
     )
     scales: bool = Field(
         False,
@@ -186,28 +185,14 @@ class TrainingConfig(Section):
     @field_validator("init", mode="before")
     @classmethod
     def _ours(cls, value: Any) -> Any:
-        if found := [name for name in (value if isinstance(value, (list, tuple)) else [value]) if name in OF_PEFT]:
-            raise ValueError(
-                f"{found[0]} is PEFT's, for bases of its own: use calibrated, which fits the quantized one"
-            )
-        return value
-
-    @field_validator("init")
-    @classmethod
-    def _inits(cls, value: Any) -> Any:
-        if isinstance(value, tuple):
-            _check_distinct(value, "initialisations")
+        if value in OF_PEFT:
+            raise ValueError("it is PEFT's, for bases of its own: use calibrated, which fits the quantized base")
         return value
 
     @property
     def rows_a_step(self) -> int:
         """Rows that one step of the optimizer sees."""
         return self.batch_size * self.accumulation
-
-    @property
-    def inits(self) -> tuple[Init, ...]:
-        """The initialisations named, the search's own first."""
-        return self.init if isinstance(self.init, tuple) else (self.init,)
 
 
 class EvaluationConfig(Section):
@@ -220,8 +205,8 @@ class EvaluationConfig(Section):
     hopeless: float = Field(
         0.5,
         ge=0,
-        description="an evaluation is cut short once its loss can no longer end below this share of the way from the "
-        "unquantized, untuned model's loss to that of a blind guess; 0: never",
+        description="an evaluation is stopped once its loss can no longer end below this share of the way from "
+        "the unquantized, untuned model's loss to that of a blind guess; 0: never",
     )
 
 
@@ -233,10 +218,10 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(
         0,
         ge=0,
-        description="steps between looks at the validation loss; the adapters of the lowest are kept; 0: those of the "
-        "last step",
+        description="steps between looks at the validation loss; the adapters of the lowest loss are kept; 0: those of "
+        "the last step",
     )
-    patience: int = Field(0, ge=0, description="such looks without a lower loss after which it ends; 0: never")
+    patience: int = Field(0, ge=0, description="looks without a lower loss after which tuning stops; 0: never")
     checkpoint_every: int = Field(
         0, ge=0, description="steps between checkpoints, from which it is resumed; 0: by time alone"
     )

@@ -34,6 +34,9 @@ OPTIONAL = {
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.ggml.types",
+    "qra_backends.trellis.decode_numba",
+    "qra_backends.trellis.decode_triton",
+    "qra_backends.trellis.encode",
     "qra_backends.libraries.",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",
     "qra_eval.models.from_gguf",

@@ -12,7 +12,7 @@ from fakes import AdditiveEvaluator
 from qra_search import Evaluation, Proposal, Study, search
 from qra_search.strategies.random import RandomStrategy
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "workers"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "robustness" / "workers"))
 from simulator import SimulatedExecutor, lognormal_duration, report  # noqa: E402
 
 OPTIONS = {"strategy": "random", "evaluations": 24, "seed": 1}

@@ -1,4 +1,4 @@
-"""Exports tuned plans of SmolLM2-135M and of tiny models in every format, and prints by how much the logits differ.
+"""Exports tuned plans of SmolLM2-135M and of tiny models as peft and merged, and prints by how much logits differ.
 
     python -m benchmarks.agreement.exports
 
@@ -31,10 +31,9 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("peft", {}),
     ("merged", {"dtype": "bfloat16"}),
     ("merged", {"dtype": "float32"}),
-    ("gguf", {}),
 )
 TINY = ("llama", "mistral", "qwen2", "qwen3")
-TINY_CASES: tuple[tuple[str, dict[str, Any]], ...] = (("peft", {}), ("merged", {"dtype": "float32"}), ("gguf", {}))
+TINY_CASES: tuple[tuple[str, dict[str, Any]], ...] = (("peft", {}), ("merged", {"dtype": "float32"}))
 BITS, RANKS = (4, 3, 4, 8, 4, 2), (8, 16, 8, 4)
 
 

@@ -1,10 +1,10 @@
-"""Loads GGUF exports of a tuned run in llama.cpp itself, and prints by how much its logits differ.
+"""Loads the GGUF export of a tuned run in llama.cpp itself, and prints by how much its logits differ.
 
     python -m benchmarks.agreement.llama_cpp_logits RUN
 
-Each export is compared with the model as it is, and with the same model computed in float32: bfloat16's own rounding
-is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which brings a built llama.cpp
-(CPU). RUN is the folder of a tuned run.
+It is compared, with and without its adapter, with the model as it is, and with the same model computed in float32:
+bfloat16's own rounding is as large as what llama.cpp rounds otherwise. Needs the package llama-cpp-py-sync, which
+brings a built llama.cpp (CPU). RUN is the folder of a run tuned for llama.cpp.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from llama_cpp_py_sync import __llama_cpp_tag__
@@ -22,14 +21,6 @@ from benchmarks.agreement.logits import difference
 from benchmarks.common import RESULTS, append
 from qra_eval.export import export, llama_cpp
 from qra_eval.export.tuned import TunedRun
-
-CASES: tuple[tuple[dict[str, Any], bool], ...] = (
-    ({}, True),
-    ({}, False),
-    ({"weights": "f16", "merge": True}, False),
-    ({"weights": "bf16", "merge": True}, False),
-)
-"""Options of the export, and whether its adapter is loaded as well."""
 
 
 def main() -> None:
@@ -40,22 +31,19 @@ def main() -> None:
     run = TunedRun(given.run)
     rows = []
     with tempfile.TemporaryDirectory() as holder:
-        for options, with_adapter in CASES:
-            out = Path(holder) / f"gguf-{len(rows)}"
-            export(run, "gguf", out, **options)
-            adapter = out / "adapter.gguf" if with_adapter else None
-            prompts = [ids[0].tolist() for ids in run.input_ids]
-            theirs = torch.cat(llama_cpp.logits(out / "model.gguf", adapter, prompts))
-            tuned = with_adapter or bool(options.get("merge"))
+        out = Path(holder) / "gguf"
+        export(run, "gguf", out)
+        prompts = [ids[0].tolist() for ids in run.input_ids]
+        for tuned in (True, False):
+            theirs = torch.cat(llama_cpp.logits(out / "model.gguf", out / "adapter.gguf" if tuned else None, prompts))
             mine = flat(run.live_logits if tuned else run.logits(run.with_weights(run.weight, adapter=False)))
             precise = flat(run.logits(run.with_weights(run.weight, adapter=tuned).float()))
             rows.append(
                 {
                     "llama.cpp": __llama_cpp_tag__,
                     "backend": run.plan["backend"]["name"],
-                    "options": options,
                     "compared": "tuned model" if tuned else "base without adapter",
-                    "adapter.gguf": with_adapter,
+                    "adapter.gguf": tuned,
                     **difference(mine, theirs),
                     "in_float32": difference(precise, theirs),
                     "float32_against_stored": difference(mine, precise),

@@ -19,6 +19,8 @@ from benchmarks.common import RESULTS
 from qra_eval.models.load import load_model
 from qra_search import TrialLog
 
+CODE = "from qra_search.cli import main; main()"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,7 +41,7 @@ def main() -> None:
         broken, unbroken = work / "broken", work / "unbroken"
         kill_after(command(options, folder, broken), broken / "trials.jsonl", options.kill_after)
         known = len(TrialLog(broken / "trials.jsonl"))
-        run([*command(options, folder, broken), "--resume"])
+        run([sys.executable, "-c", CODE, "search", str(broken)])
         run(command(options, folder, unbroken))
         first, second = (TrialLog(path / "trials.jsonl").trials for path in (broken, unbroken))
         best = json.loads((broken / "result.json").read_text())["budgets"][0]
@@ -78,8 +80,7 @@ def command(options: argparse.Namespace, model: Path, out: Path) -> list[str]:
     some = ["search", "--model", str(model), "--task", options.task, "--memory", options.memory]
     some += ["--evaluations", str(options.evaluations), "--strategy", options.strategy, "--out", str(out)]
     some += ["--data", options.data] if options.data else []
-    code = "from qra_search.cli import main; main()"
-    return [sys.executable, "-c", code, *some, *(f"--set={s}" for s in options.sets)]
+    return [sys.executable, "-c", CODE, *some, *(f"--set={s}" for s in options.sets)]
 
 
 def kill_after(words: list[str], log: Path, trials: int) -> None:

@@ -109,7 +109,7 @@ def time_swap(evaluator: QuantizedLoRAEvaluator, repeats: int = 20) -> dict:
     for _ in range(repeats):
         plan = draw()
         start = time.perf_counter()
-        evaluator.tuner.switcher.apply(plan, 0, evaluator.tuner.init, keep_trained=True)
+        evaluator.tuner.switcher.apply(plan, 0, keep_trained=True)
         bases.append(time.perf_counter() - start)
         start = time.perf_counter()
         evaluator.tuner.apply(plan, 0)

@@ -134,7 +134,7 @@ def _saved_by_batch(tuner: FineTuner, rows: int, tokens: int) -> tuple[list[int]
         tuple(min(group.ranks or space.ranks, key=lambda rank: abs(rank - ranks[0])) for group in space.groups),
     )
     tuner.apply(plan, 0)
-    with tuner.switcher.as_stored(plan, tuner.init) as model:
+    with tuner.switcher.as_stored(plan) as model:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         one, two = (saved_bytes(model, collate([longest] * n).to(tuner.device)) for n in (1, 2))

@@ -8,6 +8,7 @@ counted: the system lets their pages go. On a GPU the host holds the hidden stat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,11 @@ from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
+from qra_eval.tasks.example import SplitName
+from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.saved import CHECKED_TOKENS
+from qra_search.space.levels import LevelName
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -59,192 +63,206 @@ def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = 
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
-    return _Phases(tuner, budget, gpu).all()
+    evaluation, finetune, run = tuner.evaluation, tuner.finetune, _Run(tuner, budget, gpu)
+    search = run.training(evaluation.steps, "validation", evaluation.validation_rows)
+    if run.gpu and evaluation.hopeless and evaluation.steps:
+        search = max(search, run.passing_untuned())
+    return {
+        "load": run.peak(),
+        "quantize": run.peak(*run.quantizing()),
+        "prior": run.peak(*run.measuring_sensitivities()),
+        "search": run.peak(search),
+        "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
+        "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
+    }
 
 
-class _Phases:
+class _Run:
+    """The sizes of a run's model, plan and rows, and what each phase adds to what is always there.
+
+    A phase is given as bytes on the device and bytes on the host.
+    """
+
     def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
-        self.bench, model = tuner, tuner.quantized
-        self.model, self.settings, self.space = model, tuner.settings, model.space
+        self.tuner, model = tuner, tuner.quantized
+        self.model, self.settings, space = model, tuner.settings, model.space
+        text = tuner.model.config.get_text_config()
+        self.vocabulary, self.width = text.vocab_size, text.hidden_size
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
         compute, passing = (model.compute, model.blocks.compute) if gpu is None else (model.dtype, model.dtype)
-        self.wide, self.passed = compute.itemsize, passing.itemsize
-        self.stored = model.dtype.itemsize
-        linears = list(model.linears.values())
-        self.largest = max(m.out_features * m.in_features for m in linears)
-        dense = sum(m.out_features * m.in_features for m in linears)
+        self.wide, self.passed, self.stored = compute.itemsize, passing.itemsize, model.dtype.itemsize
+        self.shapes = [(m.out_features, m.in_features) for m in model.linears.values()]
+        self.largest = max(rows * columns for rows, columns in self.shapes)
+        self.dense = sum(rows * columns for rows, columns in self.shapes)
         self.tables = sum(table.linear.weight.numel() for table in model.tables.values())
-        self.rest = tensor_bytes(tuner.model) - (dense + self.tables) * self.stored
-        self.looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
-        self.rank = max(self.space.ranks)
-        self.adapters = self.rank * sum(m.out_features + m.in_features for m in linears)
-        self.plan = max(0, min(budget or self.space.memory.maximum, self.space.memory.maximum) - self.space.fixed_bytes)
-        self.packed = self.plan - self.adapters * self.space.adapter_bits // 8
-        kept = dense * len(model.levels) + self.tables * len(model.table_levels)
+        self.rest = tensor_bytes(tuner.model) - (self.dense + self.tables) * self.stored
+        self.rank = max(space.ranks)
+        self.adapters = self.rank * sum(map(sum, self.shapes))
+        plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
+        self.packed = plan - self.adapters * space.adapter_bits // 8
+        kept = self.dense * len(model.levels) + self.tables * len(model.table_levels)
         self.cache = min(model.room if gpu is None else 0, kept * self.wide)
-        self.layer, self.layer_weights = self._heaviest()
-        self.short, self.long = (self._sketch(compute, layers=n, rank=self.rank) for n in self._depths())
-        self.layerwise = self._sketch(passing, layers=self._depths()[1], rank=0)
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
+        self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
+        self.layer_weights = sizes[self.layer]
+        # Activations grow by the same for each layer that is added, if all layers are alike.
+        self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
+        self.layer_sketched = min(self.layer, self.depths[1] - 1)
+        looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
+        self.short, self.long = (
+            self._sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
+        )
+        self.bare = self._sketch(passing, self.depths[1])
 
-    def all(self) -> dict[str, Peak]:
-        evaluation, finetune = self.bench.evaluation, self.bench.finetune
-        step = self._step(evaluation.steps, "validation", evaluation.validation_rows)
-        final = self._step(finetune.steps, "test", finetune.test_rows)
-        quantize, sensitivities = self._quantize(), self._prior(torch.float32)
-        phases = {"load": (0, 0), "quantize": quantize, "prior": sensitivities, "search": (step, 0)}
-        phases |= {"tune": (final, 0), "reload": (self._reload(), 0)}
-        return {
-            name: self._peak(*parts, RELOAD_LIBRARIES if name == "reload" else LIBRARIES)
-            for name, parts in phases.items()
-        }
-
-    def _peak(self, device: int, host: int, libraries: int) -> Peak:
-        """Of a phase that holds so much on the device beside what always is there, and on the host."""
+    def peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
+        """Of a phase that adds so much on the device, and on the host, to what is always there."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         return Peak(0, libraries + copied + device + host)
 
     # -- phases --------------------------------------------------------------------------------
-    def _quantize(self) -> tuple[int, int]:
-        """A layer, its Hessians and the rows' hidden states; then the largest linear's work."""
-        backend, model = self.model.backend, self.model
-        levels = model.levels
-        linears = {name: m for name, m in model.linears.items() if self.model.layer_of[name] == self.layer}
-        place = "cuda" if self.gpu else "cpu"
-        # An input's width stands for the input: linears that share one share a matrix, and are worked on in turn.
+    def quantizing(self) -> tuple[int, int]:
+        """A layer, its Hessians and the rows' hidden states; then the work on linears that are quantized at once."""
+        model, backend, levels = self.model, self.model.backend, self.model.levels
+        linears = {n: m for n, m in model.linears.items() if model.layer_of[n] == self.layer}
+        # An input's width stands for the input: linears that share one share a Hessian, and are worked on in turn.
         inputs: dict[tuple[str, int], list[tuple[int, int]]] = {}
         for name, m in linears.items():
             inputs.setdefault((name.rpartition(".")[0], m.in_features), []).append((m.out_features, m.in_features))
-        calibrated = any(map(backend.calibrates, levels))
-        units = list(inputs.values()) if calibrated else [[shape] for shapes in inputs.values() for shape in shapes]
+        shapes = [shape for some in inputs.values() for shape in some]
+        calibrated, fitted = any(map(backend.calibrates, levels)), self.settings.init in FITTED
+        turns = self.settings.init == "caldera"
+        units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
+        count = workers(backend, len(units), torch.device(self._place))
 
-        def at_once(shapes: list[tuple[int, int]]) -> int:
-            work = max(backend.work_bytes(levels, *shape, dtype=model.dtype, device=place) for shape in shapes)
-            return work + (4 * shapes[0][1] ** 2 if calibrated else 0)
+        def quantized(unit: list[tuple[int, int]]) -> int:
+            work = max(self._work(levels, shape) for shape in unit)
+            return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
-        side_by_side = workers(backend, len(units), torch.device(place))
-        work = sum(sorted(map(at_once, units), reverse=True)[:side_by_side])
-        made = sum(backend.storage(b).bytes(m.out_features, m.in_features) for b in levels for m in linears.values())
-        turns = "caldera" in self.settings.inits
-        if set(FITTED) & set(self.settings.inits):
+        def fit(unit: list[tuple[int, int]]) -> int:
+            return max(fit_bytes(*shape) for shape in unit) + (quantized(unit) if turns else 0)
 
-            def fitted_at_once(shapes: list[tuple[int, int]]) -> int:
-                return max(fit_bytes(*shape) for shape in shapes) + (at_once(shapes) if turns else 0)
-
-            work = max(work, sum(sorted(map(fitted_at_once, units), reverse=True)[:side_by_side]))
-            directions = 4 * max(model.space.ranks) * len(levels)
-            factors = directions * sum(m.out_features + m.in_features for m in linears.values())
+        kinds = (quantized, fit) if fitted else (quantized,)
+        work = max(sum(sorted(map(kind, units), reverse=True)[:count]) for kind in kinds)
+        made = sum(backend.storage(level).bytes(*shape) for level in levels for shape in shapes)
+        if fitted:
+            factors = 4 * self.rank * len(levels) * sum(map(sum, shapes))
             made = max(made, factors + (made if turns else 0))
-        placed = max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
         tables = [table.linear for table in model.tables.values()]
-        at_table = max((self._table_work(linear, place) for linear in tables), default=0)
         stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
         made = max(made, sum(stored))
+        work += max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
+        table = max(map(self._table_work, tables), default=0)
         if not calibrated:
-            return max(work + placed, at_table), made
+            return max(work, table), made
         batches = model.calibration_batches()
-        rows, tokens = _largest(batches)
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
-        forward = self.layerwise.calibration(self._at, rows, tokens) + experts + self._placed()
-        casts = (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
-        work = max(forward, moments + work + placed, at_table)
-        return casts + work, made + self._hidden(batches, self.passed)
+        forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
+        return self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
 
-    def _table_work(self, table: nn.Linear, place: str) -> int:
-        """A table, two matrices of its inputs, and the work of quantizing it."""
-        shape = table.out_features, table.in_features
-        work = self.model.backend.work_bytes(self.model.table_levels, *shape, dtype=self.model.dtype, device=place)
-        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu else 0)
-
-    def _prior(self, probing: torch.dtype) -> tuple[int, int]:
+    def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
-        rows = self.bench.rows("calibration", PRIOR_ROWS)
-        batches, layers = passed_together(rows), len(self.model.blocks)
-        n, tokens = _largest(batches)
-        _, both = self.layerwise.sensitivity(self._at, n, tokens)
-        level = self.largest * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
-        vocabulary = self.bench.model.config.get_text_config().vocab_size
-        labels = min(LABELS, max(len(b.targets) for b in batches))
-        head = labels * vocabulary * (2 * self.wide + 3 * 4)
-        casts = (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
-        reordered = self._reordered(self.passed)
+        rows = self.tuner.rows("calibration", PRIOR_ROWS)
+        batches, probe = passed_together(rows), probe_batch(rows)
+        count, tokens = _largest(batches)
+        _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
+        level = max(self._damage(count * tokens, *shape) for shape in self.shapes)
+        labels = max(len(b.targets) for b in batches)
+        head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         gradients = (
-            casts + reordered + max(self._placed() + both + level, head),
-            (layers + 1) * self._hidden(batches, self.passed),
+            self._casts() + self._reordered(self.passed) + max(self._placed() + both + level, head),
+            (self.layers + 1) * self._hidden(batches),
         )
-        count, longest = probe_batch(rows).input_ids.shape
-        forward, _ = self._sketch(probing, layers=self._depths()[1], rank=0).sensitivity(self._at, count, longest)
-        hidden = count * longest * self.bench.model.config.get_text_config().hidden_size * probing.itemsize
-        labels = max(len(b.targets) for b in batches) * count // n
-        logits = labels * vocabulary * 4 * 5
-        wider = self._cast(probing.itemsize) + self._cast_tables(probing.itemsize)
-        probes = wider + max(self.layer_weights * probing.itemsize + forward + self.largest * 8, logits)
-        waiting = hidden * (len(probed(self.space)) + len(self.model.tables) * len(self.model.table_levels) + 1)
+        sketched = self._sketch(torch.float32, self.depths[1])
+        forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
+        logits = labels * probe.input_ids.shape[0] // count * self.vocabulary * 4 * 5
+        wider = self._cast(4) + self._cast_tables(4)
+        probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
+        flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
+        waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return max(gradients[0], probes), max(gradients[1], waiting)
-        return max(gradients, (probes, waiting), key=sum)
+            return max(gradients[0], probing), max(gradients[1], waiting)
+        return max(gradients, (probing, waiting), key=sum)
 
-    def _step(self, steps: int, split: str, held_out: int) -> int:
+    def training(self, steps: int, split: SplitName, held_out: int) -> int:
         """Training a plan, or measuring it."""
         trained = 0
         if steps and self.rank:
-            batches = self.bench.batches(steps, 0)
-            rows, tokens = _largest(batches)
-            labels = max(len(b.targets) for b in batches)
-            trained = self._stretched(*(s.training_step(rows, tokens, labels) for s in (self.short, self.long)))
+            trained = self._stretched("training_step", self.tuner.batches(steps, 0))
         if steps and self.settings.scales:
             trained += self._trained_scales()
-        batches = bucketed(self.bench.rows(split, held_out), 2 * self.settings.batch_size)  # type: ignore[arg-type]
-        rows, tokens = _largest(batches)
-        labels = max(len(b.targets) for b in batches)
-        measured = self._stretched(*(s.held_out(rows, tokens, labels) for s in (self.short, self.long)))
+        rows = self.tuner.rows(split, held_out)
+        measured = self._stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
 
-    def _reload(self) -> int:
+    def passing_untuned(self) -> int:
+        """A pass of the model as it was loaded, which says when a training is hopeless: searched tables visit it."""
+        size = self.settings.batch_size
+        batches = bucketed(self.tuner.rows("calibration", size), 2 * size)
+        forward, _ = self.bare.sensitivity(self.layer_sketched, *_largest(batches))
+        logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
+        return self._cast_tables(self.passed) + max(self._placed() + forward, logits)
+
+    def reloading(self) -> int:
         """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
-        logits = 3 * 4 * CHECKED_TOKENS * self.bench.model.config.get_text_config().vocab_size
+        logits = 3 * 4 * CHECKED_TOKENS * self.vocabulary
         computing = self.adapters * self.stored + self.largest * self.stored + logits
         return self._resident(adapters=0) + max(4 * self.adapters, computing)
 
-    def _trained_scales(self) -> int:
-        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""
-        model, levels = self.model, self.model.levels
-        numbers = sum(
-            max((model.backend.trainable_numbers(b, m.out_features, m.in_features) for b in levels), default=0)
-            for m in model.linears.values()
-        )
-        kept = sum(m.out_features * m.in_features for m in model.linears.values()) if self.cache else 0
-        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
-
+    # -- parts ---------------------------------------------------------------------------------
     def _resident(self, *, adapters: int) -> int:
         """The plan in place, and what is kept dequantized."""
         return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
 
-    # -- helpers -------------------------------------------------------------------------------
-    def _depths(self) -> tuple[int, int]:
-        """Layers of the two sketches that are measured: activations grow by the same for each layer that is added."""
-        whole = len(self.model.blocks)
-        return (1, 2) if whole > 2 and self.alike else (whole, whole)
+    def _trained_scales(self) -> int:
+        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""
+        backend, levels = self.model.backend, self.model.levels
+        numbers = sum(max((backend.trainable_numbers(b, *shape) for b in levels), default=0) for shape in self.shapes)
+        kept = self.dense if self.cache else 0
+        return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 
-    def _stretched(self, short: int, long: int) -> int:
-        """What the whole model takes, from what the sketches of two depths take."""
-        return long + (long - short) * (len(self.model.blocks) - self._depths()[1])
+    def _damage(self, tokens: int, out_features: int, in_features: int) -> int:
+        """At a linear's gradient: the change of its weight by a level, then of its output; then the singular values."""
+        size, wider = out_features * in_features, 4 if self.passed < 4 else 0
+        gradient, whole = tokens * out_features * wider, 4 * size
+        weight = size * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
+        output = whole + size * self.passed + tokens * out_features * (self.passed + wider)
+        values = whole + tokens * in_features * wider
+        return gradient + max(weight, output, values)
 
-    @property
-    def _at(self) -> int:
-        """The heaviest layer, or in a shorter sketch one like it."""
-        return min(self.layer, self._depths()[1] - 1)
+    def _stretched(self, what: str, batches: list[Batch]) -> int:
+        """What the whole model takes of batches, from what the sketches of two depths take."""
+        labels = max(len(b.targets) for b in batches)
+        short, long = (getattr(sketch, what)(*_largest(batches), labels) for sketch in (self.short, self.long))
+        return int(long + (long - short) * (self.layers - self.depths[1]))
 
-    def _sketch(self, dtype: torch.dtype, *, layers: int, rank: int) -> Sketch:
+    def _sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         return sketch(
-            Shape(self.bench.model.config), dtype, tables=self.looked_up and rank > 0, rank=rank,
+            Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
             checkpointing=self.settings.gradient_checkpointing, layers=layers,
         )  # fmt: skip
+
+    @property
+    def _place(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+    def _work(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """Of quantizing one linear."""
+        return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self._place)
+
+    def _table_work(self, table: nn.Linear) -> int:
+        """A table, two matrices of its inputs, and the work of quantizing it."""
+        work = self._work(self.model.table_levels, (table.out_features, table.in_features))
+        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu else 0)
+
+    def _casts(self) -> int:
+        """All that lies outside the layers, in the dtype of passes through them."""
+        return (0 if self.gpu else self._cast(self.passed)) + self._cast_tables(self.passed)
 
     def _cast(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
@@ -258,23 +276,15 @@ class _Phases:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
         if self.gpu or item != 2 or not has_matrix_units():
             return 0
-        text = self.bench.model.config.get_text_config()
-        return max(self.largest, text.vocab_size * text.hidden_size) * item
+        return max(self.largest, self.vocabulary * self.width) * item
 
     def _placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
         return self.layer_weights * self.passed if self.gpu or self.passed != self.stored else 0
 
-    def _heaviest(self) -> tuple[int, int]:
-        """The layer with the most weights, and how many."""
-        sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.model.blocks.layers]
-        self.alike = len(set(sizes)) == 1
-        heaviest = max(range(len(sizes)), key=sizes.__getitem__)
-        return heaviest, sizes[heaviest]
-
-    def _hidden(self, batches: list[Batch], item: int) -> int:
-        width = self.bench.model.config.get_text_config().hidden_size
-        return sum(b.input_ids.numel() for b in batches) * width * item
+    def _hidden(self, batches: list[Batch]) -> int:
+        """Hidden states of batches, which wait on the host."""
+        return sum(b.input_ids.numel() for b in batches) * self.width * self.passed
 
 
 def _largest(batches: list[Batch]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -13,8 +14,9 @@ import torch
 from qra_backends.modules import dequantized_linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from qra_eval.costs.meter import Meter
 from qra_eval.models.embeddings import install_tables
 from qra_eval.models.linears import find_linears, normalise
 from qra_eval.quantized import adapters
@@ -64,6 +66,7 @@ class Sketch:
             normalise(model)
             if tables:
                 for table in install_tables(model, _Shapes()).values():  # type: ignore[arg-type]
+                    assert table.own is not None  # it has just been installed
                     table.set_base(module=_PackedRows(table.own))
             found = find_linears(model)
             self.layer_of = {f.name: f.layer or 0 for f in found}
@@ -203,3 +206,49 @@ class _Shapes:
         made = torch.empty(len(at), module.shape[1], dtype=module.dtype)
         del work
         return made
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of all tensors that operations make within the context, each storage once, until it is freed.
+
+    Tensors that were there before do not count, nor do views of them.
+
+    Attributes:
+        bytes: that live now.
+        peak: the most that lived at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known: set[int] = set()
+        self._before: list[Any] = []
+
+    def ignore(self, *tensors: Tensor) -> None:
+        """These were there before."""
+        self._before += [tensor.untyped_storage() for tensor in tensors]
+        self._known |= {storage._cdata for storage in self._before[-len(tensors) :]}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
+                self.ignore(leaf)
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._made(leaf)
+        return out
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size

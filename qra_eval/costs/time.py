@@ -50,9 +50,9 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     model = tuner.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(tuner)
-    if not cached and "caldera" in tuner.settings.inits:
+    if not cached and tuner.settings.init == "caldera":
         setup *= 1 + TURNS
-    if not cached and (model.backend.calibrated or set(FITTED) & set(tuner.settings.inits)):
+    if not cached and (model.backend.calibrated or tuner.settings.init in FITTED):
         setup += pace * sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
     phases = foretell(tuner, budget)
     return {
@@ -76,13 +76,15 @@ def _evaluation_passes(tuner: FineTuner) -> float:
 
 def bank_bytes(tuner: FineTuner) -> int:
     """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
-    model, kinds = tuner.quantized, set(FITTED) & set(tuner.settings.inits)
+    model, init = tuner.quantized, tuner.settings.init
     storage, linears = model.backend.storage, model.linears.values()
     whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(tuner).items() for b in levels)
-    if "caldera" in kinds:
+    if init == "caldera":
         whole += sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+    if init not in FITTED:
+        return whole
     factors = 4 * max(tuner.space.ranks) * len(model.levels) * sum(m.out_features + m.in_features for m in linears)
-    return whole + len(kinds) * factors
+    return whole + factors
 
 
 def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:

@@ -25,10 +25,10 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.early_stop import StopHopeless, ceiling
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.training import BACKWARD, Diverged
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
 from qra_search.config import (
     EvaluationConfig,
     FinetuneConfig,
@@ -191,6 +191,9 @@ class QuantizedLoRAEvaluator(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.prepare()  # not part of any evaluation's time
+        return unless_out_of_memory(self.tuner.switcher, lambda: self._evaluated(plan, fidelity, seed))
+
+    def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings, cost = self.tuner.evaluation, None
         steps = math.ceil(fidelity * settings.steps)
@@ -209,10 +212,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             by_task = self.tuner.objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
-        except torch.cuda.OutOfMemoryError as error:
-            self.tuner.switcher.unquantize()  # the next plan starts clean
-            torch.cuda.empty_cache()
-            raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
         now = time.perf_counter()
         return Evaluation(
             loss=loss if by_task is None else by_task,
@@ -233,7 +232,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         )
 
     def _highest_end(self) -> float:
-        """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.early_stop`."""
+        """The highest loss at which tuning may plausibly end; see `qra_eval.tuning.training.ceiling`."""
         if math.isnan(self._highest):
             with self.tuner.switcher.unquantized():
                 untuned = self.tuner.held_out("calibration", self.quantized.settings.batch_size)
@@ -301,12 +300,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
         return tune(
-            self.tuner, plan, self._loss, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures,
-            progress=progress,
-        )  # fmt: skip
-
-    def _loss(self, plan: Plan, seed: int) -> float:
-        return self.evaluate(plan, seed=seed).loss
+            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
+        )
 
     def close(self) -> None:
         self.tuner.switcher.close()
@@ -360,10 +355,8 @@ def load_on(
     )
     if progress is not None:
         progress("load model", 1, 1)
-    if weights:
-        use_fast_attention(loaded.model)
-    elif place.type == "cpu":
-        expect_fast_attention(loaded.model)
+    if place.type == "cpu":
+        (use_fast_attention if weights else expect_fast_attention)(loaded.model)
     return loaded
 
 

@@ -98,7 +98,7 @@ class Exporter(ABC):
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
             partial = Path(holder) / out.name
             partial.mkdir()
-            with torch.random.fork_rng():  # loading with peft draws the factors' first values
+            with torch.random.fork_rng(devices=[]):  # loading with peft draws the factors' first values
                 done = self.write(tuned, partial)
             if out.exists():
                 out.rmdir()

@@ -7,7 +7,7 @@ norms and biases stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,24 @@ def find_tables(model: Any) -> list[FoundTable]:
     ]
 
 
+def known_tables(model: Any) -> list[FoundTable]:
+    """As `find_tables`; none if their kind is not known."""
+    try:
+        return find_tables(model)
+    except ValueError:
+        return []
+
+
+def place_tables(model: Any, device: torch.device, waiting: Collection[str]) -> None:
+    """Put a model's tables on a device, but for those with some names: they wait on the host.
+
+    There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
+    """
+    for table in known_tables(model):
+        weight = table.linear.weight
+        weight.data = weight.data.to("cpu" if table.name in waiting else device)
+
+
 def is_tied(model: Any) -> bool:
     """Whether the head multiplies by the table that the embedding looks up."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -68,17 +86,32 @@ class Table(nn.Module):
 
     Args:
         own: the model's weight.
+
+    Attributes:
+        own: None once it was let go.
+        shape: (V, H).
     """
 
     def __init__(self, own: Any, backend: Backend):
         super().__init__()
-        self.own, self.backend = own, backend
+        self.own: nn.Parameter | None = own
+        self.backend, self.shape = backend, tuple(own.shape)
         self.module: nn.Module | None = None
         self.frozen: Tensor | None = None
 
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (V, H), in place of the model's own weight."""
         self.module, self.frozen = module, weight
+
+    def keep_only(self, module: nn.Module) -> None:
+        """Take a module for good: the model's own weight is let go, and no placeholder of it is left to be moved."""
+        self.set_base(module=module)
+        self.own = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the weight is the model's own."""
+        return self.module is None and self.frozen is None
 
     @property
     def plain(self) -> Tensor | None:
@@ -110,13 +143,13 @@ class TableEmbedding(nn.Module):
 
     embed_scale: Tensor | None
 
-    def __init__(self, table: Table, embedding: nn.Embedding):
+    def __init__(self, table: Table, embedding: nn.Embedding, device: torch.device | None = None):
         super().__init__()
         self.table = table
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
         self.padding_idx = embedding.padding_idx
         # Its dtype is that of the output: what computes in another dtype than it stores casts every parameter.
-        self.computed = nn.Parameter(table.own.new_empty(0), requires_grad=False)
+        self.computed = nn.Parameter(embedding.weight.new_empty(0, device=device), requires_grad=False)
         self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)
         self.was = (embedding,)  # in a tuple: it is no part of this module
 
@@ -131,10 +164,16 @@ class TableEmbedding(nn.Module):
 
 
 class TableHead(nn.Module):
-    """In place of the linear that gives the logits."""
+    """In place of the linear that gives the logits.
 
-    def __init__(self, table: Table, head: nn.Linear):
+    Args:
+        tied: whether the embedding looks up the same table, and saves it.
+    """
+
+    def __init__(self, table: Table, head: nn.Linear, *, tied: bool = False):
         super().__init__()
+        # transformers leaves out of a file what is named here; it refuses tensors that would be in it twice.
+        self._tied_weights_keys = {"table": "table"} if tied else {}
         self.table, self.bias = table, head.bias
         self.out_features, self.in_features = head.out_features, head.in_features
         self.was = (head,)
@@ -173,13 +212,16 @@ class _Logits(torch.autograd.Function):
 
 
 def _in_parts(table: Table, like: Tensor):
-    for start in range(0, len(table.own), ROWS):
-        stop = min(start + ROWS, len(table.own))
+    for start in range(0, table.shape[0], ROWS):
+        stop = min(start + ROWS, table.shape[0])
         yield table.rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 
-def install_tables(model: Any, backend: Backend) -> dict[str, Table]:
+def install_tables(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
     """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
+
+    Args:
+        device: the model's, if its tables wait on the host.
 
     Raises:
         ValueError: as `find_tables`.
@@ -188,26 +230,28 @@ def install_tables(model: Any, backend: Backend) -> dict[str, Table]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {each.name: Table(each.linear.weight, backend) for each in found}
     names = {id(module): name for name, module in model.named_modules()}
-    model.set_submodule(names[id(head)], TableHead(tables[found[-1].name], head))
-    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding))
+    model.set_submodule(names[id(head)], TableHead(tables[found[-1].name], head, tied=len(found) == 1))
+    model.set_submodule(names[id(embedding)], TableEmbedding(tables[found[0].name], embedding, device))
     return tables
 
 
-def put_tables(model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None]) -> None:
+def put_tables(
+    model: Any, backend: Backend, module: Callable[[FoundTable], nn.Module | None], device: torch.device | None = None
+) -> None:
     """Put the quantized modules of tables in place, for good: the weights that were loaded are let go.
 
     Args:
         module: of a table; None leaves it as it is.
+        device: the model's, if its tables wait on the host.
     """
     found = {table.name: table for table in find_tables(model)}
-    for name, table in install_tables(model, backend).items():
+    for name, table in install_tables(model, backend, device).items():
         made = module(found[name])
         if made is not None:
-            table.set_base(module=made)
-            table.own = nn.Parameter(table.own.to("meta"), requires_grad=False)
+            table.keep_only(made)
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if end.table.own.device.type == "meta":
-            end.was[0].weight = end.table.own
+        if end.table.own is None:
+            end.was[0].weight = nn.Parameter(torch.empty(end.table.shape, device="meta"), requires_grad=False)
 
 
 def quantized_tables(model: Any) -> dict[str, nn.Module]:
@@ -231,11 +275,11 @@ def uninstall_tables(model: Any) -> None:
     (plain,), (plain_head,) = embedding.was, head.was
     tied = head.table is embedding.table
     names = {id(module): name for name, module in model.named_modules()}
-    if embedding.table.plain is not embedding.table.own:
+    if not embedding.table.is_own:
         plain.weight = nn.Parameter(embedding.weight.detach(), requires_grad=False)
     if tied:
         plain_head.weight = plain.weight
-    elif head.table.plain is not head.table.own:
+    elif not head.table.is_own:
         plain_head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
     model.set_submodule(names[id(head)], plain_head)
     model.set_submodule(names[id(embedding)], plain)

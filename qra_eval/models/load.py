@@ -42,8 +42,8 @@ def load_model(
         dtype: of the weights; None: bfloat16.
         device: where the model is put.
         trust_remote_code: run code that comes with a folder or hub model.
-        stream: leave the linears of the decoder layers on the host, whatever the device: of those that the checkpoint
-            has in `dtype` no copy is made, they are read from its files when they are used.
+        stream: leave the linears of the decoder layers, embeddings and head on the host, whatever the device: of those
+            that the checkpoint has in `dtype` no copy is made, they are read from its files when they are used.
         weights: False: the model's shapes alone, on the meta device, for which `config.json` suffices; the tokenizer is
             None if there is none.
 

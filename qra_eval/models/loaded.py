@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qra_eval.models.embeddings import known_tables
 from qra_eval.models.linears import find_linears, normalise, unstack
 
 SLICES, SLICE_BYTES = 16, 4096
@@ -51,7 +52,8 @@ def finish(
     """Normalise, freeze and place a model; give the tokenizer a padding token where it has none.
 
     Args:
-        stream: leave the linears of the decoder layers on the host, where they are mapped from the checkpoint.
+        stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
+            from the checkpoint; `place_tables` puts the latter where they are needed.
     """
     model.requires_grad_(False)
     model.eval()
@@ -62,7 +64,10 @@ def finish(
         head.register_forward_pre_hook(contiguous_input)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    left = {id(p) for found in find_linears(model) for p in found.module.parameters()} if stream else set()
+    left: set[int] = set()
+    if stream:
+        left = {id(p) for found in find_linears(model) for p in found.module.parameters()}
+        left |= {id(table.linear.weight) for table in known_tables(model)}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in left:
             tensor.data = tensor.data.to(device)

@@ -40,7 +40,7 @@ class Blocks:
     the arithmetic, is put in place for the length of its turn (`placed`), and is the very same afterwards.
 
     Args:
-        model: frozen; all but what lies in the layers is on `device`.
+        model: frozen; all but what lies in the layers, and searched tables, is on `device`.
         compute: dtype of the arithmetic.
 
     Raises:
@@ -69,12 +69,15 @@ class Blocks:
     def running(self) -> Iterator[None]:
         """All that lies outside the layers in the dtype of the arithmetic, and the model in evaluation mode."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
-        rest = [p for p in self.model.parameters() if id(p) not in inside and p.dtype == self.model.dtype]
+        own, kind = self.model.dtype, self.device.type
+        outside = [p for p in self.model.parameters() if id(p) not in inside]
+        rest = [p for p in outside if p.dtype == own or p.device.type != kind]  # searched tables wait on the host
         self.model.eval()
         kept = [p.data for p in rest]
         try:
             for parameter in rest:
-                parameter.data = parameter.data.to(device=self.device, dtype=self.compute)
+                dtype = self.compute if parameter.dtype == own else parameter.dtype
+                parameter.data = parameter.data.to(device=self.device, dtype=dtype)
             yield
         finally:
             for parameter, data in zip(rest, kept, strict=True):

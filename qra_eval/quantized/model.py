@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from qra_backends import Backend
 
-from qra_eval.models.embeddings import FoundTable, find_tables
+from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
-from qra_eval.quantized.room import give_back_freed_memory, weight_cache_bytes
 from qra_eval.quantized.space import model_space, table_levels
 from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, tensor_bytes, weight_bytes
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import Group, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,14 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
 """Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`, from its malloc.h."""
+FREED_AT_ONCE = 128 << 10
+"""Bytes of a block from which on it is given back."""
+SHARE = 0.4
+"""Of what is free: the rest is for the plan, adapters, activations and logits."""
+HOST_SHARE = 0.25
+"""On a CPU, where other processes live of the same memory, and workers each have their own."""
 
 
 class QuantizedModel:
@@ -52,7 +62,7 @@ class QuantizedModel:
         rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
         settings: of training: alpha, dropout, and where adapters start.
         compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
-        weight_cache: bytes for dequantized weights; see `qra_eval.quantized.room`.
+        weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
 
     Attributes:
         space: plans, and their exact bytes when the model is at rest.
@@ -87,6 +97,8 @@ class QuantizedModel:
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
         self.tables = _searched_tables(self.model, quantization)
+        if loaded.weights:
+            place_tables(self.model, device, self.tables)
         dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.compute = self._compute(compute)
@@ -118,16 +130,22 @@ class QuantizedModel:
             device=device, room=self.room, compute=self.compute,
         )  # fmt: skip
         self._whole = False
-        self._fitted: dict[str, AdapterInit] = {}
+        init, ranks = settings.init, self.space.ranks
+        self._fitted: AdapterInit | None = None
+        if init in FITTED:
+            taken = min((rank for rank in ranks if rank), default=0) if init == "caldera" else 0
+            calibration, layers = rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+            self._fitted = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
 
     @property
     def bank(self) -> QuantizedWeightCache:
         """Every linear at every level; quantized, or read from the cache, at the first call.
 
-        The model has to be as it was loaded at that time: calibration rows may pass through it.
+        Calibration rows may pass through the model then, so it has to be as it was loaded.
         """
         if not self._whole:
-            self._build(next((self.fitted(kind) for kind in self.settings.inits if kind in FITTED), None))
+            head = next((name for name, table in self.tables.items() if table.head), None)
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, self._fitted, head=head)
             self._whole = True
         return self._bank
 
@@ -135,32 +153,15 @@ class QuantizedModel:
         """Whether the cache has every linear at every level."""
         return not self._bank.missing()
 
-    def fitted(self, kind: str) -> AdapterInit:
-        """Fitted starts of adapters of one of the kinds in `FITTED`, which may be missing."""
-        if kind not in self._fitted:
-            calibration, layers = self.rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-            ranks = self.space.ranks
-            taken = min((rank for rank in ranks if rank), default=0) if kind == "caldera" else 0
-            self._fitted[kind] = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
-        return self._fitted[kind]
-
-    def initialiser(self, kind: str, before: Callable[[], None]) -> Initialiser:
-        """What gives bases and factors by one kind of initialisation.
-
-        Args:
-            before: called if starts have to be fitted, by passing rows through the model, which must be as it was
-                loaded then.
-        """
-        fitted = self.fitted(kind) if kind in FITTED else None
-        if fitted is not None and fitted.missing():
-            before()
-            self._build(fitted)
-        return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), fitted)
+    def initialiser(self) -> Initialiser:
+        """What gives bases and adapters' first factors, as the settings say where adapters start."""
+        return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), self._fitted)
 
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
-        for bank in (self._bank, *(fitted.bases for fitted in self._fitted.values())):
-            bank.forget()
+        self._bank.forget()
+        if self._fitted is not None:
+            self._fitted.bases.forget()
 
     @property
     def identity(self) -> str:
@@ -170,10 +171,6 @@ class QuantizedModel:
     def calibration_batches(self) -> list[Batch]:
         """The rows that calibrate."""
         return passed_together(self.rows("calibration", CALIBRATION_ROWS))
-
-    def _build(self, fitted: AdapterInit | None) -> None:
-        head = next((name for name, table in self.tables.items() if table.head), None)
-        build(self._bank, self.blocks, self.calibration_batches(), self.progress, fitted, head=head)
 
     def _compute(self, asked: str) -> torch.dtype:
         """The dtype of a name; `auto`: the faster one, though no narrower than the weights are stored in."""
@@ -204,3 +201,36 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
     """The levels that any of some groups may take."""
     allowed = {b for group in groups for b in group.bits or space.bits}
     return tuple(b for b in space.bits if b in allowed)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        return int(found["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):  # no Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def give_back_freed_memory() -> None:
+    """On Linux: what tensors have freed goes back to the system at once, so that memory is what lives, and no more.
+
+    glibc otherwise keeps blocks of up to 32 MiB for the next that asks: the process of a search on a model of 0.3
+    billion weights kept 740 MiB of 1.2 GiB so. It costs page faults, so it is done where memory matters more.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(M_MMAP_THRESHOLD, FREED_AT_ONCE)
+        library.mallopt(M_TRIM_THRESHOLD, FREED_AT_ONCE)
+
+
+def weight_cache_bytes(given: int | str, device: torch.device) -> int:
+    """Bytes for dequantized weights on a device: as given (`2GiB`, 0), or of what is free now (`auto`)."""
+    if given != "auto":
+        return 0 if str(given) == "0" else parse_bytes(given)
+    return int(free_bytes(device) * (HOST_SHARE if device.type == "cpu" else SHARE))

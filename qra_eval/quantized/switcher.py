@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from qra_eval.models.embeddings import Table, install_tables, uninstall_tables
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapter_init import Initialiser
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.scales import TrainedGroups
@@ -28,12 +27,12 @@ class PlanSwitcher:
     adapters; or dequantized weights, if they are kept ready.
 
     Attributes:
-        applied: plan and initialisation of the last `apply`.
+        applied: the plan of the last `apply`.
     """
 
     def __init__(self, quantized: QuantizedModel):
         self.quantized, self.model = quantized, quantized.model
-        self.applied: tuple[Plan, str]
+        self.applied: Plan
         self._wrapped: dict[str, adapters.AdaptedLinear] | None = None
         self._placed: dict[str, Table] = {}
         self._in_place: dict[str, tuple[Any, ...]] = {}
@@ -50,7 +49,7 @@ class PlanSwitcher:
         if self._wrapped is None:
             quantized, bank = self.quantized, self.quantized.bank
             self._wrapped = adapters.install(self.model, list(quantized.linears))
-            self._placed = install_tables(self.model, bank.backend) if quantized.tables else {}
+            self._placed = install_tables(self.model, bank.backend, quantized.device) if quantized.tables else {}
             searched = {id(t) for m in quantized.linears.values() for t in m.parameters()}
             searched |= {id(table.own) for table in self._placed.values()}
             # Buffers, such as rotary frequencies, lose what matters in fewer bits, and cost nothing in more.
@@ -61,26 +60,17 @@ class PlanSwitcher:
             self._put_rest_in(quantized.compute)
         return self._wrapped
 
-    def initialiser(self, kind: str) -> Initialiser:
-        """What gives bases and factors by one kind of initialisation.
-
-        Making it may pass calibration rows through the unquantized model, so no plan may be in place afterwards.
-        """
-        return self.quantized.initialiser(kind, self.unquantize)
-
     # -- a plan --------------------------------------------------------------------------------
-    def apply(
-        self, plan: Plan, seed: int, init: str, *, materialised: bool | None = None, keep_trained: bool = False
-    ) -> None:
+    def apply(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_trained: bool = False) -> None:
         """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
 
         Args:
             materialised: multiply by dequantized weights; None: if they are kept ready.
             keep_trained: adapters and scales stay as training left them.
         """
-        start, quantized = self.initialiser(init), self.quantized
+        start, quantized = self.quantized.initialiser(), self.quantized
         fast = quantized.materialised if materialised is None else materialised
-        self.applied = plan, init
+        self.applied = plan
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             if group.name in quantized.tables:
                 self.put_table(group.name, bits, fast=fast)
@@ -144,8 +134,8 @@ class PlanSwitcher:
         Afterwards they are in place as they are stored, until the next plan is applied. Those of the bank, which are
         mapped and shared, are never written to: the plan in place has copies of its own.
         """
-        (plan, init), quantized = self.applied, self.quantized
-        start, backend = self.initialiser(init), quantized.backend
+        plan, quantized = self.applied, self.quantized
+        start, backend = quantized.initialiser(), quantized.backend
         placed = [
             (start.bank_of(bits, rank), linear.name, bits)
             for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True)
@@ -186,15 +176,15 @@ class PlanSwitcher:
             yield
 
     @contextmanager
-    def as_stored(self, plan: Plan, init: str) -> Iterator[Any]:
+    def as_stored(self, plan: Plan) -> Iterator[Any]:
         """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.apply(plan, 0, init, materialised=False, keep_trained=True)
+        self.apply(plan, 0, materialised=False, keep_trained=True)
         self._put_rest_in(self.quantized.dtype)
         try:
             yield self.model
         finally:
             self._put_rest_in(self.quantized.compute)
-            self.apply(plan, 0, init, keep_trained=True)
+            self.apply(plan, 0, keep_trained=True)
 
     @contextmanager
     def in_float32(self) -> Iterator[Blocks]:
@@ -233,7 +223,8 @@ class PlanSwitcher:
             adapters.uninstall(self.model, self._wrapped)
 
     def _clear_bases(self) -> None:
-        for place in (*self.wrapped.values(), *self._placed.values()):
+        places: list[Any] = [*self.wrapped.values(), *self._placed.values()]
+        for place in places:
             place.set_base()
         self._in_place = {}
 

@@ -64,6 +64,8 @@ class QuantizedWeightCache:
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
         self.compute, self.device, self.room = compute, device, room
+        # Layers that pass in float32 have float32 weights meanwhile: what is kept then must serve afterwards too.
+        self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
         self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
         self._levels = dict(levels or {})
         self._names: dict[int, list[str]] = {}
@@ -98,7 +100,7 @@ class QuantizedWeightCache:
             out_features=linear.out_features,
             in_features=linear.in_features,
             bias=None if linear.bias is None else linear.bias.to(device),
-            dtype=linear.weight.dtype,
+            dtype=self.dtypes[name],
         )
 
     def weight(self, name: str, bits: LevelName) -> Tensor:

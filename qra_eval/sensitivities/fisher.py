@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.models.experts import Expert
 from qra_eval.quantized.adapters import AdaptedLinear
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.calibration import likeness
@@ -45,23 +44,19 @@ class Fisher:
     tokens: int
 
 
-def measure_fisher(
-    tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch], *, by_row: bool = False
-) -> Fisher:
+def measure_fisher(tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch]) -> Fisher:
     """One forward and backward pass a batch, layer by layer, with labels drawn from the model; see the docstring above.
 
     Each layer's input waits on the host. Backward, a layer is run again from it with gradients, which are taken at its
     linears, and passed on at its input: in memory is one layer, and a batch's activations in it.
 
-    Args:
-        by_row: sum over a row's positions before squaring. Its expectation is the whole figure, with how errors at
-            different positions add up; but a row is then one draw, and with so few rows the sum of squares follows the
-            measured divergence better: rank correlation 0.974 against 0.955 on SmolLM2, 0.94 against 0.81 at 2 bits
-            (benchmarks/results/README.md).
+    Errors at different positions are squared before they are summed. To sum over a row's positions first has the whole
+    figure as its expectation, but a row is then one draw: with so few, the former follows the measured divergence
+    better (rank correlation 0.974 against 0.955 on SmolLM2, 0.94 against 0.81 at 2 bits).
     """
-    model, blocks = tuner.quantized, tuner.quantized.blocks
-    found = _Figures(tuner, bits, sum(len(b.targets) for b in batches), len(batches), by_row)
+    blocks, wrapped = tuner.quantized.blocks, tuner.switcher.wrapped
     generator = torch.Generator(device="cpu").manual_seed(0)
+    found = _Figures(tuner, bits, batches, generator)
     inputs: list[list[Tensor]] = []
     with blocks.running():
         flows = [blocks.enter(batch) for batch in batches]
@@ -71,13 +66,11 @@ def measure_fisher(
                 blocks.advance(layer, flows)
         gradients = [_head_gradient(blocks, flow, generator) for flow in flows]
         for layer in reversed(range(len(blocks))):
-            names = model.bank.names(layer)
+            linears = {name: wrapped[name] for name in tuner.quantized.bank.names(layer)}
             with blocks.placed(layer):
                 for n, flow in enumerate(flows):
                     start = inputs[layer][n].to(tuner.device).requires_grad_(True)
-                    with found.taken_at(
-                        {name: tuner.switcher.wrapped[name] for name in names}, start.shape[:2], generator
-                    ):
+                    with found.taken_at(linears):
                         output = blocks.step(layer, flow, start)
                     (gradient,) = torch.autograd.grad(output, start, gradients[n].to(tuner.device))
                     gradients[n] = gradient.cpu()
@@ -113,27 +106,24 @@ def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Te
 class _Figures:
     """Gathers `Fisher`'s figures at the linears of one layer after another."""
 
-    def __init__(self, tuner: FineTuner, bits: Sequence[LevelName], labelled: int, batches: int, by_row: bool):
-        self.tuner, self.bits, self.labelled, self.batches = tuner, bits, labelled, batches
-        self.by_row = by_row
+    def __init__(
+        self, tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch], generator: torch.Generator
+    ):
+        self.tuner, self.bits, self.generator = tuner, bits, generator
+        self.labelled, self.batches = sum(len(batch.targets) for batch in batches), len(batches)
         names = tuner.switcher.wrapped
         self.damage = {name: np.zeros(len(bits)) for name in names}
         self.spectrum: dict[str, np.ndarray] = {}
-        self.done, self.total = 0, len(names) * batches
+        self.done, self.total = 0, len(names) * len(batches)
 
     @contextmanager
-    def taken_at(
-        self, linears: Mapping[str, AdaptedLinear], shape: tuple[int, ...], generator: torch.Generator
-    ) -> Iterator[None]:
+    def taken_at(self, linears: Mapping[str, AdaptedLinear]) -> Iterator[None]:
         """What passes forward through linears within the context is measured when its gradient comes back."""
 
         def watch(name: str) -> Any:
-            parent = self.tuner.model.get_submodule(name.rpartition(".")[0])
-
             def hook(module: AdaptedLinear, args: tuple[Tensor, ...], output: Tensor) -> None:
                 x = args[0].detach()
-                rows = rows_of(parent, x, shape)
-                output.register_hook(lambda g: self._take(name, x, g, rows, shape[0], generator))
+                output.register_hook(lambda gradient: self._take(name, x, gradient))
 
             return hook
 
@@ -144,39 +134,22 @@ class _Figures:
             for handle in handles:
                 handle.remove()
 
-    def _take(
-        self, name: str, x: Tensor, gradient: Tensor, rows: Tensor, count: int, generator: torch.Generator
-    ) -> None:
+    def _take(self, name: str, x: Tensor, gradient: Tensor) -> None:
         bank = self.tuner.quantized.bank
         x, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).float()
         whole = bank.linears[name].weight.detach().to(x.device).float()
         for k, b in enumerate(self.bits):
-            if not storable(bank.backend, b, bank.linears[name]):
-                continue
-            change = F.linear(x, (bank.weight(name, b).float() - whole).to(x.dtype)).float()
-            each = (g * change).sum(1)
-            if self.by_row:
-                each = torch.zeros(count, device=x.device).index_add_(0, rows, each)
-            self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled
-        values = leading_singular_values(g, x.float(), generator)
+            if storable(bank.backend, b, bank.linears[name]):
+                change = (bank.weight(name, b).float() - whole).to(x.dtype)
+                # In place and without a name: of (T, out) in float32 there are two at most, `g` being one.
+                each = F.linear(x, change).float().mul_(g).sum(1)
+                del change
+                self.damage[name][k] += 0.5 * float(each.square().sum()) / self.labelled
+        values = leading_singular_values(g, x.float(), self.generator)
         self.spectrum[name] = self.spectrum.get(name, 0.0) + values / self.batches
         self.done += 1
         if self.tuner.progress is not None:
             self.tuner.progress("measure sensitivity", min(self.done, self.total), self.total)
-
-
-def rows_of(parent: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The row of the batch that each token of a linear's input comes from, int (tokens,).
-
-    Args:
-        parent: that the linear is part of; an expert sees some of the tokens, and says which.
-        x: (N, T, in), or flattened.
-        shape: of the batch, (N, T).
-    """
-    tokens = parent.tokens if isinstance(parent, Expert) else None
-    if tokens is None:
-        tokens = torch.arange(x.numel() // x.shape[-1], device=x.device)
-    return tokens // shape[1]
 
 
 def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from qra_eval.tasks.example import Example
 from qra_search.errors import BadInput
 
@@ -234,8 +236,6 @@ def render(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
     Raises:
         BadInput: there is no template, or it refuses the turns.
     """
-    from jinja2 import TemplateError  # takes time, which a task that is refused does without
-
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
     try:

@@ -1,4 +1,4 @@
-"""A training on disk: all that its next step follows from, in one safetensors file that is whole or not there."""
+"""A checkpoint: all that a training's next step depends on, in one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any]
     """Write parameters, moments, the generators' states, losses, and where the training stands.
 
     Args:
-        identity: what the training follows from, as plain data.
+        identity: what the training depends on, as plain data.
         best: parameters of the lowest validation loss, by name.
         more: plain data of the caller.
     """
@@ -47,7 +47,7 @@ def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any]
 def read_checkpoint(
     path: Path, training: Training, identity: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Put a training where a checkpoint left it, and return the best parameters and the caller's data.
+    """Restore a training from a checkpoint, and return the best parameters and the caller's data.
 
     None, and nothing is changed, if there is no checkpoint or it is one of another training.
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
 from qra_eval.tuning.full import FullTuning
+from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
@@ -35,7 +33,6 @@ REASON = 500
 def tune(
     tuner: FineTuner,
     plan: Plan,
-    evaluate: Callable[[Plan, int], float],
     *,
     seed: int = 0,
     steps: int | None = None,
@@ -46,77 +43,70 @@ def tune(
 ) -> Tuned:
     """Tune a plan on the calibration split, measure it on the test split, and save it if a folder is given.
 
-    A tuning that was broken off is resumed from its last checkpoint in `kept`.
-
-    If the training settings name several initialisations, each is first tried in a full evaluation of the plan, and
-    the one of least validation loss is taken.
-
-    Args:
-        evaluate: validation loss of a full evaluation of a plan with a seed; raises EvaluationFailed.
-        steps: optimizer steps; default: as the training settings say.
-        kept: folder of this tuning's checkpoint and curve; None: neither is written.
-        figures: called with the figures of each step.
-        progress: called with `("tune", done, total)`; if it is resumed, the name says after which step.
-
-    Raises:
-        BadInput: the plan is to be saved, and has no adapter.
-        EvaluationFailed: the loss is not finite, or memory does not suffice.
-        ReloadFailed: what was saved does not load back to the same logits.
+    A tuning that was broken off is resumed from its last checkpoint in `kept`. Arguments and errors are those of
+    `Evaluator.tune`; `progress` is called with `("tune", done, total)`, where the name says if it was resumed.
     """
     if folder is not None and not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
-    start = time.perf_counter()
-    settings = tuner.settings
-    finetune = tuner.finetune
-    steps = tuner.finetune_steps if steps is None else steps
-    usual = tuner.init
+    length = tuner.finetune_steps if steps is None else steps
+
+    def work() -> Tuned:
+        return _tuned(tuner, plan, seed, length, folder, kept, figures, progress)
+
     try:
-        init_losses = _try_inits(tuner, plan, evaluate, seed, progress) if len(settings.inits) > 1 else {}
-        tuner.init = min(init_losses, key=init_losses.__getitem__, default=usual)
-        tuner.apply(plan, seed)
-        shown = 0 if folder is None else finetune.sample_answers
-        before = sample_answers(tuner, shown)
-        batches = tuner.final_batches(steps, seed)
-        identity = _identity(tuner, plan, seed, steps, batches)
-        watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
-        each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
-        with watch.saving():
-            tuner.train(steps, seed, each_step, watch=watch, batches=batches)
-        rows = tuner.rows("test", finetune.test_rows)
-        nats, tokens = row_losses(tuner.model, rows, 2 * settings.batch_size, tuner.device)
-        after = sample_answers(tuner, shown)
-        metrics = score(tuner, min(finetune.test_rows, SCORED_ROWS))
-        test = tuner.rows.task.split("test")
-        tuned = Tuned(
-            plan=plan,
-            seed=seed,
-            steps=steps,
-            test_loss=sum(nats) / max(1, sum(tokens)),
-            memory_bytes=tuner.space.memory_bytes(plan),
-            seconds=time.perf_counter() - start + watch.earlier_seconds,
-            metrics=metrics,
-            row_nats=tuple(nats),
-            row_tokens=tuple(tokens),
-            samples=tuple(
-                {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
-            ),
-            scored=len(test[: min(finetune.test_rows, SCORED_ROWS)]) if metrics else 0,
-        )
-        if folder is not None:
-            tuned = _saved(tuner, tuned, folder)
-        watch.forget()
-        return tuned
+        return unless_out_of_memory(tuner.switcher, work)
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EvaluationFailed(f"out of memory: {str(error).splitlines()[0]}") from None
-    finally:
-        tuner.init = usual
+
+
+def _tuned(
+    tuner: FineTuner,
+    plan: Plan,
+    seed: int,
+    steps: int,
+    folder: str | Path | None,
+    kept: Path | None,
+    figures: Figures | None,
+    progress: Progress | None,
+) -> Tuned:
+    start, finetune = time.perf_counter(), tuner.finetune
+    tuner.apply(plan, seed)
+    shown = 0 if folder is None else finetune.sample_answers
+    before = sample_answers(tuner, shown)
+    batches = tuner.final_batches(steps, seed)
+    identity = _identity(tuner, plan, seed, steps, batches)
+    watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
+    each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
+    with watch.saving():
+        tuner.train(steps, seed, each_step, watch=watch, batches=batches)
+    rows = tuner.rows("test", finetune.test_rows)
+    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
+    after = sample_answers(tuner, shown)
+    scored = min(finetune.test_rows, SCORED_ROWS)
+    metrics = score(tuner, scored)
+    tuned = Tuned(
+        plan=plan,
+        seed=seed,
+        steps=steps,
+        test_loss=sum(nats) / max(1, sum(tokens)),
+        metrics=metrics,
+        memory_bytes=tuner.space.memory_bytes(plan),
+        seconds=time.perf_counter() - start + watch.earlier_seconds,
+        row_nats=tuple(nats),
+        row_tokens=tuple(tokens),
+        samples=tuple(
+            {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
+        ),
+        scored=len(tuner.rows.task.split("test")[:scored]) if metrics else 0,
+    )
+    if folder is not None:
+        tuned = _saved(tuner, tuned, folder)
+    watch.forget()
+    return tuned
 
 
 def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
-    """What a tuning follows from: a checkpoint that says the same is one of it."""
+    """What a tuning follows from: a checkpoint with another identity is of another tuning."""
     finetune, digest = tuner.finetune, hashlib.sha256()
     for batch in batches:
         digest.update(batch.input_ids.numpy().tobytes() + batch.positions.numpy().tobytes())
@@ -125,7 +115,6 @@ def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequ
         "plan": plan.to_dict(),
         "seed": seed,
         "steps": steps,
-        "init": tuner.init,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
         "patience": finetune.patience,
@@ -169,22 +158,6 @@ def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], s
         ({"prompt": prompt, "wanted": example.answer}, answer)
         for prompt, example, answer in zip(prompts, examples, answers, strict=True)
     ]
-
-
-def _try_inits(
-    tuner: FineTuner, plan: Plan, evaluate: Callable[[Plan, int], float], seed: int, progress: Progress | None
-) -> dict[str, float]:
-    """Validation loss of a full evaluation of a plan from each initialisation of the settings, inf if it failed."""
-    losses: dict[str, float] = {}
-    for init in tuner.settings.inits:
-        tuner.init = init
-        try:
-            losses[init] = evaluate(plan, seed)
-        except EvaluationFailed:
-            losses[init] = math.inf
-        if progress is not None:
-            progress("try initialisations", len(losses), len(tuner.settings.inits))
-    return losses
 
 
 def score(tuner: FineTuner, rows: int) -> dict[str, float]:

@@ -38,7 +38,6 @@ class FineTuner:
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
         switcher: puts plans in place.
-        init: where adapters start.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class FineTuner:
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.init: str = quantized.settings.inits[0]
         self.metric = metric
 
     @property
@@ -78,14 +76,14 @@ class FineTuner:
             "backend": self.quantized.backend.spec,
             "granularity": self.quantized.granularity,
             **({} if self.metric == "loss" else {"metric": self.metric}),
-            "training": {**self.settings.model_dump(), "init": self.settings.inits[0]},
+            "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
 
     # -- a plan in place -----------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int) -> None:
-        """Put a plan in place, with adapters as `init` begins them."""
-        self.switcher.apply(plan, seed, self.init)
+        """Put a plan in place, with adapters as they start."""
+        self.switcher.apply(plan, seed)
 
     def train(
         self,

@@ -1,4 +1,4 @@
-"""A full tuning, watched: looks at the validation loss, keeps the best adapters, writes checkpoints and the curve."""
+"""The callback of a full tuning: measures validation loss, keeps the best adapters, writes checkpoints and curve."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CURVE_FILE = "curve.jsonl"
 
 
 class FullTuning(TrainerCallback):
-    """What a full tuning needs beside its steps, so that it can be followed, broken off at any step, and resumed.
+    """Follows a full tuning, so that it can be stopped at any step and resumed.
 
-    A checkpoint changes nothing of what comes after it: resumed on the same machine, the training ends in the same
-    numbers. One is always written after the last step, so that measuring and saving may be broken off as well.
+    Resumed on the same machine, the training ends in the same numbers as one that was never stopped. A checkpoint is
+    always written after the last step, so that measuring and saving can be resumed as well.
 
     Args:
         validate: the validation loss of the model as it is; leaves it in training mode.
-        identity: what the training follows from, as plain data; a checkpoint of another one is not resumed.
+        identity: what the training depends on, as plain data; a checkpoint of another training is not resumed.
         folder: of checkpoint and curve; None: neither is written.
         figures: called with the figures of each step.
 
@@ -134,7 +134,7 @@ class FullTuning(TrainerCallback):
             self.figures(step, told)
 
     def _cut_curve(self, step: int) -> None:
-        """Leave out what is told anew: the steps after the checkpoint, and a line that a kill cut off."""
+        """Drop the steps after the checkpoint, which are made again, and a line that a kill cut off."""
         assert self.folder is not None
         path = self.folder / CURVE_FILE
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from qra_backends import make_backend
 
 from qra_eval.models.device import resolve_device
-from qra_eval.models.embeddings import put_tables
+from qra_eval.models.embeddings import place_tables, put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
 from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
@@ -24,7 +25,7 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import write_json
+from qra_search.files import digest_file, write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
@@ -41,9 +42,13 @@ README = """---
 library_name: peft
 tags: [lora, qra]
 ---
-An adapter for a base that has no address: only `qra_eval.load` on the folder above this one makes it. So
-`adapter_config.json` names none. `qra export` writes base and adapter for other tools.
+An adapter for a base that has no address: only `qra_eval.load` on the folder above this one makes it, which
+`adapter_config.json` says in place of one. `qra export` writes base and adapter for other tools.
 """
+NO_ADDRESS = "only qra_eval.load makes the base of this adapter, or qra export for other tools"
+"""In place of a base that others find: refused by the hub's client at once, as no name of a model, and shown."""
+BASE_DIGEST = "qra_base"
+"""Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
 BASE_FILE = "quantized.safetensors"
 PLAN_FILE = "plan.json"
 
@@ -56,8 +61,7 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
     folder, quantized = Path(folder), tuner.quantized
-    start = tuner.switcher.initialiser(tuner.init)
-    write_adapter(tuner, plan, folder / ADAPTER_FOLDER)
+    start = tuner.quantized.initialiser()
     tensors = {
         f"{linear.name}::{key}": tensor
         for group, bits, rank in zip(tuner.space.groups, plan.bits, plan.ranks, strict=True)
@@ -65,20 +69,26 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
         for key, tensor in _base_tensors(tuner.switcher, start.bank_of(bits, rank), linear.name, bits).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
+    digest = digest_file(folder / BASE_FILE).read_text().split()[0]
+    write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
     data = plan_to_dict(tuner.space, plan)
     data["model"] = quantized.loaded.spec
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
-    data["init"] = tuner.init
+    data["init"] = tuner.settings.init
+    data[BASE_DIGEST] = digest
     write_json(folder / PLAN_FILE, data)
 
 
-def write_adapter(tuner: FineTuner, plan: Plan, folder: Path) -> None:
+def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:
     """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
 
-    The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project PEFT
-    would ask the hub, in vain and for half a minute where there is no network.
+    The config names the model, if others can find it: a folder, or a model of the hub. For a name of this project, or
+    none, PEFT would ask the hub, in vain and for half a minute where there is no network.
+
+    Args:
+        base: digest of the quantized base.
     """
     from peft import LoraConfig
 
@@ -104,24 +114,28 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path) -> None:
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=_address(tuner.quantized.loaded.spec),
+        auto_mapping={BASE_DIGEST: base},
     )
     config.save_pretrained(str(folder))
-    if config.base_model_name_or_path is None:
+    if config.base_model_name_or_path == NO_ADDRESS:
         (folder / ADAPTER_README).write_text(README)
     state = adapters.state(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
 
 
-def _address(spec: str) -> str | None:
-    """Where others find a model; None if it has a name of this project's, is a live one, or a GGUF file."""
-    return None if spec in KNOWN or spec.startswith(LIVE) or Path(spec).is_file() else spec
+def _address(spec: str) -> str:
+    """Where others find a model; `NO_ADDRESS` if it has a name of this project's, is a live one, or a GGUF file."""
+    return NO_ADDRESS if spec in KNOWN or spec.startswith(LIVE) or Path(spec).is_file() else spec
 
 
-def load(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Any:
+def load(
+    folder: str | Path, *, adapter: str | Path | None = None, device: str = "auto", trust_remote_code: bool = False
+) -> Any:
     """The tuned model of a run's folder: (peft model, tokenizer), on its quantized base.
 
     Args:
+        adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         trust_remote_code: run code that comes with the model.
 
@@ -132,12 +146,22 @@ def load(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = 
     from peft import PeftModel
 
     folder = Path(folder)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
     model, tokenizer = load_base(folder, device=device, trust_remote_code=trust_remote_code)
+    adapter = folder / ADAPTER_FOLDER if adapter is None else adapter
     with named_as_it_is(model):
-        tuned = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+        tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+    plan = json.loads((folder / PLAN_FILE).read_text())
+    config = tuned.peft_config["default"]
+    base = (config.auto_mapping or {}).get(BASE_DIGEST)
+    if base is not None and base != plan.get(BASE_DIGEST, base):
+        warnings.warn(f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2)
+    if config.base_model_name_or_path == NO_ADDRESS:
+        config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
     # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
     # in their dtype, and the tuned model did in its own.
-    dtype = getattr(torch, json.loads((folder / PLAN_FILE).read_text())["dtype"])
+    dtype = getattr(torch, plan["dtype"])
     for name, parameter in tuned.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype)
@@ -183,8 +207,10 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
         else:
             model.set_submodule(found.name, quantized(found.name, found.module))
     tables = keys.keys() - linears.keys()
+    place = torch.device(device)
+    place_tables(model, place, tables)
     if tables:
-        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None)
+        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None, place)
     model.requires_grad_(False)
     return model, loaded.tokenizer
 
@@ -201,7 +227,7 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
     # peft's linears have to be called: experts that are computed in batches here would be rounded otherwise.
-    with tuner.switcher.as_stored(plan, tuner.init) as model, one_by_one(model):
+    with tuner.switcher.as_stored(plan) as model, one_by_one(model):
         model.eval()
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():

@@ -20,6 +20,13 @@ from qra_search.config import Schedule, TrainingConfig
 BACKWARD = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
 
+WINDOW = 3
+"""Steps over which losses are averaged: batches differ by more than a step gains."""
+EARLIEST = 1 / 3
+"""Share of the steps before which no evaluation is cut short: most of the fall comes early, as the rate rises."""
+LEAST_MARGIN = 1.0
+"""Nats above the untuned model's loss that are always allowed."""
+
 
 class Diverged(RuntimeError):
     """The training loss is not finite."""
@@ -28,7 +35,7 @@ class Diverged(RuntimeError):
 @dataclass(frozen=True)
 class Trained:
     """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, those in the model, and the
-    step after which it was cut short (None: it went to its end)."""
+    step after which it was stopped (None: it was not)."""
 
     loss: float
     tokens: int
@@ -38,15 +45,15 @@ class Trained:
 
 
 class Training:
-    """A training under way: all that its next step follows from, but for the batches and the frozen weights.
+    """The state of a training: all that its next step depends on, but for the batches and the frozen weights.
 
     Attributes:
         steps: that are to be made in all.
         losses: of the steps made; their number is the place in the data.
         last_rate: learning rate of the step before.
         tokens: seen so far.
-        stopped: it was ended before its last step.
-        seconds: spent on it before this process took it up.
+        stopped: it was stopped before its last step.
+        seconds: spent on it before it was resumed.
     """
 
     def __init__(self, groups: Sequence[ParameterGroup], settings: TrainingConfig, steps: int, device: torch.device):
@@ -99,16 +106,16 @@ class Training:
 
 
 class TrainerCallback:
-    """Hears of a training, and may set its state, look at the model between steps, and end it; this one does nothing.
+    """A callback of a training: may restore its state, look at the model between steps, and stop it.
 
-    Between `begin` and the end of the training the model is in training mode; a watch leaves it so.
+    The model is in training mode at each call, and has to be left so.
     """
 
     def begin(self, training: Training) -> None:
         """Before the first step of this process."""
 
     def after(self, training: Training) -> bool:
-        """After a step; returns whether to stop there."""
+        """After a step; returns whether to stop."""
         return False
 
     def ended(self, training: Training) -> None:
@@ -170,6 +177,49 @@ def rate_at(step: int, steps: int, warmup: float, schedule: Schedule = "linear")
 @contextmanager
 def _in_training(model: Any) -> Iterator[LabelledHead]:
     model.train()
-    with labelled_head(model) as head:
-        yield head
-    model.eval()
+    try:
+        with labelled_head(model) as head:
+            yield head
+    finally:
+        model.eval()
+
+
+def ceiling(untuned: float, vocabulary: int, share: float) -> float:
+    """The highest loss in nats at which a plan's tuning may plausibly end.
+
+    Args:
+        untuned: loss of the unquantized, untuned model, which every useful plan ends near or below.
+        vocabulary: a blind guess among so many tokens has the loss ln(vocabulary).
+        share: how far up the way from the one to the other a plan may end.
+    """
+    return untuned + max(share * (math.log(vocabulary) - untuned), LEAST_MARGIN)
+
+
+def optimistic_end(losses: Sequence[float], steps: int) -> float:
+    """Where training would end if its loss went on falling as fast as it ever did; -inf while that cannot be said.
+
+    Args:
+        losses: of the steps so far.
+        steps: that are to be made in all.
+    """
+    done = len(losses)
+    if done < 2 * WINDOW or done < EARLIEST * steps:
+        return -math.inf
+    means = [sum(losses[i : i + WINDOW]) / WINDOW for i in range(done - WINDOW + 1)]
+    fastest = max(0.0, *((means[i] - means[j]) / (j - i) for i in range(len(means)) for j in range(i + 1, len(means))))
+    return means[-1] - fastest * (steps - done)
+
+
+def is_hopeless(losses: Sequence[float], steps: int, highest: float) -> bool:
+    """Whether this training can plausibly end only above `highest`."""
+    return optimistic_end(losses, steps) > highest
+
+
+class StopHopeless(TrainerCallback):
+    """Stops a training whose loss can plausibly end only above `highest`."""
+
+    def __init__(self, highest: float):
+        self.highest = highest
+
+    def after(self, training: Training) -> bool:
+        return is_hopeless(training.losses, training.steps, self.highest)

@@ -15,6 +15,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Libraries that print bars of their own would break the live view; whoever wants them sets the variable.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # A card's memory is not cut into pieces that fit no later plan; read when torch first takes some.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it does without are no news
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, in the middle of the live view; `python -W` shows them

@@ -55,7 +55,6 @@ def doctor(
         argument(
             "[FOLDER]",
             "Check instead that the files in it are whole: a run's folder, or the cache.",
-            exists=True,
         ),
     ] = None,  # fmt: skip
     as_json: common.Json = False,
@@ -96,6 +95,8 @@ def examine() -> Iterator[Check]:
 
 def files(folder: Path) -> Iterator[Check]:
     """Every tensor file and trial log in a folder: whole, damaged, or without a digest to tell."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder: give that of a run, or the cache")
     tensors, logs = sorted(folder.rglob("*.safetensors")), sorted(folder.rglob("trials.jsonl"))
     if not tensors and not logs:
         yield Check("note", str(folder), "no tensor files or trial logs in it")

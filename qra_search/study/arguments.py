@@ -15,7 +15,7 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
-    wanted = "an Evaluator is needed; a search of a model and task by name is `run(config, folder)` or `qra search`"
+    wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
     raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
 
 

@@ -195,10 +195,10 @@ class Run(Displayed):
             BadInput: what was given cannot be used; nothing was spent.
             StudyFailed: the search cannot go on, or nothing came of it.
         """
-        if evaluations is not None:
-            self._set("search.evaluations", evaluations)
         if not self.folder.exists:
             check_task(self.config)
+        if evaluations is not None:
+            self._set("search.evaluations", evaluations)
         pool = Workers(workers) if isinstance(workers, int) else workers
         with listener_for(progress) as listener, ExitStack() as stack:
             with bad_input():

@@ -22,6 +22,7 @@ from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.arguments import check_evaluator
 from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
@@ -92,7 +93,7 @@ def search(
     """
 
     with listener_for(progress) as listener:
-        if evaluator.progress is None:
+        if check_evaluator(evaluator).progress is None:
             evaluator.progress = listener.progress
         return Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,

@@ -39,7 +39,7 @@ def contents(folder: Path, *places: Path) -> dict[str, Any]:
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
             text = re.sub(r'"(started|command|crc)":"[^"]*"', "", text).replace("'NAME'", "NAME")
-            found[name] = ADDRESS.sub("", text)
+            found[name] = " ".join(ADDRESS.sub("", text).split())  # YAML is folded by the length of a path
         else:
             found[name] = file.read_bytes()
     return found

@@ -41,4 +41,4 @@ def test_the_formatters_are_loaded_when_something_is_first_shown_and_not_before(
         "assert 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.startswith("groups")
+    assert done.stdout.startswith("SearchSpace(1 groups")

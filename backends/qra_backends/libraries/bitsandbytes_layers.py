@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,22 +77,26 @@ class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
 
     The library's own layer does this only in train mode on a CPU. In eval mode, and on a GPU, it also rounds the
     activations to int8 (LLM.int8), so that the loss of the same weights depends on the mode.
+
+    The library's scales are attributes of the weight, which stay behind when a parent is moved, and which nobody
+    counts. Here they are views of the buffer `scale_bits`: float32 (out,) as int32, which no `to(dtype)` rounds.
     """
+
+    scale_bits: Tensor
 
     def __init__(self, codes: Tensor, row_scale: Tensor, bias: nn.Parameter | None, dtype: torch.dtype):
         out_features, in_features = codes.shape
         super().__init__(in_features, out_features, bias=False, has_fp16_weights=False, threshold=0.0, device="meta")
-        self.weight: Any = Int8Params(codes, requires_grad=False, has_fp16_weights=False, SCB=row_scale)
-        self.weight.CB = self.weight.data
+        self.weight: Any = Int8Params(codes, requires_grad=False, has_fp16_weights=False)
+        self.register_buffer("scale_bits", row_scale.view(torch.int32), persistent=False)
+        self._share()
         self.register_parameter("bias", bias)
         self.compute_dtype = dtype
 
     @property
     def row_scale(self) -> Tensor:
-        """float32 (out,); the library moves it between the weight and its matmul state."""
-        scale = self.state.SCB if self.weight.SCB is None else self.weight.SCB
-        assert scale is not None  # set when the layer is made
-        return scale
+        """float32 (out,)."""
+        return self.scale_bits.view(torch.float32)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight.data, "SCB": self.row_scale}
@@ -113,8 +118,16 @@ class WeightOnlyLinear8bit(Linear8bitLt, SteadyLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self.weight.CB is not None:  # a deep copy would keep the codes twice
-            self.weight.CB = self.weight.data
+        self._share()  # a deep copy would keep codes and scales twice
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightOnlyLinear8bit:
+        super()._apply(fn, recurse)
+        self._share()
+        return self
+
+    def _share(self) -> None:
+        """Let the library's names for codes and scales be what the layer holds."""
+        self.weight.CB, self.weight.SCB = self.weight.data, self.row_scale
 
 
 def state_tensors(packed: Tensor, state: Any) -> dict[str, Tensor]:

@@ -93,7 +93,8 @@ class ErrorFeedback(TensorBackend):
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
-        return int(max(2 * matrix, matrix + block)) + block_bytes(out_features * in_features, device)
+        inverting = (3 if device == "cuda" else 2) * matrix  # cuSOLVER's cholesky_inverse works on a copy
+        return int(max(inverting, matrix + block)) + block_bytes(out_features * in_features, device)
 
     def encode_levels(
         self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None
@@ -132,6 +133,9 @@ class _Last(threading.local):
 
     def __init__(self) -> None:
         self.factors = WeakTensorKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
+        return _Last, ()  # a copy of a model, whose tables know their backend, starts with none
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):

@@ -151,6 +151,17 @@ def test_int8_decoded_in_slices_of_any_size_is_the_product_rounded_once(dtype, m
         assert torch.equal(module.dequantize(dtype), expected)
 
 
+def test_int8_scales_are_counted_and_moved_with_the_model_that_they_are_in():
+    model = nn.Sequential(make_backend("bitsandbytes-int8").quantize(source(37, 64), 8))
+    assert sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]) == 37 * 64 + 4 * 37
+    twin = copy.deepcopy(model).half()
+    assert torch.equal(twin[0].row_scale, model[0].row_scale)
+    assert twin[0].weight.SCB.data_ptr() == twin[0].row_scale.data_ptr() != model[0].row_scale.data_ptr()
+    layer = twin._apply(torch.clone)[0]  # as another device's tensors would come in place of these
+    assert layer.weight.SCB.data_ptr() == layer.row_scale.data_ptr()
+    assert layer.weight.CB.data_ptr() == layer.weight.data_ptr()
+
+
 @pytest.mark.parametrize("device, calls", [("cpu", 37), ("meta", 1)])
 def test_int8_is_sliced_on_a_cpu_alone(device: str, calls: int, monkeypatch: pytest.MonkeyPatch):
     from qra_backends.libraries import bitsandbytes_layers as layers

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import Qra
-from tiny_families import tiny_config_model
+from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.cards import CARDS, cards
-from qra_eval.costs.meter import Meter
-from qra_eval.costs.phases import RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
-from qra_eval.costs.sketch import Sketch
+from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
+from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.linears import find_linears
 from qra_eval.quantized import adapters
@@ -23,7 +22,9 @@ from qra_eval.tasks.losses import batch_loss, labelled_head
 PHASES = ["load", "quantize", "prior", "search", "tune", "reload"]
 
 
-def shape_only(folder: Path, backend: str = "reference-gptq", layers: int = 4, **training: Any) -> Any:
+def shape_only(
+    folder: Path, backend: str = "reference-gptq", layers: int = 4, compute: str = "auto", **training: Any
+) -> Any:
     """An evaluator of a model of which there is a config.json alone."""
     model = folder / f"model-{layers}"
     if not model.exists():
@@ -32,7 +33,7 @@ def shape_only(folder: Path, backend: str = "reference-gptq", layers: int = 4, *
         str(model), "arithmetic", quantization={"backend": backend, "embeddings": 16, "cache": str(folder / "bank")},
         space={"bits": (2, 3, 4, 8), "ranks": (4, 8)},
         training={"batch_size": 4, "max_length": 64, **training}, evaluation={"steps": 2, "validation_rows": 4},
-        weights=False, weight_cache=0,
+        weights=False, weight_cache=0, compute=compute,
     )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
 
 
 def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_training(tmp_path: Path) -> None:
-    four, eight = (foretell(shape_only(tmp_path, layers=n).tuner) for n in (4, 8))
+    # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
+    four, eight = (foretell(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
     assert four["quantize"] == eight["quantize"]
     assert eight["search"].host > four["search"].host
     assert eight["prior"].host > four["prior"].host  # each layer's input waits
@@ -104,6 +106,25 @@ def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path)
     assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
     once, twice = (shape_only(tmp_path, init=init).estimate()["disk_bytes"] for init in ("calibrated", "caldera"))
     assert twice - once == shape_only(tmp_path).estimate()["disk_bytes"] < once
+
+
+def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_model_is_passed_through_alone(
+    tmp_path: Path,
+) -> None:
+    tiny_config("llama", layers=1, hidden=512, vocabulary=50_000).save_pretrained(tmp_path / "model")
+
+    def search(hopeless: float) -> tuple[int, int]:
+        evaluator = QuantizedLoRAEvaluator(
+            str(tmp_path / "model"), "arithmetic", space={"bits": (2,), "ranks": (2,)}, weights=False, weight_cache=0,
+            quantization={"backend": "reference", "embeddings": (2,), "cache": str(tmp_path)},
+            training={"batch_size": 1, "max_length": 16},
+            evaluation={"steps": 1, "validation_rows": 1, "hopeless": hopeless},
+        )  # fmt: skip
+        loaded = sum(table.linear.weight.nbytes for table in evaluator.quantized.tables.values())
+        return foretell(evaluator.tuner, gpu=True)["search"].device - CUDA_CONTEXT, loaded
+
+    (packed, loaded), (passed, _) = search(0.0), search(0.5)
+    assert packed < loaded < passed
 
 
 def test_a_sketch_of_few_layers_stands_for_a_deep_model() -> None:
@@ -143,6 +164,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
 
 def test_a_dry_run_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape_only(tmp_path)
-    shown = Qra(capsys)("search", "--model", tmp_path / "model-4", "--memory", "uniform3r8", "--dry-run")
+    of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
+    shown = Qra(capsys)("search", *of, "--dry-run")
     assert shown.status == 0
     assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))

@@ -141,7 +141,7 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     command = ("search", *model, "--set", f"quantization.cache={tmp_path / 'bank'}", "--dry-run", "-n", 10)
     text = qra(*command)
     assert text.status == 0, text.err
-    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the prior", "peak of tune"):
+    for words in ("smallest plan", "largest plan", "about", "an evaluation", "for the sensitivities", "peak of tune"):
         assert words in text.out
     facts = qra(*command, "--json").json["estimate"]
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]

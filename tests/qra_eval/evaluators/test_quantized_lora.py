@@ -100,7 +100,7 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     plan = mixed_plan(evaluator.space)
     evaluator.tuner.apply(plan, 0)
     fast = evaluator.tuner.held_out("validation", 8)
-    evaluator.tuner.switcher.apply(plan, 0, evaluator.tuner.init, materialised=False)
+    evaluator.tuner.switcher.apply(plan, 0, materialised=False)
     assert evaluator.tuner.held_out("validation", 8) == fast
     trained = evaluator.evaluate(plan).loss
     evaluator.quantized.materialised = False
@@ -135,7 +135,7 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")  # reloads, and compares
     assert evaluator.quantized.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.tuner.switcher.as_stored(tuned.plan, evaluator.tuner.init) as model:
+    with evaluator.tuner.switcher.as_stored(tuned.plan) as model:
         assert torch.equal(model.get_input_embeddings().weight, embedding)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -38,19 +36,6 @@ def build(tmp_path_factory):
 def mixed_plan(space):
     n = len(space)
     return Plan(tuple(space.bits[i % len(space.bits)] for i in range(n)), tuple((0, 4, 8)[i % 3] for i in range(n)))
-
-
-def test_several_initialisations_are_searched_with_the_first(build):
-    assert build(init=("calibrated", "caldera")).describe() == build(init="calibrated").describe() != build().describe()
-
-
-def test_before_a_plan_is_tuned_each_initialisation_is_tried_and_the_best_is_taken(build, tmp_path):
-    evaluator = build(init=("default", "calibrated", "caldera"))
-    plan = evaluator.space.uniform(2, 8)
-    evaluator.tune(plan, steps=2, folder=tmp_path)
-    losses = {init: build(init=init).evaluate(plan).loss for init in ("default", "calibrated", "caldera")}
-    assert json.loads((tmp_path / "plan.json").read_text())["init"] == min(losses, key=losses.__getitem__)
-    assert evaluator.tuner.init == "default"
 
 
 @pytest.mark.parametrize("init", ["calibrated", "caldera"])
@@ -123,8 +108,8 @@ def test_a_hopeless_evaluation_is_cut_short_charged_for_what_it_took_and_says_so
 def test_the_ceiling_lies_above_the_untuned_model(build):
     evaluator = build()
     highest = evaluator._highest_end()
-    evaluator.tuner.switcher.unquantize()
-    assert highest >= evaluator.tuner.held_out("calibration", 4) + 1.0
+    with evaluator.tuner.switcher.unquantized():  # in the dtype that this machine computes in
+        assert highest >= evaluator.tuner.held_out("calibration", 4) + 1.0
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_loss(build):

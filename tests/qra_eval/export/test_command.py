@@ -78,4 +78,4 @@ def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
     shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
     assert shown.status == 0, shown.err
     assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}
-    assert qra("plans", "check", str(tmp_path / "mine.json"), "--run", str(run)).status == 0
+    assert qra("plans", "diff", str(run), str(tmp_path / "mine.json")).status == 0

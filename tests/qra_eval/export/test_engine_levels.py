@@ -132,5 +132,5 @@ def test_what_an_engine_cannot_take_is_refused_before_a_model_is_loaded(
 
 def test_an_adapter_on_a_base_without_an_address_says_who_knows_it(folder: Path) -> None:
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] is None
+    assert "qra_eval.load" in config["base_model_name_or_path"]
     assert "qra_eval.load" in (folder / "adapter" / "README.md").read_text()

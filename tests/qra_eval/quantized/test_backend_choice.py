@@ -9,19 +9,18 @@ import pytest
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.saved import load_base
 from qra_search import Plan, search
-from qra_search.cli import common
 from qra_search.config import QuantizationConfig, SpaceConfig
 
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    config = common.settings(None, backend="2=reference,4=reference+bitsandbytes-nf4")
-    assert config.quantization.backend == {2: "reference", 4: ["reference", "bitsandbytes-nf4"]}
     return QuantizedLoRAEvaluator(
         "tiny",
         "arithmetic",
         quantization=QuantizationConfig(
-            backend=config.quantization.backend, embeddings=16, cache=str(tmp_path_factory.mktemp("bank"))
+            backend={2: "reference", 4: ["reference", "bitsandbytes-nf4"]},
+            embeddings=16,
+            cache=str(tmp_path_factory.mktemp("bank")),
         ),
         space=SpaceConfig(bits=(2, 4, 16), ranks=(0, 4), granularity="layer"),
         training={"batch_size": 2},

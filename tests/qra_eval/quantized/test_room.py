@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from qra_eval.quantized.room import HOST_SHARE, free_bytes, weight_cache_bytes
+from qra_eval.quantized.model import HOST_SHARE, free_bytes, weight_cache_bytes
 from qra_search.config import ConfigError, make_config
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_where_no_weights_are_kept_ready_freed_memory_goes_back_to_the_system():
     """In a process of its own, for the setting stays: blocks of 4 MiB, of which every second is freed."""
     code = """
 import torch
-from qra_eval.quantized.room import give_back_freed_memory
+from qra_eval.quantized.model import give_back_freed_memory
 give_back_freed_memory()
 def private():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))

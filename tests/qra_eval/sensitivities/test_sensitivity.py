@@ -136,4 +136,4 @@ def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
     expected, found = wide.sensitivities().bits_damage[:, :3], narrow.sensitivities().bits_damage[:, :3]
     assert found == pytest.approx(expected, rel=0.1)
     assert narrow.prior_report["log_correlation"] == pytest.approx(wide.prior_report["log_correlation"], abs=0.01)
-    assert {t.dtype for t in narrow.quantized._rest} == {torch.bfloat16}
+    assert {t.dtype for t in narrow.tuner.switcher._rest} == {torch.bfloat16}

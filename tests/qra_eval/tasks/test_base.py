@@ -73,7 +73,7 @@ def test_every_task_is_found_by_its_name(name):
         ("a/b.jsonl", {"data": "elsewhere"}, "is its own data: leave out 'elsewhere'"),
         ("arithmetic", {"sizes": 50}, "an option is of the wrong kind in sizes=50"),
         (make_task("arithmetic"), {"sizes": {}}, "is made already: give its data and options when you make it"),
-        ("rows:0123", {}, "were given in Python: give the same again, or a file of them"),
+        ("rows:0123", {}, "was given in Python, and is none of this process: give task= again, or a file of rows"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),
         ([{"prompt": "a"}, "b"], {}, "row 2 is 'b': an object with fields is needed"),
         ({"dev": []}, {}, "the data has no split to tune on, it has dev"),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qra_eval.tuning.early_stop import LEAST_MARGIN, ceiling, is_hopeless, optimistic_end
+from qra_eval.tuning.training import LEAST_MARGIN, ceiling, is_hopeless, optimistic_end
 
 
 def test_nothing_is_said_before_two_windows_or_a_third_of_the_steps():

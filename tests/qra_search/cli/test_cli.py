@@ -13,6 +13,7 @@ from cli_runner import Qra
 from logs import write_log
 
 from qra_search import TrialLog, plugins
+from qra_search.cli import main
 from qra_search.cli.app import ENTRIES, Entry
 from qra_search.config import RunConfig, make_config
 from qra_search.files import write_digest
@@ -226,3 +227,17 @@ def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  #
     assert done.status == 0, done.err
     assert done.json["rows"] == 2
     assert (tmp_path / "b" / "tables.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(None, "expandable_segments:True"), ("backend:native", "backend:native")]
+)
+def test_memory_of_a_card_may_grow_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, wanted: str
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", given)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == wanted

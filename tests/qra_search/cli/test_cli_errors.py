@@ -86,6 +86,11 @@ CASES = [
     (("plan", "--model", "tiny", "--memory", "75%", "--out", "new", "--dry-run"), NO_TASK),
     (("search", "--model", "tiny", "--out", "new"), NO_TASK),
     (("search", "bare-task.yaml", "--out", "new"), NO_TASK),
+    (
+        ("plan", *LANDSCAPE, "--memory", "75%", "--set", "options.sensitivities=none", "--out", "new"),
+        "measures no sens",
+    ),
+    (("plan", *LANDSCAPE, "--memory", "1KiB", "--out", "new"), "is below the smallest plan"),
     (("plan", *LANDSCAPE, "--out", "new"), "say with --memory how many bytes the plan may take"),
     (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
     ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),

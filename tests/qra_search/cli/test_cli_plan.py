@@ -77,22 +77,6 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ((), "say with --memory how many bytes the plan may take"),
-        (("--memory", "uniform3r8", "--set", "options.sensitivities=none"), "measures no sensitivities"),
-        (("--memory", "1KiB"), "is below the smallest plan"),
-    ],
-)
-def test_what_cannot_be_planned_is_one_line_and_leaves_nothing(
-    qra: Qra, tmp_path: Path, options: tuple[str, ...], says: str
-) -> None:
-    done = qra("plan", *MODULES, *options, "--out", tmp_path / "new")
-    assert done.status == 2 and says in done.err.splitlines()[-1]
-    assert not (tmp_path / "new").exists()
-
-
 def test_sensitivities_that_take_a_third_of_the_search_are_warned_of(qra: Qra, tmp_path: Path) -> None:
     qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
     assert "more than a third" in qra("search", tmp_path / "a", "--evaluations", 4).err

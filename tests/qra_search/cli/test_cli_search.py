@@ -145,13 +145,6 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(qra: Qra, tmp_path:
     assert trials(tmp_path / "a") == before
 
 
-def test_a_refused_search_leaves_no_folder(qra: Qra, tmp_path: Path) -> None:
-    refused = qra("search", *LANDSCAPE, "--memory", "1KiB", "--out", tmp_path / "a")
-    assert refused.status == 2
-    assert not (tmp_path / "a").exists()
-    assert qra.search(tmp_path / "a").status == 0
-
-
 def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_at_once(
     qra: Qra, tmp_path: Path
 ) -> None:

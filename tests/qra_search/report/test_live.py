@@ -14,7 +14,7 @@ from qra_search.report import notebook
 from qra_search.report.notebook import progress_view
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal import live
-from qra_search.report.terminal.live import PlainView, RichView, Stage, View, make_view
+from qra_search.report.terminal.live import PlainView, RichView, View, make_view
 
 
 def console(*, terminal: bool) -> Console:
@@ -79,14 +79,6 @@ def test_a_slow_first_step_is_not_taken_for_the_pace(clock: list[float]) -> None
     lines = text_of(on).splitlines()
     assert lines[1] == "quantize: 1 of 200"
     assert lines[-1] == "quantize: 30 of 200, about 2 min 50 s left"
-
-
-def test_plain_lines_of_a_quick_stage_are_one(clock: list[float]) -> None:
-    on = console(terminal=False)
-    view = PlainView(on)
-    for done in range(3):
-        view.progress("read", done, 2)
-    assert text_of(on).splitlines() == ["read: 0 of 2"]
 
 
 def test_plain_trials_say_loss_size_and_the_best_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,16 +172,6 @@ def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
     again = BestSoFar.of(first)
     assert again.count == len(first.log)
     assert again.best(first.memory_budgets[0]) is not None and again.spent == pytest.approx(first.result().spent)
-
-
-def test_the_time_left_follows_this_sessions_pace(clock: list[float]) -> None:
-    clock[0] = 100.0
-    search = Stage("evaluations", 20.0, started=100.0, done=4.0, paced=(100.0, 4.0))
-    assert search.left == ""
-    clock[0] = 112.0
-    search.moved(8.0, 20.0)
-    # Four evaluations in twelve seconds; twelve are left.
-    assert search.left == "about 36 s left"
 
 
 def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(

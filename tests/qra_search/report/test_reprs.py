@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -19,14 +18,6 @@ from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import View
 from qra_search.space.memory import format_bytes
 from qra_search.workflow import listening
-
-FIVE_LINES = """
-from qra_search import search
-from qra_eval.evaluators.landscape import build
-from qra_search.config import make_config
-evaluator = build(make_config({"evaluator": "landscape", "space": {"granularity": "layer"}, "options": {"layers": 4}}))
-search(evaluator, strategy="random", memory_budget="uniform3r8", evaluations=6)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +88,3 @@ def test_progress_is_off_outside_of_notebooks(capsys: pytest.CaptureFixture[str]
     assert captured.err == "" and captured.out == ""
     search(Bits(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
     assert "loss" in capsys.readouterr().err
-
-
-def test_five_lines_in_a_real_kernel_show_progress_and_the_result(tmp_path: Path) -> None:
-    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIVE_LINES)])
-    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = book.cells[0].outputs
-    pages = [o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})]
-    assert len(pages) == 1 and "strategy random, seed 0." in pages[0], outputs
-    streamed = "".join(o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stdout")
-    assert "lowest seen" in streamed or importlib.util.find_spec("ipywidgets")

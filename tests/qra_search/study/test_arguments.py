@@ -16,7 +16,7 @@ EVALUATOR = AdditiveEvaluator()
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [
-        ("tiny", r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `run\(config, folder\)` or `qra search`"),
+        ("tiny", r"evaluator is 'tiny' \(str\): an Evaluator is needed; .* is `plan\(model, task\)` or `qra search`"),
         (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance of it is needed"),
         (EVALUATOR.space, "an Evaluator is needed"),
     ],

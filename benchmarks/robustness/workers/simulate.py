@@ -1,8 +1,8 @@
 """Searches on simulated workers: utilisation, overhead, and evaluations needed against a serial search.
 
-    python benchmarks/workers/simulate.py quality --workers 64
-    python benchmarks/workers/simulate.py scale --workers 64 --trials 10000 --layers 80
-    python benchmarks/workers/simulate.py scale --workers 64 --trials 200 --before 10000 --layers 80
+    python benchmarks/robustness/workers/simulate.py quality --workers 64
+    python benchmarks/robustness/workers/simulate.py scale --workers 64 --trials 10000 --layers 80
+    python benchmarks/robustness/workers/simulate.py scale --workers 64 --trials 200 --before 10000 --layers 80
 
 The search's own time is measured in processor time, so that other work on the machine does not count; run with
 OMP_NUM_THREADS=1, in which it is the time of an idle machine, or with `--clock wall` on one that is idle.

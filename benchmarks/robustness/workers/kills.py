@@ -1,6 +1,6 @@
 """Kills short searches at random moments, many times, and counts results that were lost or that counted twice.
 
-    python benchmarks/workers/kills.py --kills 500 --workers 2
+    python benchmarks/robustness/workers/kills.py --kills 500 --workers 2
 
 In pieces: fewer kills each, every piece with a `--seed` of its own; the pieces add up.
 

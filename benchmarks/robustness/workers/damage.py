@@ -1,6 +1,6 @@
 """Flips, cuts off at, and cuts out every single byte of a log in turn, and counts what that did.
 
-    python benchmarks/workers/damage.py --trials 200
+    python benchmarks/robustness/workers/damage.py --trials 200
 
 Each proposal and each result is a line of its own. So a flipped or missing byte is named, and costs at most one trial
 its result or its proposal; two trials if the byte is the end between two lines. A log that ends early, its last line

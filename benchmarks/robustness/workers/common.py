@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "workers"
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "workers"
 
 
 def record(name: str, **figures: Any) -> dict[str, Any]:

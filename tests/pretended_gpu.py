@@ -1,0 +1,162 @@
+"""A GPU that is not there: values on the CPU, the device written on each storage, operands on two devices refused.
+
+It sees no kernels that CUDA lacks, none of CUDA's rounding, no fragmentation, no streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+FREE = 8 << 30
+MAKERS = (
+    "empty", "zeros", "ones", "full", "arange", "linspace", "eye", "rand", "randn", "randint", "tensor", "as_tensor",
+    "empty_like", "zeros_like", "ones_like", "full_like",
+)  # fmt: skip
+_kind = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
+_send = Tensor.to
+
+
+class PretendedGpu(TorchDispatchMode):
+    """Checks every operation, and counts the bytes that live on the device.
+
+    Attributes:
+        bytes, peak: on the device, now and at most since `peak` was last set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.sending: list[torch.device] = []
+
+    def mark(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Write the device on a tensor's storage."""
+        storage: Any = tensor.untyped_storage()
+        if device.type == "cuda" and place(tensor) != CUDA:
+            size = storage.nbytes()
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._free, size)
+        storage.place = device
+        return tensor
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _kind(t).type == "cpu"]
+        places = {place(t) for t in given if t.dim() or place(t) == CUDA}
+        name = func._schema.name
+        if CUDA in places and not self.sending and name not in ("aten::copy_", "aten::_to_copy"):
+            indexed = name.startswith("aten::index") and place(given[0]) == CUDA
+            if CPU in places and not indexed:
+                raise RuntimeError(f"operands of {name} are on two devices")
+            if (kwargs or {}).get("generator") is not None:
+                raise RuntimeError(f"{name} on the device with a generator of the CPU")
+        made = func(*args, **(kwargs or {}))
+        if CUDA in places or self.sending:
+            known = {t.untyped_storage()._cdata for t in given}
+            for tensor in tree_leaves(made):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+                    self.mark(tensor, self.sending[-1] if self.sending else CUDA)
+        return made
+
+
+def place(tensor: Tensor) -> torch.device:
+    """The device that is written on a tensor's storage; the real one if none is, or it is not the CPU."""
+    kind = _kind(tensor)
+    return getattr(tensor.untyped_storage(), "place", CPU) if kind.type == "cpu" else kind
+
+
+def named(device: Any) -> torch.device | None:
+    """The device that an argument names."""
+    if device is None:
+        return None
+    device = CUDA if isinstance(device, int) else torch.device(device)
+    return CUDA if device.type == "cuda" else device
+
+
+@contextlib.contextmanager
+def pretended_gpu() -> Iterator[PretendedGpu]:
+    """`cuda` is a device of this process, for as long as the context lasts."""
+    import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
+    import hqq.core.quantize  # noqa: F401
+    import peft  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    gpu = PretendedGpu()
+    torch.utils._device._device_constructors()  # remembers the makers that are there now
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in _replaced(gpu):
+            stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        stack.enter_context(gpu)
+        yield gpu
+
+
+def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        copy = kwargs.pop("copy", False)
+        if args and isinstance(args[0], Tensor):
+            device, dtype = place(args[0]), args[0].dtype
+        else:
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
+        device = named(device)
+        if device is None or device == place(tensor):
+            return _send(tensor, dtype or tensor.dtype, copy=copy)
+        if device.type == "meta":
+            return _send(tensor, device)
+        gpu.sending.append(device)
+        try:
+            return _send(tensor, dtype or tensor.dtype, copy=True)
+        finally:
+            gpu.sending.pop()
+
+    def maker(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+            if named(device) == CUDA:
+                return gpu.mark(real(*args, **kwargs), CUDA)
+            return real(*args, **kwargs, **({} if device is None else {"device": device}))
+
+        return make
+
+    def like(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make(tensor: Tensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+            wanted = named(device) or place(tensor)
+            if wanted.type not in ("cpu", "cuda"):
+                return real(tensor, *args, device=device, **kwargs)
+            return gpu.mark(real(tensor, *args, **kwargs), wanted)
+
+        return make
+
+    yield from (
+        (torch.cuda, name, value)
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "mem_get_info": lambda device=None: (FREE, FREE),
+            "empty_cache": lambda: None,
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+            "manual_seed_all": lambda seed: None,
+            "is_bf16_supported": lambda **options: True,
+            "get_device_capability": lambda device=None: (9, 0),
+        }.items()
+    )
+    yield torch, "compile", lambda function=None, **options: function or (lambda given: given)
+    yield from ((torch, name, maker(getattr(torch, name))) for name in MAKERS)
+    yield Tensor, "device", property(place)
+    yield Tensor, "is_cuda", property(lambda tensor: place(tensor) == CUDA)
+    yield Tensor, "to", to
+    yield Tensor, "cpu", lambda tensor: to(tensor, CPU)
+    yield Tensor, "cuda", lambda tensor, *args: to(tensor, CUDA)
+    for name in ("new_zeros", "new_empty", "new_ones", "new_full"):
+        yield Tensor, name, like(getattr(Tensor, name))

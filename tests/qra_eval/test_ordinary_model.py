@@ -1,0 +1,212 @@
+"""A loaded run is an ordinary model: torch, transformers, PEFT and TRL use it as they use any other."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer, TrainingArguments, pipeline
+
+from qra_eval import load
+from qra_eval.models.embeddings import TableEmbedding
+from qra_eval.models.load import load_model
+from qra_eval.tuning.saved import BASE_DIGEST, load_base
+from qra_search import plan
+
+IDS = torch.arange(40, 64)[None]
+STEPS = 5
+ROUNDING = 0.02
+"""Of logits in half precision, whose deviation is about 0.3."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tuned run of the default plan: quantized linears, tied and quantized embeddings."""
+    folder = tmp_path_factory.mktemp("ordinary")
+    settings = {"evaluation.steps": 2, "finetune.steps": 4, "finetune.test_rows": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QRA_CACHE", str(folder / "cache"))
+        tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", device="cpu", settings=settings)
+        tuned.finetune(against="none")
+        tuned.close()
+    return folder / "run"
+
+
+@pytest.fixture
+def model(run: Path) -> Any:
+    return load(run, device="cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def expected(run: Path) -> Tensor:
+    return logits(load(run, device="cpu")[0])
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+def base_state(model: Any) -> dict[str, Tensor]:
+    """What training must leave alone."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if ".lora_" not in name}
+
+
+def test_its_bytes_are_those_of_the_plan_and_nothing_in_it_is_a_placeholder(model: Any, run: Path) -> None:
+    assert isinstance(model.get_input_embeddings(), TableEmbedding)
+    assert model.get_memory_footprint() == json.loads((run / "plan.json").read_text())["memory_bytes"]
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def from_state(model: Any, run: Path) -> Any:
+    other, state = load(run, device="cpu")[0], copy.deepcopy(model.state_dict())
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    other.load_state_dict(state)
+    return other
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, run: model.to("cpu"),
+        lambda model, run: model.to("cpu", torch.bfloat16),
+        lambda model, run: model.float().to(torch.bfloat16),
+        lambda model, run: copy.deepcopy(model),
+        from_state,
+    ],
+    ids=["device", "dtype", "there_and_back", "copy", "state_dict"],
+)
+def test_moved_cast_copied_or_filled_it_computes_the_same(
+    use: Callable[[Any, Path], Any], model: Any, run: Path, expected: Tensor
+) -> None:
+    assert torch.equal(logits(use(model, run)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_in_another_dtype_it_computes_nearly_the_same(dtype: torch.dtype, model: Any, expected: Tensor) -> None:
+    cast = model.half() if dtype == torch.float16 else model.float()
+    assert logits(cast).dtype == dtype
+    assert (logits(cast).float() - expected.float()).abs().max() < ROUNDING
+
+
+def test_a_saved_adapter_is_loaded_on_the_base_of_the_run(
+    model: Any, run: Path, expected: Tensor, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.save_pretrained(tmp_path)
+        again, _ = load(run, adapter=tmp_path, device="cpu")
+    assert torch.equal(logits(again), expected)
+    with pytest.raises(ValueError, match="holds no adapter of PEFT"):
+        load(run, adapter=tmp_path / "nothing", device="cpu")
+
+
+def test_an_adapter_for_another_base_is_noticed(model: Any, run: Path, tmp_path: Path) -> None:
+    model.peft_config["default"].auto_mapping = {BASE_DIGEST: "another"}
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="was trained on another base"):
+        load(run, adapter=tmp_path, device="cpu")
+
+
+def test_the_base_saves_every_tensor_once(run: Path, tmp_path: Path) -> None:
+    base, other = (load_base(run, device="cpu")[0] for _ in range(2))
+    base.save_pretrained(tmp_path)
+    for tensor in other.parameters():
+        tensor.data.zero_()
+    missing, unexpected = other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not unexpected and all(name.startswith("lm_head.table.") for name in missing)  # it is the embedding's
+    assert torch.equal(logits(other), logits(base))
+
+
+def trained(trainer: Any, model: Any, run: Path, folder: Path) -> None:
+    """Train, and check that adapters alone changed, and that what was saved is what was trained."""
+    before, factors = base_state(model), copy.deepcopy(dict(model.named_parameters()))
+    trainer.train()
+    assert trainer.state.global_step == STEPS and (folder / f"checkpoint-{STEPS}").is_dir()
+    after = base_state(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(
+        torch.equal(tensor, factors[name]) != (".lora_B." in name)
+        for name, tensor in model.named_parameters()
+        if ".lora_A." not in name
+    )
+    trainer.save_model(folder / "trained")
+    again, _ = load(run, adapter=folder / "trained", device="cpu")
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_goes_on_with_it(checkpointing: bool, model: Any, run: Path, tmp_path: Path) -> None:
+    model.set_adapter("default")
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=STEPS, save_steps=STEPS, learning_rate=0.01, report_to=[], use_cpu=True,
+        gradient_checkpointing=checkpointing, disable_tqdm=True,
+    )  # fmt: skip
+    rows: Any = [{"input_ids": IDS[0] + i, "labels": IDS[0] + i} for i in range(8)]
+    trained(Trainer(model=model, args=arguments, train_dataset=rows), model, run, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed: pip install 'qra-toolkit[trl]'")
+def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load(run, device="cpu")
+    model.set_adapter("default")
+    arguments = SFTConfig(
+        str(tmp_path), max_steps=STEPS, save_steps=STEPS, learning_rate=0.01, report_to=[], use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": f"{i} plus {i} is", "completion": f" {2 * i}."} for i in range(8)])
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trained(trainer, model, run, tmp_path)
+
+
+def test_a_pipeline_writes_what_the_model_does(run: Path) -> None:
+    model, tokenizer = load(run, device="cpu")
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    (said,) = pipe("3 plus 4 is", max_new_tokens=4, do_sample=False)
+    inputs = tokenizer("3 plus 4 is", return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
+    assert said["generated_text"] == tokenizer.decode(written, skip_special_tokens=True)
+
+
+NO_COMPILER = not any(map(shutil.which, ("c++", "g++", "clang++")))
+INDUCTOR = pytest.param(
+    "inductor",
+    marks=[pytest.mark.slow, pytest.mark.skipif(NO_COMPILER, reason="torch.compile's inductor needs a C++ compiler")],
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+def test_it_is_compiled(backend: str, model: Any) -> None:
+    inner = model.get_base_model().model
+    inner.layers = inner.layers[:1]  # the others would be compiled alike, for half a minute
+    expected = logits(model)
+    assert (logits(torch.compile(model, backend=backend)) - expected).abs().max() < ROUNDING
+
+
+def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_knows_one_without(
+    model: Any, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match="only qra_eval.load makes the base"):
+        AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
+    load_model("tiny").model.save_pretrained(tmp_path / "base")
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "base")}))
+    own = dict(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").named_parameters())
+    factors = {name: tensor for name, tensor in model.named_parameters() if ".lora_" in name}
+    assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
