@@ -37,6 +37,7 @@ BUILT_ON_THESE = (
     "qra_backends.trellis.decode_numba",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.encode",
+    "qra_backends.trellis.viterbi_triton",
     "qra_backends.libraries.",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",
     "qra_eval.models.from_gguf",

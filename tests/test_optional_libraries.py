@@ -20,7 +20,7 @@ NEEDS = {
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "nevergrad": ("nevergrad", set(), set(), {"nevergrad"}),
-    "triton": ("triton", {"qra_backends.trellis.decode_triton"}, set(), set()),
+    "triton": ("triton", {"qra_backends.trellis.decode_triton", "qra_backends.trellis.viterbi_triton"}, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),

@@ -47,7 +47,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
     scale = _stored(scale)
-    codes = round_columns(columns, code, scale, factor)
+    codes = encode_columns(columns, code, scale, factor)
     del columns
     for part in parts:
         unscaled = state_values(codes, torch.arange(out_features, device=weight.device)[part], code).float().mul_(UNIT)
@@ -58,7 +58,7 @@ def encode(weight: Tensor, code: TrellisCode, block: int, hessian: Tensor, facto
     return {"codes": codes, "scale": scale[:, None].to(SCALE_DTYPE)}
 
 
-def round_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Factor) -> Tensor:
+def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Factor) -> Tensor:
     """Streams uint8 (bytes, in) of columns float32 (in, out), which lie in the factor's order and are used up.
 
     Args:
@@ -92,9 +92,9 @@ def _round_on_host(
 def _round_on_gpu(
     columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
 ) -> None:
-    from qra_backends.trellis import viterbi_triton  # triton is there on a GPU only
+    from qra_backends.trellis.viterbi_triton import round_columns  # triton is there on a GPU only
 
-    viterbi_triton.round_columns(columns, inverse, scale, code, states, errors)
+    round_columns(columns, inverse, scale, code, states, errors)
 
 
 def _stored(scale: Tensor) -> Tensor:
