@@ -85,8 +85,8 @@ def device_for(weight: Tensor) -> torch.device:
 def _round_on_host(
     columns: Tensor, inverse: Tensor, scale: Tensor, code: TrellisCode, states: Tensor, errors: Tensor
 ) -> None:
-    columns, inverse, scale, states, errors = (x.numpy() for x in (columns, inverse, scale, states, errors))
-    viterbi.round_columns(columns, inverse, scale, viterbi.layout(code), states, errors)
+    plan = viterbi.layout(code)
+    viterbi.round_columns(columns.numpy(), inverse.numpy(), scale.numpy(), plan, states.numpy(), errors.numpy())
 
 
 def _round_on_gpu(
