@@ -26,7 +26,7 @@ HALVES = {"trellis-1.5": 3, "trellis-2.5": 5, "trellis-3.5": 7, "trellis-4.5": 9
 """Levels between them, and their bits times two."""
 LEAST_L, MOST_L = 10, 16
 MOST_BLOCK = 1024
-_WAYS_BACK = 9 << 20  # bytes that rounding a column takes at most: see `viterbi.PIECE`
+_BLOCKS = 12 << 20  # bytes of a block of rows, and of the ways back of a column: see `viterbi.PIECE`
 
 
 class TrellisBackend(TensorBackend):
@@ -101,9 +101,8 @@ class TrellisBackend(TensorBackend):
     def peak(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
-        # The Hessian, its factor, and one more while it is made; a level's columns.
-        return 4 * (3 * in_features**2 + out_features * in_features) + stored + _WAYS_BACK
+        # Matrices while the rotated Hessian is factorized; the columns of one level.
+        return 4 * (4 * in_features**2 + out_features * in_features) + _BLOCKS
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         rows: Tensor = self.own(module).rows(at)
