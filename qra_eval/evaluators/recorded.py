@@ -37,7 +37,7 @@ class Record:
         loss: mean loss (N,) of each.
         replicates: evaluations (N,) of each.
         seed_noise: deviation between seeds, pooled over the replicates; the measured default where there are none.
-        prior: the prior that the log holds.
+        sensitivities: those that the log holds.
     """
 
     space: SearchSpace

@@ -52,7 +52,7 @@ class Study:
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
-        prior: taken in place of the evaluator's own, which is then not measured (`learnt.learnt_prior`); a log that
+        sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_prior`); a log that
             is resumed keeps the one it has.
 
     Raises:

@@ -61,7 +61,7 @@ def foretold_costs(
     """What a search of so many evaluations will cost; None if nothing tells it.
 
     Args:
-        prior: the sensitivities, if they are measured: their cost is known then.
+        sensitivities: if they are measured: their cost is known then.
     """
     charge = evaluator.sensitivities_charge() if sensitivities is None else sensitivities.cost
     return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())

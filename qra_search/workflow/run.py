@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.config import RunConfig, make_config
+from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
 from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
@@ -75,7 +75,11 @@ def plan(
     usual = make_settings(config, settings, memory=memory, **keywords)
     made = make_settings(usual, **object_names(usual, model, tokenizer, task))
     run = Run(out or new_folder(made), made, objects=(model, tokenizer, task))
-    run.choose_plan(progress=progress)
+    try:
+        run.choose_plan(progress=progress)
+    except BaseException:
+        run.close()  # nobody has the run, to close it later
+        raise
     return run
 
 
@@ -92,7 +96,7 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
     config = there.config()
     names = object_names(config, model, tokenizer, task)
     for what, known in (("model", config.model.name), ("task", config.task.name)):
-        if names[what] not in (None, known):
+        if names[what] is not None and str(names[what]) != known:
             raise BadInput(f"{there.path} is a run of {what} {known}, not of {names[what]}: give that, or plan anew")
     return Run(there.path, config, objects=(model, tokenizer, task))
 
@@ -260,7 +264,7 @@ class Run(Displayed):
         with listener_for(progress) as listener:
             done = tune_with(
                 self.evaluator(listener, config), config, self.folder, listener, chosen,
-                memory=None if memory is None else str(memory), against=against, seeds=seeds, steps=steps, track=track,
+                memory=memory, against=against, seeds=seeds, steps=steps, track=track,
             )  # fmt: skip
         if check:
             check_reloads(done)
@@ -305,11 +309,14 @@ class Run(Displayed):
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""
-        wanted, listener = config or self.config, listener or Listener()
+        config, listener = config or self.config, listener or Listener()
+        # How long a search may be is nothing to an evaluator: a longer one goes on with the model that is loaded.
+        search = config.search.model_copy(update={"evaluations": DEFAULT_EVALUATIONS})
+        wanted = config.model_copy(update={"search": search})
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            self._held = wanted, build_evaluator(wanted, listener.progress)
+            self._held = wanted, build_evaluator(config, listener.progress)
         evaluator = self._held[1]
         evaluator.progress = listener.progress
         return evaluator

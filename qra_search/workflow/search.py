@@ -76,13 +76,13 @@ def search(
         strategy: name of an installed strategy, or a `Strategy`.
         options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
             each is held against the type that the strategy declares.
-        evaluations: full evaluations that may be spent, the prior's cost included.
+        evaluations: full evaluations that may be spent, the sensitivities' cost included.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
         executor: where evaluations run; default: in this process, one after the other.
         batch: so many proposals at a time, all awaited; None: a free worker gets the next at once.
-        prior: taken in place of the evaluator's own.
+        sensitivities: taken in place of the evaluator's own.
         progress: a function of (stage, done, total); True: bars and tables in a terminal or the cell of a notebook;
             None: in a notebook only.
         callbacks: hear of every event.
@@ -91,15 +91,18 @@ def search(
         BadInput: an argument that cannot be used; nothing was spent.
         StudyFailed: the search cannot go on.
     """
-
+    own = check_evaluator(evaluator).progress
     with listener_for(progress) as listener:
-        if check_evaluator(evaluator).progress is None:
-            evaluator.progress = listener.progress
-        return Study(
+        study = Study(
             evaluator, strategy=strategy, options=options, evaluations=evaluations, memory_budget=memory_budget,
             seed=seed, log=log, executor=executor, batch=batch, sensitivities=sensitivities,
             callbacks=[listener, *callbacks],
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        evaluator.progress = own or listener.progress
+        try:
+            return study.run()
+        finally:
+            evaluator.progress = own  # the next search has a listener of its own
 
 
 @contextmanager

@@ -235,6 +235,7 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
     monkeypatch.chdir(home)
     found = Contents.read(log_file)
     header = json.loads(json.dumps(found.header).replace("layers.0", json.dumps(EVIL)[1:-1]))
+    header["evaluator"] = {**header["evaluator"], "landscape": EVIL}  # which the page names at its top
     before = {path for path in tmp_path.rglob("*")}
     with TrialLog(home / "run" / "trials.jsonl") as log:
         log.bind(header)
@@ -245,7 +246,7 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(log_
     made = {path.relative_to(home).parts[0] for path in set(tmp_path.rglob("*")) - before}
     assert made == {"run"}
     page = (home / "run" / "report.html").read_text()
-    assert "<script>alert" not in page
+    assert "evil/" in page and "<script>alert" not in page
     with TrialLog(home / "run" / "trials.jsonl") as log:
         assert EVIL in json.dumps(log.meta("space_data"))
 

@@ -11,11 +11,12 @@ import pytest
 from cli_runner import Qra
 
 import qra_search
-from qra_search import BadInput, Callback, Run, SearchResult
+from qra_search import BadInput, Callback, Run, SearchResult, search
 from qra_search.config import ConfigError, RunConfig, dump_config, make_config
 from qra_search.report.terminal.live import View
 from qra_search.runs.folder import RunExists, RunFolder
 from qra_search.study.study import StudyFailed
+from qra_search.testing.scenarios import ToyEvaluator
 from qra_search.workflow.settings import make_settings
 
 SETTINGS: dict[str, Any] = {
@@ -172,3 +173,33 @@ def test_plan_and_search_are_functions_of_the_package_however_it_is_imported() -
     import qra_search.workflow.search
 
     assert callable(qra_search.plan) and callable(qra_search.search)
+
+
+def test_a_longer_search_goes_on_with_the_evaluator_that_the_run_holds(tmp_path: Path) -> None:
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.search(evaluations=6)
+        held = made.evaluator()
+        assert len(made.search(evaluations=12).trials) > 6
+        assert made.evaluator() is held
+        other = made.config.model_copy(update={"options": {"layers": 5}})
+        assert made.evaluator(config=other) is not held
+
+
+def test_a_silent_search_leaves_no_listener_for_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator, heard = ToyEvaluator(), []
+    search(evaluator, strategy="random", evaluations=4, memory_budget="uniform4r8")
+    assert evaluator.progress is None and capsys.readouterr() == ("", "")
+
+    class Telling(ToyEvaluator):
+        def sensitivities(self) -> Any:
+            assert self.progress is not None
+            self.progress("measure", 1, 2)
+            return super().sensitivities()
+
+    telling = Telling()
+    for _ in range(2):
+        search(
+            telling, strategy="random", evaluations=4, memory_budget="uniform4r8",
+            progress=lambda *step: heard.append(step),
+        )  # fmt: skip
+    assert heard == [("measure", 1, 2)] * 2 and telling.progress is None
