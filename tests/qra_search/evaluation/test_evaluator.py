@@ -50,9 +50,17 @@ def test_an_example_is_a_problem_with_its_answer(real: QuantizedLoRAEvaluator) -
     assert real.example() == first.prompt + first.answer and first.answer.strip()
 
 
-def test_a_search_that_shows_its_progress_passes_it_to_the_evaluator_unless_it_has_one() -> None:
-    quiet, heard = ToyEvaluator(), ToyEvaluator()
+def test_a_search_that_shows_its_progress_listens_for_as_long_as_it_runs_unless_somebody_listens_already() -> None:
+    during: list[Any] = []
+
+    class Noting(ToyEvaluator):
+        def evaluate(self, *args: Any, **options: Any) -> Any:
+            during.append(self.progress)
+            return super().evaluate(*args, **options)
+
+    quiet, heard = Noting(), Noting()
     heard.progress = listener = lambda *step: None
     for evaluator in (quiet, heard):
         search(evaluator, strategy="random", evaluations=2, progress=True)
-    assert callable(quiet.progress) and heard.progress is listener
+    assert callable(during[0]) and during[0] is not listener and quiet.progress is None
+    assert during[-1] is listener and heard.progress is listener
