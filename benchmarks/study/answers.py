@@ -1,0 +1,239 @@
+"""Right answers at equal bytes, on a model of its own: one table a model, a row a piece; resumable.
+
+    python -m benchmarks.study.answers --model-file FILE --name gemma-270m --data DIR --minutes 30
+    python -m benchmarks.study.answers --name gemma-270m --table
+
+Each row is a line of `answers.jsonl`. All rows see the same rows to tune on, in the same batches, for as many steps at
+the same rates, and the same test rows. QLoRA is transformers, bitsandbytes and PEFT themselves (`qlora.py`); plans of
+ours have shares of its bytes. What is called 16 bits is the model's file, which its makers rounded to 4 bits,
+dequantized. Each row is measured in a process of its own, so that its peak of memory is its own; seconds are those of
+the processor, of the whole process. `--rates` compares learning rates by the validation loss of the rivals.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from benchmarks.common import PeakWatch, read
+from benchmarks.study import protocol
+from benchmarks.study.answers_table import FILE, QLORA, UNTUNED, table
+from benchmarks.study.qlora import qlora
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.sensitivities.cache import PRIOR_VERSION
+from qra_eval.tasks.losses import row_losses
+from qra_eval.tasks.scoring import score_choices
+from qra_search.config import QuantizationConfig
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Plan
+from qra_search.strategies.additive import additive_plan
+from qra_search.surrogates.prior_table import prior_table
+
+RANK = 16
+"""Of all uniform plans and rivals."""
+WIDTHS = (2, 3, 4, 6)
+RANKS = (4, 8, 16)
+NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
+RATES = (2e-3, 1e-3, 5e-4)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is tuned and tested.
+
+    Attributes:
+        task: that is tuned on and tested.
+        training, finetune: sections that all rows share.
+        shares: of QLoRA's bytes, for plans of the sensitivities, in the order in which they are measured.
+    """
+
+    task: str
+    training: dict[str, Any]
+    finetune: dict[str, Any]
+    shares: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+SETTINGS = {
+    "gemma-270m": Setting(
+        "arc_easy",
+        {"batch_size": 16, "max_length": 192, "learning_rate": 1e-3},
+        {"steps": 36, "test_rows": 500},
+        (45, 35, 60, 75, 100, 50),
+    ),
+    "qwen-1.5b": Setting(
+        "gsm8k",
+        {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3},
+        {"steps": 36, "test_rows": 400},
+        (60, 100, 75, 50),
+        {"chat": True},
+    ),
+}
+
+
+def main() -> None:
+    parser = protocol.options(__doc__, seeds=1)
+    parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
+    parser.add_argument("--name", choices=SETTINGS, required=True)
+    parser.add_argument("--rates", action="store_true", help="compare learning rates")
+    options = parser.parse_args()
+    path = options.out / FILE
+    if options.table:
+        print(*table(read(path), options.name), sep="\n")
+        return
+    until = protocol.begin(parser, options)
+    if options.model_file is None:
+        parser.error("--model-file is needed")
+    protocol.measure(path, rates(options) if options.rates else jobs(options), until, only=options.only)
+
+
+# -- what is measured --------------------------------------------------------------------------
+def jobs(options: Namespace) -> Iterator[tuple[str, protocol.Job]]:
+    """All rows, seed by seed: rivals first, as plans have shares of their bytes."""
+    setting = SETTINGS[options.name]
+    plans = [f"plan within {share}%" for share in setting.shares]
+    uniform = [f"uniform {bits}-bit" for bits in (3, 4, 2)]
+    for seed in range(options.seeds):
+        for row in (UNTUNED, QLORA, "16-bit LoRA", plans[0], uniform[0], *plans[1:], *uniform[1:]):
+            yield row, (key_of(options, row, seed), partial(apart, options, row, seed))
+
+
+def rates(options: Namespace) -> Iterator[tuple[str, protocol.Job]]:
+    """The rivals at some learning rates, by validation rows."""
+    for rate in RATES:
+        for row in ("16-bit LoRA", QLORA):
+            key = {**key_of(options, row, 0), "rate": rate, "rows": "validation"}
+            yield f"{row} at {rate:g}", (key, partial(apart, options, row, 0, rate))
+
+
+def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
+    """What a line says to be known by: all that its figures follow from, but for the machine."""
+    setting = SETTINGS[options.name]
+    key = {"model": options.name, "task": setting.task, "row": row, "seed": seed}
+    if row == UNTUNED:
+        return key
+    training = setting.training
+    key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"], "rows": "test"}
+    key |= {"rate": training["learning_rate"]}
+    if row.startswith(("plan", "uniform")):
+        key |= {"backend": QuantizationConfig().backend, "prior": PRIOR_VERSION}
+    return key
+
+
+def apart(options: Namespace, row: str, seed: int, rate: float | None = None) -> dict[str, Any]:
+    """A row's figures, measured in a process of their own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(figures, options, row, seed, rate).result()
+
+
+def figures(options: Namespace, row: str, seed: int, rate: float | None) -> dict[str, Any]:
+    """A row's figures.
+
+    Args:
+        rate: measure on validation rows after a tuning at this rate.
+    """
+    torch.set_num_threads(options.threads)
+    start = time.process_time(), time.monotonic()
+    changes = {} if rate is None else {"learning_rate": rate}
+    wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK), **changes)
+    if row in (UNTUNED, "16-bit LoRA"):
+        plan = wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
+        line = tuned(wide, plan, seed, train=row != UNTUNED)
+        line |= measured(wide, wide.tuner.model, rate is not None)
+    elif row == QLORA:
+        nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
+        size = nf4.space.memory_bytes(nf4.space.uniform(4, RANK))
+        model, line = qlora(wide, seed, RANK)
+        line |= {"memory_bytes": size, **measured(wide, model, rate is not None)}
+    else:
+        made = evaluator(options, WIDTHS, RANKS, backend=None)
+        plan = plan_of(made, row, options)
+        line = {**words(made, plan), **tuned(made, plan, seed), **measured(made, made.tuner.model)}
+    seconds = {"processor_seconds": time.process_time() - start[0], "seconds": time.monotonic() - start[1]}
+    return {**line, **{name: round(value, 1) for name, value in seconds.items()}, "threads": options.threads}
+
+
+def evaluator(
+    options: Namespace, bits: tuple[int, ...], ranks: tuple[int, ...], backend: Any = NF4, **changes: Any
+) -> QuantizedLoRAEvaluator:
+    """The model under its settings.
+
+    Args:
+        backend: of rivals, which leave embeddings in 16 bits; None: the tool's own, embeddings searched.
+    """
+    setting = SETTINGS[options.name]
+    return protocol.evaluator(
+        setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
+        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else (3, 4, 6), model=options.model_file,
+        cache=options.cache, options=setting.options, finetune=setting.finetune,
+        training={**setting.training, "scales": backend is None, **changes},
+    )  # fmt: skip
+
+
+def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
+    """The plan of a row's name: uniform, or the sensitivities' within a share of QLoRA's bytes."""
+    number = int("".join(filter(str.isdecimal, row)))
+    if row.startswith("uniform"):
+        plan = made.space.uniform(number, RANK)
+    else:
+        rival = protocol.like({"model": options.name, "row": QLORA, "rows": "test"}, read(options.out / FILE))
+        if rival is None:
+            raise SystemExit("plans have shares of QLoRA's bytes: measure that row first")
+        table = prior_table(made.space, made.sensitivities())
+        plan = additive_plan(made.space, table, rival["memory_bytes"] * number // 100)
+    assert plan is not None  # the widths are in the space, and no share is below its least plan
+    return plan
+
+
+def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
+    """How many linears a plan has at each width and rank, and the widths of its tables."""
+    own = [i for i, group in enumerate(made.space.groups) if not group.is_embedding]
+    return {
+        "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in own).items())},
+        "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in own).items())},
+        "embeddings": [plan.bits[i] for i, group in enumerate(made.space.groups) if group.is_embedding],
+        "choices": zlib.crc32(plan.key.encode()),
+    }
+
+
+def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = True) -> dict[str, Any]:
+    """The plan in place, tuned; the peak of the process's own memory from before it was put there."""
+    bench, steps = made.tuner, made.tuner.finetune.steps
+    bench.switcher.prepare()
+    with PeakWatch(0.02) as watch:
+        bench.apply(plan, seed)
+        trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None
+    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most}
+    return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
+
+
+def measured(made: QuantizedLoRAEvaluator, model: Any, validation: bool = False) -> dict[str, Any]:
+    """Loss of every test row, and whether its likeliest choice is the right one.
+
+    Args:
+        model: the one in place, or another with the same tokenizer.
+        validation: of the first validation rows instead, and the loss alone.
+    """
+    bench = made.tuner
+    split, count = ("validation", 256) if validation else ("test", bench.finetune.test_rows)
+    losses, tokens = row_losses(model, bench.rows(split, count), 16, bench.device)
+    line = {"test_loss": round(sum(losses) / sum(tokens), 5)}
+    if validation:
+        return line
+    line |= {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
+    scores = score_choices(model, bench.tokenizer, made.task.split("test")[:count], batch_size=32)
+    return {**line, "row_right": (scores.margins > 0).astype(int).tolist()}
+
+
+if __name__ == "__main__":
+    main()
