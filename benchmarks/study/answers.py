@@ -7,7 +7,7 @@ Each row is a line of `answers.jsonl`. All rows see the same rows to tune on, in
 the same rates, and the same test rows. QLoRA is transformers, bitsandbytes and PEFT themselves (`qlora.py`); plans of
 ours have shares of its bytes. What is called 16 bits is the model's file, which its makers rounded to 4 bits,
 dequantized. Each row is measured in a process of its own, so that its peak of memory is its own; seconds are those of
-the processor, of the whole process. `--rates` compares learning rates by the validation loss of the rivals.
+the processor, of the whole process.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from qra_search.surrogates.prior_table import prior_table
 
 RANK = 16
 """Of all uniform plans and rivals."""
-WIDTHS = (2, 3, 4, 6)
+WIDTHS = (2, 3, 4, 8)
 RANKS = (4, 8, 16)
+TABLES = (4, 5, UNQUANTIZED_BITS)
+"""Widths of embeddings and head: few, as encoding takes a microsecond a weight."""
 NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
-RATES = (2e-3, 1e-3, 5e-4)
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Setting:
 SETTINGS = {
     "gemma-270m": Setting(
         "arc_easy",
-        {"batch_size": 16, "max_length": 192, "learning_rate": 1e-3},
-        {"steps": 36, "test_rows": 500},
+        {"batch_size": 8, "max_length": 192, "learning_rate": 1e-3},
+        {"steps": 40, "test_rows": 400},
         (45, 35, 60, 75, 100, 50),
     ),
     "qwen-1.5b": Setting(
@@ -85,7 +86,6 @@ def main() -> None:
     parser = protocol.options(__doc__, seeds=1)
     parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
     parser.add_argument("--name", choices=SETTINGS, required=True)
-    parser.add_argument("--rates", action="store_true", help="compare learning rates")
     options = parser.parse_args()
     path = options.out / FILE
     if options.table:
@@ -94,7 +94,7 @@ def main() -> None:
     until = protocol.begin(parser, options)
     if options.model_file is None:
         parser.error("--model-file is needed")
-    protocol.measure(path, rates(options) if options.rates else jobs(options), until, only=options.only)
+    protocol.measure(path, jobs(options), until, only=options.only)
 
 
 # -- what is measured --------------------------------------------------------------------------
@@ -108,14 +108,6 @@ def jobs(options: Namespace) -> Iterator[tuple[str, protocol.Job]]:
             yield row, (key_of(options, row, seed), partial(apart, options, row, seed))
 
 
-def rates(options: Namespace) -> Iterator[tuple[str, protocol.Job]]:
-    """The rivals at some learning rates, by validation rows."""
-    for rate in RATES:
-        for row in ("16-bit LoRA", QLORA):
-            key = {**key_of(options, row, 0), "rate": rate, "rows": "validation"}
-            yield f"{row} at {rate:g}", (key, partial(apart, options, row, 0, rate))
-
-
 def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     """What a line says to be known by: all that its figures follow from, but for the machine."""
     setting = SETTINGS[options.name]
@@ -123,38 +115,33 @@ def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     if row == UNTUNED:
         return key
     training = setting.training
-    key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"], "rows": "test"}
+    key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
     key |= {"rate": training["learning_rate"]}
     if row.startswith(("plan", "uniform")):
         key |= {"backend": QuantizationConfig().backend, "prior": PRIOR_VERSION}
     return key
 
 
-def apart(options: Namespace, row: str, seed: int, rate: float | None = None) -> dict[str, Any]:
+def apart(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     """A row's figures, measured in a process of their own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(figures, options, row, seed, rate).result()
+        return pool.submit(figures, options, row, seed).result()
 
 
-def figures(options: Namespace, row: str, seed: int, rate: float | None) -> dict[str, Any]:
-    """A row's figures.
-
-    Args:
-        rate: measure on validation rows after a tuning at this rate.
-    """
+def figures(options: Namespace, row: str, seed: int) -> dict[str, Any]:
+    """A row's figures."""
     torch.set_num_threads(options.threads)
     start = time.process_time(), time.monotonic()
-    changes = {} if rate is None else {"learning_rate": rate}
-    wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK), **changes)
+    wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
     if row in (UNTUNED, "16-bit LoRA"):
         plan = wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
         line = tuned(wide, plan, seed, train=row != UNTUNED)
-        line |= measured(wide, wide.tuner.model, rate is not None)
+        line |= measured(wide, wide.tuner.model)
     elif row == QLORA:
         nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
         size = nf4.space.memory_bytes(nf4.space.uniform(4, RANK))
         model, line = qlora(wide, seed, RANK)
-        line |= {"memory_bytes": size, **measured(wide, model, rate is not None)}
+        line |= {"memory_bytes": size, **measured(wide, model)}
     else:
         made = evaluator(options, WIDTHS, RANKS, backend=None)
         plan = plan_of(made, row, options)
@@ -164,7 +151,7 @@ def figures(options: Namespace, row: str, seed: int, rate: float | None) -> dict
 
 
 def evaluator(
-    options: Namespace, bits: tuple[int, ...], ranks: tuple[int, ...], backend: Any = NF4, **changes: Any
+    options: Namespace, bits: tuple[int, ...], ranks: tuple[int, ...], backend: Any = NF4
 ) -> QuantizedLoRAEvaluator:
     """The model under its settings.
 
@@ -174,9 +161,9 @@ def evaluator(
     setting = SETTINGS[options.name]
     return protocol.evaluator(
         setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
-        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else (3, 4, 6), model=options.model_file,
+        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else TABLES, model=options.model_file,
         cache=options.cache, options=setting.options, finetune=setting.finetune,
-        training={**setting.training, "scales": backend is None, **changes},
+        training={**setting.training, "scales": backend is None},
     )  # fmt: skip
 
 
@@ -186,7 +173,7 @@ def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
     if row.startswith("uniform"):
         plan = made.space.uniform(number, RANK)
     else:
-        rival = protocol.like({"model": options.name, "row": QLORA, "rows": "test"}, read(options.out / FILE))
+        rival = protocol.like({"model": options.name, "row": QLORA}, read(options.out / FILE))
         if rival is None:
             raise SystemExit("plans have shares of QLoRA's bytes: measure that row first")
         table = prior_table(made.space, made.sensitivities())
@@ -217,19 +204,15 @@ def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = 
     return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
 
 
-def measured(made: QuantizedLoRAEvaluator, model: Any, validation: bool = False) -> dict[str, Any]:
+def measured(made: QuantizedLoRAEvaluator, model: Any) -> dict[str, Any]:
     """Loss of every test row, and whether its likeliest choice is the right one.
 
     Args:
         model: the one in place, or another with the same tokenizer.
-        validation: of the first validation rows instead, and the loss alone.
     """
-    bench = made.tuner
-    split, count = ("validation", 256) if validation else ("test", bench.finetune.test_rows)
-    losses, tokens = row_losses(model, bench.rows(split, count), 16, bench.device)
+    bench, count = made.tuner, made.tuner.finetune.test_rows
+    losses, tokens = row_losses(model, bench.rows("test", count), 16, bench.device)
     line = {"test_loss": round(sum(losses) / sum(tokens), 5)}
-    if validation:
-        return line
     line |= {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
     scores = score_choices(model, bench.tokenizer, made.task.split("test")[:count], batch_size=32)
     return {**line, "row_right": (scores.margins > 0).astype(int).tolist()}

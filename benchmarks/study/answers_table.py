@@ -13,7 +13,7 @@ UNTUNED, QLORA = "untuned", "QLoRA"
 
 def table(lines: list[dict[str, Any]], name: str) -> list[str]:
     """Every row of a model beside QLoRA: the same test rows, intervals of 95% over rows and seeds."""
-    lines = [d for d in lines if d["model"] == name and d.get("rows") != "validation"]
+    lines = [d for d in lines if d["model"] == name]
     rival = {d["seed"]: d for d in lines if d["row"] == QLORA}
     body = []
     for row in dict.fromkeys(d["row"] for d in lines):

@@ -102,6 +102,11 @@ class ArithmeticTask(Task):
 
     Args:
         sizes: examples of each split.
+        kinds: of problems, each with the same chance; default: all of `KINDS`.
+        digits: of the operands, each with the same chance.
+
+    Raises:
+        BadInput: there is no such kind, or data are given.
     """
 
     name = "arithmetic"
@@ -113,12 +118,16 @@ class ArithmeticTask(Task):
         seed: int = 0,
         *,
         sizes: Mapping[str, int] | None = None,
+        kinds: Sequence[str] = tuple(KINDS),
+        digits: Sequence[int] = DIGITS,
         **options: Any,
     ):
         super().__init__(data, seed, **options)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.sizes = {**SIZES, **(sizes or {})}
+        if not kinds or not set(kinds) <= set(KINDS):
+            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
+        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds), tuple(digits)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         return {name: self._draw(name, self.sizes[name]) for name in SPLITS}
@@ -141,11 +150,10 @@ class ArithmeticTask(Task):
         return list(found.values())
 
     def _problems(self, draw: random.Random) -> Iterator[Example]:
-        names = tuple(KINDS)
         while True:
-            name = draw.choice(names)
+            name = draw.choice(self.kinds)
             kind = KINDS[name]
-            a, b, c = (_operand(draw, draw.choice(DIGITS)) for _ in range(3))
+            a, b, c = (_operand(draw, draw.choice(self.digits)) for _ in range(3))
             who, other = draw.sample(NAMES, 2)
             thing = draw.choice(THINGS)
             if not kind.fits(a, b, c):
