@@ -8,7 +8,7 @@ from benchmarks.common import MIB
 from benchmarks.study.intervals import change, difference, mean_loss, rows_of, table_of
 
 FILE = "answers.jsonl"
-UNTUNED, QLORA = "untuned", "QLoRA"
+UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
 
 
 def table(lines: list[dict[str, Any]], name: str) -> list[str]:

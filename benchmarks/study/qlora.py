@@ -6,11 +6,12 @@ Nothing of ours but the rows, their batches, and the rate at each step, which ar
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import modules as bnb
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
@@ -21,22 +22,14 @@ from qra_eval.tasks.encoding import IGNORED
 from qra_eval.tuning.training import rate_at
 
 
-def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int) -> tuple[Any, dict[str, Any]]:
+def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int, folder: Path | None) -> tuple[Any, dict[str, Any]]:
     """A tuned model, and what came of its tuning.
 
     Args:
         made: whose rows, settings and linears are taken, and its model, before anything was put in place.
+        folder: where the adapter is kept; None: it is not.
     """
     bench, settings = made.tuner, made.tuner.settings
-    # On a CPU with AVX512-BF16 bitsandbytes repacks weights when a model is evaluated, and then trains it no more.
-    bnb.has_avx512bf16 = lambda: False
-    compute = made.quantized.compute
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
     adapter = LoraConfig(
         r=rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -47,9 +40,8 @@ def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int) -> tuple[Any, dict
     steps = bench.finetune.steps
     batches = bench.final_batches(steps, seed)
     with tempfile.TemporaryDirectory() as work, PeakWatch(0.02) as watch:
-        bench.model.save_pretrained(work)
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(work, quantization_config=nf4, dtype=compute)
+        base = in_nf4(made)
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=settings.gradient_checkpointing)
         model: Any = get_peft_model(base, adapter)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -77,7 +69,30 @@ def qlora(made: QuantizedLoRAEvaluator, seed: int, rank: int) -> tuple[Any, dict
             optimizers=(optimizer, rates),
         )
         loss = trainer.train().training_loss
+    if folder is not None:
+        model.save_pretrained(folder)
     return model.eval(), {"peak_bytes": watch.most, "train_loss": round(loss, 5)}
+
+
+def tuned_qlora(made: QuantizedLoRAEvaluator, folder: Path) -> Any:
+    """The tuned model whose adapter is kept in a folder."""
+    return PeftModel.from_pretrained(in_nf4(made), str(folder)).eval()
+
+
+def in_nf4(made: QuantizedLoRAEvaluator) -> Any:
+    """The model, written to a folder and loaded from there in nf4 with double quantization, blocks of 64."""
+    # On a CPU with AVX512-BF16 bitsandbytes repacks weights when a model is evaluated, and then trains it no more.
+    bnb.has_avx512bf16 = lambda: False
+    compute = made.quantized.compute
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    with tempfile.TemporaryDirectory() as work:
+        made.tuner.model.save_pretrained(work)
+        return AutoModelForCausalLM.from_pretrained(work, quantization_config=nf4, dtype=compute)
 
 
 def labelled(batch: Batch) -> dict[str, Tensor]:
