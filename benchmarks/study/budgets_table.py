@@ -44,12 +44,16 @@ EARLIER: dict[str, Any] = {
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
 SHOWN = {"own_rows": True, "scales": True, "init": "default", "steps": EARLIER["steps"]}
 """What plans of the picture, and of the table of what searches found, have in common."""
-CURVES: dict[str, Any] = {
-    "trellis": {"stored": "trellis", "compute": protocol.COMPUTE},
-    "gptq": {"stored": "gptq", "prior": 5},
+CURVES: dict[str, dict[str, Any]] = {
+    "found by qra": {"stored": "trellis", "compute": protocol.COMPUTE},
+    "the same, groups of 64": {"stored": "gptq", "prior": 5},
 }
-"""In the picture: how weights are stored, and what lines of it have in common."""
-WIDTH = re.compile(r"uniform (\d+)-bit r8(, embeddings 16-bit)?")
+"""In the picture: what lines of a curve have in common."""
+UNIFORM = {
+    "uniform 2-bit r8, embeddings 16-bit": "2 bits, embeddings 16",
+    "uniform 3-bit r8": "3 bits everywhere",
+    "uniform 4-bit r8": "4 bits everywhere",
+}
 NAMES = {REFERENCE: "16-bit LoRA, rank 32", NF4: "QLoRA, nf4, rank 8"}
 SIZE = (760, 420)
 
@@ -123,31 +127,28 @@ def points(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
 
 def draw() -> str:
     """The picture, an SVG."""
-    lines = [
-        d
-        for d in map(whole, read(protocol.RESULTS / "budgets.jsonl"))
-        if d["own_rows"] and d["steps"] == SHOWN["steps"]
-    ]
-    made = {
-        stored: points([d for d in lines if (SHOWN | alike).items() <= d.items()]) for stored, alike in CURVES.items()
-    }
-    usual = points([d for d in lines if d["compute"] == protocol.COMPUTE])
-    rivals = {name: usual[n] for n, name in NAMES.items()}
-    now, before = (
-        sorted(at for n, at in made[stored].items() if re.fullmatch(rf"{SENSITIVITIES} \d+ MiB", n))
-        for stored in CURVES
-    )
-    uniform = {WIDTH.sub(r"\1 bits everywhere", n): at for n, at in made["trellis"].items() if n.startswith("uniform")}
+    lines = [d for d in map(whole, read(protocol.RESULTS / "budgets.jsonl")) if d["steps"] == SHOWN["steps"]]
+    usual = [d for d in lines if d["plan"] in USUAL and d["own_rows"]]
+    rivals: dict[str, tuple[float, float]] = {}
+    for compute in (EARLIER["compute"], protocol.COMPUTE):  # the latter, if it is there
+        rivals |= points([d for d in usual if d["compute"] == compute])
+    rivals = {name: rivals[n] for n, name in NAMES.items()}
+    uniform: dict[str, tuple[float, float]] = {}
+    curves = {}
+    for label, alike in CURVES.items():
+        plans = points([d for d in lines if (SHOWN | alike).items() <= d.items()])
+        curves[label] = sorted(at for n, at in plans.items() if re.fullmatch(rf"{SENSITIVITIES} \d+ MiB", n))
+        uniform = uniform or {UNIFORM[n]: at for n, at in plans.items() if n in UNIFORM}
     with style() as c:
         figure, (axes,) = new_figure("Bytes needed for a quality: test loss over memory", SIZE)
-        shown = [*rivals.values(), *uniform.values(), *now, *before]
+        shown = [*rivals.values(), *uniform.values(), *(at for found in curves.values() for at in found)]
         fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in shown], log=True)
         fit(axes, "y", "test loss, nats a token", [loss for _, loss in shown], log=False)
-        axes.plot(*zip(*before, strict=True), marker="s", markersize=6, color=c["soft"], linewidth=1, zorder=2)
-        axes.plot(*zip(*now, strict=True), marker="s", markersize=9, color=c["best"], linewidth=2, zorder=3)
         taken: list = []
-        put_label(axes, taken, "found by qra", now[0], (12, 0), fontweight="bold")
-        put_label(axes, taken, "the same in groups of 64", before[0], (12, 0), color=c["soft"])
+        for (label, found), color in zip(curves.items(), ("best", "soft"), strict=True):
+            if found:
+                axes.plot(*zip(*found, strict=True), marker="s", markersize=9, color=c[color], linewidth=2, zorder=3)
+                put_label(axes, taken, label, found[0], (12, 0), fontweight="bold")
         for color, some in (("found", uniform), ("soft", rivals)):
             for name, at in some.items():
                 axes.plot(*at, marker="o", markersize=9, color=c[color], linestyle="none", clip_on=False)
