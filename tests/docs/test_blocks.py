@@ -1,4 +1,4 @@
-"""Every block of code in the documentation says how it is tested, and is."""
+"""Every block of code in the documentation says how it is tested, and is; every notebook runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import docs_checks as checks
 import docs_world as small
 import pytest
 from brief_answers import write_briefly
-from docs_blocks import ALL, PAGES, ROOT, Block, blocks_of, commands
+from docs_blocks import ALL, NOTEBOOKS, PAGES, ROOT, Block, blocks_of, cells_of, commands
 
 PARSED = [b for b in ALL if b.how == "parse"]
 RUN = {page: run for page in PAGES if (run := [b for b in ALL if b.page == page and b.how == "run"])}
+RUN |= {notebook: cells_of(notebook) for notebook in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
