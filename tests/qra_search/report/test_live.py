@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 from report_runs import Bits, Guessing, evil_space
