@@ -82,13 +82,13 @@ class Setting:
 SETTINGS = {
     "gemma-270m": Setting(
         "arc_easy",
-        {"batch_size": 8, "max_length": 192, "learning_rate": 1e-3},
+        {"batch_size": 8, "max_length": 192, "learning_rate": 1e-3, "scales": "auto"},
         {"steps": 40, "test_rows": 400},
         (45, 35, 60, 75, 100, 50),
     ),
     "qwen-1.5b": Setting(
         "gsm8k",
-        {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3},
+        {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3, "scales": "auto"},
         {"steps": 36, "test_rows": 400},
         (60, 100, 75, 50),
         options={"chat": True},
