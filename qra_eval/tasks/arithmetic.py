@@ -119,16 +119,16 @@ class ArithmeticTask(Task):
         seed: int = 0,
         *,
         sizes: Mapping[str, int] | None = None,
-        kinds: Sequence[str] = tuple(KINDS),
+        kinds: Sequence[str] | None = None,
         digits: Sequence[int] = DIGITS,
         **options: Any,
     ):
         super().__init__(data, seed, **options)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        if not kinds or not set(kinds) <= set(KINDS):
-            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
-        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds), tuple(digits)
+        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
+        if not set(self.kinds) <= set(KINDS):
+            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         return {name: _drawn(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
