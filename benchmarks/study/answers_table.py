@@ -1,11 +1,16 @@
-"""The tables of `answers.jsonl`: right answers at equal bytes."""
+"""The tables of `answers.jsonl`: right answers at equal bytes; run by itself, it puts them into docs/study.md.
+
+    python -m benchmarks.study.answers_table
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import MIB
+from benchmarks.common import MIB, read
+from benchmarks.study import protocol
 from benchmarks.study.intervals import change, difference, mean_loss, rows_of, table_of
+from benchmarks.study.tables import PAGE, fill
 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
@@ -35,3 +40,12 @@ def table(lines: list[dict[str, Any]], name: str) -> list[str]:
         body.append([*cells, f"{sum(d['processor_seconds'] for d in some) / len(some) / 60:.0f}"])
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], body)
+
+
+def main() -> None:
+    lines = read(protocol.RESULTS / FILE)
+    fill(PAGE, {name: table(lines, name) for name in {d["model"] for d in lines}})
+
+
+if __name__ == "__main__":
+    main()
