@@ -247,9 +247,7 @@ class SearchConfig(Section):
 
     strategy: str = DEFAULT_STRATEGY
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(
-        DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
-    )
+    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="full evaluations of plans that may be spent")
     metric: Literal["loss", "task"] = Field(
         "loss",
         description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
