@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qra_eval.export.copied import WEIGHTS_FILE, CopyingExporter
 from qra_eval.export.tuned import Chosen, TunedRun
-from qra_eval.models.embeddings import put_tables, uninstall_tables
+from qra_eval.models.embeddings import find_tables, put_tables, uninstall_tables
 from qra_search.engines import room_for
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.workflow.export import serve_command
@@ -70,6 +70,9 @@ class OwnExporter(CopyingExporter):
 
 
 def layout_of(run: TunedRun) -> Layout:
-    """The levels of a run's quantized linears and tables."""
+    """The levels of a run's quantized linears and tables, and which of these the tables are."""
     levels = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
-    return Layout(run.backend, {name: level for name, level in levels.items() if level != UNQUANTIZED_BITS})
+    quantized = {name: level for name, level in levels.items() if level != UNQUANTIZED_BITS}
+    found = find_tables(run.base) if run.tables else []
+    ends = [table.name if table.name in run.tables else None for table in (*found[:1], *found[-1:])]
+    return Layout(run.backend, quantized, *ends)
