@@ -23,6 +23,7 @@ NEEDS = {
     "triton": ("triton", {"qra_backends.trellis.decode_triton", "qra_backends.trellis.viterbi_triton"}, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
+    "vllm": ("vllm", {"qra_backends.vllm_plugin"}, set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
 }
 

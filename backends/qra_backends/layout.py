@@ -1,11 +1,9 @@
-"""The layout of model folders in this project's own formats, which plug-ins for transformers and vLLM load.
+"""How model folders in this project's own formats store weights, for what loads them beside transformers: vLLM.
 
 config.json has a `quantization_config`: `quant_method` is `qra`, `backend` the spec of a backend, and `levels` the
-level of each quantized linear and table by its path. `embedding` and `head` are the paths of these two, if quantized;
-a table that is both goes by the embedding's. What is not in `levels` is stored as transformers has it, biases too.
-
-The file of tensors has those of `Backend.to_tensors` as `PATH.TENSOR`, floats as integers of their size: what loads a
-model may round floats to the model's dtype.
+level of each linear and table by its path, 16 for one that is stored as transformers has it. `embedding` and `head` are
+the paths of quantized tables; one that is both goes by the embedding's. The files of tensors have those of
+`Backend.to_tensors` as `PATH::TENSOR`, and all else as transformers has it, biases too.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ from qra_backends.base import Backend, Expected, Level
 from qra_backends.registry import make_backend
 
 METHOD = "qra"
-_INTEGERS = {2: torch.int16, 4: torch.int32}
-"""By the size of a float."""
+SEPARATOR = "::"
+"""Between the path of a weight and the name of a tensor."""
+_UNQUANTIZED = 16
 _ALIGNED = 16
 """Bytes at a multiple of which tensors of different dtypes begin in one buffer."""
 
@@ -33,7 +32,7 @@ class Layout:
     """What is quantized in a folder, and how.
 
     Attributes:
-        levels: of the backend, by path.
+        levels: of the backend, by path, of what is quantized.
         embedding, head: paths of the tables, None if they are not quantized.
     """
 
@@ -54,12 +53,8 @@ class Layout:
                 f"quantization_config must have quant_method {METHOD!r}, backend and levels, got {sorted(config)}: "
                 "write the folder with `qra export`"
             )
-        return cls(make_backend(config["backend"]), config["levels"], config.get("embedding"), config.get("head"))
-
-    def config(self) -> dict[str, Any]:
-        """The `quantization_config`, plain data."""
-        tables = {"embedding": self.embedding, "head": self.head}
-        return {"quant_method": METHOD, "backend": self.backend.spec, "levels": dict(self.levels), **tables}
+        levels = {name: level for name, level in config["levels"].items() if level != _UNQUANTIZED}
+        return cls(make_backend(config["backend"]), levels, config.get("embedding"), config.get("head"))
 
     def expected(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
         """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.
@@ -75,36 +70,7 @@ class Layout:
         found = self.backend.expected(self.levels[name], out_features, in_features, dtype)
         if found is None:
             raise ValueError(f"{name}: backend {self.backend.name} does not tell its tensors beforehand")
-        return {key: (shape, _stored_dtype(kind)) for key, (shape, kind) in found.items()}
-
-    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """What the file has of a quantized module but its bias."""
-        return {key: value.view(_stored_dtype(value.dtype)) for key, value in self.backend.to_tensors(module).items()}
-
-    def module(
-        self,
-        name: str,
-        tensors: Mapping[str, Tensor],
-        *,
-        out_features: int,
-        in_features: int,
-        dtype: torch.dtype,
-        bias: Tensor | None = None,
-    ) -> nn.Module:
-        """The quantized module of the file's tensors, which are used, not copied.
-
-        Raises:
-            ValueError: they are not those of this level and shape.
-        """
-        level = self.levels[name]
-        shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
-        floats = {
-            key: kind
-            for key, (_, kind) in (self.backend.expected(level, **shape, dtype=dtype) or {}).items()
-            if kind.is_floating_point
-        }
-        own = {key: value.view(floats.get(key, value.dtype)) for key, value in tensors.items()}
-        return self.backend.from_tensors(own, bits=level, **shape, bias=bias, dtype=dtype)
+        return found
 
 
 class Shards:
@@ -142,7 +108,8 @@ class Shards:
             ValueError: it is not what a weight of this level and shape has.
         """
         name, expected = list(self.shapes)[shard], self.parts[shard].get(key)
-        if expected is None or expected != (tuple(tensor.shape), tensor.dtype):
+        dtype = tensor.dtype if name in self.layout.levels else self.dtype  # what is not quantized is cast
+        if expected is None or expected != (tuple(tensor.shape), dtype):
             raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._view(buffer, key, shard).copy_(tensor)
 
@@ -152,8 +119,9 @@ class Shards:
         for i, (name, (out_features, in_features)) in enumerate(self.shapes.items()):
             own = {key: self._view(buffers[key], key, i) for key in self.parts[i]}
             if name in self.layout.levels:
-                shape = {"out_features": out_features, "in_features": in_features}
-                made.append(self.layout.module(name, own, **shape, dtype=self.dtype))
+                level, backend = self.layout.levels[name], self.layout.backend
+                shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
+                made.append(backend.from_tensors(own, bits=level, **shape, dtype=self.dtype))
             else:
                 plain = nn.Linear(in_features, out_features, bias=False, device="meta")
                 plain.weight = nn.Parameter(own["weight"], requires_grad=False)
@@ -164,7 +132,3 @@ class Shards:
         (shape, kind), start = self.parts[shard][key], self._at[shard, key]
         count = prod(shape) * kind.itemsize // buffer.dtype.itemsize
         return buffer[start : start + count].view(kind).view(shape)
-
-
-def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    return _INTEGERS[dtype.itemsize] if dtype.is_floating_point else dtype

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.layout import METHOD, Layout, Shards
+from qra_backends.layout import METHOD, SEPARATOR, Layout, Shards
 
 LEAST_CAPABILITY = 70
 """Of a GPU, times ten: what Triton asks for."""
@@ -63,8 +63,8 @@ class QRAConfig(QuantizationConfig):
 
     @staticmethod
     def get_checkpoint_weight_mapper() -> WeightsMapper:
-        """Nothing is left out: vLLM would drop a tensor of GPTQ's."""
-        return WeightsMapper()
+        """Tensors get the names of parameters."""
+        return WeightsMapper(orig_to_new_substr={SEPARATOR: "."})
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """How a layer stores its weight; a table is told by its kind, as some models give it no path."""
@@ -102,12 +102,12 @@ class QRAMethod(LinearMethodBase):
         if (input_size_per_partition, sum(output_partition_sizes)) != (input_size, output_size):
             raise ValueError(f"{self.names[0]}: codes are not split among devices: use --tensor-parallel-size 1")
         is_table = isinstance(layer, VocabParallelEmbedding)
-        if is_table and isinstance(layer, ParallelLMHead) and self.layout.head == self.layout.embedding:
+        # vLLM pads a table, and cuts the logits.
+        layer.qra_out = layer.org_vocab_size if is_table else output_size
+        if isinstance(layer, ParallelLMHead) and self.layout.head == self.layout.embedding:
             layer.qra_key = self.config.table
         else:
-            sizes = output_partition_sizes if len(self.names) > 1 else [output_size]
-            if is_table:
-                sizes = [layer.org_vocab_size]  # vLLM pads it, and cuts the logits
+            sizes = output_partition_sizes if len(self.names) > 1 else [layer.qra_out]
             shapes = {name: (size, input_size) for name, size in zip(self.names, sizes, strict=True)}
             shards = Shards(self.layout, shapes, params_dtype)
             for key, (count, dtype) in shards.buffers.items():
@@ -126,8 +126,7 @@ class QRAMethod(LinearMethodBase):
             layer.qra_modules = tuple(layer.qra_shards.modules(buffers))
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = sum(size for size, _ in _layers[layer.qra_key].qra_shards.shapes.values())
-        given = torch.ops.qra.linear(x, layer.qra_key, out)
+        given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
         return given if bias is None else given + bias
 
     def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
