@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from qra_backends.layout import METHOD, SEPARATOR
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
-
-METHOD = "qra"
 
 
 @register_quantization_config(METHOD)
@@ -41,7 +40,7 @@ class QRAQuantizer(HfQuantizer):
         self.files = checkpoint_files
         names = map(re.escape, [*(f"{name}.weight" for name in self.quantization_config.levels), *self.tied])
         model._keys_to_ignore_on_load_missing = {f"^{name}$" for name in names}
-        model._keys_to_ignore_on_load_unexpected = {"::"}
+        model._keys_to_ignore_on_load_unexpected = {SEPARATOR}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from qra_eval.tuning.saved import put_base

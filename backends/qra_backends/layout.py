@@ -1,8 +1,8 @@
-"""How model folders in this project's own formats store weights, for what loads them beside transformers: vLLM.
+"""How model folders in this project's own formats store weights, for what loads them: transformers and vLLM.
 
 config.json has a `quantization_config`: `quant_method` is `qra`, `backend` the spec of a backend, and `levels` the
 level of each linear and table by its path, 16 for one that is stored as transformers has it. `embedding` and `head` are
-the paths of quantized tables; one that is both goes by the embedding's. The files of tensors have those of
+the paths of the tables; one that is both goes by the embedding's. The files of tensors have those of
 `Backend.to_tensors` as `PATH::TENSOR`, and all else as transformers has it, biases too.
 """
 
@@ -54,7 +54,8 @@ class Layout:
                 "write the folder with `qra export`"
             )
         levels = {name: level for name, level in config["levels"].items() if level != _UNQUANTIZED}
-        return cls(make_backend(config["backend"]), levels, config.get("embedding"), config.get("head"))
+        ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
+        return cls(make_backend(config["backend"]), levels, *ends)
 
     def expected(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
         """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.

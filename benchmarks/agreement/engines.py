@@ -37,9 +37,9 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.plan import Plan
 
 PLUGIN = "vllm-plugin"
-OWN = {"backend": {**dict.fromkeys((2, 3, 4), "trellis"), 6: "reference-gptq"}, "embeddings": [4]}
+OWN = {"backend": "mixed-calibrated", "embeddings": [6]}
 BITS = {
-    "gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16), PLUGIN: (2, 3, 4, 6, 16)
+    "gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16), PLUGIN: (2, 3, 4, 8, 16)
 }  # fmt: skip
 RANKS = (8, 16)
 STATE = ".quant_state."
@@ -120,7 +120,7 @@ def tune(
         {"name": "gsm8k", "data": data},
         quantization=config.quantization.model_copy(update={"cache": cache}),
         space=config.space,
-        training={"batch_size": 4},
+        training={"batch_size": 4, "max_length": 160},
         finetune={"test_rows": 4, "sample_answers": 0},
     )
     groups = list(enumerate(evaluator.space.groups))

@@ -30,7 +30,7 @@ class BitsAndBytesExporter(CopyingExporter):
             reasons.append("transformers takes nf4 or fp4, not both in one model: search with one of them")
         return reasons
 
-    def tensors(self, run: TunedRun, module: nn.Module) -> dict[str, Tensor] | None:
+    def tensors(self, module: nn.Module) -> dict[str, Tensor] | None:
         state = _state(module)
         if state is None:
             return None

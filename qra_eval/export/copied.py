@@ -31,7 +31,7 @@ class CopyingExporter(Exporter):
     """Whether the adapter is written at one rank for all linears."""
 
     @abstractmethod
-    def tensors(self, run: TunedRun, module: nn.Module) -> dict[str, Tensor] | None:
+    def tensors(self, module: nn.Module) -> dict[str, Tensor] | None:
         """What is stored of a quantized linear, by name in it; None if it is stored in another way."""
 
     @abstractmethod
@@ -44,11 +44,7 @@ class CopyingExporter(Exporter):
 
     def stored(self, run: TunedRun, linear: Chosen) -> dict[str, Tensor] | None:
         """The tensors of a linear of the plan; None if it is unquantized."""
-        return None if linear.bits == UNQUANTIZED_BITS else self.tensors(run, run.module(linear.name))
-
-    def tables(self, run: TunedRun) -> dict[str, dict[str, Tensor]]:
-        """The tensors of quantized embeddings and head by path, or of the one table of both by the embedding's."""
-        return {}
+        return None if linear.bits == UNQUANTIZED_BITS else self.tensors(run.module(linear.name))
 
     def check(self, run: TunedRun) -> list[str]:
         others = [m for m in run.linears if m.bits != UNQUANTIZED_BITS and self.stored(run, m) is None]
@@ -71,13 +67,9 @@ class CopyingExporter(Exporter):
             for key, value in (own or {"weight": run.weight(linear)}).items():
                 state[f"{linear.name}.{key}"] = value
                 size += value.nbytes if own is not None and "quant_state" not in key else 0
-        tables, whole = self.tables(run), set()
-        for name, own in tables.items():
-            whole.add(run.module(name).get_parameter("weight").data_ptr())  # of a head too, if they are one
-            state |= {f"{name}.{key}": value for key, value in own.items()}
         written = tuple(f"{linear.name}." for linear in run.linears)
         for key, value in run.base.state_dict().items():
-            if value.data_ptr() not in whole and (not key.startswith(written) or key.endswith(".bias")):
+            if not key.startswith(written) or key.endswith(".bias"):
                 state[key] = value
         save_file(untied(state), out / WEIGHTS_FILE, metadata={"format": "pt"})
         write_config(run, out, self.quantization(run))
@@ -98,7 +90,7 @@ class IntegerExporter(CopyingExporter):
     layer: ClassVar[type[IntegerLinear]]
     """Whose tensors are the format's own."""
 
-    def tensors(self, run: TunedRun, module: nn.Module) -> dict[str, Tensor] | None:
+    def tensors(self, module: nn.Module) -> dict[str, Tensor] | None:
         return module.tensors() if isinstance(module, self.layer) else None
 
     def sizes(self, run: TunedRun) -> dict[str, tuple[int, int]]:

@@ -43,7 +43,6 @@ BACKENDS: dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]]] = {
     "gptq": ("gptq", (3, 2, 4, 16), (2, 3, 4, 16)),
     "compressed-tensors": ("compressed-tensors", (4, 8, 16), (4, 8, 16)),
     "reference": ("reference", (3, 2, 4, 16), (2, 3, 4, 16)),
-    "own": ({2: "trellis", 3: "trellis", 4: "reference-gptq"}, (3, 2, 4, 3, 2, 16), (2, 3, 4, 16)),
 }
 """What each is, the levels of its plans in turn, and their bits."""
 
@@ -71,21 +70,16 @@ class Runs:
         evaluator = QuantizedLoRAEvaluator(
             str(model),
             "arithmetic",
-            quantization=QuantizationConfig(
-                backend=spec, embeddings=bits if backend == "own" else 16, cache=str(self.folder / "bank" / name)
-            ),
-            space=SpaceConfig(
-                bits=bits, ranks=(0, 4, 8), granularity="module" if "own" in name or name == "uneven" else "fused"
-            ),
+            quantization=QuantizationConfig(backend=spec, embeddings=16, cache=str(self.folder / "bank" / name)),
+            space=SpaceConfig(bits=bits, ranks=(0, 4, 8), granularity="module" if name == "uneven" else "fused"),
             training={"learning_rate": 2e-2, "batch_size": 2},
             evaluation={"validation_rows": 2},
             finetune={"test_rows": 2, "sample_answers": 0},
             dtype="float32",
         )
-        groups = evaluator.space.groups
+        groups = len(evaluator.space)
         plan = Plan(
-            tuple(levels[i % len(levels)] for i in range(len(groups))),
-            tuple(0 if group.is_embedding else (8, 4, 8, 0)[i % 4] for i, group in enumerate(groups)),
+            tuple(levels[i % len(levels)] for i in range(groups)), tuple((8, 4, 8, 0)[i % 4] for i in range(groups))
         )
         evaluator.tune(plan, steps=3, folder=self.folder / "runs" / name)
         return self.folder / "runs" / name
