@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from qra_backends.layout import METHOD, SEPARATOR
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qra_eval.models.linears import normalise
-
-METHOD = "qra"
 
 
 @register_quantization_config(METHOD)
@@ -44,7 +43,7 @@ class QRAQuantizer(HfQuantizer):
             *(model._keys_to_ignore_on_load_missing or ()),
             *(f"^{n}$" for n in names),
         }
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), "::"}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from qra_eval.tuning.saved import put_base

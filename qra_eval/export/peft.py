@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from qra_backends.layout import METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from qra_eval.export.base import Exported, Exporter, compared
 from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
-from qra_eval.pretrained import METHOD
+from qra_eval.models.embeddings import known_tables
 from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, levels_of
 from qra_search.files import write_json
 
@@ -83,14 +84,17 @@ def write_base(run: TunedRun, out: Path) -> None:
     """Write what makes a model of the stored weights in `out`: the rest of them, config, index and tokenizer."""
     with safe_open(out / BASE_FILE, framework="pt") as file:
         stored = list(file.keys())
-    searched = {key.partition("::")[0] for key in stored}
+    searched = {key.partition(SEPARATOR)[0] for key in stored}
     state = untied(run.base.state_dict())
     rest = {key: t for key, t in state.items() if key.rpartition(".")[0] not in searched or key.endswith(".bias")}
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
-    write_config(run, out, {"quant_method": METHOD, "backend": run.plan["backend"], "levels": levels_of(run.plan)})
+    tables = [table.name for table in known_tables(run.base)]
+    ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
+    how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": levels_of(run.plan), **ends}
+    write_config(run, out, how)
 
 
 def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None:
