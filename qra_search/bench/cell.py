@@ -43,7 +43,7 @@ def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference
     uniform = [best_uniform(evaluator, b) for b in grid]
     reference = evaluator.reference_front(grid, cache=reference_cache)
     timed = Timed(parse_strategy(strategy))
-    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed)
+    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, charged=True)
     begun = time.perf_counter()
     study.run()
     seconds = time.perf_counter() - begun
@@ -116,7 +116,8 @@ def _look(
 ) -> dict[str, Any]:
     """What would be handed over at each budget of the grid when at most `point` evaluations were spent."""
     then = truncate(state, point)
-    result = SearchResult.from_state(then, strategy)
+    # What the strategy itself would hand over: not what the sensitivities say beside it.
+    result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
     handed, believed = [], []
     for budget in grid:
         best = result.best(budget)
@@ -133,8 +134,7 @@ def _look(
 
 def truncate(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
-    spent = state.sensitivities.cost if state.sensitivities else 0.0
-    kept = 0
+    spent, kept = state.charge, 0
     for trial in state.trials:
         spent += trial.charged
         if spent > point + 1e-9:

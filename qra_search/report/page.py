@@ -131,7 +131,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     measured = "no sensitivities were measured"
     if result.sensitivities is not None:
         charge = evaluations_text(result.sensitivities.cost)
-        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, charged as {charge} evaluations"
+        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, as long as {charge} evaluations"
     return [*items, ("Time in evaluations", duration(run.seconds), measured)]
 
 
