@@ -171,7 +171,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             "quantization": quantization, "space": space, "training": training,
             "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
         }  # fmt: skip
-        self.prior_report: dict[str, Any] = {}
+        self.sensitivities_report: dict[str, Any] = {}
 
     @classmethod
     def from_config(
@@ -255,7 +255,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        sensitivities, self.prior_report = kept_or_measured(self.tuner)
+        sensitivities, self.sensitivities_report = kept_or_measured(self.tuner)
         return sensitivities
 
     def describe(self) -> dict[str, Any]:
