@@ -25,7 +25,7 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, Task, make_task, register_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.final import tune
+from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
@@ -311,13 +311,17 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
         """
-        self.space.encode(plan)
+        self.space.of(plan).encode(plan)
         tuned = tune(
             self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
         )
         if folder is not None:
             RunFolder(folder).keep_tuned(self._config(), self.space, self.describe(), tuned, steps)
         return tuned
+
+    def untuned(self) -> Tuned | None:
+        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
+        return untuned(self.tuner)
 
     def _config(self) -> RunConfig:
         """The settings of a run that has this evaluator."""
