@@ -47,18 +47,23 @@ class Zeros(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _works() -> bool:
-    """Tried once in a process, with a kernel of one number; why it does not work is logged once."""
+    """Tried once in a process; why it does not work is logged once."""
     reason = missing_library("triton")
     if reason is None:
-        from qra_backends.kernels.groupwise import decode
-
         try:
-            one = torch.ones(1, 1, dtype=torch.float16, device="cuda")
-            decode(one.view(torch.uint8).view(-1), one, one, 8, 1, (1, 1), torch.float32)
+            try_kernel()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a missing compiler, its headers or an old driver come to
-            reason = f"Triton cannot compile ({type(error).__name__}: {error})"
+            reason = f"Triton cannot compile here ({type(error).__name__}: {error})"
     if reason is not None:
-        log.warning("weights are dequantized step by step, three times slower or so: %s", " ".join(reason.split()))
+        log.warning("weights are dequantized by several kernels each instead of one: %s", " ".join(reason.split()))
     return reason is None
+
+
+def try_kernel() -> None:
+    """Compile and run a kernel on a weight of one number; raises what keeps it from that."""
+    from qra_backends.kernels.groupwise import decode
+
+    one = torch.ones(1, 1, dtype=torch.float16, device="cuda")
+    decode(one.view(torch.uint8).view(-1), one, one, 8, 1, (1, 1), torch.float32).cpu()
