@@ -30,7 +30,7 @@ SPECS: list[tuple[dict[str, Any], tuple[int, int]]] = [
 LEVELS = [(spec, bits, shape) for spec, shape in SPECS for bits in make_backend(spec).bits]
 
 
-def both(weight: Callable[[], Tensor], kernels: Switch) -> tuple[Tensor, Tensor]:
+def both(weight: Callable[[], Any], kernels: Switch) -> tuple[Any, Any]:
     """Of the plain way and of the kernel."""
     kernels(False)
     plain = weight()
@@ -65,6 +65,26 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
         )
     for dtype in (torch.float32, torch.float16):
         plain, found = both(lambda dtype=dtype: decode_blocks(blocks, kind, dtype), kernels)
+        assert torch.equal(plain, found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [({"name": "reference-gptq", "group_size": 12}, (7, 70)), ({"name": "gptq", "symmetric": True}, (32, 64))],
+    ids=str,
+)
+def test_codes_by_error_feedback_and_polish(spec: dict[str, Any], shape: tuple[int, int], kernels: Switch):
+    g, backend = torch.Generator().manual_seed(0), make_backend(spec)
+    x = torch.randn(400, shape[1], generator=g) @ torch.randn(shape[1], shape[1], generator=g)
+    linear = nn.Linear(shape[1], shape[0], bias=False)
+    linear.weight.data = torch.randn(shape, generator=g)
+    linear.weight.data[0, :32] = 0  # groups of scale 0
+
+    def tensors() -> list[Tensor]:
+        made = backend.quantize_levels(linear, (2, 8), hessian=x.T @ x)
+        return [tensor for module in made.values() for tensor in backend.to_tensors(module).values()]
+
+    for plain, found in zip(*both(tensors, kernels), strict=True):
         assert torch.equal(plain, found)
 
 
