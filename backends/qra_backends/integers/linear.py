@@ -109,6 +109,7 @@ class GPTQIntegers(IntegerLinear):
     """In GPTQ's second format."""
 
     codes_name, float_name = "qweight", "scales"
+    joined_along = {"qweight": 1, "qzeros": 1, "scales": 1, "g_idx": None}
     groups_first = True
 
     def stream(self) -> Tensor:
@@ -128,6 +129,7 @@ class CompressedIntegers(IntegerLinear):
     """In compressed-tensors' `pack-quantized` form; without weight_zero_point, it is 2^(bits - 1) everywhere."""
 
     codes_name, float_name = "weight_packed", "weight_scale"
+    joined_along = {"weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0, "weight_shape": None}
 
     def stream(self) -> Tensor:
         return self.tensors()["weight_packed"].view(torch.uint8).flatten()
