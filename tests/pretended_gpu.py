@@ -156,6 +156,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield Tensor, "device", property(place)
     yield Tensor, "is_cuda", property(lambda tensor: place(tensor) == CUDA)
     yield Tensor, "to", to
+    yield Tensor, "pin_memory", lambda tensor, *args: tensor
     yield Tensor, "cpu", lambda tensor: to(tensor, CPU)
     yield Tensor, "cuda", lambda tensor, *args: to(tensor, CUDA)
     for name in ("new_zeros", "new_empty", "new_ones", "new_full"):

@@ -54,7 +54,7 @@ def tune(
         return _tuned(tuner, plan, seed, length, folder, kept, figures, progress)
 
     try:
-        return unless_out_of_memory(tuner.switcher, work)
+        return unless_out_of_memory(tuner, work)
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
 
@@ -80,7 +80,7 @@ def _tuned(
     with watch.saving():
         tuner.train(steps, seed, each_step, watch=watch, batches=batches)
     rows = tuner.rows("test", finetune.test_rows)
-    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
+    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
     after = sample_answers(tuner, shown)
     scored = min(finetune.test_rows, SCORED_ROWS)
     metrics = score(tuner, scored)
@@ -169,9 +169,8 @@ def score(tuner: FineTuner, rows: int) -> dict[str, float]:
     longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
     if longest > SHORT_ANSWER and tuner.metric == "loss":
         return {}
-    settings = tuner.settings
     task = tuner.rows.task
     return task.metrics(
-        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
+        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * tuner.rows_together,
         max_length=tuner.with_room(SHORT_ANSWER),
     )  # fmt: skip
