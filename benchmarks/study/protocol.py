@@ -113,12 +113,13 @@ def evaluator(
     embeddings: int | tuple[int, ...] = 16,
     model: str | None = None,
     cache: str | None = None,
+    options: dict[str, Any] | None = None,
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
-    """The real evaluator under the study's settings, with changes of their sections."""
+    """The real evaluator under the study's settings, with changes of their sections, and a task's options."""
     return QuantizedLoRAEvaluator(
         model or MODEL,
-        TaskConfig(name=task, data=str(data)),
+        TaskConfig(name=task, data=str(data), options=options or {}),
         quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         compute=COMPUTE,
