@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from qra_search.surrogates.prior_table import prior_table
 
 from benchmarks.common import PeakWatch, append, read
 from benchmarks.study import protocol
@@ -43,7 +44,6 @@ from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
-from qra_search.surrogates.prior_table import prior_table
 
 RANK = 16
 """Of all uniform plans and rivals."""

@@ -153,14 +153,12 @@ def tuned(
     evaluator.tuner.switcher.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
-    untuned = bench.held_out("validation", bench.evaluation.validation_rows)
     steps = bench.finetune.steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed) if batches is None else batches)
     held_out = bench.held_out("validation", bench.evaluation.validation_rows)
     return {
         **in_place(evaluator, plan),
         "train_loss": round(trained.loss, 5),
-        "untuned_validation_loss": round(untuned, 5),
         "validation_loss": round(held_out, 5),
         "train_seconds": round(trained.seconds, 1),
         "quantize_seconds": round(prepared - start, 1),
