@@ -1,6 +1,6 @@
 """The tables of `answers.jsonl`: right answers at equal bytes; run by itself, it puts them into docs/study.md.
 
-    python -m benchmarks.study.answers_table
+python -m benchmarks.study.answers_table
 """
 
 from __future__ import annotations
