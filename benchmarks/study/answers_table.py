@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import MIB, read
-from benchmarks.study import protocol
+from benchmarks.common import MIB
 from benchmarks.study.intervals import change, difference, mean_loss, rows_of, table_of
-from benchmarks.study.tables import PAGE, fill
 
 FILE = "answers.jsonl"
 UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
@@ -37,15 +35,8 @@ def table(lines: list[dict[str, Any]], name: str) -> list[str]:
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{right:.1%}", "–" if same else f"{mean} [{low}, {high}]"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
-        body.append([*cells, f"{sum(d['processor_seconds'] for d in some) / len(some) / 60:.0f}"])
+        body.append(
+            [*cells, f"{sum(d['processor_seconds'] - d.get('prepared', 0) for d in some) / len(some) / 60:.1f}"]
+        )
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], body)
-
-
-def main() -> None:
-    lines = read(protocol.RESULTS / FILE)
-    fill(PAGE, {name: table(lines, name) for name in {d["model"] for d in lines}})
-
-
-if __name__ == "__main__":
-    main()
