@@ -17,7 +17,6 @@ from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.page import page
 from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
@@ -250,6 +249,8 @@ def write_report(
     folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
 ) -> None:
     """Write `report.html` of a run from what is at hand; nothing is read again."""
+    from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
+
     write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
 
 
