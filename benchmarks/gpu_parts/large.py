@@ -45,7 +45,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator().tuner.switcher.prepare()
         return {"foretold_seconds": estimate["setup_seconds"]}
 
-    def prior() -> dict[str, Any]:
+    def sensitivities() -> dict[str, Any]:
         evaluator().sensitivities()
         return {"foretold_seconds": estimate["sensitivities_seconds"]}
 
@@ -62,7 +62,13 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator()
         return {}
 
-    for name, work in (("load", load), ("quantize", quantize), ("prior", prior), ("search", search), ("tune", tune)):
+    for name, work in (
+        ("load", load),
+        ("quantize", quantize),
+        ("sensitivities", sensitivities),
+        ("search", search),
+        ("tune", tune),
+    ):
         if name in done:
             continue
         if name != "load":
