@@ -18,6 +18,7 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.names import KNOWN, LIVE
 from qra_eval.quantized import adapters
+from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
@@ -214,6 +215,7 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     if tables:
         put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None, place)
     model.requires_grad_(False)
+    generate_ready(model, backend, [name for name in linears if chosen[name] != UNQUANTIZED_BITS])
     return model, loaded.tokenizer
 
 
