@@ -171,10 +171,10 @@ class TrainingConfig(Section):
         description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
         "and adapter in turn)",
     )
-    scales: bool = Field(
-        False,
-        description="train the scales and offsets of quantized groups along with the adapters, at no bytes; a step "
-        "then takes up to half as long again",
+    scales: bool | Literal["auto"] = Field(
+        "auto",
+        description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
+        "those of whole rows, which cost little (not of experts); those of groups make a step up to half as long again",
     )
     scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
@@ -264,7 +264,8 @@ class SearchConfig(Section):
     )
     seed: int = Field(0, ge=0)
     learn_from: str | None = Field(
-        None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
+        None,
+        description="another run, or its log, whose trials give the sensitivities; default: they are measured",
     )
 
     @field_validator("memory", mode="before")

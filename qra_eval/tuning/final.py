@@ -55,7 +55,7 @@ def tune(
         return _tuned(tuner, plan, seed, length, folder, kept, figures, progress)
 
     try:
-        return unless_out_of_memory(tuner.switcher, work)
+        return unless_out_of_memory(tuner, work)
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
 
@@ -81,7 +81,7 @@ def _tuned(
     with watch.saving():
         tuner.train(steps, seed, each_step, watch=watch, batches=batches)
     rows = tuner.rows("test", finetune.test_rows)
-    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
+    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
     after = sample_answers(tuner, shown)
     metrics, scored = scores(tuner)
     tuned = Tuned(
@@ -118,7 +118,7 @@ def untuned(tuner: FineTuner) -> Tuned | None:
     def work() -> Tuned:
         with tuner.switcher.unquantized():
             rows = tuner.rows("test", tuner.finetune.test_rows)
-            nats, tokens = row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
+            nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
             metrics, scored = scores(tuner) if tuner.quantized.materialised else ({}, 0)
         return Tuned(
             plan, 0, 0, sum(nats) / max(1, sum(tokens)), metrics, space.memory_bytes(plan),
@@ -197,10 +197,10 @@ def score(tuner: FineTuner, rows: int) -> dict[str, float]:
     token of one is as dear as a row's whole loss.
     """
     longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
-    task, settings = tuner.rows.task, tuner.settings
+    task = tuner.rows.task
     if longest > SHORT_ANSWER and tuner.metric == "loss" and not task.judges_long:
         return {}
     return task.metrics(
-        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
+        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * tuner.rows_together,
         max_length=tuner.with_room(SHORT_ANSWER),
     )  # fmt: skip

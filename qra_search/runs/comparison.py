@@ -97,7 +97,8 @@ def difference(found: TestResult, other: TestResult) -> tuple[float, float] | No
 def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:
     """Uniform plans of at most `limit` bytes, cheapest first: all, or the best by the search's own estimate.
 
-    If the search evaluated none that fits, the best is the one of lowest predicted loss; without a prior the largest.
+    If the search evaluated none that fits, the best is the one of lowest predicted loss, or the largest without
+    sensitivities.
     """
     fitting = [plan for plan in space.uniform_plans() if space.memory_bytes(plan) <= limit]
     if against == "none" or not fitting:

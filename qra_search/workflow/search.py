@@ -26,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
-from qra_search.study.transfer import learnt_prior
+from qra_search.study.transfer import learnt_sensitivities
 from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import learnt_log
@@ -228,9 +228,9 @@ def make_study(
         BadInput: a budget that no plan fits, a log of another search.
     """
     with bad_input():
-        # A log keeps the prior that it has: the other run may be gone by now.
+        # A log keeps the sensitivities that it has: the other run may be gone by now.
         source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        sensitivities = None if source is None else learnt_prior(source, evaluator.space)
+        sensitivities = None if source is None else learnt_sensitivities(source, evaluator.space)
         return Study(
             evaluator,
             sensitivities=sensitivities,
