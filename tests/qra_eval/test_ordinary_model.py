@@ -26,6 +26,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import ready
 from qra_eval.tuning.saved import BASE_DIGEST, load_base
 from qra_search import plan
+from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]
 STEPS = 5
@@ -226,3 +227,11 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     counts.clear()
     assert torch.equal(model.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
+
+
+def test_load_says_in_a_line_what_is_wrong(run: Path) -> None:
+    with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
+        load("nothere")
+    if not torch.cuda.is_available():
+        with pytest.raises(BadInput, match="device 'cuda': no CUDA device is visible to torch here"):
+            load(run, device="cuda")
