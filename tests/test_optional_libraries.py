@@ -13,6 +13,14 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("without_library.py")
 
+TRITON_KERNELS = {
+    "qra_backends.ggml.decode_triton",
+    "qra_backends.kernels.groupwise",
+    "qra_backends.libraries.hqq_triton",
+    "qra_backends.reference.feedback_triton",
+    "qra_backends.trellis.decode_triton",
+    "qra_backends.trellis.viterbi_triton",
+}
 NEEDS = {
     # library: (distribution, modules that import it at the top, backends, strategies)
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
@@ -20,7 +28,7 @@ NEEDS = {
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "nevergrad": ("nevergrad", set(), set(), {"nevergrad"}),
-    "triton": ("triton", {"qra_backends.trellis.decode_triton", "qra_backends.trellis.viterbi_triton"}, set(), set()),
+    "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),

@@ -32,9 +32,9 @@ class Parts(NamedTuple):
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
     if choice.usable(blocks.device):
-        from qra_backends.ggml import decode_triton
+        from qra_backends.ggml.decode_triton import decode as decode_at_once
 
-        return decode_triton.decode(blocks.contiguous(), kind, dtype)
+        return decode_at_once(blocks.contiguous(), kind, dtype)
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
