@@ -13,7 +13,7 @@ import torch
 from qra_backends import Backend
 
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
-from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
+from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
@@ -23,6 +23,7 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, t
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.executors.devices import SHARING
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import Group, SearchSpace
@@ -33,7 +34,7 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
-"""Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
+"""Rows whose activations calibrated backends see; their forward pass is charged to the sensitivities."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 FREED_AT_ONCE = 128 << 10
@@ -96,6 +97,8 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
+        experts = any(EXPERT.match(f.name) for f in found)  # computed many at once, but for those with trained scales
+        self._scales = bool(settings.scales) and not (settings.scales == "auto" and experts)
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
@@ -157,11 +160,27 @@ class QuantizedModel:
         """What gives bases and adapters' first factors, as the settings say where adapters start."""
         return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), self._fitted)
 
+    def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
+        """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
+        if bits == UNQUANTIZED_BITS or not self._scales:
+            return 0
+        numbers = self.backend.trainable_numbers(bits, out_features, in_features)
+        return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
+
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
         self._bank.forget()
         if self._fitted is not None:
             self._fitted.bases.forget()
+
+    def keep_nothing(self) -> bool:
+        """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
+        kept = self.materialised or self.blocks.keeps
+        self.forget()
+        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self.dtype, False
+        for bank in (self._bank, *(() if self._fitted is None else (self._fitted.bases,))):
+            bank.room, bank.compute = 0, self.dtype
+        return kept
 
     @property
     def identity(self) -> str:
@@ -204,9 +223,13 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
+    """Bytes that are free on a device now; of the host's memory what is available without swapping.
+
+    Of a GPU that several workers share no more than its share: the others may have begun, or not yet.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, total // int(os.environ.get(SHARING, "1")))
     try:
         with open("/proc/meminfo") as lines:
             found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
