@@ -7,9 +7,9 @@ embeddings among the groups, and within the bytes of a uniform plan: what choosi
 Beside them are uniform plans, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8.
 Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there (`budgets_table.py`).
 
-With `--stored halves` 2.5 and 3.5 bits may be chosen too. With `gptq` weights are stored as by the default until trellis
-codes were, and the plans that searches found (`search.py --newest`) are tuned too; with `whole` its zero points are
-whole, as GPTQModel and vLLM read them.
+With `--stored halves` 2.5 and 3.5 bits may be chosen too. With `gptq` weights are stored as by the default until
+trellis codes were, and the plans that searches found (`search.py --newest`) are tuned too. With `whole` its zero points
+are whole, as GPTQModel and vLLM read them.
 """
 
 from __future__ import annotations
