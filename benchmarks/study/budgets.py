@@ -24,7 +24,17 @@ from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.budgets_table import NF4, PLANS, REFERENCE, SENSITIVITIES, USUAL, searched_table, table, whole
+from benchmarks.study.budgets_table import (
+    ISOLATED,
+    NF4,
+    PLANS,
+    REFERENCE,
+    SENSITIVITIES,
+    USUAL,
+    searched_table,
+    table,
+    whole,
+)
 from benchmarks.study.protocol import Job, like
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.sensitivities.cache import PRIOR_VERSION
@@ -37,8 +47,6 @@ from qra_search.surrogates.prior_table import prior_table
 BUDGETS = {"trellis": (62, 56, 47, 72, 80), "halves": (47, 56, 62)}
 OTHER_BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings, by how weights are stored."""
-ISOLATED = f"{SENSITIVITIES} in uniform 3-bit r8"
-"""The plan of the sensitivities at exactly the bytes of the uniform one."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 SEEDS = range(5)
 """Each draws its own rows and batches."""
