@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.common import read
 from benchmarks.study import picture, protocol
-from benchmarks.study.budgets_table import searched_table
+from benchmarks.study.budgets_table import searched_table, trellis_table
 from benchmarks.study.comparison import CALIBRATED, SERIES, UNCALIBRATED, Comparison, brief
 from benchmarks.study.intervals import table_of
 
@@ -44,6 +44,7 @@ def main() -> None:
         "low": apart(low, below | {"sensitivity-module-0-low": "sensitivities"}),
         "against": [main_task.together, "", *main_task.against_uniform()],
         "found": searched_table(read(results / "budgets.jsonl")),
+        "trellis": trellis_table(read(results / "budgets.jsonl")),
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
     }
