@@ -103,6 +103,7 @@ def logits(tuned: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 
 def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM's worker gets a function of this file
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -123,8 +124,8 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
     more = SamplingParams(temperature=0, max_tokens=GENERATED)
     given = [{"prompt_token_ids": ids} for ids in starts(prompts)]
     greedy = [list(done.outputs[0].token_ids) for done in engine.generate(given, more, lora_request=adapter)]
-    facts = {"generated": greedy, "positions": positions}
-    if "plan.json" not in os.listdir(folder):
+    facts: dict[str, Any] = {"generated": greedy, "positions": positions}
+    if json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] != "qra":
         return compressed_weights(folder), facts
     with tempfile.TemporaryDirectory() as scratch:
         (facts["bytes_in_the_engine"],) = engine.apply_model(partial(plugin_weights, file=f"{scratch}/weights"))
