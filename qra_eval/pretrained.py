@@ -10,6 +10,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from qra_eval.models.linears import normalise
+
 
 @register_quantization_config(METHOD)
 class QRAConfig(QuantizationConfigMixin):
@@ -32,15 +34,16 @@ class QRAQuantizer(HfQuantizer):
         return False
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = (), **kwargs: Any) -> None:
-        from qra_eval.models.linears import normalise  # it imports what is being imported when this file is
-
         normalise(model)
         # transformers would look for either end of a tied table in the files.
         self.tied, model.all_tied_weights_keys = model.all_tied_weights_keys, {}
         self.files = checkpoint_files
         names = map(re.escape, [*(f"{name}.weight" for name in self.quantization_config.levels), *self.tied])
-        model._keys_to_ignore_on_load_missing = {f"^{name}$" for name in names}
-        model._keys_to_ignore_on_load_unexpected = {SEPARATOR}
+        model._keys_to_ignore_on_load_missing = {
+            *(model._keys_to_ignore_on_load_missing or ()),
+            *(f"^{n}$" for n in names),
+        }
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from qra_eval.tuning.saved import put_base

@@ -247,9 +247,7 @@ class SearchConfig(Section):
 
     strategy: str = DEFAULT_STRATEGY
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(
-        DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
-    )
+    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="full evaluations of plans that may be spent")
     metric: Literal["loss", "task"] = Field(
         "loss",
         description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "
@@ -266,7 +264,8 @@ class SearchConfig(Section):
     )
     seed: int = Field(0, ge=0)
     learn_from: str | None = Field(
-        None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
+        None,
+        description="another run, or its log, whose trials give the sensitivities; default: they are measured",
     )
 
     @field_validator("memory", mode="before")

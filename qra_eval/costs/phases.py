@@ -1,9 +1,10 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of
-what was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the
-rest are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
-counted: the system lets their pages go. On a GPU the host holds the hidden states that wait, and libraries.
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, and `reload` (the
+check of what was saved). Activations are counted by running the model's own code on fake tensors
+(`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
+checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
+wait, and libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
 from qra_eval.quantized.weight_cache import tensor_bytes
-from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
@@ -70,7 +71,7 @@ def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = 
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
-        "prior": run.peak(*run.measuring_sensitivities()),
+        "sensitivities": run.peak(*run.measuring_sensitivities()),
         "search": run.peak(search),
         "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
@@ -100,8 +101,9 @@ class _Run:
         self.adapters = self.rank * sum(map(sum, self.shapes))
         plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
         self.packed = plan - self.adapters * space.adapter_bits // 8
-        kept = self.dense * len(model.levels) + self.tables * len(model.table_levels)
-        self.cache = min(model.room if gpu is None else 0, kept * self.wide)
+        ready = self.dense * len(model.levels) + self.tables * len(model.table_levels)
+        self.cache = min(model.room if gpu is None else 0, ready * self.wide)
+        self.kept = (self.dense + self.tables) * self.stored if gpu is None and model.blocks.keeps else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
@@ -152,19 +154,20 @@ class _Run:
         tables = [table.linear for table in model.tables.values()]
         stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
         made = max(made, sum(stored))
-        work += max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
+        work += max(m.weight.nbytes for m in linears.values()) if self.gpu and not self.kept else 0
         table = max(map(self._table_work, tables), default=0)
+        made += self._pinned()
         if not calibrated:
             return max(work, table), made
         batches = model.calibration_batches()
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
-        return self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
+        return self.kept + self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
-        rows = self.tuner.rows("calibration", PRIOR_ROWS)
+        rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = _largest(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
@@ -172,8 +175,10 @@ class _Run:
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         gradients = (
-            self._casts() + self._reordered(self.passed) + max(self._placed() + both + level, head),
-            (self.layers + 1) * self._hidden(batches),
+            self._casts()
+            + self._reordered(self.passed)
+            + max(self._placed() + both + level + self._levels_sent(), head),
+            (self.layers + 1) * self._hidden(batches) + self._pinned(),
         )
         sketched = self._sketch(torch.float32, self.depths[1])
         forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
@@ -183,7 +188,7 @@ class _Run:
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return max(gradients[0], probing), max(gradients[1], waiting)
+            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self._pinned())
         return max(gradients, (probing, waiting), key=sum)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:
@@ -266,7 +271,7 @@ class _Run:
     def _table_work(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs, and the work of quantizing it."""
         work = self._work(self.model.table_levels, (table.out_features, table.in_features))
-        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu else 0)
+        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu and not self.kept else 0)
 
     def _casts(self) -> int:
         """All that lies outside the layers, in the dtype of passes through them."""
@@ -278,7 +283,7 @@ class _Run:
 
     def _cast_tables(self, item: int) -> int:
         """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
-        return self.tables * item if self.gpu or item != self.stored else 0
+        return self.tables * item if (self.gpu and not self.kept) or item != self.stored else 0
 
     def _reordered(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
@@ -288,7 +293,21 @@ class _Run:
 
     def _placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
-        return self.layer_weights * self.passed if self.gpu or self.passed != self.stored else 0
+        there = not self.gpu or self.kept
+        return 0 if there and self.passed == self.stored else self.layer_weights * self.passed
+
+    def _levels_sent(self) -> int:
+        """Bytes of a layer's linears at all levels, sent once for all batches; on the host they are mapped."""
+        if not self.gpu or self.cache:
+            return 0
+        model, stored = self.model, self.model.backend.storage
+        linears = [m for name, m in model.linears.items() if model.layer_of[name] == self.layer]
+        return sum(stored(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+
+    def _pinned(self) -> int:
+        """Bytes on the host from which a layer, or a table, is sent to a GPU."""
+        tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
+        return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
     def _hidden(self, batches: list[Batch]) -> int:
         """Hidden states of batches, which wait on the host."""

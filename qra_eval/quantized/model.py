@@ -23,6 +23,7 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, t
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.executors.devices import SHARING
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import Group, SearchSpace
@@ -33,7 +34,7 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
-"""Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
+"""Rows whose activations calibrated backends see; their forward pass is charged to the sensitivities."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 FREED_AT_ONCE = 128 << 10
@@ -172,6 +173,15 @@ class QuantizedModel:
         if self._fitted is not None:
             self._fitted.bases.forget()
 
+    def keep_nothing(self) -> bool:
+        """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
+        kept = self.materialised or self.blocks.keeps
+        self.forget()
+        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self.dtype, False
+        for bank in (self._bank, *(() if self._fitted is None else (self._fitted.bases,))):
+            bank.room, bank.compute = 0, self.dtype
+        return kept
+
     @property
     def identity(self) -> str:
         """Of the weights, and of the dtype that they are stored in."""
@@ -213,9 +223,13 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
+    """Bytes that are free on a device now; of the host's memory what is available without swapping.
+
+    Of a GPU that several workers share no more than its share: the others may have begun, or not yet.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, total // int(os.environ.get(SHARING, "1")))
     try:
         with open("/proc/meminfo") as lines:
             found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}

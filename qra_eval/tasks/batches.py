@@ -40,6 +40,18 @@ class Batch:
         ids, positions, targets = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
         return Batch(ids, positions, targets, self.tokens, self.width)
 
+    def parts(self, rows: int) -> list[Batch]:
+        """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
+        if len(self.input_ids) <= rows:
+            return [self]
+        owner, tokens = self.positions // self.input_ids.shape[1], self.input_ids.shape[1]
+        found = []
+        for start in range(0, len(self.input_ids), rows):
+            mine = (owner >= start) & (owner < start + rows)
+            ids, at = self.input_ids[start : start + rows], self.positions[mine] - start * tokens
+            found.append(Batch(ids, at, self.targets[mine], 0 if start else self.tokens, self.width))
+        return found
+
 
 def collate(rows: Sequence[Encoded], pad: int = 0, *, multiple: int = 1) -> Batch:
     """Pad rows to their longest, or to a multiple beyond it, and find the labelled positions."""

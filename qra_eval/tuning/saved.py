@@ -173,6 +173,8 @@ def load(
 def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder, device = Path(folder), str(resolve_device(device))
+    if not folder.is_dir():
+        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")

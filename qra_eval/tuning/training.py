@@ -81,14 +81,17 @@ class Training:
             self.step, self.steps, self.settings.warmup, self.settings.schedule
         )
 
-    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch]) -> None:
+    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
+
+        Args:
+            rows: that pass together, at most; the step is the same, but for rounding (and what dropout draws).
 
         Raises:
             Diverged: the loss is not finite.
         """
         begun, value, labels = time.perf_counter(), 0.0, sum(len(batch.targets) for batch in batches)
-        for batch in batches:
+        for batch in (part for whole in batches for part in (whole.parts(rows) if rows else [whole])):
             loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
             loss.backward()
             value += float(loss.detach())
@@ -130,10 +133,14 @@ def train(
     *,
     seed: int,
     device: torch.device,
+    rows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     watch: TrainerCallback | None = None,
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
+
+    Args:
+        rows: see `Training.make_step`.
 
     Raises:
         Diverged: the loss is not finite.
@@ -147,7 +154,7 @@ def train(
         watch.begin(training)
         while training.step < training.steps and not training.stopped:
             first = training.step * size
-            training.make_step(model, head, batches[first : first + size])
+            training.make_step(model, head, batches[first : first + size], rows)
             if progress is not None:
                 progress(training.step, training.steps, training.losses[-1])
             training.stopped = watch.after(training) and training.step < training.steps
