@@ -135,12 +135,13 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
 def plugin_weights(model: torch.nn.Module, file: str) -> int:
     """Writes every weight as our plug-in decodes it in vLLM's own layers; returns the bytes that it is decoded from."""
     weights, stored = {}, 0
-    for layer in model.modules():
-        shards = getattr(layer, "qra_shards", None)
-        for name, module in zip(shards.shapes, layer.qra_modules, strict=True) if shards else ():
+    layers = {id(layer.qra_shards): layer for layer in model.modules() if hasattr(layer, "qra_shards")}
+    for layer in layers.values():  # a layer under an adapter has another around it that shows its attributes
+        shards = layer.qra_shards
+        for name, module in zip(shards.shapes, layer.qra_modules, strict=True):
             if name in shards.layout.levels:
                 weights[f"weight.{name}"] = shards.layout.backend.dequantize(module)
-                stored += sum(buffer.nbytes for buffer in module.buffers())
+                stored += sum(tensor.nbytes for tensor in shards.layout.backend.to_tensors(module).values())
     save_file(weights, file)
     return stored
 
