@@ -56,7 +56,10 @@ class BackendConformance:
                     module = quantized(backend, bits, linear(shape, dtype))
                     expected = backend.storage(bits).bytes(*shape)
                     assert weight_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
-                    assert sum(t.nbytes for t in backend.to_tensors(module).values()) == expected, "as saved"
+                    tensors = backend.to_tensors(module)
+                    assert sum(t.nbytes for t in tensors.values()) == expected, "as saved"
+                    told = backend.expected(bits, *shape, dtype)
+                    assert told in (None, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
                     module(inputs(3, shape, dtype))
                     assert weight_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
 
