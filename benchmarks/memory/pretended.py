@@ -31,6 +31,8 @@ from qra_search.space.space import Plan
 
 SHAPE = Shape(256, 704, 4, 8, 2, 8000)
 """Large enough that matrices are what takes memory, as in models that are used."""
+SMALL = Shape(128, 384, 2, 4, 2, 2048)
+"""For the suite."""
 WITHIN = 0.9, 1.1
 TRAINING = {"batch_size": 4, "max_length": 512}
 REFERENCE: dict[str, Any] = {"quantization": {"backend": "reference"}}
