@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, Level
+from qra_backends.base import Backend, Expected, Level
 from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
@@ -23,7 +23,9 @@ DEFAULT_CHOICE: dict[int, Spec] = {
     6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
-CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"}
+TRELLIS = (1, 2, 3, 4, 5)
+"""Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
+CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys(TRELLIS, "trellis"), 6: "reference-gptq", 8: "bitsandbytes-int8"}
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 
@@ -139,6 +141,12 @@ class MixedBackend(Backend):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
+
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected | None:
+        part = self._part(bits)
+        return part.backend.expected(part.level, out_features, in_features, dtype)
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         return self._part_of(module).rows(module, at)

@@ -1,9 +1,10 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of
-what was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the
-rest are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
-counted: the system lets their pages go. On a GPU the host holds the hidden states that wait, and libraries.
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, and `reload` (the
+check of what was saved). Activations are counted by running the model's own code on fake tensors
+(`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
+checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
+wait, and libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
 from qra_eval.quantized.weight_cache import tensor_bytes
-from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
@@ -71,7 +72,7 @@ def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = 
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
-        "prior": run.peak(*run.measuring_sensitivities()),
+        "sensitivities": run.peak(*run.measuring_sensitivities()),
         "search": run.peak(search),
         "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
@@ -167,7 +168,7 @@ class _Run:
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
-        rows = self.tuner.rows("calibration", PRIOR_ROWS)
+        rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = _largest(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
@@ -196,8 +197,8 @@ class _Run:
         trained = 0
         if steps and self.rank:
             trained = self._stretched("training_step", self.tuner.batches(steps, 0))
-        if steps and self.settings.scales:
-            trained += self._trained_scales()
+        if steps:
+            trained += self._trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
         measured = self._stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
@@ -226,10 +227,18 @@ class _Run:
         """The plan in place, and what is kept dequantized."""
         return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
 
-    def _trained_scales(self) -> int:
-        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""
-        backend, levels = self.model.backend, self.model.levels
-        numbers = sum(max((backend.trainable_numbers(b, *shape) for b in levels), default=0) for shape in self.shapes)
+    def _trained_scales(self, steps: int) -> int:
+        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it.
+
+        Beside weights that are kept ready, scales of rows have their outputs wait instead.
+        """
+        model, outputs = self.model, sum(rows for rows, _ in self.shapes)
+        numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        if not numbers:
+            return 0
+        if self.cache and numbers <= outputs:
+            count, tokens = _largest(self.tuner.batches(steps, 0))
+            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 

@@ -17,15 +17,15 @@ from qra_eval.models.linears import normalise
 from qra_eval.quantized.adapter_init import FITTED, TURNS
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
-SCALES = 1.5
+SCALES, ROW_SCALES = 1.5, 0.3
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
-the whole weight, its sums by group, and dequantizing at every step."""
+the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
@@ -69,11 +69,14 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
 
 def _evaluation_passes(tuner: FineTuner) -> float:
     """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
-    settings, tokens = tuner.settings, tuner.evaluation_tokens()
-    if not settings.scales:
+    settings, tokens, model = tuner.settings, tuner.evaluation_tokens(), tuner.quantized
+    shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
+    most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
+    if not most:
         return tokens
     rows = tuner.rows("calibration", tuner.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
+    scales = ROW_SCALES if most <= 1 and model.materialised else SCALES
+    return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
 
 
 def bank_bytes(tuner: FineTuner) -> int:
@@ -191,16 +194,16 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
 
 
 def sensitivities_tokens(tuner: FineTuner) -> float:
-    """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
-    each of which runs the layers above one group: half of them on average."""
-    rows = tuner.rows("calibration", PRIOR_ROWS)
+    """Tokens that measuring them takes, in units of one forward pass: one backward pass, one product a width, and
+    the probes, each of which runs the layers above one group: half of them on average."""
+    rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
     tokens, model = sum(map(len, rows)), tuner.quantized
     probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
 def sensitivities_charge(tuner: FineTuner) -> float:
-    """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
+    """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
     tokens = sensitivities_tokens(tuner)
     if tuner.quantized.backend.calibrated:
         tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))

@@ -23,9 +23,9 @@ from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
-from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
+from qra_eval.tasks import SPLITS, Task, make_task, register_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.final import tune
+from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
@@ -50,6 +50,7 @@ from qra_search.evaluation.evaluator import (
     Tuned,
 )
 from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
@@ -162,8 +163,17 @@ class QuantizedLoRAEvaluator(Evaluator):
         if memory_kind == "peak":
             self.tuner.space = step_memory(self.tuner).space(self.quantized.space)
         self.space = self.tuner.space
-        self._live, self._highest = model, math.nan
-        self.prior_report: dict[str, Any] = {}
+        self._live, self._task, self._highest = model, task, math.nan
+        self._settings = {
+            "model": {
+                "name": loaded.spec, "device": device, "dtype": dtype, "compute": compute,
+                "weight_cache": weight_cache, "trust_remote_code": trust_remote_code,
+            },
+            "search": {"memory_kind": memory_kind, "metric": metric, "seed": seed},
+            "quantization": quantization, "space": space, "training": training,
+            "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
+        }  # fmt: skip
+        self.sensitivities_report: dict[str, Any] = {}
 
     @classmethod
     def from_config(
@@ -248,7 +258,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         A search is charged what measuring took, whether or not it was measured again.
         """
         found = unless_out_of_memory(self.tuner, lambda: kept_or_measured(self.tuner), training=False)
-        sensitivities, self.prior_report = found
+        sensitivities, self.sensitivities_report = found
         return sensitivities
 
     def describe(self) -> dict[str, Any]:
@@ -300,11 +310,27 @@ class QuantizedLoRAEvaluator(Evaluator):
         figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
-        """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
-        self.space.encode(plan)
-        return tune(
+        """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`.
+
+        A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
+        """
+        self.space.of(plan).encode(plan)
+        tuned = tune(
             self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
         )
+        if folder is not None:
+            RunFolder(folder).keep_tuned(self._config(), self.space, self.describe(), tuned, steps)
+        return tuned
+
+    def untuned(self) -> Tuned | None:
+        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
+        return untuned(self.tuner)
+
+    def _config(self) -> RunConfig:
+        """The settings of a run that has this evaluator."""
+        named = isinstance(self._task, (str, TaskConfig)) or (isinstance(self._task, Mapping) and "name" in self._task)
+        task = self._task if named else register_task(self._task)
+        return RunConfig(task={"name": task} if isinstance(task, str) else task, **self._settings)
 
     def close(self) -> None:
         self.tuner.switcher.close()
@@ -349,7 +375,7 @@ def load_on(
     if progress is not None:
         progress("load model", 0, 1)
     loaded = load_model(
-        model if isinstance(model, str) else register_live(model, tokenizer),
+        str(model) if isinstance(model, (str, Path)) else register_live(model, tokenizer),
         dtype=None if dtype == "auto" else getattr(torch, dtype),
         device=str(place),
         trust_remote_code=trust_remote_code,

@@ -6,6 +6,7 @@ import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qra_eval.tasks.base import Task, hash_of
@@ -102,6 +103,11 @@ class ArithmeticTask(Task):
 
     Args:
         sizes: examples of each split.
+        kinds: of problems, each with the same chance; default: all of `KINDS`.
+        digits: of the operands, each with the same chance.
+
+    Raises:
+        BadInput: there is no such kind, or data are given.
     """
 
     name = "arithmetic"
@@ -113,53 +119,19 @@ class ArithmeticTask(Task):
         seed: int = 0,
         *,
         sizes: Mapping[str, int] | None = None,
+        kinds: Sequence[str] | None = None,
+        digits: Sequence[int] = DIGITS,
         **options: Any,
     ):
         super().__init__(data, seed, **options)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.sizes = {**SIZES, **(sizes or {})}
+        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
+        if not set(self.kinds) <= set(KINDS):
+            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return {name: self._draw(name, self.sizes[name]) for name in SPLITS}
-
-    def _draw(self, split: SplitName, size: int) -> list[Example]:
-        draw = random.Random(hash_of("arithmetic", self.seed, split))
-        found: dict[str, Example] = {}
-        barren = 0
-        for problem in self._problems(draw):
-            if owner(problem) == split and problem.key not in found:
-                found[problem.key] = problem
-                barren = 0
-            if len(found) >= size:
-                break
-            barren += 1
-            if barren > PATIENCE:
-                raise BadInput(
-                    f"only {len(found)} of {size} different {split} problems exist: ask for fewer by task.options.sizes"
-                )
-        return list(found.values())
-
-    def _problems(self, draw: random.Random) -> Iterator[Example]:
-        names = tuple(KINDS)
-        while True:
-            name = draw.choice(names)
-            kind = KINDS[name]
-            a, b, c = (_operand(draw, draw.choice(DIGITS)) for _ in range(3))
-            who, other = draw.sample(NAMES, 2)
-            thing = draw.choice(THINGS)
-            if not kind.fits(a, b, c):
-                continue
-            words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
-            text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
-            steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
-            result = steps[-1][-1]
-            lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
-            yield Example(
-                f"Question: {text}\nAnswer:",
-                " " + "\n".join([*lines, f"#### {result}"]),
-                meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
-            )
+        return {name: _drawn(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -173,6 +145,49 @@ class ArithmeticTask(Task):
 def owner(example: Example) -> SplitName:
     """The split that a problem belongs to, by a hash of its operands, in whatever order or wording they come."""
     return OWNERS[int(hash_of("operands", *example.meta["operands"])[:8], 16) % len(OWNERS)]
+
+
+@lru_cache(maxsize=16)
+def _drawn(
+    seed: int, split: SplitName, size: int, kinds: tuple[str, ...], digits: tuple[int, ...]
+) -> tuple[Example, ...]:
+    """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
+    draw = random.Random(hash_of("arithmetic", seed, split))
+    found: dict[str, Example] = {}
+    barren = 0
+    for problem in _problems(draw, kinds, digits):
+        if owner(problem) == split and problem.key not in found:
+            found[problem.key] = problem
+            barren = 0
+        if len(found) >= size:
+            break
+        barren += 1
+        if barren > PATIENCE:
+            raise BadInput(
+                f"only {len(found)} of {size} different {split} problems exist: ask for fewer by task.options.sizes"
+            )
+    return tuple(found.values())
+
+
+def _problems(draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]) -> Iterator[Example]:
+    while True:
+        name = draw.choice(kinds)
+        kind = KINDS[name]
+        a, b, c = (_operand(draw, draw.choice(digits)) for _ in range(3))
+        who, other = draw.sample(NAMES, 2)
+        thing = draw.choice(THINGS)
+        if not kind.fits(a, b, c):
+            continue
+        words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
+        text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
+        steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
+        result = steps[-1][-1]
+        lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
+        yield Example(
+            f"Question: {text}\nAnswer:",
+            " " + "\n".join([*lines, f"#### {result}"]),
+            meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
+        )
 
 
 def _operand(draw: random.Random, digits: int) -> int:

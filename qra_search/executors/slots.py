@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.work import IDENTITY, PRIOR, Reply, Request, evaluation_request, unpack
+from qra_search.executors.work import IDENTITY, SENSITIVITIES, Reply, Request, evaluation_request, unpack
 from qra_search.log.trial import Proposal
 from qra_search.space.serialization import space_from_dict
 from qra_search.space.space import Plan
@@ -178,7 +178,7 @@ class RemoteEvaluator(Evaluator):
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
 
     def sensitivities(self) -> Sensitivities | None:
-        data = self._executor.ask(PRIOR).result()
+        data = self._executor.ask(SENSITIVITIES).result()
         return None if data is None else Sensitivities.from_dict(data)
 
     def describe(self) -> dict[str, Any]:

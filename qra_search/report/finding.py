@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qra_search.report.formatting import loss_text, pair_text, percent, plan_name, signed_percent
-from qra_search.runs.comparison import FOUND, TestResult, difference
+from qra_search.runs.comparison import FOUND, UNIFORM, UNTUNED, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
+NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
 
 
@@ -28,6 +29,8 @@ class Finding:
         rival: None if no uniform plan fits.
         noise: standard error of the difference of the two losses; nan if nothing tells it.
         interval: of the loss less the rival's, at 95%, from the test rows that both were measured on; None if unknown.
+        untuned_loss: test loss of the model before tuning; nan if unknown.
+        silent: whether the tuned plan's sample answers are all empty.
     """
 
     space: SearchSpace
@@ -41,6 +44,8 @@ class Finding:
     rival_bytes: int = 0
     noise: float = math.nan
     interval: tuple[float, float] | None = None
+    untuned_loss: float = math.nan
+    silent: bool = False
 
     @property
     def beats(self) -> bool:
@@ -83,10 +88,11 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
     """
     tuned = next((t for t in tested if t.role == FOUND), None)
     if tuned is not None:
-        limit = budget or max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
+        sizes = [t.memory_bytes for t in tested if t.role in (FOUND, UNIFORM)]
+        limit = budget or max([*result.memory_budgets[-1:], *sizes])
         return _on_test(result.space, tuned, tested, limit)
     comparison = result.comparison(budget)
-    if comparison is None:
+    if comparison is None or not comparison.best.evaluations:
         return None
     best, rival = comparison.best, comparison.uniform
     limited = budget is not None or bool(result.memory_budgets)
@@ -100,22 +106,41 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
 
 def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
+    more = {
+        "untuned_loss": next((t.loss for t in tested if t.role == UNTUNED and not t.failed), math.nan),
+        "silent": bool(tuned.samples) and not any(sample["after"].strip() for sample in tuned.samples),
+    }
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-    rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
+    rivals = [
+        t
+        for t in tested
+        if (t.role == UNIFORM or (t is tuned and space.uniform_choice(t.plan))) and math.isfinite(t.loss)
+    ]
     # A mean over fewer seeds, of a comparison made before, stands beside what was tuned alike, not in its place.
     alike = [t for t in rivals if len(t.losses) >= len(tuned.losses)]
     rival = min(alike or rivals, key=lambda t: t.loss, default=None)
     if rival is None:
-        return Finding(*known)
+        return Finding(*known, **more)
     noise = math.hypot(tuned.loss_error, rival.loss_error)
     interval = None if rival is tuned else difference(tuned, rival)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval, **more)
 
 
 def headline(found: Finding | None) -> str:
-    """A finding in one sentence; nothing is called lower that may be so by chance."""
-    if found is None:
-        return NOTHING
+    """A finding in one sentence, nothing called lower that may be so by chance; before it, what makes it worthless."""
+    return NOTHING if found is None else "".join(f"{fault} " for fault in _faults(found)) + _sentence(found)
+
+
+def _faults(found: Finding) -> Iterator[str]:
+    both = found.rival is not None and found.rival != found.plan
+    if found.loss >= found.untuned_loss and not found.rival_loss < found.untuned_loss:
+        which = "Both models are" if both else "The tuned model is"
+        yield f"{which} worse than untuned, whose test loss is {loss_text(found.untuned_loss)}."
+    if found.silent:
+        yield "The tuned model answers nothing to the test rows below."
+
+
+def _sentence(found: Finding) -> str:
     data, within = found.data, f"within {format_bytes(found.budget)}"
     if found.rival is None:
         loss = f"{data.capitalize()} loss {loss_text(found.loss)}"
@@ -153,23 +178,25 @@ def doubt_text(found: Finding) -> str:
 def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> str:
     """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is foretold."""
     found = finding(result, tested, budget)
-    if found is not None or result.failures():
+    if found is not None or (result.failures() and not result.candidates):
         return headline(found)
     limits = [budget] if budget else result.memory_budgets[-1:]
     foretold = result.forecast(limits[0]) if limits else None
-    return NOTHING if foretold is None else foretold_text(foretold, result.space)
+    if foretold is None:
+        return NOTHING
+    return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
 
 
 def foretold_text(foretold: Forecast, space: SearchSpace) -> str:
-    """A forecast in one sentence."""
+    """A forecast in one sentence, but for what was done since."""
     within, rival = f"Within {format_bytes(foretold.budget)}", foretold.rival
     chosen = f"{within} the sensitivities choose a plan ({plan_name(foretold.plan, space)})"
     if rival is None:
-        return f"{chosen}; no uniform plan fits. Nothing was tuned yet."
+        return f"{chosen}; no uniform plan fits."
     name = f"{plan_name(rival.plan, space)}, {format_bytes(rival.memory_bytes)}"
     if rival.plan == foretold.plan:
-        return f"{chosen} that is uniform: no other plan is predicted to be better. Nothing was tuned yet."
+        return f"{chosen} that is uniform: no other plan is predicted to be better."
     low, high = rival.interval
     by = f"predicted {rival.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if rival.certain else f", {CHANCE} before it is measured"
-    return f"{chosen}: its loss is {by}{doubt}. Nothing was tuned yet."
+    return f"{chosen}: its loss is {by}{doubt}."

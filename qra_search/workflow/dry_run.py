@@ -16,7 +16,7 @@ from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.study.transfer import learnt_prior
+from qra_search.study.transfer import learnt_sensitivities
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
 from qra_search.workflow.settings import check_task
 
@@ -51,7 +51,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
     Args:
-        begun: the search has a log with a prior of its own, so that it learns from no other run.
+        begun: the search has a log with sensitivities of its own, so that it learns from no other run.
 
     Raises:
         BadInput: a budget that no plan fits, or a run from which nothing can be learnt for this space.
@@ -61,21 +61,16 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
         budgets = resolve(space, list(config.search.memory) or None)
         source = None if begun else learnt_log(config)
         if source is not None:
-            learnt_prior(source, space)
+            learnt_sensitivities(source, space)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         if source is not None:
             estimate["sensitivities_seconds"] = 0.0  # learnt, not measured
         sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
-        # The prior's cost counts among the evaluations that may be spent.
-        charged = sensitivities / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
-        told = evaluator.sensitivities_charge() if source is None else None
-        charged = charged if told is None else told
-        estimate["sensitivities_charge"] = charged
-        estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
-        estimate["total_seconds"] = (
-            setup + sensitivities + estimate["evaluation_seconds"] * estimate["evaluations_left"]
-        )
+        told = evaluator.sensitivities_charge() if source is None else 0.0
+        if told is not None:
+            estimate["sensitivities_charge"] = told
+        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * config.search.evaluations
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),
