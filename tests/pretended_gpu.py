@@ -145,6 +145,8 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     def maker(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
             if named(device) == CUDA:
+                if kwargs.get("generator") is not None:
+                    raise RuntimeError(f"torch.{real.__name__} on the device with a generator of the CPU")
                 return gpu.mark(real(*args, **kwargs), CUDA)
             return real(*args, **kwargs, **({} if device is None else {"device": device}))
 
