@@ -62,16 +62,11 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator()
         return {}
 
-    for name, work in (
-        ("load", load),
-        ("quantize", quantize),
-        ("sensitivities", sensitivities),
-        ("search", search),
-        ("tune", tune),
-    ):
+    for work in (load, quantize, sensitivities, search, tune):
+        name = work.__name__
         if name in done:
             continue
-        if name != "load":
+        if work is not load:
             evaluator()  # its loading is no part of the phase
         yield phase(name, work, options, estimate["phases"])
     if "reload" not in done:
