@@ -253,13 +253,18 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 
 
 def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = True) -> dict[str, Any]:
-    """The plan in place, tuned; the peak of the process's own memory from before it was put there."""
+    """The plan in place, tuned.
+
+    `prepared` is what the process had spent by then: the first plan quantizes, and measures the sensitivities. The peak
+    is of the process's own memory from before the plan was put in place.
+    """
     bench, steps = made.tuner, made.tuner.finetune.steps
     bench.switcher.prepare()
+    prepared = time.process_time()
     with PeakWatch(0.02) as watch:
         bench.apply(plan, seed)
         trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None
-    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most}
+    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most, "prepared": round(prepared, 1)}
     return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
 
 
