@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import read
 from benchmarks.study import answers_table, picture, protocol
-from benchmarks.study.budgets_table import searched_table
+from benchmarks.study.budgets_table import searched_table, trellis_table
 from benchmarks.study.comparison import CALIBRATED, SERIES, UNCALIBRATED, Comparison, brief
 from benchmarks.study.intervals import table_of
 
@@ -46,6 +46,7 @@ def main() -> None:
         "low": apart(low, below | {"sensitivity-module-0-low": "sensitivities"}),
         "against": [main_task.together, "", *main_task.against_uniform()],
         "found": searched_table(read(results / "budgets.jsonl")),
+        "trellis": trellis_table(read(results / "budgets.jsonl")),
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
         **{re.sub(r"\W", "_", name): answers_table.table(answers, name) for name in {d["model"] for d in answers}},
