@@ -23,7 +23,7 @@ from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
-SCALES, ROW_SCALES = 1.5, 0.3
+SCALES, ROW_SCALES = 1.5, 0.4
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
 the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
 PASSES = 2
