@@ -119,8 +119,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
     with pretended_gpu(room=most - 1), pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"):
         build(config)
-    with pretended_gpu(room=1 << 16), pytest.raises(BadInput, match="choose a smaller model"):
-        build(config)
     assert not (tmp_path / "bank").exists()
 
 
