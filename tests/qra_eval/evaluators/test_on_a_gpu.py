@@ -21,7 +21,7 @@ from qra_eval.tuning.saved import load
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 
-LEAST = {"quantize": ("reference", "gptq"), "reload": ("gptq",)}
+LEAST: dict[str, tuple[str, ...]] = {"quantize": ("reference", "gptq"), "reload": ()}
 """Of phases that may take less than `WITHIN` of what is foretold, the backends that do not."""
 
 
