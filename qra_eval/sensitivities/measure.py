@@ -67,8 +67,7 @@ def measure_sensitivities(
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
     with tuner.switcher.in_float32() as blocks:
-        probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe)
-        tables, table_tokens = degrade_tables(tuner, blocks, probe)
+        probes, tables, probe_tokens = degrade(tuner, blocks, bits, pairs, probe)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -82,7 +81,7 @@ def measure_sensitivities(
         damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes", repair=0.0
     )
     report = {
-        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens + table_tokens,
+        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens,
         "probes": [
             {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
             for g, k, kl in probes
@@ -134,47 +133,14 @@ def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return made
 
 
-def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict[str, dict[LevelName, float]], int]:
-    """KL of the prediction on a batch with one table alone degraded, at each of its levels; and tokens passed forward.
-
-    Args:
-        blocks: computing in float32.
-
-    Returns:
-        By table, level to nats a labelled token.
-    """
-    model = tuner.quantized
-    pairs = [(name, level) for name in model.tables for level in model.table_levels]
-    found: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
-    if not pairs:
-        return found, 0
-    with blocks.running(), torch.no_grad():
-        flows: dict[tuple[str, LevelName] | None, Flow] = {}
-        for pair in (None, *pairs):
-            with _degraded(tuner, pair):
-                flows[pair] = blocks.enter(batch)
-        for layer in range(len(blocks)):
-            with blocks.placed(layer):
-                blocks.advance(layer, list(flows.values()))
-        reference = blocks.logits(flows[None], flows[None].hidden.to(blocks.device)).float()
-        likely = reference.softmax(-1)
-        for pair in pairs:
-            with _degraded(tuner, pair):
-                logits = blocks.logits(flows[pair], flows[pair].hidden.to(blocks.device)).float()
-            found[pair[0]][pair[1]] = divergence(reference, likely, logits)
-    return found, (1 + len(pairs)) * batch.tokens
-
-
 @contextmanager
-def _degraded(tuner: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
+def _degraded(tuner: FineTuner, pair: tuple[str, LevelName]) -> Iterator[None]:
     """One table at a level, the rest as it was loaded."""
-    if pair is not None:
-        tuner.switcher.put_table(*pair)
+    tuner.switcher.put_table(*pair)
     try:
         yield
     finally:
-        if pair is not None:
-            tuner.switcher.put_table(pair[0], None)
+        tuner.switcher.put_table(pair[0], None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -186,10 +152,11 @@ def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
     return max(float(((likely * change.expm1()).sum(-1).log1p() - (likely * change).sum(-1)).mean()), 0.0)
 
 
-def degrade_groups(
+def degrade(
     tuner: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
-) -> tuple[list[tuple[int, int, float]], int]:
-    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
+) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
+    with one table alone degraded, at each of its levels.
 
     A probe leaves the unquantized pass at its group's layer, and goes on beside the others, layer by layer: a layer's
     weights are put in place once for all. One batch is enough: the same positions are compared throughout.
@@ -198,13 +165,20 @@ def degrade_groups(
         blocks: computing in float32.
 
     Returns:
-        (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
+        (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
+        forward.
     """
     groups, bank, wrapped = tuner.space.groups, tuner.quantized.bank, tuner.switcher.wrapped
-    tokens, found = float(batch.tokens), []
+    of_tables = [(name, level) for name in tuner.quantized.tables for level in tuner.quantized.table_levels]
+    tables: dict[str, dict[LevelName, float]] = {name: {} for name in tuner.quantized.tables}
+    tokens, found = float((1 + len(of_tables)) * batch.tokens), []
     with blocks.running(), torch.no_grad():
         flow = blocks.enter(batch)
         probes: dict[tuple[int, int], Tensor] = {}
+        flows: dict[tuple[str, LevelName], Flow] = {}
+        for table in of_tables:
+            with _degraded(tuner, table):
+                flows[table] = blocks.enter(batch)
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
@@ -217,7 +191,7 @@ def degrade_groups(
                     for name in names:
                         wrapped[name].set_base()
                     tokens += (1 - layer / len(blocks)) * batch.tokens
-                blocks.advance(layer, [flow])
+                blocks.advance(layer, [flow, *flows.values()])
             if tuner.progress is not None:
                 tuner.progress("probe groups", layer + 1, len(blocks))
         reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
@@ -225,7 +199,11 @@ def degrade_groups(
         for (g, k), hidden in probes.items():
             logits = blocks.logits(flow, hidden.to(blocks.device)).float()
             found.append((g, k, divergence(reference, likely, logits)))
-    return found, round(tokens)
+        for (name, level), other in flows.items():
+            with _degraded(tuner, (name, level)):
+                logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
+            tables[name][level] = divergence(reference, likely, logits)
+    return found, tables, round(tokens)
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
