@@ -184,6 +184,14 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     )
     yield torch, "compile", lambda function=None, **options: function or (lambda given: given)
     yield from ((torch, name, maker(getattr(torch, name))) for name in MAKERS)
+    copied = torch.UntypedStorage.__deepcopy__
+
+    def copy_storage(storage: Any, memo: Any) -> Any:
+        made = copied(storage, memo)
+        made.place = getattr(storage, "place", CPU)
+        return made
+
+    yield torch.UntypedStorage, "__deepcopy__", copy_storage
     yield Tensor, "device", property(place)
     yield Tensor, "is_cuda", property(lambda tensor: place(tensor) == CUDA)
     yield Tensor, "to", to

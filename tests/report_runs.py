@@ -77,19 +77,19 @@ def evil_space(layers: int = 3, *, kinds: bool = True) -> SearchSpace:
 def make_run(
     path: Path,
     *,
-    evaluations: float = 30,
+    evaluations: float | None = 30,
     memory: tuple[str, ...] = ("uniform3r4",),
     space: SearchSpace | None = None,
     strategy: Strategy | None = None,
 ) -> RunFolder:
-    """A run in a folder, as the command leaves it."""
+    """A run in a folder, as the command leaves it; with `evaluations=None` as `qra plan` does."""
     folder = RunFolder(path)
     folder.begin(make_config({"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}))
     study = Study(
-        Bits(space or evil_space()), strategy=strategy or Guessing(), evaluations=evaluations,
+        Bits(space or evil_space()), strategy=strategy or Guessing(), evaluations=evaluations or 1,
         memory_budget=list(memory) or None, log=folder.log_file,
     )  # fmt: skip
-    result = study.run()
+    result = study.measure() if evaluations is None else study.run()
     study.log.close()
     folder.write(result)
     return folder

@@ -124,12 +124,17 @@ class Shards:
                 shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
                 made.append(backend.from_tensors(own, bits=level, **shape, dtype=self.dtype))
             else:
-                plain = nn.Linear(in_features, out_features, bias=False, device="meta")
-                plain.weight = nn.Parameter(own["weight"], requires_grad=False)
-                made.append(plain)
+                made.append(plain_linear(own["weight"]))
         return made
 
     def _view(self, buffer: Tensor, key: str, shard: int) -> Tensor:
         (shape, kind), start = self.parts[shard][key], self._at[shard, key]
         count = prod(shape) * kind.itemsize // buffer.dtype.itemsize
         return buffer[start : start + count].view(kind).view(shape)
+
+
+def plain_linear(weight: Tensor) -> nn.Linear:
+    """An unquantized linear of a weight (out, in), which is not copied."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear

@@ -24,7 +24,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.layout import METHOD, SEPARATOR, Layout, Shards
+from qra_backends.layout import METHOD, SEPARATOR, Layout, Shards, plain_linear
 
 LEAST_CAPABILITY = 70
 """Of a GPU, times ten: what Triton asks for."""
@@ -96,7 +96,7 @@ class QRAMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -116,7 +116,7 @@ class QRAMethod(LinearMethodBase):
             shapes = {name: (size, input_size) for name, size in zip(self.names, sizes, strict=True)}
             shards = Shards(self.layout, shapes, params_dtype)
             for key, (count, dtype) in shards.buffers.items():
-                buffer = nn.Parameter(torch.empty(count, dtype=dtype), requires_grad=False)
+                buffer: Any = nn.Parameter(torch.empty(count, dtype=dtype), requires_grad=False)
                 buffer.weight_loader = partial(_load, shards, key)
                 layer.register_parameter(key, buffer)
             layer.qra_shards, layer.qra_key = shards, _enter(self.names[0], layer)
@@ -125,23 +125,21 @@ class QRAMethod(LinearMethodBase):
         if not hasattr(layer, "weight"):
             layer.weight = torch.empty(0, dtype=params_dtype)  # LoRA asks it for dtype and device
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.modules(buffers))
             if os.environ.get(DECODED, "0") != "0":
                 decoded = torch.cat([_weight(layer.qra_shards, module) for module in layer.qra_modules])
-                plain = nn.Linear(*decoded.shape[::-1], bias=False, device="meta")
-                plain.weight = nn.Parameter(decoded, requires_grad=False)
-                layer.qra_modules = (plain,)
+                layer.qra_modules = (plain_linear(decoded),)
                 for key in buffers:
                     layer.get_parameter(key).data = buffers[key].new_empty(0)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
         return given if bias is None else given + bias
 
-    def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
+    def embedding(self, layer: Any, input_: Tensor) -> Tensor:
         return torch.ops.qra.rows(input_, layer.qra_key, layer.embedding_dim, layer.weight.dtype)
 
 
@@ -155,7 +153,7 @@ def _enter(name: str, layer: nn.Module) -> str:
 
 def _load(shards: Shards, key: str, buffer: nn.Parameter, tensor: Tensor, shard: int | str | None = None) -> None:
     """vLLM's loader of a parameter; it tells the shard by the tensor, or by an argument in releases before."""
-    told = getattr(tensor, "shard_id", shard)
+    told: Any = getattr(tensor, "shard_id", shard)
     shards.put(buffer.data, key, QKV.get(told, told) or 0, tensor)
 
 

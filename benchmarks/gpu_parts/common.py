@@ -65,7 +65,8 @@ def measured(device: str) -> Iterator[dict[str, Any]]:
 def random_model(options: argparse.Namespace, size: str) -> str:
     """The folder of a random model of a size, made if it is missing; a tiny one under `--small`."""
     size = "tiny" if options.small else size
-    return str(write_model(SHAPES[size], options.folder / size, device=options.device))
+    device = "cpu" if options.pretended else options.device  # it has no generator
+    return str(write_model(SHAPES[size], options.folder / size, device=device))
 
 
 def make(

@@ -164,7 +164,8 @@ class _Run:
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
-        return self.kept + self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
+        tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
+        return self.kept + self._casts() + tokens + max(forward, moments + work, table), made + self._hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""

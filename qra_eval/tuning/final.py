@@ -125,7 +125,7 @@ def untuned(tuner: FineTuner) -> Tuned | None:
             time.perf_counter() - start, tuple(nats), tuple(tokens), scored=scored,
         )  # fmt: skip
 
-    return unless_out_of_memory(tuner.switcher, work)
+    return unless_out_of_memory(tuner, work)
 
 
 def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qra_search.report.formatting import loss_text, pair_text, percent, plan_name, signed_percent
 from qra_search.runs.comparison import FOUND, UNIFORM, UNTUNED, TestResult, difference
@@ -106,10 +107,12 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
 
 def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
-    more = {
-        "untuned_loss": next((t.loss for t in tested if t.role == UNTUNED and not t.failed), math.nan),
-        "silent": bool(tuned.samples) and not any(sample["after"].strip() for sample in tuned.samples),
-    }
+    found = partial(
+        Finding,
+        *known,
+        untuned_loss=next((t.loss for t in tested if t.role == UNTUNED and not t.failed), math.nan),
+        silent=bool(tuned.samples) and not any(sample["after"].strip() for sample in tuned.samples),
+    )
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
     rivals = [
         t
@@ -120,10 +123,10 @@ def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult]
     alike = [t for t in rivals if len(t.losses) >= len(tuned.losses)]
     rival = min(alike or rivals, key=lambda t: t.loss, default=None)
     if rival is None:
-        return Finding(*known, **more)
+        return found()
     noise = math.hypot(tuned.loss_error, rival.loss_error)
     interval = None if rival is tuned else difference(tuned, rival)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval, **more)
+    return found(rival.plan, rival.loss, rival.memory_bytes, noise, interval)
 
 
 def headline(found: Finding | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from docs_blocks import PAGES, ROOT
 
-LINES = {"README.md": 90, "study.md": 150}
+LINES = {"README.md": 90, "study.md": 160}
 WORDS = 31
 """Of a sentence on a page of the documentation."""
 README_WORDS = 25

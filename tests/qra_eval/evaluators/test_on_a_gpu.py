@@ -21,7 +21,7 @@ from qra_eval.tuning.saved import load
 from qra_search.config import make_config
 from qra_search.errors import BadInput
 
-LEAST = {"quantize": ("reference", "gptq"), "reload": ("gptq",)}
+LEAST: dict[str, tuple[str, ...]] = {"quantize": ("reference", "gptq"), "reload": ()}
 """Of phases that may take less than `WITHIN` of what is foretold, the backends that do not."""
 
 
@@ -118,8 +118,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
         build(config)
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
     with pretended_gpu(room=most - 1), pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"):
-        build(config)
-    with pretended_gpu(room=1 << 16), pytest.raises(BadInput, match="choose a smaller model"):
         build(config)
     assert not (tmp_path / "bank").exists()
 

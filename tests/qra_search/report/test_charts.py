@@ -16,7 +16,6 @@ from qra_search.report.colors import palette
 from qra_search.report.data import RunData
 from qra_search.report.figures.canvas import draw_lines, fit, new_figure, put_label, style, to_svg
 from qra_search.report.figures.charts import MIB, figures, front_figure, fronts_figure, spread_out, trace_figure
-from qra_search.strategies import Strategy
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -62,14 +61,7 @@ def test_several_runs_share_their_figures(run: RunData) -> None:
 
 
 def test_a_run_that_evaluated_nothing_has_no_figure(tmp_path: Path) -> None:
-    class Idle(Strategy):
-        name = "idle"
-
-        def propose(self, state: Any, n: int) -> list[Any]:
-            return []
-
-    empty = make_run(tmp_path / "e", memory=("uniform3r4",), strategy=Idle(), evaluations=0.5)
-    assert figures([RunData.read(empty)]) == {}
+    assert figures([RunData.read(make_run(tmp_path / "e", evaluations=None))]) == {}
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.04, 0.1, 1.0, 30.0, 3e4])

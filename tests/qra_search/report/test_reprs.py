@@ -59,7 +59,7 @@ def test_names_are_escaped_in_a_notebook() -> None:
 
 
 def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) -> None:
-    empty = make_run(tmp_path / "e", evaluations=0.5).result()
+    empty = make_run(tmp_path / "e", evaluations=None).result()
     assert empty.candidates == ()
     assert "the sensitivities choose" in shown(empty) and "Nothing was tuned yet" in empty._repr_html_()
     assert repr(empty) == "SearchResult(0 trials by guessing, front of 0, nothing fits)"
