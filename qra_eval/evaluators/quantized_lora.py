@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from qra_backends import make_backend
@@ -28,6 +31,7 @@ from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
 from qra_search.config import (
     EvaluationConfig,
@@ -50,6 +54,7 @@ from qra_search.evaluation.evaluator import (
     Tuned,
 )
 from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.launched import standing
 from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
@@ -299,9 +304,23 @@ class QuantizedLoRAEvaluator(Evaluator):
     ) -> Tuned:
         """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
         self.space.encode(plan)
-        return tune(
-            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
-        )
+        kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
+        own = {"folder": folder, "figures": figures, "progress": progress}
+        if standing()[1] == 1:
+            return tune(self.tuner, plan, **kinds, **own)
+        with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
+            return tune(self.tuner, plan, **kinds, **own, processes=self._launched)
+
+    def follow(self) -> NoReturn:
+        for asked in self._launched.requests():
+            with suppress(EvaluationFailed):  # all fail alike; the first process says so
+                tune(self.tuner, **asked, processes=self._launched)
+        sys.exit()
+
+    @cached_property
+    def _launched(self) -> LaunchedProcesses:
+        """Those that a launcher started, joined at the first call."""
+        return LaunchedProcesses(self.tuner.device)
 
     def close(self) -> None:
         self.tuner.switcher.close()

@@ -37,6 +37,11 @@ def resolve_device(text: str) -> torch.device:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count and beside > 1 and text in ("auto", "cuda"):
+        if beside > count:
+            raise BadInput(f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if text == "auto":
         return torch.device("cuda" if count else "cpu")
     if text == "cpu":

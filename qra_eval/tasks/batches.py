@@ -40,6 +40,14 @@ class Batch:
         ids, positions, targets = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
         return Batch(ids, positions, targets, self.tokens, self.width)
 
+    def part(self, number: int, parts: int) -> Batch:
+        """Every `parts`-th row from row `number` on, padded as the whole is; its `tokens` are the whole's."""
+        length = self.input_ids.shape[1]
+        row, at = self.positions // length, self.positions % length
+        own = row % parts == number
+        positions = row[own] // parts * length + at[own]
+        return Batch(self.input_ids[number::parts], positions, self.targets[own], self.tokens, self.width)
+
 
 def collate(rows: Sequence[Encoded], pad: int = 0, *, multiple: int = 1) -> Batch:
     """Pad rows to their longest, or to a multiple beyond it, and find the labelled positions."""

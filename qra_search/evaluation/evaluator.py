@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.sensitivities import Sensitivities
@@ -214,6 +214,10 @@ class Evaluator(ABC):
             ReloadFailed: the result was saved, and what was saved is not what was tuned.
         """
         raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
+
+    def follow(self) -> NoReturn:
+        """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
+        raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:

@@ -15,6 +15,7 @@ from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
 from qra_search.files import write_json
 from qra_search.integrations.trackers import flat, tracked
+from qra_search.launched import standing
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
 from qra_search.report.reprs import as_html, tested_rich
@@ -153,6 +154,8 @@ def tune_with(
     )  # fmt: skip
     _make_room(place, result.space, contest)
     say_rows(evaluator, listener)
+    if standing()[1] > 1:
+        listener.say(f"{standing()[1]} processes share the rows of each step")
     count = len(contest.plans) - 1
     rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
