@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -75,5 +76,6 @@ def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
+@functools.cache
 def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=f"qra.{kind}")}

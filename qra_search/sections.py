@@ -171,10 +171,10 @@ class TrainingConfig(Section):
         description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
         "and adapter in turn)",
     )
-    scales: bool = Field(
-        False,
-        description="train the scales and offsets of quantized groups along with the adapters, at no bytes; a step "
-        "then takes up to half as long again",
+    scales: bool | Literal["auto"] = Field(
+        "auto",
+        description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
+        "those of whole rows, which cost little (not of experts); those of groups make a step up to half as long again",
     )
     scales_rate: float = Field(1e-3, gt=0, description="their learning rate, as a share of the scale")
     max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
@@ -247,9 +247,7 @@ class SearchConfig(Section):
 
     strategy: str = DEFAULT_STRATEGY
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(
-        DEFAULT_EVALUATIONS, gt=0, description="full evaluations that may be spent, the prior's cost included"
-    )
+    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="full evaluations of plans that may be spent")
     metric: Literal["loss", "task"] = Field(
         "loss",
         description="what the search lowers: the loss of the wanted answers, or the task's own measure: of multiple "

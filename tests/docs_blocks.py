@@ -10,11 +10,13 @@ A block is preceded by a line `<!-- test: HOW -->`, or its page holds `<!-- test
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOWS = ("run", "parse", "none")
 
@@ -78,6 +80,16 @@ def blocks_of(page: Path) -> list[Block]:
         blocks.append(Block(page, number + 2, fence["language"], code, how, why))
         number = end + 1
     return blocks
+
+
+def cells_of(notebook: Path) -> list[Block]:
+    """The code cells of a notebook, numbered as a page's lines are: all are run."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return [
+        Block(notebook, number, "python", "".join(cell["source"]) + "\n", "run", None)
+        for number, cell in enumerate(cells, start=1)
+        if cell["cell_type"] == "code"
+    ]
 
 
 ALL = [block for page in PAGES for block in blocks_of(page)]

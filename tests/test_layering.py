@@ -30,7 +30,7 @@ HEAVY = {
 }
 OPTIONAL = {
     "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
-    "llama_cpp_py_sync", "lm_eval", "mlflow", "nevergrad", "optimum", "optuna", "ray", "trackio", "wandb",
+    "llama_cpp_py_sync", "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
     "qra_backends.ggml.types",

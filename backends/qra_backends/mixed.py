@@ -23,7 +23,9 @@ DEFAULT_CHOICE: dict[int, Spec] = {
     6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
-CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"}
+TRELLIS = (1, 2, 3, 4, 5)
+"""Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
+CALIBRATED_CHOICE: dict[int, Spec] = {**dict.fromkeys(TRELLIS, "trellis"), 6: "reference-gptq", 8: "bitsandbytes-int8"}
 _BITS = "qra_bits"  # attribute of a module, to find its backend again
 
 

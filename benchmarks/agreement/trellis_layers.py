@@ -1,4 +1,4 @@
-"""What a layer's output loses in trellis codes and in today's backend, on rows that were not calibrated on.
+"""What a layer's output loses in trellis codes and in the default before, on rows that were not calibrated on.
 
     python -m benchmarks.agreement.trellis_layers --data DIR
 
@@ -25,7 +25,7 @@ BACKENDS: dict[str, Any] = {
     "trellis": "trellis-halves",
     "trellis, L 10": {"name": "trellis", "L": 10},
     "trellis, damping 0.1": {"name": "trellis", "damping": 0.1},
-    "mixed-calibrated": "mixed-calibrated",
+    "mixed-calibrated": {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"},  # until trellis
     "reference-gptq, damping 0.03": {"name": "reference-gptq", "damping": 0.03},
 }
 LAYERS = (2, 8, 14)

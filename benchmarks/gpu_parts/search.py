@@ -43,7 +43,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with measured(options.device) as found:
         result = search(
             evaluator,
-            evaluations=sensitivities.cost + EVALUATIONS,
+            evaluations=EVALUATIONS,
             memory_budget="uniform3r8",
             sensitivities=sensitivities,
         )

@@ -1,4 +1,4 @@
-"""How long trellis codes take beside today's backend: quantizing SmolLM2's first layers, and decoding.
+"""How long trellis codes take beside the default before (`today`): quantizing SmolLM2's first layers, and decoding.
 
     python -m benchmarks.speed.trellis_time --data DIR
 
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from benchmarks.common import RESULTS, append, commit, cpu_name
 from qra_eval.models.load import load_model
 
-TODAY, TRELLIS = "mixed-calibrated", {2: "trellis", 3: "trellis", 4: "trellis", 8: "bitsandbytes-int8"}
 BITS = (2, 3, 4, 8)
+BEFORE: dict[int, str] = {2: "reference-gptq", 3: "reference-gptq", 4: "reference-gptq", 8: "bitsandbytes-int8"}
 WARM = """
 import time, torch
 from qra_backends import make_backend
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     linears = example(options.data, options.layers)
     weights = sum(linear.weight.numel() for linear, _ in linears.values())
-    backends = {"today": make_backend(TODAY), "trellis": make_backend(TRELLIS)}
+    backends = {"today": make_backend(BEFORE), "trellis": make_backend("mixed-calibrated")}
     single = make_backend("trellis")
     for backend in backends.values():  # libraries are imported, functions compiled
         backend.quantize_levels(nn.Linear(64, 64, bias=False).bfloat16(), BITS, hessian=torch.eye(64))

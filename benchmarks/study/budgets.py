@@ -3,10 +3,12 @@
     python -m benchmarks.study.budgets --data DIR --minutes 50
 
 Each tuning is a line of `budgets.jsonl`. Plans are the exact optimum of the measured sensitivities within so many MiB,
-embeddings among the groups, and those that searches found (`search.py --newest`). Beside them are uniform plans,
-embeddings at the same width, tuned alike, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4
-with rank 8. Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there
-(`budgets_table.py`).
+embeddings among the groups, and within the bytes of a uniform plan: what choosing by layer brings, all else alike.
+Beside them are uniform plans, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8.
+Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there (`budgets_table.py`).
+
+With `--stored gptq` weights are stored as by the default until trellis codes were, and the plans that searches found
+(`search.py --newest`) are tuned too; with `whole` its zero points are whole, as GPTQModel and vLLM read them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.budgets_table import PLANS, SENSITIVITIES, USUAL, searched_table, table, whole
+from benchmarks.study.budgets_table import NF4, PLANS, REFERENCE, SENSITIVITIES, USUAL, searched_table, table, whole
 from benchmarks.study.protocol import Job, like
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.sensitivities.cache import PRIOR_VERSION
@@ -31,16 +33,19 @@ from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.prior_table import prior_table
 
-BUDGETS = (62, 72, 90, 50)
-"""MiB, in the order of the tunings."""
+BUDGETS = {"trellis": (62, 56, 47, 72, 80)}
+OTHER_BUDGETS = (62, 72, 90, 50)
+"""MiB, in the order of the tunings, by how weights are stored."""
+ISOLATED = f"{SENSITIVITIES} in uniform 3-bit r8"
+"""The plan of the sensitivities at exactly the bytes of the uniform one."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 SEEDS = range(5)
 """Each draws its own rows and batches."""
-ZEROS: dict[str, Any] = {
-    "16-bit": protocol.BACKEND,
+STORED: dict[str, Any] = {
+    "trellis": "mixed-calibrated",
+    "gptq": protocol.BACKEND,
     "whole": {2: "gptq", 3: "gptq", 4: "gptq", 5: "reference-gptq", 6: "reference-gptq", 8: "gptq"},
 }
-"""How groups store their zero points: as the study's backend does, or as GPTQModel and vLLM read them."""
 
 
 def main() -> None:
@@ -49,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=protocol.FINETUNE.steps, help="of the tuning")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
-    parser.add_argument("--zeros", choices=ZEROS, default="16-bit", help="how groups store their zero points")
+    parser.add_argument("--stored", choices=STORED, default="trellis", help="how weights are")
     options = parser.parse_args()
     gsm8k = options.task == "gsm8k"
     path = options.out / ("budgets.jsonl" if gsm8k else f"budgets-{options.task}.jsonl")
@@ -64,17 +69,18 @@ def main() -> None:
 def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
     """All tunings, seed by seed."""
     made = evaluator(
-        options.data, options.cache, options.zeros, options.task,
+        options.data, options.cache, options.stored, options.task,
         training={"init": options.init, "scales": not options.no_scales}, finetune={"steps": options.steps},
     )  # fmt: skip
-    found = searched(options.task)
-    sides = {name: (made, plan) for name, plan in (plans(made) | found).items()}
-    sides |= {name: usual(name, options.data, options.task, options.cache, options.steps) for name in USUAL}
+    found = searched(options.task) if options.stored == "gptq" else {}
+    sides = {name: (made, plan) for name, plan in (plans(made, options.stored) | found).items()}
+    names = USUAL if found else (REFERENCE, NF4)
+    sides |= {name: usual(name, options.data, options.task, options.cache, options.steps) for name in names}
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
-            key = {"plan": name, "seed": seed, "own_rows": True, "steps": options.steps}
+            key = {"plan": name, "seed": seed, "own_rows": True, "steps": options.steps, "compute": protocol.COMPUTE}
             if name not in USUAL:
-                key |= {"init": options.init, "scales": not options.no_scales, "zeros": options.zeros}
+                key |= {"init": options.init, "scales": not options.no_scales, "stored": options.stored}
                 key["prior"] = PRIOR_VERSION
             if name in found:
                 key["choices"] = zlib.crc32(plan.key.encode())
@@ -98,24 +104,26 @@ def figures(
 
 
 def evaluator(
-    data: str, cache: str | None = None, zeros: str = "16-bit", task: str = "gsm8k", **changes: dict[str, Any]
+    data: str, cache: str | None = None, stored: str = "trellis", task: str = "gsm8k", **changes: dict[str, Any]
 ) -> QuantizedLoRAEvaluator:
     """Of searched plans: embeddings are among the groups."""
-    return protocol.evaluator(task, data, backend=ZEROS[zeros], embeddings=EMBEDDINGS, cache=cache, **changes)
+    return protocol.evaluator(task, data, backend=STORED[stored], embeddings=EMBEDDINGS, cache=cache, **changes)
 
 
-def plans(made: QuantizedLoRAEvaluator) -> dict[str, Plan]:
+def plans(made: QuantizedLoRAEvaluator, stored: str) -> dict[str, Plan]:
     """By name: the sensitivities' within each budget, then uniform ones."""
     space, found = made.space, {}
     table = prior_table(space, made.sensitivities())
-    for budget in BUDGETS:
+    for budget in BUDGETS.get(stored, OTHER_BUDGETS):
         plan = additive_plan(space, table, budget * MIB)
         if plan is not None:
             found[f"{SENSITIVITIES} {budget} MiB"] = plan
-    for bits in (3, 4):
-        uniform = space.uniform(bits, 8)
-        assert uniform is not None  # both are in the space
-        found[f"uniform {bits}-bit r8"] = uniform
+    uniform = {bits: space.uniform(bits, 8) for bits in (2, 3, 4)}
+    found |= {f"uniform {bits}-bit r8": uniform[bits] for bits in (3, 4)}
+    if stored == "trellis":
+        found[ISOLATED] = additive_plan(space, table, space.memory_bytes(uniform[3]))
+        bits = [UNQUANTIZED_BITS if group.is_embedding else 2 for group in space.groups]
+        found["uniform 2-bit r8, embeddings 16-bit"] = Plan(tuple(bits), uniform[3].ranks)
     return found
 
 
@@ -141,13 +149,12 @@ def usual(name: str, data: str, task: str, cache: str | None, steps: int) -> tup
 
 def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
     """How many linears a plan has at each width and rank, the width of embeddings, and the numbers it trains."""
-    space, backend = made.space, made.quantized.backend
-    trained = 0
+    space, trained = made.space, 0
     for group, bits, rank in zip(space.groups, plan.bits, plan.ranks, strict=True):
         for m in group.linears:
             trained += rank * (m.out_features + m.in_features)
-            if made.tuner.settings.scales and bits != UNQUANTIZED_BITS and not group.is_embedding:
-                trained += backend.trainable_numbers(bits, m.out_features, m.in_features)
+            if not group.is_embedding:
+                trained += made.quantized.trained_numbers(bits, m.out_features, m.in_features)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     return {
         "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in linears).items())},

@@ -8,6 +8,7 @@ from the usual start if such lines are there.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,24 +35,32 @@ the sensitivities' plans do with scales, ranks 32 and 64 two and four times as m
 PLANS = "plans-newest.jsonl"
 """What searches found."""
 SENSITIVITIES = "sensitivities"
+ALIKE = ("plan", "prior", "stored", "init", "scales", "steps", "own_rows", "compute")
+"""What lines of one row of the table have in common."""
 EARLIER: dict[str, Any] = {
-    "zeros": "16-bit", "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None,
+    "own_rows": False, "init": "default", "scales": False, "prior": 5, "choices": None, "compute": "bfloat16",
     "steps": protocol.FINETUNE.steps,
 }  # fmt: skip
 """What lines of earlier rounds leave out; their seeds had all the same rows to tune on."""
-SHOWN = {"own_rows": True, "scales": True, "zeros": "16-bit", "steps": EARLIER["steps"]}
+SHOWN = {"own_rows": True, "scales": True, "init": "default", "steps": EARLIER["steps"]}
 """What plans of the picture, and of the table of what searches found, have in common."""
-STARTS = ("default", "calibrated")
-"""In the picture, the first that a plan was tuned with is taken."""
+CURVES: dict[str, dict[str, Any]] = {
+    "found by qra": {"stored": "trellis", "compute": protocol.COMPUTE},
+    "the same, groups of 64": {"stored": "gptq", "prior": 5},
+}
+"""In the picture: what lines of a curve have in common."""
+UNIFORM = {
+    "uniform 2-bit r8, embeddings 16-bit": "2 bits, embeddings 16",
+    "uniform 3-bit r8": "3 bits everywhere",
+    "uniform 4-bit r8": "4 bits everywhere",
+}
 NAMES = {REFERENCE: "16-bit LoRA, rank 32", NF4: "QLoRA, nf4, rank 8"}
 SIZE = (760, 420)
-HIGHEST = 1.25
-"""Test loss; plans above are left out of the picture."""
 
 
 def whole(line: dict[str, Any]) -> dict[str, Any]:
-    """A line with what those of earlier rounds leave out."""
-    return {**EARLIER, **line}
+    """A line with what those of earlier rounds leave out; they said how zero points are stored."""
+    return {**EARLIER, "stored": "whole" if line.get("zeros") == "whole" else "gptq", **line}
 
 
 def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> list[str]:
@@ -62,21 +71,23 @@ def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> 
     """
     shared = [{**d, "plan": d["row"]} for d in final if d["task"] == "gsm8k" and d["row"] in USUAL]
     lines = list(map(whole, [*shared, *lines]))
-    rival = {(d["seed"], d["own_rows"], d["steps"]): d for d in lines if d["plan"] == REFERENCE}
+    rival = {(d["seed"], d["own_rows"], d["steps"], d["compute"]): d for d in lines if d["plan"] == REFERENCE}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for d in lines:
-        if (d["seed"], d["own_rows"], d["steps"]) in rival:
-            groups[d["plan"], d["prior"], d["zeros"], d["init"], d["scales"], d["steps"], d["own_rows"]].append(d)
+        if (d["seed"], d["own_rows"], d["steps"], d["compute"]) in rival:
+            groups[tuple(d[name] for name in ALIKE)].append(d)
     chosen = any("row_right" in d for d in lines)
-    head = ["plan", "prior", "zeros", "start", "scales", "steps", "MiB", "embeddings", "seeds", "test loss"]
+    head = ["plan", "prior", "stored", "start", "scales", "steps", "MiB", "embeddings", "computed", "seeds"]
+    head += ["test loss"]
     head += [f"against {REFERENCE}"] + ["right choices", f"against {REFERENCE}, points"] * chosen
     body = []
-    for (plan, sensitivities, zeros, init, scales, steps, own), some in groups.items():
-        others = [rival[d["seed"], own, steps] for d in some]
+    for (plan, sensitivities, stored, init, scales, steps, own, compute), some in groups.items():
+        others = [rival[d["seed"], own, steps, compute] for d in some]
         if plan in USUAL:
-            zeros = sensitivities = "–"
-        cells = [plan, sensitivities, zeros, init, "trained" if scales else "fitted", steps]
+            stored = sensitivities = "–"
+        cells = [plan, sensitivities, stored, init, "trained" if scales else "fitted", steps]
         cells += [f"{some[0]['memory_bytes'] / MIB:.1f}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        cells += [compute]
         cells += [f"{len(some)}{'' if own else ', same rows'}", f"{mean_loss(some):.4f}", change(some, others)]
         if chosen:
             right_of = (rows_of(side, "row_right") for side in (some, others))
@@ -90,7 +101,7 @@ def searched_table(lines: list[dict[str, Any]]) -> list[str]:
     """Mean test loss of the plans that searches found, and the difference to the sensitivities' of the same seeds."""
     by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for d in map(whole, lines):
-        if d["plan"] not in USUAL and (SHOWN | {"init": "default"}).items() <= d.items():
+        if d["plan"] not in USUAL and (SHOWN | {"stored": "gptq"}).items() <= d.items():
             by_plan[d["plan"]].setdefault(d["seed"], d)
     rows = []
     for plan, mine in by_plan.items():
@@ -116,22 +127,28 @@ def points(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
 
 def draw() -> str:
     """The picture, an SVG."""
-    lines = list(map(whole, read(protocol.RESULTS / "budgets.jsonl")))
-    plans = points([d for d in lines if d["plan"] in USUAL and d["own_rows"] and d["steps"] == SHOWN["steps"]])
-    alike = [d for d in lines if d["plan"] not in USUAL and (SHOWN | {"prior": EARLIER["prior"]}).items() <= d.items()]
-    for start in reversed(STARTS):
-        plans |= points([d for d in alike if d["init"] == start])
-    rivals = {name: plans[n] for n, name in NAMES.items()}
-    found = sorted(at for n, at in plans.items() if n.startswith("sens") and at[1] < HIGHEST)
-    uniform = {n.replace("-bit r8", " bits everywhere"): at for n, at in plans.items() if n.startswith("uniform")}
+    lines = [d for d in map(whole, read(protocol.RESULTS / "budgets.jsonl")) if d["steps"] == SHOWN["steps"]]
+    usual = [d for d in lines if d["plan"] in USUAL and d["own_rows"]]
+    rivals: dict[str, tuple[float, float]] = {}
+    for compute in (EARLIER["compute"], protocol.COMPUTE):  # the latter, if it is there
+        rivals |= points([d for d in usual if d["compute"] == compute])
+    rivals = {name: rivals[n] for n, name in NAMES.items()}
+    uniform: dict[str, tuple[float, float]] = {}
+    curves = {}
+    for label, alike in CURVES.items():
+        plans = points([d for d in lines if (SHOWN | alike).items() <= d.items()])
+        curves[label] = sorted(at for n, at in plans.items() if re.fullmatch(rf"{SENSITIVITIES} \d+ MiB", n))
+        uniform = uniform or {UNIFORM[n]: at for n, at in plans.items() if n in UNIFORM}
     with style() as c:
         figure, (axes,) = new_figure("Bytes needed for a quality: test loss over memory", SIZE)
-        shown = [*rivals.values(), *uniform.values(), *found]
+        shown = [*rivals.values(), *uniform.values(), *(at for found in curves.values() for at in found)]
         fit(axes, "x", "memory of model and adapter, MiB", [size for size, _ in shown], log=True)
         fit(axes, "y", "test loss, nats a token", [loss for _, loss in shown], log=False)
-        axes.plot(*zip(*found, strict=True), marker="s", markersize=9, color=c["best"], linewidth=2, zorder=3)
         taken: list = []
-        put_label(axes, taken, "found by qra", found[0], (12, 0), fontweight="bold")
+        for (label, found), color in zip(curves.items(), ("best", "soft"), strict=True):
+            if found:
+                axes.plot(*zip(*found, strict=True), marker="s", markersize=9, color=c[color], linewidth=2, zorder=3)
+                put_label(axes, taken, label, found[0], (12, 0), fontweight="bold")
         for color, some in (("found", uniform), ("soft", rivals)):
             for name, at in some.items():
                 axes.plot(*at, marker="o", markersize=9, color=c[color], linestyle="none", clip_on=False)

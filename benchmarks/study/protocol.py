@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import MIB, append, commit, read
+from benchmarks.common import MIB, append, commit, cpu_name, read
 from benchmarks.common import RESULTS as ALL_RESULTS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import Batch
@@ -30,8 +30,12 @@ from qra_search.space.space import Plan, SearchSpace
 
 RESULTS = ALL_RESULTS / "study"
 MODEL = "smollm2"
-BACKEND = "mixed-calibrated"
-TRAINING = TrainingConfig(batch_size=4, max_length=160, learning_rate=2e-3)
+BACKEND = "default-before-trellis"
+SPECS: dict[str, Any] = {BACKEND: {**dict.fromkeys((2, 3, 4, 5, 6), "reference-gptq"), 8: "bitsandbytes-int8"}}
+"""Of the searches, and of all that is beside them; later rounds name theirs."""
+COMPUTE = "float32"
+"""Pinned: a machine's choice between it and bfloat16 moves a loss by 0.1%. Lines say what theirs was."""
+TRAINING = TrainingConfig(batch_size=4, max_length=160, learning_rate=2e-3, scales=False)
 EVALUATION = EvaluationConfig(steps=12, validation_rows=64)
 FINETUNE = FinetuneConfig(steps=36, test_rows=96)
 """One evaluation: 12 steps of 4 rows, then the loss on 64 held-out rows. The final tuning: 36 steps, 96 test rows.
@@ -115,8 +119,9 @@ def evaluator(
     return QuantizedLoRAEvaluator(
         model or MODEL,
         TaskConfig(name=task, data=str(data)),
-        quantization=QuantizationConfig(backend=backend, embeddings=embeddings, cache=cache),
+        quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
+        compute=COMPUTE,
         **settings(task, **changes),
     )
 
@@ -172,6 +177,7 @@ def in_place(evaluator: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
         "row_tokens": tokens,
         "memory_bytes": evaluator.space.memory_bytes(plan),
         "compute": str(evaluator.quantized.compute).removeprefix("torch."),
+        "cpu": cpu_name(),
     }
 
 

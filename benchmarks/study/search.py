@@ -89,6 +89,7 @@ def main() -> None:
         seed=options.seed,
         log=log,
         callbacks=[in_time],
+        charged=True,
     )
     result = study.run()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ kept as exactly as one on resident bytes. What depends on the rank of the activa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from qra_backends import Backend
 from torch import Tensor
 
 from qra_eval.costs.phases import TRAINED_NUMBER
@@ -47,7 +47,7 @@ class StepMemory:
     Attributes:
         adapter_bits: bits that training takes for each adapter weight.
         rows, tokens: of the largest batch: rows, and tokens of each.
-        backend: if its scales and offsets are trained along.
+        trained_numbers: how many scales and offsets of a linear are trained along, by level and shape.
     """
 
     dequantized: int
@@ -56,7 +56,7 @@ class StepMemory:
     adapter_bits: int
     rows: int
     tokens: int
-    backend: Backend | None = None
+    trained_numbers: Callable[[LevelName, int, int], int]
 
     @property
     def fixed(self) -> int:
@@ -75,9 +75,9 @@ class StepMemory:
 
     def _trained(self, level: Level) -> Level:
         """A level whose format counts what training its scales takes."""
-        if self.backend is None or level.name == UNQUANTIZED_BITS:
+        if level.name == UNQUANTIZED_BITS:
             return level
-        return replace(level, format=_InTraining(level.format, self.backend, level.name))
+        return replace(level, format=_InTraining(level.format, self.trained_numbers, level.name))
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class _InTraining:
     """A format with what the scales and offsets of a weight take while they are trained."""
 
     stored: StorageFormat
-    backend: Backend
+    trained_numbers: Callable[[LevelName, int, int], int]
     level: LevelName
 
     def bytes(self, out_features: int, in_features: int) -> int:
-        numbers = self.backend.trainable_numbers(self.level, out_features, in_features)
+        numbers = self.trained_numbers(self.level, out_features, in_features)
         return self.stored.bytes(out_features, in_features) + TRAINED_NUMBER * numbers
 
 
@@ -109,7 +109,9 @@ def step_memory(tuner: FineTuner) -> StepMemory:
         activations = inputs + outside + max(0, max(layers) + wider // len(layers) - head)
     else:
         activations = outside + sum(layers) + wider
-    scales, largest = tuner.settings.scales, max(m.out_features * m.in_features for m in linears)
+    shapes, quantized = [(m.out_features, m.in_features) for m in linears], tuner.quantized
+    scales = any(quantized.trained_numbers(b, *shape) for shape in shapes for b in quantized.levels)
+    largest = max(out * inputs for out, inputs in shapes)
     return StepMemory(
         dequantized=largest * (4 + item + (item if scales else 0)),
         activations=activations,
@@ -117,7 +119,7 @@ def step_memory(tuner: FineTuner) -> StepMemory:
         adapter_bits=8 * (ADAPTER_BYTES + (item if item < 4 else 0)),
         rows=rows,
         tokens=tokens,
-        backend=tuner.quantized.backend if scales else None,
+        trained_numbers=quantized.trained_numbers,
     )
 
 

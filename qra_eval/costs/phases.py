@@ -191,8 +191,8 @@ class _Run:
         trained = 0
         if steps and self.rank:
             trained = self._stretched("training_step", self.tuner.batches(steps, 0))
-        if steps and self.settings.scales:
-            trained += self._trained_scales()
+        if steps:
+            trained += self._trained_scales(steps)
         rows = self.tuner.rows(split, held_out)
         measured = self._stretched("held_out", bucketed(rows, 2 * self.settings.batch_size))
         return self._resident(adapters=4 + MOMENTS) + max(trained, measured) + self._reordered(self.wide)
@@ -219,10 +219,18 @@ class _Run:
         """The plan in place, and what is kept dequantized."""
         return (self.packed if self.gpu else 0) + self.adapters * adapters + self.cache
 
-    def _trained_scales(self) -> int:
-        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it."""
-        backend, levels = self.model.backend, self.model.levels
-        numbers = sum(max((backend.trainable_numbers(b, *shape) for b in levels), default=0) for shape in self.shapes)
+    def _trained_scales(self, steps: int) -> int:
+        """Scales and offsets of all linears, the gradient of a whole weight, and the weights that wait for it.
+
+        Beside weights that are kept ready, scales of rows have their outputs wait instead.
+        """
+        model, outputs = self.model, sum(rows for rows, _ in self.shapes)
+        numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        if not numbers:
+            return 0
+        if self.cache and numbers <= outputs:
+            count, tokens = _largest(self.tuner.batches(steps, 0))
+            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 

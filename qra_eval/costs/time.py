@@ -23,9 +23,9 @@ from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
-SCALES = 1.5
+SCALES, ROW_SCALES = 1.5, 0.3
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
-the whole weight, its sums by group, and dequantizing at every step."""
+the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
 PASSES = 2
 """Times that a layer is timed after once to warm up; the quickest counts."""
 TIMED_TOKENS = 16384
@@ -67,11 +67,14 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
 
 def _evaluation_passes(tuner: FineTuner) -> float:
     """Tokens of an evaluation in units of one forward pass, with what training scales along adds to them."""
-    settings, tokens = tuner.settings, tuner.evaluation_tokens()
-    if not settings.scales:
+    settings, tokens, model = tuner.settings, tuner.evaluation_tokens(), tuner.quantized
+    shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
+    most = max((model.trained_numbers(b, *shape) / shape[0] for b in model.levels for shape in shapes), default=0)
+    if not most:
         return tokens
     rows = tuner.rows("calibration", tuner.trained_rows)
-    return tokens + SCALES * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
+    scales = ROW_SCALES if most <= 1 and model.materialised else SCALES
+    return tokens + scales * sum(map(len, rows)) * tuner.evaluation.steps * settings.rows_a_step / len(rows)
 
 
 def bank_bytes(tuner: FineTuner) -> int:

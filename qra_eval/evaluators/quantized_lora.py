@@ -26,7 +26,7 @@ from qra_eval.models.loaded import LoadedModel, positions
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
-from qra_eval.tasks import SPLITS, Task, make_task, rendered_example
+from qra_eval.tasks import SPLITS, Task, make_task, register_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -55,6 +55,7 @@ from qra_search.evaluation.evaluator import (
 )
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.launched import standing
+from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
 
@@ -165,7 +166,16 @@ class QuantizedLoRAEvaluator(Evaluator):
         if memory_kind == "peak":
             self.tuner.space = step_memory(self.tuner).space(self.quantized.space)
         self.space = self.tuner.space
-        self._live, self._highest = model, math.nan
+        self._live, self._task, self._highest = model, task, math.nan
+        self._settings = {
+            "model": {
+                "name": loaded.spec, "device": device, "dtype": dtype, "compute": compute,
+                "weight_cache": weight_cache, "trust_remote_code": trust_remote_code,
+            },
+            "search": {"memory_kind": memory_kind, "metric": metric, "seed": seed},
+            "quantization": quantization, "space": space, "training": training,
+            "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
+        }  # fmt: skip
         self.prior_report: dict[str, Any] = {}
 
     @classmethod
@@ -302,14 +312,21 @@ class QuantizedLoRAEvaluator(Evaluator):
         figures: Figures | None = None,
         progress: Progress | None = None,
     ) -> Tuned:
-        """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`."""
+        """Tune a plan in full and measure it on test data; see `qra_eval.tuning.final.tune`.
+
+        A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
+        """
         self.space.encode(plan)
         kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
         own = {"folder": folder, "figures": figures, "progress": progress}
         if standing()[1] == 1:
-            return tune(self.tuner, plan, **kinds, **own)
-        with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
-            return tune(self.tuner, plan, **kinds, **own, processes=self._launched)
+            tuned = tune(self.tuner, plan, **kinds, **own)
+        else:
+            with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
+                tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
+        if folder is not None:
+            RunFolder(folder).keep_tuned(self._config(), self.space, self.describe(), tuned, steps)
+        return tuned
 
     def follow(self) -> NoReturn:
         for asked in self._launched.requests():
@@ -321,6 +338,12 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _launched(self) -> LaunchedProcesses:
         """Those that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
+
+    def _config(self) -> RunConfig:
+        """The settings of a run that has this evaluator."""
+        named = isinstance(self._task, (str, TaskConfig)) or (isinstance(self._task, Mapping) and "name" in self._task)
+        task = self._task if named else register_task(self._task)
+        return RunConfig(task={"name": task} if isinstance(task, str) else task, **self._settings)
 
     def close(self) -> None:
         self.tuner.switcher.close()
@@ -365,7 +388,7 @@ def load_on(
     if progress is not None:
         progress("load model", 0, 1)
     loaded = load_model(
-        model if isinstance(model, str) else register_live(model, tokenizer),
+        str(model) if isinstance(model, (str, Path)) else register_live(model, tokenizer),
         dtype=None if dtype == "auto" else getattr(torch, dtype),
         device=str(place),
         trust_remote_code=trust_remote_code,

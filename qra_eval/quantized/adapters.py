@@ -74,26 +74,31 @@ class AdaptedLinear(AdaptableLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         adapted = self.lora_A is not None and self.lora_B is not None
+        ratio = None if self.trained is None or self.frozen is None else self.trained.ratio()
         if adapted and self.frozen is not None and self.training and not self.dropout and torch.is_grad_enabled():
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # type: ignore[union-attr]
-            return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling)
+            return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
         else:
-            y = self._product(x) if self.frozen is not None else (self.base or self.linear)(x)
+            y = self._product(x, ratio) if self.frozen is not None else (self.base or self.linear)(x)
         if self.lora_A is None or self.lora_B is None:
             return y
         z = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, ratio: Tensor | None = None) -> Tensor:
         """With the plain weight, in the input's dtype: a pass in float32 needs no second copy of all weights."""
-        bias = self.frozen_bias
-        return F.linear(x, self.frozen.to(x.dtype), bias if bias is None else bias.to(x.dtype))  # type: ignore[union-attr]
+        weight = self.frozen.to(x.dtype)  # type: ignore[union-attr]
+        bias = None if self.frozen_bias is None else self.frozen_bias.to(x.dtype)
+        if ratio is None:
+            return F.linear(x, weight, bias)
+        y = (F.linear(x, weight) * ratio).to(x.dtype)
+        return y if bias is None else y + bias
 
 
 class FusedAdapter(torch.autograd.Function):
-    """`x W' + bias + scaling (x A') B'` with every product added in place to the one before.
+    """`x W' ratio + bias + scaling (x A') B'` with every product added in place to the one before.
 
     Composed of single operations, scaling and adding pass over the wide output and the wide gradient four times more,
     which on a CPU takes a fifth of a training step of a small model.
@@ -101,23 +106,34 @@ class FusedAdapter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
-    ) -> Tensor:
-        """x (..., in), weight (out, in), A (rank, in), B (out, rank) to (..., out)."""
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float,
+        ratio: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (..., in), weight (out, in), A (rank, in), B (out, rank), ratio float32 (out,) to (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
         low = (flat @ A.t()).mul_(scaling)
-        y = F.linear(flat, weight, bias).addmm_(low, B.t())
-        ctx.save_for_backward(flat, weight, A, B, low)
+        if ratio is None:
+            plain, y = None, F.linear(flat, weight, bias)
+        else:
+            plain = F.linear(flat, weight)
+            y = (plain * ratio).to(plain.dtype)
+            if bias is not None:
+                y += bias
+        ctx.save_for_backward(flat, weight, A, B, low, ratio, plain)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y.addmm_(low, B.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, A, B, low = ctx.saved_tensors
+        flat, weight, A, B, low, ratio, plain = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
         low_grad = (g @ B).mul_(ctx.scaling)
-        dx = (g @ weight).addmm_(low_grad, A).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None, low_grad.t() @ flat, g.t() @ low, None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            through = g if ratio is None else (g * ratio).to(g.dtype)
+            dx = (through @ weight).addmm_(low_grad, A).view(ctx.shape)
+        by_ratio = None if ratio is None else (g * plain).sum(0, dtype=torch.float32)
+        return dx, None, None, low_grad.t() @ flat, g.t() @ low, None, by_ratio
 
 
 def install(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:

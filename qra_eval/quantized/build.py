@@ -8,8 +8,9 @@ killed goes on at the layer where it was. Inputs are those of the unquantized mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock, Timeout
 from qra_backends.base import Level
@@ -22,6 +23,8 @@ from qra_eval.quantized.threads import sharing, side_by_side, workers
 from qra_eval.quantized.weight_cache import QuantizedWeightCache, storable
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluation.evaluator import Progress
+from qra_search.files import read_json, write_json
+from qra_search.log.trial_log import describe_writer, this_process
 from qra_search.space.levels import LevelName
 
 log = logging.getLogger(__name__)
@@ -40,15 +43,15 @@ def build(
     *,
     head: str | None = None,
 ) -> None:
-    """Quantize what a bank lacks, once a host: a second process waits for the first, and reads what it made.
+    """Quantize what a bank lacks, once: a second process that needs it waits for the first, and reads what it made.
 
     Args:
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
         batches: of calibration rows; used if a missing level is calibrated, or starts are missing.
         starts: to be fitted with the same Hessians.
         head: name of the table that the model's head multiplies by, if it is in the bank.
-        progress: called with `("quantize", linears done, of how many)`, and while another process is at it with
-            `("wait for another process that quantizes", 0, 1)`.
+        progress: called with `("quantize", linears done, of how many)`, and while another process is at it with who
+            that is, 0 and 1.
 
     Raises:
         RuntimeError: a file cannot be read after it was written.
@@ -56,22 +59,33 @@ def build(
     if not _missing(bank, starts):
         return
     bank.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(bank.folder / "build.lock")
+    with _alone(bank, progress):
+        if _missing(bank, starts):
+            _build(bank, blocks, batches, progress, starts, head)
+    left = _missing(bank, starts)
+    if left:
+        raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
+
+
+@contextmanager
+def _alone(bank: QuantizedWeightCache, progress: Progress | None) -> Iterator[None]:
+    """Hold the lock of a bank: of its weights, calibration rows and backend. Another model or data do not wait."""
+    lock, holder = FileLock(bank.lock_file), bank.lock_file.with_suffix(".json")
     while True:
         try:
             lock.acquire(timeout=WAIT_SECONDS)
             break
         except Timeout:
             if progress is not None:
-                progress("wait for another process that quantizes", 0, 1)
+                who = describe_writer(read_json(holder) or {})
+                why = "it quantizes the same weights for the same data; a QRA_CACHE of one's own does not wait"
+                progress(f"wait for {who}: {why}", 0, 1)
     try:
-        if _missing(bank, starts):
-            _build(bank, blocks, batches, progress, starts, head)
+        write_json(holder, this_process(os.getpid()))
+        yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
-    left = _missing(bank, starts)
-    if left:
-        raise RuntimeError(f"layers {list(left)} of the bank {bank.folder} cannot be read after they were written")
 
 
 def _missing(bank: QuantizedWeightCache, starts: AdapterInit | None) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from qra_backends import Backend
 
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
-from qra_eval.models.linears import find_linears, group_linears, resolve_granularity
+from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
@@ -96,6 +96,8 @@ class QuantizedModel:
         self.granularity = resolve_granularity(found, space.granularity)
         self.linears = {f.name: f.module for f in found}
         self.layer_of = {f.name: f.layer or 0 for f in found}
+        experts = any(EXPERT.match(f.name) for f in found)  # computed many at once, but for those with trained scales
+        self._scales = bool(settings.scales) and not (settings.scales == "auto" and experts)
         self.tables = _searched_tables(self.model, quantization)
         if loaded.weights:
             place_tables(self.model, device, self.tables)
@@ -156,6 +158,13 @@ class QuantizedModel:
     def initialiser(self) -> Initialiser:
         """What gives bases and adapters' first factors, as the settings say where adapters start."""
         return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), self._fitted)
+
+    def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
+        """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
+        if bits == UNQUANTIZED_BITS or not self._scales:
+            return 0
+        numbers = self.backend.trainable_numbers(bits, out_features, in_features)
+        return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
 
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""

@@ -37,6 +37,15 @@ class TrainedGroups(nn.Module):
         bias = module.bias
         return grouped_linear(x, self._now(), dequantize, bias, keep=self.keep)  # type: ignore[arg-type]
 
+    def of_rows(self) -> bool:
+        """Whether a row has one scale and no more, so that it may be trained beside the weight: see `ratio`."""
+        return self.first.offset is None and self.first.scale.shape[1] == 1
+
+    def ratio(self) -> Tensor:
+        """Float32 (out,): what the outputs of the module's first weight are multiplied by, if `of_rows`."""
+        first = self.first.scale.float()
+        return torch.where(first == 0, 1.0, self._now().scale / torch.where(first == 0, 1.0, first))[:, 0]
+
     @torch.no_grad()
     def groups(self) -> Groups:
         """As they are now, in the dtype that they are stored in."""

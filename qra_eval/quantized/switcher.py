@@ -16,7 +16,6 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.scales import TrainedGroups
 from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_search.space.levels import LevelName
-from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
 
@@ -135,21 +134,22 @@ class PlanSwitcher:
         mapped and shared, are never written to: the plan in place has copies of its own.
         """
         plan, quantized = self.applied, self.quantized
-        start, backend = quantized.initialiser(), quantized.backend
+        start, backend, fast = quantized.initialiser(), quantized.backend, quantized.materialised
         placed = [
             (start.bank_of(bits, rank), linear.name, bits)
             for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True)
             for linear in group.linears
-            if linear.name in self.wrapped
-            and bits != UNQUANTIZED_BITS
-            and backend.trainable_numbers(bits, linear.out_features, linear.in_features)
+            if linear.name in self.wrapped and quantized.trained_numbers(bits, linear.out_features, linear.in_features)
         ]
         for bank, name, bits in placed:
             module = bank.module(name, bits)
             groups = backend.trainable(module)
             if groups is not None:
-                self.wrapped[name].set_base(module=module)
-                self.wrapped[name].trained = TrainedGroups(backend, groups, keep=quantized.materialised)
+                trained = TrainedGroups(backend, groups, keep=fast)
+                beside = fast and trained.of_rows()
+                base: dict[str, Any] = {"weight": bank.weight(name, bits)} if beside else {"module": module}
+                self.wrapped[name].set_base(**base)
+                self.wrapped[name].trained = trained
         try:
             yield
         finally:
@@ -157,7 +157,7 @@ class PlanSwitcher:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
                     wrapper.groups, wrapper.trained = wrapper.trained.groups(), None
-                    self._put_base(bank, name, bits, quantized.materialised)
+                    self._put_base(bank, name, bits, fast)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:

@@ -139,6 +139,12 @@ class QuantizedWeightCache:
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by who makes files of this bank: whatever the levels are, those of another bank have another."""
+        identity = [BANK_VERSION, self.fingerprint, self.calibration, self.backend.spec]
+        return self.folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.lock"
+
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
         return list(self._names[layer])

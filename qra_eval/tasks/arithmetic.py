@@ -6,6 +6,7 @@ import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qra_eval.tasks.base import Task, hash_of
@@ -121,45 +122,7 @@ class ArithmeticTask(Task):
         self.sizes = {**SIZES, **(sizes or {})}
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return {name: self._draw(name, self.sizes[name]) for name in SPLITS}
-
-    def _draw(self, split: SplitName, size: int) -> list[Example]:
-        draw = random.Random(hash_of("arithmetic", self.seed, split))
-        found: dict[str, Example] = {}
-        barren = 0
-        for problem in self._problems(draw):
-            if owner(problem) == split and problem.key not in found:
-                found[problem.key] = problem
-                barren = 0
-            if len(found) >= size:
-                break
-            barren += 1
-            if barren > PATIENCE:
-                raise BadInput(
-                    f"only {len(found)} of {size} different {split} problems exist: ask for fewer by task.options.sizes"
-                )
-        return list(found.values())
-
-    def _problems(self, draw: random.Random) -> Iterator[Example]:
-        names = tuple(KINDS)
-        while True:
-            name = draw.choice(names)
-            kind = KINDS[name]
-            a, b, c = (_operand(draw, draw.choice(DIGITS)) for _ in range(3))
-            who, other = draw.sample(NAMES, 2)
-            thing = draw.choice(THINGS)
-            if not kind.fits(a, b, c):
-                continue
-            words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
-            text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
-            steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
-            result = steps[-1][-1]
-            lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
-            yield Example(
-                f"Question: {text}\nAnswer:",
-                " " + "\n".join([*lines, f"#### {result}"]),
-                meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
-            )
+        return {name: _drawn(self.seed, name, self.sizes[name]) for name in SPLITS}
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -173,6 +136,48 @@ class ArithmeticTask(Task):
 def owner(example: Example) -> SplitName:
     """The split that a problem belongs to, by a hash of its operands, in whatever order or wording they come."""
     return OWNERS[int(hash_of("operands", *example.meta["operands"])[:8], 16) % len(OWNERS)]
+
+
+@lru_cache(maxsize=16)
+def _drawn(seed: int, split: SplitName, size: int) -> tuple[Example, ...]:
+    """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
+    draw = random.Random(hash_of("arithmetic", seed, split))
+    found: dict[str, Example] = {}
+    barren = 0
+    for problem in _problems(draw):
+        if owner(problem) == split and problem.key not in found:
+            found[problem.key] = problem
+            barren = 0
+        if len(found) >= size:
+            break
+        barren += 1
+        if barren > PATIENCE:
+            raise BadInput(
+                f"only {len(found)} of {size} different {split} problems exist: ask for fewer by task.options.sizes"
+            )
+    return tuple(found.values())
+
+
+def _problems(draw: random.Random) -> Iterator[Example]:
+    names = tuple(KINDS)
+    while True:
+        name = draw.choice(names)
+        kind = KINDS[name]
+        a, b, c = (_operand(draw, draw.choice(DIGITS)) for _ in range(3))
+        who, other = draw.sample(NAMES, 2)
+        thing = draw.choice(THINGS)
+        if not kind.fits(a, b, c):
+            continue
+        words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
+        text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
+        steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
+        result = steps[-1][-1]
+        lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
+        yield Example(
+            f"Question: {text}\nAnswer:",
+            " " + "\n".join([*lines, f"#### {result}"]),
+            meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
+        )
 
 
 def _operand(draw: random.Random, digits: int) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from qra_search.bench.tasks import Oracle, Task, parse_strategy, task_budgets
-from qra_search.evaluation.evaluator import Evaluator
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.space.space import Plan
@@ -21,30 +20,6 @@ from qra_search.study.study import Study
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is looked at, as at its end."""
 INTERVAL_90 = 1.6449
-JUDGES = (1_000_003, 1_000_033, 1_000_037)
-"""Seeds of the evaluations that judge a plan whose true loss is unknown: none that a search is likely to use."""
-
-
-class MeasuredTruth:
-    """Stands for the truth of an evaluator: the mean of full evaluations with seeds of their own, each made once.
-
-    What is handed over is judged on the same held-out data that the search fits, but not by the noise that it saw.
-    """
-
-    def __init__(self, evaluator: Evaluator):
-        self.evaluator, self.space = evaluator, evaluator.space
-        self._known: dict[str, float] = {}
-
-    def true_loss(self, plan: Plan) -> float:
-        """The judged loss of a plan, in nats.
-
-        Raises:
-            EvaluationFailed: it cannot be evaluated.
-        """
-        if plan.key not in self._known:
-            losses = [self.evaluator.evaluate(plan, seed=seed).loss for seed in JUDGES]
-            self._known[plan.key] = sum(losses) / len(losses)
-        return self._known[plan.key]
 
 
 def run_cell(
@@ -63,17 +38,12 @@ def run_cell(
 
 
 def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference_cache: str | None) -> dict[str, Any]:
-    truth = evaluator if isinstance(evaluator, Oracle) else MeasuredTruth(evaluator)
     budgets = task_budgets(evaluator.space)
     grid = sweep(budgets)
-    uniform = [best_uniform(truth, b) for b in grid]
-    # Without an oracle the best uniform plan is all that is known before; what any strategy finds is added to it.
-    known, exact = uniform, False
-    if isinstance(truth, Oracle):
-        reference = truth.reference_front(grid, cache=reference_cache)
-        known, exact = list(reference.losses), reference.exact
+    uniform = [best_uniform(evaluator, b) for b in grid]
+    reference = evaluator.reference_front(grid, cache=reference_cache)
     timed = Timed(parse_strategy(strategy))
-    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed)
+    study = Study(evaluator, strategy=timed, evaluations=evaluations, memory_budget=budgets, seed=seed, charged=True)
     begun = time.perf_counter()
     study.run()
     seconds = time.perf_counter() - begun
@@ -83,10 +53,10 @@ def _run(evaluator: Any, strategy: str, seed: int, evaluations: float, reference
         "spent": round(state.spent, 4),
         "budgets": list(budgets),
         "grid": list(grid),
-        "reference": known,
-        "reference_exact": exact,
+        "reference": list(reference.losses),
+        "reference_exact": reference.exact,
         "uniform": uniform,
-        "checkpoints": [_look(point, state, timed, truth, grid) for point in checkpoints(evaluations)],
+        "checkpoints": [_look(point, state, timed, evaluator, grid) for point in checkpoints(evaluations)],
         **_conduct(state.trials, timed),
     }
 
@@ -107,7 +77,7 @@ def sweep(budgets: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted([*budgets, *middles]))
 
 
-def best_uniform(evaluator: Oracle | MeasuredTruth, budget: int) -> float:
+def best_uniform(evaluator: Oracle, budget: int) -> float:
     """Lowest noise-free loss among the uniform plans within a budget; of the smallest plan if none fits."""
     space = evaluator.space
     fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= budget]
@@ -142,11 +112,12 @@ class Timed(Strategy):
 
 
 def _look(
-    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle | MeasuredTruth, grid: tuple[int, ...]
+    point: float, state: StudyState, strategy: Strategy, evaluator: Oracle, grid: tuple[int, ...]
 ) -> dict[str, Any]:
     """What would be handed over at each budget of the grid when at most `point` evaluations were spent."""
     then = truncate(state, point)
-    result = SearchResult.from_state(then, strategy)
+    # What the strategy itself would hand over: not what the sensitivities say beside it.
+    result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
     handed, believed = [], []
     for budget in grid:
         best = result.best(budget)
@@ -163,8 +134,7 @@ def _look(
 
 def truncate(state: StudyState, point: float) -> StudyState:
     """The state as it stood when at most `point` full evaluations were spent."""
-    spent = state.sensitivities.cost if state.sensitivities else 0.0
-    kept = 0
+    spent, kept = state.charge, 0
     for trial in state.trials:
         spent += trial.charged
         if spent > point + 1e-9:

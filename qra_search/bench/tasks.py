@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,16 +17,14 @@ from qra_search.config import make_config, read_yaml
 from qra_search.errors import BadInput, describe
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.arguments import check_evaluator
 
 FAMILIES = ("additive", "interaction", "compensation", "misleading", "heteroscedastic", "uneven", "saturating")
 """Families of the evaluator `landscape`, in the order of the tables."""
 NOISE = re.compile(r"-noise(less|\d+(?:\.\d+)?)$")
 
 
-@runtime_checkable
 class Oracle(Protocol):
-    """An evaluator whose noise-free loss is known; any other is judged by evaluations (`MeasuredTruth`)."""
+    """An evaluator whose noise-free loss is known."""
 
     space: SearchSpace
 
@@ -38,19 +36,12 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluator by name with its options, to which the seed is added.
-
-    Attributes:
-        config: further fields of a run's config, dotted, such as `model.name`.
-        seeded: the evaluator has an option `seed`, of the landscape; it always gets the seed as `search.seed`.
-    """
+    """An evaluator by name with its options, to which the seed is added."""
 
     name: str
     evaluator: str = "landscape"
     options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "module"
-    config: Mapping[str, Any] = field(default_factory=dict)
-    seeded: bool = True
 
     def build(self, seed: int) -> Any:
         """The evaluator of one seed.
@@ -58,15 +49,13 @@ class Task:
         Raises:
             UnknownName, ConfigError, ValueError: the evaluator or its options do not exist.
         """
-        options = {**self.options, **({"seed": seed} if self.seeded else {})}
-        fields = {"space.granularity": self.granularity, "search.seed": seed, **self.config}
-        config = make_config({"evaluator": self.evaluator, "options": options}, fields, source=f"task {self.name}")
-        return check_evaluator(plugins.load("evaluators", self.evaluator)(config))
+        data = {"evaluator": self.evaluator, "options": {**self.options, "seed": seed}}
+        fields = {"space.granularity": self.granularity, "search.seed": seed}
+        return plugins.load("evaluators", self.evaluator)(make_config(data, fields, source=f"task {self.name}"))
 
 
 def task_named(text: str) -> Task:
-    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`), `recorded:LOG`, or any
-    installed evaluator as `evaluator:NAME?OPTION=VALUE&FIELD=VALUE`, where a field of the config has a dot in its name.
+    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`), or `recorded:LOG`.
 
     With `-noiseless` behind it, every evaluation of a landscape shows the true loss; with `-noise0.1` two seeds of a
     plan differ by so many nats (deviation) instead of as measured.
@@ -77,16 +66,11 @@ def task_named(text: str) -> Task:
     kind, _, rest = text.partition(":")
     if kind == "recorded" and rest:
         return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
-    if kind == "evaluator" and rest:
-        name, given = with_options(rest)
-        fields = {key: value for key, value in given.items() if "." in key}
-        own = {key: value for key, value in given.items() if "." not in key}
-        return Task(text, name, own, config=fields, seeded=False)
     parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"recorded:LOG, or evaluator:NAME?OPTION=VALUE (families: {', '.join(FAMILIES)})"
+            f"or recorded:LOG (families: {', '.join(FAMILIES)})"
         )
     options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):

@@ -22,8 +22,7 @@ def bench(
         list[str] | None,
         option(
             "--task T",
-            "A landscape (interaction-32-layer-measured), recorded:LOG, or evaluator:NAME?OPTION=VALUE; may "
-            "be given several times.",
+            "A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times.",
         ),
     ] = None,  # fmt: skip
     names: Annotated[

@@ -90,7 +90,7 @@ Engine = Annotated[
 Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
 Evaluations = Annotated[
     float | None,
-    option("--evaluations -n N", "Full evaluations that may be spent, the sensitivities' cost included.", HOW),
+    option("--evaluations -n N", "Evaluations of plans that may be spent; the sensitivities come before them.", HOW),
 ]
 Strategy = Annotated[
     str | None,

@@ -88,9 +88,9 @@ def _space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[s
 
 
 def _cost_rows(estimate: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
-    yield "evaluations", f"{evaluations_text(config.search.evaluations)}, by strategy {config.search.strategy}"
-    if "sensitivities_charge" in estimate:
-        yield "", Costs(config.search.evaluations, estimate["sensitivities_charge"]).charge_text
+    costs = Costs(config.search.evaluations, estimate.get("sensitivities_charge", 0.0))
+    many = evaluations_text(costs.evaluations)
+    yield "evaluations", f"{many}, by strategy {config.search.strategy}{costs.sensitivities_text}"
     if "total_seconds" in estimate:
         parts = f"{duration(estimate['evaluation_seconds'])} an evaluation"
         if seconds := estimate.get("sensitivities_seconds"):

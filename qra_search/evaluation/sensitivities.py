@@ -19,7 +19,7 @@ class Sensitivities:
         bits_damage: float (G, B), rise of the loss when one group is at each bit-width and the rest are not
             quantized. Not negative, falling with bits.
         rank_gain: float (G, R), fall of the loss that an adapter of each rank on one group brings.
-        cost: full evaluations that measuring it took; charged to the search.
+        cost: full evaluations that take as long as measuring it did.
         seconds: wall time that measuring it took.
         source: how it was measured.
         repair: how fast rank repairs damage: the share that tuning leaves of it at rank r is (1 + r)^-repair. The

@@ -27,8 +27,9 @@ class StudyState:
         sensitivities: of the groups, or None.
         memory_budgets: bytes that plans are wanted for, ascending; empty: the whole front is wanted.
         seed: seed of the study; take randomness only from `rng`.
-        evaluations: what the whole study may spend, in full evaluations (the cost of the sensitivities included).
+        evaluations: what the whole study may spend, in full evaluations.
         fidelities: what the evaluator accepts, ascending; the last is 1.
+        charge: full evaluations that the sensitivities count as; none outside the benchmark of strategies.
     """
 
     space: SearchSpace
@@ -38,6 +39,7 @@ class StudyState:
     seed: int = 0
     evaluations: float = 100.0
     fidelities: tuple[float, ...] = (1.0,)
+    charge: float = 0.0
 
     @property
     def memory(self) -> MemoryModel:
@@ -79,8 +81,8 @@ class StudyState:
 
     @cached_property
     def spent(self) -> float:
-        """Full evaluations spent so far: the sensitivities, and every trial at its charge."""
-        return (self.sensitivities.cost if self.sensitivities else 0.0) + sum(t.charged for t in self.trials)
+        """Full evaluations spent so far: every trial at its charge."""
+        return self.charge + sum(t.charged for t in self.trials)
 
     def rng(self, offset: int = 0) -> np.random.Generator:
         """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""

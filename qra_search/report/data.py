@@ -139,9 +139,8 @@ class RunData:
 
     @cached_property
     def spent(self) -> tuple[float, ...]:
-        """Evaluations spent after each trial, the cost of the sensitivities included."""
-        start = self.result.sensitivities.cost if self.result.sensitivities else 0.0
-        return tuple(itertools.accumulate((t.charged for t in self.result.trials), initial=start))[1:]
+        """Evaluations spent after each trial."""
+        return tuple(itertools.accumulate(t.charged for t in self.result.trials))
 
     @cached_property
     def traces(self) -> tuple[Trace, ...]:

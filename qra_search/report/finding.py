@@ -14,6 +14,7 @@ from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
+UNTUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
 
 
@@ -86,7 +87,7 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
         limit = budget or max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
         return _on_test(result.space, tuned, tested, limit)
     comparison = result.comparison(budget)
-    if comparison is None:
+    if comparison is None or not comparison.best.evaluations:
         return None
     best, rival = comparison.best, comparison.uniform
     limited = budget is not None or bool(result.memory_budgets)
@@ -153,23 +154,25 @@ def doubt_text(found: Finding) -> str:
 def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | None = None) -> str:
     """What a run has to say in a sentence: what was found, or, before anything was evaluated, what is foretold."""
     found = finding(result, tested, budget)
-    if found is not None or result.failures():
+    if found is not None or (result.failures() and not result.candidates):
         return headline(found)
     limits = [budget] if budget else result.memory_budgets[-1:]
     foretold = result.forecast(limits[0]) if limits else None
-    return NOTHING if foretold is None else foretold_text(foretold, result.space)
+    if foretold is None:
+        return NOTHING
+    return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else UNTUNED}"
 
 
 def foretold_text(foretold: Forecast, space: SearchSpace) -> str:
-    """A forecast in one sentence."""
+    """A forecast in one sentence, but for what was done since."""
     within, rival = f"Within {format_bytes(foretold.budget)}", foretold.rival
     chosen = f"{within} the sensitivities choose a plan ({plan_name(foretold.plan, space)})"
     if rival is None:
-        return f"{chosen}; no uniform plan fits. Nothing was tuned yet."
+        return f"{chosen}; no uniform plan fits."
     name = f"{plan_name(rival.plan, space)}, {format_bytes(rival.memory_bytes)}"
     if rival.plan == foretold.plan:
-        return f"{chosen} that is uniform: no other plan is predicted to be better. Nothing was tuned yet."
+        return f"{chosen} that is uniform: no other plan is predicted to be better."
     low, high = rival.interval
     by = f"predicted {rival.gain:.3f} nats lower than that of {name}, 90% interval {low:+.3f} to {high:+.3f}"
     doubt = "" if rival.certain else f", {CHANCE} before it is measured"
-    return f"{chosen}: its loss is {by}{doubt}. Nothing was tuned yet."
+    return f"{chosen}: its loss is {by}{doubt}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,26 +53,36 @@ def page(runs: Sequence[RunData]) -> str:
     """The report as a text."""
     if not runs:
         raise ValueError("a report needs at least one run")
-    environment = Environment(
-        loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.globals |= {"tables": tables, "words": formatting, "size": format_bytes}
-    environment.filters |= {"unbroken": formatting.unbroken, "line": lambda text: one_line(text, SAMPLE)}
     counts = {
         "bits": max(len(run.result.space.bits) for run in runs),
         "rank": max(len(run.result.space.ranks) for run in runs),
         "damage": DAMAGE_STEPS,
     }
     names = ", ".join(run.name for run in runs)
-    return environment.get_template("page.html").render(
-        views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
-        overview=tables.overview_table(runs) if len(runs) > 1 else None,
-        fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
-        themes=[_properties(counts, dark=dark) for dark in (False, True)],
-        ramps=[(name, i) for name, count in counts.items() for i in range(count)],
-        headers_shown=HEADERS_SHOWN,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            views=[_view(run, f"r{i}") for i, run in enumerate(runs)],
+            overview=tables.overview_table(runs) if len(runs) > 1 else None,
+            fronts=_chart(figures(runs)["fronts"], names, "all") if len(runs) > 1 else None,
+            themes=[_properties(counts, dark=dark) for dark in (False, True)],
+            ramps=[(name, i) for name, count in counts.items() for i in range(count)],
+            headers_shown=HEADERS_SHOWN,
+        )
     )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
+    environment = Environment(
+        loader=PackageLoader("qra_search", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {"tables": tables, "words": formatting, "size": format_bytes}
+    environment.filters |= {"unbroken": formatting.unbroken, "line": lambda text: one_line(text, SAMPLE)}
+    return environment
 
 
 def _view(run: RunData, key: str) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     measured = "no sensitivities were measured"
     if result.sensitivities is not None:
         charge = evaluations_text(result.sensitivities.cost)
-        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, charged as {charge} evaluations"
+        measured = f"{duration(result.sensitivities.seconds)} for the sensitivities, as long as {charge} evaluations"
     return [*items, ("Time in evaluations", duration(run.seconds), measured)]
 
 

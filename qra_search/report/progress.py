@@ -23,9 +23,7 @@ class BestSoFar:
     @classmethod
     def of(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
         """What a study has found in its trials; default: in all of its log."""
-        sensitivities = study.sensitivities
-        spent = sensitivities.cost if sensitivities else 0.0
-        best = cls(study.memory_budgets or study.state.budgets, spent, study.space)
+        best = cls(study.memory_budgets or study.state.budgets, study.state.charge, study.space)
         for trial in study.log.trials if trials is None else trials:
             if trial.status != "running":
                 best.add(trial)

@@ -89,8 +89,9 @@ def comparison_table(result: SearchResult) -> TextTable:
         best, uniform = row.best, row.uniform
         marked.append(len(rows))
         rows.append((
-            format_bytes(row.budget), "found: " + plan_name(best.plan, space), format_bytes(best.memory_bytes),
-            loss_text(best.loss, best.loss_std), loss_text(best.observed),
+            format_bytes(row.budget), ("found: " if best.evaluations else "foretold: ") + plan_name(best.plan, space),
+            format_bytes(best.memory_bytes), loss_text(best.loss, best.loss_std),
+            loss_text(best.observed) if best.evaluations else "not yet",
             percent(row.gain) if row.gain > 0 else ("none" if uniform is not None else ""),
         ))  # fmt: skip
         if uniform is None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput, bad_input, shortened
+from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_text
-from qra_search.log.recorded import STUDY, recorded_state
+from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
-from qra_search.runs.comparison import FOUND, TEST_FORMAT, read_test
+from qra_search.runs.comparison import FOUND, TEST_FORMAT, Contest, TestFile, read_test, tuned_entry
 from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
@@ -212,6 +213,27 @@ class RunFolder:
         if data is None:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
         return plan_from_dict(self.result().space, data)
+
+    def keep_tuned(
+        self, config: RunConfig, space: SearchSpace, evaluator: Mapping[str, Any], tuned: Tuned, steps: int | None
+    ) -> None:
+        """Make a run of a folder that a plan was tuned into from Python, with no search: its settings, a log without
+        trials, and the plan's test. Nothing if what is tuned there belongs to a run.
+
+        Args:
+            evaluator: what identifies it.
+            steps: that were asked for; None: as the settings say.
+        """
+        if self.run.exists:
+            return
+        search = config.search.model_copy(update={"memory": (str(tuned.memory_bytes),)})
+        self.begin(config.model_copy(update={"search": search}))
+        asked = {"strategy": search.strategy, "evaluations": search.evaluations}
+        with TrialLog(self.log_file) as log:
+            record(log, space, asked, evaluator=dict(evaluator), budgets=[tuned.memory_bytes], seed=search.seed)
+        rows = len(tuned.row_tokens) or config.finetune.test_rows
+        contest = Contest(tuned.plan, (), tuned.memory_bytes, (tuned.seed,), steps, rows)
+        TestFile(self.test_file, contest).put(tuned.plan, tuned_entry(tuned))
 
     def set_aside(self) -> Path:
         """Move what was tuned into `earlier-1`, `earlier-2`, ..., and return that folder."""

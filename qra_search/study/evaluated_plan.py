@@ -9,14 +9,14 @@ from qra_search.space.space import Plan
 
 @dataclass(frozen=True)
 class EvaluatedPlan:
-    """A plan that was evaluated at full fidelity, and what is believed of it.
+    """A plan that was evaluated at full fidelity, or is foretold to be better than all that were.
 
     Attributes:
         loss: posterior mean of the held-out loss, by the strategy's model if it has one.
         loss_std: its posterior deviation; nan if nothing tells it.
         memory_bytes: exact bytes.
-        observed: mean of the observed losses.
-        evaluations: how many there are.
+        observed: mean of the observed losses; nan if there are none.
+        evaluations: how many there are; 0 if its loss is only foretold.
     """
 
     plan: Plan

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
+from qra_search.study.evaluated_plan import EvaluatedPlan
 from qra_search.surrogates.prior_table import prior_losses, prior_table
 
 FACTOR = 0.4
@@ -94,7 +98,33 @@ def forecast(space: SearchSpace, sensitivities: Sensitivities, budget: int) -> F
     uniform = []
     for other, loss in zip(fitting, losses[1:], strict=True):
         gain = float(loss - losses[0])
-        deviation = 0.0 if other == plan else math.hypot(FACTOR * gain, LEAST)
+        deviation = 0.0 if other == plan else deviation_of(gain)
         uniform.append(UniformPrediction(other, space.memory_bytes(other), gain, deviation))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     return Forecast(budget, plan, space.memory_bytes(plan), tuple(uniform))
+
+
+def deviation_of(gain: float) -> float:
+    """Deviation in nats of a true difference of losses about the predicted one."""
+    return math.hypot(FACTOR * gain, LEAST)
+
+
+def surely_better(
+    space: SearchSpace, sensitivities: Sensitivities, budget: int, best: EvaluatedPlan, seen: Sequence[EvaluatedPlan]
+) -> EvaluatedPlan | None:
+    """The sensitivities' own plan, with the loss that they foretell, if it is not evaluated and predicted to be better
+    than the best that is by more than may be chance; else None.
+
+    Predictions count by as much as came true of them: the slope of the losses seen over those predicted, at most 1.
+    """
+    plan = additive_plan(space, prior_table(space, sensitivities), budget)
+    if plan is None or any(known.plan == plan for known in seen):
+        return None
+    own, least, *others = prior_losses(space, sensitivities, [plan, best.plan, *(known.plan for known in seen)])
+    predicted, true = np.array(others) - least, np.array([known.loss for known in seen]) - best.loss
+    trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
+    gain = trust * float(least - own)
+    if gain <= WITHIN * deviation_of(gain):
+        return None
+    size = space.memory_bytes(plan)
+    return EvaluatedPlan(plan, best.loss - gain, deviation_of(gain), size, observed=math.nan, evaluations=0)

@@ -22,7 +22,7 @@ from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
-from qra_search.study.forecast import Forecast, forecast
+from qra_search.study.forecast import Forecast, forecast, surely_better
 from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
 __all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
@@ -75,7 +75,8 @@ class SearchResult(Displayed):
 
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
         """The plan to hand over: lowest posterior mean of the loss within the budget; None if nothing that fits was
-        evaluated.
+        evaluated. The sensitivities' own plan, if it was not evaluated, takes its place where they say that it is
+        better by more than may be chance.
 
         Args:
             memory_budget: bytes, or a text such as `search` takes: `108MiB`, `3.5bpw`, `75%`, `uniform3r8`. Without it
@@ -85,21 +86,25 @@ class SearchResult(Displayed):
             BudgetTooSmall: no plan of the space fits.
         """
         fitting = self._within(self.candidates, memory_budget)
-        return min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
+        best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
+        if best is None or self.sensitivities is None:
+            return best
+        limit = self._budget(memory_budget)
+        return surely_better(self.space, self.sensitivities, limit, best, self.candidates) or best
 
     def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
         """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
         best = self.best(memory_budget)
         if best is None:
             return None
-        uniform = min(self._within(self.uniform, memory_budget), key=lambda c: c.loss, default=None)
-        return Comparison(self._budget(memory_budget), best, uniform)
+        return Comparison(self._budget(memory_budget), best, self._best_uniform(memory_budget))
 
     @property
     def comparisons(self) -> list[Comparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
-        budgets = self.memory_budgets or tuple(c.memory_bytes for c in self.front)
-        return [c for b in budgets if (c := self.comparison(b)) is not None]
+        if not self.memory_budgets:
+            return [Comparison(c.memory_bytes, c, self._best_uniform(c.memory_bytes)) for c in self.front]
+        return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
 
     def forecast(self, memory_budget: int | str | None = None) -> Forecast | None:
         """What the measured sensitivities alone choose within a budget, as `best` takes it, beside the uniform plans;
@@ -196,6 +201,9 @@ class SearchResult(Displayed):
             return resolve(self.space, memory_budget)[0]
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
+    def _best_uniform(self, budget: int | str | None) -> EvaluatedPlan | None:
+        return min(self._within(self.uniform, budget), key=lambda c: c.loss, default=None)
+
     def _within(
         self, candidates: list[EvaluatedPlan] | tuple[EvaluatedPlan, ...], budget: int | str | None
     ) -> list[EvaluatedPlan]:
@@ -204,7 +212,8 @@ class SearchResult(Displayed):
 
 
 def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
-    return {**vars(candidate), "plan": candidate.plan.to_dict(), "loss_std": _finite(candidate.loss_std)}
+    known = {**vars(candidate), "plan": candidate.plan.to_dict()}
+    return known | {name: _finite(known[name]) for name in ("loss_std", "observed")}
 
 
 def _finite(value: float) -> float | None:

@@ -54,6 +54,8 @@ class Study:
             awaited before the next are asked for, which gives the same trials with any number of workers.
         sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_prior`); a log that
             is resumed keeps the one it has.
+        charged: count what measuring the sensitivities costs among the evaluations, as fair comparisons of strategies
+            do.
 
     Raises:
         BadInput: an argument that cannot be used.
@@ -75,6 +77,7 @@ class Study:
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
         sensitivities: Sensitivities | None = None,
+        charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
         check_options(evaluations, seed, sensitivities)
@@ -100,16 +103,18 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
-        self._given_prior = sensitivities
+        self._given_prior, self._charged = sensitivities, charged
         self._stopping = False
         self._asked: dict[int, Trial] = {}
 
     @property
     def state(self) -> StudyState:
         """What the strategy sees now."""
+        sensitivities = self.sensitivities
+        charge = sensitivities.cost if self._charged and sensitivities is not None else 0.0
         return StudyState(
-            self.space, self.log.trials, self.sensitivities, self.memory_budgets, self.seed, self.evaluations,
-            self.evaluator.fidelities,
+            self.space, self.log.trials, sensitivities, self.memory_budgets, self.seed, self.evaluations,
+            self.evaluator.fidelities, charge,
         )  # fmt: skip
 
     @property

@@ -10,49 +10,37 @@ from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report import formatting
 from qra_search.study.forecast import Forecast
 
-DEAR = 1 / 3
-"""Share of a search's evaluations from which on the prior's charge is warned of."""
-
 
 @dataclass(frozen=True)
 class Costs:
     """What a search takes, foretold.
 
     Attributes:
-        evaluations: full evaluations that it may spend.
-        prior: of these, charged for the sensitivities.
+        evaluations: full evaluations of plans that it may spend.
+        sensitivities: so many more take as long as measuring these; 0 if that is done.
         seconds: of a full evaluation; nan if nothing tells it.
     """
 
     evaluations: float
-    sensitivities: float
+    sensitivities: float = 0.0
     seconds: float = math.nan
 
     @property
-    def left(self) -> float:
-        """Evaluations that are left for plans."""
-        return max(0.0, self.evaluations - self.sensitivities)
-
-    @property
-    def dear(self) -> bool:
-        """Whether the sensitivities take so much that little is left of the search."""
-        return self.sensitivities > DEAR * self.evaluations
-
-    @property
     def text(self) -> str:
-        """In a sentence, with a warning if the sensitivities are dear."""
-        count = round(self.left)
-        time = f", about {formatting.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
-        return f"{count} plans tuned briefly{time}; {self.charge_text}"
+        """In a sentence."""
+        count = formatting.evaluations_text(self.evaluations)
+        return f"{count} plans tuned briefly{self._time(self.evaluations)}{self.sensitivities_text}"
 
     @property
-    def charge_text(self) -> str:
-        """What the sensitivities are charged, with a warning if they are dear."""
-        known = f"the sensitivities are charged as {formatting.evaluations_text(self.sensitivities)} of "
-        known += f"{formatting.evaluations_text(self.evaluations)} evaluations"
-        if not self.dear:
-            return known
-        return f"{known}: more than a third, so raise --evaluations (or evaluation.steps, of which each has few)"
+    def sensitivities_text(self) -> str:
+        """What is measured before the evaluations, and comes on top of them."""
+        if not self.sensitivities:
+            return ""
+        count = formatting.evaluations_text(self.sensitivities)
+        return f"; before them the sensitivities, as long as {count} more{self._time(self.sensitivities)}"
+
+    def _time(self, count: float) -> str:
+        return f", about {formatting.duration(count * self.seconds)}" if math.isfinite(self.seconds) else ""
 
 
 def foretold_costs(
@@ -61,9 +49,9 @@ def foretold_costs(
     """What a search of so many evaluations will cost; None if nothing tells it.
 
     Args:
-        sensitivities: if they are measured: their cost is known then.
+        sensitivities: if they are measured: they cost nothing more then.
     """
-    charge = evaluator.sensitivities_charge() if sensitivities is None else sensitivities.cost
+    charge = evaluator.sensitivities_charge() if sensitivities is None else 0.0
     return None if charge is None else Costs(evaluations, charge, evaluator.evaluation_seconds())
 
 

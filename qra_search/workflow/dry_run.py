@@ -67,15 +67,10 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
         if source is not None:
             estimate["sensitivities_seconds"] = 0.0  # learnt, not measured
         sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
-        # The prior's cost counts among the evaluations that may be spent.
-        charged = sensitivities / estimate["evaluation_seconds"] if estimate["evaluation_seconds"] else 0.0
-        told = evaluator.sensitivities_charge() if source is None else None
-        charged = charged if told is None else told
-        estimate["sensitivities_charge"] = charged
-        estimate["evaluations_left"] = max(0.0, config.search.evaluations - charged)
-        estimate["total_seconds"] = (
-            setup + sensitivities + estimate["evaluation_seconds"] * estimate["evaluations_left"]
-        )
+        told = evaluator.sensitivities_charge() if source is None else 0.0
+        if told is not None:
+            estimate["sensitivities_charge"] = told
+        estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * config.search.evaluations
     return {
         "config": config.model_dump(mode="json"),
         "groups": len(space),

@@ -76,7 +76,7 @@ def search(
         strategy: name of an installed strategy, or a `Strategy`.
         options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
             each is held against the type that the strategy declares.
-        evaluations: full evaluations that may be spent, the sensitivities' cost included.
+        evaluations: full evaluations that may be spent on plans.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
@@ -267,10 +267,7 @@ def new_folder(config: RunConfig) -> Path:
 def _why_nothing(result: SearchResult, evaluations: float) -> str:
     if result.failures():
         return f"all {len(result.failures())} evaluations failed, the last with: {result.failures()[-1].reason}"
-    return (
-        f"no plan was evaluated: the prior alone was charged {result.spent:.2f} of {evaluations:g} evaluations; "
-        f"go on with more --evaluations"
-    )
+    return f"no plan was evaluated in full within {evaluations:g} evaluations: go on with more --evaluations"
 
 
 def _forget_if_empty(folder: RunFolder) -> None:

@@ -67,10 +67,10 @@ def test_devices_are_those_that_all_parts_have():
     assert make_backend("mixed").devices == ("cpu", "cuda")
 
 
-def test_the_calibrated_variant_is_gptq_below_eight_bits():
+def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
     backend = make_backend("mixed-calibrated")
-    assert backend.calibrated and backend.bits == (2, 3, 4, 5, 6, 8)
-    assert [backend.part(bits).name for bits in backend.bits] == ["reference-gptq"] * 5 + ["bitsandbytes"]
+    assert backend.calibrated and backend.bits == (1, 2, 3, 4, 5, 6, 8)
+    assert [backend.part(b).name for b in backend.bits] == ["trellis"] * 5 + ["reference-gptq", "bitsandbytes"]
 
 
 def test_several_backends_at_one_width_are_levels_of_their_own():

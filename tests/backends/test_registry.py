@@ -73,7 +73,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_listed_with_the_reason(monkeypatch: 
 
     broken = EntryPoint("broken", "no_such_module:Backend", registry.GROUP)
     wrong = EntryPoint("wrong", "torch.nn:Linear", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [broken, wrong])
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"broken": broken, "wrong": wrong})
     reasons = {info.name: info.unavailable for info in list_backends()}
     assert "no_such_module" in reasons["broken"]
     assert "subclass of qra_backends.Backend" in reasons["wrong"]

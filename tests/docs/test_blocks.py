@@ -1,20 +1,20 @@
-"""Every block of code in the documentation says how it is tested, and is."""
+"""Every block of code in the documentation says how it is tested, and is; every notebook runs."""
 
 from __future__ import annotations
 
 import linecache
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import docs_checks as checks
 import docs_world as small
 import pytest
-import torch
-from docs_blocks import ALL, PAGES, ROOT, Block, blocks_of, commands
+from brief_answers import write_briefly
+from docs_blocks import ALL, NOTEBOOKS, PAGES, ROOT, Block, blocks_of, cells_of, commands
 
 PARSED = [b for b in ALL if b.how == "parse"]
 RUN = {page: run for page in PAGES if (run := [b for b in ALL if b.page == page and b.how == "run"])}
+RUN |= {notebook: cells_of(notebook) for notebook in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -56,21 +56,13 @@ def test_a_wrong_block_is_noticed(language: str, code: str) -> None:
         getattr(checks, f"check_{language}")(block)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other beside a second test process take many times as long as one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder.with_name("world-cache")))
         patch.chdir(folder)
+        write_briefly(patch)
         small.build_world(folder)
     return folder
 
@@ -81,6 +73,7 @@ def test_a_page_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytes
     small.copy_world(world, tmp_path, "".join(b.code for b in RUN[page]))
     monkeypatch.chdir(tmp_path)
     small.small_training(monkeypatch)
+    write_briefly(monkeypatch)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in RUN[page]:
         code = small.shrunk(block.code)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from brief_answers import write_briefly
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +39,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def brief_samples() -> Iterator[None]:
-    """Sample answers of a few tokens: a random model never ends one by itself."""
-    from qra_eval.tuning import final
-
+def brief_answers() -> Iterator[None]:
+    """No test here needs a whole answer of a random model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(final, "SAMPLE_TOKENS", 3)
+        write_briefly(patch)
         yield

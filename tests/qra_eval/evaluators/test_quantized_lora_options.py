@@ -70,6 +70,14 @@ def test_scales_are_trained_saved_and_leave_the_bank_as_it_was(build, tmp_path, 
     assert frozen.evaluate(plan).loss != evaluator.evaluate(plan).loss == loss
 
 
+def test_only_scales_of_whole_rows_are_trained_if_nothing_is_said(build):
+    numbers = {}
+    for scales in ("auto", True, False):
+        model = build({2: {"name": "trellis", "L": 10}, 4: "reference"}, bits=(2, 4, 16), scales=scales).quantized
+        numbers[scales] = [model.trained_numbers(bits, 64, 128) for bits in (2, 4, 16)]
+    assert numbers == {"auto": [64, 0, 0], True: [64, 64 * 2 * 2, 0], False: [0, 0, 0]}
+
+
 @pytest.mark.parametrize("backend", ["gptq", "compressed-tensors", {"name": "gguf", "types": ["Q4_0", "Q8_0"]}])
 def test_scales_of_what_engines_read_are_trained_saved_and_reloaded(build, tmp_path, backend):
     frozen, evaluator = (build(backend, bits=(4, 8, 16), scales=scales) for scales in (False, True))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from qra_backends import make_backend
 from torch import nn
 
 from qra_eval.quantized import adapters
+from qra_eval.quantized.scales import TrainedGroups
 
 
 def linear(dtype=torch.bfloat16, bias=True):
@@ -104,3 +106,24 @@ def test_rounded_factors_equal_what_is_saved():
     adapters.round_to({"x": wrapper}, torch.bfloat16)
     saved = adapters.state({"x": wrapper}, torch.bfloat16)
     assert torch.equal(saved["x.lora_A.weight"].float(), wrapper.lora_A) and saved["x.lora_B.weight"].shape == (40, 2)
+
+
+@pytest.mark.parametrize(("bias", "rank"), [(True, 4), (False, 4), (True, 0)])
+def test_scales_of_rows_are_trained_beside_a_plain_weight_as_in_its_module(bias, rank):
+    backend = make_backend({"name": "trellis", "L": 10})
+    module = backend.quantize(linear(torch.float32, bias), 2, hessian=torch.eye(24))
+    found = []
+    for base in ({"weight": backend.dequantize(module)}, {"module": module}):
+        wrapper = adapters.AdaptedLinear(linear(torch.float32, bias))
+        wrapper.set_base(**base)
+        trained = wrapper.trained = TrainedGroups(backend, backend.trainable(module), keep=False)
+        assert trained.of_rows()
+        trained.scale_change.data.copy_(torch.linspace(-0.1, 0.1, 40)[:, None])
+        if rank:
+            wrapper.set_adapter(torch.ones(rank, 24) / 9, torch.linspace(-1, 1, 40 * rank).view(40, rank), 2.0)
+        x = torch.linspace(-1, 1, 5 * 24).sin().view(5, 24).requires_grad_()
+        y = wrapper(x)
+        y.square().sum().backward()
+        found.append([y, x.grad, trained.scale_change.grad, *(p.grad for p in adapters.trainable({"": wrapper}))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -66,7 +66,7 @@ def test_sixteen_bits_alone_are_searched_over_ranks(tmp_path):
     sensitivities = evaluator.sensitivities()
     assert sensitivities.bits_damage.shape == (len(evaluator.space), 1) and not sensitivities.bits_damage.any()
     assert (sensitivities.rank_gain[:, 1] > 0).all()
-    result = search(evaluator, evaluations=sensitivities.cost + 3, seed=0)
+    result = search(evaluator, evaluations=3, seed=0)
     assert len(result.trials) >= 2 and not result.failures()
     assert {trial.plan.bits for trial in result.trials} == {(16,) * len(evaluator.space)}
     evaluator.close()

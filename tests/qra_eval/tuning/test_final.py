@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cli_runner import Qra
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning import final
@@ -11,6 +12,7 @@ from qra_eval.tuning.saved import ReloadMismatch
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
+from qra_search.runs.folder import find_runs
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,19 @@ def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_aft
     asked = evaluator.task.split("test")[0]
     assert tuned.samples[0].keys() == {"prompt", "wanted", "before", "after"}
     assert (tuned.samples[0]["prompt"], tuned.samples[0]["wanted"]) == (asked.prompt, asked.answer)
+
+
+def test_what_is_tuned_from_python_is_a_run_that_the_commands_take(evaluator, tmp_path, capsys):
+    plan, folder = evaluator.space.uniform(2, 4), tmp_path / "mine"
+    evaluator.tune(plan, steps=1, folder=folder)
+    qra = Qra(capsys)
+    shown = qra("show", folder)
+    assert shown.status == 0 and "uniform 2 bits, rank 4" in shown.out
+    assert qra("report", folder).status == 0 and (folder / "report.html").is_file()
+    again = qra("finetune", folder, "--steps", 1, "--against", "none", "--json").json
+    assert [entry["plan"] for entry in again["tuned"]] == [plan.to_dict()]
+    evaluator.tune(plan, steps=1, folder=folder / "within-1MiB")  # of that run, and none by itself
+    assert [run.path for run in find_runs(tmp_path)] == [folder]
 
 
 class Killed(BaseException):

@@ -37,7 +37,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- one cell -----------------------------------------------------------------------------------------
 def test_a_truncated_log_holds_only_what_had_been_paid_for() -> None:
     evaluator = bench.task_named(TASK).build(0)
-    study = Study(evaluator, strategy="random", evaluations=20, memory_budget=bench.task_budgets(evaluator.space))
+    study = Study(
+        evaluator, strategy="random", evaluations=20, memory_budget=bench.task_budgets(evaluator.space), charged=True
+    )
     study.run()
     then = truncate(study.state, 10)
     assert then.trials == study.state.trials[: len(then.trials)]
@@ -68,8 +70,9 @@ def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     row = bench.run_cell(task, "random", 1, 15)
     evaluator = task.build(1)
     study = Study(
-        evaluator, strategy="random", evaluations=15, memory_budget=bench.task_budgets(evaluator.space), seed=1
-    )
+        evaluator, strategy="random", evaluations=15, memory_budget=bench.task_budgets(evaluator.space), seed=1,
+        charged=True,
+    )  # fmt: skip
     result = study.run()
     look = truncate(study.state, 10)
     assert row["checkpoints"][0]["trials"] == len(look.trials)

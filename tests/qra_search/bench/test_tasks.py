@@ -1,20 +1,15 @@
-"""Tasks of the benchmark by name: landscapes, logs and any evaluator; their budgets, and strategies by name."""
+"""Tasks of the benchmark by name: landscapes and logs; their budgets, and strategies by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from qra_search import Evaluation, Evaluator, Plan, SearchSpace, Sensitivities, bench
-from qra_search.bench.cell import JUDGES, run_cell
+from qra_search import SearchSpace, bench
 from qra_search.bench.run import _cell
-from qra_search.bench.tables import make_settings
-from qra_search.bench.tasks import Task
 from qra_search.errors import BadInput
-from qra_search.plugins import UnknownName
 
 TASK = "interaction-4-layer-measured"
 
@@ -48,48 +43,6 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
         bench.task_named(text)
-
-
-def test_any_evaluator_is_a_task_by_name_with_options_and_fields_of_a_config() -> None:
-    task = bench.task_named("evaluator:landscape?family=uneven&layers=4&space.granularity=layer&space.bits=[2, 4]")
-    one, other = task.build(0), task.build(1)
-    assert one.describe()["landscape"] == "uneven" and len(one.space) == 4 and one.space.bits == (2, 4)
-    assert one.describe() == other.describe()  # the seed is of the search alone
-    with pytest.raises(UnknownName, match="did you mean landscape"):
-        bench.task_named("evaluator:landscpe").build(0)
-    with pytest.raises(ValueError, match="option 'layers' is not OPTION=VALUE"):
-        bench.task_named("evaluator:landscape?layers")
-
-
-class Blind(Evaluator):
-    """A landscape that does not tell its truth, and remembers the seeds that it was asked with."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.space, self.seeds = inner, inner.space, []
-
-    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        self.seeds.append(seed)
-        return self.inner.evaluate(plan, fidelity=fidelity, seed=seed)
-
-    def sensitivities(self) -> Sensitivities | None:
-        return self.inner.sensitivities()
-
-
-def test_an_evaluator_without_a_known_truth_is_judged_by_evaluations_with_other_seeds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    task = bench.task_named(TASK + "-noise0.2")
-    blind = Blind(task.build(0))
-    monkeypatch.setattr(Task, "build", lambda self, seed: blind)
-    row = run_cell(task, "random", 0, 8)
-    assert set(blind.seeds) == {0, *JUDGES}
-    assert row["reference"] == row["uniform"] and not row["reference_exact"]
-    truth, space = blind.inner, blind.space
-    fitting = [p for p in space.uniform_plans() if space.memory_bytes(p) <= row["grid"][0]]
-    judged = [np.mean([truth.evaluate(p, seed=s).loss for s in JUDGES]) for p in fitting]
-    assert row["uniform"][0] == pytest.approx(min(judged)) and row["uniform"][0] != min(map(truth.true_loss, fitting))
-    (setting,) = make_settings([{"task": TASK, "strategy": "random", "seed": 0, "evaluations": 8.0, **row}])
-    assert [at for at, _ in setting.medians["random"]] == [8]
 
 
 def test_every_task_of_every_preset_can_be_built() -> None:

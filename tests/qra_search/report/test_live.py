@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 from report_runs import Bits, Guessing, evil_space
@@ -177,7 +179,8 @@ def test_a_resumed_study_begins_with_what_the_log_holds() -> None:
 def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=shell))
     monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
     view = progress_view()
     assert isinstance(view, PlainView)

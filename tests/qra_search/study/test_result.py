@@ -10,6 +10,7 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Plan, search
+from qra_search.report.finding import said
 from qra_search.space.budgets import resolve
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 
@@ -28,10 +29,26 @@ def test_the_front_holds_just_what_nothing_dominates(result):
 
 
 def test_the_best_plan_is_the_best_that_fits(result):
+    result = replace(result, sensitivities=None)
     budget = result.front[len(result.front) // 2].memory_bytes
     best = result.best(budget)
     assert best.loss == min(c.loss for c in result.candidates if c.memory_bytes <= budget)
     assert best.plan == result.comparison(budget).best.plan
+
+
+def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_them():
+    evaluator = AdditiveEvaluator()
+    middle = (evaluator.space.memory.minimum + evaluator.space.memory.maximum) // 2
+    result = search(evaluator, evaluations=1, memory_budget=middle)
+    best, foretold = result.best(), result.forecast()
+    assert result.spent == 1 and best.plan == foretold.plan == result.chosen() and best.evaluations == 0
+    assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the prior is exact here
+    assert said(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
+    more = search(evaluator, "random", evaluations=12, memory_budget=middle)
+    assert more.best().plan == foretold.plan  # what random plans found is worse, and as was predicted
+    losses = [c.loss for c in sorted(more.candidates, key=lambda c: -c.loss)]
+    other = [replace(c, loss=x) for c, x in zip(sorted(more.candidates, key=lambda c: c.loss), losses, strict=True)]
+    assert replace(more, candidates=tuple(other)).best() in other  # nothing that was predicted came true
 
 
 @pytest.mark.parametrize("budget", ["75%", "3.5bpw", "uniform3r8", "1MiB"])

@@ -46,11 +46,14 @@ def test_the_exact_additive_optimum_beats_uniform_where_the_truth_is_additive(ev
     assert comparison.beats_uniform and comparison.gain > 0.01
 
 
-def test_the_prior_is_charged_and_measured_once(evaluator, tmp_path):
+def test_evaluations_are_of_plans_and_the_prior_is_measured_once_and_charged_where_strategies_are_compared(
+    evaluator, tmp_path
+):
     log = tmp_path / "log.jsonl"
     result = search(evaluator, strategy="additive", evaluations=4, memory_budget=budget_of(evaluator), log=log)
-    # 0.5 for the prior and four evaluations: the last begins while less than four are spent.
-    assert result.spent == 4.5 and len(result.trials) == 4
+    assert result.spent == 4 and len(result.trials) == 4
+    charged = Study(evaluator, strategy="additive", evaluations=4.5, memory_budget=budget_of(evaluator), charged=True)
+    assert charged.run().spent == 4.5 and len(charged.log) == 4
     assert TrialLog(log).meta("prior")["source"] == "exact"
 
 

@@ -6,11 +6,9 @@ import math
 
 from fakes import AdditiveEvaluator
 
-from qra_search.config import make_config
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.study.forecast import forecast
 from qra_search.workflow.costs import Costs, foretold_costs, worth_text
-from qra_search.workflow.dry_run import dry_run
 
 
 class Foretelling(AdditiveEvaluator):
@@ -24,28 +22,20 @@ class Foretelling(AdditiveEvaluator):
         return {"setup_seconds": 1.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
 
 
-def test_the_charge_is_warned_of_from_a_third_of_the_evaluations_on() -> None:
-    assert "more than a third" in Costs(12, 4.1).text and "more than a third" not in Costs(12, 4.0).text
-    assert "charged as 4.1 of 12 evaluations" in Costs(12, 4.1).text
+def test_the_sensitivities_come_on_top_of_the_evaluations_and_are_said_beside_them() -> None:
+    costs = foretold_costs(Foretelling(), 10)
+    assert costs is not None and costs.text == (
+        "10 plans tuned briefly, about 5 min 00 s; before them the sensitivities, as long as 5 more, about 2 min 30 s"
+    )
+    assert Costs(4.5).text == "4.5 plans tuned briefly"
 
 
-def test_the_time_is_that_of_the_evaluations_that_are_left() -> None:
-    costs = foretold_costs(Foretelling(), 15)
-    assert costs is not None and (costs.sensitivities, costs.left) == (5.0, 10.0)
-    assert costs.text.startswith("10 plans tuned briefly, about 5 min 00 s;")
-
-
-def test_a_measured_prior_is_charged_what_it_took_and_an_evaluator_that_foretells_nothing_says_nothing() -> None:
+def test_measured_sensitivities_cost_nothing_more_and_an_evaluator_that_foretells_nothing_says_nothing() -> None:
     sensitivities = AdditiveEvaluator().sensitivities()
     assert isinstance(sensitivities, Sensitivities)
     known = foretold_costs(AdditiveEvaluator(), 15, sensitivities)
-    assert known is not None and known.sensitivities == sensitivities.cost and math.isnan(known.seconds)
+    assert known is not None and known.sensitivities == 0 and math.isnan(known.seconds)
     assert foretold_costs(AdditiveEvaluator(), 15) is None
-
-
-def test_a_dry_run_is_charged_what_the_evaluator_foretells() -> None:
-    estimate = dry_run(Foretelling(), make_config({"search": {"evaluations": 12}}))["estimate"]
-    assert (estimate["sensitivities_charge"], estimate["evaluations_left"]) == (5.0, 7.0)
 
 
 def test_a_search_is_said_to_check_what_is_clear_and_to_measure_what_is_not() -> None:
