@@ -30,12 +30,15 @@ class PretendedGpu(TorchDispatchMode):
     """Checks every operation, and counts the bytes that live on the device.
 
     Attributes:
+        room: bytes that the device has.
         bytes, peak: on the device, now and at most since `peak` was last set.
+        sent, fetched: bytes that went to the device, and came from it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.room = room
+        self.bytes = self.peak = self.sent = self.fetched = 0
         self.sending: list[torch.device] = []
 
     def mark(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -44,10 +47,19 @@ class PretendedGpu(TorchDispatchMode):
         if device.type == "cuda" and place(tensor) != CUDA:
             size = storage.nbytes()
             self.bytes += size
+            if self.bytes > self.room:
+                self.bytes -= size
+                raise torch.OutOfMemoryError(f"the pretended GPU is out of memory: {size} bytes beside {self.bytes}")
             self.peak = max(self.peak, self.bytes)
             weakref.finalize(storage, self._free, size)
         storage.place = device
         return tensor
+
+    def count(self, tensor: Tensor, to: torch.device, dtype: torch.dtype | None = None) -> None:
+        """A copy between host and device: what changes its dtype is changed before it is sent, as by CUDA."""
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        self.sent += size if to == CUDA else 0
+        self.fetched += size if to == CPU else 0
 
     def _free(self, size: int) -> None:
         self.bytes -= size
@@ -56,6 +68,8 @@ class PretendedGpu(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _kind(t).type == "cpu"]
         places = {place(t) for t in given if t.dim() or place(t) == CUDA}
         name = func._schema.name
+        if name == "aten::copy_" and not self.sending and CUDA in places and CPU in places:
+            self.count(given[1], place(given[0]))
         if CUDA in places and not self.sending and name not in ("aten::copy_", "aten::_to_copy"):
             indexed = name.startswith("aten::index") and place(given[0]) == CUDA
             if CPU in places and not indexed:
@@ -86,14 +100,14 @@ def named(device: Any) -> torch.device | None:
 
 
 @contextlib.contextmanager
-def pretended_gpu() -> Iterator[PretendedGpu]:
+def pretended_gpu(room: int = FREE) -> Iterator[PretendedGpu]:
     """`cuda` is a device of this process, for as long as the context lasts."""
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
     import hqq.core.quantize  # noqa: F401
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    gpu = PretendedGpu()
+    gpu = PretendedGpu(room)
     torch.utils._device._device_constructors()  # remembers the makers that are there now
     with contextlib.ExitStack() as stack:
         for owner, name, value in _replaced(gpu):
@@ -114,6 +128,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
             return _send(tensor, dtype or tensor.dtype, copy=copy)
         if device.type == "meta":
             return _send(tensor, device)
+        gpu.count(tensor, device, dtype)
         gpu.sending.append(device)
         try:
             return _send(tensor, dtype or tensor.dtype, copy=True)
@@ -143,7 +158,14 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
             "is_available": lambda: True,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
-            "mem_get_info": lambda device=None: (FREE, FREE),
+            "mem_get_info": lambda device=None: (gpu.room - gpu.bytes, gpu.room),
+            "memory_reserved": lambda device=None: gpu.bytes,
+            "memory_allocated": lambda device=None: gpu.bytes,
+            "max_memory_reserved": lambda device=None: gpu.peak,
+            "max_memory_allocated": lambda device=None: gpu.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(gpu, "peak", gpu.bytes),
+            "get_device_name": lambda device=None: "pretended",
+            "synchronize": lambda device=None: None,
             "empty_cache": lambda: None,
             "get_rng_state": lambda device=None: torch.get_rng_state(),
             "manual_seed_all": lambda seed: None,
@@ -156,6 +178,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield Tensor, "device", property(place)
     yield Tensor, "is_cuda", property(lambda tensor: place(tensor) == CUDA)
     yield Tensor, "to", to
+    yield Tensor, "pin_memory", lambda tensor, *args: tensor
     yield Tensor, "cpu", lambda tensor: to(tensor, CPU)
     yield Tensor, "cuda", lambda tensor, *args: to(tensor, CUDA)
     for name in ("new_zeros", "new_empty", "new_ones", "new_full"):

@@ -1,14 +1,19 @@
-"""Which graphics cards a run fits, and what to change if it does not."""
+"""Which graphics cards a run fits, what to change if it does not, and what there is room to keep on the one at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from qra_eval.costs.phases import Peak, foretell
+import torch
+
+from qra_eval.costs.phases import CUDA_CONTEXT, Peak, foretell
+from qra_eval.quantized.model import free_bytes
+from qra_eval.sensitivities.cache import prior_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.space.budgets import resolve
+from qra_search.space.memory import format_bytes
 
 CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
@@ -39,6 +44,49 @@ def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
             row |= {"settings": fits[0], "phase": fits[1], "peak_bytes": fits[2].device, "host_bytes": fits[2].host}
         found.append(row)
     return found[::-1]
+
+
+def fit(tuner: FineTuner, budget: int | None) -> None:
+    """Before anything is quantized: refuse what does not fit the GPU at hand, and choose what is kept ready on it.
+
+    Dequantized weights are kept as far as training leaves room for them, and the unquantized model while it is
+    calibrated and its sensitivities are measured. Phases whose results are in the cache need no room.
+
+    Args:
+        budget: bytes of the largest plan that will be put in place, as the tuner's space counts them.
+
+    Raises:
+        BadInput: the highest peak is above what is free; the settings that fit are named.
+    """
+    model, device = tuner.quantized, tuner.device
+    if device.type != "cuda" or not model.loaded.weights:
+        return
+    free = free_bytes(device) + torch.cuda.memory_reserved(device)  # what is this process's own is free to it
+
+    def highest() -> tuple[int, str]:
+        peaks = foretell(tuner, None if tuner.space is not model.space else budget)
+        done = [
+            name
+            for name, is_done in (("quantize", model.quantized()), ("prior", prior_file(tuner).is_file()))
+            if is_done
+        ]
+        if tuner.space is not model.space and budget is not None:  # it is of the whole peak
+            peaks |= dict.fromkeys(("search", "tune"), Peak(budget + CUDA_CONTEXT, 0))
+        return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if name not in done)
+
+    most, phase = highest()
+    if most > free and model.keep_nothing():
+        most, phase = highest()
+    if most > free:
+        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget))
+        words, least = next(((words, peak) for words, peak in ways if peak <= free), ("", 0))
+        mend = (
+            f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 and --ranks 4"
+        )
+        raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
+    model.blocks.keeps = True
+    if max(highest()[0], most) > free:
+        model.blocks.keeps = False
 
 
 def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:

@@ -100,8 +100,9 @@ class _Run:
         self.adapters = self.rank * sum(map(sum, self.shapes))
         plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
         self.packed = plan - self.adapters * space.adapter_bits // 8
-        kept = self.dense * len(model.levels) + self.tables * len(model.table_levels)
-        self.cache = min(model.room if gpu is None else 0, kept * self.wide)
+        ready = self.dense * len(model.levels) + self.tables * len(model.table_levels)
+        self.cache = min(model.room if gpu is None else 0, ready * self.wide)
+        self.kept = (self.dense + self.tables) * self.stored if gpu is None and model.blocks.keeps else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
@@ -152,15 +153,16 @@ class _Run:
         tables = [table.linear for table in model.tables.values()]
         stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
         made = max(made, sum(stored))
-        work += max(m.weight.nbytes for m in linears.values()) if self.gpu else 0
+        work += max(m.weight.nbytes for m in linears.values()) if self.gpu and not self.kept else 0
         table = max(map(self._table_work, tables), default=0)
+        made += self._pinned()
         if not calibrated:
             return max(work, table), made
         batches = model.calibration_batches()
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
-        return self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
+        return self.kept + self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
@@ -172,8 +174,10 @@ class _Run:
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         gradients = (
-            self._casts() + self._reordered(self.passed) + max(self._placed() + both + level, head),
-            (self.layers + 1) * self._hidden(batches),
+            self._casts()
+            + self._reordered(self.passed)
+            + max(self._placed() + both + level + self._levels_sent(), head),
+            (self.layers + 1) * self._hidden(batches) + self._pinned(),
         )
         sketched = self._sketch(torch.float32, self.depths[1])
         forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
@@ -183,7 +187,7 @@ class _Run:
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return max(gradients[0], probing), max(gradients[1], waiting)
+            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self._pinned())
         return max(gradients, (probing, waiting), key=sum)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:
@@ -266,7 +270,7 @@ class _Run:
     def _table_work(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs, and the work of quantizing it."""
         work = self._work(self.model.table_levels, (table.out_features, table.in_features))
-        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu else 0)
+        return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu and not self.kept else 0)
 
     def _casts(self) -> int:
         """All that lies outside the layers, in the dtype of passes through them."""
@@ -278,7 +282,7 @@ class _Run:
 
     def _cast_tables(self, item: int) -> int:
         """Bytes of searched tables as they were loaded, put in place for passes of the unquantized model."""
-        return self.tables * item if self.gpu or item != self.stored else 0
+        return self.tables * item if (self.gpu and not self.kept) or item != self.stored else 0
 
     def _reordered(self, item: int) -> int:
         """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
@@ -288,7 +292,21 @@ class _Run:
 
     def _placed(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
-        return self.layer_weights * self.passed if self.gpu or self.passed != self.stored else 0
+        there = not self.gpu or self.kept
+        return 0 if there and self.passed == self.stored else self.layer_weights * self.passed
+
+    def _levels_sent(self) -> int:
+        """Bytes of a layer's linears at all levels, sent once for all batches; on the host they are mapped."""
+        if not self.gpu or self.cache:
+            return 0
+        model, stored = self.model, self.model.backend.storage
+        linears = [m for name, m in model.linears.items() if model.layer_of[name] == self.layer]
+        return sum(stored(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
+
+    def _pinned(self) -> int:
+        """Bytes on the host from which a layer, or a table, is sent to a GPU."""
+        tables = [table.linear.weight.nbytes for table in self.model.tables.values()]
+        return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
     def _hidden(self, batches: list[Batch]) -> int:
         """Hidden states of batches, which wait on the host."""

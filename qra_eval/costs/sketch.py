@@ -135,7 +135,7 @@ class Sketch:
 
     @contextmanager
     def _metered(self) -> Iterator[Meter]:
-        with self._mode, Meter() as meter:
+        with self._mode, _unpacked(), Meter() as meter:
             meter.ignore(*self.model.parameters(), *self.model.buffers())
             yield meter
 
@@ -144,6 +144,20 @@ class Sketch:
             ids = torch.zeros(rows, tokens, dtype=torch.long)
             at = torch.zeros(labels, dtype=torch.long)
             return Batch(ids, at, at.clone(), rows * tokens)
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """Rows are not taken for several packed into one, which transformers cannot tell of fake tensors: it then makes a
+    mask, and with it copies of keys and values, that a real pass does without."""
+    from transformers import masking_utils
+
+    whole = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = whole
 
 
 class Shape(str):

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import cards
+from qra_eval.costs.cards import cards, fit
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
@@ -69,6 +69,9 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
 
     Args:
         weights: False: for `space`, `estimate` and `example` alone; the model's weights are neither read nor needed.
+
+    Raises:
+        BadInput: settings that cannot be, or a run that does not fit the GPU.
     """
     evaluator = QuantizedLoRAEvaluator.from_config(config, progress=progress, weights=weights)
     if config.engine is not None:
@@ -78,6 +81,7 @@ def build(config: RunConfig, *, progress: Progress | None = None, weights: bool 
         )
     if config.search.memory:
         evaluator.budget = resolve(evaluator.space, config.search.memory)[-1]
+    fit(evaluator.tuner, evaluator.budget)
     return evaluator
 
 
@@ -154,8 +158,6 @@ class QuantizedLoRAEvaluator(Evaluator):
             loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
             weight_cache=0 if memory_kind == "peak" else weight_cache, progress=progress,
         )  # fmt: skip
-        if training.gradient_checkpointing:
-            self.quantized.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.tuner = FineTuner(
             self.quantized,
             self.rows,
@@ -206,7 +208,7 @@ class QuantizedLoRAEvaluator(Evaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.prepare()  # not part of any evaluation's time
-        return unless_out_of_memory(self.tuner.switcher, lambda: self._evaluated(plan, fidelity, seed))
+        return unless_out_of_memory(self.tuner, lambda: self._evaluated(plan, fidelity, seed))
 
     def _evaluated(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
@@ -260,7 +262,8 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A search is charged what measuring took, whether or not it was measured again.
         """
-        sensitivities, self.prior_report = kept_or_measured(self.tuner)
+        found = unless_out_of_memory(self.tuner, lambda: kept_or_measured(self.tuner), training=False)
+        sensitivities, self.prior_report = found
         return sensitivities
 
     def describe(self) -> dict[str, Any]:

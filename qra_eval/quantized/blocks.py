@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qra_eval.models.device import sent
 from qra_eval.models.linears import decoder_layers
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import labelled_head, labelled_logits
@@ -43,6 +44,9 @@ class Blocks:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
         compute: dtype of the arithmetic.
 
+    Attributes:
+        keeps: whether the device has room for the whole model, as it is stored, while passes are made (`kept`).
+
     Raises:
         ValueError: the model has no list of decoder layers.
     """
@@ -54,6 +58,7 @@ class Blocks:
         self.model, self.device, self.compute = model, device, compute
         self.layers: list[nn.Module] = list(model.get_submodule(path))
         self._tuple: bool | None = None
+        self.keeps = False
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -63,6 +68,12 @@ class Blocks:
     def placed(self, index: int) -> Iterator[None]:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
         with put(self.layers[index], self.device, self.compute):
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The model on the device, if that has room, for as long as the context lasts: sent once for all passes."""
+        with put(self.model, self.device) if self.keeps else nullcontext():
             yield
 
     @contextmanager
@@ -77,7 +88,7 @@ class Blocks:
         try:
             for parameter in rest:
                 dtype = self.compute if parameter.dtype == own else parameter.dtype
-                parameter.data = parameter.data.to(device=self.device, dtype=dtype)
+                parameter.data = sent(parameter.data, self.device).to(dtype)
             yield
         finally:
             for parameter, data in zip(rest, kept, strict=True):
@@ -164,13 +175,13 @@ class Blocks:
 
 
 @contextmanager
-def put(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def put(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
     """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again."""
     with ExitStack() as stack:
         for tensor in [*module.parameters(), *module.buffers()]:
             wide = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
-            wanted = dtype if wide else tensor.dtype
+            wanted = dtype if wide and dtype is not None else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:
                 stack.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = tensor.data.to(device=device, dtype=wanted)
+                tensor.data = sent(tensor.data, device).to(wanted)  # in its own dtype: half the bytes of float32
         yield

@@ -109,6 +109,7 @@ def _build(
     rare: dict[str, int] = {}
     with ExitStack() as stack:
         if calibrated:
+            stack.enter_context(blocks.kept())
             stack.enter_context(blocks.running())
             flows = [blocks.enter(batch) for batch in batches]
         for layer in range(layers[-1] + 1):

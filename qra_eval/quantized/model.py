@@ -23,6 +23,7 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache, bank_folder, t
 from qra_eval.tasks.batches import Batch, passed_together
 from qra_eval.tasks.rows import Rows
 from qra_search.config import QuantizationConfig, SpaceConfig, TrainingConfig
+from qra_search.executors.devices import SHARING
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import Group, SearchSpace
@@ -172,6 +173,15 @@ class QuantizedModel:
         if self._fitted is not None:
             self._fitted.bases.forget()
 
+    def keep_nothing(self) -> bool:
+        """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
+        kept = self.materialised or self.blocks.keeps
+        self.forget()
+        self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self.dtype, False
+        for bank in (self._bank, *(() if self._fitted is None else (self._fitted.bases,))):
+            bank.room, bank.compute = 0, self.dtype
+        return kept
+
     @property
     def identity(self) -> str:
         """Of the weights, and of the dtype that they are stored in."""
@@ -213,9 +223,13 @@ def _levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName, ...
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
+    """Bytes that are free on a device now; of the host's memory what is available without swapping.
+
+    Of a GPU that several workers share no more than its share: the others may have begun, or not yet.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, total // int(os.environ.get(SHARING, "1")))
     try:
         with open("/proc/meminfo") as lines:
             found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}

@@ -214,6 +214,15 @@ class PlanSwitcher:
             for tensor in moved:
                 tensor.data = tensor.data.to(self.quantized.device)
 
+    def keep_nothing(self) -> bool:
+        """From here on keep no weights ready on the device, neither dequantized nor unquantized; whether any were."""
+        if not self.quantized.keep_nothing():
+            return False
+        if self._wrapped is not None:
+            self._clear_bases()
+            self._put_rest_in(self.quantized.compute)
+        return True
+
     def close(self) -> None:
         """Give the model its own linears again."""
         if self._wrapped is not None:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from qra_backends.base import Backend
 from torch import Tensor, nn
 
+from qra_eval.models.device import sent
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.space.levels import LevelName
@@ -75,6 +77,7 @@ class QuantizedWeightCache:
         self._keys: dict[tuple[int, LevelName], dict[str, list[str]]] = {}
         self._weights: OrderedDict[tuple[str, LevelName], Tensor] = OrderedDict()
         self._kept = 0
+        self._modules: dict[tuple[str, LevelName], nn.Module] | None = None
         self._damaged: set[Path] = set()
         for layer, names in self._names.items():
             check_shapes(backend, {name: self.linears[name] for name in names}, self._levels.get(layer, self.bits))
@@ -95,7 +98,7 @@ class QuantizedWeightCache:
         if bits == UNQUANTIZED_BITS:
             return linear if device == linear.weight.device else _moved(linear, device)
         return self.backend.from_tensors(
-            {key: tensor.to(device) for key, tensor in self.tensors(name, bits).items()},
+            {key: sent(tensor, device) for key, tensor in self.tensors(name, bits).items()},
             bits=bits,
             out_features=linear.out_features,
             in_features=linear.in_features,
@@ -114,7 +117,8 @@ class QuantizedWeightCache:
             return own
         key = (name, bits)
         if key not in self._weights:
-            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(self.module(name, bits)).detach()
+            module = self.module if self.room else self._module
+            whole = own if bits == UNQUANTIZED_BITS else self.backend.dequantize(module(name, bits)).detach()
             weight = whole.to(device=device, dtype=dtype)
             if self.room < weight.nbytes:
                 return weight
@@ -124,6 +128,23 @@ class QuantizedWeightCache:
                 self._kept -= self._weights.popitem(last=False)[1].nbytes
         self._weights.move_to_end(key)
         return self._weights[key]
+
+    @contextmanager
+    def modules_kept(self) -> Iterator[None]:
+        """While the context lasts, `weight` has each module sent to the device once, however often it is asked."""
+        self._modules = {}
+        try:
+            yield
+        finally:
+            self._modules = None
+
+    def _module(self, name: str, bits: LevelName) -> nn.Module:
+        """For `weight`, which leaves it as it is."""
+        if self._modules is None:
+            return self.module(name, bits)
+        if (name, bits) not in self._modules:
+            self._modules[name, bits] = self.module(name, bits)
+        return self._modules[name, bits]
 
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
@@ -211,7 +232,7 @@ class QuantizedWeightCache:
 
 def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:
     """A copy of a linear on a device."""
-    return linear_of(linear.weight.detach().to(device), linear.bias)
+    return linear_of(sent(linear.weight.detach(), device), linear.bias)
 
 
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

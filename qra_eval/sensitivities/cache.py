@@ -66,11 +66,12 @@ def prior_file(tuner: FineTuner) -> Path:
 def measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
     """The prior, measured on the first calibration rows; see `qra_eval.sensitivities.measure`."""
     model = tuner.quantized
-    tuner.switcher.prepare()  # quantizing is no part of the prior's time
-    start = time.perf_counter()
-    tuner.switcher.unquantize()
     rows = tuner.rows("calibration", PRIOR_ROWS)
-    sensitivities, report = measure_prior(tuner, passed_together(rows), probe_batch(rows))
+    with model.blocks.kept():  # for both: what fits the device is sent there once
+        tuner.switcher.prepare()  # quantizing is no part of the prior's time
+        start = time.perf_counter()
+        tuner.switcher.unquantize()
+        sensitivities, report = measure_prior(tuner, passed_together(rows), probe_batch(rows))
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))

@@ -67,7 +67,7 @@ def measure_fisher(tuner: FineTuner, bits: Sequence[LevelName], batches: Sequenc
         gradients = [_head_gradient(blocks, flow, generator) for flow in flows]
         for layer in reversed(range(len(blocks))):
             linears = {name: wrapped[name] for name in tuner.quantized.bank.names(layer)}
-            with blocks.placed(layer):
+            with blocks.placed(layer), tuner.quantized.bank.modules_kept():
                 for n, flow in enumerate(flows):
                     start = inputs[layer][n].to(tuner.device).requires_grad_(True)
                     with found.taken_at(linears):
@@ -97,10 +97,23 @@ def _head_gradient(blocks: Blocks, flow: Flow, generator: torch.Generator) -> Te
     for part in flow.batch.positions.split(LABELS):
         some = replace(flow, batch=replace(flow.batch, positions=part))
         logits = blocks.logits(some, hidden).float()
-        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
-        loss = F.cross_entropy(logits, drawn.to(blocks.device), reduction="sum")
+        loss = F.cross_entropy(logits, drawn(logits.detach(), generator), reduction="sum")
         total += torch.autograd.grad(loss, hidden)[0]
     return total.cpu()
+
+
+def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels (M,) drawn from logits (M, V) by a generator of the host.
+
+    On a GPU one uniform number a row is sent there and the distribution inverted: logits of a large vocabulary are
+    not brought to the host.
+    """
+    likely = logits.softmax(-1)
+    if likely.device.type == "cpu":
+        return torch.multinomial(likely, 1, generator=generator).squeeze(1)
+    uniform = torch.rand(len(likely), 1, generator=generator).to(likely.device)
+    below = likely.cumsum(-1)
+    return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1)  # by the sum: it is 1 but for rounding
 
 
 class _Figures:
@@ -163,4 +176,6 @@ def leading_singular_values(g: Tensor, x: Tensor, generator: torch.Generator) ->
     probe = torch.randn(g.shape[1], k, generator=generator).to(g.device)
     sketch = x.T @ (g @ probe)
     basis, _ = torch.linalg.qr(sketch)
-    return torch.linalg.svdvals(g.T @ (x @ basis)).cpu().numpy()
+    wide = (g.T @ (x @ basis)).double()
+    # Of the small Gram matrix, in float64: its eigenvalues are the squares, and keep the digits of float32.
+    return torch.linalg.eigvalsh(wide.T @ wide).clamp_(min=0).sqrt().flip(0).float().cpu().numpy()

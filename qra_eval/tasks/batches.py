@@ -40,13 +40,17 @@ class Batch:
         ids, positions, targets = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
         return Batch(ids, positions, targets, self.tokens, self.width)
 
-    def part(self, number: int, parts: int) -> Batch:
-        """Every `parts`-th row from row `number` on, padded as the whole is; its `tokens` are the whole's."""
-        length = self.input_ids.shape[1]
-        row, at = self.positions // length, self.positions % length
-        own = row % parts == number
-        positions = row[own] // parts * length + at[own]
-        return Batch(self.input_ids[number::parts], positions, self.targets[own], self.tokens, self.width)
+    def parts(self, rows: int) -> list[Batch]:
+        """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
+        if len(self.input_ids) <= rows:
+            return [self]
+        owner, tokens = self.positions // self.input_ids.shape[1], self.input_ids.shape[1]
+        found = []
+        for start in range(0, len(self.input_ids), rows):
+            mine = (owner >= start) & (owner < start + rows)
+            ids, at = self.input_ids[start : start + rows], self.positions[mine] - start * tokens
+            found.append(Batch(ids, at, self.targets[mine], 0 if start else self.tokens, self.width))
+        return found
 
 
 def collate(rows: Sequence[Encoded], pad: int = 0, *, multiple: int = 1) -> Batch:

@@ -57,7 +57,7 @@ def tune(
         return _tuned(tuner, plan, seed, length, folder, kept, figures, progress, processes)
 
     try:
-        return unless_out_of_memory(tuner.switcher, work)
+        return unless_out_of_memory(tuner, work)
     except Diverged as error:
         raise EvaluationFailed(f"diverged: {error}") from None
 
@@ -142,7 +142,7 @@ def _row_losses(
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each row, each process passing every so-manieth."""
     own = slice(processes.rank, None, processes.size)
-    found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.settings.batch_size, tuner.device))
+    found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.rows_together, tuner.device))
     nats, tokens = ([0.0] * len(rows) for _ in found)
     nats[own], tokens[own] = found
     return tuple(processes.total(*nats)), tuple(map(int, processes.total(*tokens)))
@@ -184,9 +184,8 @@ def score(tuner: FineTuner, rows: int) -> dict[str, float]:
     longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
     if longest > SHORT_ANSWER and tuner.metric == "loss":
         return {}
-    settings = tuner.settings
     task = tuner.rows.task
     return task.metrics(
-        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * settings.batch_size,
+        tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * tuner.rows_together,
         max_length=tuner.with_room(SHORT_ANSWER),
     )  # fmt: skip

@@ -39,6 +39,8 @@ class FineTuner:
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
         switcher: puts plans in place.
+        halvings: how often the rows that pass together were halved, as memory ran out.
+        checkpointing: whether activations are made again in the backward pass.
     """
 
     def __init__(
@@ -54,12 +56,19 @@ class FineTuner:
         self.model, self.tokenizer = quantized.model, quantized.loaded.tokenizer
         self.device, self.space = quantized.device, quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.metric = metric
+        self.metric, self.halvings, self.checkpointing = metric, 0, False
+        if self.settings.gradient_checkpointing:
+            self.checkpoint()
 
     @property
     def settings(self) -> TrainingConfig:
         """Of training: those of the model, where they may be set later."""
         return self.quantized.settings
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that pass together in training; twice as many in measuring."""
+        return max(1, self.settings.batch_size >> self.halvings)
 
     @property
     def progress(self) -> Progress | None:
@@ -80,6 +89,14 @@ class FineTuner:
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
+
+    def checkpoint(self) -> bool:
+        """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
+        if self.checkpointing or not self.model.supports_gradient_checkpointing:
+            return False
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.checkpointing = True
+        return True
 
     # -- a plan in place -----------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int) -> None:
@@ -112,6 +129,7 @@ class FineTuner:
                 settings,
                 seed=seed,
                 device=self.device,
+                rows=self.rows_together if self.halvings else None,
                 progress=progress,
                 watch=watch,
                 processes=processes,
@@ -121,7 +139,7 @@ class FineTuner:
 
     def held_out(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
         """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
-        batches = processes.share(bucketed(self.rows(split, rows), 2 * self.settings.batch_size))
+        batches = processes.share(bucketed(self.rows(split, rows), 2 * self.rows_together))
         loss = processes.alike(lambda: held_out_loss(self.model, batches, self.device))
         if processes.size == 1:
             return loss
@@ -133,9 +151,9 @@ class FineTuner:
         """The task's own measure on the first rows of a split; None if the loss is what counts."""
         if self.metric == "loss":
             return None
-        task, settings = self.rows.task, self.settings
+        task = self.rows.task
         return task.objective(
-            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * settings.batch_size,
+            self.model, self.tokenizer, task.split(split)[:rows], batch_size=4 * self.rows_together,
             max_length=self.with_room(ANSWER),
         )  # fmt: skip
 

@@ -1,32 +1,61 @@
-"""What runs out of a device's memory fails as one evaluation, and leaves the device empty for the next."""
+"""What runs out of a card's memory is tried again with less of it; what still fails is one evaluation, and no more."""
 
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-from qra_eval.quantized.switcher import PlanSwitcher
+from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.evaluation.evaluator import EvaluationFailed
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+SIGNS = ("out of memory", "ALLOC_FAILED")
+"""In errors of CUDA's libraries, which allocate by themselves."""
 
-def unless_out_of_memory(switcher: PlanSwitcher, work: Callable[[], Result]) -> Result:
-    """What `work` returns.
+
+def unless_out_of_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
+    """What `work` returns, called again with less memory as long as there is a way to take less.
+
+    What was given up stays so: no later plan fails on what this one has shown.
+
+    Args:
+        training: whether the work trains, or measures as evaluations do, so that fewer rows may pass together.
 
     Raises:
         EvaluationFailed: memory did not suffice. No plan is in place then, and nothing is kept dequantized.
     """
-    try:
-        return work()
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-    # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
-    switcher.unquantize()
-    switcher.quantized.forget()
-    gc.collect()
-    torch.cuda.empty_cache()
-    raise EvaluationFailed(f"out of memory: {reason}")
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in SIGNS):
+                raise
+            reason = str(error).splitlines()[0]
+        # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
+        tuner.switcher.unquantize()
+        tuner.quantized.forget()
+        gc.collect()
+        torch.cuda.empty_cache()
+        change = take_less(tuner, training=training)
+        if change is None:
+            raise EvaluationFailed(f"out of memory: {reason}")
+        log.warning("out of memory (%s): from here on %s; a step is of the same rows", reason, change)
+
+
+def take_less(tuner: FineTuner, *, training: bool) -> str | None:
+    """Give up what saves memory and costs time alone, the cheapest first: what, in words; None if nothing is left."""
+    if tuner.switcher.keep_nothing():
+        return "nothing is kept ready on the device"
+    if not training:
+        return None
+    if tuner.rows_together > 1:
+        tuner.halvings += 1
+        return f"no more than {tuner.rows_together} of a batch's rows pass together"
+    return "activations are made again in the backward pass" if tuner.checkpoint() else None

@@ -36,8 +36,8 @@ class Processes:
         """This process's part of the batches of a step: whole ones if they come out even, else rows of each."""
         if len(batches) % self.size == 0:
             return list(batches[self.rank :: self.size])
-        parts = [batch.part(self.rank, self.size) for batch in batches]
-        return [part for part in parts if len(part.targets)]
+        parts = (batch.parts(-(-len(batch.input_ids) // self.size)) for batch in batches)
+        return [own for some in parts for own in some[self.rank : self.rank + 1]]
 
     def total(self, *own: float) -> list[float]:
         """Sums over the processes."""
@@ -67,13 +67,13 @@ class Processes:
         """What `work` gives here; memory that runs out in one process runs out in all, so that none waits for it."""
         if self.size == 1:
             return work()
-        result, reason = None, ""
+        result, failure = None, None
         try:
             result = work()
-        except torch.OutOfMemoryError as error:
-            reason = str(error)
-        if self.any(bool(reason)):
-            raise torch.OutOfMemoryError(reason or "in another of the processes that tune together")
+        except RuntimeError as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or torch.OutOfMemoryError("in another of the processes that tune together")
         return result  # type: ignore[return-value]
 
 

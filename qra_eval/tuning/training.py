@@ -92,8 +92,11 @@ class Training:
             self.step, self.steps, self.settings.warmup, self.settings.schedule
         )
 
-    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch]) -> None:
+    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
+
+        Args:
+            rows: that pass together, at most; the step is the same, but for rounding (and what dropout draws).
 
         Raises:
             Diverged: the loss is not finite.
@@ -102,7 +105,9 @@ class Training:
 
         def passes() -> float:
             value = 0.0
-            for batch in self.processes.share(batches):
+            for batch in (
+                part for own in self.processes.share(batches) for part in (own.parts(rows) if rows else [own])
+            ):
                 loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
                 loss.backward()
                 value += float(loss.detach())
@@ -150,6 +155,7 @@ def train(
     *,
     seed: int,
     device: torch.device,
+    rows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     watch: TrainerCallback | None = None,
     processes: Processes = ALONE,
@@ -157,6 +163,7 @@ def train(
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
     Args:
+        rows: see `Training.make_step`.
         processes: that share the rows of each step.
 
     Raises:
@@ -171,7 +178,7 @@ def train(
         watch.begin(training)
         while training.step < training.steps and not training.stopped:
             first = training.step * size
-            training.make_step(model, head, batches[first : first + size])
+            training.make_step(model, head, batches[first : first + size], rows)
             if progress is not None:
                 progress(training.step, training.steps, training.losses[-1])
             training.stopped = watch.after(training) and training.step < training.steps

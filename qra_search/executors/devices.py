@@ -13,6 +13,8 @@ from threading import Lock
 from qra_search.errors import BadInput
 
 DEVICE = "QRA_DEVICE"
+SHARING = "QRA_SHARING"
+"""Number of workers that share a worker's GPU."""
 FORMS = "cpu, cuda:0, or cuda:0,cuda:1 for an evaluation that spans two"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GPU = re.compile(r"cuda:([0-9]+)")
@@ -93,7 +95,7 @@ def _places(count: int, gpus: float) -> int:
 # -- environment variables -------------------------------------------------------------------------
 
 
-def environment(device: str, workers: int) -> dict[str, str]:
+def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
     """Variables that narrow a worker to its device, to be set before it starts.
 
     Of the GPUs a worker sees its own only, so that its evaluator's `cuda` (or `device_map="auto"`) is these.
@@ -101,6 +103,7 @@ def environment(device: str, workers: int) -> dict[str, str]:
     Args:
         device: see `FORMS`.
         workers: how many share the machine's cores.
+        sharing: how many of them share the device.
 
     Raises:
         ValueError: another form, or a GPU that this process was not given.
@@ -113,7 +116,7 @@ def environment(device: str, workers: int) -> dict[str, str]:
     indices = [int(gpu.group(1)) for gpu in gpus if gpu is not None]
     if len(indices) < len(gpus):
         raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
-    return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
+    return {DEVICE: "cuda", SHARING: str(sharing), "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
 
 
 def _visible(device: str, indices: list[int]) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
@@ -55,6 +55,7 @@ class ProcessExecutor(WorkerExecutor):
         for name in names:
             environment(name, 1)  # refuses a device of an unknown form here, not in a slot's thread
         self._free = deque(names[i % len(names)] for i in range(max(workers, len(names))))
+        self._sharing = Counter(self._free)
         self._factory, self._deadline = factory, deadline
         _open.add(self)
 
@@ -63,7 +64,7 @@ class ProcessExecutor(WorkerExecutor):
         try:
             return _ProcessWorker(
                 self._factory,
-                environment(device, self.slots),
+                environment(device, self.slots, self._sharing[device]),
                 self._deadline,
                 ended=lambda: self._free.append(device),
                 name=f"qra worker on {device}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.devices import DEVICE, check_room
+from qra_search.executors.devices import DEVICE, SHARING, check_room
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, build, handle
 
@@ -59,12 +59,12 @@ class RayExecutor(WorkerExecutor):
         except BaseException:
             self.shutdown()
             raise
-        self._device = "cuda" if gpus else "cpu"
+        self._device, self._sharing = "cuda" if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
     def start_worker(self) -> Worker:
-        actor = self._actor_class.remote(self._device)
+        actor = self._actor_class.remote(self._device, self._sharing)
         return _RayWorker(self._ray, actor, self._factory, self._deadline, self._start_seconds)
 
     def shutdown(self) -> None:
@@ -119,8 +119,8 @@ class _Actor:
 
     evaluator: Any = None
 
-    def __init__(self, device: str):
-        os.environ[DEVICE] = device
+    def __init__(self, device: str, sharing: int):
+        os.environ[DEVICE], os.environ[SHARING] = device, str(sharing)
         if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -1,7 +1,8 @@
-"""Running out of memory fails one evaluation, and nothing of the failed step stays where the next needs room."""
+"""Running out of memory: a run goes on with less, its losses the same; or one evaluation fails, and holds nothing."""
 
 from __future__ import annotations
 
+import logging
 import weakref
 
 import pytest
@@ -12,36 +13,55 @@ from qra_eval.quantized import adapters
 from qra_eval.tuning import training
 from qra_search.evaluation.evaluator import EvaluationFailed
 
+FULL = "CUDA out of memory. Tried"
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture
 def evaluator(tmp_path_factory):
     return QuantizedLoRAEvaluator(
         "tiny",
-        quantization={"backend": "reference", "cache": str(tmp_path_factory.mktemp("bank")), "embeddings": 16},
+        quantization={"backend": "reference", "cache": str(tmp_path_factory.getbasetemp() / "bank"), "embeddings": 16},
         space={"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
-        training={"batch_size": 2, "max_length": 64},
+        training={"batch_size": 4, "max_length": 64},
         evaluation={"steps": 2, "validation_rows": 2},
         finetune={"steps": 2, "test_rows": 2},
     )
 
 
+def running_out(monkeypatch, *, rows):
+    """A card that holds the graph of so many rows; the losses of steps that it did not hold."""
+    graphs, whole = [], training.batch_loss
+
+    def batch_loss(model, head, batch, *args):
+        loss = whole(model, head, batch, *args)
+        if len(batch.input_ids) > rows:
+            graphs.append(weakref.ref(loss))
+            raise torch.OutOfMemoryError(f"{FULL}\nto allocate")
+        return loss
+
+    monkeypatch.setattr(training, "batch_loss", batch_loss)
+    return graphs
+
+
 @pytest.mark.parametrize("act", ["evaluate", "tune"])
 def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch, act):
     plan = evaluator.space.uniform(4, 4)
-    before = evaluator.evaluate(plan).loss
-    graph, whole = [], training.batch_loss
-
-    def fails(*args, **options):
-        loss = whole(*args, **options)
-        graph.append(weakref.ref(loss))
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "batch_loss", fails)
-        with pytest.raises(EvaluationFailed) as failed:
-            getattr(evaluator, act)(plan)
-    assert str(failed.value) == "out of memory: CUDA out of memory. Tried"
-    assert len(graph) == 1 and graph[0]() is None, "the error keeps the graph of the failed step"
+    graphs = running_out(monkeypatch, rows=0)
+    with pytest.raises(EvaluationFailed) as failed:
+        getattr(evaluator, act)(plan)
+    assert str(failed.value) == f"out of memory: {FULL}"
+    # As it was; without weights kept ready; of 2 rows; of 1; with activations made again.
+    assert len(graphs) == 5 and not any(graph() for graph in graphs), "the error keeps the graph of the failed step"
     assert not evaluator.quantized.bank._weights and not adapters.trainable(evaluator.tuner.switcher.wrapped)
-    assert not evaluator.tuner.model.training
-    assert evaluator.evaluate(plan).loss == before
+    assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows_and_the_same_losses(evaluator, monkeypatch, caplog):
+    two, four = (evaluator.space.uniform(bits, 4) for bits in (2, 4))
+    evaluator.tuner.switcher.keep_nothing()  # as it will have to: with weights as they are stored
+    before = [evaluator.evaluate(plan).loss for plan in (two, four)]
+    graphs = running_out(monkeypatch, rows=2)
+    with caplog.at_level(logging.WARNING):
+        after = [evaluator.evaluate(plan).loss for plan in (two, four)]
+    assert after == pytest.approx(before, rel=2e-4) and evaluator.tuner.rows_together == 2
+    assert len(graphs) == 1 and len(caplog.records) == 1, "said once, and remembered"

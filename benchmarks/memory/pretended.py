@@ -1,0 +1,177 @@
+"""Every phase on a pretended GPU, for many backends and settings: peaks beside those foretold, bytes sent and fetched.
+
+    PYTHONPATH=tests python -m benchmarks.memory.pretended [NAME ...]
+
+Values are computed on the CPU, with the device written on each tensor: see `tests/pretended_gpu.py` for what that
+does not see. A scenario takes 10 to 60 seconds. The exit status is 1 if one breaks, or a phase's peak is not
+within 0.9 and 1.1 of what was foretold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pretended_gpu import pretended_gpu
+
+from benchmarks.memory.random_models import Shape, write_model, write_rows
+from qra_eval.costs.cards import fit
+from qra_eval.costs.phases import CUDA_CONTEXT, foretell
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tuning.saved import load
+from qra_search.space.space import Plan
+
+SHAPE = Shape(256, 704, 4, 8, 2, 8000)
+"""Large enough that matrices are what takes memory, as in models that are used."""
+WITHIN = 0.9, 1.1
+TRAINING = {"batch_size": 4, "max_length": 512}
+REFERENCE: dict[str, Any] = {"quantization": {"backend": "reference"}}
+CALIBRATED: dict[str, Any] = {"quantization": {"backend": "reference-gptq"}}
+BITSANDBYTES: dict[str, Any] = {"quantization": {"backend": "bitsandbytes"}, "space": {"bits": (4, 8)}}
+TRELLIS: dict[str, Any] = {"quantization": {"backend": "trellis"}, "space": {"bits": (2, 3)}}
+BACKENDS = {"reference": REFERENCE, "gptq": CALIBRATED, "bitsandbytes": BITSANDBYTES, "trellis": TRELLIS}
+
+
+def changed(sections: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Sections with fields of theirs set: `training={"scales": True}`."""
+    found = {**sections}
+    for name, fields in more.items():
+        found[name] = {**found.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    return found
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    **{
+        f"{name}{', tables' if tables else ''}{', checkpointing' if again else ''}": changed(
+            sections,
+            quantization={"embeddings": "auto" if tables else 16},
+            training={"gradient_checkpointing": again},
+        )
+        for name, sections in BACKENDS.items()
+        for tables in (False, True)
+        for again in (False, True)
+    },
+    "model kept": changed(REFERENCE, keeps=True),
+    "weights kept": changed(REFERENCE, weight_cache="auto"),
+    "weights kept, scales": changed(REFERENCE, weight_cache="auto", training={"scales": True}),
+    "scales": changed(REFERENCE, training={"scales": True}),
+    "dropout": changed(REFERENCE, training={"dropout": 0.1}),
+    "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}),
+    "peak": changed(REFERENCE, memory_kind="peak"),
+    "float32": changed(REFERENCE, dtype="float32"),
+    "calibrated start": changed(REFERENCE, training={"init": "calibrated"}),
+    "caldera": changed(CALIBRATED, training={"init": "caldera"}),
+    "double quantization": changed(
+        BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
+    ),
+    "hqq": changed(REFERENCE, quantization={"backend": "hqq"}, space={"bits": (3, 4)}),
+    "mixed": changed(REFERENCE, quantization={"backend": "mixed"}),
+    "gguf": changed(REFERENCE, quantization={"backend": {"name": "gguf", "types": ["Q3_K", "Q4_K", "Q8_0"]}}),
+    "compressed-tensors": changed(REFERENCE, quantization={"backend": "compressed-tensors"}, space={"bits": (4, 8)}),
+    "task's measure": changed(REFERENCE, metric="task", task="arithmetic"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase took of the device beside what was foretold, without the driver's part; and bytes moved."""
+
+    name: str
+    peak: int
+    foretold: int
+    sent: int
+    fetched: int
+
+    @property
+    def ratio(self) -> float:
+        return self.peak / self.foretold
+
+
+def phases(folder: Path, model: str, rows: str, sections: Mapping[str, Any]) -> Iterator[Phase]:
+    """The phases of a run on a pretended GPU, with the plan of the most bits and the highest rank in place.
+
+    Raises:
+        RuntimeError: operands of an operation are on two devices.
+        AssertionError: the same evaluation gave two losses.
+    """
+    given = changed(
+        {"task": {"name": "jsonl", "data": rows}, "weight_cache": 0}, training=TRAINING,
+        space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4, "hopeless": 0.5},
+        finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
+    )  # fmt: skip
+    keeps = sections.get("keeps", False)
+    given = changed(given, **{name: value for name, value in sections.items() if name != "keeps"})
+    given = changed(given, quantization={"cache": str(folder / "bank")})
+    with pretended_gpu() as gpu:
+        start = gpu.bytes
+        evaluator: QuantizedLoRAEvaluator | None = QuantizedLoRAEvaluator(model, device="cuda", **given)
+        if keeps:
+            fit(evaluator.tuner, None)
+        plan = largest(evaluator.space)
+        told = foretell(evaluator.tuner, evaluator.quantized.space.memory_bytes(plan))
+
+        def phase(name: str, work: Any, *args: Any, **options: Any) -> tuple[Phase, Any]:
+            gpu.peak, sent, fetched = gpu.bytes, gpu.sent, gpu.fetched
+            value = work(*args, **options)
+            left = told[name].device - CUDA_CONTEXT
+            return Phase(name, gpu.peak - start, left, gpu.sent - sent, gpu.fetched - fetched), value
+
+        yield phase("quantize", evaluator.tuner.switcher.prepare)[0]
+        yield phase("prior", evaluator.sensitivities)[0]
+        found, first = phase("search", evaluator.evaluate, plan)
+        yield found
+        yield phase("tune", evaluator.tune, plan, folder=folder / "run")[0]  # raises if the reload differs
+        assert evaluator.evaluate(plan).loss == first.loss
+        evaluator = None  # what is reloaded has the device for itself
+        gc.collect()
+        start = gpu.bytes
+        yield phase("reload", reload, folder / "run")[0]
+
+
+def largest(space: Any) -> Plan:
+    """The quantized plan of the most bits and the highest ranks."""
+    levels = [[level for level in group.bits or space.bits if level != 16] for group in space.groups]
+    return Plan(tuple(some[-1] for some in levels), tuple((group.ranks or space.ranks)[-1] for group in space.groups))
+
+
+@torch.no_grad()
+def reload(folder: Path) -> None:
+    loaded, _ = load(folder, device="cuda")
+    loaded(input_ids=torch.ones(1, 32, dtype=torch.long, device="cuda"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=[*SCENARIOS], help="default: all")
+    wrong = []
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        model, rows = str(write_model(SHAPE, root / "model")), str(write_rows(root / "rows"))
+        for name in parser.parse_args().names:
+            begun = time.perf_counter()
+            try:
+                found = list(phases(root / name, model, rows, SCENARIOS[name]))
+            except Exception as error:  # the others are to be seen all the same
+                print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+                wrong.append(name)
+                continue
+            parts = [
+                f"{p.name} {p.ratio:.2f} (sent {p.sent / 1e6:.1f}, fetched {p.fetched / 1e6:.1f} MB)" for p in found
+            ]
+            print(f"{name}: {'; '.join(parts)}; {time.perf_counter() - begun:.0f} s", flush=True)
+            wrong += [name] if any(not WITHIN[0] <= p.ratio <= WITHIN[1] for p in found) else []
+    if wrong:
+        print(f"not as foretold: {'; '.join(wrong)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
