@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,11 @@ class QuantizedWeightCache:
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
-    @property
-    def lock_file(self) -> Path:
-        """Held by who makes files of this bank: whatever the levels are, those of another bank have another."""
+    def lock_file(self, layer: int) -> Path:
+        """Held by who makes files of a layer: whatever the levels are, those of another bank have another."""
         identity = [BANK_VERSION, self.fingerprint, self.calibration, self.backend.spec]
-        return self.folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.lock"
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"{digest}-{layer}.lock"
 
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
@@ -178,9 +178,9 @@ class QuantizedWeightCache:
         """The linears of a layer whose shape the backend can store at a level, in the model's order."""
         return [name for name in self._names[layer] if storable(self.backend, bits, self.linears[name])]
 
-    def missing(self) -> dict[int, list[LevelName]]:
-        """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
-        layers = dict.fromkeys(self.layer_of.values())
+    def missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
+        """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
+        layers = dict.fromkeys(self.layer_of.values()) if some is None else some
         lacking = {layer: [b for b in self.levels(layer) if not self._opened(layer, b)] for layer in layers}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
