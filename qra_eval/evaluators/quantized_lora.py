@@ -115,6 +115,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     fidelities: tuple[float, ...] = FIDELITIES
     budget: int | None = None
+    deals = True
 
     def __init__(
         self,

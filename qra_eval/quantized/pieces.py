@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -51,3 +54,45 @@ def await_others(lock_files: Iterable[Path], progress: Progress | None, why: str
                 if progress is not None:
                     who = describe_writer(read_json(lock_file.with_suffix(".json")) or {})
                     progress(f"wait for {who}: it {why}", 0, 1)
+
+
+class Pieces:
+    """What the pieces of one work gave, by name, as plain data; kept in a folder, so that what was killed goes on.
+
+    Args:
+        folder: named by all that the work follows from.
+        why: what who makes a piece does, for those that wait.
+    """
+
+    def __init__(self, folder: Path, progress: Progress | None, why: str):
+        self.folder, self.progress, self.why = folder, progress, why
+        self._alone = True
+
+    @contextmanager
+    def own(self, name: str) -> Iterator[bool]:
+        """Whether a piece is this process's to make, and to `keep` before the context ends."""
+        with claimed(self.folder / f"{name}.lock") as free:
+            own = free and not self._file(name).is_file()
+            self._alone &= own
+            yield own
+
+    def keep(self, name: str, data: Any) -> None:
+        """What a piece gave."""
+        write_json(self._file(name), data)
+
+    def gathered(self, names: Sequence[str], work: Callable[[], None]) -> list[Any]:
+        """What each piece gave; `work` makes those that nobody else is at."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while any(not self._file(name).is_file() for name in names):
+            work()
+            left = [name for name in names if not self._file(name).is_file()]
+            await_others([self.folder / f"{name}.lock" for name in left], self.progress, self.why)
+        return [json.loads(self._file(name).read_text()) for name in names]
+
+    def forget(self) -> None:
+        """Remove what no other process may still read."""
+        if self._alone:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}-made.json"

@@ -15,7 +15,8 @@ passes with degraded groups are made in float32, and D is taken before it is mul
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized.blocks import Blocks, Flow
+from qra_eval.quantized.pieces import Pieces
 from qra_eval.sensitivities.fisher import measure_fisher
 from qra_eval.tasks.batches import Batch
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -48,11 +50,14 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_prior(tuner: FineTuner, batches: Sequence[Batch], probe: Batch) -> tuple[Sensitivities, dict[str, Any]]:
+def measure_prior(
+    tuner: FineTuner, batches: Sequence[Batch], probe: Batch, pieces: Pieces
+) -> tuple[Sensitivities, dict[str, Any]]:
     """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
 
     Args:
         probe: the batch on which groups are degraded for real.
+        pieces: by which processes that measure the same at once deal the work among themselves.
 
     Returns:
         The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
@@ -60,13 +65,13 @@ def measure_prior(tuner: FineTuner, batches: Sequence[Batch], probe: Batch) -> t
     """
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]
-    fisher = measure_fisher(tuner, bits, batches)
+    fisher = measure_fisher(tuner, bits, batches, pieces)
     raw = np.array([[sum(fisher.damage[m.name][k] for m in g.linears) for k in range(len(bits))] for g in groups])
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
     with tuner.switcher.in_float32() as blocks:
-        probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe)
-        tables, table_tokens = degrade_tables(tuner, blocks, probe)
+        probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe, pieces)
+        tables, table_tokens = degrade_tables(tuner, blocks, probe, pieces)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -132,7 +137,9 @@ def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return made
 
 
-def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict[str, dict[LevelName, float]], int]:
+def degrade_tables(
+    tuner: FineTuner, blocks: Blocks, batch: Batch, pieces: Pieces
+) -> tuple[dict[str, dict[LevelName, float]], int]:
     """KL of the prediction on a batch with one table alone degraded, at each of its levels; and tokens passed forward.
 
     Args:
@@ -143,9 +150,27 @@ def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict
     """
     model = tuner.quantized
     pairs = [(name, level) for name in model.tables for level in model.table_levels]
+    names = [f"table-{name}-{level}" for name, level in pairs]
+
+    def work() -> None:
+        with ExitStack() as claims:
+            own = [p for p, name in zip(pairs, names, strict=True) if claims.enter_context(pieces.own(name))]
+            for (name, level), nats in _divergences_of_tables(tuner, blocks, batch, own).items():
+                pieces.keep(f"table-{name}-{level}", nats)
+
     found: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
+    for (name, level), nats in zip(pairs, pieces.gathered(names, work), strict=True):
+        found[name][level] = nats
+    return found, (1 + len(pairs)) * batch.tokens if pairs else 0
+
+
+def _divergences_of_tables(
+    tuner: FineTuner, blocks: Blocks, batch: Batch, pairs: Sequence[tuple[str, LevelName]]
+) -> dict[tuple[str, LevelName], float]:
+    """Nats a labelled token of each table at each level."""
+    found: dict[tuple[str, LevelName], float] = {}
     if not pairs:
-        return found, 0
+        return found
     with blocks.running(), torch.no_grad():
         flows: dict[tuple[str, LevelName] | None, Flow] = {}
         for pair in (None, *pairs):
@@ -159,8 +184,8 @@ def degrade_tables(tuner: FineTuner, blocks: Blocks, batch: Batch) -> tuple[dict
         for pair in pairs:
             with _degraded(tuner, pair):
                 logits = blocks.logits(flows[pair], flows[pair].hidden.to(blocks.device)).float()
-            found[pair[0]][pair[1]] = divergence(reference, likely, logits)
-    return found, (1 + len(pairs)) * batch.tokens
+            found[pair] = divergence(reference, likely, logits)
+    return found
 
 
 @contextmanager
@@ -185,7 +210,12 @@ def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
 
 
 def degrade_groups(
-    tuner: FineTuner, blocks: Blocks, bits: Sequence[LevelName], pairs: Sequence[tuple[int, int]], batch: Batch
+    tuner: FineTuner,
+    blocks: Blocks,
+    bits: Sequence[LevelName],
+    pairs: Sequence[tuple[int, int]],
+    batch: Batch,
+    pieces: Pieces,
 ) -> tuple[list[tuple[int, int, float]], int]:
     """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
 
@@ -198,23 +228,39 @@ def degrade_groups(
     Returns:
         (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
     """
+    groups = tuner.space.groups
+    pairs = [(g, k) for g, k in pairs if groups[g].depth is not None]
+    work = partial(_probe, tuner, blocks, bits, pairs, batch, pieces)
+    nats = pieces.gathered([f"group-{g}-{k}" for g, k in pairs], work)
+    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator]
+    return [(g, k, kl) for (g, k), kl in zip(pairs, nats, strict=True)], round((1 + behind) * batch.tokens)
+
+
+def _probe(
+    tuner: FineTuner,
+    blocks: Blocks,
+    bits: Sequence[LevelName],
+    pairs: Sequence[tuple[int, int]],
+    batch: Batch,
+    pieces: Pieces,
+) -> None:
+    """One pass of a batch, with the probes that nobody is at."""
     groups, bank, wrapped = tuner.space.groups, tuner.quantized.bank, tuner.switcher.wrapped
-    tokens, found = float(batch.tokens), []
-    with blocks.running(), torch.no_grad():
+    with blocks.running(), torch.no_grad(), ExitStack() as claims:
         flow = blocks.enter(batch)
         probes: dict[tuple[int, int], Tensor] = {}
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
                     probes[pair] = blocks.step(layer, flow, hidden.to(blocks.device)).cpu()
-                for g, k in (pair for pair in pairs if groups[pair[0]].depth == layer):
+                here = (pair for pair in pairs if groups[pair[0]].depth == layer)
+                for g, k in (p for p in here if claims.enter_context(pieces.own(f"group-{p[0]}-{p[1]}"))):
                     names = [linear.name for linear in groups[g].linears]
                     for name in names:
                         wrapped[name].set_base(weight=bank.weight(name, bits[k]))
                     probes[g, k] = blocks.step(layer, flow).cpu()
                     for name in names:
                         wrapped[name].set_base()
-                    tokens += (1 - layer / len(blocks)) * batch.tokens
                 blocks.advance(layer, [flow])
             if tuner.progress is not None:
                 tuner.progress("probe groups", layer + 1, len(blocks))
@@ -222,8 +268,7 @@ def degrade_groups(
         likely = reference.softmax(-1)
         for (g, k), hidden in probes.items():
             logits = blocks.logits(flow, hidden.to(blocks.device)).float()
-            found.append((g, k, divergence(reference, likely, logits)))
-    return found, round(tokens)
+            pieces.keep(f"group-{g}-{k}", divergence(reference, likely, logits))
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:
