@@ -18,7 +18,7 @@ from qra_eval.costs.cards import cards, fit
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
-from qra_eval.models.device import keep_few_products, resolve_device
+from qra_eval.models.device import keep_few_products, resolve_devices
 from qra_eval.models.engine import check_engine
 from qra_eval.models.live import register_live
 from qra_eval.models.load import load_model
@@ -142,7 +142,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
-        place = resolve_device(device)
+        devices = resolve_devices(device)
+        place = devices[0]
         self.task, name = checked_task(task, metric=metric, seed=seed)  # before a model is loaded for nothing
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
@@ -156,7 +157,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
-            loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
+            loaded, backend, quantization, space, self.rows, training, device=place, devices=devices, compute=compute,
             weight_cache=0 if memory_kind == "peak" else weight_cache, progress=progress,
         )  # fmt: skip
         self.tuner = FineTuner(

@@ -110,7 +110,7 @@ def _build(
                 if levels:
                     _quantize(bank, blocks, layer, levels, moments, progress, done, total)
                 if fits and starts is not None and moments is not None:
-                    starts.fit(layer, fits, moments, blocks.device)
+                    starts.fit(layer, fits, moments, blocks.device_of(layer))
             if own:
                 made.add(layer)
             if layer in layers:
@@ -138,13 +138,14 @@ def _quantize(
     total: int,
 ) -> None:
     """A layer's linears at the levels that it lacks, on the device, each level written to its file."""
+    device = blocks.device_of(layer)
     made: dict[str, dict[Level, dict[str, Tensor]]] = {}
 
     def quantize(names: Sequence[str]) -> None:
         hessian = None if moments is None else moments.hessian(names[0])
         for name in names:
             linear: nn.Linear = bank.linears[name]
-            with put(linear, blocks.device, linear.weight.dtype):
+            with put(linear, device, linear.weight.dtype):
                 own = [level for level in levels if storable(bank.backend, level, linear)]
                 modules = bank.backend.quantize_levels(linear, own, hessian=hessian)
                 made[name] = {
@@ -160,6 +161,6 @@ def _quantize(
 
     names = bank.names(layer)
     together = sharing(names, moments, bank.linears)
-    side_by_side(quantize, together, workers(bank.backend, len(together), blocks.device), told)
+    side_by_side(quantize, together, workers(bank.backend, len(together), device), told)
     for level in levels:
         bank.write(layer, level, {name: made[name][level] for name in names if level in made[name]})

@@ -43,7 +43,7 @@ class QuantizedWeightCache:
         calibration: identifies the calibration data.
         layers: decoder layer of each linear; default: all in one.
         levels: those of layers that have others than `bits`.
-        device: where modules and weights are given; default: where the linears are.
+        devices: where modules and weights of a layer are given; default: where the linears are.
         room: bytes of dequantized weights that are kept, the last used ones.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
@@ -59,13 +59,13 @@ class QuantizedWeightCache:
         calibration: str = "",
         layers: Mapping[str, int] | None = None,
         levels: Mapping[int, Sequence[LevelName]] | None = None,
-        device: torch.device | None = None,
+        devices: Mapping[int, torch.device] | None = None,
         room: int = 0,
         compute: torch.dtype | None = None,
     ):
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
-        self.compute, self.device, self.room = compute, device, room
+        self.compute, self.devices, self.room = compute, dict(devices or {}), room
         # Layers that pass in float32 have float32 weights meanwhile: what is kept then must serve afterwards too.
         self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
         self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
@@ -86,15 +86,14 @@ class QuantizedWeightCache:
         """A bank of other versions of some of the linears, in the same folder and at the same levels."""
         return QuantizedWeightCache(
             {name: self.linears[name] for name in names}, self.backend, self.bits, self.folder, fingerprint,
-            calibration=self.calibration, layers=self.layer_of, levels=self._levels, device=self.device,
+            calibration=self.calibration, layers=self.layer_of, levels=self._levels, devices=self.devices,
             room=self.room, compute=self.compute,
         )  # fmt: skip
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
-        linear = self.linears[name]
-        device = self._device(linear)
+        linear, device = self.linears[name], self.device_of(name)
         if bits == UNQUANTIZED_BITS:
             return linear if device == linear.weight.device else _moved(linear, device)
         return self.backend.from_tensors(
@@ -112,7 +111,7 @@ class QuantizedWeightCache:
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
         """
         own = self.linears[name].weight.detach()
-        dtype, device = self.compute or own.dtype, self._device(self.linears[name])
+        dtype, device = self.compute or own.dtype, self.device_of(name)
         if bits == UNQUANTIZED_BITS and dtype == own.dtype and device == own.device:
             return own
         key = (name, bits)
@@ -226,8 +225,9 @@ class QuantizedWeightCache:
         file = self._files[layer, bits]
         return {key.rpartition("::")[2]: file.get_tensor(key) for key in self._keys[layer, bits][name]}
 
-    def _device(self, linear: nn.Linear) -> torch.device:
-        return self.device or linear.weight.device
+    def device_of(self, name: str) -> torch.device:
+        """Where a linear's modules and weights are given."""
+        return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
 def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:

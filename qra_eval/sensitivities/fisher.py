@@ -85,10 +85,10 @@ def _pass(tuner: FineTuner, bits: Sequence[LevelName], batches: Sequence[Batch],
             piece = f"layer-{layer}"
             with pieces.own(piece) as found.own, blocks.placed(layer), tuner.quantized.bank.modules_kept():
                 for n, flow in enumerate(flows):
-                    start = inputs[layer][n].to(tuner.device).requires_grad_(True)
+                    start = inputs[layer][n].to(blocks.devices[layer]).requires_grad_(True)
                     with found.taken_at(linears):
                         output = blocks.step(layer, flow, start)
-                    (gradient,) = torch.autograd.grad(output, start, gradients[n].to(tuner.device))
+                    (gradient,) = torch.autograd.grad(output, start, gradients[n].to(output.device))
                     gradients[n] = gradient.cpu()
                 if found.own:
                     pieces.keep(piece, found.of(linears))

@@ -252,7 +252,7 @@ def _probe(
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
-                    probes[pair] = blocks.step(layer, flow, hidden.to(blocks.device)).cpu()
+                    probes[pair] = blocks.step(layer, flow, hidden.to(blocks.devices[layer])).cpu()
                 here = (pair for pair in pairs if groups[pair[0]].depth == layer)
                 for g, k in (p for p in here if claims.enter_context(pieces.own(f"group-{p[0]}-{p[1]}"))):
                     names = [linear.name for linear in groups[g].linears]

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
-from qra_eval.models.device import resolve_device
+from qra_eval.models.device import resolve_devices
 from qra_eval.models.embeddings import place_tables, put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
-from qra_eval.models.linears import find_linears
+from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.names import KNOWN, LIVE
+from qra_eval.models.split import connect, spread
 from qra_eval.quantized import adapters
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
@@ -171,7 +172,8 @@ def load(
 
 def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
-    folder, device = Path(folder), str(resolve_device(device))
+    folder, devices = Path(folder), resolve_devices(device)
+    place, device = devices[0], str(devices[0])
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
@@ -201,13 +203,15 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
         )
 
     linears = {found.name: found for found in find_linears(model)}
+    spread_over = spread(model, devices)
     for found in linears.values():
-        if chosen[found.name] == UNQUANTIZED_BITS:
-            found.module.to(device)
-        else:
+        if chosen[found.name] != UNQUANTIZED_BITS:
             model.set_submodule(found.name, quantized(found.name, found.module))
     tables = keys.keys() - linears.keys()
-    place = torch.device(device)
+    layers = model.get_submodule(decoder_layers(model))
+    for layer, own in zip(layers, spread_over, strict=True):
+        layer.to(own)
+    connect(layers, spread_over)
     place_tables(model, place, tables)
     if tables:
         put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None, place)
@@ -232,7 +236,8 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():
         trust = tuner.quantized.loaded.trust_remote_code
-        reloaded, _ = load(folder, device=str(tuner.device), trust_remote_code=trust)
+        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized.blocks.devices])))
+        reloaded, _ = load(folder, device=devices, trust_remote_code=trust)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
         reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
         with one_by_one(reloaded):

@@ -10,6 +10,7 @@ from tiny_families import tiny_config_model
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tuning import saved
 from qra_eval.tuning.saved import load
 
 
@@ -68,3 +69,22 @@ def test_sensitivities_take_what_is_foretold(tmp_path):
         gpu.peak = gpu.bytes
         evaluator.sensitivities()
     assert 0.8 * told < gpu.peak < 1.02 * told
+
+
+def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one(tmp_path, monkeypatch):
+    tiny_config_model("llama", layers=3, vocabulary=320, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(saved, "ROUNDING", 0.0)  # here products are summed in one order
+    losses = []
+    for device in ("cuda:0", "cuda:0,cuda:1"):
+        with pretended_gpu(cards=2):
+            evaluator = on_the_card(tmp_path / "model", tmp_path / device, embeddings=(4,), device=device)
+            damage = evaluator.sensitivities().bits_damage
+            plan = evaluator.space.uniform(4, 4)
+            found = [evaluator.evaluate(plan).loss]
+            tuned = evaluator.tune(plan, folder=tmp_path / device / "run")  # raises if the reload differs
+            losses.append((damage.tolist(), found, tuned.row_nats))
+            layers = evaluator.quantized.blocks.layers
+            cards = [{place(p) for n, p in layer.named_parameters() if "lora" in n} for layer in layers]
+    assert cards == [{CUDA}, {torch.device("cuda", 1)}, {torch.device("cuda", 1)}]
+    assert losses[0] == losses[1]
