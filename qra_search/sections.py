@@ -264,7 +264,8 @@ class SearchConfig(Section):
     )
     seed: int = Field(0, ge=0)
     learn_from: str | None = Field(
-        None, description="another run, or its log, whose trials give the prior; default: the prior is measured"
+        None,
+        description="another run, or its log, whose trials give the sensitivities; default: they are measured",
     )
 
     @field_validator("memory", mode="before")

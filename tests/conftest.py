@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels then run without a GPU
+
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
@@ -24,3 +29,11 @@ def notes(tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def kernels(monkeypatch) -> Callable[[bool], None]:
+    """Says whether tensors on the CPU go to our kernels, which Triton's interpreter runs."""
+    from qra_backends.kernels import choice
+
+    return lambda used: monkeypatch.setattr(choice, "usable", lambda device: used)

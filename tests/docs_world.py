@@ -16,7 +16,7 @@ import pytest
 from qra_search.config import FinetuneConfig
 
 SMALL = {"steps": 2, "test_rows": 8, "sample_answers": 0}
-"""Of the full tuning; an evaluation stays as it is, or the prior would cost more than a search may spend."""
+"""Of the full tuning; an evaluation stays as it is, or the sensitivities would cost more than a search may spend."""
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),

@@ -29,10 +29,10 @@ class AdditiveEvaluator(Evaluator):
 
     fidelities = (0.5, 1.0)
 
-    def __init__(self, space: SearchSpace | None = None, noise: float = 0.0, with_prior: bool = True):
+    def __init__(self, space: SearchSpace | None = None, noise: float = 0.0, with_sensitivities: bool = True):
         self.space = space or make_space()
         self.weights = np.random.default_rng(7).uniform(0.2, 2.0, len(self.space))
-        self.noise, self.with_prior, self.calls = noise, with_prior, 0
+        self.noise, self.with_sensitivities, self.calls = noise, with_sensitivities, 0
 
     def true_loss(self, plan: Plan) -> float:
         terms = zip(self.weights, plan.bits, plan.ranks, strict=True)
@@ -46,7 +46,7 @@ class AdditiveEvaluator(Evaluator):
         )
 
     def sensitivities(self) -> Sensitivities | None:
-        if not self.with_prior:
+        if not self.with_sensitivities:
             return None
         damage = self.weights[:, None] * 4.0 ** (2 - np.array(self.space.bits, dtype=float))
         return Sensitivities(damage, np.zeros((len(self.space), len(self.space.ranks))), cost=0.5, source="exact")

@@ -18,7 +18,7 @@ class Spanning(AdditiveEvaluator):
     """Each process sums the loss of every second group; the two shares meet in an all-reduce."""
 
     def __init__(self, notes: str):
-        super().__init__(with_prior=False)
+        super().__init__(with_sensitivities=False)
         self.store = tempfile.mkdtemp() + "/store"
         context = multiprocessing.get_context("spawn")
         self.peer = context.Process(target=second, args=(self.store, notes))
@@ -58,7 +58,7 @@ def share(evaluator: AdditiveEvaluator, choices: list[float] | None, rank: int) 
 
 def second(store: str, notes: str) -> None:
     """The other process: serves until it is ended."""
-    evaluator = AdditiveEvaluator(with_prior=False)
+    evaluator = AdditiveEvaluator(with_sensitivities=False)
     Path(notes, f"second-{os.getpid()}").touch()
     join(store, rank=1)
     while True:

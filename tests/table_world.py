@@ -1,4 +1,4 @@
-"""A small world whose loss is a table indeed, with a prior of it: what the surrogate of a table is tested on."""
+"""A small world whose loss is a table indeed, with sensitivities of it: what the surrogate of a table is tested on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOISE = 0.002
 
 
 class World:
-    """A loss that is a table indeed, its prior, and random plans."""
+    """A loss that is a table indeed, its sensitivities, and random plans."""
 
     def __init__(self, layers: int = 12, prior_error: float = 0.35, shuffled: bool = False, bits=(2, 3, 4, 8)):
         rng = np.random.default_rng(7)

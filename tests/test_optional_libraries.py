@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     "triton": ("triton", {"qra_backends.trellis.decode_triton", "qra_backends.trellis.viterbi_triton"}, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
+    "vllm": ("vllm", {"qra_backends.vllm_plugin"}, set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
 }
 

@@ -19,7 +19,7 @@ OPTIONS = {"strategy": "random", "evaluations": 24, "seed": 1}
 
 
 def simulate(workers, duration, evaluator=None, **options):
-    evaluator = evaluator or AdditiveEvaluator(with_prior=False)
+    evaluator = evaluator or AdditiveEvaluator(with_sensitivities=False)
     executor = SimulatedExecutor(evaluator, workers, duration, count_overhead=False)
     return executor, search(evaluator, **{**OPTIONS, **options}, executor=executor)
 
@@ -50,7 +50,7 @@ def test_the_clock_is_that_of_a_greedy_schedule_and_no_worker_waits():
 
 def test_one_simulated_worker_searches_as_this_process_does():
     executor, result = simulate(1, lambda proposal, evaluation: 1.0)
-    serial = search(AdditiveEvaluator(with_prior=False), **OPTIONS)
+    serial = search(AdditiveEvaluator(with_sensitivities=False), **OPTIONS)
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in serial.trials]
 
 
@@ -60,7 +60,7 @@ def test_the_searchs_own_time_counts_against_the_workers():
             time.sleep(0.02)
             return super().propose(state, n)
 
-    evaluator = AdditiveEvaluator(with_prior=False)
+    evaluator = AdditiveEvaluator(with_sensitivities=False)
     executor = SimulatedExecutor(evaluator, 2, lambda proposal, evaluation: 0.001)
     Study(evaluator, **{**OPTIONS, "strategy": Thinking()}, executor=executor).run()
     figures = report(executor, ())

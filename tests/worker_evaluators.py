@@ -26,7 +26,7 @@ class Misbehaving(AdditiveEvaluator):
     """
 
     def __init__(self, deed: str = "", notes: str = "", seconds: float = 0.0, victims: int = 10**9):
-        super().__init__(small_space(), with_prior=False)
+        super().__init__(small_space(), with_sensitivities=False)
         self.deed, self.notes, self.seconds, self.victims = deed, notes, seconds, victims
         self.note("built")
 

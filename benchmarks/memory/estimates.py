@@ -75,7 +75,7 @@ def main() -> None:
             append(RESULTS / "estimates.jsonl", facts)
 
 
-PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
+PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
 
 
 def foretold(

@@ -169,7 +169,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("plans import torn.json --from awq --run land --out x.json", "unknown plan format 'awq'"),
     ("plans import other.json --from plan --run land --out x.json", "'qra-plan/1' is needed"),
     # benchmarks and the rest
-    ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     ("bench --seeds 5-3", "write how many"),
     ("bench --preset quik", "did you mean quick"),
     ("bench --task additive-4-layer-flat --strategy nsga3", "did you mean nsga2"),
@@ -218,7 +218,7 @@ def _runs(folder: Path) -> None:
 
 
 def _begun(source: Path, target: Path) -> None:
-    """A run as it stands before its first evaluation, without a prior."""
+    """A run as it stands before its first evaluation, without sensitivities."""
     lines = (source / "trials.jsonl").read_text().splitlines(keepends=True)
     (target / "trials.jsonl").write_text("".join(line for line in lines[:2]))
     (target / "config.yaml").write_text((source / "config.yaml").read_text())

@@ -39,7 +39,7 @@ def expert_space(layers: int = LAYERS, experts: int = EXPERTS) -> SearchSpace:
 
 
 def expert_landscape(layers: int = LAYERS, experts: int = EXPERTS, seed: int = 0) -> Landscape:
-    """A loss that adds up over groups and saturates, with its prior: each entry wrong by a random factor."""
+    """A loss that adds up over groups and saturates, with its sensitivities: each entry wrong by a random factor."""
     space = expert_space(layers, experts)
     rng = np.random.default_rng(seed)
     groups = len(space)

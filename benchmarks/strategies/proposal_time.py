@@ -4,10 +4,10 @@
 
     python benchmarks/strategies/proposal_time.py --spaces 48-layer-128-experts --budgets 1 --trials 0 10 50 --out OUT
 
-Every figure comes from a process of its own. The log is made, not searched: the additive optimum of the prior at each
-of the three budgets with a tenth of its groups changed at random, brought back under the budget. Times are by the
-clock, so they want an idle machine; `cpu_seconds` counts all threads. `grown_mib` is by how much the process's private
-memory rose above what it had before the first proposal, at its peak.
+Every figure comes from a process of its own. The log is made, not searched: the additive optimum of the sensitivities
+at each of the three budgets with a tenth of its groups changed at random, brought back under the budget. Times are by
+the clock, so they want an idle machine; `cpu_seconds` counts all threads. `grown_mib` is by how much the process's
+private memory rose above what it had before the first proposal, at its peak.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
 from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 SPACES = {"32-layer": (32, "layer"), "32-module": (32, "module"), "64-module": (64, "module")}
 EXPERTS = "48-layer-128-experts"
@@ -50,7 +50,7 @@ def logged(landscape: Landscape, trials: int, seed: int = 0) -> StudyState:
     """The state of a search with so many finished trials."""
     space, sensitivities = landscape.space, landscape.sensitivities()
     budgets = task_budgets(space)
-    table = prior_table(space, sensitivities)
+    table = sensitivity_table(space, sensitivities)
     starts = [np.concatenate(space.encode(additive_plan(space, table, budget))) for budget in budgets]
     codec, groups = PlanCodec(space), len(space)
     rng = np.random.default_rng(seed)

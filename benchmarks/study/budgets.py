@@ -26,12 +26,12 @@ from benchmarks.study import protocol
 from benchmarks.study.budgets_table import NF4, PLANS, REFERENCE, SENSITIVITIES, USUAL, searched_table, table, whole
 from benchmarks.study.protocol import Job, like
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_eval.sensitivities.cache import PRIOR_VERSION
+from qra_eval.sensitivities.cache import SENSITIVITIES_VERSION
 from qra_eval.tasks.scoring import score_choices
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 BUDGETS = {"trellis": (62, 56, 47, 72, 80)}
 OTHER_BUDGETS = (62, 72, 90, 50)
@@ -81,7 +81,7 @@ def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
             key = {"plan": name, "seed": seed, "own_rows": True, "steps": options.steps, "compute": protocol.COMPUTE}
             if name not in USUAL:
                 key |= {"init": options.init, "scales": not options.no_scales, "stored": options.stored}
-                key["prior"] = PRIOR_VERSION
+                key["prior"] = SENSITIVITIES_VERSION
             if name in found:
                 key["choices"] = zlib.crc32(plan.key.encode())
             earlier = path if name in found else None
@@ -113,7 +113,7 @@ def evaluator(
 def plans(made: QuantizedLoRAEvaluator, stored: str) -> dict[str, Plan]:
     """By name: the sensitivities' within each budget, then uniform ones."""
     space, found = made.space, {}
-    table = prior_table(space, made.sensitivities())
+    table = sensitivity_table(space, made.sensitivities())
     for budget in BUDGETS.get(stored, OTHER_BUDGETS):
         plan = additive_plan(space, table, budget * MIB)
         if plan is not None:

@@ -22,7 +22,7 @@ from benchmarks.study.protocol import Job
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 RANK = 2
 OURS = "sensitivities"
@@ -41,7 +41,7 @@ def main() -> None:
 def jobs(options: Namespace) -> Iterator[tuple[str, Job]]:
     """Each tool's choice and ours within its bytes, the smallest first."""
     made = protocol.evaluator("gsm8k", options.data, ranks=(RANK,), cache=options.cache)
-    space, losses = made.space, prior_table(made.space, made.sensitivities())
+    space, losses = made.space, sensitivity_table(made.space, made.sensitivities())
     choices = read(protocol.RESULTS / "peer_plans.jsonl")
     chosen = {name_of(d): plan_of(space, d["bits"]) for d in choices}
     within = dict(zip(chosen, same_bytes(choices, [space.memory_bytes(plan) for plan in chosen.values()]), strict=True))

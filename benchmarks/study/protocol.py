@@ -113,12 +113,13 @@ def evaluator(
     embeddings: int | tuple[int, ...] = 16,
     model: str | None = None,
     cache: str | None = None,
+    options: dict[str, Any] | None = None,
     **changes: dict[str, Any],
 ) -> QuantizedLoRAEvaluator:
-    """The real evaluator under the study's settings, with changes of their sections."""
+    """The real evaluator under the study's settings, with changes of their sections, and a task's options."""
     return QuantizedLoRAEvaluator(
         model or MODEL,
-        TaskConfig(name=task, data=str(data)),
+        TaskConfig(name=task, data=str(data), options=options or {}),
         quantization=QuantizationConfig(backend=SPECS.get(str(backend), backend), embeddings=embeddings, cache=cache),
         space=SpaceConfig(bits=bits, ranks=ranks, granularity=granularity),  # type: ignore[arg-type]
         compute=COMPUTE,
@@ -152,14 +153,12 @@ def tuned(
     evaluator.tuner.switcher.prepare()
     prepared = time.perf_counter()
     bench.apply(plan, seed)
-    untuned = bench.held_out("validation", bench.evaluation.validation_rows)
     steps = bench.finetune.steps
     trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed) if batches is None else batches)
     held_out = bench.held_out("validation", bench.evaluation.validation_rows)
     return {
         **in_place(evaluator, plan),
         "train_loss": round(trained.loss, 5),
-        "untuned_validation_loss": round(untuned, 5),
         "validation_loss": round(held_out, 5),
         "train_seconds": round(trained.seconds, 1),
         "quantize_seconds": round(prepared - start, 1),

@@ -31,7 +31,7 @@ from qra_search.space.space import Plan
 from qra_search.strategies import make_strategy
 from qra_search.strategies.additive import additive_plan
 from qra_search.study.study import Callback, Study
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 SENSITIVITY = "sensitivity"
 
@@ -104,7 +104,7 @@ def main() -> None:
         if best is not None:
             row = {"search": name, "budget": label, "limit": budget, "memory_bytes": best.memory_bytes}
             row |= {"loss": round(best.loss, 5), "observed": round(best.observed, 5), "spent": result.spent}
-            row |= {"prior_cost": evaluator.prior_report.get("cost") or prior_cost, "epoch_share": share}
+            row |= {"prior_cost": evaluator.sensitivities_report.get("cost") or prior_cost, "epoch_share": share}
             row |= {"compute": str(evaluator.quantized.compute).removeprefix("torch.")}
             rows.append(row | {"embeddings": options.embeddings, **plan_by_linear(evaluator, best.plan)})
             print(f"{label:8} {best.memory_bytes / MIB:7.2f} MiB  {best.loss:.4f}  {best.plan}", flush=True)
@@ -158,7 +158,7 @@ def by_sensitivity(
     space, sensitivities = evaluator.space, evaluator.sensitivities()
     rows = []
     for label, budget in budgets.items():
-        plan = additive_plan(space, prior_table(space, sensitivities), budget)
+        plan = additive_plan(space, sensitivity_table(space, sensitivities), budget)
         assert plan is not None
         row = {"search": name, "budget": label, "limit": budget, "memory_bytes": space.memory_bytes(plan)}
         row |= {"loss": None, "spent": sensitivities.cost, "prior_cost": sensitivities.cost}

@@ -206,7 +206,7 @@ def _layer(name: str) -> int:
 
 def _tuned() -> list[dict[str, Any]]:
     """Rows of plans that a demo with the default quantizer tuned in full."""
-    return [r for r in _rows("demo.jsonl") if r["role"] != "search" and "backend" not in r["command"]]
+    return [r for r in _rows("demo.jsonl") if r["role"] != "search" and r["command"].startswith("qra demo")]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `prior`, `search` (an evaluation), `tune`, and `reload` (the check of
-what was saved). Activations are counted by running the model's own code on fake tensors (`qra_eval.costs.sketch`); the
-rest are sums over weights. On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not
-counted: the system lets their pages go. On a GPU the host holds the hidden states that wait, and libraries.
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, and `reload` (the
+check of what was saved). Activations are counted by running the model's own code on fake tensors
+(`qra_eval.costs.sketch`); the rest are sums over weights. On a CPU all is host memory, and files that are mapped (the
+checkpoint, the bank) are not counted: the system lets their pages go. On a GPU the host holds the hidden states that
+wait, and libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
 from qra_eval.quantized.weight_cache import tensor_bytes
-from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import LABELS
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import Batch, bucketed, passed_together
@@ -82,7 +83,7 @@ def _foretold(tuner: FineTuner, run: _Run) -> dict[str, Peak]:
     return {
         "load": run.peak(),
         "quantize": run.peak(*run.quantizing()),
-        "prior": run.peak(*run.measuring_sensitivities()),
+        "sensitivities": run.peak(*run.measuring_sensitivities()),
         "search": run.peak(search),
         "tune": run.peak(run.training(finetune.steps, "test", finetune.test_rows)),
         "reload": run.peak(run.reloading(), libraries=RELOAD_LIBRARIES),
@@ -194,7 +195,7 @@ class _Run:
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
-        rows = self.tuner.rows("calibration", PRIOR_ROWS)
+        rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = _largest(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)

@@ -17,7 +17,7 @@ from qra_eval.models.linears import normalise
 from qra_eval.quantized.adapter_init import FITTED, TURNS
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
-from qra_eval.sensitivities.cache import PRIOR_ROWS, probe_batch
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.measure import probed
 from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -180,16 +180,16 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
 
 
 def sensitivities_tokens(tuner: FineTuner) -> float:
-    """Tokens of the prior in units of one forward pass: one backward pass, one product for each width, and the probes,
-    each of which runs the layers above one group: half of them on average."""
-    rows = tuner.rows("calibration", PRIOR_ROWS)
+    """Tokens that measuring them takes, in units of one forward pass: one backward pass, one product a width, and
+    the probes, each of which runs the layers above one group: half of them on average."""
+    rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
     tokens, model = sum(map(len, rows)), tuner.quantized
     probes = 0.5 * len(probed(tuner.space)) + len(model.tables) * len(model.table_levels)
     return (3 + len(model.levels)) * tokens + probes * probe_batch(rows).tokens
 
 
 def sensitivities_charge(tuner: FineTuner) -> float:
-    """What measuring the prior will be charged, in full evaluations; the rows that a backend calibrates on count."""
+    """What measuring them will be charged, in full evaluations; the rows that a backend calibrates on count."""
     tokens = sensitivities_tokens(tuner)
     if tuner.quantized.backend.calibrated:
         tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))

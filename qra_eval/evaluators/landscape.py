@@ -53,7 +53,7 @@ class Landscape(Truth):
     ):
         self.tables, self.space, self.is_additive = tables, space, tables.is_additive
         self.noise, self.noise_slope, self.seed = noise, noise_slope, seed
-        self._prior = sensitivities
+        self._sensitivities = sensitivities
         self._identity = dict(identity or {})
         self._at: dict[float, Tables] = {1.0: tables}
 
@@ -79,7 +79,7 @@ class Landscape(Truth):
         return self.tables.additive_table()
 
     def sensitivities(self) -> Sensitivities | None:
-        return self._prior
+        return self._sensitivities
 
     def describe(self) -> dict[str, Any]:
         return dict(self._identity)

@@ -28,7 +28,7 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import kept_or_measured
 from qra_eval.tasks import SPLITS, Task, make_task, register_task, rendered_example
 from qra_eval.tasks.rows import LongestRows, Rows
-from qra_eval.tuning.final import tune
+from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
 from qra_eval.tuning.processes import LaunchedProcesses
@@ -180,7 +180,7 @@ class QuantizedLoRAEvaluator(Evaluator):
             "quantization": quantization, "space": space, "training": training,
             "evaluation": self.tuner.evaluation, "finetune": self.tuner.finetune,
         }  # fmt: skip
-        self.prior_report: dict[str, Any] = {}
+        self.sensitivities_report: dict[str, Any] = {}
 
     @classmethod
     def from_config(
@@ -265,7 +265,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         A search is charged what measuring took, whether or not it was measured again.
         """
         found = unless_out_of_memory(self.tuner, lambda: kept_or_measured(self.tuner), training=False)
-        sensitivities, self.prior_report = found
+        sensitivities, self.sensitivities_report = found
         return sensitivities
 
     def describe(self) -> dict[str, Any]:
@@ -321,7 +321,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
         A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
         """
-        self.space.encode(plan)
+        self.space.of(plan).encode(plan)
         kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
         own = {"folder": folder, "figures": figures, "progress": progress}
         if standing()[1] == 1:
@@ -343,6 +343,10 @@ class QuantizedLoRAEvaluator(Evaluator):
     def _launched(self) -> LaunchedProcesses:
         """Those that a launcher started, joined at the first call."""
         return LaunchedProcesses(self.tuner.device)
+
+    def untuned(self) -> Tuned | None:
+        """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""
+        return untuned(self.tuner)
 
     def _config(self) -> RunConfig:
         """The settings of a run that has this evaluator."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qra_eval.export.base import Exported, Exporter, compared
-from qra_eval.export.peft import write_adapter
+from qra_eval.export.peft import untied, write_adapter, write_config
 from qra_eval.export.tuned import Chosen, TunedRun
 from qra_eval.tuning.saved import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -73,11 +72,7 @@ class CopyingExporter(Exporter):
             if not key.startswith(written) or key.endswith(".bias"):
                 state[key] = value
         save_file(untied(state), out / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = copy.deepcopy(run.config)
-        config.dtype, config.quantization_config = run.dtype, self.quantization(run)
-        config.save_pretrained(out)
-        run.base.generation_config.save_pretrained(out)
-        run.tokenizer.save_pretrained(out)
+        write_config(run, out, self.quantization(run))
         write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks, base=out)
         model, note = self.reload(run, out)
         notes = [
@@ -124,15 +119,3 @@ class IntegerExporter(CopyingExporter):
             return self.layer(own, bits=bits, group_size=size, **shape, bias=None, dtype=run.dtype).dequantize()
 
         return run.with_weights(weight)
-
-
-def untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state for safetensors: of tensors that share memory the first one only, all contiguous."""
-    seen: set[int] = set()
-    kept = {}
-    for key, value in state.items():
-        if value.numel() and value.data_ptr() in seen:
-            continue
-        seen.add(value.data_ptr())
-        kept[key] = value.detach().contiguous()
-    return kept

@@ -1,18 +1,27 @@
-"""Format `peft`: the adapter as an ordinary PEFT directory, its exact base rebuilt by one call."""
+"""Format `peft`: the adapter as an ordinary PEFT directory, and its exact base as transformers loads it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from qra_backends.layout import METHOD, SEPARATOR
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from qra_eval.export.base import Exported, Exporter, compared
+from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
-from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, load
+from qra_eval.models.embeddings import known_tables
+from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, levels_of
+from qra_search.files import write_json
 
+INDEX_FILE, REST_FILE = "model.safetensors.index.json", "rest.safetensors"
 README = """---
 library_name: peft
 base_model: {model}
@@ -20,30 +29,27 @@ tags: [lora, qra]
 ---
 # A LoRA adapter on a mixed-precision base
 
-`adapter/` is an ordinary PEFT directory. Its ranks differ from linear to linear (`rank_pattern`), its alpha does not.
-It was tuned on a base whose linears have the bit-widths in `plan.json`, and is exact on that base only:
+Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. Here is all of it, and
+`transformers` loads it where the package `qra` is installed:
 
 ```python
 import qra_eval
-
-model, tokenizer = qra_eval.load("{folder}")
-```
-
-gives the tuned model as a `PeftModel`, with the very logits it had after tuning. On the unquantized model,
-
-```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), "{folder}/adapter")
+base = AutoModelForCausalLM.from_pretrained("{folder}")
+model = PeftModel.from_pretrained(base, "{folder}/adapter", autocast_adapter_dtype=False)
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-loads too, but is another model: the adapter makes up for rounding errors that are then not there.
+gives the very logits that the model had after tuning, at the bytes of the plan. `adapter/` is an ordinary PEFT
+directory. Its ranks differ from linear to linear (`rank_pattern`), its alpha does not. On the unquantized model it
+loads too, but that is another model: the adapter makes up for rounding errors that are then not there.
 """
 
 
 class PEFTExporter(Exporter):
-    """The run's own files, with a README that says how to load them.
+    """The run's own files, and what makes them a model that transformers loads: see `qra_eval.pretrained`.
 
     Args:
         pad_ranks: zero rows make all ranks equal to the largest, for tools that know one rank only. The adapter
@@ -51,7 +57,7 @@ class PEFTExporter(Exporter):
     """
 
     name = "peft"
-    summary = "the adapter as a PEFT directory, exact on the base that qra_eval.load rebuilds"
+    summary = "adapter and quantized base as they are, for transformers and PEFT beside this package"
 
     def __init__(self, pad_ranks: bool = False):
         self.pad_ranks = pad_ranks
@@ -60,13 +66,56 @@ class PEFTExporter(Exporter):
         return []
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks)
+        write_adapter(run, out / ADAPTER_FOLDER, pad_ranks=self.pad_ranks, base=out)
         for name in (BASE_FILE, PLAN_FILE):
             shutil.copyfile(run.folder / name, out / name)
+        write_base(run, out)
         (out / "README.md").write_text(README.format(model=run.spec, folder=out.name))
-        tuned, _ = load(out, trust_remote_code=run.trusted)
-        note = f'exact: `qra_eval.load("{out}")` rebuilds the quantized base under the adapter'
-        return compared(out, [note], run, tuned)
+        from peft import PeftModel
+
+        base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
+        model = PeftModel.from_pretrained(base, str(out / ADAPTER_FOLDER), autocast_adapter_dtype=False)
+        return compared(
+            out, [f'exact: `AutoModelForCausalLM.from_pretrained("{out}")` after `import qra_eval`'], run, model
+        )
+
+
+def write_base(run: TunedRun, out: Path) -> None:
+    """Write what makes a model of the stored weights in `out`: the rest of them, config, index and tokenizer."""
+    with safe_open(out / BASE_FILE, framework="pt") as file:
+        stored = list(file.keys())
+    searched = {key.partition(SEPARATOR)[0] for key in stored}
+    state = untied(run.base.state_dict())
+    rest = {key: t for key, t in state.items() if key.rpartition(".")[0] not in searched or key.endswith(".bias")}
+    save_file(rest, out / REST_FILE, metadata={"format": "pt"})
+    places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
+    size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
+    write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
+    tables = [table.name for table in known_tables(run.base)]
+    ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
+    how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": levels_of(run.plan), **ends}
+    write_config(run, out, how)
+
+
+def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None:
+    """Write the model's config with what it says of quantization, that of generation, and the tokenizer."""
+    config = copy.deepcopy(run.config)
+    config.dtype, config.quantization_config = run.dtype, quantization
+    config.save_pretrained(out)
+    run.base.generation_config.save_pretrained(out)
+    run.tokenizer.save_pretrained(out)
+
+
+def untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state for safetensors: of tensors that share memory the first one only, all contiguous."""
+    seen: set[int] = set()
+    kept = {}
+    for key, value in state.items():
+        if value.numel() and value.data_ptr() in seen:
+            continue
+        seen.add(value.data_ptr())
+        kept[key] = value.detach().contiguous()
+    return kept
 
 
 def write_adapter(run: TunedRun, out: Path, *, pad_ranks: bool = False, base: Path | None = None) -> None:

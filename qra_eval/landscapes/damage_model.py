@@ -23,7 +23,7 @@ from scipy.optimize import least_squares, minimize
 from qra_eval.landscapes import measured
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.surrogates.prior_table import flat_prior
+from qra_search.surrogates.sensitivity_table import flat_sensitivities
 
 FLOOR, SHARE = 0.006, 0.05
 """Error of a loss that the fit of the constants assumes: in nats, and as a share of the rise above the best."""
@@ -184,7 +184,7 @@ def _fit_constants(space: SearchSpace, sensitivities: Sensitivities | None, data
 
 def _unknown(space: SearchSpace) -> Sensitivities:
     """Flat sensitivities at the size of real damage: all groups at 2 bits together rise by what was measured."""
-    flat = flat_prior(space)
+    flat = flat_sensitivities(space)
     return replace(flat, bits_damage=flat.bits_damage * measured.DAMAGE_2.sum())
 
 

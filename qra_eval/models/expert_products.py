@@ -1,7 +1,8 @@
 """Products of rows sorted by expert with the experts' weights and adapters, forward and backward.
 
-Frozen weights are multiplied expert by expert, so that one dense weight is held at a time; on a GPU that has grouped
-products (`torch.nn.functional.grouped_mm`) many experts are multiplied at once. Adapters are multiplied all together.
+Frozen weights are multiplied expert by expert, so that one dense weight is held at a time. On a GPU many experts' are
+dequantized together, and multiplied at once if it has grouped products (`torch.nn.functional.grouped_mm`). Adapters are
+multiplied all together.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from qra_backends.modules import dequantize_together
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 BATCH_BYTES = 64 << 20
-"""Dense weights that grouped products take at once, at most; one expert's are always held."""
+"""Dense weights that are made at once on a GPU, at most; one expert's are always held."""
 ALIGNED = 8
 """Grouped products need rows of a multiple of 16 bytes: ranks are padded to a multiple of so many numbers."""
 
@@ -133,15 +135,15 @@ class GroupedLinears:
                 weight = some[0].weight(rows.dtype)
                 torch.mm(rows[start:stop], weight.t() if forward else weight, out=made[start:stop])
             else:
-                weights = torch.stack([part.weight(rows.dtype) for part in some])
+                weights = weights_of(some, rows.dtype)
                 made[start:stop] = grouped_product(rows[start:stop], weights.mT if forward else weights, counts)
             start = stop
         return made
 
     def _at_once(self, rows: Tensor) -> int:
-        """Experts whose frozen weights are multiplied together. On a CPU a product takes longer than calling it."""
+        """Experts whose frozen weights are made together. On a CPU making and multiplying take longer than calling."""
         out, inputs = self.parts[0].shape
-        if not (rows.is_cuda and has_grouped_products(rows, out, inputs)):
+        if not rows.is_cuda:
             return 1
         return max(1, BATCH_BYTES // (out * inputs * rows.element_size()))
 
@@ -161,6 +163,14 @@ class GroupedLinears:
         return grouped_product(low, torch.stack(Bs).mT, self.counts)
 
 
+def weights_of(parts: Sequence[LinearParts], dtype: torch.dtype) -> Tensor:
+    """The frozen weights (E, out, in) of several linears, those of a level by a few launches together."""
+    modules = [part.base for part in parts if not isinstance(part.base, Tensor)]
+    if len(modules) == len(parts):
+        return dequantize_together(modules, dtype)
+    return torch.stack([part.weight(dtype) for part in parts])
+
+
 def grouped_product(x: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor:
     """x (M, p), of which `counts[i]` rows go by the i-th of matrices (E, p, q): (M, q); differentiable."""
     if has_grouped_products(x, *matrices.shape[1:]):
@@ -170,13 +180,16 @@ def grouped_product(x: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tenso
 
 
 def has_grouped_products(x: Tensor, *sizes: int) -> bool:
-    """Whether torch multiplies such rows with matrices of these sizes by group: from 2.10 on, on GPUs from Ampere on
-    in bfloat16."""
+    """Whether torch multiplies such rows with matrices of these sizes by group: from 2.10 on.
+
+    Its kernel is for bfloat16 on Hopper and data-centre Blackwell (9.x, 10.x). On other GPUs it refuses, or waits for
+    the counts on the host, which are known here.
+    """
     if not hasattr(F, "grouped_mm") or any(size % ALIGNED for size in sizes):
         return False
     if not x.is_cuda:
         return x.device.type == "cpu"
-    return x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
 def _wide(rows: Tensor) -> Tensor:

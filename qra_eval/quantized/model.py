@@ -35,7 +35,7 @@ AUTO_TABLE_BITS = (3, 4, 5, 6, UNQUANTIZED_BITS)
 """Of embeddings and head unless the config says: calibrated, SmolLM2's predictions diverge by 0.05, 0.01, 0.002 and
 0.001 nats at these widths, and by more than at 6 at 8 bits with one scale a row (benchmarks/results/README.md)."""
 CALIBRATION_ROWS = 128
-"""Rows whose activations calibrated backends see; their forward pass is charged to the prior."""
+"""Rows whose activations calibrated backends see; their forward pass is charged to the sensitivities."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 FREED_AT_ONCE = 128 << 10

@@ -1,4 +1,4 @@
-"""The prior of an evaluator: measured once, and kept from one run to the next."""
+"""The sensitivities of an evaluator: measured once, and kept from one run to the next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.quantized.pieces import Pieces
 from qra_eval.quantized.weight_cache import bank_folder
-from qra_eval.sensitivities.measure import measure_prior
+from qra_eval.sensitivities.measure import measure_sensitivities
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -23,19 +23,19 @@ from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-PRIOR_ROWS = 16
+SENSITIVITIES_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Of these, on which groups are degraded for real, at most; and about as many tokens."""
-PRIOR_VERSION = 6
-"""Of the way in which the prior is measured: a kept one of another version is not used."""
+SENSITIVITIES_VERSION = 6
+"""Of the way in which the sensitivities are measured: those of another version are not used."""
 
 
 def kept_or_measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
-    """The prior as an earlier run of the same content kept it, or measured and kept; and the report of its measuring.
+    """The sensitivities as an earlier run of the same content kept them, or measured and kept; and the report on them.
 
-    Its cost is what measuring took, whether or not it was measured again.
+    Their cost is what measuring took, whether or not they were measured again.
     """
-    path = prior_file(tuner)
+    path = sensitivities_file(tuner)
     try:
         data = json.loads(path.read_text())
         return Sensitivities.from_dict(data["prior"]), data["report"]
@@ -55,30 +55,30 @@ def probe_batch(rows: Sequence[Encoded]) -> Batch:
     return collate([rows[i] for i in drawn], multiple=PASS_MULTIPLE)
 
 
-def prior_file(tuner: FineTuner) -> Path:
-    """Where the prior is kept, named by all that it follows from, and by what its cost is a share of."""
+def sensitivities_file(tuner: FineTuner) -> Path:
+    """Where the sensitivities are kept, named by all that they follow from, and by what their cost is a share of."""
     model = tuner.quantized
     levels = [model.backend.identity(b) for b in model.space.bits if b != UNQUANTIZED_BITS]
-    identity = [PRIOR_VERSION, model.identity, levels, model.space.signature]
+    identity = [SENSITIVITIES_VERSION, model.identity, levels, model.space.signature]
     identity += [tuner.rows.hash(calibration=CALIBRATION_ROWS)] if model.backend.calibrated else []
-    identity += [tuner.rows.hash(calibration=PRIOR_ROWS), tuner.evaluation_tokens(), str(model.compute)]
+    identity += [tuner.rows.hash(calibration=SENSITIVITIES_ROWS), tuner.evaluation_tokens(), str(model.compute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
 def measured(tuner: FineTuner, pieces: Pieces) -> tuple[Sensitivities, dict[str, Any]]:
-    """The prior, measured on the first calibration rows; see `qra_eval.sensitivities.measure`.
+    """The sensitivities, measured on the first calibration rows; see `qra_eval.sensitivities.measure`.
 
     Args:
         pieces: of which those are made that no other process has made or is at.
     """
     model = tuner.quantized
-    rows = tuner.rows("calibration", PRIOR_ROWS)
+    rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
     with model.blocks.kept():  # for both: what fits the device is sent there once
-        tuner.switcher.prepare()  # quantizing is no part of the prior's time
+        tuner.switcher.prepare()  # quantizing is no part of the sensitivities' time
         start = time.perf_counter()
         tuner.switcher.unquantize()
-        sensitivities, report = measure_prior(tuner, passed_together(rows), probe_batch(rows), pieces)
+        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows), pieces)
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))

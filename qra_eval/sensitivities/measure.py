@@ -1,4 +1,4 @@
-"""The prior: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
+"""The sensitivities: how much each group suffers at each bit-width, and what an adapter on it can gain; measured once.
 
 A quantized weight W + D changes the output of a linear by D x. To second order the KL divergence of the model's
 prediction is half the expected square of the change of the log-likelihood, g' D x summed over positions, where g is
@@ -50,7 +50,7 @@ RANK_POWER = 0.01
 ranks, ranks 4, 8 and 32 end within 0.002 nats of each other (docs/study.md)."""
 
 
-def measure_prior(
+def measure_sensitivities(
     tuner: FineTuner, batches: Sequence[Batch], probe: Batch, pieces: Pieces
 ) -> tuple[Sensitivities, dict[str, Any]]:
     """Damage and gain of every group, on calibration batches, by the unquantized model in place without adapters.
@@ -60,8 +60,8 @@ def measure_prior(
         pieces: by which processes that measure the same at once deal the work among themselves.
 
     Returns:
-        The prior, its `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent in
-        units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
+        The sensitivities, their `cost` left 0 (the caller knows what a full evaluation is), and a report: tokens spent
+        in units of one forward pass, the probes (group, bits, Fisher figure, KL), and their correlation in logarithms.
     """
     space, model = tuner.space, tuner.quantized
     bits, groups = model.levels, [g for g in space.groups if not g.is_embedding]

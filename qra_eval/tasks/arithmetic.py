@@ -103,6 +103,11 @@ class ArithmeticTask(Task):
 
     Args:
         sizes: examples of each split.
+        kinds: of problems, each with the same chance; default: all of `KINDS`.
+        digits: of the operands, each with the same chance.
+
+    Raises:
+        BadInput: there is no such kind, or data are given.
     """
 
     name = "arithmetic"
@@ -114,15 +119,19 @@ class ArithmeticTask(Task):
         seed: int = 0,
         *,
         sizes: Mapping[str, int] | None = None,
+        kinds: Sequence[str] | None = None,
+        digits: Sequence[int] = DIGITS,
         **options: Any,
     ):
         super().__init__(data, seed, **options)
         if data is not None:
             raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-        self.sizes = {**SIZES, **(sizes or {})}
+        self.sizes, self.kinds, self.digits = {**SIZES, **(sizes or {})}, tuple(kinds or KINDS), tuple(digits)
+        if not set(self.kinds) <= set(KINDS):
+            raise BadInput(f"kinds of arithmetic problems are {', '.join(KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        return {name: _drawn(self.seed, name, self.sizes[name]) for name in SPLITS}
+        return {name: _drawn(self.seed, name, self.sizes[name], self.kinds, self.digits) for name in SPLITS}
 
     def metrics(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], *, batch_size: int = 8, max_length: int = 1024
@@ -139,12 +148,14 @@ def owner(example: Example) -> SplitName:
 
 
 @lru_cache(maxsize=16)
-def _drawn(seed: int, split: SplitName, size: int) -> tuple[Example, ...]:
+def _drawn(
+    seed: int, split: SplitName, size: int, kinds: tuple[str, ...], digits: tuple[int, ...]
+) -> tuple[Example, ...]:
     """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
     draw = random.Random(hash_of("arithmetic", seed, split))
     found: dict[str, Example] = {}
     barren = 0
-    for problem in _problems(draw):
+    for problem in _problems(draw, kinds, digits):
         if owner(problem) == split and problem.key not in found:
             found[problem.key] = problem
             barren = 0
@@ -158,12 +169,11 @@ def _drawn(seed: int, split: SplitName, size: int) -> tuple[Example, ...]:
     return tuple(found.values())
 
 
-def _problems(draw: random.Random) -> Iterator[Example]:
-    names = tuple(KINDS)
+def _problems(draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]) -> Iterator[Example]:
     while True:
-        name = draw.choice(names)
+        name = draw.choice(kinds)
         kind = KINDS[name]
-        a, b, c = (_operand(draw, draw.choice(DIGITS)) for _ in range(3))
+        a, b, c = (_operand(draw, draw.choice(digits)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):

@@ -34,6 +34,8 @@ class Task(ABC):
     name: str = ""
     judged_by: str | None = None
     """Figure of `metrics` that a search by the task's own measure is after: a loss (`..._loss`), or a share of rows."""
+    judges_long = False
+    """Whether `metrics` say something of long answers too, since they do not go word by word."""
 
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
         self.data, self.seed, self.chat = data, seed, chat

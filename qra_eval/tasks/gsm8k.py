@@ -30,6 +30,7 @@ class GSM8KTask(Task):
 
     name = "gsm8k"
     judged_by = "exact_match"
+    judges_long = True
 
     @property
     def hub(self) -> str | None:

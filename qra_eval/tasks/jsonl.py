@@ -71,7 +71,7 @@ class JSONLTask(Task):
         if len(choosing) > 1:
             raise BadInput(f"{what}: some rows have choices and some have none: give each kind a file of its own")
         if choosing == {True}:
-            self.judged_by = "choice_loss"
+            self.judged_by, self.judges_long = "choice_loss", True
         try:
             return split_off(examples, self.seed)
         except ValueError as error:

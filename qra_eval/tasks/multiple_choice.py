@@ -47,6 +47,7 @@ class MultipleChoiceTask(Task):
     """
 
     judged_by = "choice_loss"
+    judges_long = True
 
     def __init__(self, source: Source, data: Any = None, seed: int = 0, **options: Any):
         super().__init__(data, seed, **options)

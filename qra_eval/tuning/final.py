@@ -20,6 +20,7 @@ from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Figures, Progress, ReloadFailed, Tuned
+from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 
 SCORED_ROWS = 64
@@ -86,27 +87,49 @@ def _tuned(
     rows = tuner.rows("test", finetune.test_rows)
     nats, tokens = _row_losses(tuner, rows, processes)
     after = sample_answers(tuner, shown)
-    scored = min(finetune.test_rows, SCORED_ROWS)
-    metrics = score(tuner, scored) if processes.rank == 0 else {}
+    metrics, scored = scores(tuner) if processes.rank == 0 else ({}, 0)
     tuned = Tuned(
         plan=plan,
         seed=seed,
         steps=steps,
         test_loss=sum(nats) / max(1, sum(tokens)),
         metrics=metrics,
-        memory_bytes=tuner.space.memory_bytes(plan),
+        memory_bytes=tuner.space.of(plan).memory_bytes(plan),
         seconds=time.perf_counter() - start + watch.earlier_seconds,
         row_nats=nats,
         row_tokens=tokens,
         samples=tuple(
             {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
         ),
-        scored=len(tuner.rows.task.split("test")[:scored]) if metrics else 0,
+        scored=scored,
     )
     if folder is not None:
         tuned = _saved(tuner, tuned, folder)
     watch.forget()
     return tuned
+
+
+def untuned(tuner: FineTuner) -> Tuned | None:
+    """The model as it was loaded, measured on the test split as what is tuned is.
+
+    The task's own figures only if weights are kept ready: else layers are on the device in turn, for every token.
+    """
+    start, space = time.perf_counter(), tuner.space.unquantized
+    plan = space.uniform(UNQUANTIZED_BITS, 0)
+    if plan is None:
+        return None
+
+    def work() -> Tuned:
+        with tuner.switcher.unquantized():
+            rows = tuner.rows("test", tuner.finetune.test_rows)
+            nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
+            metrics, scored = scores(tuner) if tuner.quantized.materialised else ({}, 0)
+        return Tuned(
+            plan, 0, 0, sum(nats) / max(1, sum(tokens)), metrics, space.memory_bytes(plan),
+            time.perf_counter() - start, tuple(nats), tuple(tokens), scored=scored,
+        )  # fmt: skip
+
+    return unless_out_of_memory(tuner, work)
 
 
 def _identity(tuner: FineTuner, plan: Plan, seed: int, steps: int, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -175,16 +198,23 @@ def sample_answers(tuner: FineTuner, count: int) -> list[tuple[dict[str, str], s
     ]
 
 
+def scores(tuner: FineTuner) -> tuple[dict[str, float], int]:
+    """The task's own figures of what is in place, and of how many test rows they are."""
+    rows = min(tuner.finetune.test_rows, SCORED_ROWS)
+    metrics = score(tuner, rows)
+    return metrics, len(tuner.rows.task.split("test")[:rows]) if metrics else 0
+
+
 def score(tuner: FineTuner, rows: int) -> dict[str, float]:
     """The task's own figures on the first test rows, for the plan and adapters in place.
 
-    Empty if answers are long, unless the search went by these figures: an answer is written token by token, each as
-    dear as a row's whole loss, and scoring long ones takes longer than tuning.
+    Empty if answers are long texts, unless the search went by these figures: hardly one is met word by word, and each
+    token of one is as dear as a row's whole loss.
     """
     longest = max(int((row.labels >= 0).sum()) for row in tuner.rows("test", rows))
-    if longest > SHORT_ANSWER and tuner.metric == "loss":
-        return {}
     task = tuner.rows.task
+    if longest > SHORT_ANSWER and tuner.metric == "loss" and not task.judges_long:
+        return {}
     return task.metrics(
         tuner.model, tuner.tokenizer, task.split("test")[:rows], batch_size=4 * tuner.rows_together,
         max_length=tuner.with_room(SHORT_ANSWER),

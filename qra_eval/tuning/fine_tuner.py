@@ -27,7 +27,7 @@ ANSWER = 64
 
 
 class FineTuner:
-    """What tuning and measuring share; the evaluator, the prior and the estimates of cost stand on it.
+    """What tuning and measuring share; the evaluator, the sensitivities and the estimates of cost stand on it.
 
     Args:
         quantized: the model, and the settings of training.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,9 @@ def load(
 def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder, devices = Path(folder), resolve_devices(device)
-    place, device = devices[0], str(devices[0])
+    device = str(devices[0])
+    if not folder.is_dir():
+        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
@@ -184,39 +187,69 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
         raise ValueError(
             f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
         )
-    backend = make_backend(data["backend"])
-    chosen = {name: group["bits"] for group in data["groups"] for name in group["linears"]}
     model: Any = loaded.model
-    file = open_tensors(folder / BASE_FILE, device=device)
-    keys: dict[str, list[str]] = {}
-    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-        keys.setdefault(key.rpartition("::")[0], []).append(key)
-
-    def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module:
-        return backend.from_tensors(
-            {key.rpartition("::")[2]: file.get_tensor(key) for key in keys[name]},
-            bits=chosen[name],
-            out_features=like.out_features,
-            in_features=like.in_features,
-            bias=like.bias,
-            dtype=like.weight.dtype,
-        )
-
-    linears = {found.name: found for found in find_linears(model)}
-    spread_over = spread(model, devices)
-    for found in linears.values():
-        if chosen[found.name] != UNQUANTIZED_BITS:
-            model.set_submodule(found.name, quantized(found.name, found.module))
-    tables = keys.keys() - linears.keys()
-    layers = model.get_submodule(decoder_layers(model))
-    for layer, own in zip(layers, spread_over, strict=True):
-        layer.to(own)
-    connect(layers, spread_over)
-    place_tables(model, place, tables)
-    if tables:
-        put_tables(model, backend, lambda t: quantized(t.name, t.linear) if t.name in tables else None, place)
-    model.requires_grad_(False)
+    levels = levels_of(data)
+    tables = levels.keys() - {found.name for found in find_linears(model)}
+    place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
+    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
     return model, loaded.tokenizer
+
+
+def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:
+    """The level of every linear and table, of a plan's file."""
+    return {name: group["bits"] for group in plan["groups"] for name in group["linears"]}
+
+
+def put_base(
+    model: Any,
+    spec: Any,
+    levels: Mapping[str, LevelName],
+    files: Sequence[str | Path],
+    device: str | torch.device,
+    more: Sequence[torch.device] = (),
+) -> None:
+    """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
+
+    Args:
+        spec: of the backend.
+        levels: of linears and tables by name.
+        files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
+        more: devices over which the layers are spread, beside `device`, where the rest of the model is.
+    """
+    backend, found_linears = make_backend(spec), find_linears(model)
+    layers = spread(model, [torch.device(device), *more]) if more else []
+    places = {found.name: layers[found.layer or 0] for found in found_linears if more}
+    stored: dict[str, dict[str, torch.Tensor]] = {}
+    for path in files:
+        file = open_tensors(path, device="cpu" if more else str(device))
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            name, found, tensor = key.rpartition("::")
+            if found:
+                stored.setdefault(name, {})[tensor] = file.get_tensor(key)
+
+    def quantized(name: str, like: torch.nn.Linear) -> torch.nn.Module | None:
+        tensors = stored.pop(name, None)
+        if tensors is None:
+            return None
+        if more:
+            tensors = {key: tensor.to(places.get(name, device)) for key, tensor in tensors.items()}
+        shape = {"out_features": like.out_features, "in_features": like.in_features}
+        return backend.from_tensors(tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype)
+
+    for found in found_linears:
+        made = quantized(found.name, found.module)
+        if made is None:
+            found.module.to(places.get(found.name, device))
+        else:
+            model.set_submodule(found.name, made)
+    if stored:
+        put_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
+    if more:
+        modules = model.get_submodule(decoder_layers(model))
+        for layer, place in zip(modules, layers, strict=True):
+            layer.to(place)
+        connect(modules, layers)
+    model.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class Task:
 
 
 def task_named(text: str) -> Task:
-    """A task from `FAMILY-LAYERS-GRANULARITY-PRIOR` (`interaction-32-layer-measured`), or `recorded:LOG`.
+    """A task from `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` (`interaction-32-layer-measured`), or `recorded:LOG`.
 
     With `-noiseless` behind it, every evaluation of a landscape shows the true loss; with `-noise0.1` two seeds of a
     plan differ by so many nats (deviation) instead of as measured.
@@ -69,8 +69,8 @@ def task_named(text: str) -> Task:
     parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
-            f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR, such as interaction-32-layer-measured, "
-            f"or recorded:LOG (families: {', '.join(FAMILIES)})"
+            f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as "
+            f"interaction-32-layer-measured, or recorded:LOG (families: {', '.join(FAMILIES)})"
         )
     options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):

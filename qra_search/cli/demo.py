@@ -53,7 +53,7 @@ def demo(
     with Run(out, config) as run:
         result = run.choose_plan(progress=view, first=first_look)
         view.say(f"Planned. {said(result)}")
-        done = run.finetune(progress=view, check=False)
+        done = run.finetune(with_16_bit=True, progress=view, check=False)
     if as_json:
         common.emit({"folder": str(out), "test": folder.test(), **result.to_dict()})
     else:
@@ -86,6 +86,6 @@ def _opening(config: RunConfig, folder: RunFolder) -> str:
         f"qra demo: {config.model.name} on the task {config.task.name}, within {', '.join(config.search.memory)}.",
         "1. quantize every linear at every bit-width, and measure how sensitive each is",
         "2. plan: choose bits and rank of every linear, exactly, by these sensitivities",
-        "3. tune the plan, and the best uniform plan of no more bytes; compare them on test data",
+        "3. tune the plan, the best uniform plan of no more bytes, and 16-bit LoRA; compare them on test data",
     ]
     return "\n".join(lines)

@@ -42,6 +42,9 @@ def finetune(
         ),
     ] = 1,
     against: common.Against = "best",
+    with_16_bit: Annotated[
+        bool, option("--with-16-bit", "Tune LoRA on the model in 16 bits as well, to see what fewer bits cost.")
+    ] = False,
     device: Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1; default: the run's.")] = None,
     sets: Annotated[
         list[str] | None,
@@ -54,7 +57,7 @@ def finetune(
     push_to_hub: common.Push = None,
     as_json: common.Json = False,
 ) -> None:
-    """Tune the plan of a run in full, save the adapter, and test it against uniform plans.
+    """Tune the plan of a run in full, save the adapter, and test it against uniform plans and the untuned model.
 
     Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
     another budget than the run's largest into a folder of its own in it. If it is broken off, the same command goes on
@@ -77,7 +80,7 @@ def finetune(
             return
         done = opened.finetune(
             plan, memory=memory, steps=steps, epochs=epochs, seeds=seeds, against=cast(Against, against),
-            device=device, settings=changes, track=track or (), progress=view, check=False,
+            device=device, settings=changes, track=track or (), with_16_bit=with_16_bit, progress=view, check=False,
         )  # fmt: skip
     if as_json:
         common.emit(json.loads(done.folder.test_file.read_text()))

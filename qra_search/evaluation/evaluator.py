@@ -71,9 +71,9 @@ class Tuned:
     metrics: Mapping[str, float]
     memory_bytes: int
     seconds: float
-    row_nats: Sequence[float] = ()
-    row_tokens: Sequence[int] = ()
-    samples: Sequence[Mapping[str, str]] = ()
+    row_nats: Sequence[float] = field(default=(), repr=False)
+    row_tokens: Sequence[int] = field(default=(), repr=False)
+    samples: Sequence[Mapping[str, str]] = field(default=(), repr=False)
     scored: int = 0
 
 
@@ -205,6 +205,7 @@ class Evaluator(ABC):
         """Tune a plan in full and measure it on test data.
 
         Args:
+            plan: of `space`, or of its `unquantized`.
             steps: of the optimizer; None: as the settings say.
             folder: where the result is saved; None: it is not.
             kept: a folder of this tuning's own, for its curve and the checkpoints that it is resumed from.
@@ -220,6 +221,10 @@ class Evaluator(ABC):
     def follow(self) -> NoReturn:
         """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
         raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")
+
+    def untuned(self) -> Tuned | None:
+        """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""
+        return None
 
 
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from qra_search.evaluation.evaluator import Evaluation, Evaluator
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.work import IDENTITY, PRIOR, Reply, Request, evaluation_request, unpack
+from qra_search.executors.work import IDENTITY, SENSITIVITIES, Reply, Request, evaluation_request, unpack
 from qra_search.log.trial import Proposal
 from qra_search.space.serialization import space_from_dict
 from qra_search.space.space import Plan
@@ -179,7 +179,7 @@ class RemoteEvaluator(Evaluator):
 
     def sensitivities(self) -> Sensitivities | None:
         workers = self._executor.slots if self.deals else 1
-        data = next(as_completed([self._executor.ask(PRIOR) for _ in range(workers)])).result()
+        data = next(as_completed([self._executor.ask(SENSITIVITIES) for _ in range(workers)])).result()
         return None if data is None else Sensitivities.from_dict(data)
 
     def describe(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Request = dict[str, Any]
 Reply = dict[str, Any]
 
 IDENTITY: Request = {"do": "identity"}
-PRIOR: Request = {"do": "prior"}
+SENSITIVITIES: Request = {"do": "sensitivities"}
 
 
 def evaluation_request(proposal: Proposal) -> Request:
@@ -75,9 +75,9 @@ def _identity(evaluator: Evaluator, request: Request) -> Reply:
     return {"ok": told}
 
 
-def _prior(evaluator: Evaluator, request: Request) -> Reply:
+def _sensitivities(evaluator: Evaluator, request: Request) -> Reply:
     sensitivities = evaluator.sensitivities()
     return {"ok": None if sensitivities is None else sensitivities.to_dict()}
 
 
-_SERVE = {"evaluate": _evaluate, "identity": _identity, "prior": _prior}
+_SERVE = {"evaluate": _evaluate, "identity": _identity, "sensitivities": _sensitivities}

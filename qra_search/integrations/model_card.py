@@ -72,7 +72,7 @@ def _table(tested: Sequence[TestResult], result: SearchResult) -> list[str]:
     found = next((t for t in tested if t.role == FOUND), None)
     lines = ["| plan | memory | test loss | this one is lower by (95% interval) |", "|---|---|---|---|"]
     for t in tested:
-        name = ("**this one**: " if t is found else "") + formatting.plan_name(t.plan, result.space)
+        name = ("**this one**: " if t is found else "") + formatting.tested_name(t, result.space)
         lower = "" if found is None or t is found else formatting.lower_text(found, t)
         lines.append(f"| {name} | {format_bytes(t.memory_bytes)} | {formatting.test_loss_text(t)} | {lower} |")
     return lines

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qra_search.report.formatting import loss_text, pair_text, percent, plan_name, signed_percent
-from qra_search.runs.comparison import FOUND, TestResult, difference
+from qra_search.runs.comparison import FOUND, UNIFORM, UNTUNED, TestResult, difference
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
 
 NOTHING = "No plan has been evaluated with success yet."
-UNTUNED = "Nothing was tuned yet."
+NOT_TUNED = "Nothing was tuned yet."
 CHANCE = "too small to tell from chance"
 
 
@@ -29,6 +29,8 @@ class Finding:
         rival: None if no uniform plan fits.
         noise: standard error of the difference of the two losses; nan if nothing tells it.
         interval: of the loss less the rival's, at 95%, from the test rows that both were measured on; None if unknown.
+        untuned_loss: test loss of the model before tuning; nan if unknown.
+        silent: whether the tuned plan's sample answers are all empty.
     """
 
     space: SearchSpace
@@ -42,6 +44,8 @@ class Finding:
     rival_bytes: int = 0
     noise: float = math.nan
     interval: tuple[float, float] | None = None
+    untuned_loss: float = math.nan
+    silent: bool = False
 
     @property
     def beats(self) -> bool:
@@ -84,7 +88,8 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
     """
     tuned = next((t for t in tested if t.role == FOUND), None)
     if tuned is not None:
-        limit = budget or max([*result.memory_budgets[-1:], *(t.memory_bytes for t in tested)])
+        sizes = [t.memory_bytes for t in tested if t.role in (FOUND, UNIFORM)]
+        limit = budget or max([*result.memory_budgets[-1:], *sizes])
         return _on_test(result.space, tuned, tested, limit)
     comparison = result.comparison(budget)
     if comparison is None or not comparison.best.evaluations:
@@ -101,22 +106,41 @@ def finding(result: SearchResult, tested: Sequence[TestResult] = (), budget: int
 
 def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult], limit: int) -> Finding:
     known = space, "test", tuned.plan, tuned.loss, tuned.memory_bytes, limit
+    more = {
+        "untuned_loss": next((t.loss for t in tested if t.role == UNTUNED and not t.failed), math.nan),
+        "silent": bool(tuned.samples) and not any(sample["after"].strip() for sample in tuned.samples),
+    }
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
-    rivals = [t for t in tested if (t.role != FOUND or space.uniform_choice(t.plan)) and math.isfinite(t.loss)]
+    rivals = [
+        t
+        for t in tested
+        if (t.role == UNIFORM or (t is tuned and space.uniform_choice(t.plan))) and math.isfinite(t.loss)
+    ]
     # A mean over fewer seeds, of a comparison made before, stands beside what was tuned alike, not in its place.
     alike = [t for t in rivals if len(t.losses) >= len(tuned.losses)]
     rival = min(alike or rivals, key=lambda t: t.loss, default=None)
     if rival is None:
-        return Finding(*known)
+        return Finding(*known, **more)
     noise = math.hypot(tuned.loss_error, rival.loss_error)
     interval = None if rival is tuned else difference(tuned, rival)
-    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval)
+    return Finding(*known, rival.plan, rival.loss, rival.memory_bytes, noise, interval, **more)
 
 
 def headline(found: Finding | None) -> str:
-    """A finding in one sentence; nothing is called lower that may be so by chance."""
-    if found is None:
-        return NOTHING
+    """A finding in one sentence, nothing called lower that may be so by chance; before it, what makes it worthless."""
+    return NOTHING if found is None else "".join(f"{fault} " for fault in _faults(found)) + _sentence(found)
+
+
+def _faults(found: Finding) -> Iterator[str]:
+    both = found.rival is not None and found.rival != found.plan
+    if found.loss >= found.untuned_loss and not found.rival_loss < found.untuned_loss:
+        which = "Both models are" if both else "The tuned model is"
+        yield f"{which} worse than untuned, whose test loss is {loss_text(found.untuned_loss)}."
+    if found.silent:
+        yield "The tuned model answers nothing to the test rows below."
+
+
+def _sentence(found: Finding) -> str:
     data, within = found.data, f"within {format_bytes(found.budget)}"
     if found.rival is None:
         loss = f"{data.capitalize()} loss {loss_text(found.loss)}"
@@ -160,7 +184,7 @@ def said(result: SearchResult, tested: Sequence[TestResult] = (), budget: int | 
     foretold = result.forecast(limits[0]) if limits else None
     if foretold is None:
         return NOTHING
-    return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else UNTUNED}"
+    return f"{foretold_text(foretold, result.space)} {'It was not evaluated.' if result.candidates else NOT_TUNED}"
 
 
 def foretold_text(foretold: Forecast, space: SearchSpace) -> str:

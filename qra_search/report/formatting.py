@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qra_search.runs.comparison import TestResult, difference
+from qra_search.runs.comparison import SIXTEEN, UNTUNED, TestResult, difference
 from qra_search.space.levels import level_words
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ def plan_name(plan: Plan, space: SearchSpace) -> str:
     if choice is not None:
         return f"uniform {level_words(choice[0])}, rank {choice[1]}{rest}"
     return f"mixed, {space.mean_bits(plan):.2f} bits, rank {space.mean_rank(plan):.1f}{rest}"
+
+
+def tested_name(tested: TestResult, space: SearchSpace) -> str:
+    """A plan of a comparison on test data, or what stands beside it: the untuned model, and 16-bit LoRA."""
+    if tested.role == UNTUNED:
+        return "untuned, 16 bits"
+    if tested.role == SIXTEEN:
+        return f"16-bit LoRA, rank {max(tested.plan.ranks)}"
+    return plan_name(tested.plan, space)
 
 
 def bits_counts(plan: Plan, space: SearchSpace) -> str:

@@ -15,6 +15,7 @@ from qra_search.report.formatting import (
     percent,
     plan_name,
     test_loss_text,
+    tested_name,
 )
 from qra_search.report.table import TextTable
 from qra_search.runs.comparison import FOUND, TestResult, metrics_of
@@ -33,11 +34,11 @@ def tested_table(tested: Sequence[TestResult], space: SearchSpace) -> TextTable:
     found = next((t for t in tested if t.role == FOUND), None)
     rows = [
         (
-            ("found: " if t is found else "") + plan_name(t.plan, space),
+            ("found: " if t is found else "") + tested_name(t, space),
             format_bytes(t.memory_bytes),
             test_loss_text(t),
             "" if found is None or t is found else lower_text(found, t),
-            *("" if t.failed else metric_text(t, name) for name in names),
+            *(metric_text(t, name) if name in t.metrics else "" for name in names),
         )
         for t in tested
     ]

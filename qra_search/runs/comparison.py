@@ -23,6 +23,9 @@ TUNING = "tuning"
 """Folder beside a comparison, with one for each of its tunings: its curve, and what it is resumed from."""
 FOUND = "found"
 UNIFORM = "uniform"
+UNTUNED = "untuned"
+SIXTEEN = "16-bit"
+"""Tuned like the plan, on the model as it is; like the untuned model it is there to measure by, and no rival."""
 Against = Literal["all", "best", "none"]
 
 
@@ -94,7 +97,8 @@ def difference(found: TestResult, other: TestResult) -> tuple[float, float] | No
 def opponents(space: SearchSpace, limit: int, against: Against, result: SearchResult | None = None) -> list[Plan]:
     """Uniform plans of at most `limit` bytes, cheapest first: all, or the best by the search's own estimate.
 
-    If the search evaluated none that fits, the best is the one of lowest predicted loss; without a prior the largest.
+    If the search evaluated none that fits, the best is the one of lowest predicted loss, or the largest without
+    sensitivities.
     """
     fitting = [plan for plan in space.uniform_plans() if space.memory_bytes(plan) <= limit]
     if against == "none" or not fitting:
@@ -118,6 +122,7 @@ class Contest:
         steps: of each tuning; None: as the run's settings say.
         rows: test rows.
         changed: settings by dotted name that are other than the run's, and change what a tuning gives.
+        sixteen: a plan of 16 bits to tune as well; None: there is none.
     """
 
     found: Plan
@@ -127,11 +132,12 @@ class Contest:
     steps: int | None = None
     rows: int | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
+    sixteen: Plan | None = None
 
     @property
     def plans(self) -> list[Plan]:
         """The found plan first, each plan once."""
-        return [self.found, *(plan for plan in self.others if plan.key != self.found.key)]
+        return list(dict.fromkeys(plan for plan in (self.found, *self.others, self.sixteen) if plan is not None))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -140,8 +146,10 @@ class Contest:
         return shared | ({"changed": dict(self.changed)} if self.changed else {})
 
     def role(self, key: str) -> str:
-        """`FOUND` or `UNIFORM`, by a plan's key."""
-        return FOUND if key == self.found.key else UNIFORM
+        """`FOUND`, `UNIFORM` or `SIXTEEN`, by the key of one of `plans`."""
+        if key == self.found.key:
+            return FOUND
+        return UNIFORM if any(plan.key == key for plan in self.others) else SIXTEEN
 
     def counts(self, data: Mapping[str, Any]) -> bool:
         """Whether the plans of a `test.json` were tuned and measured alike, so that they still count."""
@@ -153,7 +161,7 @@ class TestFile:
 
     Attributes:
         entries: of the plans that are compared now.
-        earlier: of uniform plans that were tuned alike before, and stay in the comparison.
+        earlier: of other plans that were measured alike before, and stay in the comparison.
     """
 
     __test__ = False  # no test class, whatever pytest takes it for
@@ -168,7 +176,7 @@ class TestFile:
             {**entry, "role": contest.role(key)} for entry, key in zip(tuned, keys, strict=True) if key in compared
         ]
         self.earlier = [
-            entry for entry, key in zip(tuned, keys, strict=True) if key not in compared and entry["role"] == UNIFORM
+            entry for entry, key in zip(tuned, keys, strict=True) if key not in compared and entry["role"] != FOUND
         ]
 
     def find(self, plan: Plan, seed: int) -> dict[str, Any] | None:
@@ -176,10 +184,23 @@ class TestFile:
         entry = self._entry(plan, seed)
         return None if entry is None or "failed" in entry else entry
 
+    @property
+    def has_untuned(self) -> bool:
+        """Whether the untuned model is in the comparison."""
+        return any(entry["role"] == UNTUNED and "failed" not in entry for entry in self.earlier)
+
     def put(self, plan: Plan, entry: Mapping[str, Any]) -> None:
         """Take an entry in, in the place of an earlier one of the same plan and seed, and write the file."""
         self.entries = [e for e in self.entries if e is not self._entry(plan, entry["seed"])]
         self.entries.append({"role": self._contest.role(plan.key), **entry})
+        self._write()
+
+    def put_untuned(self, entry: Mapping[str, Any]) -> None:
+        """Take in what the untuned model gave, and write the file."""
+        self.earlier = [e for e in self.earlier if e["role"] != UNTUNED] + [{"role": UNTUNED, **entry}]
+        self._write()
+
+    def _write(self) -> None:
         write_json(self._path, {**self._contest.settings, "tuned": self.entries + self.earlier}, durable=True)
 
     def result(self, plan: Plan) -> TestResult:
@@ -218,7 +239,7 @@ def tuned_entry(tuned: Tuned) -> dict[str, Any]:
 
 def tuning_name(plan: Plan, seed: int, space: SearchSpace) -> str:
     """A short name for one tuning of a comparison, that of its folder."""
-    choice = space.uniform_choice(plan)
+    choice = space.of(plan).uniform_choice(plan)
     if choice is not None:
         return f"uniform-{choice[0]}-rank-{choice[1]}-seed-{seed}"
     return f"plan-{hashlib.sha256(plan.key.encode()).hexdigest()[:8]}-seed-{seed}"
@@ -238,17 +259,17 @@ def read_test(data: dict[str, Any] | None) -> list[TestResult]:
 
 
 def metrics_of(tested: Sequence[TestResult]) -> list[str]:
-    """Names of the figures that all plans have which could be tuned."""
-    whole = [t for t in tested if not t.failed]
+    """Names of the figures that all plans have which could be tuned; the untuned model may lack some."""
+    whole = [t for t in tested if not t.failed and t.role != UNTUNED]
     return [name for name in (whole[0].metrics if whole else {}) if all(name in t.metrics for t in whole)]
 
 
 def _tested(entries: Sequence[dict[str, Any]]) -> list[TestResult]:
-    grouped: dict[Plan, list[dict[str, Any]]] = {}
+    grouped: dict[tuple[Plan, bool], list[dict[str, Any]]] = {}
     for entry in entries:
-        grouped.setdefault(Plan.from_dict(entry["plan"]), []).append(entry)
+        grouped.setdefault((Plan.from_dict(entry["plan"]), entry["role"] == UNTUNED), []).append(entry)
     tested = []
-    for plan, same in grouped.items():
+    for (plan, _), same in grouped.items():
         names = [n for n in same[0]["metrics"] if all(n in e["metrics"] for e in same)]
         metrics = {n: sum(e["metrics"][n] for e in same) / len(same) for n in names}
         tested.append(

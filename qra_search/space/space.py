@@ -17,7 +17,7 @@ from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
 from qra_search.space.levels import Level, LevelName, make_levels
 from qra_search.space.lists import converted, whole
-from qra_search.space.memory import MemoryModel, StorageFormat, adapter_bytes, format_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "Group", "Linear", "Plan", "SearchSpace"]
@@ -156,6 +156,21 @@ class SearchSpace(Displayed):
     def memory_bytes(self, plan: Plan) -> int:
         """Exact resident bytes of a plan: quantized weights with metadata, adapters, and `fixed_bytes`."""
         return int(self.memory.bytes(*self.encode(plan)))
+
+    @cached_property
+    def unquantized(self) -> SearchSpace:
+        """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
+        beside, though it may be none of this space."""
+        groups = [group.model_copy(update={"bits": None, "ranks": None}) for group in self.groups]
+        ranks = sorted({0, self.ranks[-1]})
+        return SearchSpace(
+            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, fixed_bytes=self.fixed_bytes,
+            adapter_bits=self.adapter_bits,
+        )  # fmt: skip
+
+    def of(self, plan: Plan) -> SearchSpace:
+        """The space that a plan is of: this one, or `unquantized`."""
+        return self.unquantized if not self.contains(plan) and self.unquantized.contains(plan) else self
 
     # -- codec ---------------------------------------------------------------------------------
     def encode(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Exact optima of the additive problem: what the prior, corrected by the trials, would choose."""
+"""Exact optima of the additive problem: what the sensitivities, corrected by the trials, would choose."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qra_search.log.trial import Proposal
 from qra_search.space import knapsack
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.base import Strategy, mean_estimates
-from qra_search.surrogates.prior_table import prior_table, usable_prior
 from qra_search.surrogates.scales import fit_scales
+from qra_search.surrogates.sensitivity_table import sensitivity_table, usable_sensitivities
 
 SWEEP = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
@@ -21,14 +21,14 @@ LEARN_FROM = 10
 
 
 class AdditiveStrategy(Strategy):
-    """The multiple-choice knapsack over the prior for a sweep of budgets.
+    """The multiple-choice knapsack over the sensitivities for a sweep of budgets.
 
     First the named budgets; then a little under each of them, further and further. Where none is named, ever
     finer grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the
     prior's damage is scaled group by group to what they say.
 
     Args:
-        learn_from: distinct plans before the trials correct the prior; None never.
+        learn_from: distinct plans before the trials correct the sensitivities; None never.
     """
 
     name = "additive"
@@ -38,7 +38,7 @@ class AdditiveStrategy(Strategy):
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
-        table = posterior_table(state) if learn else prior_table(state.space, state.sensitivities)
+        table = posterior_table(state) if learn else sensitivity_table(state.space, state.sensitivities)
         seen = set(state.seen)
         proposals: list[Proposal] = []
         for budget in _sweep(state):
@@ -64,11 +64,11 @@ def additive_plan(space: SearchSpace, table: np.ndarray, budget: int) -> Plan | 
 
 
 def posterior_table(state: StudyState) -> np.ndarray:
-    """float (G, B, R): the prior's table, each group's damage and the gain scaled to the trials at full fidelity."""
+    """float (G, B, R): their table, each group's damage and the gain scaled to the trials at full fidelity."""
     estimates = mean_estimates(state.full)
     b, r = state.space.encode_many(estimates.plans)
-    sensitivities = usable_prior(state.space, state.sensitivities)
-    damage = prior_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
+    sensitivities = usable_sensitivities(state.space, state.sensitivities)
+    damage = sensitivity_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))
     rows = np.arange(len(damage))
     gain = sensitivities.rank_gain[rows, r].sum(1)
     scale, gain_scale = fit_scales(damage[rows, b, r], gain, estimates.mean)

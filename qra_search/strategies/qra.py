@@ -3,9 +3,9 @@
 Bytes are known exactly and add up over groups. The loss nearly does, as a table over (group, bits, rank), so a few
 dozen evaluations say much about it. Each proposal:
 
-1. *Belief.* Fit the table to the log (`surrogates.table`): log-normal damage around the prior, the prior's units, trust
-   in it and rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if they
-   came out as predicted.
+1. *Belief.* Fit the table to the log (`surrogates.table`): log-normal damage around the sensitivities, their units,
+   trust in them and rank decay learnt, widths and noise by evidence (`surrogates.evidence`). Running trials count as if
+   they came out as predicted.
 2. *Candidates.* Draw tables from the posterior and solve the knapsack on each, for every budget: plausible optima.
    Add the neighbours of each budget's incumbent, one change or a swap away.
 3. *Worth.* Add up over budgets the expected fall of the best mean among evaluated plans: what would be handed over. The
@@ -33,7 +33,7 @@ from qra_search.surrogates.basis import TableBasis
 from qra_search.surrogates.evidence import refined
 from qra_search.surrogates.knowledge_gradient import knowledge_gradient
 from qra_search.surrogates.moves import distinct, neighbours, solve_many
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 from qra_search.surrogates.table import Rows, TableFit, Widths
 
 MAX_ROWS = 400
@@ -149,9 +149,9 @@ class QRAStrategy(Strategy):
         return state.seed + (len(state.trials) + k) % self.seeds
 
     def _without_model(self, state: StudyState, asked: set[str], k: int) -> Proposal | None:
-        """The prior's own optimum for the budget in turn; where it is taken, a random plan; None if none is left."""
+        """Their own optimum for the budget in turn; where it is taken, a random plan; None if none is left."""
         budget = state.budgets[(len(state.trials) + k) % len(state.budgets)]
-        plan = additive_plan(state.space, prior_table(state.space, state.sensitivities), budget)
+        plan = additive_plan(state.space, sensitivity_table(state.space, state.sensitivities), budget)
         if plan is not None and plan.key not in asked:
             return Proposal(plan, seed=self._seed(state, k), origin="prior")
         rng = state.rng(k)

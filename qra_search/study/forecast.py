@@ -13,7 +13,7 @@ from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies.additive import additive_plan
 from qra_search.study.evaluated_plan import EvaluatedPlan
-from qra_search.surrogates.prior_table import prior_losses, prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table, table_losses
 
 FACTOR = 0.4
 """Deviation of a true difference of losses about the predicted one, as a share of that."""
@@ -85,16 +85,16 @@ class Forecast:
 
 
 def forecast(space: SearchSpace, sensitivities: Sensitivities, budget: int) -> Forecast | None:
-    """The multiple-choice knapsack over the prior, solved exactly, beside the uniform plans; None if nothing fits.
+    """The knapsack over the sensitivities, solved exactly, beside the uniform plans; None if nothing fits.
 
     Args:
         budget: bytes.
     """
-    plan = additive_plan(space, prior_table(space, sensitivities), budget)
+    plan = additive_plan(space, sensitivity_table(space, sensitivities), budget)
     if plan is None:
         return None
     fitting = [uniform for uniform in space.uniform_plans() if space.memory_bytes(uniform) <= budget]
-    losses = prior_losses(space, sensitivities, [plan, *fitting])
+    losses = table_losses(space, sensitivities, [plan, *fitting])
     uniform = []
     for other, loss in zip(fitting, losses[1:], strict=True):
         gain = float(loss - losses[0])
@@ -117,10 +117,10 @@ def surely_better(
 
     Predictions count by as much as came true of them: the slope of the losses seen over those predicted, at most 1.
     """
-    plan = additive_plan(space, prior_table(space, sensitivities), budget)
+    plan = additive_plan(space, sensitivity_table(space, sensitivities), budget)
     if plan is None or any(known.plan == plan for known in seen):
         return None
-    own, least, *others = prior_losses(space, sensitivities, [plan, best.plan, *(known.plan for known in seen)])
+    own, least, *others = table_losses(space, sensitivities, [plan, best.plan, *(known.plan for known in seen)])
     predicted, true = np.array(others) - least, np.array([known.loss for known in seen]) - best.loss
     trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
     gain = trust * float(least - own)

@@ -52,8 +52,8 @@ class Study:
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
-        sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_prior`); a log that
-            is resumed keeps the one it has.
+        sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_sensitivities`); a
+            log that is resumed keeps those it has.
         charged: count what measuring the sensitivities costs among the evaluations, as fair comparisons of strategies
             do.
 
@@ -103,7 +103,7 @@ class Study:
             raise
         self.executor: Executor = executor or InProcessExecutor(evaluator)
         self.design = uniform_design(self.space, self.memory_budgets)
-        self._given_prior, self._charged = sensitivities, charged
+        self._given_sensitivities, self._charged = sensitivities, charged
         self._stopping = False
         self._asked: dict[int, Trial] = {}
 
@@ -119,7 +119,7 @@ class Study:
 
     @property
     def sensitivities(self) -> Sensitivities | None:
-        """The prior that the log holds; `run` measures it when the log has none."""
+        """The sensitivities that the log holds; `run` measures them when it has none."""
         data = self.log.meta("prior")
         return Sensitivities.from_dict(data) if data else None
 
@@ -130,7 +130,7 @@ class Study:
         """
         flying: dict[Future[Evaluation], Trial] = {}
         try:
-            self._measure_prior()
+            self._measure_sensitivities()
             self._tell("started")
             waiting = list(self.log.running)
             while True:
@@ -153,9 +153,9 @@ class Study:
             self.log.release()
 
     def measure(self) -> SearchResult:
-        """Measure the prior if the log has none, and evaluate nothing; `run` goes on from there."""
+        """Measure the sensitivities if the log has none, and evaluate nothing; `run` goes on from there."""
         try:
-            self._measure_prior()
+            self._measure_sensitivities()
             return self.result()
         finally:
             self.log.release()
@@ -165,7 +165,7 @@ class Study:
 
         It is in the log as running until `tell`. What was asked and not told before the log was closed comes first.
         """
-        self._measure_prior()
+        self._measure_sensitivities()
         waiting = [trial for trial in self.log.running if trial.id not in self._asked]
         if not waiting:
             waiting = self.log.propose_all(self._next(1))
@@ -246,10 +246,10 @@ class Study:
         if error is not None and len(self.log) >= FIRST_FAILURES and all(t.status == "failed" for t in self.log):
             raise StudyFailed(f"the first {len(self.log)} evaluations all failed, the last with: {trial.reason}")
 
-    def _measure_prior(self) -> None:
-        # If lines of the log are damaged, the prior may have been in one of them.
+    def _measure_sensitivities(self) -> None:
+        # If lines of the log are damaged, the sensitivities may have been in one of them.
         if self.log.meta("prior") is None and (len(self.log) == 0 or self.log.damage):
-            sensitivities = self._given_prior or self.evaluator.sensitivities()
+            sensitivities = self._given_sensitivities or self.evaluator.sensitivities()
             if sensitivities is not None:
                 sensitivities.check(self.space)
                 self.log.set_meta("prior", sensitivities.to_dict())

@@ -1,4 +1,4 @@
-"""A prior learnt from another run: of the same model at another budget or seed, or of a sibling with like layers."""
+"""Sensitivities learnt from another run: of the same model at another budget or seed, or a sibling of like layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qra_search.log.state import StudyState
 from qra_search.log.trial_log import TrialLog
 from qra_search.space.space import Group, SearchSpace
 from qra_search.strategies.base import mean_estimates
-from qra_search.surrogates.prior_table import prior_table, usable_prior
 from qra_search.surrogates.scales import fit_scales
+from qra_search.surrogates.sensitivity_table import sensitivity_table, usable_sensitivities
 
 LEAST_PLANS = 8
 """Distinct plans at full fidelity below which a run has nothing to say about single groups."""
 TINY = 1e-12
 
 
-def learnt_prior(path: str | Path, space: SearchSpace) -> Sensitivities:
+def learnt_sensitivities(path: str | Path, space: SearchSpace) -> Sensitivities:
     """What another run's log says about the groups of a space; it costs the new search nothing.
 
     The other run's prior, each group's damage and the gain of rank scaled to what its trials say. A group of the new
@@ -44,7 +44,7 @@ def learnt_prior(path: str | Path, space: SearchSpace) -> Sensitivities:
     plans = len({t.plan for t in state.full})
     if plans < LEAST_PLANS:
         raise LogMismatch(f"{path} holds {plans} plans evaluated in full, {LEAST_PLANS} are needed to learn from")
-    found = scaled_prior(state)
+    found = scaled_sensitivities(state)
     bits = [state.space.bits.index(b) for b in space.bits]
     ranks = [state.space.ranks.index(r) for r in space.ranks]
     damage, gain = found.bits_damage[:, bits], found.rank_gain[:, ranks]
@@ -62,13 +62,13 @@ def check_exists(path: str | Path) -> None:
         raise LogMismatch(f"{path} does not exist: give a trial log or the folder of a run to learn from")
 
 
-def scaled_prior(state: StudyState) -> Sensitivities:
+def scaled_sensitivities(state: StudyState) -> Sensitivities:
     """A study's prior with each group's damage, and the gain of rank, scaled to its trials at full fidelity."""
-    sensitivities = usable_prior(state.space, state.sensitivities)
+    sensitivities = usable_sensitivities(state.space, state.sensitivities)
     estimates = mean_estimates(state.full)
     b, r = state.space.encode_many(estimates.plans)
     groups = np.arange(len(state.space))
-    damage = prior_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))[
+    damage = sensitivity_table(state.space, replace(sensitivities, rank_gain=np.zeros_like(sensitivities.rank_gain)))[
         groups, b, r
     ]
     scale, gain_scale = fit_scales(damage, sensitivities.rank_gain[groups, r].sum(1), estimates.mean)

@@ -11,7 +11,7 @@ import numpy as np
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.surrogates.likeness import Dense, covariance
-from qra_search.surrogates.prior_table import flat_prior
+from qra_search.surrogates.sensitivity_table import flat_sensitivities
 
 FLOOR = 0.05
 """Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""
@@ -29,7 +29,7 @@ class Blocks(Generic[Of]):
 
     Attributes:
         cells: A, log damage that all groups share; B R parameters.
-        trust: t, how far the prior's deviations between groups are trusted; 1.
+        trust: t, how far the sensitivities' deviations between groups are trusted; 1.
         scale: z, log damage of a group; G.
         offset: o, log damage of a group at a level; G B.
         decay: k, how fast a group's damage falls with rank; G.
@@ -59,7 +59,7 @@ Arrays = Blocks[np.ndarray]
 
 
 class TableBasis:
-    """Log damage, rank curves and covariances of a space and its prior.
+    """Log damage, rank curves and covariances of a space and its sensitivities.
 
     Attributes:
         shape: (G, B, R).
@@ -72,7 +72,7 @@ class TableBasis:
     """
 
     def __init__(self, space: SearchSpace, sensitivities: Sensitivities | None, *, alike: bool = True):
-        sensitivities = sensitivities or flat_prior(space)
+        sensitivities = sensitivities or flat_sensitivities(space)
         self.shape = (len(space), len(space.bits), len(space.ranks))
         damage = np.maximum(sensitivities.bits_damage, 0.0)
         mean = damage.mean(0)

@@ -55,10 +55,10 @@ class EvaluatorContract:
         disturb_global_randomness()
         assert evaluator.evaluate(plans[0], seed=3).loss == first
 
-    def test_the_prior_has_the_shape_of_the_space_and_is_measured_once(self, evaluator: Evaluator) -> None:
+    def test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(self, evaluator: Evaluator) -> None:
         sensitivities = evaluator.sensitivities()
         if sensitivities is None:
-            pytest.skip("the evaluator has no prior")
+            pytest.skip("the evaluator measures no sensitivities")
         sensitivities.check(evaluator.space)
         assert sensitivities.cost >= 0 and sensitivities.seconds >= 0
         again = evaluator.sensitivities()

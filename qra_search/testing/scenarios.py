@@ -111,7 +111,7 @@ class ToyEvaluator(Evaluator):
         error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])
         self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
         self.gain = rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
-        self._prior = None if sensitivities is None else self._make_prior(sensitivities)
+        self._sensitivities = None if sensitivities is None else self._make_sensitivities(sensitivities)
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         b, r = self.space.encode(plan)
@@ -125,12 +125,12 @@ class ToyEvaluator(Evaluator):
         return Evaluation(float(loss), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
 
     def sensitivities(self) -> Sensitivities | None:
-        return self._prior
+        return self._sensitivities
 
     def describe(self) -> dict[str, Any]:
         return {"toy": self.space.signature, "noise": self.noise, "failing": self.failing}
 
-    def _make_prior(self, kind: str) -> Sensitivities:
+    def _make_sensitivities(self, kind: str) -> Sensitivities:
         order = np.arange(len(self.space))
         if kind == "wrong":
             order = np.random.default_rng(6).permutation(order)
@@ -195,9 +195,9 @@ SCENARIOS: dict[str, Callable[[], StudyState]] = {
     "nothing but pending trials": lambda: _usual(ToyEvaluator(), 0, pending=4),
     "failed trials": lambda: _usual(ToyEvaluator(failing=0.4)),
     "nothing but failed trials": lambda: _usual(ToyEvaluator(failing=1.0), 6),
-    "no prior": lambda: _usual(ToyEvaluator(sensitivities=None)),
-    "a wrong prior": lambda: _usual(ToyEvaluator(sensitivities="wrong")),
-    "a prior of zeros": lambda: _usual(ToyEvaluator(sensitivities="zero")),
+    "no sensitivities": lambda: _usual(ToyEvaluator(sensitivities=None)),
+    "wrong sensitivities": lambda: _usual(ToyEvaluator(sensitivities="wrong")),
+    "sensitivities of zeros": lambda: _usual(ToyEvaluator(sensitivities="zero")),
     "two fidelities": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0))),
     "two fidelities and an empty log": lambda: _usual(ToyEvaluator(fidelities=(0.25, 1.0)), 0),
     "one layer": lambda: _usual(ToyEvaluator(toy_space(1)), 3),

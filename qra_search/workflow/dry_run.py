@@ -16,7 +16,7 @@ from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.study.transfer import learnt_prior
+from qra_search.study.transfer import learnt_sensitivities
 from qra_search.workflow.evaluator import build_evaluator, learnt_log
 from qra_search.workflow.settings import check_task
 
@@ -51,7 +51,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
     Args:
-        begun: the search has a log with a prior of its own, so that it learns from no other run.
+        begun: the search has a log with sensitivities of its own, so that it learns from no other run.
 
     Raises:
         BadInput: a budget that no plan fits, or a run from which nothing can be learnt for this space.
@@ -61,7 +61,7 @@ def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> 
         budgets = resolve(space, list(config.search.memory) or None)
         source = None if begun else learnt_log(config)
         if source is not None:
-            learnt_prior(source, space)
+            learnt_sensitivities(source, space)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
         if source is not None:

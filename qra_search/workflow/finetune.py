@@ -6,13 +6,14 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qra_search.config import FinetuneConfig, RunConfig, differences
 from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
-from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed
+from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed, Tuned
 from qra_search.files import write_json
 from qra_search.integrations.trackers import flat, tracked
 from qra_search.launched import standing
@@ -22,8 +23,10 @@ from qra_search.report.reprs import as_html, tested_rich
 from qra_search.report.table import as_text
 from qra_search.runs.comparison import (
     FOUND,
+    SIXTEEN,
     TUNING,
     UNIFORM,
+    UNTUNED,
     Against,
     Contest,
     TestFile,
@@ -37,7 +40,7 @@ from qra_search.runs.comparison import (
 from qra_search.runs.folder import BASELINES, RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.levels import level_words
-from qra_search.space.memory import format_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
@@ -127,6 +130,7 @@ def tune_with(
     seeds: int = 1,
     steps: int | None = None,
     track: Sequence[str] = (),
+    with_16_bit: bool = False,
 ) -> Finetuned:
     """Tune a plan and its uniform opponents, write `test.json`, the adapter and the report.
 
@@ -137,6 +141,7 @@ def tune_with(
         memory: the budget that the plan was chosen for, if it is not the run's own: it has rivals and a record of its
             own (`place_of`).
         track: trackers that hear of every step, such as `tensorboard`.
+        with_16_bit: tune adapters of the largest rank on the model in 16 bits as well.
 
     Raises:
         BadInput: the evaluator cannot tune, or the plan has no adapter.
@@ -148,16 +153,19 @@ def tune_with(
     result = folder.result()
     limit = limit_of(result, plan, memory)
     place = place_of(folder, result, limit, memory)
+    space = result.space
     contest = Contest(
-        plan, tuple(opponents(result.space, limit, against, result)), limit, tuple(range(seeds)), steps,
+        plan, tuple(opponents(space, limit, against, result)), limit, tuple(range(seeds)), steps,
         rows_of_test(evaluator, config), training_changes(folder.config(), config),
+        space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1]) if with_16_bit else None,
     )  # fmt: skip
     _make_room(place, result.space, contest)
     say_rows(evaluator, listener)
     if standing()[1] > 1:
         listener.say(f"{standing()[1]} processes share the rows of each step")
-    count = len(contest.plans) - 1
+    count = sum(contest.role(plan.key) == UNIFORM for plan in contest.plans)
     rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
+    rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     settings = config.model_dump(mode="json", include={"training", "finetune"})
     told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
@@ -200,6 +208,13 @@ def compare_on_test(
         TuningFailed: the found plan cannot be tuned; another that cannot is recorded as such, and the rest continue.
     """
     file = TestFile(path, contest)
+    if not file.has_untuned:
+        listener.progress("test the untuned model", 0, 1)
+        untuned = space.unquantized.uniform(UNQUANTIZED_BITS, 0)
+        entry = None if untuned is None else _measured(evaluator.untuned, untuned, space, contest.seeds[0], 0)
+        if entry is not None:
+            file.put_untuned(entry)
+        listener.progress("test the untuned model", 1, 1)
     jobs = list(itertools.product(contest.seeds, contest.plans))
     ready = sum(file.find(plan, seed) is not None for seed, plan in jobs)
     if ready:
@@ -209,11 +224,12 @@ def compare_on_test(
         entry = file.find(plan, seed)
         if entry is None or (folder is not None and not (folder / "adapter").is_dir()):
             name = tuning_name(plan, seed, space)
-            entry = _tuned(
-                evaluator, plan, space, seed=seed, steps=contest.steps, folder=folder,
-                kept=path.parent / TUNING / name, progress=listener.progress,
-                figures=None if figures is None else figures(name),
+            tune = partial(
+                evaluator.tune, plan, seed=seed, steps=contest.steps, folder=folder, kept=path.parent / TUNING / name,
+                progress=listener.progress, figures=None if figures is None else figures(name),
             )  # fmt: skip
+            entry = _measured(tune, plan, space, seed, contest.steps)
+            assert entry is not None
             file.put(plan, entry)
         listener.say(f"[{done}/{len(jobs)}] {tested_text(file.result(plan), space)}")
         if plan is contest.found and "failed" in entry:
@@ -221,17 +237,20 @@ def compare_on_test(
     return file.results
 
 
-def _tuned(evaluator: Evaluator, plan: Plan, space: SearchSpace, **options: Any) -> dict[str, Any]:
-    """Tune a plan, and give the entry of `test.json` that says what came of it, a failure too."""
+def _measured(
+    measure: Callable[[], Tuned | None], plan: Plan, space: SearchSpace, seed: int, steps: int | None
+) -> dict[str, Any] | None:
+    """The entry of `test.json` that says what came of a plan, a failure too; None if it cannot be measured."""
     start = time.perf_counter()
     try:
-        return tuned_entry(evaluator.tune(plan, **options))
+        tuned = measure()
+        return None if tuned is None else tuned_entry(tuned)
     except ReloadFailed as error:
         return {**tuned_entry(error.tuned), "reload_error": str(error)}
     except EvaluationFailed as error:
         return {
-            "plan": plan.to_dict(), "seed": options["seed"], "steps": options["steps"], "test_loss": None,
-            "metrics": {}, "memory_bytes": space.memory_bytes(plan), "seconds": time.perf_counter() - start,
+            "plan": plan.to_dict(), "seed": seed, "steps": steps, "test_loss": None, "metrics": {},
+            "memory_bytes": space.of(plan).memory_bytes(plan), "seconds": time.perf_counter() - start,
             "failed": str(error),
         }  # fmt: skip
 
@@ -311,7 +330,7 @@ def tested_text(tested: TestResult, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
     return (
-        f"{formatting.plan_name(tested.plan, space)}: test loss {formatting.test_loss_text(tested)}{metrics}, "
+        f"{formatting.tested_name(tested, space)}: test loss {formatting.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {formatting.duration(tested.seconds)}"
     )
 
@@ -333,5 +352,10 @@ def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:
         return
     place.set_aside()
     if test is not None and counts:
-        uniform = [e | {"role": UNIFORM} for e in test["tuned"] if space.uniform_choice(Plan.from_dict(e["plan"]))]
-        write_json(place.test_file, {**test, "tuned": uniform}, durable=True)
+        others = [e for e in test["tuned"] if e["role"] in (UNTUNED, SIXTEEN)]
+        others += [
+            e | {"role": UNIFORM}
+            for e in test["tuned"]
+            if e not in others and space.uniform_choice(Plan.from_dict(e["plan"]))
+        ]
+        write_json(place.test_file, {**test, "tuned": others}, durable=True)

@@ -16,7 +16,6 @@ from qra_search.executors import Executor
 from qra_search.integrations.trackers import Tracker, check_tracker
 from qra_search.launched import follows
 from qra_search.report.finding import said
-from qra_search.report.page import write_page
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.budgets import uniform_in
@@ -231,6 +230,7 @@ class Run(Displayed):
         device: str | None = None,
         settings: Mapping[str, Any] | None = None,
         track: Sequence[str] = (),
+        with_16_bit: bool = False,
         progress: Heard = None,
         check: bool = True,
     ) -> Finetuned:
@@ -248,6 +248,7 @@ class Run(Displayed):
             device: another than the run's.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: as `search`.
+            with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             check: False: do not raise if what was saved is not what was tuned; `check_reloads` does then.
 
         Raises:
@@ -270,7 +271,7 @@ class Run(Displayed):
                 evaluator.follow()
             done = tune_with(
                 evaluator, config, self.folder, listener, chosen,
-                memory=memory, against=against, seeds=seeds, steps=steps, track=track,
+                memory=memory, against=against, seeds=seeds, steps=steps, track=track, with_16_bit=with_16_bit,
             )  # fmt: skip
         if check:
             check_reloads(done)
@@ -361,6 +362,8 @@ class Run(Displayed):
 
 def write_reports(folders: Sequence[RunFolder], out: str | Path | None = None) -> Path:
     """Write the report of a run, or one that compares several, and return its path."""
+    from qra_search.report.page import write_page  # as in `write_report`
+
     with bad_input():
         for folder in folders:
             folder.check()

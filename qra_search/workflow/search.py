@@ -17,7 +17,6 @@ from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
-from qra_search.report.page import page
 from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
@@ -27,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
-from qra_search.study.transfer import learnt_prior
+from qra_search.study.transfer import learnt_sensitivities
 from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
 from qra_search.workflow.evaluator import learnt_log
@@ -229,9 +228,9 @@ def make_study(
         BadInput: a budget that no plan fits, a log of another search.
     """
     with bad_input():
-        # A log keeps the prior that it has: the other run may be gone by now.
+        # A log keeps the sensitivities that it has: the other run may be gone by now.
         source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        sensitivities = None if source is None else learnt_prior(source, evaluator.space)
+        sensitivities = None if source is None else learnt_sensitivities(source, evaluator.space)
         return Study(
             evaluator,
             sensitivities=sensitivities,
@@ -250,6 +249,8 @@ def write_report(
     folder: RunFolder, config: RunConfig, result: SearchResult, identity: dict[str, Any], tested: Sequence[TestResult]
 ) -> None:
     """Write `report.html` of a run from what is at hand; nothing is read again."""
+    from qra_search.report.page import page  # a sixth of what loads, which a command that is refused does without
+
     write_text(folder.report_file, page([RunData.of(folder, result, identity, config, tested)]))
 
 

@@ -26,40 +26,26 @@ class Toy(Evaluator):
     def evaluate(self, plan, *, fidelity=1.0, seed=0):
         loss = sum(4.0 ** -bits for bits in plan.bits)
         return Evaluation(loss, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed, seconds=0.0)
-    def prior(self):
-        return None
 
-result = search(Toy(), strategy="uniform", evaluations=6, seed=0)
-six = {c.memory_bytes for c in result.front if set(c.plan.bits) == {6}}
-assert six == {4 * (64 * 64 * 6 // 8 + 64 * 8 + 2 * 4 * (64 + 64))}, six
-print("found", backend.spec["choice"]["6"]["name"])
+def test_a_search_uses_it_beside_other_backends():
+    result = search(Toy(), strategy="uniform", evaluations=6, seed=0)
+    six = {c.memory_bytes for c in result.front if set(c.plan.bits) == {6}}
+    assert six == {4 * (64 * 64 * 6 // 8 + 64 * 8 + 2 * 4 * (64 + 64))}, six
+    assert backend.spec["choice"]["6"]["name"] == "int6"
 """
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables of an environment that has the example package beside everything that is here."""
+def test_it_is_installed_passes_the_conformance_kit_and_is_searched_with(tmp_path: Path):
     pytest.importorskip("setuptools", reason="setuptools, which builds the example, is not installed")
-    folder = tmp_path_factory.mktemp("plugin")
-    source = shutil.copytree(EXAMPLE, folder / "source")  # building leaves files in the source
+    source = shutil.copytree(EXAMPLE, tmp_path / "source")  # building leaves files in the source
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
-    subprocess.run([sys.executable, "-m", "pip", *install, folder / "site", source], check=True)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "site"), os.getenv("PYTHONPATH")]))}
-
-
-def run(arguments: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_it_passes_the_conformance_kit(environment: dict[str, str]):
-    test = EXAMPLE / "test_qra_int6.py"
-    assert "passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)], environment)
-
-
-def test_a_search_uses_it_beside_other_backends(environment: dict[str, str]):
-    assert "found int6" in run(["-c", SEARCH], environment)
+    subprocess.run([sys.executable, "-m", "pip", *install, tmp_path / "site", source], check=True)
+    own = tmp_path / "test_search.py"
+    own.write_text(SEARCH)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "test_qra_int6.py", own]
+    found = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.getenv("PYTHONPATH")]))
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": found}, capture_output=True, text=True)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_whole_package_is_short():

@@ -51,11 +51,11 @@ def test_a_search_killed_at_random_moments_loses_and_doubles_no_result(tmp_path,
     log, rng, script = tmp_path / "log", random.Random(1), tmp_path / "run.py"
     script.write_text(SEARCH)
     told: dict[int, str] = {}
-    for life in range(4):
+    for life in range(3):
         process = subprocess.Popen(
             [sys.executable, str(script), str(log), str(notes)], stdout=subprocess.PIPE, text=True
         )
-        stop_after = rng.randint(1, 4) if life < 3 else 10**9
+        stop_after = rng.randint(1, 4) if life < 2 else 10**9
         for count, line in enumerate(process.stdout, start=1):
             number, loss = line.split()
             assert told.setdefault(int(number), loss) == loss

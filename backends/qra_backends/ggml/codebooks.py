@@ -25,7 +25,7 @@ def _iq2_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _iq2_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
     codes = blocks[:, 2:66].reshape(-1, 32, 2).long()
     codes = codes[..., 0] | (codes[..., 1] << 8)
-    signs = _signs(_tables(blocks.device)[codes >> 9])
+    signs = _signs(sign_table(blocks.device)[codes >> 9])
     scale = _half(blocks) * (0.5 + _nibbles(blocks[:, 66:74])) * 0.25
     return _grid("IQ2_XS", codes & 511) * signs, scale
 
@@ -78,7 +78,7 @@ def _indexed_signs(words: Tensor) -> Tensor:
     """Signs of 32 weights from each word's four indices of seven bits: float32 (n, 256)."""
     shifts = torch.arange(0, 28, 7, dtype=torch.int32, device=words.device)
     indices = (words[..., None] >> shifts) & 0x7F
-    return _signs(_tables(words.device)[indices.long()].reshape(len(words), -1))
+    return _signs(sign_table(words.device)[indices.long()].reshape(len(words), -1))
 
 
 def _signs(packed: Tensor) -> Tensor:
@@ -89,11 +89,11 @@ def _signs(packed: Tensor) -> Tensor:
 
 def _grid(name: str, codes: Tensor) -> Tensor:
     """The vectors of a codebook, float32 (n, 256)."""
-    return _codebook(name, codes.device)[codes.long()].reshape(len(codes), -1)
+    return codebook(name, codes.device)[codes.long()].reshape(len(codes), -1)
 
 
 @lru_cache(maxsize=32)
-def _codebook(name: str, device: torch.device) -> Tensor:
+def codebook(name: str, device: torch.device) -> Tensor:
     import gguf.quants
 
     kind: Any = getattr(gguf.quants, name)
@@ -102,7 +102,7 @@ def _codebook(name: str, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _tables(device: torch.device) -> Tensor:
+def sign_table(device: torch.device) -> Tensor:
     """Signs of eight weights by their index of seven bits, uint8 (128,)."""
     from gguf.quants import IQ2_XXS
 

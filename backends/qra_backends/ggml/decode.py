@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qra_backends.ggml.codebooks import CODEBOOKS
 from qra_backends.ggml.types import GGMLType, Plane
+from qra_backends.kernels import choice
 
 _ROWS = 1 << 18
 """Weights that are decoded at a time on a CPU: what lies between stays in its caches."""
@@ -30,6 +31,10 @@ class Parts(NamedTuple):
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
+    if choice.usable(blocks.device):
+        from qra_backends.ggml import decode_triton
+
+        return decode_triton.decode(blocks.contiguous(), kind, dtype)
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.integers import layouts
+from qra_backends.kernels.choice import Zeros, decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.packed import decode_packed
@@ -20,9 +21,10 @@ class IntegerLinear(DequantizedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - zero[o, g]), g = i // group_size.
 
     Buffers: the tensors of the engine, by their names in its files; `float_name` is the one of floats, which has groups
-    as rows if they come first.
+    as rows if they come first, as `codes_name`, the one of codes, then has words.
     """
 
+    codes_name: str
     float_name: str
     groups_first = False
 
@@ -74,6 +76,10 @@ class IntegerLinear(DequantizedLinear):
         """Zero points float32 (out, groups)."""
 
     @abstractmethod
+    def zero_words(self) -> Zeros:
+        """Zero points as they are stored."""
+
+    @abstractmethod
     def scale(self) -> Tensor:
         """Scales float32 (out, groups)."""
 
@@ -84,10 +90,16 @@ class IntegerLinear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in): a scale has 8 bits and a step 9, so the product is exact in float32; rounded once."""
+        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype or self.dtype)
+        tensors = self.tensors()
+        stored = tensors[self.float_name]
+        kernel = decoder(stored.device)
+        if kernel is not None:
+            words = tensors[self.codes_name]
+            return kernel(words, stored, None, *form, zeros=self.zero_words(), columns_first=self.groups_first)
         scale = self.scale()
         offset = (self.zeros() * scale).neg_()
-        shape = (self.out_features, self.in_features)
-        return decode_packed(self.stream(), scale, offset, self.bits, self.group_size, shape, dtype or self.dtype)
+        return decode_packed(self.stream(), scale, offset, *form)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
@@ -96,7 +108,8 @@ class IntegerLinear(DequantizedLinear):
 class GPTQIntegers(IntegerLinear):
     """In GPTQ's second format."""
 
-    float_name = "scales"
+    codes_name, float_name = "qweight", "scales"
+    joined_along = {"qweight": 1, "qzeros": 1, "scales": 1, "g_idx": None}
     groups_first = True
 
     def stream(self) -> Tensor:
@@ -105,6 +118,9 @@ class GPTQIntegers(IntegerLinear):
     def zeros(self) -> Tensor:
         return layouts.gptq_zeros(self.tensors(), self.bits)
 
+    def zero_words(self) -> Zeros:
+        return Zeros(self.qzeros, 4, 4 * self.qzeros.shape[1])
+
     def scale(self) -> Tensor:
         return self.tensors()["scales"].t().to(torch.float32).contiguous()
 
@@ -112,7 +128,8 @@ class GPTQIntegers(IntegerLinear):
 class CompressedIntegers(IntegerLinear):
     """In compressed-tensors' `pack-quantized` form; without weight_zero_point, it is 2^(bits - 1) everywhere."""
 
-    float_name = "weight_scale"
+    codes_name, float_name = "weight_packed", "weight_scale"
+    joined_along = {"weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0, "weight_shape": None}
 
     def stream(self) -> Tensor:
         return self.tensors()["weight_packed"].view(torch.uint8).flatten()
@@ -122,6 +139,10 @@ class CompressedIntegers(IntegerLinear):
         if "weight_zero_point" not in tensors:
             return torch.full(tensors["weight_scale"].shape, 2.0 ** (self.bits - 1), device=self.weight_packed.device)
         return layouts.compressed_zeros(tensors["weight_zero_point"], self.bits, self.out_features)
+
+    def zero_words(self) -> Zeros:
+        words = self.tensors().get("weight_zero_point")
+        return Zeros() if words is None else Zeros(words, 4 * words.shape[1], 4)
 
     def scale(self) -> Tensor:
         return self.tensors()["weight_scale"].to(torch.float32)

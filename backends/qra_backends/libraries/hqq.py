@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -130,15 +131,18 @@ class HQQBackend(TensorBackend):
 
     def _solve(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         """Packed codes, and float32 scale and zero (groups, 1), of a weight (out, in)."""
+        from hqq.core import optimize
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
         group, _ = self._groups(*weight.shape)
         settings: dict[str, Any] = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)["weight_quant_params"]
         parts = []
         for rows in weight.split(_ROWS_AT_ONCE):
-            codes, meta = Quantizer.quantize(
-                rows.to(torch.float32), device=str(weight.device), bitpack=False, **settings
-            )
+            # The library solves in float16 on a GPU, by its own name for that dtype: other codes than on a CPU.
+            with mock.patch.object(optimize, "float16", torch.float32):
+                codes, meta = Quantizer.quantize(
+                    rows.to(torch.float32), device=str(weight.device), bitpack=False, **settings
+                )
             parts.append((codes.to(torch.uint8), meta["scale"], meta["zero"]))  # the library has them as floats
         codes, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         codes = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes)

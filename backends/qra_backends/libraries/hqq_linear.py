@@ -9,6 +9,8 @@ import torch
 from hqq.core import quantize
 from torch import Tensor, nn
 
+from qra_backends.kernels import choice
+
 
 class HQQLinear(quantize.HQQLinear):
     """An hqq layer that never holds its original weight, and whose scales follow `model.to(device)`.
@@ -29,7 +31,12 @@ class HQQLinear(quantize.HQQLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it, cast to `dtype` if one is given."""
-        weight = super().dequantize()
+        if choice.usable(self.W_q.device):
+            from qra_backends.libraries.hqq_triton import decode
+
+            weight = decode(self.W_q, self.meta)
+        else:
+            weight = super().dequantize()
         return weight if dtype is None else weight.to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HQQLinear:

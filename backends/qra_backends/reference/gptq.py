@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from qra_backends.base import TensorBackend
 from qra_backends.calibration import check_hessian
+from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
@@ -240,21 +241,30 @@ def feed_back(stack: Stack, weight: Tensor, factor: Factor) -> None:
     """
     order, upper = factor
     in_features, widths = len(order), stack.codes.shape[1] // len(weight)
-    groups = (order // stack.group_size).tolist()
-    scale, offset = stack.scale, stack.offset
-    divisor = torch.where(scale == 0, 1.0, scale)
-    lowest = torch.zeros_like(stack.highest)
+    groups = order // stack.group_size
+    grid = (stack.scale, stack.offset, torch.where(stack.scale == 0, 1.0, stack.scale), stack.highest)
     columns = weight.T[:, None].expand(-1, widths, -1)[order].reshape(in_features, -1)  # a contiguous row a column
+    round_block = _round_plainly
+    if choice.usable(weight.device):
+        from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, in_features, _BLOCK):
-        stop = min(start + _BLOCK, in_features)
-        block, inverse = columns[start:stop], upper[start:stop, start:stop]
-        rounded, errors = torch.empty_like(block), torch.empty_like(block)
-        for i, pivot in enumerate(inverse.diagonal().tolist()):
-            group, column, code, error = groups[start + i], block[i], rounded[i], errors[i]
-            torch.sub(column, offset[group], out=code).div_(divisor[group]).round_()
-            torch.clamp(code, lowest, stack.highest, out=code)
-            torch.mul(code, scale[group], out=error).add_(offset[group])
-            torch.sub(column, error, out=error).div_(pivot)
-            block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)
-        stack.codes[order[start:stop]] = rounded.to(torch.uint8)
-        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        own = slice(start, min(start + _BLOCK, in_features))
+        codes, errors = round_block(columns[own], upper[own, own], groups[own], *grid)
+        stack.codes[order[own]] = codes
+        columns[own.stop :].addmm_(upper[own, own.stop :].T, errors, alpha=-1)
+
+
+def _round_plainly(
+    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, divisor: Tensor, highest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `feedback_triton.round_columns`; the block is used up."""
+    lowest = torch.zeros_like(highest)
+    rounded, errors = torch.empty_like(block), torch.empty_like(block)
+    for i, (group, pivot) in enumerate(zip(groups.tolist(), inverse.diagonal().tolist(), strict=True)):
+        column, code, error = block[i], rounded[i], errors[i]
+        torch.sub(column, offset[group], out=code).div_(divisor[group]).round_()
+        torch.clamp(code, lowest, highest, out=code)
+        torch.mul(code, scale[group], out=error).add_(offset[group])
+        torch.sub(column, error, out=error).div_(pivot)
+        block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)
+    return rounded.to(torch.uint8), errors

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qra_backends.kernels.choice import decoder
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.reference.blocks import rows_at_once
-from qra_backends.reference.fused import decode_fused
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
@@ -45,25 +45,32 @@ class PackedLinear(DequantizedLinear):
         self.register_buffer("scale", scale.view(_GROUP_STORAGE))
         self.register_buffer("offset", offset.view(_GROUP_STORAGE))
 
+    @property
+    def joined_along(self) -> dict[str, int | None] | None:  # type: ignore[override]
+        whole_bytes = self.out_features * self.in_features * self.bits % 8 == 0
+        return {"codes": 0, "scale": 0, "offset": 0} if whole_bytes else None
+
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        dtype, shape = dtype or self.dtype, (self.out_features, self.in_features)
-        scale, offset = self.scale.view(GROUP_DTYPE), self.offset.view(GROUP_DTYPE)
-        if self.codes.is_cuda and self.in_features % self.group_size == 0:
-            weight = decode_fused(self.codes, scale, offset, self.bits, self.group_size, dtype)
-            if weight is not None:
-                return weight.view(shape)
-        return decode_packed(self.codes, scale, offset, self.bits, self.group_size, shape, dtype)
+        return self._decoded(None, dtype or self.dtype)
 
     def rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
-        scale, offset = self.scale.view(GROUP_DTYPE)[at], self.offset.view(GROUP_DTYPE)[at]
+        return self._decoded(at, self.dtype)
+
+    def _decoded(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
+        scale, offset = self.scale.view(GROUP_DTYPE), self.offset.view(GROUP_DTYPE)
+        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
+        kernel = decoder(self.codes.device)
+        if kernel is not None:
+            return kernel(self.codes, scale, offset, *form, at=at)
         width = self.in_features * self.bits
-        if width % 8:
-            return self.dequantize()[at]
+        if at is None or width % 8:
+            weight = decode_packed(self.codes, scale, offset, *form)
+            return weight if at is None else weight[at]
         packed = self.codes.view(self.out_features, width // 8)[at].reshape(-1)
         codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features).view(len(at), self.in_features)
-        return decode(codes, scale, offset, self.group_size).to(self.dtype)
+        return decode(codes, scale[at], offset[at], self.group_size, dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
@@ -80,35 +87,30 @@ def decode_packed(
 ) -> Tensor:
     """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
     columns, at_once = shape[1], 2 * rows_at_once(shape[1], packed.device)  # with fewer arrays than fitting has
-    if shape[0] <= at_once:
-        codes = bitpack.unpack(packed, bits, shape[0] * columns).view(shape)
-        return decode(codes, scale, offset, group_size).to(dtype)
     weight = torch.empty(shape, dtype=dtype, device=packed.device)
-    floats = weight if dtype == torch.float32 else torch.empty(at_once, columns, device=packed.device)
     for start in range(0, shape[0], at_once):
-        block = slice(start, start + at_once)
-        rows = weight[block]
-        work = rows if floats is weight else floats[: len(rows)]
+        rows = weight[start : start + at_once]
         first = start * columns * bits // 8  # a whole byte, as blocks are of a multiple of 8 rows
         codes = bitpack.unpack(packed[first : first + ceil_div(rows.numel() * bits, 8)], bits, rows.numel())
-        decode(codes.view(rows.shape), scale[block], offset[block], group_size, out=work)
-        if work is not rows:
-            rows.copy_(work)
+        block = slice(start, start + at_once)
+        decode(codes.view(rows.shape), scale[block], offset[block], group_size, dtype, out=rows)
     return weight
 
 
-def decode(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int, *, out: Tensor | None = None) -> Tensor:
-    """Weights float32 (out, in) from integer codes (out, in) and 16-bit scale and offset (out, groups)."""
-    weight = codes.to(torch.float32) if out is None else out.copy_(codes)
-    rows, columns = weight.shape
+def decode(
+    codes: Tensor, scale: Tensor, offset: Tensor, group_size: int, dtype: torch.dtype, *, out: Tensor | None = None
+) -> Tensor:
+    """Weights (out, in) in `dtype` from integer codes (out, in), and scale and offset (out, groups), floats.
+
+    Computed in float32 and rounded once; one operation for whole groups, another for shorter ones at the rows' ends.
+    """
+    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device) if out is None else out
+    scale, offset = scale.float()[..., None], offset.float()[..., None]
+    columns = codes.shape[1]
     whole = columns // group_size * group_size
-    parts = [(weight[:, :whole], group_size)] if whole else []
-    if whole < columns:
-        parts.append((weight[:, whole:], columns - whole))
-    first = 0
-    for part, size in parts:
-        groups = slice(first, first + ceil_div(part.shape[1], size))
-        grouped = part.unflatten(1, (-1, size))  # a view: the products land in `weight`
-        grouped.mul_(scale[:, groups, None]).add_(offset[:, groups, None])
-        first = groups.stop
+    for start, stop, size in ((0, whole, group_size), (whole, columns, columns - whole)):
+        if start < stop:
+            own, part = slice(start // group_size, ceil_div(stop, group_size)), slice(start, stop)
+            values, into = (tensor[:, part].unflatten(1, (-1, size)) for tensor in (codes, weight))
+            torch.addcmul(offset[:, own], values, scale[:, own], out=into)
     return weight

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qra_backends.kernels import choice
 from qra_backends.reference.packed import GROUP_DTYPE
 
 BLOCK = 64  # columns (of whole groups, where those are shorter) whose gradient is made at once
@@ -152,16 +153,24 @@ def _rescale(
 
 def _move(codes: Tensor, scale: Tensor, highest: Tensor, hessian: Tensor, gradient: Tensor) -> None:
     """Each code of a group in turn to where the error is least, in place; arguments as of `_refit`."""
-    size = len(codes)
+    move = _move_plainly
+    if choice.usable(codes.device):
+        from qra_backends.reference.feedback_triton import move
+    for start in range(0, len(codes), _STEP):
+        own = slice(start, min(start + _STEP, len(codes)))
+        moved = move(codes[own], scale, highest, hessian[own, own], gradient[own])
+        gradient[own.stop :].addmm_(hessian[own.stop :, own], moved, alpha=-1)
+
+
+def _move_plainly(codes: Tensor, scale: Tensor, highest: Tensor, hessian: Tensor, gradient: Tensor) -> Tensor:
+    """As `feedback_triton.move`."""
     rate = torch.where(scale == 0, 0.0, 1 / scale)
     lowest, moved = torch.zeros_like(highest), torch.empty_like(codes)
-    for start in range(0, size, _STEP):
-        stop = min(start + _STEP, size)
-        for i, curvature in enumerate(hessian.diagonal()[start:stop].tolist(), start):
-            code, change = codes[i], moved[i]
-            torch.addcmul(code, gradient[i], rate, value=1 / curvature, out=change).round_()
-            torch.clamp(change, lowest, highest, out=change).sub_(code)
-            code.add_(change)
-            change.mul_(scale)
-            gradient[i + 1 : stop].addr_(hessian[i + 1 : stop, i], change, alpha=-1)
-        gradient[stop:].addmm_(hessian[stop:, start:stop], moved[start:stop], alpha=-1)
+    for i, curvature in enumerate(hessian.diagonal().tolist()):
+        code, change = codes[i], moved[i]
+        torch.addcmul(code, gradient[i], rate, value=1 / curvature, out=change).round_()
+        torch.clamp(change, lowest, highest, out=change).sub_(code)
+        code.add_(change)
+        change.mul_(scale)
+        gradient[i + 1 :].addr_(hessian[i + 1 :, i], change, alpha=-1)
+    return moved

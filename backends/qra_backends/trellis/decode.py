@@ -13,11 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qra_backends.base import missing_library
+from qra_backends.kernels import choice
 from qra_backends.trellis import decode_torch
 from qra_backends.trellis.code import UNIT, TrellisCode
-
-Way = Callable[[Tensor, Tensor, Tensor, TrellisCode, int, torch.dtype], Tensor]
 
 
 def decode(
@@ -31,21 +29,21 @@ def decode(
         at: int64 (n,), indices of rows; None for all.
         block: inputs that were rotated together.
     """
+    unit = UNIT / math.sqrt(block)
+    if choice.usable(codes.device):
+        from qra_backends.trellis.decode_triton import decode_rows
+
+        return decode_rows(codes, scale, unit, at, code, block, dtype)
     if at is None:
         at = torch.arange(len(scale), device=codes.device)
-    factor = scale[at].float() * (UNIT / math.sqrt(block))
-    return quickest(codes.device.type)(codes, factor, at, code, block, dtype)
+    return plainly(codes.device.type)(codes, scale[at].float() * unit, at, code, block, dtype)
 
 
 @lru_cache
-def quickest(device: str) -> Way:
-    """What decodes on devices of a type. Its compiler is imported when a weight is first decoded, not before."""
+def plainly(device: str) -> Callable[[Tensor, Tensor, Tensor, TrellisCode, int, torch.dtype], Tensor]:
+    """What decodes without Triton. numba compiles when a weight is first decoded, not before."""
     if device == "cpu":
         from qra_backends.trellis.decode_numba import decode_rows
-
-        return decode_rows
-    if device == "cuda" and missing_library("triton") is None:
-        from qra_backends.trellis.decode_triton import decode_rows
 
         return decode_rows
     return decode_torch.decode_rows

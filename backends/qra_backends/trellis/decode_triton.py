@@ -17,30 +17,35 @@ TILE = 2048
 """Weights of a program."""
 
 
-def decode_rows(codes: Tensor, factor: Tensor, at: Tensor, code: TrellisCode, block: int, dtype: torch.dtype) -> Tensor:
-    """As `decode_torch.decode_rows`, on a GPU."""
-    in_features = codes.shape[1]
-    weight = torch.empty(len(at), in_features, dtype=dtype, device=codes.device)
+def decode_rows(
+    codes: Tensor, scale: Tensor, unit: float, at: Tensor | None, code: TrellisCode, block: int, dtype: torch.dtype
+) -> Tensor:
+    """As `decode.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
+    in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
+    weight = torch.empty(rows_out, in_features, dtype=dtype, device=codes.device)
     columns = max(COLUMNS, block)
     rows = max(1, TILE // columns)
     table, sign = value_table(code.L, codes.device), signs(in_features, codes.device)
-    grid = (triton.cdiv(len(at), rows), triton.cdiv(in_features, columns))
+    grid = (triton.cdiv(rows_out, rows), triton.cdiv(in_features, columns))
     _decode[grid](
-        codes, factor, at, table, sign, weight, len(at), in_features, len(codes) - 1,
-        HALF_BITS=code.half_bits, L=code.L, LOG_BLOCK=block.bit_length() - 1, ROWS=rows, COLUMNS=columns,
+        codes, scale, unit, codes if at is None else at, table, sign, weight, rows_out, in_features, len(codes) - 1,
+        HALF_BITS=code.half_bits, L=code.L, LOG_BLOCK=block.bit_length() - 1, SOME=at is not None,
+        ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     return weight
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, factor, at, table, sign, weight, rows, in_features, last,
-    HALF_BITS: tl.constexpr, L: tl.constexpr, LOG_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    codes, scale, unit, at, table, sign, weight, rows, in_features, last,
+    HALF_BITS: tl.constexpr, L: tl.constexpr, LOG_BLOCK: tl.constexpr, SOME: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = (row < rows)[:, None] & (column < in_features)[None, :]
-    start = tl.load(at + row, mask=row < rows, other=0) * HALF_BITS >> 1
+    own = tl.load(at + row, mask=row < rows, other=0) if SOME else row.to(tl.int64)
+    start = own * HALF_BITS >> 1
     first = start >> 3
     word = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     for later in tl.static_range(3):  # bytes that a short stream lacks are masked below
@@ -49,9 +54,9 @@ def _decode(  # type: ignore[no-untyped-def]
     state = (word >> (start & 7).to(tl.int32)[:, None]) & ((1 << L) - 1)
     whole = tl.load(table + state).to(tl.int32)
     whole = _hadamard(whole, ROWS * COLUMNS, LOG_BLOCK).reshape(ROWS, COLUMNS)
-    scale = tl.load(factor + row, mask=row < rows, other=0)
+    factor = tl.load(scale + own, mask=row < rows, other=0).to(tl.float32) * unit
     flip = tl.load(sign + column, mask=column < in_features, other=0)
-    found = whole.to(tl.float32) * scale[:, None] * flip[None, :]
+    found = whole.to(tl.float32) * factor[:, None] * flip[None, :]
     target = row.to(tl.int64)[:, None] * in_features + column[None, :]
     tl.store(weight + target, found.to(weight.dtype.element_ty), mask=real)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.base import missing_library
+from qra_backends.kernels import choice
 from qra_backends.reference.blocks import rows_at_once
 from qra_backends.reference.gptq import Factor
 from qra_backends.trellis import viterbi
@@ -79,7 +79,7 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
 
 def device_for(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
-    return weight.device if weight.is_cuda and missing_library("triton") is None else torch.device("cpu")
+    return weight.device if choice.usable(weight.device) else torch.device("cpu")
 
 
 def _round_on_host(

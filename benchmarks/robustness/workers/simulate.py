@@ -175,7 +175,7 @@ def random_log(landscape, budget, count: int, seed: int) -> TrialLog:
     log.propose_all([Proposal(plan, seed=seed, origin="random") for plan in plans.values()])
     for trial in log.running:
         log.finish(trial.id, landscape.evaluate(trial.plan, seed=trial.seed))
-    if count:  # a log with trials is not given a prior any more
+    if count:  # a log with trials is not given sensitivities any more
         log.set_meta("prior", landscape.sensitivities().to_dict())
     return log
 

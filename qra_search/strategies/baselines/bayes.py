@@ -16,7 +16,7 @@ from qra_search.strategies.baselines.proposing import fresh_plans
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.gp import choice_values, warped_choices
 from qra_search.surrogates.hypervolume_improvement import Strips
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 ORIGIN = "closed_form"
 INITIAL = 8
@@ -89,7 +89,7 @@ class BayesStrategy(Strategy):
             PlanCodec(state.space),
             mean_losses(state.full),
             lambda rows: choice_values(values, rows),
-            prior_table(state.space, state.sensitivities),
+            sensitivity_table(state.space, state.sensitivities),
             [t.plan for t in state.pending],
             ard=2 * len(state.space) <= MANY_VARIABLES,
             seed=state.seed,
@@ -188,7 +188,7 @@ def _around(codec: PlanCodec, rows: np.ndarray, rng: np.random.Generator) -> np.
 
 def _additive_rows(state: StudyState, rng: np.random.Generator) -> np.ndarray:
     """int (M, 2 G): additive optima at the budgets, and of tables perturbed group by group."""
-    table, budgets = prior_table(state.space, state.sensitivities), state.budgets
+    table, budgets = sensitivity_table(state.space, state.sensitivities), state.budgets
     plans = [additive_plan(state.space, table, b) for b in budgets]
     for i in range(ADDITIVE_DRAWS):
         noisy = table * np.exp(PERTURBATION * rng.standard_normal((len(table), 1, 1)))
@@ -211,7 +211,7 @@ def linearized_row(space: SearchSpace, predict: Score, row: np.ndarray, budget: 
 
 def _design(state: StudyState) -> list[np.ndarray]:
     """Additive optima that were not tried yet, largest budget first."""
-    table = prior_table(state.space, state.sensitivities)
+    table = sensitivity_table(state.space, state.sensitivities)
     plans = [additive_plan(state.space, table, budget) for budget in reversed(state.budgets)]
     fresh = {p.key: p for p in plans if p is not None and p.key not in state.seen}
     return list(PlanCodec(state.space).encode(list(fresh.values()))) if fresh else []

@@ -18,7 +18,7 @@ from qra_search.strategies.additive import additive_plan
 from qra_search.strategies.base import Strategy, mean_losses
 from qra_search.strategies.baselines.proposing import budget_in_turn, budgets_in_turn, fresh_plans
 from qra_search.strategies.plan_codec import PlanCodec
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 POPULATION = 20
 CROSSOVER = 0.9
@@ -68,7 +68,7 @@ class NSGA2Strategy(Strategy):
         if state.sensitivities is not None and kind < PRIOR_SHARE:
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
-            plan = additive_plan(state.space, prior_table(state.space, state.sensitivities), within)
+            plan = additive_plan(state.space, sensitivity_table(state.space, state.sensitivities), within)
             if plan is not None:
                 return codec.encode([plan])[0], "additive"
         uniform = [p for p in state.space.uniform_plans() if state.space.memory_bytes(p) <= state.memory_limit]

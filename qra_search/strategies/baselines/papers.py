@@ -22,7 +22,7 @@ from qra_search.strategies.baselines.proposing import budgets_in_turn, fresh_pla
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.gp import choice_values, ordinal_choices
 from qra_search.surrogates.hypervolume_improvement import log_expected_improvement
-from qra_search.surrogates.prior_table import flat_prior, prior_table
+from qra_search.surrogates.sensitivity_table import flat_sensitivities, sensitivity_table
 
 WARM_START = "warm start"
 EPSILON = 1e-8
@@ -97,7 +97,7 @@ def matern_belief(state: StudyState, importance: Importance) -> Belief | None:
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
     codec = PlanCodec(state.space)
-    encoding, table = coverage_encoding(codec, importance), prior_table(state.space, state.sensitivities)
+    encoding, table = coverage_encoding(codec, importance), sensitivity_table(state.space, state.sensitivities)
     pending = [t.plan for t in state.pending]
     return believe(
         codec, known, encoding, table, pending, kernel="matern52", ard=False, use_proxy=False, seed=state.seed
@@ -160,7 +160,7 @@ class Importance:
     @classmethod
     def of(cls, space: SearchSpace, sensitivities: Sensitivities | None) -> Importance:
         """Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all alike where it is 0."""
-        sensitivities = sensitivities or flat_prior(space)
+        sensitivities = sensitivities or flat_sensitivities(space)
         rows = np.arange(len(space))
         damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
         gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from qra_backends.trellis.code import UNIT, TrellisCode, values
+from qra_backends.trellis.decode import decode
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.decode_torch import decode_rows as decode_plainly
 from qra_backends.trellis.decode_torch import state_values
@@ -66,26 +64,16 @@ def test_rotating_leaves_products_as_they_are():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_kernel_gives_the_same_in_tritons_interpreter():
-    """In a process of its own, as functions are compiled or interpreted from the first import on."""
-    found = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == "equal\n"
-
-
-def compare() -> None:
-    from qra_backends.trellis import decode_triton
-
-    for case in cases():
-        plain = decode_plainly(*case, torch.float32)
-        assert torch.equal(decode_triton.decode_rows(*case, torch.float32), plain), case[2:]
-        assert torch.equal(decode_triton.decode_rows(*case, torch.float16), plain.half()), case[2:]
-        cut = (plain.view(torch.int32) & -0x10000).view(torch.float32)  # the interpreter rounds bfloat16 towards zero
-        assert torch.equal(decode_triton.decode_rows(*case, torch.bfloat16), cut.bfloat16()), case[2:]
-    print("equal")
-
-
-if __name__ == "__main__":
-    compare()
+@pytest.mark.parametrize("half", [2, 3, 4, 5, 7, 10])
+def test_the_kernel_gives_the_same_in_tritons_interpreter(half: int, kernels: Callable[[bool], None]):
+    for codes, factor, at, code, block in cases():
+        if code.half_bits != half or len(at) * codes.shape[1] > 5000:
+            continue
+        scale = torch.zeros(int(at.max()) + 1, dtype=torch.float16)
+        scale[at] = (1000 * factor).half()
+        for rows in (at, None):
+            for dtype in DTYPES[:2]:  # the interpreter rounds bfloat16 towards zero
+                kernels(False)
+                plain = decode(codes, scale, rows, code, block, dtype)
+                kernels(True)
+                assert torch.equal(decode(codes, scale, rows, code, block, dtype), plain)

@@ -19,7 +19,7 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import batch_loss, labelled_head
 
-PHASES = ["load", "quantize", "prior", "search", "tune", "reload"]
+PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload"]
 
 
 def shape_only(
@@ -87,7 +87,7 @@ def test_depth_adds_nothing_to_quantizing_and_its_adapters_and_activations_to_tr
     four, eight = (foretell(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
     assert four["quantize"] == eight["quantize"]
     assert eight["search"].host > four["search"].host
-    assert eight["prior"].host > four["prior"].host  # each layer's input waits
+    assert eight["sensitivities"].host > four["sensitivities"].host  # each layer's input waits
 
 
 def test_scales_trained_along_and_calibrated_starts_are_foretold(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from qra_search.log.errors import LogMismatch
 
 OPTIONS = {"strategy": "random", "evaluations": 17, "seed": 1}
 FEWER = {**OPTIONS, "evaluations": 14}
-"""The prior of so short a tuning costs more than 10 evaluations: these leave 3 trials, and `OPTIONS` 6."""
+"""The sensitivities of so short a tuning cost more than 10 evaluations: these leave 3 trials, and `OPTIONS` 6."""
 
 
 @pytest.fixture

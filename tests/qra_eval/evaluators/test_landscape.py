@@ -148,16 +148,16 @@ def test_priors_have_the_stated_quality() -> None:
     }
     true = made["measured"].tables.damage
     assert all((made[p].tables.damage == true).all() for p in PRIORS)
-    measured_prior, flat, shuffled = (made[p].sensitivities() for p in ("measured", "flat", "shuffled"))
+    measured, flat, shuffled = (made[p].sensitivities() for p in ("measured", "flat", "shuffled"))
     assert made["none"].sensitivities() is None
-    for sensitivities in (measured_prior, flat, shuffled):
+    for sensitivities in (measured, flat, shuffled):
         sensitivities.check(made["flat"].space)
         assert (np.diff(sensitivities.bits_damage, axis=1) <= 0).all()
-    assert np.log(measured_prior.bits_damage[:, 0] / true[:, 0]).std() == pytest.approx(0.35, rel=0.4)
+    assert np.log(measured.bits_damage[:, 0] / true[:, 0]).std() == pytest.approx(0.35, rel=0.4)
     assert np.ptp(flat.bits_damage, axis=0) == pytest.approx(0.0, abs=1e-12)
-    assert sorted(map(tuple, shuffled.bits_damage)) == sorted(map(tuple, measured_prior.bits_damage))
-    assert (shuffled.bits_damage != measured_prior.bits_damage).any()
-    assert measured_prior.cost >= 1.0 and shuffled.cost == measured_prior.cost and flat.cost == 0.0
+    assert sorted(map(tuple, shuffled.bits_damage)) == sorted(map(tuple, measured.bits_damage))
+    assert (shuffled.bits_damage != measured.bits_damage).any()
+    assert measured.cost >= 1.0 and shuffled.cost == measured.cost and flat.cost == 0.0
 
 
 def test_a_misleading_prior_errs_systematically_over_depth() -> None:

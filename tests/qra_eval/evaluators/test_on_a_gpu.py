@@ -62,7 +62,7 @@ def test_sensitivities_take_what_is_foretold(tmp_path):
     model.save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     shape = on_the_card(tmp_path / "model", tmp_path, embeddings=16, device="cpu", weights=False)
-    told = foretell(shape.tuner, gpu=True)["prior"].device - CUDA_CONTEXT
+    told = foretell(shape.tuner, gpu=True)["sensitivities"].device - CUDA_CONTEXT
     with pretended_gpu() as gpu:
         evaluator = on_the_card(tmp_path / "model", tmp_path, embeddings=16)
         evaluator.tuner.switcher.prepare()

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import has_matrix_units, keep_few_products, resolve_device
+from qra_eval.models.device import check_device, has_matrix_units, keep_few_products, resolve_device, resolve_devices
 from qra_search import BadInput
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -105,18 +106,29 @@ def test_experts_together_give_outputs_and_gradients_of_the_loop(base, ranks, ca
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("base", ["plain", "frozen", "packed"])
+@pytest.mark.parametrize("base", ["plain", "packed", "mixed"])
 def test_stacked_weights_give_outputs_and_gradients_of_the_loop(base, grouped, monkeypatch):
-    """As on a GPU, where grouped products take several experts; and on one that has none."""
+    """As on a GPU, where several experts' weights are made together; with grouped products, and without."""
     if grouped and not hasattr(torch.nn.functional, "grouped_mm"):
         pytest.skip("this torch has no grouped products")
     made, given = layer(base, unused=1)
     expected = gradients(made, given, batched=False)
-    if grouped:
-        monkeypatch.setattr(GroupedLinears, "_at_once", lambda self, rows: 2)
-    else:
+    monkeypatch.setattr(GroupedLinears, "_at_once", lambda self, rows: 3)
+    if not grouped:
         monkeypatch.setattr(expert_products, "has_grouped_products", lambda *_: False)
     assert_alike(gradients(made, given), expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "grouped"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)]
+)
+def test_grouped_products_are_for_cards_whose_kernel_there_is(capability, grouped, monkeypatch):
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("this torch has no grouped products")
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        rows = torch.zeros(4, 16, dtype=torch.bfloat16, device="cuda")
+        assert expert_products.has_grouped_products(rows, 16, 8) is grouped
 
 
 def test_experts_that_get_no_token_are_not_touched():

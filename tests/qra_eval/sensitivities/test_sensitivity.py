@@ -1,4 +1,4 @@
-"""The prior points where degrading really hurts."""
+"""The sensitivities point where degrading really hurts."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_gain_rises_with_rank_from_nothing(measured):
 
 def test_the_cheap_figures_follow_the_divergence_of_really_degraded_groups(measured):
     evaluator, _ = measured
-    assert evaluator.prior_report["log_correlation"] > 0.8
+    assert evaluator.sensitivities_report["log_correlation"] > 0.8
 
 
 def test_the_cost_counts_what_was_passed_through_the_model(measured):
     evaluator, sensitivities = measured
     assert sensitivities.cost == pytest.approx(
-        evaluator.prior_report["forward_tokens"] / evaluator.tuner.evaluation_tokens()
+        evaluator.sensitivities_report["forward_tokens"] / evaluator.tuner.evaluation_tokens()
     )
     assert sensitivities.cost > 0
 
@@ -120,15 +120,15 @@ def test_measuring_leaves_the_model_as_it_was(measured):
 
 def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
     evaluator, sensitivities = measured
-    report = evaluator.prior_report
+    report = evaluator.sensitivities_report
     monkeypatch.setattr(kept, "measured", lambda *_: pytest.fail("it was measured again"))
     again = evaluator.sensitivities()
-    assert again.to_dict() == sensitivities.to_dict() and evaluator.prior_report["probes"] == report["probes"]
-    kept.prior_file(evaluator.tuner).write_text("{")  # a damaged file is no prior
+    assert again.to_dict() == sensitivities.to_dict() and evaluator.sensitivities_report["probes"] == report["probes"]
+    kept.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
     monkeypatch.setattr(kept, "measured", lambda *_: (sensitivities, report))
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
-        and kept.prior_file(evaluator.tuner).stat().st_size > 100
+        and kept.sensitivities_file(evaluator.tuner).stat().st_size > 100
     )
 
 
@@ -139,7 +139,9 @@ def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
     assert narrow.quantized.compute == torch.bfloat16 != wide.quantized.compute
     expected, found = wide.sensitivities().bits_damage[:, :3], narrow.sensitivities().bits_damage[:, :3]
     assert found == pytest.approx(expected, rel=0.1)
-    assert narrow.prior_report["log_correlation"] == pytest.approx(wide.prior_report["log_correlation"], abs=0.01)
+    assert narrow.sensitivities_report["log_correlation"] == pytest.approx(
+        wide.sensitivities_report["log_correlation"], abs=0.01
+    )
     assert {t.dtype for t in narrow.tuner.switcher._rest} == {torch.bfloat16}
 
 

@@ -7,6 +7,8 @@ import torch
 from cli_runner import Qra
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.tiny import tiny_model
+from qra_eval.quantized.weight_cache import tensor_bytes
 from qra_eval.tuning import final
 from qra_eval.tuning.saved import ReloadMismatch
 from qra_eval.tuning.training import Diverged
@@ -107,8 +109,12 @@ def test_what_is_tuned_from_python_is_a_run_that_the_commands_take(evaluator, tm
     shown = qra("show", folder)
     assert shown.status == 0 and "uniform 2 bits, rank 4" in shown.out
     assert qra("report", folder).status == 0 and (folder / "report.html").is_file()
-    again = qra("finetune", folder, "--steps", 1, "--against", "none", "--json").json
-    assert [entry["plan"] for entry in again["tuned"]] == [plan.to_dict()]
+    again = qra("finetune", folder, "--steps", 1, "--against", "none", "--with-16-bit", "--json").json
+    roles = {entry["role"]: entry for entry in again["tuned"]}
+    assert roles.keys() == {"found", "untuned", "16-bit"} and roles["found"]["plan"] == plan.to_dict()
+    assert all(e["metrics"].keys() == {"exact_match"} and e["scored"] == 4 for e in roles.values())
+    taken = tensor_bytes(tiny_model().model)
+    assert roles["untuned"]["memory_bytes"] == taken < roles["16-bit"]["memory_bytes"]
     evaluator.tune(plan, steps=1, folder=folder / "within-1MiB")  # of that run, and none by itself
     assert [run.path for run in find_runs(tmp_path)] == [folder]
 

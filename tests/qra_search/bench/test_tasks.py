@@ -41,7 +41,7 @@ def test_a_task_may_be_as_noisy_as_its_name_says() -> None:
     ["interaction", "interaction-x-layer-measured", "interaction-4-layer-measured-noise", "recorded:"],
 )
 def test_what_is_no_task_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"):
+    with pytest.raises(ValueError, match="is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"):
         bench.task_named(text)
 
 

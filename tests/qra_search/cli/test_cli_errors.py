@@ -165,7 +165,7 @@ CASES = [
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
-    (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-PRIOR"),
+    (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
     (("bench", "--tables-only", "--out", "nothing"), "nothing holds no finished cell: run the benchmark first"),
     (("bench", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),

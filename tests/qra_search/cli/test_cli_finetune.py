@@ -188,19 +188,19 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     from qra_search.workflow import finetune as final
 
     qra.search(tmp_path / "a")
-    tuned = final._tuned
+    tuned = final._measured
 
-    def interrupted(*args: Any, **options: Any) -> Any:
+    def interrupted(*args: Any) -> Any:
         if tuner["tuned"]:
             raise KeyboardInterrupt
-        return tuned(*args, **options)
+        return tuned(*args)
 
-    monkeypatch.setattr(final, "_tuned", interrupted)
+    monkeypatch.setattr(final, "_measured", interrupted)
     stopped = qra("finetune", tmp_path / "a", "--against", "all")
     assert stopped.status == 130 and "Give the same command again to go on" in stopped.err
     first = list(tuner["tuned"])
     assert len(first) == 1
-    monkeypatch.setattr(final, "_tuned", tuned)
+    monkeypatch.setattr(final, "_measured", tuned)
     assert qra("finetune", tmp_path / "a", "--against", "all").status == 0
     assert tuner["tuned"].count(first[0]) == 1
 
@@ -236,8 +236,9 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_of_no_more_bytes
     assert result.memory_budgets == resolve(result.space, demo.DEMO["search"]["memory"])
     foretold = result.forecast()
     assert foretold is not None and foretold.rival is not None and result.trials == ()
-    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan]
-    assert tuner["built"] == 1
+    sixteen = result.space.unquantized.uniform(16, result.space.ranks[-1])
+    assert [plan for plan, _, _ in tuner["tuned"]] == [foretold.plan, foretold.rival.plan, sixteen]
+    assert "16-bit LoRA, rank" in done.out and tuner["built"] == 1
     assert str(run.report_file) in done.out and f"qra search {run.path} --evaluations" in done.out
 
 
@@ -261,7 +262,7 @@ def test_the_demos_settings_are_a_valid_config_of_the_packaged_model() -> None:
 def test_json_of_the_demo_holds_the_finding_and_the_comparison(qra: Qra, tmp_path: Path) -> None:
     data = qra("demo", "--out", tmp_path / "d", *SMALL, "--json").json
     assert data["forecasts"][0]["memory_bytes"] <= data["forecasts"][0]["budget"]
-    assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform"}
+    assert {e["role"] for e in data["test"]["tuned"]} == {"found", "uniform", "16-bit"}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from qra_search.config import load_config
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder
 from qra_search.space.knapsack import solve
-from qra_search.surrogates.prior_table import prior_table
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 MODULES = ("--evaluator", "landscape", "--set", "options.layers=4")
 
@@ -23,7 +23,7 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     run = RunFolder(tmp_path / "a")
     result, (budget,) = run.result(), run.result().memory_budgets
     assert result.trials == () and result.sensitivities is not None
-    table = prior_table(result.space, result.sensitivities)
+    table = sensitivity_table(result.space, result.sensitivities)
     groups = len(result.space)
     size = result.space.memory.choice.reshape(groups, -1)
     best = solve(table.reshape(groups, -1), size, budget - result.space.fixed_bytes)

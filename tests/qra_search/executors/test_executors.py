@@ -28,7 +28,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerUnusable,
     make_executor,
 )
-from qra_search.executors.work import IDENTITY, PRIOR, handle  # noqa: E402
+from qra_search.executors.work import IDENTITY, SENSITIVITIES, handle  # noqa: E402
 from qra_search.study.study import StudyFailed  # noqa: E402
 
 
@@ -253,4 +253,6 @@ def test_sensitivities_are_asked_of_all_workers_if_these_deal_the_work(deals, as
             return future
 
     sensitivities = RemoteEvaluator(Pool()).sensitivities()
-    assert sensitivities.to_dict() == here.sensitivities().to_dict() and requests == [IDENTITY] + [PRIOR] * asked
+    assert (
+        sensitivities.to_dict() == here.sensitivities().to_dict() and requests == [IDENTITY] + [SENSITIVITIES] * asked
+    )

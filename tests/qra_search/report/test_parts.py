@@ -117,6 +117,14 @@ def test_the_headline_gives_both_losses_the_budget_the_rivals_size_and_the_inter
     )
 
 
+def test_what_makes_a_finding_worthless_is_said_first() -> None:
+    """Both worse than the untuned model, or answers that are empty; not where one of both is better."""
+    assert headline(found(untuned_loss=1.2)).startswith("Both models are worse than untuned, whose test loss is 1.200.")
+    assert headline(found(untuned_loss=1.2, rival=None, rival_loss=math.nan)).startswith("The tuned model is worse")
+    assert headline(found(silent=True)).startswith("The tuned model answers nothing")
+    assert headline(found(untuned_loss=1.5)) == headline(found())
+
+
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
     for loss in (1.70, 1.72):
         said = headline(found(loss=loss, interval=(-0.1, 0.05)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from qra_search import Plan, search
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed, Tuned
+from qra_search.report import formatting
+from qra_search.report.finding import finding
 from qra_search.runs.comparison import Contest, TestResult, TuningFailed, metrics_of, opponents, read_test
 from qra_search.study.listener import Listener
 from qra_search.testing.scenarios import ToyEvaluator, toy_space
@@ -21,7 +24,7 @@ FOUND = Plan((2, 3, 4, 8, 3), (4, 8, 16, 4, 8))
 
 
 def result(plan: Plan, seed: int, loss: float) -> Tuned:
-    return Tuned(plan, seed, 5, loss, {"exact_match": 0.5}, SPACE.memory_bytes(plan), 1.0)
+    return Tuned(plan, seed, 5, loss, {"exact_match": 0.5}, SPACE.of(plan).memory_bytes(plan), 1.0)
 
 
 class Tuner(ToyEvaluator):
@@ -90,6 +93,31 @@ def test_every_plan_is_tuned_with_every_seed_and_only_the_first_found_one_is_sav
     assert found.loss_error == pytest.approx(0.005)
     assert [t.memory_bytes for t in tested] == sorted(t.memory_bytes for t in tested)
     assert read_test(json.loads((tmp_path / "t.json").read_text())) == tested
+
+
+class Untuned(Tuner):
+    """Knows the untuned model too, of which it is asked once."""
+
+    def untuned(self) -> Tuned:
+        self.calls.append(("untuned", 0))
+        return replace(result(LEFT.uniform(16, 0), 0, 9.0), memory_bytes=10**7)  # type: ignore[arg-type]
+
+
+LEFT = SPACE.unquantized
+
+
+def test_the_untuned_model_and_16_bit_lora_stand_in_the_table_and_are_no_rivals(tmp_path: Path) -> None:
+    tuner, sixteen = Untuned(), LEFT.uniform(16, SPACE.ranks[-1])
+    tested = compared(tuner, FOUND, [LOW], tmp_path / "t.json", sixteen=sixteen)
+    assert {t.role: t.loss for t in tested} == {"found": 4.0, "uniform": 6.0, "16-bit": -8.0, "untuned": 9.0}
+    named = [formatting.tested_name(t, SPACE) for t in tested]
+    assert "untuned, 16 bits" in named and f"16-bit LoRA, rank {SPACE.ranks[-1]}" in named
+    searched = search(ToyEvaluator(SPACE), strategy="random", evaluations=3)
+    found = finding(searched, tested)
+    assert found is not None and (found.rival, found.untuned_loss) == (LOW, 9.0) and found.budget < 10**7
+    calls = len(tuner.calls)
+    assert compared(tuner, FOUND, [LOW], tmp_path / "t.json") == tested and len(tuner.calls) == calls
+    assert json.dumps(json.loads((tmp_path / "t.json").read_text()), allow_nan=False)
 
 
 def test_a_comparison_that_was_broken_off_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The additive strategy solves the knapsack exactly, over the prior first and over what trials made of it then."""
+"""The additive strategy solves the knapsack exactly, over the sensitivities, then over what trials made of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 from qra_search import Evaluation, Evaluator, Sensitivities
 from qra_search.log.state import StudyState
 from qra_search.strategies.additive import AdditiveStrategy, additive_plan, posterior_table
-from qra_search.surrogates.prior_table import flat_prior, prior_table
+from qra_search.surrogates.sensitivity_table import flat_sensitivities, sensitivity_table
 from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
 
 
 class TableEvaluator(Evaluator):
-    """A loss that is exactly a table, given with a prior whose groups are scaled wrongly."""
+    """A loss that is exactly a table, given with sensitivities whose groups are scaled wrongly."""
 
     def __init__(self, wrong: float):
         self.space = toy_space(8)
         rng = np.random.default_rng(0)
         damage = rng.lognormal(0, 0.5, (8, 1)) * 0.25 ** np.arange(4)
         self.truth = Sensitivities(damage, np.tile([0.01, 0.02, 0.03], (8, 1)))
-        self.table = prior_table(self.space, self.truth)
-        self._prior = replace(self.truth, bits_damage=damage * np.exp(wrong * rng.standard_normal((8, 1))))
+        self.table = sensitivity_table(self.space, self.truth)
+        self._sensitivities = replace(self.truth, bits_damage=damage * np.exp(wrong * rng.standard_normal((8, 1))))
 
     def evaluate(self, plan, *, fidelity=1.0, seed=0):
         b, r = self.space.encode(plan)
@@ -32,7 +32,7 @@ class TableEvaluator(Evaluator):
         return Evaluation(float(loss), self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
 
     def sensitivities(self):
-        return self._prior
+        return self._sensitivities
 
 
 def plan_loss(evaluator, table, budget):
@@ -54,7 +54,7 @@ def test_the_plan_is_the_best_of_all_that_fit():
 
 def test_nothing_fits_a_budget_below_the_smallest_plan():
     space = toy_space(2)
-    assert additive_plan(space, prior_table(space, None), space.memory.minimum - 1) is None
+    assert additive_plan(space, sensitivity_table(space, None), space.memory.minimum - 1) is None
 
 
 def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
@@ -62,7 +62,7 @@ def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
     budgets = budgets_of(evaluator.space, 0.3, 0.6)
     state = StudyState(evaluator.space, sensitivities=evaluator.sensitivities(), memory_budgets=budgets)
     proposals = AdditiveStrategy().propose(state, 6)
-    table = prior_table(evaluator.space, evaluator.sensitivities())
+    table = sensitivity_table(evaluator.space, evaluator.sensitivities())
     assert [p.plan for p in proposals[:2]] == [additive_plan(evaluator.space, table, b) for b in budgets]
     assert len({p.plan for p in proposals}) == 6
     assert all(evaluator.space.memory_bytes(p.plan) <= budgets[1] for p in proposals)
@@ -71,7 +71,7 @@ def test_named_budgets_come_first_and_the_sweep_goes_on_below_them():
 def test_trials_correct_a_prior_with_wrong_scales():
     evaluator = TableEvaluator(wrong=0.6)
     state = logged_state(evaluator, 40)
-    learnt, given = posterior_table(state), prior_table(evaluator.space, evaluator.sensitivities())
+    learnt, given = posterior_table(state), sensitivity_table(evaluator.space, evaluator.sensitivities())
     losses = [[plan_loss(evaluator, t, b) for b in budgets_of(evaluator.space, 0.2, 0.4)] for t in (learnt, given)]
     best = [plan_loss(evaluator, evaluator.table, b) for b in budgets_of(evaluator.space, 0.2, 0.4)]
     assert sum(losses[0]) - sum(best) < 0.25 * (sum(losses[1]) - sum(best))
@@ -93,7 +93,7 @@ def test_the_prior_alone_decides_until_enough_was_seen():
 
 def test_without_a_prior_larger_groups_are_taken_to_matter_more():
     space = toy_space(2, "module")
-    sensitivities = flat_prior(space)
+    sensitivities = flat_sensitivities(space)
     weights = np.array([g.weights for g in space.groups])
     assert sensitivities.bits_damage[:, 0] == pytest.approx(weights / weights.sum())
     assert sensitivities.bits_damage[0, 1] == pytest.approx(sensitivities.bits_damage[0, 0] / 4)
@@ -102,5 +102,5 @@ def test_without_a_prior_larger_groups_are_taken_to_matter_more():
 def test_a_prior_of_zeros_says_nothing_and_the_flat_one_stands_in():
     space = toy_space(3)
     zeros = Sensitivities(np.zeros((3, 4)), np.zeros((3, 3)))
-    assert np.array_equal(prior_table(space, zeros), prior_table(space, None))
-    assert len(AdditiveStrategy().propose(scenario("a prior of zeros"), 3)) == 3
+    assert np.array_equal(sensitivity_table(space, zeros), sensitivity_table(space, None))
+    assert len(AdditiveStrategy().propose(scenario("sensitivities of zeros"), 3)) == 3

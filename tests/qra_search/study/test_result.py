@@ -42,7 +42,7 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
     result = search(evaluator, evaluations=1, memory_budget=middle)
     best, foretold = result.best(), result.forecast()
     assert result.spent == 1 and best.plan == foretold.plan == result.chosen() and best.evaluations == 0
-    assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the prior is exact here
+    assert best.loss == pytest.approx(evaluator.evaluate(best.plan).loss)  # the sensitivities are exact here
     assert said(result).endswith("It was not evaluated.") and json.dumps(result.to_dict(), allow_nan=False)
     more = search(evaluator, "random", evaluations=12, memory_budget=middle)
     assert more.best().plan == foretold.plan  # what random plans found is worse, and as was predicted

@@ -27,8 +27,8 @@ def test_an_evaluation_over_two_gloo_processes_gives_the_loss_of_one_and_both_en
     pytest.importorskip("torch.distributed", reason="torch has no distributed package here")
     options = {"strategy": "random", "evaluations": 6, "batch": 1}
     with ProcessExecutor(partial(Spanning, str(tmp_path)), 1) as executor:
-        result = search(AdditiveEvaluator(with_prior=False), **options, executor=executor)
-    alone = search(AdditiveEvaluator(with_prior=False), **options)
+        result = search(AdditiveEvaluator(with_sensitivities=False), **options, executor=executor)
+    alone = search(AdditiveEvaluator(with_sensitivities=False), **options)
     assert [t.reason for t in result.failures()] == []
     assert [t.loss for t in result.trials] == pytest.approx([t.loss for t in alone.trials], rel=1e-12)
     pids = [int(f.name.split("-")[1]) for kind in ("first", "second") for f in tmp_path.glob(f"{kind}-*")]

@@ -1,4 +1,4 @@
-"""A prior from another run's trials: near the truth, carried to siblings by kind and depth, and refused in one line."""
+"""Sensitivities from another run's trials: near the truth, carried to siblings by kind and depth, or refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fakes import AdditiveEvaluator, make_space
 from qra_search import Group, Linear, SearchSpace, Study, TrialLog, search
 from qra_search.log.errors import LogMismatch
 from qra_search.strategies.additive import additive_plan
-from qra_search.study.transfer import carried_over, learnt_prior
-from qra_search.surrogates.prior_table import flat_prior, prior_table
+from qra_search.study.transfer import carried_over, learnt_sensitivities
+from qra_search.surrogates.sensitivity_table import flat_sensitivities, sensitivity_table
 from qra_search.testing.scenarios import budgets_of
 
 
@@ -19,14 +19,14 @@ class Unmeasured(AdditiveEvaluator):
     """An evaluator whose own prior would be expensive."""
 
     def sensitivities(self):
-        raise AssertionError("the prior was measured")
+        raise AssertionError("the sensitivities were measured")
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
-    """A run without a prior, at one budget and seed, noise included."""
+    """A run without sensitivities, at one budget and seed, noise included."""
     log = tmp_path_factory.mktemp("earlier") / "log"
-    evaluator = AdditiveEvaluator(make_space(9), noise=0.01, with_prior=False)
+    evaluator = AdditiveEvaluator(make_space(9), noise=0.01, with_sensitivities=False)
     search(evaluator, strategy="random", evaluations=80, seed=3, log=log)
     return log
 
@@ -38,14 +38,14 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def test_what_is_learnt_is_nearer_the_truth_than_what_was_known_before(earlier):
     evaluator = AdditiveEvaluator(make_space(9))
     truth = evaluator.sensitivities().bits_damage[:, 0]
-    before, after = flat_prior(evaluator.space), learnt_prior(earlier, evaluator.space)
+    before, after = flat_sensitivities(evaluator.space), learnt_sensitivities(earlier, evaluator.space)
     assert correlation(after.bits_damage[:, 0], truth) > 0.9 > correlation(before.bits_damage[:, 0], truth)
     assert np.allclose(after.bits_damage[:, 0] / truth, 1.0, atol=0.5), "in nats, not only in order"
 
 
 def test_it_is_taken_in_place_of_the_evaluators_own_and_costs_nothing(earlier, tmp_path):
     evaluator = Unmeasured(make_space(9))
-    sensitivities = learnt_prior(earlier, evaluator.space)
+    sensitivities = learnt_sensitivities(earlier, evaluator.space)
     study = Study(evaluator, strategy="additive", evaluations=6, sensitivities=sensitivities, log=tmp_path / "log")
     result = study.run()
     assert result.sensitivities.cost == 0 and "learnt from" in result.sensitivities.source
@@ -56,7 +56,7 @@ def test_it_is_taken_in_place_of_the_evaluators_own_and_costs_nothing(earlier, t
 
 
 def test_a_log_that_is_gone_on_with_keeps_its_prior(earlier, tmp_path):
-    first, other = learnt_prior(earlier, make_space(9)), flat_prior(make_space(9))
+    first, other = learnt_sensitivities(earlier, make_space(9)), flat_sensitivities(make_space(9))
     options = {"strategy": "additive", "log": tmp_path / "log"}
     Study(Unmeasured(make_space(9)), evaluations=5, sensitivities=first, **options).run()
     result = Study(Unmeasured(make_space(9)), evaluations=8, sensitivities=other, **options).run()
@@ -68,11 +68,11 @@ def test_plans_chosen_by_it_at_any_budget_are_nearer_the_best_there_is(earlier):
     budgets = budgets_of(evaluator.space, *np.linspace(0.1, 0.9, 9))
 
     def losses(sensitivities):
-        table = prior_table(evaluator.space, sensitivities)
+        table = sensitivity_table(evaluator.space, sensitivities)
         return np.array([evaluator.true_loss(additive_plan(evaluator.space, table, b)) for b in budgets])
 
     best = losses(evaluator.sensitivities())  # exact: the truth is additive
-    alone, taught = losses(None) - best, losses(learnt_prior(earlier, evaluator.space)) - best
+    alone, taught = losses(None) - best, losses(learnt_sensitivities(earlier, evaluator.space)) - best
     assert (taught >= -1e-12).all() and taught.sum() < 0.5 * alone.sum()
 
 
@@ -116,18 +116,18 @@ def few(tmp_path, **options):
 )
 def test_a_run_of_another_kind_is_refused_with_what_differs(earlier, space, says):
     with pytest.raises(LogMismatch, match=says) as caught:
-        learnt_prior(earlier, space)
+        learnt_sensitivities(earlier, space)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_too_short_or_missing_is_refused(tmp_path):
     with pytest.raises(LogMismatch, match="holds 5 plans evaluated in full, 8 are needed"):
-        learnt_prior(few(tmp_path), make_space(9))
+        learnt_sensitivities(few(tmp_path), make_space(9))
     with pytest.raises(LogMismatch, match="does not exist"):
-        learnt_prior(tmp_path / "nothing", make_space(9))
+        learnt_sensitivities(tmp_path / "nothing", make_space(9))
     TrialLog(tmp_path / "empty").set_meta("seed", 1)
     with pytest.raises(LogMismatch, match="holds no search space"):
-        learnt_prior(tmp_path / "empty", make_space(9))
+        learnt_sensitivities(tmp_path / "empty", make_space(9))
 
 
 def test_the_command_line_learns_from_a_run_of_a_smaller_sibling(tmp_path, capsys):

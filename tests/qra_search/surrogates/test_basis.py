@@ -1,4 +1,4 @@
-"""What the model makes of a prior."""
+"""What the model makes of sensitivities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table's posterior: the mode, its predictions, draws, and trust in the prior."""
+"""The table's posterior: the mode, its predictions, draws, and trust in the sensitivities."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_an_evaluator_that_ignores_its_seed_and_miscounts_is_caught():
     with pytest.raises(Exception, match="bytes"):
         contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
     with pytest.raises(ValueError, match="sensitivities are"):
-        contract.test_the_prior_has_the_shape_of_the_space_and_is_measured_once(evaluator)
+        contract.test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(evaluator)
 
 
 @pytest.mark.parametrize(("granularity", "groups"), [("layer", 3), ("module", 21), ("fused", 12)])
@@ -131,5 +131,5 @@ def test_scenarios_are_what_they_are_called():
     assert not scenario("an empty log").trials
     assert len(scenario("pending trials").pending) == 4
     assert not scenario("nothing but failed trials").done
-    assert scenario("no prior").sensitivities is None
+    assert scenario("no sensitivities").sensitivities is None
     assert len(scenario("ninety-six layers").space) == 96

@@ -32,17 +32,17 @@ def test_an_evaluator_that_reports_its_work_is_given_the_view_unless_it_reports_
         progress: Any = None
 
         def sensitivities(self) -> Any:
-            self.progress("measure the prior", 0, 2)
-            self.progress("measure the prior", 2, 2)
+            self.progress("measure the sensitivities", 0, 2)
+            self.progress("measure the sensitivities", 2, 2)
             return super().sensitivities()
 
     evaluator = Reporting()
     search(evaluator, strategy="random", evaluations=3, progress=True)
-    assert "measure the prior" in capsys.readouterr().err
+    assert "measure the sensitivities" in capsys.readouterr().err
     told: list[Any] = []
     evaluator.progress = lambda *what: told.append(what)
     search(evaluator, strategy="random", evaluations=3, progress=True)
-    assert told and "measure the prior" not in capsys.readouterr().err
+    assert told and "measure the sensitivities" not in capsys.readouterr().err
 
 
 def test_an_option_that_a_search_lacks_is_refused() -> None:

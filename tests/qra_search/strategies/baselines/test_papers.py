@@ -1,4 +1,4 @@
-"""Importances follow the prior; warm starts and repairs follow the importances, and obey the budget."""
+"""Importances follow the sensitivities; warm starts and repairs follow the importances, and obey the budget."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from qra_search.testing.scenarios import budgets_of, toy_space
 SPACE = toy_space(6)
 CODEC = PlanCodec(SPACE)
 DAMAGE = np.array([0.1, 0.8, 0.2, 1.6, 0.4, 0.05])
-PRIOR = Sensitivities(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
-IMPORTANCE = Importance.of(SPACE, PRIOR)
+SENSITIVITIES = Sensitivities(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
+IMPORTANCE = Importance.of(SPACE, SENSITIVITIES)
 
 
 def test_importance_is_damage_at_the_fewest_bits_and_gain_at_the_largest_rank():

@@ -37,7 +37,7 @@ def test_the_three_phases_follow_each_other():
     assert origins[:6] == [WARM_START] * 6
     places = [order.index(o) for o in origins if o in order]
     assert places == sorted(places)
-    # Phases I and II spend half of the 40 evaluations, of which the prior took a half.
+    # Phases I and II spend half of the 40 evaluations, of which the sensitivities took a half.
     assert places.index(2) + 4 == pytest.approx(20, abs=1)
 
 

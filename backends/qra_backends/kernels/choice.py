@@ -1,0 +1,69 @@
+"""Whether kernels written in Triton are used: on a GPU, where a first one could be compiled and run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qra_backends.base import missing_library
+
+log = logging.getLogger(__name__)
+
+
+def usable(device: torch.device) -> bool:
+    """Whether our kernels work on tensors of a device. Elsewhere torch's operations give the same numbers.
+
+    Triton needs a C compiler when a kernel is first called, which slim images lack.
+    """
+    return device.type == "cuda" and _works()
+
+
+def decoder(device: torch.device) -> Callable[..., Tensor] | None:
+    """`groupwise.decode` if our kernels work on a device."""
+    if not usable(device):
+        return None
+    from qra_backends.kernels.groupwise import decode
+
+    return decode
+
+
+class Zeros(NamedTuple):
+    """Whole zero points in 32-bit words along the outputs.
+
+    Attributes:
+        words: int32; None: each is 2^(bits - 1).
+        word_bytes, group_bytes: from a word to the next, and from a group to the next.
+    """
+
+    words: Tensor | None = None
+    word_bytes: int = 0
+    group_bytes: int = 0
+
+
+@lru_cache(maxsize=1)
+def _works() -> bool:
+    """Tried once in a process; why it does not work is logged once."""
+    reason = missing_library("triton")
+    if reason is None:
+        try:
+            try_kernel()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a missing compiler, its headers or an old driver come to
+            reason = f"Triton cannot compile here ({type(error).__name__}: {error})"
+    if reason is not None:
+        log.warning("weights are dequantized by several kernels each instead of one: %s", " ".join(reason.split()))
+    return reason is None
+
+
+def try_kernel() -> None:
+    """Compile and run a kernel on a weight of one number; raises what keeps it from that."""
+    from qra_backends.kernels.groupwise import decode
+
+    one = torch.ones(1, 1, dtype=torch.float16, device="cuda")
+    decode(one.view(torch.uint8).view(-1), one, one, 8, 1, (1, 1), torch.float32).cpu()

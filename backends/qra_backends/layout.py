@@ -1,0 +1,135 @@
+"""How model folders in this project's own formats store weights, for what loads them: transformers and vLLM.
+
+config.json has a `quantization_config`: `quant_method` is `qra`, `backend` the spec of a backend, and `levels` the
+level of each linear and table by its path, 16 for one that is stored as transformers has it. `embedding` and `head` are
+the paths of the tables; one that is both goes by the embedding's. The files of tensors have those of
+`Backend.to_tensors` as `PATH::TENSOR`, and all else as transformers has it, biases too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_backends.base import Backend, Expected, Level
+from qra_backends.registry import make_backend
+
+METHOD = "qra"
+SEPARATOR = "::"
+"""Between the path of a weight and the name of a tensor."""
+_UNQUANTIZED = 16
+_ALIGNED = 16
+"""Bytes at a multiple of which tensors of different dtypes begin in one buffer."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is quantized in a folder, and how.
+
+    Attributes:
+        levels: of the backend, by path, of what is quantized.
+        embedding, head: paths of the tables, None if they are not quantized.
+    """
+
+    backend: Backend
+    levels: Mapping[str, Level]
+    embedding: str | None = None
+    head: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Layout:
+        """That of a `quantization_config`.
+
+        Raises:
+            ValueError: it is another's, or names a backend or an option that is not here.
+        """
+        if config.get("quant_method") != METHOD or not {"backend", "levels"} <= config.keys():
+            raise ValueError(
+                f"quantization_config must have quant_method {METHOD!r}, backend and levels, got {sorted(config)}: "
+                "write the folder with `qra export`"
+            )
+        levels = {name: level for name, level in config["levels"].items() if level != _UNQUANTIZED}
+        ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
+        return cls(make_backend(config["backend"]), levels, *ends)
+
+    def expected(self, name: str, out_features: int, in_features: int, dtype: torch.dtype) -> Expected:
+        """Shape and dtype of each tensor in the file of a weight (out, in), by name; of one not quantized, `weight`.
+
+        Args:
+            dtype: that the model computes in.
+
+        Raises:
+            ValueError: the backend does not tell.
+        """
+        if name not in self.levels:
+            return {"weight": ((out_features, in_features), dtype)}
+        found = self.backend.expected(self.levels[name], out_features, in_features, dtype)
+        if found is None:
+            raise ValueError(f"{name}: backend {self.backend.name} does not tell its tensors beforehand")
+        return found
+
+
+class Shards:
+    """Weights that an engine runs as one matrix, at levels of their own; the tensors of a name share one buffer.
+
+    Args:
+        shapes: (out, in) of each weight by path, in their order; not all need be quantized.
+        dtype: that the model computes in.
+
+    Attributes:
+        buffers: how many numbers the buffer of each name has, and their dtype: that of the tensors if they have the
+            same, else bytes.
+    """
+
+    def __init__(self, layout: Layout, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype):
+        self.layout, self.shapes, self.dtype = layout, shapes, dtype
+        self.parts = [layout.expected(name, *shape, dtype) for name, shape in shapes.items()]
+        self.buffers: dict[str, tuple[int, torch.dtype]] = {}
+        self._at: dict[tuple[int, str], int] = {}
+        for key in dict.fromkeys(key for part in self.parts for key in part):
+            kinds = {part[key][1] for part in self.parts if key in part}
+            kind, size = (kinds.pop(), 0) if len(kinds) == 1 else (torch.uint8, 0)
+            for i, part in enumerate(self.parts):
+                if key in part:
+                    shape, own = part[key]
+                    size += -size % _ALIGNED if own != kind else 0
+                    self._at[i, key] = size
+                    size += prod(shape) * own.itemsize // kind.itemsize
+            self.buffers[key] = (size, kind)
+
+    def put(self, buffer: Tensor, key: str, shard: int, tensor: Tensor) -> None:
+        """Copy a tensor of the file to its place in the buffer of its name.
+
+        Raises:
+            ValueError: it is not what a weight of this level and shape has.
+        """
+        name, expected = list(self.shapes)[shard], self.parts[shard].get(key)
+        dtype = tensor.dtype if name in self.layout.levels else self.dtype  # what is not quantized is cast
+        if expected is None or expected != (tuple(tensor.shape), dtype):
+            raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
+        self._view(buffer, key, shard).copy_(tensor)
+
+    def modules(self, buffers: Mapping[str, Tensor]) -> list[nn.Module]:
+        """The module of each weight, which keeps no other tensors than views of the buffers."""
+        made: list[nn.Module] = []
+        for i, (name, (out_features, in_features)) in enumerate(self.shapes.items()):
+            own = {key: self._view(buffers[key], key, i) for key in self.parts[i]}
+            if name in self.layout.levels:
+                level, backend = self.layout.levels[name], self.layout.backend
+                shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
+                made.append(backend.from_tensors(own, bits=level, **shape, dtype=self.dtype))
+            else:
+                plain = nn.Linear(in_features, out_features, bias=False, device="meta")
+                plain.weight = nn.Parameter(own["weight"], requires_grad=False)
+                made.append(plain)
+        return made
+
+    def _view(self, buffer: Tensor, key: str, shard: int) -> Tensor:
+        (shape, kind), start = self.parts[shard][key], self._at[shard, key]
+        count = prod(shape) * kind.itemsize // buffer.dtype.itemsize
+        return buffer[start : start + count].view(kind).view(shape)

@@ -1,0 +1,289 @@
+"""Right answers at equal bytes, on a model of its own: one table a model, a row a piece; resumable.
+
+    python -m benchmarks.study.answers --model-file FILE --name gemma-270m --data DIR --minutes 30
+    python -m benchmarks.study.answers --name gemma-270m --table
+
+Each row is a line of `answers.jsonl`. All rows see the same rows to tune on, in the same batches, for as many steps at
+the same rates, and the same test rows. QLoRA is transformers, bitsandbytes and PEFT themselves (`qlora.py`); plans of
+ours have shares of its bytes. What is called 16 bits is the model's file, which its makers rounded to 4 bits,
+dequantized. Each row is measured in a process of its own, so that its peak of memory is its own; seconds are those of
+the processor, of the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from qra_search.surrogates.prior_table import prior_table
+
+from benchmarks.common import PeakWatch, append, read
+from benchmarks.study import protocol
+from benchmarks.study.answers_table import FILE, QLORA, UNTUNED, WIDE, table
+from benchmarks.study.choices import choice_losses
+from benchmarks.study.generated import answered, dequantized, in_float32, reloaded
+from benchmarks.study.qlora import qlora, tuned_qlora
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.models.loaded import cache_root
+from qra_eval.sensitivities.cache import PRIOR_VERSION
+from qra_eval.tasks.losses import row_losses
+from qra_eval.tuning import saved
+from qra_search.config import QuantizationConfig
+from qra_search.files import write_json
+from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.space import Plan
+from qra_search.strategies.additive import additive_plan
+
+RANK = 16
+"""Of all uniform plans and rivals."""
+WIDTHS = (2, 3, 4, 8)
+RANKS = (4, 8, 16)
+TABLES = (4, 5, UNQUANTIZED_BITS)
+"""Widths of embeddings and head: few, as encoding takes a microsecond a weight."""
+NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is tuned and tested.
+
+    Attributes:
+        task: that is tuned on and tested.
+        training, finetune: sections that all rows share.
+        shares: of QLoRA's bytes, for plans of the sensitivities, in the order in which they are measured.
+        loss_rows: test rows whose loss is measured, where answers are generated.
+        options: of the task.
+    """
+
+    task: str
+    training: dict[str, Any]
+    finetune: dict[str, Any]
+    shares: tuple[int, ...]
+    loss_rows: int = 96
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def generated(self) -> bool:
+        """Whether answers are written by the model; else the likeliest of given choices is taken."""
+        return self.task == "gsm8k"
+
+
+SETTINGS = {
+    "gemma-270m": Setting(
+        "arc_easy",
+        {"batch_size": 8, "max_length": 192, "learning_rate": 1e-3, "scales": "auto"},
+        {"steps": 40, "test_rows": 400},
+        (45, 35, 60, 75, 100, 50),
+    ),
+    "qwen-1.5b": Setting(
+        "gsm8k",
+        {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3, "scales": "auto"},
+        {"steps": 36, "test_rows": 400},
+        (60, 100, 75, 50),
+        options={"chat": True},
+    ),
+}
+
+
+def main() -> None:
+    parser = protocol.options(__doc__, seeds=1)
+    parser.add_argument("--model-file", help="the model's GGUF file, as `models.py get` makes it")
+    parser.add_argument("--name", choices=SETTINGS, required=True)
+    options = parser.parse_args()
+    path = options.out / FILE
+    if options.table:
+        print(*table(read(path), options.name), sep="\n")
+        return
+    until = protocol.begin(parser, options)
+    if options.model_file is None:
+        parser.error("--model-file is needed")
+    options.work = cache_root() / "study" / "answers"
+    protocol.measure(path, jobs(options, until), until, only=options.only)
+
+
+# -- what is measured --------------------------------------------------------------------------
+def jobs(options: Namespace, until: float | None) -> Iterator[tuple[str, protocol.Job]]:
+    """All rows, seed by seed: rivals first, as plans have shares of their bytes."""
+    setting = SETTINGS[options.name]
+    plans = [f"plan within {share}%" for share in setting.shares]
+    uniform = [f"uniform {bits}-bit" for bits in (3, 4, 2)]
+    for seed in range(options.seeds):
+        for row in (UNTUNED, QLORA, WIDE, plans[0], uniform[0], *plans[1:], *uniform[1:]):
+            yield row, (key_of(options, row, seed), partial(apart, options, row, seed, until))
+
+
+def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
+    """What a line says to be known by: all that its figures follow from, but for the machine."""
+    setting = SETTINGS[options.name]
+    key = {"model": options.name, "task": setting.task, "row": row, "seed": seed}
+    if row == UNTUNED:
+        return key
+    training = setting.training
+    key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
+    key |= {"rate": training["learning_rate"]}
+    if row.startswith(("plan", "uniform")):
+        key |= {"backend": QuantizationConfig().backend, "prior": PRIOR_VERSION}
+    return key
+
+
+def apart(options: Namespace, row: str, seed: int, until: float | None) -> dict[str, Any]:
+    """A row's figures, measured in a process of their own.
+
+    Raises:
+        SystemExit: with status `LEFT`: the time was over amid its answers, of which those that are there are kept.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        line = pool.submit(figures, options, row, seed, until).result()
+    if line is None:
+        raise SystemExit(protocol.LEFT)
+    return line
+
+
+def figures(options: Namespace, row: str, seed: int, until: float | None) -> dict[str, Any] | None:
+    """A row's figures; None if the time was over before all its answers were there."""
+    torch.set_num_threads(options.threads)
+    start, setting = (time.process_time(), time.monotonic()), SETTINGS[options.name]
+    folder = options.work / f"{options.name} {row} {seed}".replace("%", "").replace(" ", "-")
+    state, spent = folder / "tuned.json", folder / "spent.jsonl"
+    wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
+    if not setting.generated:
+        line = tuned_row(wide, options, row, seed, None)
+    else:
+        if not state.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(state, tuned_row(wide, options, row, seed, folder))
+            wide = evaluator(options, (UNQUANTIZED_BITS,), (0, RANK))
+        model = in_float32(wide.tuner.model) if row == UNTUNED else again(wide, row, folder)
+        count = setting.finetune["test_rows"]
+        right = answered(wide.task, model, wide.tuner.tokenizer, count, folder, until)
+        line = None if right is None else {**json.loads(state.read_text()), **right}
+    seconds = {"processor_seconds": time.process_time() - start[0], "seconds": time.monotonic() - start[1]}
+    if setting.generated:
+        append(spent, seconds)
+        seconds = {name: sum(d[name] for d in read(spent)) for name in seconds}
+    if line is None:
+        return None
+    return {**line, **{name: round(value, 1) for name, value in seconds.items()}, "threads": options.threads}
+
+
+def tuned_row(
+    wide: QuantizedLoRAEvaluator, options: Namespace, row: str, seed: int, folder: Path | None
+) -> dict[str, Any]:
+    """All of a row but generated answers.
+
+    Args:
+        wide: of the model in 16 bits.
+        folder: where what was tuned is kept, for its answers; None: choices are scored at once.
+    """
+    if row == QLORA:
+        nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
+        uniform = nf4.space.uniform(4, RANK)
+        assert uniform is not None  # both are all that the space has
+        model, line = qlora(wide, seed, RANK, folder)
+        return {**line, "memory_bytes": nf4.space.memory_bytes(uniform), **measured(wide, model, options)}
+    made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
+    if row not in (UNTUNED, WIDE):
+        made = evaluator(options, WIDTHS, RANKS, backend=None)
+        plan = plan_of(made, row, options)
+    assert plan is not None  # widths and ranks are in the space
+    line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
+    line |= measured(made, made.tuner.model, options)
+    if folder is not None and row != UNTUNED:
+        saved.save(made.tuner, plan, folder)
+    return line
+
+
+def again(wide: QuantizedLoRAEvaluator, row: str, folder: Path) -> Any:
+    """A row's tuned model, from where it was kept."""
+    return dequantized(tuned_qlora(wide, folder)) if row == QLORA else reloaded(folder)[0]
+
+
+def evaluator(
+    options: Namespace, bits: tuple[int, ...], ranks: tuple[int, ...], backend: Any = NF4
+) -> QuantizedLoRAEvaluator:
+    """The model under its settings.
+
+    Args:
+        backend: of rivals, which leave embeddings in 16 bits; None: the tool's own, embeddings searched.
+    """
+    setting = SETTINGS[options.name]
+    return protocol.evaluator(
+        setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
+        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else TABLES, model=options.model_file,
+        cache=options.cache, options=setting.options, finetune=setting.finetune,
+        training=setting.training,
+    )  # fmt: skip
+
+
+def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
+    """The plan of a row's name: uniform, or the sensitivities' within a share of QLoRA's bytes."""
+    number = int("".join(filter(str.isdecimal, row)))
+    if row.startswith("uniform"):
+        plan = made.space.uniform(number, RANK)
+    else:
+        rival = protocol.like({"model": options.name, "row": QLORA}, read(options.out / FILE))
+        if rival is None:
+            raise SystemExit("plans have shares of QLoRA's bytes: measure that row first")
+        table = prior_table(made.space, made.sensitivities())
+        plan = additive_plan(made.space, table, rival["memory_bytes"] * number // 100)
+    assert plan is not None  # the widths are in the space, and no share is below its least plan
+    return plan
+
+
+def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
+    """How many linears a plan has at each width and rank, and the widths of its tables."""
+    own = [i for i, group in enumerate(made.space.groups) if not group.is_embedding]
+    return {
+        "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in own).items())},
+        "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in own).items())},
+        "embeddings": [plan.bits[i] for i, group in enumerate(made.space.groups) if group.is_embedding],
+        "choices": zlib.crc32(plan.key.encode()),
+    }
+
+
+def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = True) -> dict[str, Any]:
+    """The plan in place, tuned; the peak of the process's own memory from before it was put there."""
+    bench, steps = made.tuner, made.tuner.finetune.steps
+    bench.switcher.prepare()
+    with PeakWatch(0.02) as watch:
+        bench.apply(plan, seed)
+        trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None
+    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most}
+    return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
+
+
+def measured(made: QuantizedLoRAEvaluator, model: Any, options: Namespace) -> dict[str, Any]:
+    """Loss of the test rows, and of choices whether the likeliest is the right one.
+
+    Args:
+        model: the one in place, or another with the same tokenizer.
+    """
+    bench, setting = made.tuner, SETTINGS[options.name]
+    line: dict[str, Any] = {}
+    if setting.generated:
+        losses, tokens = row_losses(
+            model, bench.rows("test", setting.loss_rows), bench.settings.batch_size, bench.device
+        )
+    else:
+        examples = made.task.split("test")[: bench.finetune.test_rows]
+        of_choices, lengths = choice_losses(model, bench.tokenizer, examples, bench.settings.batch_size)
+        wanted = [(i, example.label) for i, example in enumerate(examples)]
+        losses, tokens = ([some[i][label] for i, label in wanted] for some in (of_choices, lengths))
+        line["row_right"] = [int(loss == min(some)) for loss, some in zip(losses, of_choices, strict=True)]
+    line |= {"row_losses": [round(x, 4) for x in losses], "row_tokens": tokens}
+    return {**line, "test_loss": round(sum(losses) / sum(tokens), 5)}
+
+
+if __name__ == "__main__":
+    main()

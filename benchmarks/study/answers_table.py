@@ -1,0 +1,37 @@
+"""The tables of `answers.jsonl`: right answers at equal bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.common import MIB
+from benchmarks.study.intervals import change, difference, mean_loss, rows_of, table_of
+
+FILE = "answers.jsonl"
+UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
+
+
+def table(lines: list[dict[str, Any]], name: str) -> list[str]:
+    """Every row of a model beside QLoRA: the same test rows, intervals of 95% over rows and seeds."""
+    lines = [d for d in lines if d["model"] == name]
+    rival = {d["seed"]: d for d in lines if d["row"] == QLORA}
+    body = []
+    for row in dict.fromkeys(d["row"] for d in lines):
+        some = [d for d in lines if d["row"] == row and d["seed"] in rival]
+        others = [rival[d["seed"]] for d in some]
+        if not some:
+            continue
+        low, mean, high = (
+            f"{100 * x:+.1f}"
+            for x in difference(rows_of(some, "row_right"), rows_of(others, "row_right"), relative=False)
+        )
+        right = rows_of(some, "row_right").mean()
+        size, share = some[0]["memory_bytes"], some[0]["memory_bytes"] / others[0]["memory_bytes"]
+        same = row == QLORA
+        cells = [row, f"{size / MIB:.1f}", f"{share:.0%}", " ".join(map(str, some[0].get("embeddings") or [16]))]
+        cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
+        cells += [f"{right:.1%}", "–" if same else f"{mean} [{low}, {high}]"]
+        cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
+        body.append([*cells, f"{sum(d['processor_seconds'] for d in some) / len(some) / 60:.0f}"])
+    head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
+    return table_of([*head, "peak of tuning, GiB", "processor minutes"], body)

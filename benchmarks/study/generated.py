@@ -1,0 +1,103 @@
+"""Right answers by generation: a tuned model kept in a folder, and its answers written there in pieces; resumable.
+
+A weight is the same number whether it is dequantized at each product or once: here once, as an answer takes a pass
+through the model for each token.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from qra_backends import make_backend
+from torch import nn
+
+from benchmarks.common import append, read
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.gsm8k import STOP, number_of
+from qra_eval.tuning import saved
+from qra_search.space.memory import UNQUANTIZED_BITS
+
+NEW_TOKENS = 320
+"""Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
+TOGETHER = 32
+"""Answers in a piece, written when all are there."""
+PROMPT_TOKENS = 320
+
+
+def answered(
+    task: Task, model: Any, tokenizer: Any, count: int, folder: Path, until: float | None
+) -> dict[str, Any] | None:
+    """Whether each of the first test rows is answered right: the last number, or the one after `####`.
+
+    Args:
+        folder: where answers are kept; those that are there are not asked for again.
+        until: begin no piece after this moment, by `time.monotonic`.
+
+    Returns:
+        None if the time was over before all was answered.
+    """
+    examples = task.split("test")[:count]
+    kept = folder / "answers.jsonl"
+    order = sorted(range(count), key=lambda i: (len(examples[i].prompt), i))
+    for at in range(0, count, TOGETHER):
+        piece = order[at : at + TOGETHER]
+        if {d["row"] for d in read(kept)} >= set(piece):
+            continue
+        if until is not None and time.monotonic() > until:
+            return None
+        some = [examples[i] for i in piece]
+        texts = task.answers(
+            model, tokenizer, some, NEW_TOKENS, batch_size=TOGETHER, stop=STOP, max_length=NEW_TOKENS + PROMPT_TOKENS
+        )
+        append(kept, *({"row": i, "answer": text} for i, text in zip(piece, texts, strict=True)))
+    texts = {d["row"]: d["answer"] for d in read(kept)}
+    right: dict[str, list[int]] = {"row_right": [], "row_strict": []}
+    for i, example in enumerate(examples):
+        wanted = number_of(example.answer)
+        right["row_right"].append(int(number_of(texts[i], "flexible") == wanted))
+        right["row_strict"].append(int(number_of(texts[i]) == wanted))
+    return right
+
+
+def reloaded(folder: Path) -> tuple[Any, Any]:
+    """A tuned run of ours, every weight dequantized once: model and tokenizer."""
+    model, tokenizer = saved.load(folder)
+    plan = json.loads((folder / saved.PLAN_FILE).read_text())
+    backend, dtype = make_backend(plan["backend"]), getattr(torch, plan["dtype"])
+    names = {name for group in plan["groups"] for name in group["linears"] if group["bits"] != UNQUANTIZED_BITS}
+    base = model.get_base_model()
+    for name in names:
+        inner = f"{name}.base_layer" if hasattr(base.get_submodule(name), "base_layer") else name
+        module = base.get_submodule(inner)
+        if not isinstance(module, nn.Embedding) and hasattr(module, "in_features"):
+            base.set_submodule(inner, plain(backend.dequantize(module).to(dtype), module.bias))
+    return in_float32(model), tokenizer
+
+
+def dequantized(model: Any) -> Any:
+    """A model of bitsandbytes in 4 bits, every weight dequantized once."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear4bit):
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            model.set_submodule(name, plain(weight, module.bias))
+    return in_float32(model)
+
+
+def plain(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A frozen linear of a weight."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.data, requires_grad=False)
+    return linear
+
+
+def in_float32(model: Any) -> Any:
+    """In evaluation mode; all numbers are kept, and products are as fast as on any CPU."""
+    return model.float().eval()

@@ -1,0 +1,53 @@
+"""transformers loads exported runs: `AutoModelForCausalLM.from_pretrained(folder)` makes the quantized base itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qra_backends.layout import METHOD, SEPARATOR
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from qra_eval.models.linears import normalise
+
+
+@register_quantization_config(METHOD)
+class QRAConfig(QuantizationConfigMixin):
+    """What `config.json` says of the weights: the spec of their backend, and the level of each by its path."""
+
+    def __init__(self, backend: Any, levels: dict[str, int | str], **_: Any):
+        self.quant_method = METHOD
+        self.backend, self.levels = backend, levels
+
+
+@register_quantizer(METHOD)
+class QRAQuantizer(HfQuantizer):
+    """Leaves the searched weights out when transformers loads a model, then puts what is stored in place of them."""
+
+    requires_calibration = True
+    is_trainable = True
+    quantization_config: QRAConfig
+
+    def is_serializable(self) -> bool:
+        return False
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = (), **kwargs: Any) -> None:
+        normalise(model)
+        # transformers would look for either end of a tied table in the files.
+        self.tied, model.all_tied_weights_keys = model.all_tied_weights_keys, {}
+        self.files = checkpoint_files
+        names = map(re.escape, [*(f"{name}.weight" for name in self.quantization_config.levels), *self.tied])
+        model._keys_to_ignore_on_load_missing = {
+            *(model._keys_to_ignore_on_load_missing or ()),
+            *(f"^{n}$" for n in names),
+        }
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), SEPARATOR}
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        from qra_eval.tuning.saved import put_base
+
+        model.all_tied_weights_keys, config = self.tied, self.quantization_config
+        model.tie_weights()
+        put_base(model, config.backend, config.levels, self.files, model.device)

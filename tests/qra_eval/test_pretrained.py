@@ -1,0 +1,96 @@
+"""transformers and PEFT load an exported run by themselves, in a process that only imports this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from qra_backends.layout import SEPARATOR, Layout, Shards
+from safetensors.torch import load_file
+from tiny_families import tiny_config_model
+
+from qra_eval import load
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export import export
+from qra_eval.export.tuned import TunedRun
+from qra_eval.models.tiny import byte_tokenizer
+from qra_search.space.space import Plan
+
+IDS = torch.arange(40, 64)[None]
+FRESH = """
+import sys, torch
+import qra_eval
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+folder, out = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(folder)
+model = PeftModel.from_pretrained(base, folder + "/adapter", autocast_adapter_dtype=False)
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(40, 64)[None]).logits
+save_file({"logits": logits, "bytes": torch.tensor(model.get_memory_footprint())}, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of trellis, packed, int8 and unquantized linears, and one table."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    tiny_config_model("llama", normalised=False).save_pretrained(folder / "model")  # its head is tied
+    byte_tokenizer().save_pretrained(folder / "model")
+    levels = (2, 3, 8, 16)
+    evaluator = QuantizedLoRAEvaluator(
+        str(folder / "model"), "arithmetic", device="cpu", training={"batch_size": 2}, finetune={"test_rows": 2},
+        quantization={"backend": {2: "trellis", 3: "reference", 8: "bitsandbytes-int8"}, "embeddings": [2],
+                      "cache": str(folder / "bank")},
+        space={"bits": levels, "ranks": (0, 4)},
+    )  # fmt: skip
+    count = len(evaluator.space) - 1
+    plan = Plan((*(levels[i % 4] for i in range(count)), 2), (*((4, 0, 4)[i % 3] for i in range(count)), 0))
+    evaluator.tune(plan, steps=2, folder=folder / "run")
+    return folder / "run"
+
+
+def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_path: Path) -> None:
+    done = export(run, "peft", tmp_path / "out")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", FRESH, str(done.path), str(tmp_path / "found")]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stderr
+    found = load_file(tmp_path / "found")
+    with torch.no_grad():
+        expected = load(run, device="cpu")[0](input_ids=IDS).logits
+    assert done.largest_logit_difference == 0 and torch.equal(found["logits"], expected)
+    assert found["bytes"] == json.loads((done.path / "plan.json").read_text())["memory_bytes"]
+    assert "corrupted" not in said and "newly" not in said, said
+
+
+def test_vllms_fused_matrices_are_made_of_its_tensors(run: Path, tmp_path: Path) -> None:
+    tuned, done = TunedRun(run), export(run, "vllm", tmp_path / "served")
+    assert "--max-lora-rank 8" in done.notes[-1]  # the least that vLLM has
+    config = json.loads((done.path / "config.json").read_text())["quantization_config"]
+    layout, (table,) = Layout.of(config), tuned.tables
+    assert layout.embedding == layout.head == table
+    chosen = {linear.name: linear for linear in tuned.linears}
+    weights = {name: tuned.weight(linear) for name, linear in chosen.items()}
+    weights[table] = tuned.backend.dequantize(tuned.tables[table])
+    tensors = {key: t for file in done.path.glob("*.safetensors") for key, t in load_file(file).items()}
+    attention, mlp = "model.layers.1.self_attn.", "model.layers.0.mlp."
+    for names in (
+        [attention + end for end in ("q_proj", "k_proj", "v_proj")],
+        [mlp + "gate_proj", mlp + "up_proj"],
+        [table],
+    ):
+        shards = Shards(layout, {name: tuple(weights[name].shape) for name in names}, tuned.dtype)
+        buffers = {key: torch.zeros(count, dtype=dtype) for key, (count, dtype) in shards.buffers.items()}
+        for i, name in enumerate(names):
+            for key in shards.parts[i]:
+                stored = name + (SEPARATOR if name in layout.levels else ".") + key
+                shards.put(buffers[key], key, i, tensors[stored])
+        for name, module in zip(names, shards.modules(buffers), strict=True):
+            found = layout.backend.dequantize(module) if name in layout.levels else module.weight
+            assert torch.equal(found, weights[name])
