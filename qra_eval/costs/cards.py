@@ -9,7 +9,7 @@ import torch
 
 from qra_eval.costs.phases import CUDA_CONTEXT, Peak, foretell
 from qra_eval.quantized.model import free_bytes
-from qra_eval.sensitivities.cache import prior_file
+from qra_eval.sensitivities.cache import sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.space.budgets import resolve
@@ -74,7 +74,10 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
         peaks = foretell(tuner, None if tuner.space is not model.space else budget)
         done = [
             name
-            for name, is_done in (("quantize", model.quantized()), ("prior", prior_file(tuner).is_file()))
+            for name, is_done in (
+                ("quantize", model.quantized()),
+                ("sensitivities", sensitivities_file(tuner).is_file()),
+            )
             if is_done
         ]
         if tuner.space is not model.space and budget is not None:  # it is of the whole peak
