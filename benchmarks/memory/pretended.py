@@ -125,7 +125,7 @@ def phases(folder: Path, model: str, rows: str, sections: Mapping[str, Any]) -> 
             return Phase(name, gpu.peak - start, left, gpu.sent - sent, gpu.fetched - fetched), value
 
         yield phase("quantize", evaluator.tuner.switcher.prepare)[0]
-        yield phase("prior", evaluator.sensitivities)[0]
+        yield phase("sensitivities", evaluator.sensitivities)[0]
         found, first = phase("search", evaluator.evaluate, plan)
         yield found
         yield phase("tune", evaluator.tune, plan, folder=folder / "run")[0]  # raises if the reload differs

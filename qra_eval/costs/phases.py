@@ -191,7 +191,7 @@ class _Run:
         moments = 4 * sum(width**2 for _, width in inputs)
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
-        return self.kept + self._casts() + max(forward, moments + work, table), made + self._hidden(batches)
+        return self.kept + max(self._casts(), forward, moments + work, table), made + self._hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""

@@ -89,8 +89,8 @@ def _build(
     with ExitStack() as stack:
         if calibrated:
             stack.enter_context(blocks.kept())
-            stack.enter_context(blocks.running())
-            flows = [blocks.enter(batch) for batch in batches]
+            with blocks.running():  # no longer: what is outside of layers leaves the room to their quantizing
+                flows = [blocks.enter(batch) for batch in batches]
         for layer in range(layers[-1] + 1):
             moments: LayerMoments | None = None
             names = bank.names(layer)
@@ -99,7 +99,8 @@ def _build(
                 levels, fits = (at.missing([layer]).get(layer) if own and at else None for at in (bank, starts))
                 own = bool(levels or fits)
                 if own and layer == len(blocks):
-                    moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
+                    with blocks.running():
+                        moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
                 elif flows and layer <= min(max(calibrated), len(blocks) - 1):
                     with blocks.placed(layer):
                         if own and layer in calibrated:
