@@ -16,7 +16,8 @@ from qra_eval.models.linears import decoder_layers
 
 def spread(model: Any, devices: Sequence[torch.device]) -> list[torch.device]:
     """The device of each decoder layer: layers that follow each other share one, and all have about as much to hold."""
-    layers = model.get_submodule(decoder_layers(model) or "")
+    path = decoder_layers(model)
+    layers = [] if path is None else model.get_submodule(path)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     held = sum(table.linear.weight.numel() for table in known_tables(model))
     share, found = (held + sum(sizes)) / len(devices), []

@@ -77,11 +77,15 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
     monkeypatch.setattr(saved, "ROUNDING", 0.0)  # here products are summed in one order
     losses = []
     for device in ("cuda:0", "cuda:0,cuda:1"):
-        with pretended_gpu(cards=2):
+        with pretended_gpu(cards=2) as gpu:
             evaluator = on_the_card(tmp_path / "model", tmp_path / device, embeddings=(4,), device=device)
             damage = evaluator.sensitivities().bits_damage
             plan = evaluator.space.uniform(4, 4)
+            told = foretell(evaluator.tuner, evaluator.space.memory_bytes(plan))
+            gpu.most.clear()
             found = [evaluator.evaluate(plan).loss]
+            assert max(gpu.most.values()) < 1.05 * (told["search"].device - CUDA_CONTEXT)
+            assert len(gpu.most) == len(device.split(","))
             tuned = evaluator.tune(plan, folder=tmp_path / device / "run")  # raises if the reload differs
             losses.append((damage.tolist(), found, tuned.row_nats))
             layers = evaluator.quantized.blocks.layers
