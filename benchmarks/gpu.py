@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu --folder DIR --minutes 9       # again, until it says that all is done
     python -m benchmarks.gpu --device cpu --small           # every line of it, in a few minutes, without a GPU
+    PYTHONPATH=tests python -m benchmarks.gpu --pretended --small      # the same, as if on a GPU
 
 Parts: how fast weights are dequantized; tokens a second of training beside Trainer + PEFT + bitsandbytes and beside
 matrix products; a search on SmolLM2 with its final tuning; the conformance kit for every backend; a random model of 8B
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models and few steps")
+    parser.add_argument("--pretended", action="store_true", help="a GPU that is not there: see tests/pretended_gpu.py")
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=[*SHARES])
     parser.add_argument("--model", help="of the search: a folder; default: SmolLM2 from its package")
     parser.add_argument("--backend", default="reference", help="of the large model")
@@ -54,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         sys.exit(run(options))
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
+    if options.device.startswith("cuda") and not (options.pretended or torch.cuda.is_available()):
         sys.exit("no GPU is visible to torch here: use --device cpu --small")
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as made:
@@ -88,6 +91,11 @@ def start(part: str, options: argparse.Namespace, end: float) -> bool:
 
 def run(options: argparse.Namespace) -> int:
     """A part in this process: 0, or 1 if it failed, which its last row then says."""
+    with import_module("pretended_gpu").pretended_gpu() if options.pretended else nullcontext():
+        return run_here(options)
+
+
+def run_here(options: argparse.Namespace) -> int:
     options.known = known(options, options.part)
     try:
         for row in import_module(f"benchmarks.gpu_parts.{options.part}").rows(options):
@@ -101,7 +109,8 @@ def run(options: argparse.Namespace) -> int:
 
 def head(options: argparse.Namespace, part: str) -> dict[str, Any]:
     """What all rows of a part say that are measured alike."""
-    made = {"commit": commit(), "device": device_name(options.device), "torch": torch.__version__}
+    name = "pretended" if options.pretended else device_name(options.device)
+    made = {"commit": commit(), "device": name, "torch": torch.__version__}
     made |= {"threads": torch.get_num_threads(), "small": options.small, "part": part}
     return made | ({"folder": str(options.folder)} if part == "large" else {})
 

@@ -18,7 +18,7 @@ class QRAConfig(QuantizationConfigMixin):
     """What `config.json` says of the weights: the spec of their backend, and the level of each by its path."""
 
     def __init__(self, backend: Any, levels: dict[str, int | str], **_: Any):
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD  # theirs are of an enumeration
         self.backend, self.levels = backend, levels
 
 

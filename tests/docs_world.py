@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from qra_search.config import FinetuneConfig
+from qra_search.config import EvaluationConfig, FinetuneConfig
 
-SMALL = {"steps": 2, "test_rows": 8, "sample_answers": 0}
-"""Of the full tuning; an evaluation stays as it is, or the sensitivities would cost more than a search may spend."""
+EVALUATION = {"steps": 2, "validation_rows": 8}
+FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),
@@ -40,7 +40,8 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from qra_eval import QuantizedLoRAEvaluator
 
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**SMALL))
+    monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
+    monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
 
 
 def run_command(words: list[str]) -> None:
@@ -52,7 +53,11 @@ def run_command(words: list[str]) -> None:
     from qra_search.cli.errors import run_safely
 
     if words[1] in TAKES_SETTINGS:
-        words = [*words, *(part for name, value in SMALL.items() for part in ("--set", f"finetune.{name}={value}"))]
+        for section, fields in (("evaluation", EVALUATION), ("finetune", FINETUNE)):
+            words = [
+                *words,
+                *(part for name, value in fields.items() for part in ("--set", f"{section}.{name}={value}")),
+            ]
     assert words[0] == "qra", f"{words[0]!r} is no command of qra: such a block can only be parsed"
     status = run_safely(words[1:])
     assert status == 0, f"{' '.join(words)} ended with status {status}"
@@ -70,22 +75,10 @@ def build_world(folder: Path) -> None:
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")
-    search = [
-        "qra",
-        "search",
-        "--model",
-        "tiny",
-        "--task",
-        "arithmetic",
-        "--memory",
-        "uniform3r8",
-        "-n",
-        str(EVALUATIONS),
-        "--out",
-    ]
+    search = f"qra search --model tiny --task arithmetic --memory uniform3r8 -n {EVALUATIONS} --out".split()
     run_command([*search, "runs/a"])
     run_command(["qra", "finetune", "runs/a"])
-    run_command([*search, "runs/b", "--strategy", "random", "--seed", "1"])
+    run_command([*search, "runs/b", "--strategy", "random"])
 
 
 def copy_world(world: Path, folder: Path, code: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from qra_backends.kernels import choice
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -132,8 +133,13 @@ def named(device: Any) -> torch.device | None:
 
 
 @contextlib.contextmanager
-def pretended_gpu(room: int = FREE, cards: int = 1) -> Iterator[PretendedGpu]:
-    """`cuda` is a device of this process, for as long as the context lasts; or several, which have one memory."""
+def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) -> Iterator[PretendedGpu]:
+    """`cuda` is a device of this process, for as long as the context lasts.
+
+    Args:
+        kernels: ours are used as well, if Triton was imported to interpret them.
+        cards: how many there are; `room` is of all together.
+    """
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
     import hqq.core.quantize  # noqa: F401
     import peft  # noqa: F401
@@ -142,6 +148,8 @@ def pretended_gpu(room: int = FREE, cards: int = 1) -> Iterator[PretendedGpu]:
     gpu = PretendedGpu(room)
     torch.utils._device._device_constructors()  # remembers the makers that are there now
     with contextlib.ExitStack() as stack:
+        if not kernels:
+            stack.enter_context(mock.patch.object(choice, "_works", lambda: False))
         for owner, name, value in _replaced(gpu, cards):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(gpu)
@@ -173,6 +181,8 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
         def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
             card = named(device)
             if card is not None and card.type == "cuda":
+                if kwargs.get("generator") is not None:
+                    raise RuntimeError(f"torch.{real.__name__} on the device with a generator of the CPU")
                 return gpu.mark(real(*args, **kwargs), card)
             return real(*args, **kwargs, **({} if device is None else {"device": device}))
 

@@ -33,7 +33,10 @@ OPTIONAL = {
     "llama_cpp_py_sync", "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (
+    "qra_backends.ggml.decode_triton",
     "qra_backends.ggml.types",
+    "qra_backends.kernels.groupwise",
+    "qra_backends.reference.feedback_triton",
     "qra_backends.trellis.decode_numba",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.encode",

@@ -13,13 +13,21 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("without_library.py")
 
+TRITON_KERNELS = {
+    "qra_backends.ggml.decode_triton",
+    "qra_backends.kernels.groupwise",
+    "qra_backends.libraries.hqq_triton",
+    "qra_backends.reference.feedback_triton",
+    "qra_backends.trellis.decode_triton",
+    "qra_backends.trellis.viterbi_triton",
+}
 NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     # library: (distribution, modules that import it at the top, backends, strategies)
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
     "optuna": ("optuna", set(), set(), {"optuna"}),
-    "triton": ("triton", {"qra_backends.trellis.decode_triton", "qra_backends.trellis.viterbi_triton"}, set(), set()),
+    "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "lm_eval": ("lm-eval", set(), set(), set()),
     "vllm": ("vllm", {"qra_backends.vllm_plugin"}, set(), set()),

@@ -11,9 +11,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.common import read
 from benchmarks.study import budgets_table, comparison, intervals, merged, peers, protocol, tables
+from benchmarks.study.choices import choice_losses
+from qra_eval.models.load import load_model
+from qra_eval.tasks.example import Example
+from qra_eval.tasks.scoring import score_choices
 
 DOCS = Path(__file__).parents[1] / "docs"
 TOKENS = np.array([50, 100, 150, 100])
@@ -42,6 +47,20 @@ def rows_of_page(page, head):
     """The rows of the page's table whose first line begins so."""
     lines = (DOCS / page).read_text().partition(f"\n{head}")[2].splitlines()[2:]
     return [cells(row) for row in lines[: lines.index("")]]
+
+
+def test_choices_behind_one_prompt_are_scored_as_each_behind_its_own():
+    loaded = load_model("tiny", dtype=torch.float32)
+    examples = [
+        Example("Question: what is green?\nAnswer:", " grass", (" grass", " the deep sea", " a"), 0),
+        Example("Two", " three", (" one", " three"), 1),
+        Example("Question: and which of all these is blue?\nAnswer:", " sky", (" a red brick", " sky"), 1),
+    ]
+    losses, tokens = choice_losses(loaded.model, loaded.tokenizer, examples, batch_size=2)
+    wanted = score_choices(loaded.model, loaded.tokenizer, examples).log_likelihoods
+    for found, lengths, one_by_one in zip(losses, tokens, wanted, strict=True):
+        assert -np.array(found) == pytest.approx(one_by_one[: len(found)], abs=1e-4)
+        assert min(lengths) > 0
 
 
 # -- pages -----------------------------------------------------------------------------------------

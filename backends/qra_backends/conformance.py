@@ -20,7 +20,7 @@ from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
 from qra_backends.storage import bits_per_weight, live_bytes, live_tensors
 
-SHAPES = ((576, 192), (192, 576), (1536, 576), (64, 64))  # out, in
+SHAPES = ((576, 192), (192, 576), (768, 576), (64, 64))  # out, in
 ODD_SHAPES = ((7, 64), (40, 100), (33, 9))  # stored exactly, or refused with a reason
 DTYPES = (torch.float32, torch.bfloat16)
 ERROR_SLACK = 1.15  # over round-to-nearest with one scale a row
@@ -40,7 +40,7 @@ class BackendConformance:
     """
 
     shapes: tuple[tuple[int, int], ...] = SHAPES
-    shape: tuple[int, int] = (192, 576)
+    shape: tuple[int, int] = (96, 320)
     small: tuple[int, int] = (64, 64)
 
     @pytest.fixture(autouse=True)
@@ -56,7 +56,10 @@ class BackendConformance:
                     module = quantized(backend, bits, linear(shape, dtype))
                     expected = backend.storage(bits).bytes(*shape)
                     assert weight_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
-                    assert sum(t.nbytes for t in backend.to_tensors(module).values()) == expected, "as saved"
+                    tensors = backend.to_tensors(module)
+                    assert sum(t.nbytes for t in tensors.values()) == expected, "as saved"
+                    told = backend.expected(bits, *shape, dtype)
+                    assert told in (None, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
                     module(inputs(3, shape, dtype))
                     assert weight_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"
 

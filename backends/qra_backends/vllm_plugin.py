@@ -1,11 +1,15 @@
 """Plug-in of vLLM for model folders in this project's own formats: codes stay as they are, and are decoded at each use.
 
 vLLM finds it by the entry point `vllm.general_plugins`. Fused matrices (q, k and v; gate and up) hold one quantized
-weight for each shard, so shards may have any levels. Needs vllm at import.
+weight for each shard, so shards may have any levels. With QRA_VLLM_DECODED=1 in the environment, weights are decoded
+once, when they are loaded: the same numbers, in the memory and at the speed of an unquantized model.
+
+Needs vllm at import.
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,6 +28,7 @@ from qra_backends.layout import METHOD, SEPARATOR, Layout, Shards
 
 LEAST_CAPABILITY = 70
 """Of a GPU, times ten: what Triton asks for."""
+DECODED = "QRA_VLLM_DECODED"
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of some shards; others have numbers."""
 _layers: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -124,6 +129,13 @@ class QRAMethod(LinearMethodBase):
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.modules(buffers))
+            if os.environ.get(DECODED, "0") != "0":
+                decoded = torch.cat([_weight(layer.qra_shards, module) for module in layer.qra_modules])
+                plain = nn.Linear(*decoded.shape[::-1], bias=False, device="meta")
+                plain.weight = nn.Parameter(decoded, requires_grad=False)
+                layer.qra_modules = (plain,)
+                for key in buffers:
+                    layer.get_parameter(key).data = buffers[key].new_empty(0)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
@@ -169,6 +181,8 @@ def _rows(at: Tensor, key: str, width: int, dtype: torch.dtype) -> Tensor:
     """Rows (..., width) of a table by index (...); no others are decoded."""
     layer: Any = _layers[key]
     (module,) = layer.qra_modules
+    if type(module) is nn.Linear:
+        return F.embedding(at, module.weight)
     return layer.qra_shards.layout.backend.rows(module, at.flatten()).view(*at.shape, width)
 
 

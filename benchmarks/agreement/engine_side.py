@@ -103,6 +103,7 @@ def logits(tuned: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 
 def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM's worker gets a function of this file
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -123,8 +124,8 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
     more = SamplingParams(temperature=0, max_tokens=GENERATED)
     given = [{"prompt_token_ids": ids} for ids in starts(prompts)]
     greedy = [list(done.outputs[0].token_ids) for done in engine.generate(given, more, lora_request=adapter)]
-    facts = {"generated": greedy, "positions": positions}
-    if "plan.json" not in os.listdir(folder):
+    facts: dict[str, Any] = {"generated": greedy, "positions": positions}
+    if json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] != "qra":
         return compressed_weights(folder), facts
     with tempfile.TemporaryDirectory() as scratch:
         (facts["bytes_in_the_engine"],) = engine.apply_model(partial(plugin_weights, file=f"{scratch}/weights"))
@@ -134,12 +135,13 @@ def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor
 def plugin_weights(model: torch.nn.Module, file: str) -> int:
     """Writes every weight as our plug-in decodes it in vLLM's own layers; returns the bytes that it is decoded from."""
     weights, stored = {}, 0
-    for layer in model.modules():
-        shards = getattr(layer, "qra_shards", None)
-        for name, module in zip(shards.shapes, layer.qra_modules, strict=True) if shards else ():
+    layers = {id(layer.qra_shards): layer for layer in model.modules() if hasattr(layer, "qra_shards")}
+    for layer in layers.values():  # a layer under an adapter has another around it that shows its attributes
+        shards = layer.qra_shards
+        for name, module in zip(shards.shapes, layer.qra_modules, strict=True):
             if name in shards.layout.levels:
                 weights[f"weight.{name}"] = shards.layout.backend.dequantize(module)
-                stored += sum(buffer.nbytes for buffer in module.buffers())
+                stored += sum(tensor.nbytes for tensor in shards.layout.backend.to_tensors(module).values())
     save_file(weights, file)
     return stored
 

@@ -120,7 +120,7 @@ def tune(
         {"name": "gsm8k", "data": data},
         quantization=config.quantization.model_copy(update={"cache": cache}),
         space=config.space,
-        training={"batch_size": 4, "max_length": 160},
+        training={"batch_size": 4, **({"max_length": 160} if engine == PLUGIN else {})},  # of the study, and its bank
         finetune={"test_rows": 4, "sample_answers": 0},
     )
     groups = list(enumerate(evaluator.space.groups))

@@ -52,7 +52,8 @@ def _on_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
         monkeypatch.setattr(request.cls, name, shapes)
     monkeypatch.setattr(conformance, "torch", _OnDevice())
     monkeypatch.setattr(conformance, "linear", _linear_on_device)
-    monkeypatch.setattr(conformance, "load_file", partial(conformance.load_file, device=DEVICE))
+    for name in ("load_file", "safe_open"):
+        monkeypatch.setattr(conformance, name, partial(getattr(conformance, name), device=DEVICE))
 
 
 class TestOnDevice(BackendConformance):

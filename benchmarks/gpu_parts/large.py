@@ -45,7 +45,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator().tuner.switcher.prepare()
         return {"foretold_seconds": estimate["setup_seconds"]}
 
-    def prior() -> dict[str, Any]:
+    def sensitivities() -> dict[str, Any]:
         evaluator().sensitivities()
         return {"foretold_seconds": estimate["sensitivities_seconds"]}
 
@@ -62,10 +62,11 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         evaluator()
         return {}
 
-    for name, work in (("load", load), ("quantize", quantize), ("prior", prior), ("search", search), ("tune", tune)):
+    for work in (load, quantize, sensitivities, search, tune):
+        name = work.__name__
         if name in done:
             continue
-        if name != "load":
+        if work is not load:
             evaluator()  # its loading is no part of the phase
         yield phase(name, work, options, estimate["phases"])
     if "reload" not in done:

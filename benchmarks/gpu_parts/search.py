@@ -39,7 +39,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {**head, "phase": "quantize", **found}
     with measured(options.device) as found:
         sensitivities = evaluator.sensitivities()
-    yield {**head, "phase": "prior", "cost": sensitivities.cost, **found}
+    yield {**head, "phase": "sensitivities", "cost": sensitivities.cost, **found}
     with measured(options.device) as found:
         result = search(
             evaluator,

@@ -31,6 +31,8 @@ from qra_search.space.space import Plan
 
 SHAPE = Shape(256, 704, 4, 8, 2, 8000)
 """Large enough that matrices are what takes memory, as in models that are used."""
+SMALL = Shape(128, 384, 2, 4, 2, 2048)
+"""For the suite."""
 WITHIN = 0.9, 1.1
 TRAINING = {"batch_size": 4, "max_length": 512}
 REFERENCE: dict[str, Any] = {"quantization": {"backend": "reference"}}
@@ -95,7 +97,9 @@ class Phase:
         return self.peak / self.foretold
 
 
-def phases(folder: Path, model: str, rows: str, sections: Mapping[str, Any]) -> Iterator[Phase]:
+def phases(
+    folder: Path, model: str, rows: str, sections: Mapping[str, Any], training: Mapping[str, Any] = TRAINING
+) -> Iterator[Phase]:
     """The phases of a run on a pretended GPU, with the plan of the most bits and the highest rank in place.
 
     Raises:
@@ -103,7 +107,7 @@ def phases(folder: Path, model: str, rows: str, sections: Mapping[str, Any]) -> 
         AssertionError: the same evaluation gave two losses.
     """
     given = changed(
-        {"task": {"name": "jsonl", "data": rows}, "weight_cache": 0}, training=TRAINING,
+        {"task": {"name": "jsonl", "data": rows}, "weight_cache": 0}, training=dict(training),
         space={"bits": (3, 4), "ranks": (4, 8)}, evaluation={"steps": 1, "validation_rows": 4, "hopeless": 0.5},
         finetune={"steps": 1, "test_rows": 4, "sample_answers": 0},
     )  # fmt: skip

@@ -36,8 +36,8 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.quantized.blocks import Blocks
 from qra_search.config import QuantizationConfig, SpaceConfig, TaskConfig
 
-PHASES = ("load", "quantize", "prior", "search", "tune", "reload")
-NEEDS = {"prior": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}
+PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
+NEEDS = {"sensitivities": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}
 BITS = (2, 3, 4, 8)
 SECTIONS: dict[str, dict[str, int]] = {
     "training": {"batch_size": 1, "max_length": 512},
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, size: str, backend: str) -> list[dict[str, 
         if phase not in missing:
             continue
         shutil.rmtree(made_by(phase, options, size, backend), ignore_errors=True)
-        if phase == "prior":
+        if phase == "sensitivities":
             for kept in made_by("quantize", options, size, backend).glob("prior-*.json"):
                 kept.unlink()
         found = child(options, phase, size, backend)
@@ -215,7 +215,14 @@ def reload(make: Make, folder: Path) -> dict[str, Any]:
     return {"logits": list(model(input_ids=torch.ones(1, 32, dtype=torch.long)).logits.shape)}
 
 
-WORK = {"load": load, "quantize": quantize, "prior": sensitivities, "search": search, "tune": tune, "reload": reload}
+WORK = {
+    "load": load,
+    "quantize": quantize,
+    "sensitivities": sensitivities,
+    "search": search,
+    "tune": tune,
+    "reload": reload,
+}
 
 
 def quantized(make: Make) -> QuantizedLoRAEvaluator:

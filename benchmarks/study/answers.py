@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_search.surrogates.prior_table import prior_table
 
 from benchmarks.common import PeakWatch, append, read
 from benchmarks.study import protocol
@@ -36,7 +35,7 @@ from benchmarks.study.generated import answered, dequantized, in_float32, reload
 from benchmarks.study.qlora import qlora, tuned_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.loaded import cache_root
-from qra_eval.sensitivities.cache import PRIOR_VERSION
+from qra_eval.sensitivities.cache import SENSITIVITIES_VERSION
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning import saved
 from qra_search.config import QuantizationConfig
@@ -44,6 +43,7 @@ from qra_search.files import write_json
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
+from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 RANK = 16
 """Of all uniform plans and rivals."""
@@ -133,7 +133,7 @@ def key_of(options: Namespace, row: str, seed: int) -> dict[str, Any]:
     key |= {"steps": setting.finetune["steps"], "rows_a_step": training["batch_size"]}
     key |= {"rate": training["learning_rate"]}
     if row.startswith(("plan", "uniform")):
-        key |= {"backend": QuantizationConfig().backend, "prior": PRIOR_VERSION}
+        key |= {"backend": QuantizationConfig().backend, "prior": SENSITIVITIES_VERSION}
     return key
 
 
@@ -235,7 +235,7 @@ def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
         rival = protocol.like({"model": options.name, "row": QLORA}, read(options.out / FILE))
         if rival is None:
             raise SystemExit("plans have shares of QLoRA's bytes: measure that row first")
-        table = prior_table(made.space, made.sensitivities())
+        table = sensitivity_table(made.space, made.sensitivities())
         plan = additive_plan(made.space, table, rival["memory_bytes"] * number // 100)
     assert plan is not None  # the widths are in the space, and no share is below its least plan
     return plan
@@ -253,13 +253,18 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
 
 
 def tuned(made: QuantizedLoRAEvaluator, plan: Plan, seed: int, *, train: bool = True) -> dict[str, Any]:
-    """The plan in place, tuned; the peak of the process's own memory from before it was put there."""
+    """The plan in place, tuned.
+
+    `prepared` is what the process had spent by then: the first plan quantizes, and measures the sensitivities. The peak
+    is of the process's own memory from before the plan was put in place.
+    """
     bench, steps = made.tuner, made.tuner.finetune.steps
     bench.switcher.prepare()
+    prepared = time.process_time()
     with PeakWatch(0.02) as watch:
         bench.apply(plan, seed)
         trained = bench.train(steps, seed, batches=bench.final_batches(steps, seed)) if train else None
-    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most}
+    line = {"memory_bytes": made.space.memory_bytes(plan), "peak_bytes": watch.most, "prepared": round(prepared, 1)}
     return line if trained is None else {**line, "train_loss": round(trained.loss, 5)}
 
 

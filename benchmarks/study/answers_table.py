@@ -1,4 +1,7 @@
-"""The tables of `answers.jsonl`: right answers at equal bytes."""
+"""The tables of `answers.jsonl`: right answers at equal bytes; run by itself, it puts them into docs/study.md.
+
+python -m benchmarks.study.answers_table
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ def table(lines: list[dict[str, Any]], name: str) -> list[str]:
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{right:.1%}", "–" if same else f"{mean} [{low}, {high}]"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
-        body.append([*cells, f"{sum(d['processor_seconds'] for d in some) / len(some) / 60:.0f}"])
+        body.append(
+            [*cells, f"{sum(d['processor_seconds'] - d.get('prepared', 0) for d in some) / len(some) / 60:.1f}"]
+        )
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
     return table_of([*head, "peak of tuning, GiB", "processor minutes"], body)

@@ -7,8 +7,9 @@ embeddings among the groups, and within the bytes of a uniform plan: what choosi
 Beside them are uniform plans, and LoRA as it is usually done: in 16 bits with rank 32, and QLoRA's nf4 with rank 8.
 Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there (`budgets_table.py`).
 
-With `--stored gptq` weights are stored as by the default until trellis codes were, and the plans that searches found
-(`search.py --newest`) are tuned too; with `whole` its zero points are whole, as GPTQModel and vLLM read them.
+With `--stored halves` 2.5 and 3.5 bits may be chosen too. With `gptq` weights are stored as by the default until
+trellis codes were, and the plans that searches found (`search.py --newest`) are tuned too. With `whole` its zero points
+are whole, as GPTQModel and vLLM read them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from typing import Any
 
 from benchmarks.common import MIB, read
 from benchmarks.study import protocol
-from benchmarks.study.budgets_table import NF4, PLANS, REFERENCE, SENSITIVITIES, USUAL, searched_table, table, whole
+from benchmarks.study.budgets_table import (
+    ISOLATED,
+    NF4,
+    PLANS,
+    REFERENCE,
+    SENSITIVITIES,
+    USUAL,
+    searched_table,
+    table,
+    whole,
+)
 from benchmarks.study.protocol import Job, like
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.sensitivities.cache import SENSITIVITIES_VERSION
@@ -33,16 +44,22 @@ from qra_search.space.space import Plan
 from qra_search.strategies.additive import additive_plan
 from qra_search.surrogates.sensitivity_table import sensitivity_table
 
-BUDGETS = {"trellis": (62, 56, 47, 72, 80)}
+BUDGETS = {"trellis": (62, 56, 47, 72, 80), "halves": (47, 56, 62)}
 OTHER_BUDGETS = (62, 72, 90, 50)
 """MiB, in the order of the tunings, by how weights are stored."""
-ISOLATED = f"{SENSITIVITIES} in uniform 3-bit r8"
-"""The plan of the sensitivities at exactly the bytes of the uniform one."""
 EMBEDDINGS = (3, 4, 5, 6, 8, 16)
 SEEDS = range(5)
 """Each draws its own rows and batches."""
 STORED: dict[str, Any] = {
     "trellis": "mixed-calibrated",
+    "halves": {
+        2: "trellis-halves",
+        3: "trellis-halves",
+        4: "trellis",
+        5: "trellis",
+        6: "reference-gptq",
+        8: "bitsandbytes-int8",
+    },
     "gptq": protocol.BACKEND,
     "whole": {2: "gptq", 3: "gptq", 4: "gptq", 5: "reference-gptq", 6: "reference-gptq", 8: "gptq"},
 }
@@ -73,8 +90,9 @@ def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
         training={"init": options.init, "scales": not options.no_scales}, finetune={"steps": options.steps},
     )  # fmt: skip
     found = searched(options.task) if options.stored == "gptq" else {}
-    sides = {name: (made, plan) for name, plan in (plans(made, options.stored) | found).items()}
-    names = USUAL if found else (REFERENCE, NF4)
+    sides = {REFERENCE: usual(REFERENCE, options.data, options.task, options.cache, options.steps)}
+    sides |= {name: (made, plan) for name, plan in (plans(made, options.stored) | found).items()}
+    names = [name for name in (USUAL if found else (NF4,)) if name != REFERENCE]
     sides |= {name: usual(name, options.data, options.task, options.cache, options.steps) for name in names}
     for seed in SEEDS[: options.seeds]:
         for name, (side, plan) in sides.items():
@@ -118,7 +136,9 @@ def plans(made: QuantizedLoRAEvaluator, stored: str) -> dict[str, Plan]:
         plan = additive_plan(space, table, budget * MIB)
         if plan is not None:
             found[f"{SENSITIVITIES} {budget} MiB"] = plan
-    uniform = {bits: space.uniform(bits, 8) for bits in (2, 3, 4)}
+    if stored == "halves":
+        return found
+    uniform = {bits: space.uniform(bits, 8) for bits in (3, 4)}
     found |= {f"uniform {bits}-bit r8": uniform[bits] for bits in (3, 4)}
     if stored == "trellis":
         found[ISOLATED] = additive_plan(space, table, space.memory_bytes(uniform[3]))
@@ -157,7 +177,7 @@ def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:
                 trained += made.quantized.trained_numbers(bits, m.out_features, m.in_features)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     return {
-        "bits": {str(b): n for b, n in sorted(Counter(plan.bits[i] for i in linears).items())},
+        "bits": {b: n for b, n in sorted(Counter(str(plan.bits[i]) for i in linears).items())},
         "ranks": {str(r): n for r, n in sorted(Counter(plan.ranks[i] for i in linears).items())},
         "embeddings": [plan.bits[i] for i, group in enumerate(space.groups) if group.is_embedding],
         "trained_numbers": trained,

@@ -35,6 +35,11 @@ the sensitivities' plans do with scales, ranks 32 and 64 two and four times as m
 PLANS = "plans-newest.jsonl"
 """What searches found."""
 SENSITIVITIES = "sensitivities"
+UNIFORM_3 = "uniform 3-bit r8"
+ISOLATED = f"{SENSITIVITIES} in {UNIFORM_3}"
+"""The plan of the sensitivities at exactly the bytes of the uniform one: what choosing by layer brings."""
+ADDED = {"trellis": "", "halves": ", 2.5 and 3.5 bits too"}
+"""To the names of plans, by how weights are stored."""
 ALIKE = ("plan", "prior", "stored", "init", "scales", "steps", "own_rows", "compute")
 """What lines of one row of the table have in common."""
 EARLIER: dict[str, Any] = {
@@ -95,6 +100,27 @@ def table(lines: list[dict[str, Any]], final: Sequence[dict[str, Any]] = ()) -> 
             cells += [f"{np.mean([d['row_right'] for d in some]):.1%}", f"{mean} [{low}, {high}]"]
         body.append(list(map(str, cells)))
     return table_of(head, body)
+
+
+def trellis_table(lines: list[dict[str, Any]]) -> list[str]:
+    """Plans in trellis codes and LoRA as it is usually done, the smallest first, by the seeds that both sides have."""
+    by_plan: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    alike = {name: SHOWN[name] for name in ("own_rows", "init", "steps")} | {"compute": protocol.COMPUTE}
+    for d in map(whole, lines):
+        if alike.items() <= d.items() and (d["plan"] in USUAL or d["stored"] in ADDED):
+            by_plan[d["plan"] + ADDED.get(d["stored"], "")].setdefault(d["seed"], d)
+    rows = []
+    for plan, mine in by_plan.items():
+        some, others = paired(mine, by_plan[REFERENCE])
+        if not some:
+            continue
+        bits = " ".join(f"{n}x{b.removeprefix('trellis-')}" for b, n in some[0]["bits"].items())
+        cells = [plan, f"{some[0]['memory_bytes'] / MIB:.1f}", bits, " ".join(map(str, some[0]["embeddings"] or [16]))]
+        cells += [str(len(some)), f"{mean_loss(some):.4f}", "–" if plan == REFERENCE else change(some, others)]
+        cells.append(change(*paired(mine, by_plan[UNIFORM_3])) if plan == ISOLATED else "–")
+        rows.append((some[0]["memory_bytes"], plan, cells))
+    head = ["plan", "MiB", "linears at each width", "embeddings", "seeds", "test loss", f"against {REFERENCE}"]
+    return table_of([*head, f"against {UNIFORM_3}"], [cells for *_, cells in sorted(rows)])
 
 
 def searched_table(lines: list[dict[str, Any]]) -> list[str]:

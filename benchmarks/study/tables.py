@@ -1,4 +1,4 @@
-"""Tables and the figure of the earlier round from its raw lines alone: `results/study/*.md`, those of `docs/study.md`.
+"""Tables and the figure of the study from its raw lines alone: `results/study/*.md`, those of `docs/study.md`.
 
     python -m benchmarks.study.tables
 
@@ -8,11 +8,12 @@ What is compared with what, and how intervals are taken: `comparison.py`.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from benchmarks.common import read
-from benchmarks.study import picture, protocol
-from benchmarks.study.budgets_table import searched_table
+from benchmarks.study import answers_table, picture, protocol
+from benchmarks.study.budgets_table import searched_table, trellis_table
 from benchmarks.study.comparison import CALIBRATED, SERIES, UNCALIBRATED, Comparison, brief
 from benchmarks.study.intervals import table_of
 
@@ -39,13 +40,16 @@ def main() -> None:
     usual = {CALIBRATED: "best calibrated uniform plan", UNCALIBRATED: "best uncalibrated"}
     same = {"gptq 4-bit r8, embeddings 8-bit": "uniform 4-bit, the same embeddings"}
     below = {CALIBRATED: usual[CALIBRATED], "hqq 3-bit r8": "hqq 3-bit r8", sixteen: sixteen}
+    answers = read(results / answers_table.FILE)
     tables = {
         "embeddings": apart(eight, usual | same | {sixteen: sixteen}),
         "low": apart(low, below | {"sensitivity-module-0-low": "sensitivities"}),
         "against": [main_task.together, "", *main_task.against_uniform()],
         "found": searched_table(read(results / "budgets.jsonl")),
+        "trellis": trellis_table(read(results / "budgets.jsonl")),
         "searches": main_task.against_searches(),
         "tasks": other_tasks(others),
+        **{re.sub(r"\W", "_", name): answers_table.table(answers, name) for name in {d["model"] for d in answers}},
     }
     for page in (PAGE, results / "details.md"):
         fill(page, tables)

@@ -65,38 +65,29 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
         BadInput: the highest peak is above what is free; the settings that fit are named.
     """
     model, device = tuner.quantized, tuner.device
-    if device.type != "cuda" or not model.loaded.weights:
-        return
+    if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
+        return  # code of a model's own is not run on fake tensors
     every = dict.fromkeys([device, *model.blocks.devices])
     free = min(free_bytes(card) + torch.cuda.memory_reserved(card) for card in every)  # its own is free to a process
+    done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
+    resident = tuner.space is model.space
 
     def highest() -> tuple[int, str]:
-        peaks = foretell(tuner, None if tuner.space is not model.space else budget)
-        done = [
-            name
-            for name, is_done in (
-                ("quantize", model.quantized()),
-                ("sensitivities", sensitivities_file(tuner).is_file()),
-            )
-            if is_done
-        ]
-        if tuner.space is not model.space and budget is not None:  # it is of the whole peak
+        peaks = foretell(tuner, budget if resident else None)
+        if not resident and budget is not None:  # it is one on the whole peak
             peaks |= dict.fromkeys(("search", "tune"), Peak(budget + CUDA_CONTEXT, 0))
-        return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if name not in done)
+        return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = highest()
     if most > free and model.keep_nothing():
         most, phase = highest()
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget, len(every)))
-        words, least = next(((words, peak) for words, peak in ways if peak <= free), ("", 0))
-        mend = (
-            f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 and --ranks 4"
-        )
+        words, least = next((way for way in ways if way[1] <= free), ("", 0))
+        mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
     model.blocks.keeps = True
-    if max(highest()[0], most) > free:
-        model.blocks.keeps = False
+    model.blocks.keeps = highest()[0] <= free
 
 
 def _ways(tuner: FineTuner, budget: int | None, count: int) -> Iterator[tuple[str, str, Peak]]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
+from qra_eval.models.embeddings import ROWS
 from qra_eval.models.split import spread
 from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
@@ -244,7 +245,9 @@ class _Run:
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
         logits = 3 * 4 * CHECKED_TOKENS * self.vocabulary
-        computing = self.adapters * self.stored + self.largest * self.stored + logits
+        head = min(ROWS, self.vocabulary) * self.width if self.tables else 0
+        made = max(self.largest, head) * (self.stored + DEQUANTIZE_BYTES)
+        computing = self.adapters * self.stored + made + logits
         return self._resident(adapters=0) + max(4 * self.adapters, computing)
 
     # -- parts ---------------------------------------------------------------------------------

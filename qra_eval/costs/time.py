@@ -23,7 +23,7 @@ from qra_eval.tasks.batches import bucketed
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.space.levels import LevelName
 
-SCALES, ROW_SCALES = 1.5, 0.3
+SCALES, ROW_SCALES = 1.5, 0.4
 """Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
 the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
 PASSES = 2
@@ -32,6 +32,8 @@ TIMED_TOKENS = 16384
 """Of the vocabulary of a made-up model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
 """Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are drawn out from it."""
+FEWER = 4
+"""Times fewer rows of a second one, on a GPU."""
 
 
 def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
@@ -162,10 +164,20 @@ def quantization_seconds(tuner: FineTuner) -> float:
         while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
             columns //= 2
         seconds = _timed_quantization(tuner, rows, columns, levels)
+        launches = 0.0
+        if model.device.type == "cuda":
+            launches = not_of_rows(seconds, _timed_quantization(tuner, max(1, rows // FEWER), columns, levels))
         # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
         power = 2 if model.backend.calibrated else 1
-        total += count * seconds * (out_features / rows) * (in_features / columns) ** power
+        wider = in_features / columns
+        total += count * (launches * wider ** (power - 1) + (seconds - launches) * (out_features / rows) * wider**power)
     return total
+
+
+def not_of_rows(seconds: float, fewer: float) -> float:
+    """Of the seconds for some rows, given those for `FEWER` times fewer, what does not grow with rows: the launches of
+    a GPU's kernels, which feedback makes for each column."""
+    return min(seconds, max(0.0, (FEWER * fewer - seconds) / (FEWER - 1)))
 
 
 def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> float:
@@ -176,6 +188,8 @@ def _timed_quantization(tuner: FineTuner, rows: int, columns: int, levels: Seque
     hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
     start = time.perf_counter()
     model.backend.quantize_levels(linear, levels, hessian=hessian)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
     return time.perf_counter() - start
 
 

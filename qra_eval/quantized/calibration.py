@@ -120,9 +120,9 @@ def _inputs(linear: nn.Module) -> int:
 def pass_through(blocks: Blocks, index: int, flows: Sequence[Flow], linears: Mapping[str, nn.Module]) -> LayerMoments:
     """Take flows through a layer, which has to be placed, and gather the moments of its linears on the way."""
     moments = LayerMoments(linears)
-    with moments.gathered():
-        for flow in flows:
-            moments.width = flow.batch.width
+    for flow in flows:
+        moments.width = flow.batch.width
+        with moments.gathered():  # one at a time: inputs are held until it ends
             blocks.advance(index, [flow])
     return moments
 

@@ -31,7 +31,8 @@ class QuantizedWeightCache:
     """Quantized versions of a model's linears, one safetensors file for each level of a decoder layer.
 
     Files are named by all that their content follows from: the weights, the backend with its revision and library at
-    that level, and the calibration data if the level is calibrated. Those that are missing, cut off or foreign are
+    that level, the calibration data if the level is calibrated, and the kind of device, whose arithmetic rounds its own
+    way. Those that are missing, cut off or foreign are
     made by `qra_eval.quantized.build`.
 
     Args:
@@ -155,6 +156,8 @@ class QuantizedWeightCache:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.calibrates(bits) else ""
         identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.stored(layer, bits)]
+        if self.device is not None and self.device.type != "cpu":
+            identity.append(self.device.type)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"

@@ -70,8 +70,7 @@ def measure_sensitivities(
     kinds = [g.kind or g.name for g in groups]
     pairs = probed(space)
     with tuner.switcher.in_float32() as blocks:
-        probes, probe_tokens = degrade_groups(tuner, blocks, bits, pairs, probe, pieces)
-        tables, table_tokens = degrade_tables(tuner, blocks, probe, pieces)
+        probes, tables, probe_tokens = degrade(tuner, blocks, bits, pairs, probe, pieces)
     scaled = scale_damage(raw, kinds, probes)
     damage = np.full((len(space), len(space.bits)), np.nan)
     damage[:, space.widths == UNQUANTIZED_BITS] = 0.0
@@ -85,7 +84,7 @@ def measure_sensitivities(
         damage, _rank_gain(space, fisher.spectrum), source="fisher, scaled by probes", repair=0.0
     )
     report = {
-        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens + table_tokens,
+        "forward_tokens": 3 * fisher.tokens + len(bits) * fisher.tokens + probe_tokens,
         "probes": [
             {"group": space.names[g], "bits": bits[k], "fisher": float(raw[g, k]), "kl": float(kl)}
             for g, k, kl in probes
@@ -137,67 +136,14 @@ def filled(damage: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return made
 
 
-def degrade_tables(
-    tuner: FineTuner, blocks: Blocks, batch: Batch, pieces: Pieces
-) -> tuple[dict[str, dict[LevelName, float]], int]:
-    """KL of the prediction on a batch with one table alone degraded, at each of its levels; and tokens passed forward.
-
-    Args:
-        blocks: computing in float32.
-
-    Returns:
-        By table, level to nats a labelled token.
-    """
-    model = tuner.quantized
-    pairs = [(name, level) for name in model.tables for level in model.table_levels]
-    names = [f"table-{name}-{level}" for name, level in pairs]
-
-    def work() -> None:
-        with ExitStack() as claims:
-            own = [p for p, name in zip(pairs, names, strict=True) if claims.enter_context(pieces.own(name))]
-            for (name, level), nats in _divergences_of_tables(tuner, blocks, batch, own).items():
-                pieces.keep(f"table-{name}-{level}", nats)
-
-    found: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
-    for (name, level), nats in zip(pairs, pieces.gathered(names, work), strict=True):
-        found[name][level] = nats
-    return found, (1 + len(pairs)) * batch.tokens if pairs else 0
-
-
-def _divergences_of_tables(
-    tuner: FineTuner, blocks: Blocks, batch: Batch, pairs: Sequence[tuple[str, LevelName]]
-) -> dict[tuple[str, LevelName], float]:
-    """Nats a labelled token of each table at each level."""
-    found: dict[tuple[str, LevelName], float] = {}
-    if not pairs:
-        return found
-    with blocks.running(), torch.no_grad():
-        flows: dict[tuple[str, LevelName] | None, Flow] = {}
-        for pair in (None, *pairs):
-            with _degraded(tuner, pair):
-                flows[pair] = blocks.enter(batch)
-        for layer in range(len(blocks)):
-            with blocks.placed(layer):
-                blocks.advance(layer, list(flows.values()))
-        reference = blocks.logits(flows[None], flows[None].hidden.to(blocks.device)).float()
-        likely = reference.softmax(-1)
-        for pair in pairs:
-            with _degraded(tuner, pair):
-                logits = blocks.logits(flows[pair], flows[pair].hidden.to(blocks.device)).float()
-            found[pair] = divergence(reference, likely, logits)
-    return found
-
-
 @contextmanager
-def _degraded(tuner: FineTuner, pair: tuple[str, LevelName] | None) -> Iterator[None]:
+def _degraded(tuner: FineTuner, pair: tuple[str, LevelName]) -> Iterator[None]:
     """One table at a level, the rest as it was loaded."""
-    if pair is not None:
-        tuner.switcher.put_table(*pair)
+    tuner.switcher.put_table(*pair)
     try:
         yield
     finally:
-        if pair is not None:
-            tuner.switcher.put_table(pair[0], None)
+        tuner.switcher.put_table(pair[0], None)
 
 
 def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
@@ -209,15 +155,16 @@ def divergence(reference: Tensor, likely: Tensor, logits: Tensor) -> float:
     return max(float(((likely * change.expm1()).sum(-1).log1p() - (likely * change).sum(-1)).mean()), 0.0)
 
 
-def degrade_groups(
+def degrade(
     tuner: FineTuner,
     blocks: Blocks,
     bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
     batch: Batch,
     pieces: Pieces,
-) -> tuple[list[tuple[int, int, float]], int]:
-    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`.
+) -> tuple[list[tuple[int, int, float]], dict[str, dict[LevelName, float]], int]:
+    """KL of the prediction on a batch with one group alone degraded, for (group, index into `bits`) of `pairs`, and
+    with one table alone degraded, at each of its levels.
 
     A probe leaves the unquantized pass at its group's layer, and goes on beside the others, layer by layer: a layer's
     weights are put in place once for all. One batch is enough: the same positions are compared throughout.
@@ -226,14 +173,20 @@ def degrade_groups(
         blocks: computing in float32.
 
     Returns:
-        (group, index into `bits`, nats a labelled token) of each pair, and tokens passed forward.
+        (group, index into `bits`, nats a labelled token) of each pair; by table, level to nats; and tokens passed
+        forward.
     """
-    groups = tuner.space.groups
+    groups, model = tuner.space.groups, tuner.quantized
     pairs = [(g, k) for g, k in pairs if groups[g].depth is not None]
-    work = partial(_probe, tuner, blocks, bits, pairs, batch, pieces)
-    nats = pieces.gathered([f"group-{g}-{k}" for g, k in pairs], work)
+    of_tables = [(name, level) for name in model.tables for level in model.table_levels]
+    names = [f"group-{g}-{k}" for g, k in pairs] + [f"table-{name}-{level}" for name, level in of_tables]
+    nats = pieces.gathered(names, partial(_probe, tuner, blocks, bits, pairs, of_tables, batch, pieces))
+    tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
+    for (name, level), kl in zip(of_tables, nats[len(pairs) :], strict=True):
+        tables[name][level] = kl
     behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator]
-    return [(g, k, kl) for (g, k), kl in zip(pairs, nats, strict=True)], round((1 + behind) * batch.tokens)
+    tokens = round((1 + len(of_tables) + behind) * batch.tokens)
+    return [(g, k, kl) for (g, k), kl in zip(pairs, nats, strict=False)], tables, tokens
 
 
 def _probe(
@@ -241,6 +194,7 @@ def _probe(
     blocks: Blocks,
     bits: Sequence[LevelName],
     pairs: Sequence[tuple[int, int]],
+    of_tables: Sequence[tuple[str, LevelName]],
     batch: Batch,
     pieces: Pieces,
 ) -> None:
@@ -249,6 +203,10 @@ def _probe(
     with blocks.running(), torch.no_grad(), ExitStack() as claims:
         flow = blocks.enter(batch)
         probes: dict[tuple[int, int], Tensor] = {}
+        flows: dict[tuple[str, LevelName], Flow] = {}
+        for table in (t for t in of_tables if claims.enter_context(pieces.own(f"table-{t[0]}-{t[1]}"))):
+            with _degraded(tuner, table):
+                flows[table] = blocks.enter(batch)
         for layer in range(len(blocks)):
             with blocks.placed(layer):
                 for pair, hidden in probes.items():
@@ -261,7 +219,7 @@ def _probe(
                     probes[g, k] = blocks.step(layer, flow).cpu()
                     for name in names:
                         wrapped[name].set_base()
-                blocks.advance(layer, [flow])
+                blocks.advance(layer, [flow, *flows.values()])
             if tuner.progress is not None:
                 tuner.progress("probe groups", layer + 1, len(blocks))
         reference = blocks.logits(flow, flow.hidden.to(blocks.device)).float()
@@ -269,6 +227,10 @@ def _probe(
         for (g, k), hidden in probes.items():
             logits = blocks.logits(flow, hidden.to(blocks.device)).float()
             pieces.keep(f"group-{g}-{k}", divergence(reference, likely, logits))
+        for (name, level), other in flows.items():
+            with _degraded(tuner, (name, level)):
+                logits = blocks.logits(other, other.hidden.to(blocks.device)).float()
+            pieces.keep(f"table-{name}-{level}", divergence(reference, likely, logits))
 
 
 def scale_damage(raw: np.ndarray, kinds: Sequence[str], probes: Sequence[tuple[int, int, float]]) -> np.ndarray:

@@ -20,6 +20,7 @@ from qra_eval.models.load import load_model
 from qra_eval.models.names import KNOWN, LIVE
 from qra_eval.models.split import connect, spread
 from qra_eval.quantized import adapters
+from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
@@ -236,12 +237,14 @@ def put_base(
         shape = {"out_features": like.out_features, "in_features": like.in_features}
         return backend.from_tensors(tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype)
 
+    names = []
     for found in found_linears:
         made = quantized(found.name, found.module)
         if made is None:
             found.module.to(places.get(found.name, device))
         else:
             model.set_submodule(found.name, made)
+            names.append(found.name)
     if stored:
         put_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
     if more:
@@ -250,6 +253,7 @@ def put_base(
             layer.to(place)
         connect(modules, layers)
     model.requires_grad_(False)
+    generate_ready(model, backend, names)
 
 
 @torch.no_grad()

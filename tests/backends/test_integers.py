@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from correlated import damped_error, example
 from qra_backends import make_backend
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.reference.groupwise import encode
-from torch import Tensor, nn
+from torch import nn
 
 SPECS = (
     {"name": "gptq"},
@@ -18,24 +19,6 @@ SPECS = (
     {"name": "compressed-tensors"},
     {"name": "compressed-tensors", "symmetric": False},
 )
-
-
-def example(out_features: int = 64, in_features: int = 192, seed: int = 0) -> tuple[nn.Linear, Tensor]:
-    """A linear, and the Hessian of inputs that are correlated."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(3 * in_features, in_features // 3, generator=g)
-    x = x @ torch.randn(in_features // 3, in_features, generator=g)
-    x = x + torch.randn(3 * in_features, in_features, generator=g)
-    linear = nn.Linear(in_features, out_features, bias=False)
-    linear.weight.data = torch.randn(out_features, in_features, generator=g)
-    return linear, x.T @ x / len(x)
-
-
-def damped_error(weight: Tensor, linear: nn.Linear, hessian: Tensor) -> Tensor:
-    """e H eᵀ of each row, in float64."""
-    lost = (linear.weight.detach() - weight).double()
-    damped = hessian.double() + 0.1 * hessian.double().diagonal().mean() * torch.eye(len(hessian))
-    return ((lost @ damped) * lost).sum(1)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -49,9 +49,12 @@ def test_shards_of_any_levels_decode_to_their_weights_in_the_bytes_of_their_form
     assert 0 <= sum(buffer.nbytes for buffer in buffers.values()) - wanted < 16  # where two dtypes meet
 
 
-def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(stored: Any) -> None:
+@pytest.mark.parametrize("decoded", ["0", "1"])
+def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(
+    stored: Any, decoded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from qra_backends.vllm_plugin import QRAConfig, QRAMethod
+    from qra_backends.vllm_plugin import DECODED, QRAConfig, QRAMethod
 
     method = QRAMethod(QRAConfig(layout()), list(SHAPES)[:3])
     layer, sizes = nn.Module(), [SHAPES[name][0] for name in "qkv"]
@@ -62,7 +65,9 @@ def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(stored: Any) 
         for key, tensor in stored[name][0].items():
             tensor.shard_id = name
             layer.get_parameter(key).weight_loader(layer.get_parameter(key), tensor)
+    monkeypatch.setenv(DECODED, decoded)
     method.process_weights_after_loading(layer)
+    assert len(layer.qra_modules) == (1 if decoded == "1" else 3)
     x, bias = torch.randn(5, IN, dtype=torch.bfloat16), torch.ones(sum(sizes), dtype=torch.bfloat16)
     wanted = torch.cat([x @ stored[name][1].T for name in "qkv"], dim=1) + bias
     assert torch.equal(torch.compile(method.apply, fullgraph=True, backend="eager")(layer, x, bias), wanted)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
+from qra_backends.modules import DequantizedLinear
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, pipeline
@@ -22,8 +23,10 @@ from transformers import Trainer, TrainingArguments, pipeline
 from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.models.load import load_model
+from qra_eval.quantized import ready
 from qra_eval.tuning.saved import BASE_DIGEST, load_base
 from qra_search import plan
+from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]
 STEPS = 5
@@ -203,3 +206,32 @@ def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_know
     own = dict(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").named_parameters())
     factors = {name: tensor for name, tensor in model.named_parameters() if ".lora_" in name}
     assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
+
+
+def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
+    model: Any, expected: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding asks for every weight at every token: anew each time it was five times as slow as 16 bits."""
+    counts: list[int] = []
+    base, length = model.get_base_model(), {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    kinds = {type(module) for module in base.modules() if isinstance(module, DequantizedLinear)}
+    for kind in kinds:
+        original = kind.dequantize
+        counting = lambda self, *a, original=original: counts.append(1) or original(self, *a)  # noqa: E731
+        monkeypatch.setattr(kind, "dequantize", counting)
+    kept = model.generate(IDS, **length)
+    once = len(counts)
+    assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
+    assert torch.equal(copy.deepcopy(model).generate(IDS, **length), kept)
+    monkeypatch.setattr(ready, "weight_cache_bytes", lambda *_: 0)  # no room: as before
+    counts.clear()
+    assert torch.equal(model.generate(IDS, **length), kept) and len(counts) >= 6 * (once - 1)  # a head asks for rows
+    assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
+
+
+def test_load_says_in_a_line_what_is_wrong(run: Path) -> None:
+    with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
+        load("nothere")
+    if not torch.cuda.is_available():
+        with pytest.raises(BadInput, match="device 'cuda': no CUDA device is visible to torch here"):
+            load(run, device="cuda")

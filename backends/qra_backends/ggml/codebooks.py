@@ -109,6 +109,14 @@ def sign_table(device: torch.device) -> Tensor:
     return torch.frombuffer(bytearray(IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
 
 
+@lru_cache(maxsize=8)
+def uneven_values(device: torch.device) -> Tensor:
+    """The 16 values of IQ4_NL and IQ4_XS, float32."""
+    from gguf.quants import IQ4_NL
+
+    return torch.tensor(IQ4_NL.kvalues, dtype=torch.float32, device=device)
+
+
 @lru_cache(maxsize=32)
 def _at(device: torch.device, bits: int) -> Tensor:
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import CODEBOOKS
+from qra_backends.ggml.codebooks import CODEBOOKS, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.kernels import choice
 
@@ -32,9 +32,9 @@ class Parts(NamedTuple):
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
     if choice.usable(blocks.device):
-        from qra_backends.ggml import decode_triton
+        from qra_backends.ggml.decode_triton import decode as decode_at_once
 
-        return decode_triton.decode(blocks.contiguous(), kind, dtype)
+        return decode_at_once(blocks.contiguous(), kind, dtype)
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
@@ -150,11 +150,3 @@ def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=32)
 def _shifts(bits: int, device: torch.device) -> Tensor:
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device).view(-1, 1)
-
-
-@lru_cache(maxsize=8)
-def uneven_values(device: torch.device) -> Tensor:
-    """The 16 values of IQ4_NL and IQ4_XS, float32."""
-    from gguf.quants import IQ4_NL
-
-    return torch.tensor(IQ4_NL.kvalues, dtype=torch.float32, device=device)

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.ggml.codebooks import codebook, sign_table
-from qra_backends.ggml.decode import uneven_values
+from qra_backends.ggml.codebooks import codebook, sign_table, uneven_values
 from qra_backends.ggml.types import GGMLType, Plane
 
 WEIGHTS = 1024

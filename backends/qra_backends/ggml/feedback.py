@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qra_backends.ggml import library
-from qra_backends.ggml.decode import decode, scales, uneven_values, with_codes
+from qra_backends.ggml.codebooks import uneven_values
+from qra_backends.ggml.decode import decode, scales, with_codes
 from qra_backends.ggml.types import GGMLType
 from qra_backends.reference.gptq import Factor
 

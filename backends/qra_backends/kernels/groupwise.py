@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.kernels.choice import Zeros
-
 ROWS, EIGHTS = 16, 16
 """Of a tile, of 16 x 128 weights."""
 
@@ -28,7 +26,7 @@ def decode(
     dtype: torch.dtype,
     *,
     at: Tensor | None = None,
-    zeros: Zeros | None = None,
+    zeros: tuple[Tensor | None, int, int] | None = None,
     columns_first: bool = False,
 ) -> Tensor:
     """The weight (out, in) in `dtype`, or its rows `at` (n,); computed in float32 and rounded once.
@@ -38,19 +36,20 @@ def decode(
         scale: (out, groups), of floats; with `columns_first` (groups, out).
         offset: like scale: weights are scale · code + offset. None: they are scale · (code - zero).
         size: weights of a group; the last of a row may have fewer.
+        zeros: a `choice.Zeros`.
     """
     (out, columns), rows = shape, shape[0] if at is None else len(at)
     weight = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     groups = triton.cdiv(columns, size)
-    kind = "offset" if zeros is None else "middle" if zeros.words is None else "zeros"
-    form = zeros or Zeros()
+    words, word_bytes, group_bytes = zeros or (None, 0, 0)
+    kind = "offset" if zeros is None else "middle" if words is None else "zeros"
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
     _decode[grid](
         codes.view(torch.uint8), scale, scale if offset is None else offset,
-        codes if form.words is None else form.words.view(torch.uint8), codes if at is None else at, weight,
+        codes if words is None else words.view(torch.uint8), codes if at is None else at, weight,
         rows, columns, codes.nbytes, 0 if columns_first else columns * bits, 4 if columns_first else 0,
         4 * out if columns_first else 4, *((1, out) if columns_first else (groups, 1)),
-        form.word_bytes, form.group_bytes,
+        word_bytes, group_bytes,
         BITS=bits, SIZE=size, SOME=at is not None, KIND=kind, ROWS=ROWS, EIGHTS=EIGHTS,
     )  # fmt: skip
     return weight

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 _ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
-_ARRAYS = 13  # float32 arrays of a block alive at once, fragments of the heap included
+_ARRAYS = {"cpu": 13}  # float32 arrays of a block alive at once, fragments of the heap included
 _ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
+_ARRAYS_ELSEWHERE = 5  # as counted
 
 
 def rows_at_once(columns: int, device: torch.device) -> int:
@@ -17,4 +18,5 @@ def rows_at_once(columns: int, device: torch.device) -> int:
 
 def block_bytes(elements: int, device: str) -> int:
     """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements; measured."""
-    return _ARRAYS * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE))
+    arrays = _ARRAYS.get(device, _ARRAYS_ELSEWHERE)
+    return arrays * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE))

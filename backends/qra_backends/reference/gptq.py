@@ -94,8 +94,13 @@ class ErrorFeedback(TensorBackend):
         # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
         arrays = (dtype != torch.float32) + 1.5 * len(levels)
         block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
-        inverting = (3 if device == "cuda" else 2) * matrix  # cuSOLVER's cholesky_inverse works on a copy
-        return int(max(inverting, matrix + block)) + block_bytes(out_features * in_features, device)
+        fitting = block_bytes(out_features * in_features, device)
+        if device == "cpu":
+            return int(max(2 * matrix, matrix + block)) + fitting
+        # As counted: polishing has five arrays of a block of columns, and cuSOLVER inverts a matrix in a copy.
+        block = rows * (4 * in_features + len(levels) * (5 * in_features + 5 * 4 * _BLOCK))
+        pieces = int(stored * (1 - rows / out_features))
+        return max(3 * matrix, matrix + pieces + max(block, fitting))
 
     def encode_levels(
         self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from qra_backends import make_backend
 from torch import nn
 
@@ -36,6 +37,15 @@ def test_blocks_of_rows_cost_no_accuracy(bits: int):
     linear, backend = source(1536, 192), make_backend("hqq")
     ours, whole = backend.dequantize(backend.quantize(linear, bits)), library_linear(linear, bits).dequantize()
     assert (ours - linear.weight).norm() <= 1.01 * (whole - linear.weight).norm()
+
+
+def test_a_gpu_solves_in_float32_as_a_cpu_does():
+    linear, backend = source(20, 128, torch.float32), make_backend("hqq")
+    on_cpu = backend.to_tensors(backend.quantize(linear, 3))
+    with pretended_gpu():
+        linear.weight.data = linear.weight.data.to("cuda")
+        found = {name: tensor.to("cpu") for name, tensor in backend.to_tensors(backend.quantize(linear, 3)).items()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in on_cpu.items())
 
 
 def test_three_bits_take_a_word_for_ten_codes():

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from correlated import DAMPING, damped_error, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
 from qra_backends.reference import polish as polishing
 from torch import Tensor, nn
 
-DAMPING = 0.1
 ROUNDING = 1 + 1e-5
 """What sums in float32 may add."""
-
-
-def example(out_features: int, in_features: int, seed: int) -> tuple[nn.Linear, Tensor]:
-    """A linear, and the Hessian of inputs that are correlated."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(3 * in_features, in_features // 3 + 1, generator=g)
-    x = x @ torch.randn(in_features // 3 + 1, in_features, generator=g)
-    x = x + torch.randn(3 * in_features, in_features, generator=g)
-    linear = nn.Linear(in_features, out_features, bias=False)
-    linear.weight.data = torch.randn(out_features, in_features, generator=g)
-    return linear, x.T @ x / len(x)
-
-
-def damped_error(weight: Tensor, linear: nn.Linear, hessian: Tensor) -> Tensor:
-    """e H eᵀ of each row, in float64."""
-    lost = (linear.weight.detach() - weight).double()
-    damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(len(hessian))
-    return ((lost @ damped) * lost).sum(1)
 
 
 def quantized(linear: nn.Linear, hessian: Tensor, levels: tuple[int, ...], **options: int) -> dict[int, Tensor]:

@@ -1,17 +1,29 @@
-"""The evaluator on a pretended GPU: what lies on the card in each phase, and that a reload is exact."""
+"""The evaluator on a pretended GPU: what lies on the card in each phase, what is sent to it, what it refuses."""
 
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
+from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
+from benchmarks.memory.random_models import write_model, write_rows
+from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
-from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
 from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.sensitivities.fisher import drawn
 from qra_eval.tuning import saved
 from qra_eval.tuning.saved import load
+from qra_search.config import make_config
+from qra_search.errors import BadInput
+
+LEAST = {"quantize": ("reference", "gptq"), "reload": ("gptq",)}
+"""Of phases that may take less than `WITHIN` of what is foretold, the backends that do not."""
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +69,69 @@ def test_tables_that_are_not_searched_are_on_the_card(folder, tmp_path):
         assert place(evaluator.tuner.model.get_input_embeddings().weight) == CUDA
 
 
-def test_sensitivities_take_what_is_foretold(tmp_path):
-    model = tiny_config_model("llama", layers=1, vocabulary=320, intermediate_size=1024, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    shape = on_the_card(tmp_path / "model", tmp_path, embeddings=16, device="cpu", weights=False)
-    told = foretell(shape.tuner, gpu=True)["sensitivities"].device - CUDA_CONTEXT
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory):
+    made = tmp_path_factory.mktemp("shaped")
+    return str(write_model(SMALL, made / "model")), str(write_rows(made / "rows"))
+
+
+@pytest.mark.parametrize(
+    "name", ["reference, tables", "gptq, checkpointing", "bitsandbytes, tables, checkpointing", "trellis"]
+)
+def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path):
+    least, most = WITHIN
+    for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):
+        exact = name.partition(",")[0] in LEAST.get(phase.name, (name,))
+        assert least * exact < phase.ratio < most, phase
+
+
+@pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 6)])
+def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, times):
     with pretended_gpu() as gpu:
-        evaluator = on_the_card(tmp_path / "model", tmp_path, embeddings=16)
-        evaluator.tuner.switcher.prepare()
-        gpu.peak = gpu.bytes
+        evaluator = on_the_card(folder, tmp_path, embeddings=16)
+        if fits:
+            fit(evaluator.tuner, None)
+        own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
+        sent: Counter[int] = Counter()
+
+        def count(tensor, to, dtype=None):
+            if to == CUDA and tensor.data_ptr() in own:
+                sent[tensor.data_ptr()] += tensor.numel() * (dtype or tensor.dtype).itemsize
+
+        gpu.count = count
+        # Quantized, passed forward, back and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
-    assert 0.8 * told < gpu.peak < 1.02 * told
+        assert sent == {weight: times * size for weight, size in own.items()}
+        assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
+    given = {
+        "model": {"name": str(folder), "device": "cuda", "weight_cache": "0"}, "task": {"name": "arithmetic"},
+        "space": {"bits": (4,), "ranks": (4,)}, "training": {"batch_size": 64, "max_length": 64},
+        "quantization": {"backend": "reference", "cache": str(tmp_path / "bank"), "embeddings": 16},
+    }  # fmt: skip
+    config = make_config(given)
+    with pretended_gpu():
+        peaks = foretell(build(config, weights=False).tuner)
+    most = max(peak.device for peak in peaks.values()) - CUDA_CONTEXT
+    with pretended_gpu(room=most):
+        build(config)
+    settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
+    with pretended_gpu(room=most - 1), pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"):
+        build(config)
+    with pretended_gpu(room=1 << 16), pytest.raises(BadInput, match="choose a smaller model"):
+        build(config)
+    assert not (tmp_path / "bank").exists()
+
+
+def test_labels_are_drawn_on_the_card_by_one_number_a_row():
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(64, 1, generator=torch.Generator().manual_seed(0)).numpy()
+    expected = (np.cumsum(logits.double().softmax(-1).numpy(), 1) < uniform).sum(1)
+    with pretended_gpu():
+        found = drawn(logits.to("cuda"), torch.Generator().manual_seed(0))
+        assert found.tolist() == expected.tolist() and place(found) == CUDA
 
 
 def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 
 from qra_eval.quantized.model import HOST_SHARE, free_bytes, weight_cache_bytes
 from qra_search.config import ConfigError, make_config
@@ -20,6 +21,14 @@ def test_it_is_as_given_or_a_share_of_what_is_free():
     )
     assert weight_cache_bytes(1000, CPU) == 1000
     assert weight_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * free_bytes(CPU), rel=0.2)
+
+
+def test_workers_that_share_a_gpu_count_on_their_share_of_it(monkeypatch):
+    with pretended_gpu(room=8 << 30):
+        cuda = torch.device("cuda")
+        whole = weight_cache_bytes("auto", cuda)
+        monkeypatch.setenv("QRA_SHARING", "2")
+        assert free_bytes(cuda) == 4 << 30 and weight_cache_bytes("auto", cuda) == whole // 2
 
 
 def test_what_is_no_size_is_refused_by_the_config():

@@ -132,6 +132,15 @@ def test_calibration_names_the_files_of_calibrated_levels_alone(model, tmp_path)
     assert one.path(0, 3) != two.path(0, 3) and one.path(0, 8) == two.path(0, 8)
 
 
+def test_what_a_gpu_quantized_has_files_of_its_own(model, tmp_path, backend):
+    bank = make(model, tmp_path, backend, built=False)
+    paths = []
+    for device in (None, torch.device("cpu"), torch.device("cuda", 1), torch.device("cuda")):
+        bank.device = device
+        paths.append(bank.path(0, 3))
+    assert paths[0] == paths[1] and paths[2] == paths[3] != paths[0]
+
+
 def test_a_level_that_is_added_leaves_the_others_as_they_are(model, tmp_path, backend):
     make(model, tmp_path, backend, bits=(3, 4))
     backend.levels.clear()

@@ -29,7 +29,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark of two strategies on two tasks with three seeds."""
     out = tmp_path_factory.mktemp("bench")
     tasks = [TASK, "additive-4-layer-measured"]
-    assert bench.run_benchmark(tasks, ["random", "additive"], 3, 12, out, workers=2) == bench.Progress(12, 0, 0)
+    assert bench.run_benchmark(tasks, ["random", "additive"], 3, 12, out, workers=1) == bench.Progress(12, 0, 0)
     bench.make_tables(out)
     return out
 
@@ -50,12 +50,12 @@ def test_a_truncated_log_holds_only_what_had_been_paid_for() -> None:
 def test_a_look_back_equals_a_search_that_ended_there() -> None:
     """A strategy is a pure function of the log, so looking back is the same as having stopped."""
     task = bench.task_named(TASK)
-    long, short = (bench.run_cell(task, "additive", 0, evaluations) for evaluations in (50, 25))
-    assert long["checkpoints"][:2] == short["checkpoints"]
-    assert [look["at"] for look in long["checkpoints"]] == [10, 25, 50]
+    long, short = (bench.run_cell(task, "additive", 0, evaluations) for evaluations in (25, 10))
+    assert long["checkpoints"][:1] == short["checkpoints"]
+    assert [look["at"] for look in long["checkpoints"]] == [10, 25]
 
 
-@pytest.mark.parametrize(("evaluations", "points"), [(20, [10, 20]), (25, [10, 25]), (4.5, [4.5]), (0.5, [0.5])])
+@pytest.mark.parametrize(("evaluations", "points"), [(12, [10, 12]), (0.5, [0.5])])
 def test_a_search_is_looked_at_when_it_ends_however_short_it_is(evaluations: float, points: list[float]) -> None:
     row = bench.run_cell(bench.task_named(TASK), "additive", 0, evaluations)
     assert [look["at"] for look in row["checkpoints"]] == points

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_runner import Qra
 
+from qra_eval.harness import Score
 from qra_search import Plan, plugins
 from qra_search.evaluation.evaluator import EvaluationFailed, ReloadFailed
 from qra_search.files import write_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.serialization import plan_to_dict
-
-
-@dataclass(frozen=True)
-class Score:
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    rows: int
 
 
 class Harness:

@@ -97,15 +97,6 @@ def test_plain_progress_goes_to_stderr_with_the_best_so_far(qra: Qra, tmp_path: 
     assert "\x1b" not in done.err + done.out
 
 
-def test_the_plan_keeps_to_the_budget(qra: Qra, tmp_path: Path) -> None:
-    result = qra.search(tmp_path / "a", "--json").json
-    (budget,) = result["memory_budgets"]
-    space = RunFolder(tmp_path / "a").result().space
-    uniform = space.uniform(3, 8)
-    assert uniform is not None and budget == space.memory_bytes(uniform)
-    assert all(c["memory_bytes"] <= budget for c in result["candidates"])
-
-
 def test_without_out_a_new_folder_is_made_each_time(qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ("search", *LANDSCAPE, "--strategy", "random", "-n", 4, "--json")

@@ -114,6 +114,7 @@ def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeyp
     assert (two["CUDA_VISIBLE_DEVICES"], two["QRA_DEVICE"]) == ("2,3", "cuda:0,cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
+    assert devices.environment("cuda:1", 4, sharing=3)["QRA_SHARING"] == "3"
     with pytest.raises(ValueError, match="was given 2 GPUs"):
         devices.environment("cuda:2", 2)
 

@@ -1,4 +1,4 @@
-"""The default strategy keeps the contract, and its parts do what they say."""
+"""The default strategy keeps the contract with several seeds too, and its parts do what they say."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ from fakes import AdditiveEvaluator, make_space
 
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Proposal, Trial
-from qra_search.strategies import make_strategy
 from qra_search.strategies.qra import QRAStrategy, replicate_noise
 from qra_search.study.study import Study
 from qra_search.surrogates.table import Widths
 from qra_search.testing import StrategyContract
-
-
-class TestQRA(StrategyContract):
-    @pytest.fixture
-    def strategy(self):
-        return make_strategy("qra")
 
 
 class TestQRAWithSeedsInTurn(StrategyContract):

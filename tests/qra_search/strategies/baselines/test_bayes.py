@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from qra_search import search
-from qra_search.strategies.baselines.bayes import BayesStrategy, climb, linearized_row, swaps
-from qra_search.strategies.baselines.belief import best_rows, known_rows
+from qra_search.strategies.baselines.bayes import BayesStrategy, swaps
 from qra_search.strategies.plan_codec import PlanCodec
 from qra_search.surrogates.hypervolume_improvement import Strips
-from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, scenario, toy_space
+from qra_search.testing.scenarios import ToyEvaluator, budgets_of, logged_state, toy_space
 
 
 def all_rows(space):
@@ -75,29 +74,7 @@ def test_it_beats_random_search_on_a_landscape_with_interaction():
     assert bayes.best().loss < random.best().loss
 
 
-def test_climbing_ends_where_no_step_helps():
-    state = scenario("groups with fewer choices")
-    codec = PlanCodec(state.space)
-    weights = np.random.default_rng(0).standard_normal(codec.variables)
-    start, limit = codec.random(np.random.default_rng(1))[None], state.memory_limit
-    ends, values = climb(codec, lambda rows: rows @ weights, start, set(), limit, np.random.default_rng(2))
-    steps = codec.neighbours(ends[0])
-    fitting = steps[codec.bytes(steps) <= state.memory_limit]
-    assert values[0] >= (fitting @ weights).max()
-    assert codec.bytes(ends[0]) <= state.memory_limit
-
-
-def test_known_and_too_large_plans_are_no_candidates():
-    state = scenario("a log that another strategy wrote")
-    codec = PlanCodec(state.space)
-    known = codec.encode([t.plan for t in state.trials])
-    largest = codec.allowed.shape[1] - 1 - codec.allowed[:, ::-1].argmax(1)
-    seen = known_rows(codec, state.seen)
-    rows = np.concatenate([known, largest[None]])
-    assert len(best_rows(codec, lambda rows: np.zeros(len(rows)), rows, seen, state.memory_limit)[0]) == 0
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(3))
 def test_swaps_move_one_variable_up_and_another_down(seed):
     rng = np.random.default_rng(seed)
     codec = PlanCodec(toy_space(4, restricted=True))
@@ -108,20 +85,3 @@ def test_swaps_move_one_variable_up_and_another_down(seed):
         assert codec.allowed[np.arange(codec.variables), swapped].all()
     alone = PlanCodec(toy_space(2, bits=(4,), ranks=(8,)))
     assert len(swaps(alone, alone.random(rng), 5, rng)) == 0
-
-
-def test_the_linearized_row_is_optimal_where_the_model_is_additive():
-    space = toy_space(3, bits=(2, 3, 4), ranks=(4, 8))
-    codec = PlanCodec(space)
-    table = np.random.default_rng(0).random(codec.allowed.shape)
-    budget = budgets_of(space, 0.5)[0]
-
-    def predict(rows):
-        return table[np.arange(codec.variables), rows].sum(1)
-
-    rows = all_rows(space)
-    best = predict(rows[codec.bytes(rows) <= budget]).min()
-    row = linearized_row(space, predict, rows[0], budget)
-    assert codec.bytes(row) <= budget
-    assert predict(row[None])[0] >= best - 1e-12
-    assert predict(row[None])[0] <= best + 0.1
