@@ -156,8 +156,7 @@ class QuantizedWeightCache:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.calibrates(bits) else ""
         identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.stored(layer, bits)]
-        if self.device is not None and self.device.type != "cpu":
-            identity.append(self.device.type)
+        identity += sorted({device.type for device in self.devices.values()} - {"cpu"})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
