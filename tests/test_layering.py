@@ -18,6 +18,7 @@ HEAVY = {
     "accelerate",
     "botorch",
     "gpytorch",
+    "jinja2",
     "matplotlib",
     "moocore",
     "pandas",
@@ -48,6 +49,7 @@ BUILT_ON_THESE = (
     "qra_eval.tasks.batches",
     "qra_eval.tasks.losses",
     "qra_eval.tuning.saved",
+    "qra_search.report.page",
 )
 """Our own modules that import one of them at their top."""
 

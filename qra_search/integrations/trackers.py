@@ -126,7 +126,7 @@ class Tracker(Callback):
 
     def ended(self, study: Study) -> None:
         found = study.result().best()
-        if found is not None:
+        if found is not None and found.evaluations:
             figures = {"result/loss": found.loss, "result/memory_mib": found.memory_bytes / 2**20}
             self.log(figures, len(study.log.trials))
         self.finish()

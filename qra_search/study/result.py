@@ -157,7 +157,8 @@ class SearchResult(Displayed):
 
     def __repr__(self) -> str:
         best = self.best()
-        found = "nothing fits" if best is None else f"best loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
+        what = "best" if best is None or best.evaluations else "foretold"
+        found = "nothing fits" if best is None else f"{what} loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
 
     def to_dict(self) -> dict[str, Any]:

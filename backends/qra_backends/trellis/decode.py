@@ -19,7 +19,14 @@ from qra_backends.trellis.code import UNIT, TrellisCode
 
 
 def decode(
-    codes: Tensor, scale: Tensor, at: Tensor | None, code: TrellisCode, block: int, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    at: Tensor | None,
+    code: TrellisCode,
+    block: int,
+    dtype: torch.dtype,
+    *,
+    weights: int = 1,
 ) -> Tensor:
     """Rows (n, in) of a weight (out, in), in the quickest way there is on its device.
 
@@ -28,12 +35,13 @@ def decode(
         scale: float16 (out,).
         at: int64 (n,), indices of rows; None for all.
         block: inputs that were rotated together.
+        weights: so many of one shape, one below the other, in codes and scales; more than one only for the kernel.
     """
     unit = UNIT / math.sqrt(block)
     if choice.usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows
 
-        return decode_rows(codes, scale, unit, at, code, block, dtype)
+        return decode_rows(codes, scale, unit, at, code, block, dtype, weights)
     if at is None:
         at = torch.arange(len(scale), device=codes.device)
     return plainly(codes.device.type)(codes, scale[at].float() * unit, at, code, block, dtype)

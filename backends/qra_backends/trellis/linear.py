@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.decode import decode
@@ -37,9 +38,13 @@ class TrellisLinear(DequantizedLinear):
         dtype: torch.dtype,
     ):
         super().__init__(out_features, in_features, bias=bias, dtype=dtype)
-        self.code, self.block = code, block
+        self.code, self.block, self.rows_each = code, block, out_features
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.view(_SCALE_STORAGE))
+
+    @property
+    def joined_along(self) -> dict[str, int | None] | None:  # type: ignore[override]
+        return {"codes": 0, "scale": 0} if choice.usable(self.codes.device) else None
 
     def scales(self) -> Tensor:
         """Float16 (out, 1), a view."""
@@ -47,7 +52,9 @@ class TrellisLinear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
-        return decode(self.codes, self.scales()[:, 0], None, self.code, self.block, dtype or self.dtype)
+        weights = self.out_features // self.rows_each  # several, if `dequantize_together` joined them
+        form = (self.code, self.block, dtype or self.dtype)
+        return decode(self.codes, self.scales()[:, 0], None, *form, weights=weights)
 
     def rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""

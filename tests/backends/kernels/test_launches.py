@@ -20,8 +20,8 @@ MOST, WEIGHTS = 260, 14
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(choice, "usable", lambda device: True)
     with pretended_gpu() as gpu:
+        monkeypatch.setattr(choice, "usable", lambda device: True)
         yield gpu
 
 
