@@ -136,7 +136,7 @@ def test_what_a_gpu_quantized_has_files_of_its_own(model, tmp_path, backend):
     bank = make(model, tmp_path, backend, built=False)
     paths = []
     for device in (None, torch.device("cpu"), torch.device("cuda", 1), torch.device("cuda")):
-        bank.device = device
+        bank.devices = {} if device is None else {0: device}
         paths.append(bank.path(0, 3))
     assert paths[0] == paths[1] and paths[2] == paths[3] != paths[0]
 
