@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from qra_eval.models.device import check_device, resolve_device
+from qra_eval.models.device import check_device, resolve_devices
 from qra_search.plugins import did_you_mean
 from qra_search.runs.folder import RunFolder
 
@@ -69,7 +69,7 @@ class Harness:
             raise ValueError("no task is named: give some, such as arc_easy,gsm8k")
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError('lm-evaluation-harness is not installed: pip install "lm_eval[hf]"')
-        self.device = resolve_device(device)
+        self.devices = resolve_devices(device)
         from lm_eval.tasks import TaskManager
 
         self.tasks, self.limit, self.batch_size, self.shots = tuple(tasks), limit, batch_size, shots
@@ -124,7 +124,9 @@ class Harness:
         """
         from qra_eval.tuning.saved import load  # seconds, which a refusal does without
 
-        return self._scored(*load(folder, device=str(self.device), trust_remote_code=RunFolder(folder).trusts_code))
+        return self._scored(
+            *load(folder, device=",".join(map(str, self.devices)), trust_remote_code=RunFolder(folder).trusts_code)
+        )
 
     def untuned(self, model: str, *, trust_remote_code: bool = False) -> list[Score]:
         """The scores of a model as it is: neither quantized nor tuned.
@@ -134,7 +136,7 @@ class Harness:
         """
         from qra_eval.models.load import load_model
 
-        loaded = load_model(model, device=self.device, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, device=self.devices[0], trust_remote_code=trust_remote_code)
         return self._scored(loaded.model, loaded.tokenizer)
 
     def _scored(self, model: Any, tokenizer: Any) -> list[Score]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qra_backends.layout import METHOD, SEPARATOR
+from qra_backends.served.layout import METHOD, SEPARATOR
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin

@@ -24,7 +24,7 @@ class ModelConfig(Section):
     """Which model is tuned."""
 
     name: str = Field("smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="in which what is not quantized is stored; auto: bfloat16"
     )

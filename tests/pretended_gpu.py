@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -33,6 +34,7 @@ class PretendedGpu(TorchDispatchMode):
     Attributes:
         room: bytes that the device has.
         bytes, peak: on the device, now and at most since `peak` was last set.
+        held, most: by card, now and at most since `most` was last cleared.
         sent, fetched: bytes that went to the device, and came from it.
     """
 
@@ -40,50 +42,80 @@ class PretendedGpu(TorchDispatchMode):
         super().__init__()
         self.room = room
         self.bytes = self.peak = self.sent = self.fetched = 0
+        self.held: Counter[torch.device] = Counter()
+        self.most: Counter[torch.device] = Counter()
         self.sending: list[torch.device] = []
 
     def mark(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Write the device on a tensor's storage."""
         storage: Any = tensor.untyped_storage()
-        if device.type == "cuda" and place(tensor) != CUDA:
+        if device.type == "cuda" and place(tensor).type != "cuda":
             size = storage.nbytes()
             self.bytes += size
             if self.bytes > self.room:
                 self.bytes -= size
                 raise torch.OutOfMemoryError(f"the pretended GPU is out of memory: {size} bytes beside {self.bytes}")
             self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._free, size)
+            self.held[device] += size
+            self.most[device] = max(self.most[device], self.held[device])
+            weakref.finalize(storage, self._free, size, device)
         storage.place = device
         return tensor
 
     def count(self, tensor: Tensor, to: torch.device, dtype: torch.dtype | None = None) -> None:
         """A copy between host and device: what changes its dtype is changed before it is sent, as by CUDA."""
         size = tensor.numel() * (dtype or tensor.dtype).itemsize
-        self.sent += size if to == CUDA else 0
+        self.sent += size if to.type == "cuda" else 0
         self.fetched += size if to == CPU else 0
 
-    def _free(self, size: int) -> None:
+    def _free(self, size: int, device: torch.device) -> None:
         self.bytes -= size
+        self.held[device] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _kind(t).type == "cpu"]
-        places = {place(t) for t in given if t.dim() or place(t) == CUDA}
+        places = {place(t) for t in given if t.dim() or place(t).type == "cuda"}
+        cards = [p for p in places if p.type == "cuda"]
         name = func._schema.name
-        if name == "aten::copy_" and not self.sending and CUDA in places and CPU in places:
+        if name == "aten::copy_" and not self.sending and cards and CPU in places:
             self.count(given[1], place(given[0]))
-        if CUDA in places and not self.sending and name not in ("aten::copy_", "aten::_to_copy"):
-            indexed = name.startswith("aten::index") and place(given[0]) == CUDA
-            if CPU in places and not indexed:
+        if cards and not self.sending and name not in ("aten::copy_", "aten::_to_copy"):
+            indexed = name.startswith("aten::index") and place(given[0]).type == "cuda"
+            if len(cards) > 1 or (CPU in places and not indexed):
                 raise RuntimeError(f"operands of {name} are on two devices")
             if (kwargs or {}).get("generator") is not None:
                 raise RuntimeError(f"{name} on the device with a generator of the CPU")
         made = func(*args, **(kwargs or {}))
-        if CUDA in places or self.sending:
+        if cards or self.sending:
             known = {t.untyped_storage()._cdata for t in given}
             for tensor in tree_leaves(made):
                 if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
-                    self.mark(tensor, self.sending[-1] if self.sending else CUDA)
+                    self.mark(tensor, self.sending[-1] if self.sending else cards[0])
         return made
+
+
+class Sent(torch.autograd.Function):
+    """A tensor with a gradient sent to another device: its gradient goes back to where it was."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, device: torch.device) -> Tensor:
+        ctx.back = place(tensor)
+        return tensor.to(device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].to(ctx.back), None
+
+
+def grouped(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
+    """Tensors by device and dtype, as torch groups those that the optimizer and clipping work on together."""
+    groups: dict[Any, Any] = {}
+    for i, first in enumerate(lists[0]):
+        made, indices = groups.setdefault((place(first), first.dtype), ([[] for _ in lists], []))
+        indices.append(i)
+        for own, some in zip(made, lists, strict=True):
+            own += some[i : i + 1]
+    return groups
 
 
 def place(tensor: Tensor) -> torch.device:
@@ -96,16 +128,17 @@ def named(device: Any) -> torch.device | None:
     """The device that an argument names."""
     if device is None:
         return None
-    device = CUDA if isinstance(device, int) else torch.device(device)
-    return CUDA if device.type == "cuda" else device
+    device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 @contextlib.contextmanager
-def pretended_gpu(room: int = FREE, *, kernels: bool = False) -> Iterator[PretendedGpu]:
+def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) -> Iterator[PretendedGpu]:
     """`cuda` is a device of this process, for as long as the context lasts.
 
     Args:
         kernels: ours are used as well, if Triton was imported to interpret them.
+        cards: how many there are; `room` is of all together.
     """
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
     import hqq.core.quantize  # noqa: F401
@@ -117,13 +150,13 @@ def pretended_gpu(room: int = FREE, *, kernels: bool = False) -> Iterator[Preten
     with contextlib.ExitStack() as stack:
         if not kernels:
             stack.enter_context(mock.patch.object(choice, "_works", lambda: False))
-        for owner, name, value in _replaced(gpu):
+        for owner, name, value in _replaced(gpu, cards):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(gpu)
         yield gpu
 
 
-def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
+def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
@@ -135,6 +168,8 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
             return _send(tensor, dtype or tensor.dtype, copy=copy)
         if device.type == "meta":
             return _send(tensor, device)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return Sent.apply(tensor if dtype is None else _send(tensor, dtype), device)
         gpu.count(tensor, device, dtype)
         gpu.sending.append(device)
         try:
@@ -144,10 +179,11 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
 
     def maker(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-            if named(device) == CUDA:
+            card = named(device)
+            if card is not None and card.type == "cuda":
                 if kwargs.get("generator") is not None:
                     raise RuntimeError(f"torch.{real.__name__} on the device with a generator of the CPU")
-                return gpu.mark(real(*args, **kwargs), CUDA)
+                return gpu.mark(real(*args, **kwargs), card)
             return real(*args, **kwargs, **({} if device is None else {"device": device}))
 
         return make
@@ -165,7 +201,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
         (torch.cuda, name, value)
         for name, value in {
             "is_available": lambda: True,
-            "device_count": lambda: 1,
+            "device_count": lambda: cards,
             "current_device": lambda: 0,
             "mem_get_info": lambda device=None: (gpu.room - gpu.bytes, gpu.room),
             "memory_reserved": lambda device=None: gpu.bytes,
@@ -182,6 +218,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
             "get_device_capability": lambda device=None: (9, 0),
         }.items()
     )
+    yield torch._C, "_group_tensors_by_device_and_dtype", grouped
     yield torch, "compile", lambda function=None, **options: function or (lambda given: given)
     yield from ((torch, name, maker(getattr(torch, name))) for name in MAKERS)
     copied = torch.UntypedStorage.__deepcopy__
@@ -193,7 +230,7 @@ def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
 
     yield torch.UntypedStorage, "__deepcopy__", copy_storage
     yield Tensor, "device", property(place)
-    yield Tensor, "is_cuda", property(lambda tensor: place(tensor) == CUDA)
+    yield Tensor, "is_cuda", property(lambda tensor: place(tensor).type == "cuda")
     yield Tensor, "to", to
     yield Tensor, "pin_memory", lambda tensor, *args: tensor
     yield Tensor, "cpu", lambda tensor: to(tensor, CPU)

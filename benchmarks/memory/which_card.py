@@ -16,7 +16,6 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from benchmarks.common import RESULTS, append, commit, read
 from benchmarks.memory.estimates import LLAMA, shapes
-from qra_eval.costs.cards import CARDS
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 ROWS = RESULTS / "which_card.jsonl"
@@ -86,7 +85,8 @@ def cell(card: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Models down, cards across."""
-    lines = [f"| model | {' | '.join(CARDS)} |", "|---" * (len(CARDS) + 1) + "|"]
+    names = [card["name"] for card in rows[0]["cards"]]
+    lines = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in rows:
         lines.append(f"| {row['model']} | {' | '.join(map(cell, row['cards']))} |")
     return "\n".join(lines) + "\n"

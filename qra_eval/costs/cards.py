@@ -19,6 +19,8 @@ CARDS = {
     "8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "48 GB": 48, "80 GB": 80, "141 GB": 141,
 }  # fmt: skip
 """By the memory that they are sold with, in GiB of which about 3% are not to be had."""
+PAIRS = {"2 x 24 GB": 24, "2 x 48 GB": 48, "2 x 80 GB": 80}
+"""Over which layers are spread: the memory of each."""
 USABLE = 0.97
 SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
 PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
@@ -26,11 +28,15 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 
 def cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
-    """What each card needs: see `Evaluator.cards`."""
+    """What each card needs, and each pair of cards: see `Evaluator.cards`."""
+    return [*_fits(tuner, budget, CARDS, 1), *_fits(tuner, budget, PAIRS, 2)]
+
+
+def _fits(tuner: FineTuner, budget: int | None, kinds: dict[str, int], count: int) -> list[dict[str, Any]]:
     tried: list[tuple[str, str, Peak]] = []
     found: list[dict[str, Any]] = []
-    ways = _ways(tuner, budget)
-    for name, gib in reversed(CARDS.items()):
+    ways = _ways(tuner, budget, count)
+    for name, gib in reversed(kinds.items()):
         room = int(gib * USABLE * 2**30)
         fits = next((way for way in tried if way[2].device <= room), None)
         while fits is None:
@@ -61,7 +67,8 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     model, device = tuner.quantized, tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
         return  # code of a model's own is not run on fake tensors
-    free = free_bytes(device) + torch.cuda.memory_reserved(device)  # what is this process's own is free to it
+    every = dict.fromkeys([device, *model.blocks.devices])
+    free = min(free_bytes(card) + torch.cuda.memory_reserved(card) for card in every)  # its own is free to a process
     done = {"quantize": model.quantized(), "sensitivities": sensitivities_file(tuner).is_file()}
     resident = tuner.space is model.space
 
@@ -75,7 +82,7 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     if most > free and model.keep_nothing():
         most, phase = highest()
     if most > free:
-        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget))
+        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _ways(tuner, budget, len(every)))
         words, least = next((way for way in ways if way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
@@ -83,7 +90,7 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
     model.blocks.keeps = highest()[0] <= free
 
 
-def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _ways(tuner: FineTuner, budget: int | None, count: int) -> Iterator[tuple[str, str, Peak]]:
     """Settings in words, the phase that takes most with them and its peak; the most comfortable first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}
@@ -99,8 +106,11 @@ def _ways(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak
         for words, size in plans:
             for more, changes in (("", {}), (SMALLER, small)):
                 tuner.quantized.settings = settings.model_copy(update=changes)
-                peaks = foretell(tuner, size, gpu=True)
+                peaks = foretell(tuner, size, gpu=True, cards=count)
                 phase = max(peaks, key=lambda name: peaks[name].device)
-                yield (words + more).strip() or "as it is configured", phase, peaks[phase]
+                said = (words + more).strip()
+                if count > 1 and len(set(tuner.quantized.blocks.devices)) != count:
+                    said = f"--device {','.join(f'cuda:{at}' for at in range(count))} {said}".strip()
+                yield said or "as it is configured", phase, peaks[phase]
     finally:
         tuner.quantized.settings = settings

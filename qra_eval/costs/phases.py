@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
+from qra_eval.models.split import spread
 from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
@@ -58,14 +60,24 @@ class Peak:
     host: int
 
 
-def foretell(tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None) -> dict[str, Peak]:
-    """The peak of every phase.
+def foretell(
+    tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None, cards: int | None = None
+) -> dict[str, Peak]:
+    """The peak of every phase; of several cards that of the one that holds most.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
+        cards: over which the layers are spread; None: over the devices at hand.
     """
-    evaluation, finetune, run = tuner.evaluation, tuner.finetune, _Run(tuner, budget, gpu)
+    devices: Sequence[Any] = tuner.quantized.blocks.devices if cards is None else spread(tuner.model, range(cards))
+    places = [[at for at, own in enumerate(devices) if own == device] for device in dict.fromkeys(devices)]
+    peaks = [_foretold(tuner, _Run(tuner, budget, gpu, layers)) for layers in places]
+    return {n: Peak(max(p[n].device for p in peaks), max(p[n].host for p in peaks)) for n in peaks[0]}
+
+
+def _foretold(tuner: FineTuner, run: _Run) -> dict[str, Peak]:
+    evaluation, finetune = tuner.evaluation, tuner.finetune
     search = run.training(evaluation.steps, "validation", evaluation.validation_rows)
     if run.gpu and evaluation.hopeless and evaluation.steps:
         search = max(search, run.passing_untuned())
@@ -83,9 +95,12 @@ class _Run:
     """The sizes of a run's model, plan and rows, and what each phase adds to what is always there.
 
     A phase is given as bytes on the device and bytes on the host.
+
+    Args:
+        own: the layers on the device that is looked at; all else is where the first one is.
     """
 
-    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None):
+    def __init__(self, tuner: FineTuner, budget: int | None, gpu: bool | None, own: Sequence[int]):
         self.tuner, model = tuner, tuner.quantized
         self.model, self.settings, space = model, tuner.settings, model.space
         text = tuner.model.config.get_text_config()
@@ -108,6 +123,9 @@ class _Run:
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers, self.layer = len(sizes), max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
+        self.own, self.part = len(own), sum(sizes[at] for at in own) / sum(sizes)
+        if self.own < self.layers:
+            self._take_part(first=0 in own)
         # Activations grow by the same for each layer that is added, if all layers are alike.
         self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
@@ -116,6 +134,16 @@ class _Run:
             self._sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
         )
         self.bare = self._sketch(passing, self.depths[1])
+
+    def _take_part(self, *, first: bool) -> None:
+        """Of what lies on the device for long, the part of its layers; and what is outside of layers on the first."""
+        tables, stored = [t.linear for t in self.model.tables.values()], self.model.backend.storage
+        levels = self.model.table_levels or ((),)
+        packed = [sum(stored(b).bytes(t.out_features, t.in_features) for t in tables) for b in levels]
+        self.packed = int((self.packed - min(packed)) * self.part) + (max(packed) if first else 0)
+        self.rest, self.tables = (self.rest, self.tables) if first else (0, 0)
+        for name in ("adapters", "cache", "kept"):
+            setattr(self, name, int(getattr(self, name) * self.part))
 
     def peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
         """Of a phase that adds so much on the device, and on the host, to what is always there."""
@@ -165,7 +193,8 @@ class _Run:
         experts = 4 * sum(width**2 for parent, width in inputs if likeness(f"{parent}.") != f"{parent}.")
         forward = self.bare.calibration(self.layer_sketched, *_largest(batches)) + experts + self._placed()
         tokens = sum(8 * batch.input_ids.numel() for batch in batches)  # which stay where they are passed
-        return self.kept + self._casts() + tokens + max(forward, moments + work, table), made + self._hidden(batches)
+        highest = max(self._casts(), forward, moments + work, table)
+        return self.kept + tokens + highest, made + self._hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
         """Of both halves the higher: gradients layer by layer; probes in float32."""
@@ -235,6 +264,7 @@ class _Run:
         """
         model, outputs = self.model, sum(rows for rows, _ in self.shapes)
         numbers = sum(max((model.trained_numbers(b, *s) for b in model.levels), default=0) for s in self.shapes)
+        numbers = int(numbers * self.part)
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
@@ -256,7 +286,7 @@ class _Run:
         """What the whole model takes of batches, from what the sketches of two depths take."""
         labels = max(len(b.targets) for b in batches)
         short, long = (getattr(sketch, what)(*_largest(batches), labels) for sketch in (self.short, self.long))
-        return int(long + (long - short) * (self.layers - self.depths[1]))
+        return int(long + (long - short) * (self.own - self.depths[1]))
 
     def _sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         return sketch(

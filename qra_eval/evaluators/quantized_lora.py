@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from qra_backends import make_backend
@@ -15,7 +18,7 @@ from qra_eval.costs.cards import cards, fit
 from qra_eval.costs.peak_memory import step_memory
 from qra_eval.costs.time import estimate, seconds_per_token, sensitivities_charge
 from qra_eval.models.attention import expect_fast_attention, use_fast_attention
-from qra_eval.models.device import keep_few_products, resolve_device
+from qra_eval.models.device import keep_few_products, resolve_devices
 from qra_eval.models.engine import check_engine
 from qra_eval.models.live import register_live
 from qra_eval.models.load import load_model
@@ -28,6 +31,7 @@ from qra_eval.tasks.rows import LongestRows, Rows
 from qra_eval.tuning.final import tune, untuned
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import BACKWARD, Diverged, StopHopeless, ceiling
 from qra_search.config import (
     EvaluationConfig,
@@ -50,6 +54,7 @@ from qra_search.evaluation.evaluator import (
     Tuned,
 )
 from qra_search.evaluation.sensitivities import Sensitivities
+from qra_search.launched import standing
 from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
 from qra_search.space.space import Plan
@@ -110,6 +115,7 @@ class QuantizedLoRAEvaluator(Evaluator):
 
     fidelities: tuple[float, ...] = FIDELITIES
     budget: int | None = None
+    deals = True
 
     def __init__(
         self,
@@ -136,7 +142,8 @@ class QuantizedLoRAEvaluator(Evaluator):
         quantization = section(QuantizationConfig, "quantization", quantization)
         space = section(SpaceConfig, "space", space)
         training = section(TrainingConfig, "training", training)
-        place = resolve_device(device)
+        devices = resolve_devices(device)
+        place = devices[0]
         self.task, name = checked_task(task, metric=metric, seed=seed)  # before a model is loaded for nothing
         backend = make_backend(quantization.backend)
         check_bits(space.bits, backend)
@@ -150,7 +157,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         kind = Rows if loaded.tokenizer is not None else LongestRows
         self.rows = kind(self.task, name, loaded.tokenizer, training.max_length)
         self.quantized = QuantizedModel(
-            loaded, backend, quantization, space, self.rows, training, device=place, compute=compute,
+            loaded, backend, quantization, space, self.rows, training, device=place, devices=devices, compute=compute,
             weight_cache=0 if memory_kind == "peak" else weight_cache, progress=progress,
         )  # fmt: skip
         self.tuner = FineTuner(
@@ -315,12 +322,27 @@ class QuantizedLoRAEvaluator(Evaluator):
         A folder that is no run's becomes one, which `qra show`, `report`, `finetune` and `search` take.
         """
         self.space.of(plan).encode(plan)
-        tuned = tune(
-            self.tuner, plan, seed=seed, steps=steps, folder=folder, kept=kept, figures=figures, progress=progress
-        )
+        kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
+        own = {"folder": folder, "figures": figures, "progress": progress}
+        if standing()[1] == 1:
+            tuned = tune(self.tuner, plan, **kinds, **own)
+        else:
+            with self._launched.leading({"plan": plan, **kinds}, self.tuner.settings.rows_a_step):
+                tuned = tune(self.tuner, plan, **kinds, **own, processes=self._launched)
         if folder is not None:
             RunFolder(folder).keep_tuned(self._config(), self.space, self.describe(), tuned, steps)
         return tuned
+
+    def follow(self) -> NoReturn:
+        for asked in self._launched.requests():
+            with suppress(EvaluationFailed):  # all fail alike; the first process says so
+                tune(self.tuner, **asked, processes=self._launched)
+        sys.exit()
+
+    @cached_property
+    def _launched(self) -> LaunchedProcesses:
+        """Those that a launcher started, joined at the first call."""
+        return LaunchedProcesses(self.tuner.device)
 
     def untuned(self) -> Tuned | None:
         """Test figures of the model as it was loaded; see `qra_eval.tuning.final.untuned`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends.layout import METHOD, SEPARATOR
+from qra_backends.served.layout import METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

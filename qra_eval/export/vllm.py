@@ -17,7 +17,7 @@ ENGINE = "vllm"
 class VLLMExporter(PEFTExporter):
     """As `peft`, with the adapter at the one rank and scaling that vLLM knows.
 
-    Fused matrices may have shards at any levels: `qra_backends.vllm_plugin` holds each apart.
+    Fused matrices may have shards at any levels: `qra_backends.served.vllm_plugin` holds each apart.
     """
 
     name = "vllm"

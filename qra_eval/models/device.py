@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
-FORMS = "auto, cpu, cuda or cuda:1"
+FORMS = "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers,"
 _CUDA = re.compile(r"cuda(?::(\d+))?")
 
 
@@ -22,10 +22,24 @@ def check_device(text: str) -> None:
     """Raises BadInput for what no device is named, and for a GPU if torch was built without them; loads no library."""
     if text in ("auto", "cpu"):
         return
-    if _CUDA.fullmatch(text) is None:
+    if any(_CUDA.fullmatch(part) is None for part in text.split(",")):
         raise BadInput(f"device is {shortened(text)}: {FORMS} is needed")
     if not visible_gpus():
         raise BadInput(f"device {text!r}: no CUDA device is visible to torch here: use --device cpu")
+
+
+def resolve_devices(text: str) -> list[torch.device]:
+    """The devices that a text names, over which the layers of a model are spread; mostly one.
+
+    Raises:
+        BadInput: as `resolve_device`, or one is named twice.
+    """
+    found = [resolve_device(part) for part in text.split(",")]
+    if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
+        raise BadInput(f"device is {shortened(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
+    if len(found) > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise BadInput(f"device is {shortened(text)}: processes of a launcher have one GPU each: use --device cuda")
+    return found
 
 
 def resolve_device(text: str) -> torch.device:
@@ -37,6 +51,11 @@ def resolve_device(text: str) -> torch.device:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count and beside > 1 and text in ("auto", "cuda"):
+        if beside > count:
+            raise BadInput(f"{beside} processes on this machine, where torch sees {count} CUDA devices: start as many")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if text == "auto":
         return torch.device("cuda" if count else "cpu")
     if text == "cpu":

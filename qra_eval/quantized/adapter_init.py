@@ -91,10 +91,11 @@ class AdapterInit:
             self._paths[layer, level] = whole.with_name(f"{digest}-start-{layer}.safetensors")
         return self._paths[layer, level]
 
-    def missing(self) -> dict[int, list[LevelName]]:
-        """Levels that each layer lacks; layers that lack none are left out."""
-        wanted = {at: [b for b in self.bank.levels(at) if self.bank.stored(at, b)] for at in self.layers}
-        bare = self.bases.missing() if self.taken else {}
+    def missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
+        """Levels that each layer (or each of some) lacks; those that lack none are left out."""
+        layers = [at for at in self.layers if some is None or at in some]
+        wanted = {at: [b for b in self.bank.levels(at) if self.bank.stored(at, b)] for at in layers}
+        bare = self.bases.missing(layers) if self.taken else {}
         lacking = {
             at: [b for b in some if b in bare.get(at, ()) or not self._opened(self.path(at, b))]
             for at, some in wanted.items()

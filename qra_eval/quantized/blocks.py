@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Blocks:
     Args:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
         compute: dtype of the arithmetic.
+        devices: of each layer; default: `device`.
 
     Attributes:
         keeps: whether the device has room for the whole model, as it is stored, while passes are made (`kept`).
@@ -51,29 +52,40 @@ class Blocks:
         ValueError: the model has no list of decoder layers.
     """
 
-    def __init__(self, model: Any, device: torch.device, compute: torch.dtype):
+    def __init__(
+        self, model: Any, device: torch.device, compute: torch.dtype, devices: Sequence[torch.device] | None = None
+    ):
         path = decoder_layers(model)
         if path is None:
             raise ValueError(f"{type(model).__name__} has no list of decoder layers: a causal language model has one")
         self.model, self.device, self.compute = model, device, compute
         self.layers: list[nn.Module] = list(model.get_submodule(path))
+        self.devices = list(devices or [device] * len(self.layers))
         self._tuple: bool | None = None
         self.keeps = False
 
     def __len__(self) -> int:
         return len(self.layers)
 
+    def device_of(self, index: int) -> torch.device:
+        """The device of a layer; the model's for what comes after the last one."""
+        return self.devices[index] if index < len(self.layers) else self.device
+
     # -- weights in place ----------------------------------------------------------------------
     @contextmanager
     def placed(self, index: int) -> Iterator[None]:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
-        with put(self.layers[index], self.device, self.compute):
+        with put(self.layers[index], self.devices[index], self.compute):
             yield
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """The model on the device, if that has room, for as long as the context lasts: sent once for all passes."""
-        with put(self.model, self.device) if self.keeps else nullcontext():
+        with ExitStack() as stack:
+            for layer, device in zip(self.layers, self.devices, strict=True) if self.keeps else ():
+                stack.enter_context(put(layer, device))
+            if self.keeps:
+                stack.enter_context(put(self.model, self.device, but=self.layers))
             yield
 
     @contextmanager
@@ -135,7 +147,7 @@ class Blocks:
     def step(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
-        output = self.layers[index](flow.hidden.to(self.device) if hidden is None else hidden, *args, **kwargs)
+        output = self.layers[index](flow.hidden.to(self.devices[index]) if hidden is None else hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
@@ -175,10 +187,19 @@ class Blocks:
 
 
 @contextmanager
-def put(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again."""
+def put(
+    module: nn.Module, device: torch.device, dtype: torch.dtype | None = None, but: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """A module's tensors on a device, floating parameters in a dtype; then the very same tensors again.
+
+    Args:
+        but: parts of it that are left as they are.
+    """
+    left = {id(tensor) for part in but for tensor in [*part.parameters(), *part.buffers()]}
     with ExitStack() as stack:
         for tensor in [*module.parameters(), *module.buffers()]:
+            if id(tensor) in left:
+                continue
             wide = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
             wanted = dtype if wide and dtype is not None else tensor.dtype
             if tensor.device != device or tensor.dtype != wanted:

@@ -15,6 +15,7 @@ from qra_backends import Backend
 from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
+from qra_eval.models.split import connect, spread
 from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
@@ -62,6 +63,7 @@ class QuantizedModel:
         backend: that of `quantization`.
         rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
         settings: of training: alpha, dropout, and where adapters start.
+        devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
         weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
 
@@ -86,6 +88,7 @@ class QuantizedModel:
         settings: TrainingConfig,
         *,
         device: torch.device,
+        devices: Sequence[torch.device] = (),
         compute: str = "auto",
         weight_cache: int | str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
@@ -105,10 +108,17 @@ class QuantizedModel:
         dense = weight_bytes([*self.linears.values(), *(t.linear for t in self.tables.values())])
         self.dtype: torch.dtype = self.model.dtype
         self.compute = self._compute(compute)
-        room = weight_cache_bytes(weight_cache, device)
+        layers = spread(self.model, devices or [device])
+        room = weight_cache_bytes(weight_cache, device) * len(set(layers) if weight_cache == "auto" else [device])
         self.materialised = dense * self.compute.itemsize // self.dtype.itemsize <= room
         self.room = room if self.materialised else 0
-        self.blocks = Blocks(self.model, device, self.compute)
+        self.blocks = Blocks(self.model, device, self.compute, layers)
+        self.connections = connect(self.blocks.layers, layers)
+        if self.connections:
+            searched = {id(p) for linear in self.linears.values() for p in linear.parameters()}
+            for layer, place in zip(self.blocks.layers, layers, strict=True):
+                for tensor in [*layer.parameters(), *layer.buffers()]:
+                    tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         if not self.materialised:
             self.compute = self.dtype
             if device.type == "cpu":
@@ -130,7 +140,7 @@ class QuantizedModel:
             backend, own, bank_folder(quantization.cache), self.identity,
             calibration=rows.hash(calibration=CALIBRATION_ROWS) if backend.calibrated else "",
             layers=self.layer_of | dict.fromkeys(offered, len(self.blocks)), levels={len(self.blocks): of_tables},
-            device=device, room=self.room, compute=self.compute,
+            devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
         )  # fmt: skip
         self._whole = False
         init, ranks = settings.init, self.space.ranks

@@ -85,7 +85,7 @@ class PlanSwitcher:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
                 A, B = start.factors(linear.name, bits, rank, seed)
-                device, settings = quantized.device, quantized.settings
+                device, settings = quantized.bank.device_of(linear.name), quantized.settings
                 wrapper.set_adapter(A.to(device), B.to(device), settings.alpha / rank, settings.dropout)
 
     def base_module(self, bank: QuantizedWeightCache, name: str, bits: LevelName) -> nn.Module:
@@ -192,7 +192,8 @@ class PlanSwitcher:
         self.unquantize()
         self._put_rest_in(torch.float32)
         try:
-            yield Blocks(self.model, self.quantized.device, torch.float32)
+            own = self.quantized.blocks
+            yield Blocks(self.model, own.device, torch.float32, own.devices)
         finally:
             self._put_rest_in(self.quantized.compute)
 
@@ -203,16 +204,16 @@ class PlanSwitcher:
         self.quantized.forget()
         own = {id(factor) for factor in adapters.trainable(self.wrapped)}
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        moved = [tensor for tensor in tensors if tensor.device.type != "cpu" and id(tensor) not in own]
-        for tensor in moved:
+        moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
+        for tensor, _ in moved:
             tensor.data = tensor.data.cpu()
         if moved:
             torch.cuda.empty_cache()
         try:
             yield
         finally:
-            for tensor in moved:
-                tensor.data = tensor.data.to(self.quantized.device)
+            for tensor, device in moved:
+                tensor.data = tensor.data.to(device)
 
     def keep_nothing(self) -> bool:
         """From here on keep no weights ready on the device, neither dequantized nor unquantized; whether any were."""
@@ -225,6 +226,8 @@ class PlanSwitcher:
 
     def close(self) -> None:
         """Give the model its own linears again."""
+        for handle in self.quantized.connections:
+            handle.remove()
         if self._wrapped is not None:
             for table in self._placed.values():
                 table.set_base()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class QuantizedWeightCache:
         calibration: identifies the calibration data.
         layers: decoder layer of each linear; default: all in one.
         levels: those of layers that have others than `bits`.
-        device: where modules and weights are given; default: where the linears are.
+        devices: where modules and weights of a layer are given; default: where the linears are.
         room: bytes of dequantized weights that are kept, the last used ones.
         compute: dtype in which `weight` gives dequantized weights; default: that of the linears.
     """
@@ -60,13 +60,13 @@ class QuantizedWeightCache:
         calibration: str = "",
         layers: Mapping[str, int] | None = None,
         levels: Mapping[int, Sequence[LevelName]] | None = None,
-        device: torch.device | None = None,
+        devices: Mapping[int, torch.device] | None = None,
         room: int = 0,
         compute: torch.dtype | None = None,
     ):
         self.linears, self.backend, self.bits = dict(linears), backend, tuple(bits)
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
-        self.compute, self.device, self.room = compute, device, room
+        self.compute, self.devices, self.room = compute, dict(devices or {}), room
         # Layers that pass in float32 have float32 weights meanwhile: what is kept then must serve afterwards too.
         self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
         self.layer_of = {name: 0 if layers is None else layers[name] for name in self.linears}
@@ -87,15 +87,14 @@ class QuantizedWeightCache:
         """A bank of other versions of some of the linears, in the same folder and at the same levels."""
         return QuantizedWeightCache(
             {name: self.linears[name] for name in names}, self.backend, self.bits, self.folder, fingerprint,
-            calibration=self.calibration, layers=self.layer_of, levels=self._levels, device=self.device,
+            calibration=self.calibration, layers=self.layer_of, levels=self._levels, devices=self.devices,
             room=self.room, compute=self.compute,
         )  # fmt: skip
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
-        linear = self.linears[name]
-        device = self._device(linear)
+        linear, device = self.linears[name], self.device_of(name)
         if bits == UNQUANTIZED_BITS:
             return linear if device == linear.weight.device else _moved(linear, device)
         return self.backend.from_tensors(
@@ -113,7 +112,7 @@ class QuantizedWeightCache:
         Rounded to the linear's dtype, as its module computes with, then put in `compute`.
         """
         own = self.linears[name].weight.detach()
-        dtype, device = self.compute or own.dtype, self._device(self.linears[name])
+        dtype, device = self.compute or own.dtype, self.device_of(name)
         if bits == UNQUANTIZED_BITS and dtype == own.dtype and device == own.device:
             return own
         key = (name, bits)
@@ -157,17 +156,16 @@ class QuantizedWeightCache:
         """The file of a layer's linears at a level."""
         calibration = self.calibration if self.backend.calibrates(bits) else ""
         identity = [BANK_VERSION, self.fingerprint, calibration, self.backend.identity(bits), self.stored(layer, bits)]
-        if self.device is not None and self.device.type != "cpu":
-            identity.append(self.device.type)
+        identity += sorted({device.type for device in self.devices.values()} - {"cpu"})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         level = bits if isinstance(bits, str) else f"{bits}bit"
         return self.folder / f"{digest}-{level}-{layer}.safetensors"
 
-    @property
-    def lock_file(self) -> Path:
-        """Held by who makes files of this bank: whatever the levels are, those of another bank have another."""
+    def lock_file(self, layer: int) -> Path:
+        """Held by who makes files of a layer: whatever the levels are, those of another bank have another."""
         identity = [BANK_VERSION, self.fingerprint, self.calibration, self.backend.spec]
-        return self.folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.lock"
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"{digest}-{layer}.lock"
 
     def names(self, layer: int) -> list[str]:
         """The linears of a layer, in the model's order."""
@@ -181,9 +179,9 @@ class QuantizedWeightCache:
         """The linears of a layer whose shape the backend can store at a level, in the model's order."""
         return [name for name in self._names[layer] if storable(self.backend, bits, self.linears[name])]
 
-    def missing(self) -> dict[int, list[LevelName]]:
-        """Levels that each layer lacks, in the order of the layers; layers that lack none are left out."""
-        layers = dict.fromkeys(self.layer_of.values())
+    def missing(self, some: Collection[int] | None = None) -> dict[int, list[LevelName]]:
+        """Levels that each layer (or each of some) lacks, in the layers' order; those that lack none are left out."""
+        layers = dict.fromkeys(self.layer_of.values()) if some is None else some
         lacking = {layer: [b for b in self.levels(layer) if not self._opened(layer, b)] for layer in layers}
         return {layer: levels for layer, levels in lacking.items() if levels}
 
@@ -229,8 +227,9 @@ class QuantizedWeightCache:
         file = self._files[layer, bits]
         return {key.rpartition("::")[2]: file.get_tensor(key) for key in self._keys[layer, bits][name]}
 
-    def _device(self, linear: nn.Linear) -> torch.device:
-        return self.device or linear.weight.device
+    def device_of(self, name: str) -> torch.device:
+        """Where a linear's modules and weights are given."""
+        return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
 def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:

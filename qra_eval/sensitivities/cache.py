@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qra_eval.quantized.model import CALIBRATION_ROWS
+from qra_eval.quantized.pieces import Pieces
 from qra_eval.quantized.weight_cache import bank_folder
 from qra_eval.sensitivities.measure import measure_sensitivities
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate, passed_together
@@ -39,9 +40,11 @@ def kept_or_measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
         data = json.loads(path.read_text())
         return Sensitivities.from_dict(data["prior"]), data["report"]
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not whole
-        sensitivities, report = measured(tuner)
+        pieces = Pieces(path.with_suffix(""), tuner.progress, "measures the same sensitivities")
+        sensitivities, report = measured(tuner, pieces)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"prior": sensitivities.to_dict(), "report": report})
+    pieces.forget()
     return sensitivities, report
 
 
@@ -63,15 +66,19 @@ def sensitivities_file(tuner: FineTuner) -> Path:
     return bank_folder(model.quantization.cache) / f"prior-{digest[:16]}.json"
 
 
-def measured(tuner: FineTuner) -> tuple[Sensitivities, dict[str, Any]]:
-    """The sensitivities, measured on the first calibration rows; see `qra_eval.sensitivities.measure`."""
+def measured(tuner: FineTuner, pieces: Pieces) -> tuple[Sensitivities, dict[str, Any]]:
+    """The sensitivities, measured on the first calibration rows; see `qra_eval.sensitivities.measure`.
+
+    Args:
+        pieces: of which those are made that no other process has made or is at.
+    """
     model = tuner.quantized
     rows = tuner.rows("calibration", SENSITIVITIES_ROWS)
     with model.blocks.kept():  # for both: what fits the device is sent there once
         tuner.switcher.prepare()  # quantizing is no part of the sensitivities' time
         start = time.perf_counter()
         tuner.switcher.unquantize()
-        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows))
+        sensitivities, report = measure_sensitivities(tuner, passed_together(rows), probe_batch(rows), pieces)
     tokens = report["forward_tokens"]
     if model.backend.calibrated:
         tokens += sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))

@@ -30,8 +30,7 @@ def write_checkpoint(path: Path, training: Training, identity: Mapping[str, Any]
         more: plain data of the caller.
     """
     tensors = {"losses": torch.tensor(training.losses, dtype=torch.float64), "generator::cpu": torch.get_rng_state()}
-    if training.device.type == "cuda":
-        tensors["generator::cuda"] = torch.cuda.get_rng_state(training.device)
+    tensors |= {f"generator::{card}": torch.cuda.get_rng_state(card) for card in cards(training)}
     for name, parameter in named(training):
         tensors[f"value::{name}"] = parameter.detach()
         kept = training.optimizer.state[parameter]
@@ -73,10 +72,17 @@ def read_checkpoint(
     for field in ("tokens", "stopped", "seconds", "model_seconds"):
         setattr(training, field, state.pop(field))
     torch.set_rng_state(file.get_tensor("generator::cpu"))
-    if training.device.type == "cuda" and "generator::cuda" in keys:
-        torch.cuda.set_rng_state(file.get_tensor("generator::cuda"), training.device)
+    for card in cards(training):
+        if f"generator::{card}" in keys:
+            torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
     best = {k.removeprefix(f"{BEST}::"): file.get_tensor(k).clone() for k in keys if k.startswith(f"{BEST}::")}
     return best, state
+
+
+def cards(training: Training) -> list[torch.device]:
+    """The GPUs that something is trained on."""
+    found = {parameter.device for _, parameter in named(training) if parameter.device.type == "cuda"}
+    return sorted(found, key=str)
 
 
 def named(training: Training) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.losses import row_losses
 from qra_eval.tuning.fine_tuner import ANSWER, FineTuner
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.out_of_memory import unless_out_of_memory
+from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.errors import BadInput, describe, one_line
@@ -41,6 +43,7 @@ def tune(
     kept: Path | None = None,
     figures: Figures | None = None,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Tuned:
     """Tune a plan on the calibration split, measure it on the test split, and save it if a folder is given.
 
@@ -52,7 +55,7 @@ def tune(
     length = tuner.finetune_steps if steps is None else steps
 
     def work() -> Tuned:
-        return _tuned(tuner, plan, seed, length, folder, kept, figures, progress)
+        return _tuned(tuner, plan, seed, length, folder, kept, figures, progress, processes)
 
     try:
         return unless_out_of_memory(tuner, work)
@@ -69,21 +72,22 @@ def _tuned(
     kept: Path | None,
     figures: Figures | None,
     progress: Progress | None,
+    processes: Processes,
 ) -> Tuned:
     start, finetune = time.perf_counter(), tuner.finetune
-    tuner.apply(plan, seed)
+    processes.alike(lambda: tuner.apply(plan, seed))
     shown = 0 if folder is None else finetune.sample_answers
     before = sample_answers(tuner, shown)
     batches = tuner.final_batches(steps, seed)
     identity = _identity(tuner, plan, seed, steps, batches)
-    watch = FullTuning(finetune, lambda: _validation_loss(tuner), identity, kept, figures)
+    watch = FullTuning(finetune, lambda: _validation_loss(tuner, processes), identity, kept, figures, processes)
     each_step = None if progress is None else (lambda done, total, loss: progress(_stage(watch), done, total))
     with watch.saving():
-        tuner.train(steps, seed, each_step, watch=watch, batches=batches)
+        tuner.train(steps, seed, each_step, watch=watch, batches=batches, processes=processes)
     rows = tuner.rows("test", finetune.test_rows)
-    nats, tokens = row_losses(tuner.model, rows, 2 * tuner.rows_together, tuner.device)
+    nats, tokens = _row_losses(tuner, rows, processes)
     after = sample_answers(tuner, shown)
-    metrics, scored = scores(tuner)
+    metrics, scored = scores(tuner) if processes.rank == 0 else ({}, 0)
     tuned = Tuned(
         plan=plan,
         seed=seed,
@@ -92,8 +96,8 @@ def _tuned(
         metrics=metrics,
         memory_bytes=tuner.space.of(plan).memory_bytes(plan),
         seconds=time.perf_counter() - start + watch.earlier_seconds,
-        row_nats=tuple(nats),
-        row_tokens=tuple(tokens),
+        row_nats=nats,
+        row_tokens=tokens,
         samples=tuple(
             {**asked, "before": old, "after": new} for (asked, old), (_, new) in zip(before, after, strict=True)
         ),
@@ -149,11 +153,22 @@ def _stage(watch: FullTuning) -> str:
     return f"tune, resumed after step {watch.resumed_after}" if watch.resumed_after else "tune"
 
 
-def _validation_loss(tuner: FineTuner) -> float:
+def _validation_loss(tuner: FineTuner, processes: Processes) -> float:
     """As an evaluation measures it, amid a training."""
-    loss = tuner.held_out("validation", tuner.evaluation.validation_rows)
+    loss = tuner.held_out("validation", tuner.evaluation.validation_rows, processes)
     tuner.model.train()
     return loss
+
+
+def _row_losses(
+    tuner: FineTuner, rows: Sequence[Encoded], processes: Processes
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Summed loss and labelled tokens of each row, each process passing every so-manieth."""
+    own = slice(processes.rank, None, processes.size)
+    found = processes.alike(lambda: row_losses(tuner.model, rows[own], 2 * tuner.rows_together, tuner.device))
+    nats, tokens = ([0.0] * len(rows) for _ in found)
+    nats[own], tokens[own] = found
+    return tuple(processes.total(*nats)), tuple(map(int, processes.total(*tokens)))
 
 
 def _saved(tuner: FineTuner, tuned: Tuned, folder: str | Path) -> Tuned:

@@ -17,6 +17,7 @@ from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tasks.rows import Rows
 from qra_eval.tuning import training
+from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.config import EvaluationConfig, FinetuneConfig, TrainingConfig
 from qra_search.evaluation.evaluator import Progress, RowCount
 from qra_search.space.space import Plan
@@ -110,6 +111,7 @@ class FineTuner:
         *,
         watch: training.TrainerCallback | None = None,
         batches: Sequence[Batch] | None = None,
+        processes: Processes = ALONE,
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
@@ -130,13 +132,20 @@ class FineTuner:
                 rows=self.rows_together if self.halvings else None,
                 progress=progress,
                 watch=watch,
+                processes=processes,
             )
         adapters.round_to(self.switcher.wrapped, ADAPTER_DTYPE)
         return trained
 
-    def held_out(self, split: SplitName, rows: int) -> float:
-        """Loss in nats a labelled token on the first rows of a split."""
-        return held_out_loss(self.model, bucketed(self.rows(split, rows), 2 * self.rows_together), self.device)
+    def held_out(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
+        """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
+        batches = processes.share(bucketed(self.rows(split, rows), 2 * self.rows_together))
+        loss = processes.alike(lambda: held_out_loss(self.model, batches, self.device))
+        if processes.size == 1:
+            return loss
+        labels = sum(len(batch.targets) for batch in batches)
+        nats, labels = processes.total(loss * labels, labels)
+        return nats / labels
 
     def objective(self, split: SplitName, rows: int) -> float | None:
         """The task's own measure on the first rows of a split; None if the loss is what counts."""

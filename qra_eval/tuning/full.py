@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from qra_eval.tuning.checkpoint import named, read_checkpoint, write_checkpoint
+from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.config import FinetuneConfig
+from qra_search.errors import RunFailed
 from qra_search.evaluation.evaluator import Figures
 from qra_search.files import write_text
 from qra_search.study.interrupt import on_interrupt
@@ -32,6 +34,7 @@ class FullTuning(TrainerCallback):
         validate: the validation loss of the model as it is; leaves it in training mode.
         identity: what the training depends on, as plain data; a checkpoint of another training is not resumed.
         folder: of checkpoint and curve; None: neither is written.
+        processes: that tune together: all read the checkpoint, the first writes it.
         figures: called with the figures of each step.
 
     Attributes:
@@ -47,9 +50,10 @@ class FullTuning(TrainerCallback):
         identity: Mapping[str, Any],
         folder: Path | None = None,
         figures: Figures | None = None,
+        processes: Processes = ALONE,
     ):
         self.settings, self.validate, self.identity, self.figures = settings, validate, identity, figures
-        self.folder = folder
+        self.folder, self.processes = folder, processes
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.stale = float("inf"), 0
         self.best_step: int | None = None
@@ -61,7 +65,6 @@ class FullTuning(TrainerCallback):
         self._began = self._written = time.monotonic()
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         found = read_checkpoint(self.folder / CHECKPOINT_FILE, training, self.identity)
         if found is not None:
             self.best, more = found
@@ -69,7 +72,11 @@ class FullTuning(TrainerCallback):
             self.best_step, self.stale = more["best_step"], more["stale"]
             self.resumed_after = training.step
         self.earlier_seconds = training.seconds
-        self._cut_curve(training.step)
+        if self.processes.total(training.step) != [training.step * self.processes.size]:
+            raise RunFailed(f"not all processes see the same checkpoint in {self.folder}: they need one shared folder")
+        if self.processes.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._cut_curve(training.step)
 
     def after(self, training: Training) -> bool:
         told = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
@@ -79,7 +86,9 @@ class FullTuning(TrainerCallback):
             told["validation_loss"] = self._look(training)
         self._tell(training.step, told)
         stop = bool(self.settings.patience) and self.stale >= self.settings.patience
-        if self.folder is not None and (last or stop or self._interrupted or self._due(training.step)):
+        self._interrupted = self.processes.any(self._interrupted)
+        due = last or stop or self._interrupted or self._due(training.step)
+        if self.folder is not None and due and self.processes.rank == 0:
             training.stopped = stop and not last
             training.seconds = self.earlier_seconds + time.monotonic() - self._began
             more = {
@@ -109,7 +118,7 @@ class FullTuning(TrainerCallback):
 
     def forget(self) -> None:
         """Remove the checkpoint: what was tuned is kept elsewhere."""
-        if self.folder is not None:
+        if self.folder is not None and self.processes.rank == 0:
             (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
     def _look(self, training: Training) -> float:
@@ -127,7 +136,7 @@ class FullTuning(TrainerCallback):
         return by_time or (bool(every) and step % every == 0)
 
     def _tell(self, step: int, told: dict[str, float]) -> None:
-        if self.folder is not None:
+        if self.folder is not None and self.processes.rank == 0:
             with (self.folder / CURVE_FILE).open("a") as file:
                 file.write(json.dumps({"step": step, **told}) + "\n")
         if self.figures is not None:

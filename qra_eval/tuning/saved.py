@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
-from qra_eval.models.device import resolve_device
+from qra_eval.models.device import resolve_devices
 from qra_eval.models.embeddings import place_tables, put_tables
 from qra_eval.models.experts import named_as_it_is, one_by_one
-from qra_eval.models.linears import find_linears
+from qra_eval.models.linears import decoder_layers, find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.names import KNOWN, LIVE
+from qra_eval.models.split import connect, spread
 from qra_eval.quantized import adapters
 from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -173,7 +174,8 @@ def load(
 
 def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
-    folder, device = Path(folder), str(resolve_device(device))
+    folder, devices = Path(folder), resolve_devices(device)
+    device = str(devices[0])
     if not folder.is_dir():
         raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
@@ -190,7 +192,7 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     levels = levels_of(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
-    put_base(model, data["backend"], levels, [folder / BASE_FILE], device)
+    put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
     return model, loaded.tokenizer
 
 
@@ -200,7 +202,12 @@ def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:
 
 
 def put_base(
-    model: Any, spec: Any, levels: Mapping[str, LevelName], files: Sequence[str | Path], device: str | torch.device
+    model: Any,
+    spec: Any,
+    levels: Mapping[str, LevelName],
+    files: Sequence[str | Path],
+    device: str | torch.device,
+    more: Sequence[torch.device] = (),
 ) -> None:
     """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
 
@@ -208,11 +215,14 @@ def put_base(
         spec: of the backend.
         levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
+        more: devices over which the layers are spread, beside `device`, where the rest of the model is.
     """
-    backend = make_backend(spec)
+    backend, found_linears = make_backend(spec), find_linears(model)
+    layers = spread(model, [torch.device(device), *more]) if more else []
+    places = {found.name: layers[found.layer or 0] for found in found_linears if more}
     stored: dict[str, dict[str, torch.Tensor]] = {}
     for path in files:
-        file = open_tensors(path, device=str(device))
+        file = open_tensors(path, device="cpu" if more else str(device))
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             name, found, tensor = key.rpartition("::")
             if found:
@@ -222,19 +232,26 @@ def put_base(
         tensors = stored.pop(name, None)
         if tensors is None:
             return None
+        if more:
+            tensors = {key: tensor.to(places.get(name, device)) for key, tensor in tensors.items()}
         shape = {"out_features": like.out_features, "in_features": like.in_features}
         return backend.from_tensors(tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype)
 
     names = []
-    for found in find_linears(model):
+    for found in found_linears:
         made = quantized(found.name, found.module)
         if made is None:
-            found.module.to(device)
+            found.module.to(places.get(found.name, device))
         else:
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
         put_tables(model, backend, lambda table: quantized(table.name, table.linear), torch.device(device))
+    if more:
+        modules = model.get_submodule(decoder_layers(model))
+        for layer, place in zip(modules, layers, strict=True):
+            layer.to(place)
+        connect(modules, layers)
     model.requires_grad_(False)
     generate_ready(model, backend, names)
 
@@ -256,7 +273,8 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
     with tuner.switcher.released():
         trust = tuner.quantized.loaded.trust_remote_code
-        reloaded, _ = load(folder, device=str(tuner.device), trust_remote_code=trust)
+        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized.blocks.devices])))
+        reloaded, _ = load(folder, device=devices, trust_remote_code=trust)
         # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
         reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
         with one_by_one(reloaded):

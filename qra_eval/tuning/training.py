@@ -15,6 +15,7 @@ from torch import nn
 from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import LabelledHead, batch_loss, labelled_head
+from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.config import Schedule, TrainingConfig
 
 BACKWARD = 2.0
@@ -56,8 +57,18 @@ class Training:
         seconds: spent on it before it was resumed.
     """
 
-    def __init__(self, groups: Sequence[ParameterGroup], settings: TrainingConfig, steps: int, device: torch.device):
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        settings: TrainingConfig,
+        steps: int,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        processes: Processes = ALONE,
+    ):
         self.groups, self.settings, self.steps, self.device = groups, settings, steps, device
+        self.seed, self.processes = seed, processes
         self.losses: list[float] = []
         self.tokens, self.stopped, self.last_rate = 0, False, 0.0
         self.seconds, self.model_seconds = 0.0, 0.0
@@ -90,11 +101,22 @@ class Training:
         Raises:
             Diverged: the loss is not finite.
         """
-        begun, value, labels = time.perf_counter(), 0.0, sum(len(batch.targets) for batch in batches)
-        for batch in (part for whole in batches for part in (whole.parts(rows) if rows else [whole])):
-            loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
-            loss.backward()
-            value += float(loss.detach())
+        begun, labels = time.perf_counter(), sum(len(batch.targets) for batch in batches)
+
+        def passes() -> float:
+            value = 0.0
+            for batch in (
+                part for own in self.processes.share(batches) for part in (own.parts(rows) if rows else [own])
+            ):
+                loss = batch_loss(model, head, batch.to(self.device), "sum") / labels
+                loss.backward()
+                value += float(loss.detach())
+            return value
+
+        if self.processes.size > 1:  # dropout of its own in each, and none that a checkpoint of the first would lack
+            torch.manual_seed((self.seed * self.steps + self.step) * self.processes.size + self.processes.rank)
+        (value,) = self.processes.total(self.processes.alike(passes))
+        self.processes.reduce([p for group in self.groups for p in group.parameters.values()])
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
@@ -136,11 +158,13 @@ def train(
     rows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     watch: TrainerCallback | None = None,
+    processes: Processes = ALONE,
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
     Args:
         rows: see `Training.make_step`.
+        processes: that share the rows of each step.
 
     Raises:
         Diverged: the loss is not finite.
@@ -149,7 +173,7 @@ def train(
         return Trained(float("nan"), 0, 0.0, 0.0)
     start, size, watch = time.perf_counter(), settings.accumulation, watch or TrainerCallback()
     torch.manual_seed(seed)
-    training = Training(groups, settings, len(batches) // size, device)
+    training = Training(groups, settings, len(batches) // size, device, seed=seed, processes=processes)
     with _in_training(model) as head:
         watch.begin(training)
         while training.step < training.steps and not training.stopped:

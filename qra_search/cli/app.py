@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from qra_search.errors import DISTRIBUTION
+from qra_search.errors import DISTRIBUTION, BadInput
+from qra_search.launched import standing
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -100,6 +101,11 @@ def root(
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif standing()[1] > 1 and context.invoked_subcommand != "finetune":
+        raise BadInput(
+            f"qra {context.invoked_subcommand} is one process, and a launcher started {standing()[1]}: "
+            "torchrun is for qra finetune, --workers for qra search"
+        )
 
 
 def _listed() -> None:

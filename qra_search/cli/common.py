@@ -87,7 +87,7 @@ Engine = Annotated[
            "writes.", WHAT,
            autocompletion=lambda incomplete: [name for name in ENGINES if name.startswith(incomplete)]),
 ]  # fmt: skip
-Device = Annotated[str | None, option("--device D", "auto, cpu, cuda or cuda:1.", HOW)]
+Device = Annotated[str | None, option("--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW)]
 Evaluations = Annotated[
     float | None,
     option("--evaluations -n N", "Evaluations of plans that may be spent; the sensitivities come before them.", HOW),

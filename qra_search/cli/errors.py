@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import typer
 
 from qra_search.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
 from qra_search.errors import BadInput, DamagedLines, RunFailed, describe
+from qra_search.launched import follows
 
 TRACEBACK = "QRA_TRACEBACK"
+GRACE = 30.0
 
 
 def run_safely(arguments: list[str]) -> int:
@@ -74,5 +77,8 @@ _HINT = f" (set {TRACEBACK}=1 to see where)"
 
 
 def _say(message: str, status: int) -> int:
-    print(f"qra: {' '.join(message.split())}", file=sys.stderr)
+    if follows() and status == BAD_INPUT:
+        time.sleep(GRACE)  # the first process refuses it as well, in one line, and the launcher then ends this one
+    if status in (FAILED, BAD_INPUT) or not follows():
+        print(f"qra: {' '.join(message.split())}", file=sys.stderr)
     return status

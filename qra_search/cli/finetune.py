@@ -10,6 +10,7 @@ from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
 from qra_search.errors import bad_input
 from qra_search.integrations.hub import check_hub, push_tuned
+from qra_search.launched import follows
 from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
 from qra_search.report.terminal.tables import print_next_steps, print_samples
@@ -60,7 +61,7 @@ def finetune(
 
     Writes adapter/ (an ordinary PEFT adapter), plan.json and test.json into the run's folder, and the report anew; of
     another budget than the run's largest into a folder of its own in it. If it is broken off, the same command goes on
-    from the last checkpoint.
+    from the last checkpoint. On several GPUs: `torchrun --nproc-per-node 4 -m qra_search finetune RUN`.
 
     [bold]Example[/]
 
@@ -71,7 +72,7 @@ def finetune(
     if push_to_hub is not None:
         with bad_input():
             check_hub(push_to_hub)
-    view = make_view(common.stderr(), quiet=as_json)
+    view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
         if dry_run:
             settings = opened.tuning_settings(epochs, device, changes)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.sensitivities import Sensitivities
@@ -115,11 +115,13 @@ class Evaluator(ABC):
     Attributes:
         fidelities: that `evaluate` accepts, ascending; the last is 1.
         progress: called with what takes long; whoever runs a search sets it if it is None.
+        deals: whether workers that are asked for the sensitivities at once deal the work among themselves.
     """
 
     space: SearchSpace
     fidelities: tuple[float, ...] = (1.0,)
     progress: Progress | None = None
+    deals = False
 
     @abstractmethod
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
@@ -215,6 +217,10 @@ class Evaluator(ABC):
             ReloadFailed: the result was saved, and what was saved is not what was tuned.
         """
         raise BadInput(f"evaluator {type(self).__name__} {CANNOT_TUNE}")
+
+    def follow(self) -> NoReturn:
+        """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
+        raise RunFailed(f"evaluator {type(self).__name__} tunes in one process: start it without a launcher")
 
     def untuned(self) -> Tuned | None:
         """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""

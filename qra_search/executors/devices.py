@@ -116,7 +116,13 @@ def environment(device: str, workers: int, sharing: int = 1) -> dict[str, str]:
     indices = [int(gpu.group(1)) for gpu in gpus if gpu is not None]
     if len(indices) < len(gpus):
         raise ValueError(f"device {device!r} is of no known form: use {FORMS}")
-    return {DEVICE: "cuda", SHARING: str(sharing), "CUDA_VISIBLE_DEVICES": _visible(device, indices), **share}
+    shown = {"CUDA_VISIBLE_DEVICES": _visible(device, indices)}
+    return {DEVICE: own_gpus(len(indices)), SHARING: str(sharing), **shown, **share}
+
+
+def own_gpus(count: float) -> str:
+    """The device of a worker that sees so many GPUs, or a share of one, and no others: `cuda`, or `cuda:0,cuda:1`."""
+    return "cuda" if count <= 1 else ",".join(f"cuda:{i}" for i in range(int(count)))
 
 
 def _visible(device: str, indices: list[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_search.errors import install_hint
 from qra_search.executors.base import DeadlineExceeded, WorkerDied, WorkerUnusable
-from qra_search.executors.devices import DEVICE, SHARING, check_room
+from qra_search.executors.devices import DEVICE, SHARING, check_room, own_gpus
 from qra_search.executors.slots import Worker, WorkerExecutor
 from qra_search.executors.work import Factory, Reply, Request, build, handle
 
@@ -59,7 +59,7 @@ class RayExecutor(WorkerExecutor):
         except BaseException:
             self.shutdown()
             raise
-        self._device, self._sharing = "cuda" if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
+        self._device, self._sharing = own_gpus(gpus) if gpus else "cpu", max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 

@@ -71,7 +71,8 @@ def _evaluate(evaluator: Evaluator, request: Request) -> Reply:
 
 def _identity(evaluator: Evaluator, request: Request) -> Reply:
     space, fidelities = space_to_dict(evaluator.space), list(evaluator.fidelities)
-    return {"ok": {"space": space, "fidelities": fidelities, "description": evaluator.describe()}}
+    told = {"space": space, "fidelities": fidelities, "description": evaluator.describe(), "deals": evaluator.deals}
+    return {"ok": told}
 
 
 def _sensitivities(evaluator: Evaluator, request: Request) -> Reply:

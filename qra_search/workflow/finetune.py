@@ -16,6 +16,7 @@ from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed, Tuned
 from qra_search.files import write_json
 from qra_search.integrations.trackers import flat, tracked
+from qra_search.launched import standing
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
 from qra_search.report.reprs import as_html, tested_rich
@@ -160,6 +161,8 @@ def tune_with(
     )  # fmt: skip
     _make_room(place, result.space, contest)
     say_rows(evaluator, listener)
+    if standing()[1] > 1:
+        listener.say(f"{standing()[1]} processes share the rows of each step")
     count = sum(contest.role(plan.key) == UNIFORM for plan in contest.plans)
     rivals = f" and {count} uniform plan{'s' * (count > 1)}" if count else ""
     rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""

@@ -14,6 +14,7 @@ from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.integrations.trackers import Tracker, check_tracker
+from qra_search.launched import follows
 from qra_search.report.finding import said
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
@@ -235,6 +236,8 @@ class Run(Displayed):
     ) -> Finetuned:
         """Tune the plan in full, save the adapter, and compare it with uniform plans on test data.
 
+        Of processes that `torchrun` started, all but the first help it, and end in here.
+
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
             memory: tune the best plan within this budget instead.
@@ -263,8 +266,11 @@ class Run(Displayed):
                 check_tracker(spec)
             chosen = chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
         with listener_for(progress) as listener:
+            evaluator = self.evaluator(listener, config)
+            if follows():
+                evaluator.follow()
             done = tune_with(
-                self.evaluator(listener, config), config, self.folder, listener, chosen,
+                evaluator, config, self.folder, listener, chosen,
                 memory=memory, against=against, seeds=seeds, steps=steps, track=track, with_16_bit=with_16_bit,
             )  # fmt: skip
         if check:

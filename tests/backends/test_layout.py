@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from qra_backends.layout import Layout, Shards
+from qra_backends.served.layout import Layout, Shards
 from torch import nn
 
 IN = 64
@@ -54,7 +54,7 @@ def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(
     stored: Any, decoded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from qra_backends.vllm_plugin import DECODED, QRAConfig, QRAMethod
+    from qra_backends.served.vllm_plugin import DECODED, QRAConfig, QRAMethod
 
     method = QRAMethod(QRAConfig(layout()), list(SHAPES)[:3])
     layer, sizes = nn.Module(), [SHAPES[name][0] for name in "qkv"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qra_backends.layout import SEPARATOR, Layout, Shards
+from qra_backends.served.layout import SEPARATOR, Layout, Shards
 from safetensors.torch import load_file
 from tiny_families import tiny_config_model
 

@@ -10,7 +10,7 @@ import torch
 from cli_runner import Qra
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.costs.cards import CARDS, cards
+from qra_eval.costs.cards import CARDS, PAIRS, cards
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, foretell
 from qra_eval.costs.sketch import Meter, Sketch
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -145,8 +145,20 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
 
 def test_every_card_is_told_the_first_settings_that_fit_it(tmp_path: Path) -> None:
     found = cards(shape_only(tmp_path).tuner, None)
-    assert [card["name"] for card in found] == list(CARDS)
-    assert all(card["settings"] == "as it is configured" and card["peak_bytes"] < card["bytes"] for card in found)
+    assert [card["name"] for card in found] == [*CARDS, *PAIRS]
+    settings = ["as it is configured"] * len(CARDS) + ["--device cuda:0,cuda:1"] * len(PAIRS)
+    assert [card["settings"] for card in found] == settings
+    assert all(card["peak_bytes"] < card["bytes"] for card in found)
+
+
+def test_each_of_two_cards_takes_in_training_what_half_the_layers_take_and_a_layer_at_a_time_no_less(
+    tmp_path: Path,
+) -> None:
+    three, five = (foretell(shape_only(tmp_path, layers=n).tuner, gpu=True) for n in (3, 5))
+    eight, spread = (foretell(shape_only(tmp_path, layers=8).tuner, gpu=True, cards=n) for n in (1, 2))
+    for phase in ("search", "tune", "reload"):
+        assert three[phase].device < spread[phase].device <= five[phase].device < eight[phase].device
+    assert spread["quantize"] == eight["quantize"] and spread["sensitivities"].host == eight["sensitivities"].host
 
 
 def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
@@ -157,7 +169,7 @@ def test_doctor_says_which_cards_a_model_fits_and_needs_no_weights(
     shown = qra("doctor", "--model", tmp_path / "model-4")
     assert shown.status == 0 and "24 GB" in shown.out and "as it is configured" in shown.out
     rows = qra("doctor", "--model", tmp_path / "model-4", "--json").json
-    assert len(rows) == len(CARDS) and rows[0]["phase"] in PHASES
+    assert len(rows) == len(CARDS) + len(PAIRS) and rows[0]["phase"] in PHASES
     refused = qra("doctor", "--model", tmp_path / "nothing")
     assert refused.status == 2 and "no file or folder" in refused.err
 

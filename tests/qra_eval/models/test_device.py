@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import has_matrix_units, keep_few_products, resolve_device
+from qra_eval.models.device import check_device, has_matrix_units, keep_few_products, resolve_device, resolve_devices
 from qra_search import BadInput
 
 
@@ -55,8 +55,26 @@ def test_a_gpu_beyond_the_last_is_refused_with_how_many_there_are(gpus):
 @pytest.mark.parametrize("text", ["gpu", "tpu:x", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cpu:0\n", "cuda:0\n"])
 def test_what_is_no_device_is_refused_with_what_is(gpus, text):
     gpus(2)
-    with pytest.raises(BadInput, match="device is .*: auto, cpu, cuda or cuda:1 is needed"):
+    with pytest.raises(BadInput, match="device is .*: auto, cpu, cuda, cuda:1, or .* is needed"):
         resolve_device(text)
+
+
+def test_several_gpus_are_each_named_once_by_their_number(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setattr("qra_eval.models.device.visible_gpus", lambda: ["cuda:0", "cuda:1"])
+    check_device("cuda:1,cuda:0")
+    assert resolve_devices("cuda:1,cuda:0") == [torch.device("cuda", 1), torch.device("cuda", 0)]
+    for text in ("cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:1"):
+        with pytest.raises(BadInput, match="name each GPU by its number, once, such as cuda:0,cuda:1"):
+            resolve_devices(text)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_devices("auto") == resolve_devices("cuda") == [torch.device("cuda", 1)]
+    with pytest.raises(BadInput, match="processes of a launcher have one GPU each"):
+        resolve_devices("cuda:0,cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(BadInput, match="3 processes on this machine, where torch sees 2 CUDA devices"):
+        resolve_devices("auto")
 
 
 def test_matrix_units_are_those_that_torch_names(monkeypatch):

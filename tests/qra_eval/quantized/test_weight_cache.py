@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import Counter
 
@@ -135,7 +136,7 @@ def test_what_a_gpu_quantized_has_files_of_its_own(model, tmp_path, backend):
     bank = make(model, tmp_path, backend, built=False)
     paths = []
     for device in (None, torch.device("cpu"), torch.device("cuda", 1), torch.device("cuda")):
-        bank.device = device
+        bank.devices = {} if device is None else {0: device}
         paths.append(bank.path(0, 3))
     assert paths[0] == paths[1] and paths[2] == paths[3] != paths[0]
 
@@ -192,10 +193,9 @@ def test_a_build_that_was_killed_goes_on_at_the_layer_where_it_was(model, tmp_pa
         assert all(torch.equal(t, whole.tensors(name, 3)[key]) for key, t in resumed.tensors(name, 3).items())
 
 
-def test_who_comes_second_waits_and_reads_what_the_first_made(model, tmp_path, backend):
-    lock_file = make(model, tmp_path, Counting(make_backend("reference")), built=False).lock_file
+def test_a_layer_that_another_process_is_at_is_left_to_it_and_awaited_by_its_name(model, tmp_path, backend):
+    lock_file = make(model, tmp_path, backend, built=False).lock_file(1)
     waiting, released, told = threading.Event(), FileLock(lock_file, thread_local=False), []
-    tmp_path.mkdir(exist_ok=True)
     released.acquire()
     holder = lock_file.with_suffix(".json")
     holder.write_text('{"pid": 7, "host": "there", "started": "now", "command": "qra plan --out runs/a"}')
@@ -203,22 +203,44 @@ def test_who_comes_second_waits_and_reads_what_the_first_made(model, tmp_path, b
     assert other.backend.count and not other.missing()
 
     def listen(stage, done, total):
-        told.append(stage)
-        waiting.set()
+        if stage.startswith("wait"):
+            told.append(stage)
+            waiting.set()
 
     second = Counting(make_backend("reference"))
     thread = threading.Thread(target=make, args=(model, tmp_path, second), kwargs={"told": listen})
     thread.start()
-    assert waiting.wait(30) and second.count == 0
+    assert waiting.wait(30) and second.count == (LAYERS - 1) * EACH
     assert "wait for process 7 on there, since now (qra plan --out runs/a)" in told[0] and "QRA_CACHE" in told[0]
-    bank = make(model, tmp_path, backend, built=False)
-    for layer in range(LAYERS):
-        for bits in (3, 4):
-            names = bank.names(layer)
-            bank.write(layer, bits, {n: backend.to_tensors(backend.quantize(bank.linears[n], bits)) for n in names})
-    released.release()
+    released.release()  # it ended, and made nothing
     thread.join(60)
-    assert not thread.is_alive() and second.count == 0 and not holder.exists()
+    assert not thread.is_alive() and second.count == LAYERS * EACH and not holder.exists()
+
+
+def test_processes_that_need_a_bank_at_once_deal_its_layers_and_make_what_one_makes(model, tmp_path):
+    both = threading.Barrier(2)
+
+    class Together(Counting):
+        """Waits at its first linear until the other is at one as well."""
+
+        def quantize_levels(self, linear, levels, *, hessian=None):
+            if not self.count:
+                both.wait(30)
+            return super().quantize_levels(linear, levels, hessian=hessian)
+
+    backends = [Together(make_backend("reference-gptq")) for _ in range(2)]
+    copies = [copy.deepcopy(model) for _ in backends]
+    threads = [
+        threading.Thread(target=make, args=(m, tmp_path / "a", b)) for m, b in zip(copies, backends, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(b.count for b in backends) == LAYERS * EACH and all(b.count % EACH == 0 for b in backends)
+    dealt, alone = (make(model, tmp_path / name, make_backend("reference-gptq")) for name in ("a", "b"))
+    for name in alone.linears:
+        assert all(torch.equal(t, dealt.tensors(name, 3)[key]) for key, t in alone.tensors(name, 3).items())
 
 
 def test_shapes_that_the_backend_refuses_are_named_before_anything_is_quantized(model, tmp_path, backend):

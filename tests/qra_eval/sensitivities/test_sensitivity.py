@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.quantized.pieces import Pieces
 from qra_eval.sensitivities import cache as kept
-from qra_eval.sensitivities.fisher import leading_singular_values
+from qra_eval.sensitivities.fisher import leading_singular_values, sketch_probe
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, probed, scale_damage
 from qra_search.testing.scenarios import toy_space
 
@@ -16,7 +20,7 @@ def test_leading_singular_values_are_those_of_the_product():
     torch.manual_seed(0)
     # A gradient of rank 6, so that a sketch of 48 holds all of it.
     g, x = torch.randn(200, 6) @ torch.randn(6, 40), torch.randn(200, 60)
-    found = leading_singular_values(g, x, torch.Generator().manual_seed(0))
+    found = leading_singular_values(g, x, sketch_probe(40, 60, torch.Generator().manual_seed(0)))
     expected = torch.linalg.svdvals(g.T @ x).numpy()
     assert found[:6] == pytest.approx(expected[:6], rel=1e-3)
 
@@ -117,11 +121,11 @@ def test_measuring_leaves_the_model_as_it_was(measured):
 def test_a_prior_is_kept_by_content_and_charged_as_measured(measured, monkeypatch):
     evaluator, sensitivities = measured
     report = evaluator.sensitivities_report
-    monkeypatch.setattr(kept, "measured", lambda _: pytest.fail("it was measured again"))
+    monkeypatch.setattr(kept, "measured", lambda *_: pytest.fail("it was measured again"))
     again = evaluator.sensitivities()
     assert again.to_dict() == sensitivities.to_dict() and evaluator.sensitivities_report["probes"] == report["probes"]
     kept.sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
-    monkeypatch.setattr(kept, "measured", lambda _: (sensitivities, report))
+    monkeypatch.setattr(kept, "measured", lambda *_: (sensitivities, report))
     assert (
         evaluator.sensitivities().to_dict() == sensitivities.to_dict()
         and kept.sensitivities_file(evaluator.tuner).stat().st_size > 100
@@ -139,3 +143,36 @@ def test_half_precision_does_not_drown_small_damage(tmp_path, dtype):
         wide.sensitivities_report["log_correlation"], abs=0.01
     )
     assert {t.dtype for t in narrow.tuner.switcher._rest} == {torch.bfloat16}
+
+
+def test_two_processes_at_once_deal_the_pieces_and_measure_what_one_measures(tmp_path, monkeypatch):
+    def evaluator(folder):
+        return QuantizedLoRAEvaluator(
+            "tiny", "arithmetic", space={"bits": (2, 4), "ranks": (4,)}, training={"max_length": 48},
+            quantization={"backend": "reference", "cache": str(tmp_path / folder), "embeddings": (4, 16)},
+        )  # fmt: skip
+
+    both, made = [evaluator("dealt") for _ in range(2)], [[], []]
+    both[0].tuner.switcher.prepare(), both[1].tuner.switcher.prepare()
+    first_come = threading.Barrier(2)
+    keep = Pieces.keep
+
+    def kept(pieces, name, data):
+        mine = made[threading.current_thread().name == "second"]
+        if not mine:
+            first_come.wait(30)  # with the first layer of each in hand
+        mine.append(name)
+        keep(pieces, name, data)
+
+    monkeypatch.setattr(Pieces, "keep", kept)
+    threads = [threading.Thread(target=e.sensitivities, name=n) for e, n in zip(both, ("first", "second"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    monkeypatch.setattr(Pieces, "keep", keep)
+    assert not set(made[0]) & set(made[1]) and all(any(n.startswith("layer") for n in mine) for mine in made)
+    alone, (dealt, again) = evaluator("alone").sensitivities(), (e.sensitivities() for e in both)
+    assert np.array_equal(dealt.bits_damage, alone.bits_damage) and np.array_equal(dealt.rank_gain, alone.rank_gain)
+    assert dealt.cost == alone.cost == again.cost
+    assert not list((tmp_path / "alone").glob("prior-*/"))  # of one process nothing but the result is left

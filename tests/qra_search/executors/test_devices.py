@@ -110,7 +110,8 @@ def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatc
 
 def test_gpus_of_a_lease_are_numbered_within_what_this_process_was_given(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert devices.environment("cuda:2,cuda:3", 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    two = devices.environment("cuda:2,cuda:3", 2)
+    assert (two["CUDA_VISIBLE_DEVICES"], two["QRA_DEVICE"]) == ("2,3", "cuda:0,cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert devices.environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
     assert devices.environment("cuda:1", 4, sharing=3)["QRA_SHARING"] == "3"

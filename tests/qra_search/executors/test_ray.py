@@ -1,8 +1,7 @@
-"""The executor on Ray, with Ray itself."""
+"""The executor on Ray, with Ray itself: started once for all tests, which takes seconds."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,23 +15,30 @@ from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.config import make_config  # noqa: E402
 from qra_search.executors import DeadlineExceeded, RayExecutor, WorkerUnusable, make_executor  # noqa: E402
 from qra_search.executors.work import IDENTITY  # noqa: E402
+from qra_search.workflow.evaluator import build_evaluator  # noqa: E402
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
 
-@pytest.fixture
-def importable(monkeypatch):
-    """Ray's processes find the modules of the tests."""
-    paths = [str(Path(__file__).parents[2])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, told of two GPUs that need not be there; its processes find the modules of the tests."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 60
+        head = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        yield made
+        made.shutdown()
 
 
-@pytest.fixture
-def two_gpus(importable):
-    """Ray on this machine, told of two GPUs that need not be there."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def session(cluster):
+    """What connects this process to it: a process that connects again loses actors in Ray 2.60."""
+    with RayExecutor(workers.factory(), 1, address=cluster.address) as executor:
+        yield executor
 
 
 def seen(executor):
@@ -41,17 +47,17 @@ def seen(executor):
     return sorted((f.result(SLOW_START)["description"] for f in futures), key=lambda told: told["gpus"])
 
 
-def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(two_gpus):
+def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(session):
     with RayExecutor(workers.describing_its_worker, 2, gpus=None) as executor:
         assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("0", "cuda"), ("1", "cuda")]
 
 
-def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(two_gpus):
+def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(session):
     with RayExecutor(workers.describing_its_worker, 2, gpus=0) as executor:
         assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("", "cpu")] * 2
 
 
-def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(two_gpus):
+def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(session):
     config = make_config({"evaluator": "landscape"})
     with pytest.raises(BadInput, match="3 workers with a GPU each: the Ray cluster has 2 GPUs: use --workers 2"):
         make_executor(config, 3, kind="ray")
@@ -60,11 +66,10 @@ def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(tw
     on_cpu = make_config({"evaluator": "landscape", "model": {"device": "cpu"}})
     with make_executor(on_cpu, 3, kind="ray") as executor:
         assert executor.slots == 3
-    assert two_gpus.is_initialized()  # it was there before
+    assert ray.is_initialized()  # it was there before
 
 
-def test_actors_of_ray_evaluate_are_replaced_and_keep_to_deadlines(notes, importable):
-    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+def test_actors_evaluate_are_replaced_and_keep_to_deadlines(notes, session):
     with RayExecutor(workers.factory("die", notes, victims=1), 2, cpus=0.5, deadline=20) as executor:
         result = search(workers.Misbehaving(), strategy="random", evaluations=8, batch=2, executor=executor)
         assert all(t.done for t in result.trials)
@@ -74,23 +79,33 @@ def test_actors_of_ray_evaluate_are_replaced_and_keep_to_deadlines(notes, import
         assert executor.submit(Proposal(GOOD)).result(SLOW_START).loss > 0
 
 
-def test_a_cluster_of_ray_that_runs_already_is_used_by_its_address_and_left_running(notes, importable):
-    ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-    from ray.cluster_utils import Cluster
+def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(session):
+    with RayExecutor(workers.factory(), 1, cpus=5, start_seconds=0.5) as executor:
+        error = executor.submit(Proposal(GOOD)).exception(SLOW_START)
+    assert isinstance(error, WorkerUnusable) and "had no worker ready within 0.5 seconds" in str(error)
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        with RayExecutor(workers.factory(notes=notes), 2, cpus=0.5, address=cluster.address) as executor:
-            assert len(ray.nodes()) == 1 and ray.nodes()[0]["NodeManagerPort"] == cluster.head_node.node_manager_port
-            result = search(workers.Misbehaving(), strategy="random", evaluations=6, batch=2, executor=executor)
-        assert all(t.done for t in result.trials) and workers.noted(notes, "built") == 2
-        assert not ray.is_initialized()
-        assert cluster.head_node.all_processes["raylet"][0].process.poll() is None
-        with pytest.raises(BadInput, match="1 worker with a GPU each: the Ray cluster has no GPUs: use --device cpu"):
-            RayExecutor(workers.factory(), 1, gpus=1, address=cluster.address)
-        assert not ray.is_initialized()
-        with RayExecutor(workers.factory(), 1, cpus=3, address=cluster.address, start_seconds=2.0) as executor:
-            error = executor.submit(Proposal(GOOD)).exception(SLOW_START)
-        assert isinstance(error, WorkerUnusable) and "had no worker ready within 2 seconds" in str(error)
-    finally:
-        cluster.shutdown()
+
+def test_two_actors_evaluate_a_real_model_as_it_is_evaluated_here(session, tmp_path):
+    settings = {
+        "model": {"name": "tiny", "device": "cpu"}, "task": {"name": "arithmetic"},
+        "space": {"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
+        "quantization": {"backend": "reference", "cache": str(tmp_path)},
+        "training": {"batch_size": 2, "max_length": 48}, "evaluation": {"steps": 1, "validation_rows": 2},
+    }  # fmt: skip
+    config = make_config(settings)
+    here = build_evaluator(config, None)
+    plans = [here.space.uniform(bits, 4) for bits in (2, 4)]
+    with make_executor(config, 2, kind="ray") as executor:
+        futures = [executor.submit(Proposal(plan)) for plan in plans]
+        losses = [future.result(SLOW_START).loss for future in futures]
+    assert losses == pytest.approx([here.evaluate(plan).loss for plan in plans], rel=1e-4)
+
+
+def test_a_cluster_that_runs_already_is_used_by_its_address_and_left_running(cluster, session):
+    assert [node["NodeManagerPort"] for node in ray.nodes()] == [cluster.head_node.node_manager_port]
+    session.shutdown()
+    assert not ray.is_initialized()
+    with pytest.raises(BadInput, match="1 worker with 3 GPUs each: the Ray cluster has 2 GPUs"):
+        RayExecutor(workers.factory(), 1, gpus=3, address=cluster.address)
+    assert not ray.is_initialized()
+    assert cluster.head_node.all_processes["raylet"][0].process.poll() is None

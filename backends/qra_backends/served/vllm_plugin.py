@@ -24,7 +24,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.layout import METHOD, SEPARATOR, Layout, Shards, plain_linear
+from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, plain_linear
 
 LEAST_CAPABILITY = 70
 """Of a GPU, times ten: what Triton asks for."""
