@@ -74,18 +74,24 @@ def test_problems_are_distinct_follow_the_seed_and_a_smaller_split_is_a_prefix(t
     assert task.split("test") != ArithmeticTask(seed=1, sizes=SMALL).split("test")
 
 
-def test_data_are_refused():
+def test_data_and_unknown_kinds_are_refused():
     with pytest.raises(BadInput, match="takes no data"):
         ArithmeticTask(data="somewhere")
+    with pytest.raises(BadInput, match="problems are total, left, .* got totals"):
+        ArithmeticTask(kinds=["totals"])
+
+
+def test_problems_are_of_the_kinds_and_sizes_that_were_chosen():
+    task = ArithmeticTask(sizes={**SMALL, "test": 20}, kinds=["total", "left"], digits=[1, 2])
+    assert {e.meta["kind"] for e in task.split("test")} == {"total", "left"}
+    assert max(max(e.meta["operands"]) for e in task.split("test")) < 100
 
 
 def test_more_problems_than_there_are_is_an_error_and_not_a_loop(monkeypatch):
-    monkeypatch.setattr("qra_eval.tasks.arithmetic.DIGITS", (1,))
     monkeypatch.setattr("qra_eval.tasks.arithmetic.NAMES", ("Anna", "Ben"))
     monkeypatch.setattr("qra_eval.tasks.arithmetic.THINGS", ("apples",))
-    monkeypatch.setattr("qra_eval.tasks.arithmetic.KINDS", {"share": KINDS["share"]})
     with pytest.raises(BadInput, match="only .* of 1000000 different calibration problems exist"):
-        ArithmeticTask(sizes={"calibration": 1_000_000}).split("test")
+        ArithmeticTask(sizes={"calibration": 1_000_000}, kinds=["share"], digits=[1]).split("test")
 
 
 @pytest.mark.parametrize(
