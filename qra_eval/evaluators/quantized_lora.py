@@ -323,7 +323,7 @@ class QuantizedLoRAEvaluator(Evaluator):
         """
         self.space.of(plan).encode(plan)
         kinds: dict[str, Any] = {"seed": seed, "steps": steps, "kept": kept}
-        own = {"folder": folder, "figures": figures, "progress": progress}
+        own: dict[str, Any] = {"folder": folder, "figures": figures, "progress": progress}
         if standing()[1] == 1:
             tuned = tune(self.tuner, plan, **kinds, **own)
         else:

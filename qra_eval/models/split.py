@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,9 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from qra_eval.models.embeddings import known_tables
 from qra_eval.models.linears import decoder_layers
 
+Device = TypeVar("Device")
 
-def spread(model: Any, devices: Sequence[torch.device]) -> list[torch.device]:
-    """The device of each decoder layer: layers that follow each other share one, and all have about as much to hold."""
+
+def spread(model: Any, devices: Sequence[Device]) -> list[Device]:
+    """The device of each decoder layer, or what stands for one.
+
+    Layers that follow each other share one, and all have about as much to hold.
+    """
     path = decoder_layers(model)
     layers = [] if path is None else model.get_submodule(path)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]

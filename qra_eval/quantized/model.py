@@ -147,8 +147,8 @@ class QuantizedModel:
         self._fitted: AdapterInit | None = None
         if init in FITTED:
             taken = min((rank for rank in ranks if rank), default=0) if init == "caldera" else 0
-            calibration, layers = rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-            self._fitted = AdapterInit(self._bank, max(ranks), calibration, layers, taken=taken)
+            calibration, at = rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
+            self._fitted = AdapterInit(self._bank, max(ranks), calibration, at, taken=taken)
 
     @property
     def bank(self) -> QuantizedWeightCache:

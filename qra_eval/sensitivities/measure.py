@@ -184,7 +184,7 @@ def degrade(
     tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
     for (name, level), kl in zip(of_tables, nats[len(pairs) :], strict=True):
         tables[name][level] = kl
-    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator]
+    behind = sum(1 - groups[g].depth / len(blocks) for g, _ in pairs)  # type: ignore[operator, misc]
     tokens = round((1 + len(of_tables) + behind) * batch.tokens)
     return [(g, k, kl) for (g, k), kl in zip(pairs, nats, strict=False)], tables, tokens
 

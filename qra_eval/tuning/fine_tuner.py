@@ -143,8 +143,8 @@ class FineTuner:
         loss = processes.alike(lambda: held_out_loss(self.model, batches, self.device))
         if processes.size == 1:
             return loss
-        labels = sum(len(batch.targets) for batch in batches)
-        nats, labels = processes.total(loss * labels, labels)
+        own = sum(len(batch.targets) for batch in batches)
+        nats, labels = processes.total(loss * own, own)
         return nats / labels
 
     def objective(self, split: SplitName, rows: int) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 def error(weight: Tensor, bits: int, group: int, importance: Tensor | None = None, **options) -> float:
     scale, offset = groupwise.fit_groups(weight, bits, group, importance=importance, **options)
     codes = groupwise.encode(weight, scale, offset, bits, group)
-    squared = (decode(codes, scale, offset, group) - weight).square()
+    squared = (decode(codes, scale, offset, group, torch.float32) - weight).square()
     return float((squared if importance is None else squared * importance).sum())
 
 
@@ -33,7 +33,7 @@ def test_every_weight_is_within_half_a_step_of_its_span(bits: int):
     weight = gaussian(16, 96)
     scale, offset = groupwise.fit_groups(weight, bits, 32)
     codes = groupwise.encode(weight, scale, offset, bits, 32)
-    off = (decode(codes, scale, offset, 32) - weight).abs().unflatten(1, (-1, 32)).amax(-1)
+    off = (decode(codes, scale, offset, 32, torch.float32) - weight).abs().unflatten(1, (-1, 32)).amax(-1)
     step = (weight.unflatten(1, (-1, 32)).amax(-1) - weight.unflatten(1, (-1, 32)).amin(-1)) / (2**bits - 1)
     rounding = weight.abs().max() * 2**-10  # of the 16-bit scale and offset
     assert (off <= step / 2 + rounding).all()
@@ -66,13 +66,13 @@ def test_importance_moves_the_error_to_columns_that_matter_less():
 
 def decode_mse(weight: Tensor) -> Tensor:
     scale, offset = groupwise.fit_groups(weight, 2, 64, ranges="mse")
-    return decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64)
+    return decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64, torch.float32)
 
 
 def test_columns_without_importance_are_still_coded():
     weight, importance = gaussian(4, 64), torch.zeros(64)
     scale, offset = groupwise.fit_groups(weight, 4, 64, ranges="mse", importance=importance)
-    restored = decode(groupwise.encode(weight, scale, offset, 4, 64), scale, offset, 64)
+    restored = decode(groupwise.encode(weight, scale, offset, 4, 64), scale, offset, 64, torch.float32)
     assert (restored - weight).norm() < 0.15 * weight.norm()
 
 

@@ -77,13 +77,6 @@ def test_a_plan_made_again_measures_nothing_again(qra: Qra, tmp_path: Path) -> N
     assert (tmp_path / "a" / "trials.jsonl").read_bytes() == known
 
 
-def test_sensitivities_that_take_a_third_of_the_search_are_warned_of(qra: Qra, tmp_path: Path) -> None:
-    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a")
-    assert "more than a third" in qra("search", tmp_path / "a", "--evaluations", 4).err
-    qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "b")
-    assert "more than a third" not in qra("search", tmp_path / "b", "--evaluations", 5).err
-
-
 def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra, tmp_path: Path) -> None:
     command = (
         "plan",
