@@ -15,7 +15,10 @@ from qra_search.config import make_config
 
 CASES = [
     ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
-    ({"model": {"name": "tiny", "device": "gpu"}}, "device is 'gpu': auto, cpu, cuda or cuda:1 is needed"),
+    (
+        {"model": {"name": "tiny", "device": "gpu"}},
+        "device is 'gpu': auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers, is needed",
+    ),
     ({"model": {"name": "./none"}}, "no file or folder './none'"),
     ({"model": {"name": "none.gguf"}}, "no file or folder 'none.gguf'"),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
