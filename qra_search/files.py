@@ -68,7 +68,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not JSON ({error}): give another file; a run's own can be removed, its log has all"
+            f"{path} is not JSON ({error}): give another file; that of a tuned run is written anew by `qra finetune`"
         ) from None
 
 

@@ -76,7 +76,14 @@ class PEFTExporter(Exporter):
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
         model = PeftModel.from_pretrained(base, str(out / ADAPTER_FOLDER), autocast_adapter_dtype=False)
         return compared(
-            out, [f'exact: `AutoModelForCausalLM.from_pretrained("{out}")` after `import qra_eval`'], run, model
+            out,
+            [
+                f'after `import qra_eval`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
+                f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
+                "autocast_adapter_dtype=False)`",
+            ],
+            run,
+            model,
         )
 
 

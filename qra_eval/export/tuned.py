@@ -19,6 +19,7 @@ from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import saved
 from qra_search.errors import BadInput
+from qra_search.files import read_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -74,7 +75,7 @@ class TunedRun:
                 f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
             )
         self.trusted = RunFolder(self.folder).trusts_code
-        self.plan: dict[str, Any] = json.loads((self.folder / saved.PLAN_FILE).read_text())
+        self.plan: dict[str, Any] = read_json(self.folder / saved.PLAN_FILE)
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:

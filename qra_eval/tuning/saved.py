@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import digest_file, write_json
+from qra_search.files import digest_file, read_json, write_json
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
@@ -155,7 +154,7 @@ def load(
     adapter = folder / ADAPTER_FOLDER if adapter is None else adapter
     with named_as_it_is(model):
         tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    plan = json.loads((folder / PLAN_FILE).read_text())
+    plan = read_json(folder / PLAN_FILE)
     config = tuned.peft_config["default"]
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
@@ -181,7 +180,7 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
     if missing:
         raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    data = json.loads((folder / PLAN_FILE).read_text())
+    data = read_json(folder / PLAN_FILE)
     dtype = getattr(torch, data["dtype"])
     loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
     if loaded.fingerprint != data["weights"]:

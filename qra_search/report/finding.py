@@ -111,7 +111,9 @@ def _on_test(space: SearchSpace, tuned: TestResult, tested: Sequence[TestResult]
         Finding,
         *known,
         untuned_loss=next((t.loss for t in tested if t.role == UNTUNED and not t.failed), math.nan),
-        silent=bool(tuned.samples) and not any(sample["after"].strip() for sample in tuned.samples),
+        silent=bool(tuned.samples)
+        and "choice_loss" not in tuned.metrics  # a choice is judged by its likelihood, not by what is written
+        and not any(sample["after"].strip() for sample in tuned.samples),
     )
     # A plan found that is uniform itself is its own rival: nothing beats uniform then.
     rivals = [
@@ -140,7 +142,7 @@ def _faults(found: Finding) -> Iterator[str]:
         which = "Both models are" if both else "The tuned model is"
         yield f"{which} worse than untuned, whose test loss is {loss_text(found.untuned_loss)}."
     if found.silent:
-        yield "The tuned model answers nothing to the test rows below."
+        yield "The tuned model answers nothing to the test rows that are shown."
 
 
 def _sentence(found: Finding) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from qra_search.config import RunConfig, differences, dump_config, load_config
 from qra_search.errors import BadInput, bad_input, shortened
 from qra_search.evaluation.evaluator import Tuned
-from qra_search.files import read_json, write_text
+from qra_search.files import DIGEST_SUFFIX, read_json, write_text
 from qra_search.log.recorded import STUDY, record, recorded_state
 from qra_search.log.trial_log import TrialLog
 from qra_search.plugins import UnknownName
@@ -241,7 +241,8 @@ class RunFolder:
         while (folder := self.path / f"{EARLIER}{number}").exists():
             number += 1
         folder.mkdir()
-        for item in (self.adapter, self.path / "quantized.safetensors", self.plan_file, self.test_file):
+        base = self.path / "quantized.safetensors"
+        for item in (self.adapter, base, Path(f"{base}{DIGEST_SUFFIX}"), self.plan_file, self.test_file):
             if item.exists():
                 item.rename(folder / item.name)
         return folder

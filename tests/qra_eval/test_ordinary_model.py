@@ -229,7 +229,11 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
 
 
-def test_load_says_in_a_line_what_is_wrong(run: Path) -> None:
+def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    (damaged / "plan.json").write_text('{"')
+    with pytest.raises(ValueError, match="damaged/plan.json is not JSON"):
+        load(damaged)
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
     if not torch.cuda.is_available():

@@ -64,6 +64,7 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Any, tmp_path: Path) -> N
         done = export(runs["llama"], "peft", tmp_path / str(pad), pad_ranks=pad)
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if pad else 0)
+        assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
     tensors = load_file(tmp_path / "True" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
 

@@ -107,8 +107,11 @@ def test_what_was_tuned_for_another_plan_is_set_aside(tmp_path: Path) -> None:
     other["groups"][0]["rank"] = 4 if other["groups"][0]["rank"] != 4 else 8
     folder.plan_file.write_text(json.dumps(other))
     folder.test_file.write_text("{}")
+    for name in (stored := ("quantized.safetensors", "quantized.safetensors.sha256")):
+        (folder.path / name).write_text("")
     folder.write(result)
     assert not folder.adapter.exists() and folder.test() is None
+    assert all((folder.path / "earlier-1" / name).exists() and not (folder.path / name).exists() for name in stored)
     assert json.loads((folder.path / "earlier-1" / "plan.json").read_text()) == other
     best = result.best()
     assert best is not None and folder.plan() == best.plan
