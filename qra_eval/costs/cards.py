@@ -86,7 +86,7 @@ def fit(tuner: FineTuner, budget: int | None) -> None:
         words, least = next((way for way in ways if way[1] <= free), ("", 0))
         mend = f"take {words} ({format_bytes(least)})" if words else "choose a smaller model, or --bits 2,3 --ranks 4"
         raise BadInput(f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}")
-    model.blocks.keeps = True
+    model.blocks.keeps = True  # which the next foretells
     model.blocks.keeps = highest()[0] <= free
 
 

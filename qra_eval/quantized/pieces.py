@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,7 +86,7 @@ class Pieces:
             work()
             left = [name for name in names if not self._file(name).is_file()]
             await_others([self.folder / f"{name}.lock" for name in left], self.progress, self.why)
-        return [json.loads(self._file(name).read_text()) for name in names]
+        return [read_json(self._file(name)) for name in names]
 
     def forget(self) -> None:
         """Remove what no other process may still read."""

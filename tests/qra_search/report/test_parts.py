@@ -15,7 +15,7 @@ from qra_search import Group, Linear, Plan, SearchSpace, search
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.report import colors, formatting
 from qra_search.report.data import read_curves, smoothed
-from qra_search.report.finding import Finding, headline
+from qra_search.report.finding import Finding, finding, headline
 from qra_search.report.layout import damage_steps, heat_maps, layout
 from qra_search.report.progress import BestSoFar
 from qra_search.report.terminal.tables import strip
@@ -123,6 +123,18 @@ def test_what_makes_a_finding_worthless_is_said_first() -> None:
     assert headline(found(untuned_loss=1.2, rival=None, rival_loss=math.nan)).startswith("The tuned model is worse")
     assert headline(found(silent=True)).startswith("The tuned model answers nothing")
     assert headline(found(untuned_loss=1.5)) == headline(found())
+
+
+@pytest.mark.parametrize(("metrics", "silent"), [({"exact_match": 0.0}, True), ({"choice_loss": 0.7}, False)])
+def test_a_choice_is_judged_by_likelihood_so_that_empty_answers_say_nothing_of_it(
+    metrics: dict[str, float], silent: bool
+) -> None:
+    result = search(ToyEvaluator(), strategy="random", evaluations=1)
+    plan, empty = result.candidates[0].plan, ({"prompt": "a", "wanted": "b", "before": "c", "after": " "},)
+    tested = TestResult("found", plan, 9, (1.0,), metrics, samples=empty)
+    said = finding(result, [tested])
+    assert said is not None and said.silent is silent
+    assert headline(said).startswith("The tuned model answers nothing") is silent
 
 
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
