@@ -47,10 +47,7 @@ from qra_search.surrogates.sensitivity_table import sensitivity_table
 
 RANK = 16
 """Of all uniform plans and rivals."""
-WIDTHS = (2, 3, 4, 8)
 RANKS = (4, 8, 16)
-TABLES = (4, 5, UNQUANTIZED_BITS)
-"""Widths of embeddings and head: few, as encoding takes a microsecond a weight."""
 NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
 
 
@@ -62,6 +59,8 @@ class Setting:
         task: that is tuned on and tested.
         training, finetune: sections that all rows share.
         shares: of QLoRA's bytes, for plans of the sensitivities, in the order in which they are measured.
+        widths: of linears in the space of plans.
+        tables: widths of embeddings and head: few, as encoding takes a microsecond a weight.
         loss_rows: test rows whose loss is measured, where answers are generated.
         options: of the task.
     """
@@ -70,6 +69,8 @@ class Setting:
     training: dict[str, Any]
     finetune: dict[str, Any]
     shares: tuple[int, ...]
+    widths: tuple[int, ...] = (2, 3, 4, 8)
+    tables: tuple[int, ...] = (4, 5, UNQUANTIZED_BITS)
     loss_rows: int = 96
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -91,6 +92,8 @@ SETTINGS = {
         {"batch_size": 4, "max_length": 256, "learning_rate": 1e-3, "scales": "auto"},
         {"steps": 36, "test_rows": 400},
         (60, 100, 75, 50),
+        widths=(3, 4, 8),  # no budget of these is near 2 bits
+        tables=(4, 8, UNQUANTIZED_BITS),
         options={"chat": True},
     ),
 }
@@ -187,14 +190,12 @@ def tuned_row(
         folder: where what was tuned is kept, for its answers; None: choices are scored at once.
     """
     if row == QLORA:
-        nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
-        uniform = nf4.space.uniform(4, RANK)
-        assert uniform is not None  # both are all that the space has
         model, line = qlora(wide, seed, RANK, folder)
-        return {**line, "memory_bytes": nf4.space.memory_bytes(uniform), **measured(wide, model, options)}
+        return {**line, "memory_bytes": bytes_of_qlora(options), **measured(wide, model, options)}
     made, plan = wide, wide.space.uniform(UNQUANTIZED_BITS, 0 if row == UNTUNED else RANK)
     if row not in (UNTUNED, WIDE):
-        made = evaluator(options, WIDTHS, RANKS, backend=None)
+        widths = SETTINGS[options.name].widths
+        made = evaluator(options, tuple(sorted({*widths, *uniform_width(row)})), RANKS, backend=None)
         plan = plan_of(made, row, options)
     assert plan is not None  # widths and ranks are in the space
     line = {**words(made, plan), **tuned(made, plan, seed, train=row != UNTUNED)}
@@ -220,25 +221,39 @@ def evaluator(
     setting = SETTINGS[options.name]
     return protocol.evaluator(
         setting.task, options.data, backend=QuantizationConfig().backend if backend is None else backend, bits=bits,
-        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else TABLES, model=options.model_file,
+        ranks=ranks, embeddings=UNQUANTIZED_BITS if backend else setting.tables, model=options.model_file,
         cache=options.cache, options=setting.options, finetune=setting.finetune,
         training=setting.training,
     )  # fmt: skip
 
 
+def bytes_of_qlora(options: Namespace) -> int:
+    """What QLoRA's weights and adapters take, counted as those of plans are."""
+    nf4 = evaluator(options, (4,), (RANK,), backend=NF4)
+    uniform = nf4.space.uniform(4, RANK)
+    assert uniform is not None  # both are all that the space has
+    return nf4.space.memory_bytes(uniform)
+
+
+def uniform_width(row: str) -> tuple[int, ...]:
+    """The bits of a uniform plan by its row's name; none of others."""
+    return (number_in(row),) if row.startswith("uniform") else ()
+
+
 def plan_of(made: QuantizedLoRAEvaluator, row: str, options: Namespace) -> Plan:
     """The plan of a row's name: uniform, or the sensitivities' within a share of QLoRA's bytes."""
-    number = int("".join(filter(str.isdecimal, row)))
     if row.startswith("uniform"):
-        plan = made.space.uniform(number, RANK)
+        plan = made.space.uniform(number_in(row), RANK)
     else:
-        rival = protocol.like({"model": options.name, "row": QLORA}, read(options.out / FILE))
-        if rival is None:
-            raise SystemExit("plans have shares of QLoRA's bytes: measure that row first")
         table = sensitivity_table(made.space, made.sensitivities())
-        plan = additive_plan(made.space, table, rival["memory_bytes"] * number // 100)
+        plan = additive_plan(made.space, table, bytes_of_qlora(options) * number_in(row) // 100)
     assert plan is not None  # the widths are in the space, and no share is below its least plan
     return plan
+
+
+def number_in(row: str) -> int:
+    """The bits or the share that a row's name says."""
+    return int("".join(filter(str.isdecimal, row)))
 
 
 def words(made: QuantizedLoRAEvaluator, plan: Plan) -> dict[str, Any]:

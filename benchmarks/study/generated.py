@@ -25,7 +25,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 NEW_TOKENS = 320
 """Of an answer, at most: GSM8K's longest has 280, and an untuned model thinks aloud."""
-TOGETHER = 32
+TOGETHER = 64
 """Answers in a piece, written when all are there."""
 PROMPT_TOKENS = 320
 
