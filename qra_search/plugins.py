@@ -1,5 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .importers,
-.loaders, .objects and .harnesses."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .loaders,
+.objects and .harnesses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ Kind = Literal[
     "backends",
     "tasks",
     "exporters",
-    "importers",
     "loaders",
     "objects",
     "harnesses",
@@ -28,7 +27,6 @@ _SINGULAR = {
     "backends": "backend",
     "tasks": "task",
     "exporters": "export format",
-    "importers": "plan format",
     "loaders": "loader",
     "objects": "register of objects",
     "harnesses": "harness",

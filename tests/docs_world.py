@@ -71,7 +71,6 @@ def build_world(folder: Path) -> None:
     examples = make_task("arithmetic", seed=1).split("calibration")[:400]
     rows = "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in examples)
     (folder / "train.jsonl").write_text(rows)
-    (folder / "evopress.txt").write_text("model.layers.0.self_attn.q_proj: 4\n")
     loaded = load_model("tiny")
     for saver in (loaded.model, loaded.tokenizer):
         saver.save_pretrained(folder / "path" / "to" / "model")

@@ -158,16 +158,9 @@ CASES: tuple[tuple[str, str], ...] = (
     # plans
     ("plans diff none.json land", "give a plan.json or a run"),
     ("plans diff torn.json land", "torn.json is not JSON"),
-    (
-        "plans edit land/plan.json --run land5 --set *=2:4 --out x.json",
-        "give one of this run, or read it into its space",
-    ),
+    ("plans edit land/plan.json --run land5 --set *=2:4 --out x.json", "give one of this run"),
     ("plans edit land --set '*=9:4' --out x.json", "known are 2, 3, 4, 8"),
     ("plans edit land --set 'heads=4:4' --out x.json", "no group is named 'heads'"),
-    ("plans import rows.xlsx --from autoround --run land --out x.json", "is not JSON"),
-    ("plans import text.gguf --from gguf --run land --out x.json", "is no GGUF file"),
-    ("plans import torn.json --from awq --run land --out x.json", "unknown plan format 'awq'"),
-    ("plans import other.json --from plan --run land --out x.json", "'qra-plan/1' is needed"),
     # benchmarks and the rest
     ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     ("bench --seeds 5-3", "write how many"),
@@ -200,7 +193,7 @@ def world(folder: Path, qra: Callable[[str], None]) -> None:
     for name, text in {
         "unyaml.yaml": "a: [1", "list.yaml": "- 1\n", "bare.yaml": "model: tiny\n",
         "typo.yaml": "evaluation: {stepz: 3}\n", "code.yaml": "!!python/object/apply:os.system ['true']\n",
-        "torn.json": '{"format":', "other.json": '{"format": "other/9"}', "list.json": "[1]",
+        "torn.json": '{"format":', "list.json": "[1]",
         "text.gguf": "this is text", "rows.xlsx": "PK\x03\x04",
     }.items():  # fmt: skip
         (folder / name).write_text(text)

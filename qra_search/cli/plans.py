@@ -1,8 +1,7 @@
-"""`qra plans`: compare, edit and import plans."""
+"""`qra plans`: compare and edit plans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ from qra_search.cli import common
 from qra_search.cli.common import argument, option
 from qra_search.errors import BadInput, bad_input
 from qra_search.files import write_json
-from qra_search.integrations.plans import import_plan
 from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder, plan_data, read_plan
@@ -23,10 +21,9 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 
-plans = typer.Typer(help="Compare, edit and import plans.", no_args_is_help=False)
+plans = typer.Typer(help="Compare and edit plans.", no_args_is_help=False)
 
 PlanPath = Annotated[Path, argument("PLAN", "A plan.json, or the folder of a run.")]
-Out = Annotated[Path, option("--out -o FILE", "Where to write it.")]
 
 
 @plans.command("diff")
@@ -66,7 +63,7 @@ def edit(
             "A choice for the groups of a pattern, such as '*.v_proj=8:16' or 'layers.0.*=4:'.",
         ),
     ],  # fmt: skip
-    out: Out,
+    out: Annotated[Path, option("--out -o FILE", "Where to write it.")],
     run: Annotated[Path | None, option("--run RUN", "The run whose space the plan is of.")] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -80,28 +77,19 @@ def edit(
     changed = read_plan(space, plan)
     for change in changes:
         changed = _changed(space, changed, change)
-    _write(out, space, changed, as_json=as_json)
-
-
-@plans.command("import")
-def import_(
-    file: Annotated[Path, argument("FILE", "The other tool's file.")],
-    source: Annotated[str, option("--from F", "autoround, gguf, or plan.")],
-    run: Annotated[Path, option("--run RUN", "The run whose space the plan is for.")],
-    out: Out,
-    rank: Annotated[int | None, option("--rank N", "Of every group; default: the file's, or the smallest.")] = None,
-    as_json: common.Json = False,
-) -> None:
-    """Read a plan of AutoRound, a GGUF file or another space into the space of a run.
-
-    [bold]Example[/]
-
-        qra plans import bits.json --from autoround --run runs/a --out mine.json
-    """
-    space = _space(run, run)
+    tuned = RunFolder(out.parent)
+    if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
+        raise BadInput(
+            f"{out} says which plan the adapter beside it was tuned for: give another file with --out, and tune that "
+            f"with `qra finetune {out.parent} --plan FILE`"
+        )
     with bad_input():
-        found = import_plan(file, source, space, rank=rank)
-    _write(out, space, found.plan, found.notes, as_json=as_json)
+        write_json(out, plan_to_dict(space, changed))
+    size = space.memory_bytes(changed)
+    if as_json:
+        common.emit({"plan": str(out), "memory_bytes": size})
+    else:
+        print(f"{out}: {describe_size(space, size)}")
 
 
 def _bytes(path: Path, data: dict[str, Any]) -> int | None:
@@ -112,25 +100,6 @@ def _bytes(path: Path, data: dict[str, Any]) -> int | None:
         return space.memory_bytes(read_plan(space, path))
     size = data.get("memory_bytes")
     return size if isinstance(size, int) else None
-
-
-def _write(out: Path, space: SearchSpace, plan: Plan, notes: Sequence[str] = (), *, as_json: bool) -> None:
-    """Write a plan and say so; the plan.json of what was tuned is refused: it says which plan that is."""
-    tuned = RunFolder(out.parent)
-    if out.name == tuned.plan_file.name and tuned.adapter.is_dir():
-        raise BadInput(
-            f"{out} says which plan the adapter beside it was tuned for: give another file with --out, and tune that "
-            f"with `qra finetune {out.parent} --plan FILE`"
-        )
-    with bad_input():
-        write_json(out, plan_to_dict(space, plan))
-    size = space.memory_bytes(plan)
-    if as_json:
-        common.emit({"plan": str(out), "memory_bytes": size, "notes": list(notes)})
-        return
-    print(f"{out}: {describe_size(space, size)}")
-    for note in notes:
-        print(f"  - {note}")
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:

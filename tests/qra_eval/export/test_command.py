@@ -1,4 +1,4 @@
-"""`qra export` and `qra plans import`, as they are typed."""
+"""`qra export`, as it is typed."""
 
 from __future__ import annotations
 
@@ -65,17 +65,3 @@ def test_without_a_run_one_is_asked_for(qra):
 
 def test_the_list_names_every_format(qra):
     assert "GGUF" in qra("export", "--list").out.upper()
-
-
-def test_a_foreign_plan_is_read_into_the_space_of_a_run(qra, tmp_path):
-    run = tmp_path / "run"
-    search = ("search", "--evaluator", "landscape", "--granularity", "layer", "--set", "options.layers=3", "-n", "4")
-    assert qra(*search, "--strategy", "random", "--out", str(run)).status == 0
-    best = json.loads((run / "plan.json").read_text())
-    names = [name for group in best["groups"] for name in group["linears"]]
-    (tmp_path / "bits.json").write_text(json.dumps(dict.fromkeys(names, 4)))
-    command = ("plans", "import", str(tmp_path / "bits.json"), "--from", "autoround", "--run", str(run))
-    shown = qra(*command, "--rank", "8", "--out", str(tmp_path / "mine.json"))
-    assert shown.status == 0, shown.err
-    assert {(g["bits"], g["rank"]) for g in json.loads((tmp_path / "mine.json").read_text())["groups"]} == {(4, 8)}
-    assert qra("plans", "diff", str(run), str(tmp_path / "mine.json")).status == 0
