@@ -117,10 +117,6 @@ Track = Annotated[
            "mlflow:sqlite:///runs.db. May be given several times.", WHERE, 
            autocompletion=lambda incomplete: [name for name in TRACKERS if name.startswith(incomplete)]),
 ]  # fmt: skip
-Push = Annotated[
-    str | None,
-    option("--push-to-hub OWNER/NAME", "Upload what was written to the Hugging Face hub, with a model card.", WHERE),
-]
 DryRun = Annotated[
     bool,
     option(

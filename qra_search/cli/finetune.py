@@ -8,8 +8,6 @@ from typing import Annotated, cast
 from qra_search.cli import common
 from qra_search.cli.common import option
 from qra_search.cli.dry_run import print_dry_run
-from qra_search.errors import bad_input
-from qra_search.integrations.hub import check_hub, push_tuned
 from qra_search.launched import follows
 from qra_search.report.finding import finding
 from qra_search.report.terminal.live import make_view
@@ -54,7 +52,6 @@ def finetune(
         bool, option("--dry-run", "Tune nothing: print the settings, the cost and an example as it is tuned on.")
     ] = False,
     track: common.Track = None,
-    push_to_hub: common.Push = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune the plan of a run in full, save the adapter, and test it against uniform plans and the untuned model.
@@ -69,9 +66,6 @@ def finetune(
     """
     common.check_unit(memory)
     changes = dict(map(common.pair, sets or []))
-    if push_to_hub is not None:
-        with bad_input():
-            check_hub(push_to_hub)
     view = make_view(common.stderr(), quiet=as_json or follows())
     with open_run(run) as opened:
         if dry_run:
@@ -87,8 +81,6 @@ def finetune(
     else:
         print_tested(opened.folder, done)
     check_reloads(done)
-    if push_to_hub is not None:
-        common.stderr().print(f"uploaded: {push_tuned(done.folder, push_to_hub)}", soft_wrap=True)
 
 
 def print_tested(folder: RunFolder, done: Finetuned) -> None:

@@ -42,22 +42,6 @@ def test_what_cannot_be_is_told_in_the_last_line_with_status_2(arguments, said, 
     assert shown.status == 2 and said in shown.err.splitlines()[-1] and "Traceback" not in shown.err
 
 
-def test_an_upload_is_checked_before_the_export_and_made_after(qra, runs, tmp_path, monkeypatch):
-    from qra_search.cli import export
-
-    pushed, out = [], tmp_path / "out"
-    command = ("export", str(runs["llama"].folder), "--format", "peft", "--out", str(out), "--push-to-hub", "me/plan")
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    refused = qra(*command)
-    assert refused.status == 2 and "hf auth login" in refused.err and not out.exists()
-    monkeypatch.setattr(export, "check_hub", lambda repo: None)
-    monkeypatch.setattr(
-        export, "push_export", lambda run, folder, repo, serve: pushed.append((folder, repo)) or "there"
-    )
-    assert "uploaded: there" in qra(*command).err
-    assert pushed == [(out, "me/plan")] and out.is_dir()
-
-
 def test_without_a_run_one_is_asked_for(qra):
     shown = qra("export", "--format", "gguf")
     assert shown.status == 2 and "RUN is missing" in shown.err
