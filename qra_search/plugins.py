@@ -1,5 +1,5 @@
-"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .loaders,
-.objects and .harnesses."""
+"""Plug-ins by name: entry points of qra.strategies, .evaluators, .backends, .tasks, .exporters, .loaders
+and .objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ Kind = Literal[
     "exporters",
     "loaders",
     "objects",
-    "harnesses",
 ]
 _SINGULAR = {
     "strategies": "strategy",
@@ -29,7 +28,6 @@ _SINGULAR = {
     "exporters": "export format",
     "loaders": "loader",
     "objects": "register of objects",
-    "harnesses": "harness",
 }
 
 

@@ -29,7 +29,6 @@ NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     "optuna": ("optuna", set(), set(), {"optuna"}),
     "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),
-    "lm_eval": ("lm-eval", set(), set(), set()),
     "vllm": ("vllm", {"qra_backends.served.vllm_plugin"}, set(), set()),
     "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
 }

@@ -152,9 +152,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("export tuned --format gptqmodel --option bits", "a name and a value are needed"),
     ("export tuned --format peft --out rows.jsonl", "rows.jsonl exists already"),
     ("export torn --format peft", "quantized.safetensors is no safetensors file"),
-    ("evaluate tuned", "name some of lm-evaluation-harness"),
-    ("evaluate tuned --tasks arc_easy --device gpu", "auto, cpu, cuda or cuda:1 is needed"),
-    ("evaluate land --tasks arc_easy", "holds no tuned plan"),
     # plans
     ("plans diff none.json land", "give a plan.json or a run"),
     ("plans diff torn.json land", "torn.json is not JSON"),

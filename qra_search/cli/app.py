@@ -48,7 +48,6 @@ ENTRIES = (
     Entry("search", "search:search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
     Entry("finetune", "finetune:finetune", SEARCH, "Tune the plan of a run in full, save the adapter, and test it "
           "against uniform plans and the untuned model."),
-    Entry("evaluate", "evaluate:evaluate", SEARCH, "Score a tuned run by lm-evaluation-harness, an optional extra."),
     Entry("export", "export:export", SEARCH, "Write a tuned run for another tool, and say by how much its logits "
           "differ."),
     Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),

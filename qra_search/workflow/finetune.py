@@ -37,9 +37,8 @@ from qra_search.runs.comparison import (
     tuned_entry,
     tuning_name,
 )
-from qra_search.runs.folder import BASELINES, RunFolder
+from qra_search.runs.folder import RunFolder
 from qra_search.space.budgets import resolve
-from qra_search.space.levels import level_words
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -47,8 +46,6 @@ from qra_search.study.result import SearchResult
 from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.search import write_report
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -286,46 +283,6 @@ def check_reloads(done: Finetuned) -> None:
             )
 
 
-def tuned_baselines(
-    folder: RunFolder,
-    plan: Plan,
-    against: Against,
-    config: RunConfig,
-    evaluator: Callable[[], Evaluator],
-    listener: Listener,
-) -> list[tuple[Plan, Path]]:
-    """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned here.
-
-    One that cannot be tuned, or not be loaded back as it was tuned, is left out, and the listener hears why.
-
-    Args:
-        evaluator: gives the run's, if something has to be tuned.
-
-    Raises:
-        BadInput: the run's evaluator cannot tune.
-    """
-    result = folder.result()
-    others = opponents(result.space, limit_of(result, plan), against, result)
-    places = [
-        (other, folder.path / BASELINES / _folder_name(other))
-        for other in others
-        if other != plan and other.ranks[0] > 0  # without an adapter there is nothing to tune
-    ]
-    steps = (folder.test() or {}).get("steps")
-    for other, place in places:
-        if (place / PLAN_FILE).is_file():
-            continue
-        listener.say(f"tuning {place.name}")
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            check_tunes(evaluator(), config)
-            evaluator().tune(other, steps=steps, folder=place, kept=place / TUNING, progress=listener.progress)
-        except (EvaluationFailed, ReloadFailed) as error:
-            (place / PLAN_FILE).unlink(missing_ok=True)  # so that it does not count as tuned
-            listener.say(f"{place.name} is left out: {error}")
-    return [(other, place) for other, place in places if (place / PLAN_FILE).is_file()]
-
-
 def tested_text(tested: TestResult, space: SearchSpace) -> str:
     """A tuned plan in one line."""
     metrics = "".join(f", {name.replace('_', ' ')} {metric_text(tested, name)}" for name in tested.metrics)
@@ -333,10 +290,6 @@ def tested_text(tested: TestResult, space: SearchSpace) -> str:
         f"{formatting.tested_name(tested, space)}: test loss {formatting.test_loss_text(tested)}{metrics}, "
         f"{format_bytes(tested.memory_bytes)}, {formatting.duration(tested.seconds)}"
     )
-
-
-def _folder_name(uniform: Plan) -> str:
-    return f"uniform-{level_words(uniform.bits[0]).replace(' ', '-')}-rank-{uniform.ranks[0]}"
 
 
 def _make_room(place: RunFolder, space: SearchSpace, contest: Contest) -> None:

@@ -26,14 +26,7 @@ from qra_search.study.study import Callback
 from qra_search.workflow.costs import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
 from qra_search.workflow.export import export_run, export_target
-from qra_search.workflow.finetune import (
-    Finetuned,
-    check_reloads,
-    chosen_plan,
-    training_changes,
-    tune_with,
-    tuned_baselines,
-)
+from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
 from qra_search.workflow.listening import Heard, listener_for
 from qra_search.workflow.plan import check_plannable, plan_with
 from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
@@ -276,16 +269,6 @@ class Run(Displayed):
         if check:
             check_reloads(done)
         return done
-
-    def baselines(
-        self, against: Against, *, device: str | None = None, progress: Heard = None
-    ) -> list[tuple[Plan, Path]]:
-        """Uniform plans with the folders of their tuned models; what is not tuned yet is tuned."""
-        config = on_device(self.config, device)
-        with listener_for(progress) as listener:
-            return tuned_baselines(
-                self.folder, self.plan, against, config, lambda: self.evaluator(listener, config), listener
-            )
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
