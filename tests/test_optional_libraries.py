@@ -26,7 +26,6 @@ NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
     "hqq": ("hqq", {"qra_backends.libraries.hqq_linear"}, {"hqq", "mixed"}, set()),
     "bitsandbytes": ("bitsandbytes", {"qra_backends.libraries.bitsandbytes_layers"}, {"bitsandbytes", "mixed"}, set()),
     "compressed_tensors": ("compressed-tensors", set(), set(), set()),
-    "optuna": ("optuna", set(), set(), {"optuna"}),
     "triton": ("triton", TRITON_KERNELS, set(), set()),
     "ray": ("ray", set(), set(), set()),
     "vllm": ("vllm", {"qra_backends.served.vllm_plugin"}, set(), set()),

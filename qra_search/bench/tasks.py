@@ -55,22 +55,19 @@ class Task:
 
 
 def task_named(text: str) -> Task:
-    """A task from `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` (`interaction-32-layer-measured`), or `recorded:LOG`.
+    """A task from `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES`, such as `interaction-32-layer-measured`.
 
-    With `-noiseless` behind it, every evaluation of a landscape shows the true loss; with `-noise0.1` two seeds of a
+    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a
     plan differ by so many nats (deviation) instead of as measured.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is none.
     """
-    kind, _, rest = text.partition(":")
-    if kind == "recorded" and rest:
-        return Task(f"recorded-{Path(rest).stem}", "recorded", {"log": rest})
     parts = NOISE.sub("", text).split("-")
     if len(parts) != 4 or not parts[1].isdigit():
         raise ValueError(
             f"{text!r} is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as "
-            f"interaction-32-layer-measured, or recorded:LOG (families: {', '.join(FAMILIES)})"
+            f"interaction-32-layer-measured (families: {', '.join(FAMILIES)})"
         )
     options: dict[str, Any] = {"family": parts[0], "layers": int(parts[1]), "sensitivities": parts[3]}
     if noise := NOISE.search(text):
@@ -94,7 +91,7 @@ def task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """A strategy from `NAME`, `NAME:ARGUMENT` or `FILE.py`, with options behind it: `NAME?OPTION=VALUE&OPTION=VALUE`.
+    """A strategy from `NAME` or `FILE.py`, with options behind it: `NAME?OPTION=VALUE&OPTION=VALUE`.
 
     Raises:
         BadInput, UnknownName: there is no such strategy, or it does not take these options.
@@ -166,8 +163,7 @@ PRESETS = {
     ),
     "main": Preset(
         [f"{family}-32-layer-measured" for family in FAMILIES],
-        ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "optuna:tpe", "optuna:nsgaii",
-         "qra"],
+        ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "qra"],
         seeds=20,
         evaluations=100,
     ),

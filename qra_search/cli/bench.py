@@ -20,11 +20,8 @@ def bench(
     ] = DEFAULT_PRESET,
     tasks: Annotated[
         list[str] | None,
-        option(
-            "--task T",
-            "A landscape (interaction-32-layer-measured) or recorded:LOG; may be given several times.",
-        ),
-    ] = None,  # fmt: skip
+        option("--task T", "A landscape, such as interaction-32-layer-measured; may be given several times."),
+    ] = None,
     names: Annotated[
         list[str] | None,
         option(
