@@ -100,7 +100,6 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
     (f"search {LAND} --out new --gpus-per-worker 1", "say with --workers how many there are"),
     (f"search {LAND} --out new --track tensorbord", "did you mean tensorboard"),
-    (f"search {LAND} --out new --learn-from none", "none does not exist"),
     # configs
     ("search none.yaml", "`qra schema --example` prints one to start from"),
     ("search unyaml.yaml", "is not YAML that can be used: line 1"),

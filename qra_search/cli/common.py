@@ -102,11 +102,6 @@ EvaluatorName = Annotated[
            "trying out).", HOW, autocompletion=_names("evaluators")),
 ]  # fmt: skip
 Seed = Annotated[int | None, option("--seed N", "All randomness follows from it.", HOW)]
-LearnFrom = Annotated[
-    str | None,
-    option("--learn-from RUN", "Take the sensitivities from another run's trials (another budget or seed, or a "
-           "sibling model) instead of measuring them.", HOW),
-]  # fmt: skip
 Set = Annotated[
     list[str] | None,
     option("--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW),
@@ -145,10 +140,10 @@ SETTINGS: dict[str, Any] = {
     "config": ConfigFile, "model": Model, "task": Task, "data": Data, "columns": Columns, "memory": Memory,
     "bits": Bits, "ranks": Ranks, "granularity": Granularity, "engine": Engine, "backend": Backend,
     "evaluations": Evaluations, "strategy": Strategy, "seed": Seed, "device": Device, "evaluator": EvaluatorName,
-    "learn_from": LearnFrom, "sets": Set,
+    "sets": Set,
 }  # fmt: skip
 """The options that say what a run is, in the order of the help."""
-OF_SEARCH = ("evaluations", "strategy", "learn_from")
+OF_SEARCH = ("evaluations", "strategy")
 """Those of them that only a search has."""
 
 

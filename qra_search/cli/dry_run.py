@@ -32,7 +32,7 @@ def print_dry_run(
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
-        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+        begun: the search has begun, and so has a task.
     """
     facts = foretold(config, view, track=track, begun=begun)
     if as_json:

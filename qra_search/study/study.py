@@ -52,7 +52,7 @@ class Study:
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
             awaited before the next are asked for, which gives the same trials with any number of workers.
-        sensitivities: taken in place of the evaluator's own, which are then not measured (`learnt_sensitivities`); a
+        sensitivities: taken in place of the evaluator's own, which are then not measured; a
             log that is resumed keeps those it has.
         charged: count what measuring the sensitivities costs among the evaluations, as fair comparisons of strategies
             do.

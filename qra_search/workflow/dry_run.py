@@ -16,8 +16,7 @@ from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.study.transfer import learnt_sensitivities
-from qra_search.workflow.evaluator import build_evaluator, learnt_log
+from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.settings import check_task
 
 MUCH = 0.25
@@ -31,43 +30,34 @@ def foretold(
 
     Args:
         track: trackers, which have to be installed; none of them is begun.
-        begun: the search has a log already, which a second look at the run that it learnt from would not change.
+        begun: the search has begun, and so has a task.
     """
     with bad_input():
         for spec in track:
             check_tracker(spec)
         if not begun:
             check_task(config)
-            learnt_log(config)
     with listener:
         built = build_evaluator(config, listener.progress, weights=False)
     with closing(built) as evaluator:
-        return dry_run(evaluator, config, begun=begun)
+        return dry_run(evaluator, config)
 
 
-def dry_run(evaluator: Evaluator, config: RunConfig, *, begun: bool = False) -> dict[str, Any]:
+def dry_run(evaluator: Evaluator, config: RunConfig) -> dict[str, Any]:
     """Facts of a search that is yet to begin, as plain data.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
 
-    Args:
-        begun: the search has a log with sensitivities of its own, so that it learns from no other run.
-
     Raises:
-        BadInput: a budget that no plan fits, or a run from which nothing can be learnt for this space.
+        BadInput: a budget that no plan fits.
     """
     space = evaluator.space
     with bad_input():
         budgets = resolve(space, list(config.search.memory) or None)
-        source = None if begun else learnt_log(config)
-        if source is not None:
-            learnt_sensitivities(source, space)
     estimate = dict(evaluator.estimate())
     if "evaluation_seconds" in estimate:
-        if source is not None:
-            estimate["sensitivities_seconds"] = 0.0  # learnt, not measured
         sensitivities, setup = estimate.get("sensitivities_seconds", 0.0), estimate.get("setup_seconds", 0.0)
-        told = evaluator.sensitivities_charge() if source is None else 0.0
+        told = evaluator.sensitivities_charge()
         if told is not None:
             estimate["sensitivities_charge"] = told
         estimate["total_seconds"] = setup + sensitivities + estimate["evaluation_seconds"] * config.search.evaluations

@@ -60,7 +60,7 @@ def plan(
         settings: values by dotted field, such as `{"training.scales": True}`.
         progress: a function of (stage, done, total); True: a view; None: a view in a notebook only.
         keywords: `data`, `columns`, `bits`, `ranks`, `granularity`, `engine`, `backend`, `seed`, `device`,
-            `evaluator`, `strategy`, `evaluations`, `learn_from`: as the command's options.
+            `evaluator`, `strategy`, `evaluations`: as the command's options.
 
     Raises:
         BadInput: what was given cannot be used; nothing was spent.

@@ -26,10 +26,8 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed
-from qra_search.study.transfer import learnt_sensitivities
 from qra_search.workflow.costs import foretold_costs, worth_text
 from qra_search.workflow.dry_run import embeddings_hint
-from qra_search.workflow.evaluator import learnt_log
 from qra_search.workflow.listening import listener_for
 from qra_search.workflow.rows import say_rows
 
@@ -114,8 +112,6 @@ def begun(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iter
         RunExists, BadInput: what was given cannot be used; nothing was spent.
     """
     fresh = not folder.exists
-    if fresh:
-        learnt_log(config)  # before a model is loaded for nothing
     before = folder.config_file.read_text() if folder.config_file.is_file() else None
     folder.begin(config, resume=resume)
     try:
@@ -228,12 +224,8 @@ def make_study(
         BadInput: a budget that no plan fits, a log of another search.
     """
     with bad_input():
-        # A log keeps the sensitivities that it has: the other run may be gone by now.
-        source = learnt_log(config) if len(log) == 0 and log.meta("prior") is None else None
-        sensitivities = None if source is None else learnt_sensitivities(source, evaluator.space)
         return Study(
             evaluator,
-            sensitivities=sensitivities,
             strategy=make_strategy(config.search.strategy, **config.search.options),
             evaluations=config.search.evaluations,
             memory_budget=list(config.search.memory) or None,

@@ -196,10 +196,6 @@ def test_wrong_input_is_one_line_with_status_2(
 
 
 UNSEEN = [
-    (("--learn-from", "none"), "none does not exist: give a trial log or the folder of a run to learn from"),
-    (("--learn-from", "empty"), "empty is no run: it holds no trials.jsonl"),
-    (("--learn-from", "a", "--bits", "2,5"), "was searched with bits [2, 3, 4, 8]: nothing can be learnt of [5]"),
-    (("--learn-from", "a", "--granularity", "module"), "plans evaluated in full, 8 are needed to learn from"),
     (("--track", "tensorbord"), "unknown tracker 'tensorbord': did you mean tensorboard?"),
     (("--track", "mlflow"), "tracker 'mlflow' needs the package mlflow: pip install mlflow"),
     (("--track", "trackio:x"), "tracker 'trackio' needs the package trackio: pip install trackio"),
