@@ -17,10 +17,10 @@ from qra_search import plugins
 from qra_search.config import RunConfig, read_yaml
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
-from qra_search.integrations import TRACKERS
 from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
 from qra_search.space.budgets import parse
+from qra_search.trackers import TRACKERS
 from qra_search.workflow.settings import make_settings
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"

@@ -11,11 +11,11 @@ from typing import Any
 from qra_search.config import RunConfig
 from qra_search.errors import bad_input
 from qra_search.evaluation.evaluator import Evaluator
-from qra_search.integrations.trackers import check_tracker
 from qra_search.space.budgets import resolve
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
+from qra_search.trackers import Tracker
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.settings import check_task
 
@@ -34,7 +34,7 @@ def foretold(
     """
     with bad_input():
         for spec in track:
-            check_tracker(spec)
+            Tracker(spec, "run")
         if not begun:
             check_task(config)
     with listener:

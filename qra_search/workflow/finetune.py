@@ -15,7 +15,6 @@ from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed, Tuned
 from qra_search.files import write_json
-from qra_search.integrations.trackers import flat, tracked
 from qra_search.launched import standing
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
@@ -43,6 +42,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
+from qra_search.trackers import tracked
 from qra_search.workflow.evaluator import check_tunes
 from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.search import write_report
@@ -165,7 +165,7 @@ def tune_with(
     rivals += " and 16-bit LoRA" if contest.sixteen is not None else ""
     listener.say(f"tuning the plan{rivals}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     settings = config.model_dump(mode="json", include={"training", "finetune"})
-    told = dict(flat({"steps": steps, "seeds": seeds, **settings}))
+    told = {"steps": steps, "seeds": seeds, **settings}
     try:
         with tracked(track, place.path / TUNING, told, listener.say) as figures:
             compare_on_test(

@@ -13,7 +13,6 @@ from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.integrations.trackers import Tracker, check_tracker
 from qra_search.launched import follows
 from qra_search.report.finding import said
 from qra_search.runs.comparison import Against, TestResult, read_test
@@ -23,6 +22,7 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
+from qra_search.trackers import Tracker
 from qra_search.workflow.costs import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
 from qra_search.workflow.export import export_run, export_target
@@ -256,7 +256,7 @@ class Run(Displayed):
         config = self.tuning_settings(epochs, device, settings or {})
         with bad_input():
             for spec in track:
-                check_tracker(spec)
+                Tracker(spec, self.path)  # refused before a model is loaded
             chosen = chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)
