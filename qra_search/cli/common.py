@@ -19,7 +19,7 @@ from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
-from qra_search.space.budgets import parse
+from qra_search.space.budgets import Budget
 from qra_search.trackers import TRACKERS
 from qra_search.workflow.settings import make_settings
 
@@ -172,16 +172,8 @@ class Given:
         values = {name: value for name, value in self.values.items() if value is not None}
         file, sets = config or values.pop("config", None), values.pop("sets", ())
         values.pop("config", None)
-        for size in values.get("memory", ()):
-            check_unit(size)
         given = {name: _value(name, value) for name, value in values.items()}
         return make_settings(file, dict(map(pair, sets)), **given)
-
-
-def check_unit(size: str | None) -> None:
-    """Raises BadInput if this is no memory budget, or has no unit and is too small to be meant in bytes."""
-    if size is not None:
-        parse(size, needs_unit=True)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -241,6 +233,8 @@ def pair(text: str, option: str = "--set", wanted: str = PAIR) -> tuple[str, Any
 
 def _value(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
+    if name == "memory":
+        return [Budget(size, needs_unit=True) for size in value]
     if name in ("bits", "ranks"):
         try:
             return [int(part) for part in str(value).split(",") if part.strip()]

@@ -20,7 +20,7 @@ from qra_search.report.tables import overview_table
 from qra_search.report.terminal.tables import strip
 from qra_search.runs.comparison import read_test
 from qra_search.runs.folder import RunFolder, find_runs
-from qra_search.space.budgets import describe_size, resolve
+from qra_search.space.budgets import Budget, describe_size
 from qra_search.space.serialization import plan_to_dict
 from qra_search.study.result import SearchResult
 from qra_search.workflow.finetune import place_of
@@ -66,7 +66,7 @@ def show(
 
         qra show runs/a
     """
-    common.check_unit(memory)
+    memory = None if memory is None else Budget(memory, needs_unit=True)
     with bad_input():
         folder = RunFolder(run).check()
         result = folder.result()
@@ -99,7 +99,7 @@ def _headline(result: SearchResult, folder: RunFolder, memory: str | None) -> st
     """What was found, by the comparison on test data where that is of the plan that is shown."""
     if memory is None:
         return said(result, read_test(folder.test()))
-    (limit,) = resolve(result.space, memory)
+    limit = Budget(memory).bytes_in(result.space)
     return said(result, read_test(place_of(folder, result, limit, memory).test()), limit)
 
 

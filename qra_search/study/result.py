@@ -15,7 +15,7 @@ from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.log.trial import Trial
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import Budget
 from qra_search.space.memory import format_bytes
 from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
@@ -85,19 +85,18 @@ class SearchResult(Displayed):
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        fitting = self._within(self.candidates, memory_budget)
+        limit = self.limit(memory_budget)
+        fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
         if best is None or self.sensitivities is None:
             return best
-        limit = self._budget(memory_budget)
         return surely_better(self.space, self.sensitivities, limit, best, self.candidates) or best
 
     def comparison(self, memory_budget: int | str | None = None) -> Comparison | None:
         """The best plan against the best uniform plan under a budget, as `best` takes it; None if nothing fits."""
-        best = self.best(memory_budget)
-        if best is None:
-            return None
-        return Comparison(self._budget(memory_budget), best, self._best_uniform(memory_budget))
+        limit = self.limit(memory_budget)
+        best = self.best(limit)
+        return None if best is None else Comparison(limit, best, self._best_uniform(limit))
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -113,11 +112,9 @@ class SearchResult(Displayed):
         Raises:
             BudgetTooSmall: no plan of the space fits.
         """
-        return (
-            None
-            if self.sensitivities is None
-            else forecast(self.space, self.sensitivities, self._budget(memory_budget))
-        )
+        if self.sensitivities is None:
+            return None
+        return forecast(self.space, self.sensitivities, self.limit(memory_budget))
 
     def chosen(self, memory_budget: int | str | None = None) -> Plan | None:
         """The plan to hand over: the best evaluated one, or, if nothing that fits was evaluated, the one that the
@@ -197,19 +194,14 @@ class SearchResult(Displayed):
         if plan is not None:
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
-    def _budget(self, memory_budget: int | str | None) -> int:
+    def limit(self, memory_budget: int | str | None = None) -> int:
+        """Bytes of a budget as `best` takes it."""
         if memory_budget is not None:
-            return resolve(self.space, memory_budget)[0]
+            return Budget(memory_budget).bytes_in(self.space)
         return self.memory_budgets[-1] if self.memory_budgets else self.space.memory.maximum
 
-    def _best_uniform(self, budget: int | str | None) -> EvaluatedPlan | None:
-        return min(self._within(self.uniform, budget), key=lambda c: c.loss, default=None)
-
-    def _within(
-        self, candidates: list[EvaluatedPlan] | tuple[EvaluatedPlan, ...], budget: int | str | None
-    ) -> list[EvaluatedPlan]:
-        limit = self._budget(budget)
-        return [c for c in candidates if c.memory_bytes <= limit]
+    def _best_uniform(self, limit: int) -> EvaluatedPlan | None:
+        return min((c for c in self.uniform if c.memory_bytes <= limit), key=lambda c: c.loss, default=None)
 
 
 def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:

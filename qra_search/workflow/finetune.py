@@ -37,7 +37,7 @@ from qra_search.runs.comparison import (
     tuning_name,
 )
 from qra_search.runs.folder import RunFolder
-from qra_search.space.budgets import resolve
+from qra_search.space.budgets import Budget
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
@@ -106,7 +106,7 @@ def limit_of(result: SearchResult, plan: Plan, memory: int | str | None = None) 
         BudgetTooSmall: no plan of the space fits the budget.
     """
     if memory is not None:
-        return resolve(result.space, memory)[0]
+        return Budget(memory).bytes_in(result.space)
     return max([*result.memory_budgets[-1:], result.space.memory_bytes(plan)])
 
 
