@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qra_search import display
-
 if TYPE_CHECKING:
     from qra_search.errors import BadInput
     from qra_search.evaluation import Evaluation, EvaluationFailed, Evaluator, Sensitivities
@@ -72,7 +70,6 @@ _HOMES = {
     "workflow.search": ("search",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-display.register_from("qra_search.report.reprs")
 
 
 def __getattr__(name: str) -> Any:

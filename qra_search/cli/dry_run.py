@@ -17,9 +17,7 @@ from qra_search.report.formatting import duration, evaluations_text
 from qra_search.report.terminal.live import View
 from qra_search.space.levels import level_words
 from qra_search.space.memory import format_bytes
-from qra_search.workflow.costs import Costs
-from qra_search.workflow.dry_run import embeddings_hint, foretold
-from qra_search.workflow.rows import rows_text
+from qra_search.workflow.dry_run import Costs, embeddings_hint, foretold, rows_text
 
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""

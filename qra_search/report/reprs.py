@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from qra_search.display import register
 from qra_search.report.finding import finding, headline, said
 from qra_search.report.formatting import evaluations_text
 from qra_search.report.tables import comparison_table, tested_table
@@ -47,6 +46,3 @@ def as_html(thing: Any) -> str:
     console = Console(file=io.StringIO(), width=WIDTH, record=True, force_jupyter=False)
     console.print(thing)
     return console.export_html(inline_styles=True, code_format=FORMAT)
-
-
-register(SearchResult, result_rich, as_html)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.display import Displayed
 from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
@@ -26,7 +25,7 @@ DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
 
 
-class SearchSpace(Displayed):
+class SearchSpace:
     """The groups with their allowed levels and ranks, and the exact bytes of every choice.
 
     Args:

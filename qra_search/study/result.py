@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from qra_search.display import Displayed
 from qra_search.errors import BadInput
 from qra_search.evaluation.sensitivities import Sensitivities
 from qra_search.files import write_json
@@ -25,11 +25,13 @@ from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
 from qra_search.study.forecast import Forecast, forecast, surely_better
 from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
+SHOWN_BY = "qra_search.report.reprs"
+"""Stands above this module, and is imported when a result is first shown."""
 __all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Displayed):
+class SearchResult:
     """Everything that a search leaves; made from the log alone.
 
     Attributes:
@@ -151,6 +153,12 @@ class SearchResult(Displayed):
     def trials_dataframe(self) -> Any:
         """All trials, oldest first, as a pandas frame."""
         return self.to_pandas("trials")
+
+    def __rich__(self) -> Any:
+        return import_module(SHOWN_BY).result_rich(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module(SHOWN_BY).as_html(self))
 
     def __repr__(self) -> str:
         best = self.best()

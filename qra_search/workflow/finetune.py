@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.config import FinetuneConfig, RunConfig, differences
-from qra_search.display import Displayed, register
 from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import NO_ADAPTER, EvaluationFailed, Evaluator, Figures, ReloadFailed, Tuned
 from qra_search.files import write_json
@@ -43,13 +42,13 @@ from qra_search.space.space import Plan, SearchSpace
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.trackers import tracked
+from qra_search.workflow.dry_run import rows_of_test, say_rows
 from qra_search.workflow.evaluator import check_tunes
-from qra_search.workflow.rows import rows_of_test, say_rows
 from qra_search.workflow.search import write_report
 
 
 @dataclass(frozen=True, repr=False)
-class Finetuned(Displayed):
+class Finetuned:
     """What `finetune` leaves: the plan found beside the uniform plans that it was compared with.
 
     Attributes:
@@ -74,14 +73,17 @@ class Finetuned(Displayed):
         """The uniform plans beside it, cheapest first."""
         return [t for t in self.tested if t.role == UNIFORM]
 
+    def __rich__(self) -> Any:
+        return tested_rich(self.result, self.tested, self.limit)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
     def __repr__(self) -> str:
         return f"Finetuned({str(self.folder.path)!r}, {len(self.tested)} plans tuned)"
 
     def __str__(self) -> str:
         return as_text(self)
-
-
-register(Finetuned, lambda done: tested_rich(done.result, done.tested, done.limit), as_html)
 
 
 def chosen_plan(folder: RunFolder, memory: int | str | None = None) -> Plan:

@@ -9,12 +9,12 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.config import DEFAULT_EVALUATIONS, RunConfig, make_config
-from qra_search.display import Displayed
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.launched import follows
 from qra_search.report.finding import said
+from qra_search.report.notebook import Heard, listener_for
 from qra_search.runs.comparison import Against, TestResult, read_test
 from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.budgets import uniform_in
@@ -23,13 +23,11 @@ from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.trackers import Tracker
-from qra_search.workflow.costs import Costs, foretold_costs
+from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
-from qra_search.workflow.listening import Heard, listener_for
-from qra_search.workflow.plan import check_plannable, plan_with
-from qra_search.workflow.search import Workers, begun, in_workers, new_folder, search_with
+from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, new_folder, plan_with, search_with
 from qra_search.workflow.settings import check_task, make_settings
 
 
@@ -94,7 +92,7 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, ta
     return Run(there.path, config, objects=(model, tokenizer, task))
 
 
-class Run(Displayed):
+class Run:
     """One run: a folder, its settings, and what is done with it; made by `plan` or `open_run`.
 
     The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.

@@ -1,4 +1,4 @@
-"""The search of a run, in a folder that holds all of it and can be resumed; `search` is one without a folder."""
+"""The plan and the search of a run, in a folder that can be resumed; `search` is one without a folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qra_search.files import write_text
 from qra_search.log.trial_log import MEMORY, TrialLog
 from qra_search.report.data import RunData
 from qra_search.report.formatting import evaluations_text
+from qra_search.report.notebook import listener_for
 from qra_search.runs.comparison import TestResult, read_test
 from qra_search.runs.folder import RunFolder, identity_in
 from qra_search.space.memory import format_bytes
@@ -25,10 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study, StudyFailed, check_evaluator
-from qra_search.workflow.costs import foretold_costs, worth_text
-from qra_search.workflow.dry_run import embeddings_hint
-from qra_search.workflow.listening import listener_for
-from qra_search.workflow.rows import say_rows
+from qra_search.workflow.dry_run import embeddings_hint, foretold_costs, say_rows, worth_text
 
 DEFAULT_FOLDER = Path("runs")
 
@@ -191,6 +189,39 @@ def search_with(
     write_report(folder, config, result, identity, read_test(folder.test()))
     if not result.candidates and not study.stopping:
         raise StudyFailed(_why_nothing(result, study.evaluations))
+    return result
+
+
+def check_plannable(config: RunConfig) -> None:
+    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
+    if not config.search.memory:
+        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
+
+
+def plan_with(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
+    """Measure the sensitivities of a run that was begun, write what they choose, and evaluate nothing.
+
+    A run that has them already is not measured again. What it leaves is a run that `qra search` resumes.
+
+    Raises:
+        BadInput: the evaluator measures none, or a budget that no plan fits.
+    """
+    with bad_input():
+        log = TrialLog(folder.log_file)
+    with log:
+        study = make_study(evaluator, config, log=log)
+        if (found := resumed_text(study)) is not None:
+            listener.say(found)
+        result = study.measure()
+        identity: dict[str, Any] = identity_in(log)
+    if result.sensitivities is None:
+        if not result.trials:
+            folder.log_file.unlink()  # nothing came of it: no run is left
+        raise BadInput(
+            f"evaluator {config.evaluator!r} measures no sensitivities, so nothing can be planned: use `qra search`"
+        )
+    folder.write(result)
+    write_report(folder, config, result, identity, read_test(folder.test()))
     return result
 
 

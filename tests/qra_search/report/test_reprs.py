@@ -12,12 +12,12 @@ from report_runs import EVIL, Bits, Guessing, evil_space, make_run
 from rich.console import Console
 
 from qra_search import Plan, SearchResult, search
+from qra_search.report import notebook
 from qra_search.report.notebook import in_notebook
 from qra_search.report.reprs import as_html
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import View
 from qra_search.space.memory import format_bytes
-from qra_search.workflow import listening
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_an_evaluator_that_tells_of_its_own_work_is_heard(monkeypatch: pytest.Mo
     told: list[tuple[str, int, int]] = []
     view = View()
     monkeypatch.setattr(view, "progress", lambda *a: told.append(a))
-    monkeypatch.setattr(listening, "progress_view", lambda: view)
+    monkeypatch.setattr(notebook, "progress_view", lambda: view)
     search(Telling(evil_space()), strategy=Guessing(), memory_budget="uniform3r4", evaluations=3, progress=True)
     assert told == [("measure", 1, 2)]
 
