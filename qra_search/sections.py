@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from qra_search.errors import shortened
 from qra_search.space.budgets import Budget
@@ -254,7 +254,7 @@ class SearchConfig(Section):
         "choice the negative log-probability of the right choice among the choices, of generated answers the share "
         "that is wrong; the loss is recorded beside it",
     )
-    memory: tuple[Annotated[str, AfterValidator(Budget)], ...] = Field(
+    memory: tuple[str, ...] = Field(
         (),
         description="budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a "
         "uniform plan (uniform3r8); none: the whole front",
@@ -277,3 +277,8 @@ class SearchConfig(Section):
     def _texts(cls, values: Any) -> Any:
         several = (values,) if isinstance(values, (str, int)) else values
         return tuple(map(str, several)) if isinstance(several, (list, tuple)) else several
+
+    @field_validator("memory")
+    @classmethod
+    def _budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(Budget, values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from qra_search.log.recorded import recorded_space
 from qra_search.log.trial_log import TrialLog
 from qra_search.runs.folder import RunFolder, plan_data, read_plan
 from qra_search.space.budgets import describe_size
-from qra_search.space.levels import LevelName, level_words, read_name
+from qra_search.space.levels import level_words, read_name
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import choices_in, plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
@@ -37,20 +37,20 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
     plans = [plan_data(path) for path in (first, second)]
     with bad_input():
         one, two = map(choices_in, plans)
-    one_bytes, two_bytes = (_bytes(*side) for side in zip((first, second), plans, strict=True))
-    rows: list[dict[str, Any]] = [
-        {"group": name, "first": one.get(name), "second": two.get(name)}
-        for name in [*one, *(n for n in two if n not in one)]
-        if one.get(name) != two.get(name)
-    ]
+    sizes = [data.get("memory_bytes") for data in plans]
+    names = list(dict.fromkeys([*one, *two]))
+    rows = [{"group": n, "first": one.get(n), "second": two.get(n)} for n in names if one.get(n) != two.get(n)]
     if as_json:
-        common.emit({"differences": rows, "first_bytes": one_bytes, "second_bytes": two_bytes})
+        common.emit({"differences": rows, "first_bytes": sizes[0], "second_bytes": sizes[1]})
         return
     for row in rows:
-        before, after = (_text(row[side]) for side in ("first", "second"))
+        before, after = (
+            f"{level_words(choice[0])}, rank {choice[1]}" if choice else "not there"
+            for choice in (one.get(row["group"]), two.get(row["group"]))
+        )
         print(f"{row['group']}: {before} -> {after}")
-    sizes = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in (one_bytes, two_bytes))
-    print(f"{len(rows)} of {len({*one, *two})} groups differ; the plans take {sizes}.")
+    texts = " and ".join(format_bytes(n) if isinstance(n, int) else "unknown bytes" for n in sizes)
+    print(f"{len(rows)} of {len(names)} groups differ; the plans take {texts}.")
 
 
 @plans.command("edit")
@@ -92,19 +92,9 @@ def edit(
         print(f"{out}: {describe_size(space, size)}")
 
 
-def _bytes(path: Path, data: dict[str, Any]) -> int | None:
-    """Bytes of a plan: by the space of the run that it lies in, else as its file says; None if that says nothing."""
-    folder = RunFolder(path if path.is_dir() else path.parent)
-    if folder.exists:
-        space = _space(path, None)
-        return space.memory_bytes(read_plan(space, path))
-    size = data.get("memory_bytes")
-    return size if isinstance(size, int) else None
-
-
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
     pattern, equals, choice = change.rpartition("=")
-    bits_text, colon, rank_text = choice.partition(":")
+    bits_text, _, rank_text = choice.partition(":")
     hits = [i for i, name in enumerate(space.names) if fnmatchcase(name, pattern)]
     # Embeddings have levels of their own: a pattern that meets linears too is meant for these.
     hits = [i for i in hits if not space.groups[i].is_embedding] or hits
@@ -130,7 +120,3 @@ def _space(plan: Path, run: Path | None) -> SearchSpace:
         raise BadInput(f"{plan} does not lie in the folder of a run: say with --run whose space it is of")
     with bad_input(), TrialLog(folder.check().log_file) as log:
         return recorded_space(log)
-
-
-def _text(choice: tuple[LevelName, int] | None) -> str:
-    return "not there" if choice is None else f"{level_words(choice[0])}, rank {choice[1]}"

@@ -52,13 +52,6 @@ def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = Tr
         return evaluator
 
 
-def on_device(config: RunConfig, device: str | None) -> RunConfig:
-    """The config with another device, if one is given: a run may be tuned on another machine than it was searched."""
-    if device is None:
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
-
-
 def check_tunes(evaluator: Evaluator, config: RunConfig) -> None:
     """Raises BadInput if the evaluator cannot tune a plan in full."""
     if not evaluator.tunes:

@@ -24,7 +24,7 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
 from qra_search.trackers import Tracker
 from qra_search.workflow.dry_run import Costs, foretold_costs
-from qra_search.workflow.evaluator import build_evaluator, object_names, on_device
+from qra_search.workflow.evaluator import build_evaluator, object_names
 from qra_search.workflow.export import export_run, export_target
 from qra_search.workflow.finetune import Finetuned, check_reloads, chosen_plan, training_changes, tune_with
 from qra_search.workflow.search import Workers, begun, check_plannable, in_workers, new_folder, plan_with, search_with
@@ -329,8 +329,9 @@ class Run:
             BadInput: it is nothing that a tuning may be given.
         """
         known = self.folder.check().config()
-        given = dict(settings) | ({} if epochs is None else {"finetune.epochs": epochs})
-        config = make_config(on_device(known, device).model_dump(mode="json"), given, source="options")
+        given = {"finetune.epochs": epochs, "model.device": device}
+        given = {**settings, **{field: value for field, value in given.items() if value is not None}}
+        config = make_config(known.model_dump(mode="json"), given, source="options")
         training_changes(known, config)
         return config
 
