@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
 from qra_search.study.forecast import Forecast, forecast, surely_better
-from qra_search.study.rows import Row, RowsOf, candidate_rows, to_pandas, trial_row
 
-SHOWN_BY = "qra_search.report.reprs"
+RowsOf = Literal["candidates", "trials"]
+Row = dict[str, Any]
+SHOWN_BY = "qra_search.report.tables"
 """Stands above this module, and is imported when a result is first shown."""
 __all__ = ["EvaluatedPlan", "Comparison", "SearchResult"]
 
@@ -147,12 +149,18 @@ class SearchResult:
         raise BadInput(f"rows of {of!r} are not kept: say one of {', '.join(get_args(RowsOf))}")
 
     def to_pandas(self, of: RowsOf = "candidates") -> Any:
-        """`rows` as a pandas frame."""
-        return to_pandas(self.rows(of))
+        """`rows` as a `pandas.DataFrame`, the metrics of trials in columns of their own, `metrics.NAME`.
 
-    def trials_dataframe(self) -> Any:
-        """All trials, oldest first, as a pandas frame."""
-        return self.to_pandas("trials")
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            hint = "a pandas frame needs pandas: pip install pandas, or take .rows()"
+            raise ImportError(hint, name="pandas") from None
+        # A None in place of the metrics would be a column of its own.
+        return pandas.json_normalize([{k: v for k, v in row.items() if k != "metrics" or v} for row in self.rows(of)])
 
     def __rich__(self) -> Any:
         return import_module(SHOWN_BY).result_rich(self)
@@ -219,3 +227,48 @@ def _plain(candidate: EvaluatedPlan) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def candidate_rows(
+    space: SearchSpace, candidates: Iterable[EvaluatedPlan], front: Iterable[EvaluatedPlan]
+) -> list[Row]:
+    """A row for each candidate, which says whether it is on the front."""
+    on_front = {c.plan.key for c in front}
+    return [
+        {
+            "loss": c.loss,
+            "loss_std": c.loss_std if math.isfinite(c.loss_std) else None,
+            "memory_bytes": c.memory_bytes,
+            "on_front": c.plan.key in on_front,
+            "uniform": space.uniform_choice(c.plan) is not None,
+            "mean_bits": space.mean_bits(c.plan),
+            "mean_rank": space.mean_rank(c.plan),
+            "observed": c.observed,
+            "evaluations": c.evaluations,
+            **c.plan.to_dict(),
+        }
+        for c in candidates
+    ]
+
+
+def trial_row(trial: Trial) -> Row:
+    """A trial; one that is running or failed has None for all that an evaluation says."""
+    proposal, evaluation = trial.proposal, trial.evaluation
+    return {
+        "id": trial.id,
+        "status": trial.status,
+        **trial.plan.to_dict(),
+        "fidelity": trial.fidelity,
+        "seed": trial.seed,
+        "origin": proposal.origin,
+        "predicted_loss": proposal.predicted_loss,
+        "predicted_std": proposal.predicted_std,
+        "reason": trial.reason,
+        "proposed_at": trial.proposed_at,
+        "finished_at": trial.finished_at,
+        "loss": evaluation.loss if evaluation else None,
+        "memory_bytes": evaluation.memory_bytes if evaluation else None,
+        "metrics": dict(evaluation.metrics) if evaluation else None,
+        "seconds": evaluation.seconds if evaluation else None,
+        "cost": evaluation.charged if evaluation else None,
+    }

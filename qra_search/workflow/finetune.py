@@ -17,8 +17,8 @@ from qra_search.files import write_json
 from qra_search.launched import standing
 from qra_search.report import formatting
 from qra_search.report.formatting import metric_text
-from qra_search.report.reprs import as_html, tested_rich
 from qra_search.report.table import as_text
+from qra_search.report.tables import as_html, tested_rich
 from qra_search.runs.comparison import (
     FOUND,
     SIXTEEN,

@@ -14,8 +14,8 @@ from rich.console import Console
 from qra_search import Plan, SearchResult, search
 from qra_search.report import notebook
 from qra_search.report.notebook import in_notebook
-from qra_search.report.reprs import as_html
 from qra_search.report.table import TextTable
+from qra_search.report.tables import as_html
 from qra_search.report.terminal.live import View
 from qra_search.space.memory import format_bytes
 
