@@ -40,24 +40,23 @@ class Tracker(Callback):
         say: gets one line if the tool fails after the start; it gets nothing more then. Default: a warning.
 
     Raises:
-        UnknownName: no such tool.
-        ImportError: its package is not installed.
+        UnknownName, ImportError: as `check_tracker` does.
+        OSError: the folder that it writes to cannot be made.
     """
 
     def __init__(self, spec: str, folder: str | Path, *, say: Callable[[str], None] | None = None):
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
+        self._kind = check_tracker(spec)
         self.tool, self.where = (part.strip() for part in spec.partition(":")[::2])
-        if self.tool not in LOGGER_TYPE_TO_CLASS:
-            raise UnknownName(unknown_message("tracker", self.tool, LOGGER_TYPE_TO_CLASS))
-        if self.tool in TRACKERS and importlib.util.find_spec(self.tool) is None:
-            raise ImportError(f"tracker {self.tool!r} needs the package {self.tool}: pip install {self.tool}")
-        self._kind: Any = LOGGER_TYPE_TO_CLASS[self.tool]
         self.path = Path(folder).resolve()
         self.run = f"{self.path.parent.name}-{TUNING}" if self.path.name == TUNING else self.path.name
         self.say, self.failed = say or warnings.warn, False
         self.best = BestSoFar()
         self._client: Any = None
+        self._place: tuple[str, ...] = (PROJECT if self.tool == "mlflow" else self.where or PROJECT,)
+        if self._kind.requires_logging_directory:
+            self._place = (self.run, self.where) if self.where else (self.tool, str(self.path))
+            made = Path(self._place[1]) / (self._place[0] if self.tool == "tensorboard" else "")
+            made.mkdir(parents=True, exist_ok=True)  # fails here, before a search has cost anything
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Begin a run in the tool and send its settings, which may be nested.
@@ -67,14 +66,11 @@ class Tracker(Callback):
         """
         from accelerate.state import PartialState
 
-        place: tuple[str, ...] = (PROJECT if self.tool == "mlflow" else self.where or PROJECT,)
-        if self._kind.requires_logging_directory:
-            place = (self.run, self.where) if self.where else (self.tool, str(self.path))
         try:
             PartialState()  # accelerate's loggers refuse to work without it
             if self.tool == "mlflow" and self.where:
                 importlib.import_module("mlflow").set_tracking_uri(self.where)
-            self._client = self._kind(*place, **({NAMED[self.tool]: self.run} if self.tool in NAMED else {}))
+            self._client = self._kind(*self._place, **({NAMED[self.tool]: self.run} if self.tool in NAMED else {}))
             self._client.start()
             self._client.store_init_configuration(flat(settings))
             if self.tool == "wandb":  # its own step never goes back, but trials end in any order
@@ -126,6 +122,23 @@ class Tracker(Callback):
         except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
             self.failed = True
             self.say(f"{self.tool} gets no more, the run goes on: {type(error).__name__}: {one_line(str(error), 300)}")
+
+
+def check_tracker(spec: str) -> Any:
+    """accelerate's class for the tool of a text such as `tensorboard` or `mlflow:sqlite:///runs.db`.
+
+    Raises:
+        UnknownName: no such tool.
+        ImportError: its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    tool = spec.partition(":")[0].strip()
+    if tool not in LOGGER_TYPE_TO_CLASS:
+        raise UnknownName(unknown_message("tracker", tool, LOGGER_TYPE_TO_CLASS))
+    if tool in TRACKERS and importlib.util.find_spec(tool) is None:
+        raise ImportError(f"tracker {tool!r} needs the package {tool}: pip install {tool}")
+    return LOGGER_TYPE_TO_CLASS[tool]
 
 
 @contextmanager

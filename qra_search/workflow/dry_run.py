@@ -19,7 +19,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.study.forecast import Forecast
 from qra_search.study.listener import Listener
 from qra_search.study.study import uniform_design
-from qra_search.trackers import Tracker
+from qra_search.trackers import check_tracker
 from qra_search.workflow.evaluator import build_evaluator
 from qra_search.workflow.settings import check_task
 
@@ -41,7 +41,7 @@ def foretold(
     """
     with bad_input():
         for spec in track:
-            Tracker(spec, "run")
+            check_tracker(spec)
         if not begun:
             check_task(config)
     with listener:

@@ -22,7 +22,7 @@ from qra_search.space.space import Plan
 from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback
-from qra_search.trackers import Tracker
+from qra_search.trackers import Tracker, check_tracker
 from qra_search.workflow.dry_run import Costs, foretold_costs
 from qra_search.workflow.evaluator import build_evaluator, object_names
 from qra_search.workflow.export import export_run, export_target
@@ -254,7 +254,7 @@ class Run:
         config = self.tuning_settings(epochs, device, settings or {})
         with bad_input():
             for spec in track:
-                Tracker(spec, self.path)  # refused before a model is loaded
+                check_tracker(spec)
             chosen = chosen_plan(self.folder, memory) if plan is None else self._plan(plan)
         with listener_for(progress) as listener:
             evaluator = self.evaluator(listener, config)

@@ -16,7 +16,7 @@ from report_runs import Bits, Guessing, evil_space
 from qra_search import Study
 from qra_search.errors import BadInput
 from qra_search.space.memory import format_bytes
-from qra_search.trackers import TRACKERS, Tracker, tracked
+from qra_search.trackers import TRACKERS, Tracker, check_tracker, tracked
 
 
 class Kept(GeneralTracker):
@@ -171,7 +171,7 @@ def test_a_tool_that_is_not_installed_is_named_with_the_command_that_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"tracker '{name}' needs the package {name}: pip install {name}"):
-        Tracker(name, "run")
+        check_tracker(name)
 
 
 def test_tensorboard_reads_every_loss_from_the_runs_folder(tmp_path: Path) -> None:
