@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qra_backends.mixed import CALIBRATED_CHOICE
 from qra_search.config import EvaluationConfig, FinetuneConfig
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
@@ -42,6 +43,13 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
     monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
+    cheap_levels(monkeypatch)
+
+
+def cheap_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default backend without trellis codes, which take three times as long to make and have tests of their own."""
+    for width in (2, 3, 4, 5):
+        monkeypatch.setitem(CALIBRATED_CHOICE, width, "reference-gptq")
 
 
 def run_command(words: list[str]) -> None:

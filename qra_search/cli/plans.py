@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
     plans = [plan_data(path) for path in (first, second)]
     with bad_input():
         one, two = map(choices_in, plans)
-    sizes = [data.get("memory_bytes") for data in plans]
+    sizes = [_bytes(*side) for side in zip((first, second), plans, strict=True)]
     names = list(dict.fromkeys([*one, *two]))
     rows = [{"group": n, "first": one.get(n), "second": two.get(n)} for n in names if one.get(n) != two.get(n)]
     if as_json:
@@ -49,7 +49,7 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
             for choice in (one.get(row["group"]), two.get(row["group"]))
         )
         print(f"{row['group']}: {before} -> {after}")
-    texts = " and ".join(format_bytes(n) if isinstance(n, int) else "unknown bytes" for n in sizes)
+    texts = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in sizes)
     print(f"{len(rows)} of {len(names)} groups differ; the plans take {texts}.")
 
 
@@ -90,6 +90,15 @@ def edit(
         common.emit({"plan": str(out), "memory_bytes": size})
     else:
         print(f"{out}: {describe_size(space, size)}")
+
+
+def _bytes(path: Path, data: dict[str, Any]) -> int | None:
+    """Bytes of a plan: by the space of the run that it lies in, else as its file says; None if that says nothing."""
+    if RunFolder(path if path.is_dir() else path.parent).exists:
+        space = _space(path, None)
+        return space.memory_bytes(read_plan(space, path))
+    size = data.get("memory_bytes")
+    return size if isinstance(size, int) else None
 
 
 def _changed(space: SearchSpace, plan: Plan, change: str) -> Plan:
