@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from qra_backends.mixed import CALIBRATED_CHOICE
+
 from qra_search.config import EvaluationConfig, FinetuneConfig
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
