@@ -36,7 +36,8 @@ __all__ = [
     "differences", "dump_config", "explain", "load_config", "make_config", "read_yaml",
 ]  # fmt: skip
 
-MAX_CONFIG_BYTES, MAX_YAML_TEXT = 1 << 20, 2000
+MAX_CONFIG_BYTES = 1 << 20
+MAX_YAML_DEPTH, MAX_YAML_TEXT = 32, 2000
 MANY_FIELDS = 16
 """More than these are not named in an error."""
 
@@ -121,20 +122,24 @@ def read_yaml(text: str) -> Any:
     Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
 
     Raises:
-        ValueError: it is not YAML, is too long, nested too deep, or has an alias; in one line.
+        ValueError: it is not YAML, is too long, has an alias, or a value too long or nested too deep; in one line.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
     try:
+        depth = 0
         for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            problem = ""
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError(_place(event.start_mark, f"*{event.anchor} is an alias: write the value out"))
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+                problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
                 problem = f"a value has {len(event.value)} characters, at most {MAX_YAML_TEXT} are read"
+            elif depth > MAX_YAML_DEPTH:
+                problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
+            if problem:
                 raise ValueError(_place(event.start_mark, problem))
         return yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError("values are nested too deep") from None
     except yaml.MarkedYAMLError as error:
         raise ValueError(one_line(_place(error.problem_mark, error.problem or str(error)), 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
