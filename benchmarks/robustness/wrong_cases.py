@@ -160,9 +160,7 @@ CASES: tuple[tuple[str, str], ...] = (
     # benchmarks and the rest
     ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     ("bench --seeds 5-3", "write how many"),
-    ("bench --preset quik", "did you mean quick"),
     ("bench --task additive-4-layer-flat --strategy nsga3", "did you mean nsga2"),
-    ("bench --tables-only --out nothing", "run the benchmark first"),
     ("demo --out land", "land holds another run"),
     ("schema extra", "unexpected extra argument"),
 )

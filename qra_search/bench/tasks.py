@@ -1,11 +1,11 @@
-"""What strategies are compared on: tasks by name, the budgets of a task, and presets."""
+"""What strategies are compared on: tasks by name, the budgets of a task, and strategies by name or file."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,27 +145,3 @@ def with_options(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
         options[key] = read_yaml(value)
     return name, options
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A benchmark by name."""
-
-    tasks: Sequence[str]
-    strategies: Sequence[str]
-    seeds: int
-    evaluations: float
-
-
-PRESETS = {
-    "quick": Preset(
-        ["interaction-16-layer-measured", "misleading-16-layer-measured"], ["additive", "qra"], seeds=3, evaluations=25
-    ),
-    "main": Preset(
-        [f"{family}-32-layer-measured" for family in FAMILIES],
-        ["uniform", "random", "additive", "nsga2", "bayes", "qr_adaptor", "autoqra", "qra"],
-        seeds=20,
-        evaluations=100,
-    ),
-}  # fmt: skip
-"""`quick` is for a first look; `main` compares the strategies at one size."""

@@ -144,8 +144,6 @@ CASES = [
     (("finetune", "a", "--steps", "0"), "--steps"),
     (("bench", "--task", "hills"), "'hills' is no task: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and the last"),
-    (("bench", "--tables-only", "--out", "nothing"), "nothing holds no finished cell: run the benchmark first"),
-    (("bench", "--preset", "quik"), "unknown preset 'quik': did you mean quick?"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     # what workers cannot have
     (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "say with --workers how many there are"),
