@@ -146,6 +146,8 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
+OF_PEFT = ("loftq", "pissa", "eva")
+"""Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -179,6 +181,13 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _ours(cls, value: Any) -> Any:
+        if value in OF_PEFT:
+            raise ValueError("it is PEFT's, for bases of its own: use calibrated, which fits the quantized base")
+        return value
 
     @property
     def rows_a_step(self) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 from qra_eval.quantized.adapter_init import Initialiser
 from qra_eval.quantized.weight_cache import QuantizedWeightCache
+from qra_search.config import ConfigError, make_config
 
 ALPHA, RANKS = 4.0, (2, 8)
 
@@ -53,3 +54,11 @@ def test_a_base_of_its_own_goes_with_an_adapter_on_quantized_weights_alone(bank)
     usual, made = (Initialiser(bank, ALPHA, max(RANKS), fitted) for fitted in (None, Fitted()))
     assert made.bank_of(2, 4) is Fitted.bases
     assert made.bank_of(2, 0) is made.bank_of(16, 4) is usual.bank_of(2, 4) is bank
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa", "eva"])
+def test_starts_that_peft_has_are_refused_with_what_to_use(init):
+    with pytest.raises(
+        ConfigError, match=f"training.init is {init!r}: it is PEFT's, for bases of its own: use calibrated"
+    ):
+        make_config({"training": {"init": init}})
