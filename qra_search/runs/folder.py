@@ -18,7 +18,7 @@ from qra_search.space.serialization import PLAN_FORMAT, plan_from_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.random import RandomStrategy
-from qra_search.study.evaluated_plan import EvaluatedPlan
+from qra_search.study.forecast import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 LOG_NAME = "trials.jsonl"

@@ -22,8 +22,7 @@ from qra_search.space.pareto import non_dominated
 from qra_search.space.serialization import plan_to_dict
 from qra_search.space.space import Plan, SearchSpace
 from qra_search.strategies import Strategy
-from qra_search.study.evaluated_plan import Comparison, EvaluatedPlan
-from qra_search.study.forecast import Forecast, forecast, surely_better
+from qra_search.study.forecast import Comparison, EvaluatedPlan, Forecast, forecast, surely_better
 
 RowsOf = Literal["candidates", "trials"]
 Row = dict[str, Any]
