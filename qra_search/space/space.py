@@ -14,8 +14,7 @@ import numpy as np
 from qra_search.errors import needed
 from qra_search.plugins import unknown_message
 from qra_search.space.groups import Group, Linear, check_groups
-from qra_search.space.levels import Level, LevelName, make_levels
-from qra_search.space.lists import converted, whole
+from qra_search.space.levels import Level, LevelName, converted, make_levels, whole
 from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
 from qra_search.space.plan import Plan
 
