@@ -53,7 +53,7 @@ ENTRIES = (
     Entry("report", "look:report", LOOK, "Write the HTML report of a run, or one that compares several."),
     Entry("show", "look:show", LOOK, "Show the plan of a run: bits, rank and sensitivity of every layer as strips."),
     Entry("runs", "look:runs", LOOK, "List the runs in a folder: how far each is, and what it found."),
-    Entry("plans", "plans:plans", LOOK, "Compare and edit plans."),
+    Entry("plans", "look:plans", LOOK, "Compare and edit plans."),
     Entry("strategies", "lists:strategies", TOOLS, "List the search strategies with their options."),
     Entry("backends", "lists:backends", TOOLS, "List the quantization backends: bit-widths, exact bits a weight, "
           "devices, and why one cannot be used here."),
