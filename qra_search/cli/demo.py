@@ -25,8 +25,8 @@ DEMO: dict[str, Any] = {
     "space": {"granularity": "module", "bits": [1, 2, 3], "ranks": [4, 8, 16]},
     "training": {"batch_size": 8, "learning_rate": 2e-3},
     "evaluation": {"steps": 12, "validation_rows": 64},
-    "finetune": {"steps": 60, "test_rows": 128},
-    "search": {"evaluations": 16, "memory": ["2.3bpw"]},
+    "finetune": {"steps": 40, "test_rows": 128},
+    "search": {"evaluations": 16, "memory": ["2.35bpw"]},
 }
 """Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes for which uniform plans have to
 fall to 1 bit and mixed ones do not. States of 10 bits quantize four times as fast as the usual 12."""
