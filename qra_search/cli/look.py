@@ -187,18 +187,19 @@ def diff(first: PlanPath, second: PlanPath, as_json: common.Json = False) -> Non
         one, two = map(choices_in, plans)
     sizes = [_bytes(*side) for side in zip((first, second), plans, strict=True)]
     names = list(dict.fromkeys([*one, *two]))
-    rows = [{"group": n, "first": one.get(n), "second": two.get(n)} for n in names if one.get(n) != two.get(n)]
+    differing = [name for name in names if one.get(name) != two.get(name)]
     if as_json:
+        rows = [{"group": name, "first": one.get(name), "second": two.get(name)} for name in differing]
         common.emit({"differences": rows, "first_bytes": sizes[0], "second_bytes": sizes[1]})
         return
-    for row in rows:
+    for name in differing:
         before, after = (
             f"{level_words(choice[0])}, rank {choice[1]}" if choice else "not there"
-            for choice in (one.get(row["group"]), two.get(row["group"]))
+            for choice in (one.get(name), two.get(name))
         )
-        print(f"{row['group']}: {before} -> {after}")
+        print(f"{name}: {before} -> {after}")
     texts = " and ".join("unknown bytes" if n is None else format_bytes(n) for n in sizes)
-    print(f"{len(rows)} of {len(names)} groups differ; the plans take {texts}.")
+    print(f"{len(differing)} of {len(names)} groups differ; the plans take {texts}.")
 
 
 @plans.command("edit")

@@ -81,13 +81,7 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
-            raise needed("evaluations", evaluations, "a positive number is needed")
-        if not (isinstance(seed, Integral) and int(seed) >= 0):
-            raise needed("seed", seed, "a whole number from 0 on is needed")
-        if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
-            wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
-            raise needed("sensitivities", sensitivities, wanted)
+        _check_options(evaluations, seed, sensitivities)
         self.space: SearchSpace = evaluator.space
         self.memory_budgets = resolve(self.space, memory_budget)
         self.strategy = make_strategy(strategy, **(options or {}))
@@ -307,6 +301,17 @@ def check_evaluator(evaluator: Any) -> Evaluator:
         return evaluator
     wanted = "an Evaluator is needed; a search of a model and task by name is `plan(model, task)` or `qra search`"
     raise needed("evaluator", evaluator, "an instance of it is needed" if isinstance(evaluator, type) else wanted)
+
+
+def _check_options(evaluations: Any, seed: Any, sensitivities: Any) -> None:
+    """Raises BadInput for the first option that is of another kind than a study takes."""
+    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
+        raise needed("evaluations", evaluations, "a positive number is needed")
+    if not (isinstance(seed, Integral) and int(seed) >= 0):
+        raise needed("seed", seed, "a whole number from 0 on is needed")
+    if not (sensitivities is None or isinstance(sensitivities, Sensitivities)):
+        wanted = "Sensitivities are needed; of JSON data Sensitivities.from_dict makes them"
+        raise needed("sensitivities", sensitivities, wanted)
 
 
 def _checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
