@@ -17,6 +17,7 @@ PACKAGES = {
 HEAVY = {
     "accelerate",
     "botorch",
+    "filelock",
     "gpytorch",
     "jinja2",
     "matplotlib",
