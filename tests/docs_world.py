@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qra_backends.mixed import CALIBRATED_CHOICE
 
-from qra_search.config import EvaluationConfig, FinetuneConfig
+from qra_search.config import EvaluationConfig, FinetuneConfig, RunConfig
+from qra_search.workflow import run as runs
+from qra_search.workflow.settings import make_settings
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
 FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
+SMALL = {"evaluation": EVALUATION, "finetune": FINETUNE}
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),
@@ -37,9 +42,14 @@ def shrunk(code: str) -> str:
 
 
 def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluators made in Python train and test as briefly as those of shrunk commands."""
+    """Evaluators and runs made in Python train and test as briefly as those of shrunk commands."""
     from qra_eval import QuantizedLoRAEvaluator
 
+    def brief(config: Any = None, overrides: Mapping[str, Any] | None = None, **keywords: Any) -> RunConfig:
+        fields = {f"{name}.{field}": value for name, own in SMALL.items() for field, value in own.items()}
+        return make_settings(config, fields | dict(overrides or {}), **keywords)
+
+    monkeypatch.setattr(runs, "make_settings", brief)
     defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
     monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
@@ -61,7 +71,7 @@ def run_command(words: list[str]) -> None:
     from qra_search.cli.errors import run_safely
 
     if words[1] in TAKES_SETTINGS:
-        for section, fields in (("evaluation", EVALUATION), ("finetune", FINETUNE)):
+        for section, fields in SMALL.items():
             words = [
                 *words,
                 *(part for name, value in fields.items() for part in ("--set", f"{section}.{name}={value}")),
