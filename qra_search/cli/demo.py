@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Plan, tune and compare on SmolLM2-135M and made-up word problems, in about ten minutes on two cores.
 
-    Chooses a plan of 3.1 bits a weight, adapters among them, tunes it, and compares it on test data with the best
+    Chooses a plan of 2.35 bits a weight, adapters among them, tunes it, and compares it on test data with the best
     uniform plan that fits and with 16-bit LoRA. A demo that was broken off is resumed.
 
     [bold]Example[/]
