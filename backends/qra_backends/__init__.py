@@ -3,7 +3,7 @@
 from qra_backends.base import Backend, check_tensors, copy_bias
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
-from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
+from qra_backends.registry import BackendInfo, backend_names, backend_of_stored, list_backends, make_backend
 from qra_backends.storage import (
     GroupFormat,
     StorageFormat,
@@ -21,6 +21,7 @@ __all__ = [
     "SecondMoment",
     "StorageFormat",
     "backend_names",
+    "backend_of_stored",
     "bits_per_weight",
     "check_tensors",
     "copy_bias",

@@ -12,7 +12,7 @@ from qra_backends.integers import layouts
 from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.integers.linear import CompressedIntegers, GPTQIntegers, IntegerLinear
 from qra_backends.modules import Groups
-from qra_backends.reference.gptq import SWEEPS, ErrorFeedback, Fitted
+from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.storage import ceil_div
 
 GROUP_SIZES = (32, 64, 128)
@@ -20,24 +20,24 @@ LARGEST = torch.finfo(torch.float16).max
 
 
 class IntegerBackend(ErrorFeedback):
-    """Codes by error feedback and polish, like `reference-gptq`, with a 16-bit scale and a whole zero point a group.
+    """Codes by error feedback, like `reference-gptq`, with a 16-bit scale and a whole zero point a group.
 
     Scales are numbers that float16 and bfloat16 both have: an engine reads the same ones whatever it computes in.
 
     Args:
         group_size: weights of a row that share scale and zero point; halved, down to 32, for a row it does not divide.
         symmetric: the zero point is 2^(bits - 1) everywhere, which some kernels need.
-        damping, polish: as of `reference-gptq`.
+        damping: as of `reference-gptq`.
     """
 
     layer: type[IntegerLinear]
 
-    def __init__(self, *, group_size: int, symmetric: bool, damping: float, polish: int):
+    def __init__(self, *, group_size: int, symmetric: bool, damping: float):
         if group_size not in GROUP_SIZES:
             raise ValueError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}")
         self.group_size, self.symmetric = group_size, bool(symmetric)
-        self.calibrate_with(damping, polish)
-        self.options = {"group_size": group_size, "symmetric": self.symmetric, "damping": damping, "polish": polish}
+        self.calibrate_with(damping)
+        self.options = {"group_size": group_size, "symmetric": self.symmetric, "damping": damping}
 
     def is_symmetric(self, bits: int) -> bool:
         """Whether a width has one zero point for all."""
@@ -59,12 +59,9 @@ class IntegerBackend(ErrorFeedback):
         size = self.size_of(rows.shape[1])
         return fit_groups(rows, bits, size, importance, symmetric=self.is_symmetric(bits))
 
-    def stored(self, values: Tensor) -> Tensor:
-        return as_16_bits(values)
-
-    def packed(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
-        assert zero is not None
-        return {"words": layouts.words_of(codes, bits), "scale": scale, "zero": zero}
+    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+        assert fitted.zero is not None
+        return {"words": layouts.words_of(codes, bits), "scale": fitted.scale, "zero": fitted.zero}
 
     def check(self, linear: nn.Module, bits: int) -> None:
         super().check(linear, bits)
@@ -114,8 +111,8 @@ class GPTQBackend(IntegerBackend):
     bits = (2, 3, 4, 8)
     layer = GPTQIntegers
 
-    def __init__(self, *, group_size: int = 64, symmetric: bool = False, damping: float = 0.1, polish: int = SWEEPS):
-        super().__init__(group_size=group_size, symmetric=symmetric, damping=damping, polish=polish)
+    def __init__(self, *, group_size: int = 64, symmetric: bool = False, damping: float = 0.1):
+        super().__init__(group_size=group_size, symmetric=symmetric, damping=damping)
 
     def expected(self, bits: int, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         groups = in_features // self.size_of(in_features)
@@ -141,8 +138,8 @@ class CompressedTensorsBackend(IntegerBackend):
     bits = (4, 8)
     layer = CompressedIntegers
 
-    def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1, polish: int = SWEEPS):
-        super().__init__(group_size=group_size, symmetric=symmetric, damping=damping, polish=polish)
+    def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1):
+        super().__init__(group_size=group_size, symmetric=symmetric, damping=damping)
 
     def is_symmetric(self, bits: int) -> bool:
         return self.symmetric or bits == 8

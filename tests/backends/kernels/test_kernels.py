@@ -73,7 +73,7 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
     [({"name": "reference-gptq", "group_size": 12}, (7, 70)), ({"name": "gptq", "symmetric": True}, (32, 64))],
     ids=str,
 )
-def test_codes_by_error_feedback_and_polish(spec: dict[str, Any], shape: tuple[int, int], kernels: Switch):
+def test_codes_by_error_feedback(spec: dict[str, Any], shape: tuple[int, int], kernels: Switch):
     g, backend = torch.Generator().manual_seed(0), make_backend(spec)
     x = torch.randn(400, shape[1], generator=g) @ torch.randn(shape[1], shape[1], generator=g)
     linear = nn.Linear(shape[1], shape[0], bias=False)
