@@ -46,6 +46,7 @@ MOVED = {
     "training": {
         **{name: f"evaluation.{name}" for name in EvaluationConfig.model_fields},
         **{name: f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in ("steps", "epochs")},
+        "init": "gone: adapters start at zero, as LoRA's do",
         "final_steps": "finetune.steps",
         "final_epochs": "finetune.epochs",
     }
@@ -71,7 +72,7 @@ class RunConfig(Section):
     search: SearchConfig = SearchConfig()
     engine: str | None = Field(
         None,
-        description="where the result will run (llama.cpp, transformers, gptqmodel, vllm): decides the backend, which "
+        description="where the result will run (llama.cpp, transformers, vllm): decides the backend, which "
         "bits there are, and what `qra export` writes",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")

@@ -30,7 +30,7 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
+    "IPython", "bitsandbytes", "datasets", "gguf", "hqq", "huggingface_hub",
     "llama_cpp_py_sync", "lm_eval", "mlflow", "optimum", "optuna", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (

@@ -49,12 +49,6 @@ class TestMixed(BackendConformance):
         return make_backend(request.param or "mixed")
 
 
-class TestGPTQ(BackendConformance):
-    @pytest.fixture(params=[{}, {"symmetric": True, "group_size": 32}], ids=str)
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "gptq", **request.param})
-
-
 class TestCompressedTensors(BackendConformance):
     @pytest.fixture(params=[{}, {"symmetric": False, "group_size": 128}], ids=str)
     def backend(self, request: pytest.FixtureRequest) -> Backend:

@@ -10,7 +10,7 @@ from qra_backends import backend_names, backend_of_stored, bits_per_weight, list
 from torch import nn
 
 BUILT_IN = {
-    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "gptq", "compressed-tensors", "trellis"
+    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "compressed-tensors", "trellis"
 }  # fmt: skip
 
 

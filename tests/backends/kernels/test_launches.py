@@ -34,7 +34,9 @@ def test_a_layer_launches_little_at_every_level():
             assert rest + WEIGHTS * launches.count <= MOST, (name, launches.by_name)
 
 
-@pytest.mark.parametrize(("name", "bits", "most"), [("reference", 3, 2.6), ("reference", 5, 2.9), ("gptq", 4, 2.6)])
+@pytest.mark.parametrize(
+    ("name", "bits", "most"), [("reference", 3, 2.6), ("reference", 5, 2.9), ("compressed-tensors", 4, 2.6)]
+)
 def test_a_weight_is_made_by_reading_its_codes_and_writing_it_once(name, bits, most, gpu):
     launches = dequantizing(module_of(make_backend(name), bits))
     assert launches.count == 1 and launches.bytes / HIDDEN**2 <= most

@@ -22,7 +22,7 @@ from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.space import Plan
 
 PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
-"""Interpreter that loads the exports; another environment may have compressed-tensors or gptqmodel."""
+"""Interpreter that loads the exports; another environment may have compressed-tensors."""
 
 ROUND_TRIPS = {
     "llama": ("merged", "gguf"),
@@ -33,14 +33,11 @@ ROUND_TRIPS = {
     "mixtral": ("merged",),
     "llama-compressed-tensors": ("compressed-tensors",),
     "qwen2-compressed-tensors": ("compressed-tensors",),
-    "llama-gptq": ("gptqmodel",),
-    "qwen2-gptq": ("gptqmodel",),
 }
 """Formats of each run, which is named by its family, and its backend where that is not `DEFAULT`'s."""
 DEFAULT = {"gpt2": "reference", "mixtral": "reference", "uneven": "compressed-tensors"}
 BACKENDS: dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]]] = {
     "gguf": ({"name": "gguf", "types": ["Q4_0", "Q8_0"]}, ("Q4_0", "Q8_0", 16), (4, 8, 16)),
-    "gptq": ("gptq", (3, 2, 4, 16), (2, 3, 4, 16)),
     "compressed-tensors": ("compressed-tensors", (4, 8, 16), (4, 8, 16)),
     "reference": ("reference", (3, 2, 4, 16), (2, 3, 4, 16)),
 }
@@ -114,7 +111,7 @@ def loaded(runs: Runs, exported: dict[tuple[str, str], Any]) -> Any:
             {
                 "kind": format,
                 "path": str(done.path),
-                "dtype": "float16" if format == "gptqmodel" else "float32",  # GPTQModel has no float32
+                "dtype": "float32",
                 "ids": str(ids),
                 "out": str(runs.folder / f"{name}-{format}.safetensors"),
             }
