@@ -24,7 +24,6 @@ PIECES: tuple[tuple[str, ...], ...] = (
     *(("search", "--newest", "--strategy", s) for s in ("qra", "nsga2", "qr_adaptor", "autoqra")),
     ("budgets",),
     *(("budgets", "--task", t) for t in OTHER_TASKS),
-    ("budgets", "--init", "calibrated"),
     ("budgets", "--steps", str(protocol.LONGER), "--seeds", "1"),
     ("peers",),
     ("merged",),
