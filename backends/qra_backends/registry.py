@@ -46,7 +46,7 @@ def make_backend(spec: Spec) -> Backend:
     """A backend from its spec.
 
     `"hqq"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "hqq", "group_size": 128}` a name
-    with options; `{2: "hqq", 4: {"name": "bitsandbytes", "quant_type": "fp4"}}` another backend for each bit-width, and
+    with options; `{2: "hqq", 4: {"name": "hqq", "group_size": 32}}` another backend for each bit-width, and
     a list of them in place of one a choice.
 
     Raises:

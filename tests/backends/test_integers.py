@@ -12,10 +12,7 @@ from qra_backends.integers.fit import as_16_bits, fit_groups
 from qra_backends.reference.groupwise import encode
 from torch import nn
 
-SPECS = (
-    {"name": "compressed-tensors"},
-    {"name": "compressed-tensors", "symmetric": False},
-)
+SPECS = ({"name": "compressed-tensors"}, {"name": "compressed-tensors", "symmetric": False})
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -75,10 +72,7 @@ def test_a_row_that_the_group_does_not_divide_has_smaller_groups() -> None:
 
 @pytest.mark.parametrize(
     "options, said",
-    [
-        ({"group_size": 48}, "group_size must be one of 32, 64, 128"),
-        ({"damping": 0}, "damping must be positive"),
-    ],
+    [({"group_size": 48}, "group_size must be one of 32, 64, 128"), ({"damping": 0}, "damping must be positive")],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -22,7 +22,7 @@ def test_every_backend_is_listed_with_its_exact_bits_a_weight():
     found = {info.name: info for info in list_backends()}
     assert set(found) == set(backend_names())
     assert found["reference"].bits_per_weight == {2: 2.5, 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 8: 8.5}
-    assert found["bitsandbytes"].variants == ("bitsandbytes-nf4", "bitsandbytes-fp4", "bitsandbytes-int8")
+    assert found["bitsandbytes"].variants == ("bitsandbytes-nf4", "bitsandbytes-int8")
     assert found["reference-gptq"].calibrated and not found["hqq"].calibrated
     for info in found.values():
         for bits, stored in info.bits_per_weight.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from qra_backends.reference.gptq import ErrorFeedback, Fitted
 from qra_backends.storage import ceil_div
 
 GROUP_SIZES = (32, 64, 128)
-LARGEST = torch.finfo(torch.float16).max
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -35,6 +34,7 @@ class CompressedTensorsBackend(ErrorFeedback):
     name: ClassVar[str] = "compressed-tensors"
     bits = (4, 8)
     layer = CompressedIntegers
+    largest = torch.finfo(torch.float16).max
 
     def __init__(self, *, group_size: int = 64, symmetric: bool = True, damping: float = 0.1):
         if group_size not in GROUP_SIZES:
@@ -70,12 +70,6 @@ class CompressedTensorsBackend(ErrorFeedback):
     def laid_out(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return laid_out(tensors["words"], tensors["scale"], None if self.is_symmetric(bits) else tensors["zero"], bits)
 
-    def check(self, linear: nn.Module, bits: int) -> None:
-        super().check(linear, bits)
-        largest = linear.get_parameter("weight").abs().max().item()
-        if largest > LARGEST:
-            raise ValueError(f"the weight's largest value {largest:g} is above {LARGEST:g}, the most a scale can hold")
-
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.own(module).tensors().items()}
 
@@ -90,17 +84,8 @@ class CompressedTensorsBackend(ErrorFeedback):
             tensors["weight_zero_point"] = ((out_features * bits // WORD, groups), torch.int32)
         return tensors
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: int,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> CompressedIntegers:
-        (out_features, in_features), size = shape, self.size_of(shape[1])
-        form = {"out_features": out_features, "in_features": in_features, "group_size": size}
-        return CompressedIntegers(tensors, bits=bits, **form, bias=bias, dtype=dtype)
+    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> CompressedIntegers:
+        return CompressedIntegers(tensors, bits=bits, group_size=self.size_of(form["in_features"]), **form)
 
     def trainable(self, module: nn.Module) -> Groups:
         own = self.own(module)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from qra_backends.kernels.choice import decoder
@@ -28,18 +29,8 @@ class CompressedIntegers(DequantizedLinear):
 
     joined_along = {"weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0, "weight_shape": None}
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        bits: int,
-        group_size: int,
-        out_features: int,
-        in_features: int,
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ):
-        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+    def __init__(self, tensors: Mapping[str, Tensor], *, bits: int, group_size: int, **form: Any):
+        super().__init__(**form)
         self.bits, self.group_size = bits, group_size
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.view(_SCALE_STORAGE) if name == "weight_scale" else tensor)
@@ -51,8 +42,7 @@ class CompressedIntegers(DequantizedLinear):
 
     def made_of(self, tensors: Mapping[str, Tensor]) -> CompressedIntegers:
         """A layer of this form from other tensors."""
-        form = {"bits": self.bits, "group_size": self.group_size, "bias": self.bias, "dtype": self.dtype}
-        return CompressedIntegers(tensors, out_features=self.out_features, in_features=self.in_features, **form)  # type: ignore[arg-type]
+        return CompressedIntegers(tensors, bits=self.bits, group_size=self.group_size, **self.form)
 
     def zeros(self) -> Tensor:
         """Zero points float32 (out, groups)."""

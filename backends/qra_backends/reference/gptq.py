@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qra_backends.base import TensorBackend
 from qra_backends.calibration import check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
+from qra_backends.tensors import TensorBackend
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
@@ -73,9 +73,6 @@ class ErrorFeedback(TensorBackend):
         if not damping > 0:
             raise ValueError(f"damping must be positive, got {damping!r}")
         self.damping, self._last = damping, _Last()
-
-    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self.encode_levels(weight, (bits,), hessian)[bits]
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
