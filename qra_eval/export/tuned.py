@@ -15,11 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
-from qra_eval.models.experts import is_stacked
+from qra_eval.models.experts import is_stacked, linear_of
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import saved
-from qra_search.errors import BadInput
-from qra_search.files import read_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -68,14 +66,8 @@ class TunedRun:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        wanted = (saved.PLAN_FILE, saved.BASE_FILE, saved.ADAPTER_FOLDER)
-        missing = [name for name in wanted if not (self.folder / name).exists()]
-        if missing:
-            raise BadInput(
-                f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
-            )
+        self.plan = saved.tuned_plan(self.folder)
         self.trusted = RunFolder(self.folder).trusts_code
-        self.plan: dict[str, Any] = read_json(self.folder / saved.PLAN_FILE)
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:
@@ -217,10 +209,7 @@ class TunedRun:
         model, _ = saved.load_base(self.folder, trust_remote_code=self.trusted)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
-            new = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-            new.weight = nn.Parameter(weight(linear).to(self.dtype), requires_grad=False)
-            new.register_parameter("bias", None if old.bias is None else nn.Parameter(old.bias.data, False))
-            model.set_submodule(linear.name, new)
+            model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))
         if not adapter:
             return model.eval()
         return PeftModel.from_pretrained(model, str(self.adapter_folder), autocast_adapter_dtype=False).eval()

@@ -171,13 +171,7 @@ def load(
 def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder, devices = Path(folder), resolve_devices(device)
-    device = str(devices[0])
-    if not folder.is_dir():
-        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
-    if missing:
-        raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    data = read_json(folder / PLAN_FILE)
+    data, device = tuned_plan(folder), str(devices[0])
     dtype = getattr(torch, data["dtype"])
     loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
     if loaded.fingerprint != data["weights"]:
@@ -190,6 +184,20 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
     put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
     return model, loaded.tokenizer
+
+
+def tuned_plan(folder: Path) -> dict[str, Any]:
+    """What the plan's file of a tuned run says.
+
+    Raises:
+        BadInput: there is no tuned plan in the folder.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
+    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    if missing:
+        raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+    return read_json(folder / PLAN_FILE)
 
 
 def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:
