@@ -61,8 +61,7 @@ def test_shots_come_from_the_training_file(data):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "said"),
-    [(["arc_eazy"], "did you mean arc_easy"), (["piqa"], "no local form"), ([], "no task is named")],
+    ("tasks", "said"), [(["arc_eazy"], "did you mean arc_easy"), (["piqa"], "no local form"), ([], "no task is named")]
 )
 def test_a_task_that_cannot_be_is_refused(tasks, said, data):
     with pytest.raises(ValueError, match=said):

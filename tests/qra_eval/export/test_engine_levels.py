@@ -17,7 +17,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 
 SMALL = (
     "--model", "tiny", "--task", "arithmetic", "--ranks", "4,8", "--memory", "12bpw", "--granularity", "fused",
-    "--set", "evaluation.steps=12", "--set", "training.batch_size=4", "--set", "evaluation.validation_rows=4",
+    "--set", "evaluation.steps=2", "--set", "training.batch_size=2", "--set", "evaluation.validation_rows=4",
     "--set", "finetune.test_rows=4", "--set", "finetune.steps=2", "--set", "finetune.sample_answers=0",
     "--strategy", "random",
 )  # fmt: skip
@@ -45,7 +45,7 @@ def test_what_was_searched_for_an_engine_is_tuned_and_exported(
     if engine == "llama.cpp" and library.missing() is not None:
         pytest.skip(str(library.missing()))
     qra = Qra(capsys)
-    searched = qra("search", *SMALL, "--engine", engine, "-n", 6, "--out", folder,
+    searched = qra("search", *SMALL, "--engine", engine, "-n", 3, "--out", folder,
                    "--set", f"quantization.cache={folder.parent / 'bank'}")  # fmt: skip
     assert searched.status == 0, searched.err
     tuned = qra("finetune", folder, "--against", "none")

@@ -20,11 +20,7 @@ def test_every_format_says_in_a_line_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "format, run, engine",
-    [
-        ("gguf", "llama-compressed-tensors", "llama.cpp"),
-        ("compressed-tensors", "llama", "vllm"),
-    ],
+    "format, run, engine", [("gguf", "llama-compressed-tensors", "llama.cpp"), ("compressed-tensors", "llama", "vllm")]
 )
 def test_levels_of_another_engine_are_refused_with_the_engine_to_search_for(
     format: str, run: str, engine: str, runs: Any, tmp_path: Path
