@@ -81,8 +81,6 @@ class QuantizedWeightCache:
         self._kept = 0
         self._modules: dict[tuple[str, LevelName], nn.Module] | None = None
         self._damaged: set[Path] = set()
-        for layer, names in self._names.items():
-            check_shapes(backend, {name: self.linears[name] for name in names}, self._levels.get(layer, self.bits))
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
@@ -237,17 +235,6 @@ def bank_folder(given: str | None) -> Path:
 def storable(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     """Whether the backend can store a linear of this shape at a level."""
     return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
-
-
-def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[LevelName]) -> None:
-    """Raises ValueError if the backend can store a linear at none of the levels; at some of them it need not."""
-    shapes: dict[tuple[int, int], str] = {}
-    for name, linear in linears.items():
-        shapes.setdefault((linear.out_features, linear.in_features), name)
-    for shape, name in shapes.items():
-        reasons = [None if b == UNQUANTIZED_BITS else backend.supports(b, *shape) for b in bits]
-        if all(reasons):
-            raise ValueError(f"{name}: {next(iter(reasons), 'there are no levels')}")
 
 
 def tensor_bytes(model: nn.Module) -> int:
