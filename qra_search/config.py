@@ -46,7 +46,6 @@ MOVED = {
     "training": {
         **{name: f"evaluation.{name}" for name in EvaluationConfig.model_fields},
         **{name: f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in ("steps", "epochs")},
-        "init": "gone: adapters start at zero, as LoRA's do",
         "final_steps": "finetune.steps",
         "final_epochs": "finetune.epochs",
     }

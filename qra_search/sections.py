@@ -178,10 +178,12 @@ class TrainingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_start(cls, data: Any) -> Any:
-        """Configs of earlier runs say where adapters start, which is so for all now."""
-        if isinstance(data, dict) and data.get("init") == "default":
-            return {name: value for name, value in data.items() if name != "init"}
-        return data
+        """Configs of earlier runs say where adapters start, of which one way is left."""
+        if not isinstance(data, dict) or "init" not in data:
+            return data
+        if data["init"] != "default":
+            raise ValueError("init is gone: adapters start at zero, as LoRA's do")
+        return {name: value for name, value in data.items() if name != "init"}
 
     @property
     def rows_a_step(self) -> int:
