@@ -44,14 +44,14 @@ class TensorBackend(Backend):
             form: out_features, in_features, dtype, and bias, a parameter of the layer's own or None.
         """
 
-    def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self.encode_levels(weight, (bits,), hessian)[bits]
-
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """What `encode` gives at each of several levels."""
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
+
+    def quantize(self, linear: nn.Linear, bits: Level, *, hessian: Tensor | None = None) -> nn.Module:
+        return self.quantize_levels(linear, (bits,), hessian=hessian)[bits]
 
     @torch.no_grad()
     def quantize_levels(
