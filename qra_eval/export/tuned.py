@@ -61,13 +61,14 @@ class TunedRun:
     """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Raises:
-        BadInput: there is no tuned plan in the folder.
+        BadInput: there is no tuned plan in the folder, or a file of it is damaged.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.plan = saved.tuned_plan(self.folder)
         self.trusted = RunFolder(self.folder).trusts_code
+        self.plan = saved.tuned_plan(self.folder)
+        saved.check_adapter(self.adapter_folder)
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:
