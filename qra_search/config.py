@@ -71,7 +71,7 @@ class RunConfig(Section):
     search: SearchConfig = SearchConfig()
     engine: str | None = Field(
         None,
-        description="where the result will run (llama.cpp, transformers, gptqmodel, vllm): decides the backend, which "
+        description="where the result will run (llama.cpp, transformers, vllm): decides the backend, which "
         "bits there are, and what `qra export` writes",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")

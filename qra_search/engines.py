@@ -72,15 +72,9 @@ ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         backend="bitsandbytes-nf4",
         bits=(4, 16),
-        format="bitsandbytes",
-        serve='PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter")',
-    ),
-    "gptqmodel": Engine(
-        backend="gptq",
-        bits=(2, 3, 4, 8),
-        format="gptqmodel",
-        serve="python -c 'from gptqmodel import GPTQModel; GPTQModel.load(\"{out}\")'",
-        families=PLAIN,
+        format="peft",
+        serve="import qra_eval; "
+        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{out}"), "{out}/adapter")',
     ),
     "vllm": Engine(
         backend="compressed-tensors",

@@ -146,8 +146,6 @@ class SpaceConfig(Section):
         return tuple(sorted(values))
 
 
-OF_PEFT = ("loftq", "pissa", "eva")
-"""Starts of adapters that PEFT has for bases of its own: here a base is quantized once, and shared by all plans."""
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -166,11 +164,6 @@ class TrainingConfig(Section):
         16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["default", "calibrated", "caldera"] = Field(
-        "default",
-        description="where adapters start: default, calibrated (fitted to what quantization loses) or caldera (base "
-        "and adapter in turn)",
-    )
     scales: bool | Literal["auto"] = Field(
         "auto",
         description="train the scales and offsets of quantized weights along with the adapters, at no bytes; auto: "
@@ -182,12 +175,15 @@ class TrainingConfig(Section):
         False, description="compute activations again in the backward pass: less memory, a third more time"
     )
 
-    @field_validator("init", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _ours(cls, value: Any) -> Any:
-        if value in OF_PEFT:
-            raise ValueError("it is PEFT's, for bases of its own: use calibrated, which fits the quantized base")
-        return value
+    def _one_start(cls, data: Any) -> Any:
+        """Configs of earlier runs say where adapters start, of which one way is left."""
+        if not isinstance(data, dict) or "init" not in data:
+            return data
+        if data["init"] != "default":
+            raise ValueError("init is gone: adapters start at zero, as LoRA's do")
+        return {name: value for name, value in data.items() if name != "init"}
 
     @property
     def rows_a_step(self) -> int:

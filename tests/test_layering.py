@@ -31,7 +31,7 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
-    "IPython", "bitsandbytes", "datasets", "gguf", "gptqmodel", "hqq", "huggingface_hub",
+    "IPython", "bitsandbytes", "datasets", "gguf", "hqq", "huggingface_hub",
     "llama_cpp_py_sync", "mlflow", "optimum", "ray", "trackio", "wandb",
 }  # fmt: skip
 BUILT_ON_THESE = (

@@ -1,16 +1,11 @@
 """Quantization backends: how a linear layer is stored at each bit-width, exact to the byte."""
 
-from qra_backends.base import Backend, check_tensors, copy_bias
+from qra_backends.base import Backend
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Groups, grouped_linear
-from qra_backends.registry import BackendInfo, backend_names, list_backends, make_backend
-from qra_backends.storage import (
-    GroupFormat,
-    StorageFormat,
-    bits_per_weight,
-    live_bytes,
-    live_tensors,
-)
+from qra_backends.registry import BackendInfo, backend_names, backend_of_stored, list_backends, make_backend
+from qra_backends.storage import GroupFormat, StorageFormat, bits_per_weight, live_bytes, live_tensors
+from qra_backends.tensors import check_tensors, copy_bias
 
 __all__ = [
     "Backend",
@@ -21,6 +16,7 @@ __all__ = [
     "SecondMoment",
     "StorageFormat",
     "backend_names",
+    "backend_of_stored",
     "bits_per_weight",
     "check_tensors",
     "copy_bias",

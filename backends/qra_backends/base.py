@@ -6,8 +6,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +38,7 @@ class Backend(ABC):
         variants: named presets of options; `make_backend("bitsandbytes-nf4")` is the variant `nf4` of `bitsandbytes`.
         options: the keyword arguments that make an equal backend, plain data.
         revision: raised whenever the same input gives other tensors, so that stored ones are made anew.
+        largest: absolute value of a weight, at most, that its scales can hold; None: any.
         library: name on the package index of what does the rounding, whose version may change the tensors too; None
             if this package does it.
     """
@@ -46,6 +46,7 @@ class Backend(ABC):
     name: ClassVar[str]
     revision: ClassVar[int] = 1
     library: ClassVar[str | None] = None
+    largest: ClassVar[float | None] = None
     bits: tuple[Level, ...]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
@@ -273,128 +274,16 @@ class Backend(ABC):
         self.check_shape(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        if weight.numel() and not torch.isfinite(torch.stack(weight.aminmax())).all():  # without a copy of it
+        low, high = (value.item() for value in weight.aminmax()) if weight.numel() else (0.0, 0.0)  # makes no copy
+        if not (isfinite(low) and isfinite(high)):
             raise ValueError(f"the weight {tuple(weight.shape)} holds values that are not finite: mend it first")
+        if self.largest is not None and max(-low, high) > self.largest:
+            raise ValueError(
+                f"the weight's largest value {max(-low, high):g} is above {self.largest:g}, the most a scale can hold"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
-
-
-class TensorBackend(Backend):
-    """The base of backends that say which tensors a weight is stored in: sizes, checks and loading follow from that.
-
-    A subclass gives `expected`, `module`, `layer`, and `encode`, or `encode_levels` if levels share work.
-    """
-
-    @property
-    @abstractmethod
-    def layer(self) -> type[nn.Module]:
-        """Of the modules that it makes; it has `dequantize`."""
-
-    @abstractmethod
-    def expected(
-        self, bits: Level, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16
-    ) -> Expected:
-        """Shape and dtype of each tensor, by name; shapes that cannot be stored are rounded up.
-
-        Args:
-            dtype: that the module computes in; all dtypes take the same bytes.
-        """
-
-    @abstractmethod
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: Level,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> nn.Module:
-        """A layer (out, in) of these tensors, which were checked, and of a bias of its own."""
-
-    def encode_levels(
-        self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
-    ) -> dict[Level, dict[str, Tensor]]:
-        """What `encode` gives at each of several levels."""
-        return {bits: self.encode(weight, bits, hessian) for bits in levels}
-
-    @torch.no_grad()
-    def quantize_levels(
-        self, linear: nn.Linear, levels: Sequence[Level], *, hessian: Tensor | None = None
-    ) -> dict[Level, nn.Module]:
-        if not levels:
-            return {}
-        for bits in levels:
-            self.check(linear, bits)
-        weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian).items()
-        }
-
-    def storage(self, bits: Level) -> StorageFormat:
-        self.check_bits(bits)
-        return _Summed(self, bits)
-
-    def dequantize(self, module: nn.Module) -> Tensor:
-        weight: Tensor = self.own(module).dequantize()
-        return weight
-
-    def from_tensors(
-        self,
-        tensors: dict[str, Tensor],
-        *,
-        bits: Level,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> nn.Module:
-        self.check_shape(bits, out_features, in_features)
-        owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
-        check_tensors(tensors, self.expected(bits, out_features, in_features, dtype), owner)
-        frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
-        return self.module(tensors, bits, (out_features, in_features), frozen, dtype)
-
-    def own(self, module: nn.Module) -> Any:
-        """The module itself.
-
-        Raises:
-            ValueError: it is not of this backend.
-        """
-        if not isinstance(module, self.layer):
-            raise ValueError(f"expected a {self.layer.__name__} made by this backend, got {type(module).__name__}")
-        return module
-
-
-@dataclass(frozen=True)
-class _Summed:
-    """The bytes of the tensors that a backend expects."""
-
-    backend: TensorBackend
-    bits: Level
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        tensors = self.backend.expected(self.bits, out_features, in_features).values()
-        return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
-
-
-def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:
-    """Refuse tensors whose names, shapes or dtypes are not the expected ones.
-
-    Raises:
-        ValueError: names what is there and what must be.
-    """
-    if set(tensors) != set(expected):
-        raise ValueError(f"{owner} needs the tensors {sorted(expected)}, got {sorted(tensors)}")
-    for name, (shape, dtype) in expected.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"{owner}: tensor {name} must be {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}; "
-                "was it stored with other options?"
-            )
 
 
 def installed_version(library: str) -> str | None:
@@ -423,10 +312,3 @@ def missing_library(name: str, *, extra: str | None = None) -> str | None:
         brought = f"install the extra {extra}, or " if extra else ""
         return f"the package {name} cannot be imported ({error}): {brought}pip install {name}"
     return None
-
-
-def copy_bias(bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
-    """A frozen copy of a bias (out,), or None."""
-    if bias is None:
-        return None
-    return nn.Parameter(bias.detach().to(device=device, dtype=dtype, copy=True), requires_grad=False)

@@ -1,4 +1,4 @@
-"""What a calibrated backend needs to know of a layer's inputs: their moments, gathered batch by batch."""
+"""What a calibrated backend needs to know of a layer's inputs: their second moment, gathered batch by batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ STRIPES, LEAST_STRIPE = 8, 128
 
 
 class SecondMoment:
-    """Means of x xᵀ and of x over all inputs x seen, in float32; linears that read the same input share one.
+    """Mean of x xᵀ over all inputs x seen, in float32; linears that read the same input share one.
 
     A hook gathers it: `linear.register_forward_pre_hook(lambda _, inputs: moment.update(inputs[0]))`.
     """
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
-        self._total: Tensor | None = None
         self.count = 0
 
     @torch.no_grad()
@@ -25,11 +24,10 @@ class SecondMoment:
         """Add inputs (..., in)."""
         rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
         size = rows.shape[1]
-        if self._sum is None or self._total is None:
-            self._sum, self._total = rows.new_zeros(size, size), rows.new_zeros(size)
+        if self._sum is None:
+            self._sum = rows.new_zeros(size, size)
         for part in _stripes(size):
             self._sum[part, part.start :].addmm_(rows[:, part].T, rows[:, part.start :])
-        self._total.add_(rows.sum(0))
         self.count += len(rows)
 
     def hessian(self) -> Tensor:
@@ -44,16 +42,6 @@ class SecondMoment:
         for part in _stripes(len(hessian)):
             hessian[part.stop :, part] = hessian[part, part.stop :].T
         return hessian
-
-    def mean(self) -> Tensor:
-        """(in,) float32, a new tensor.
-
-        Raises:
-            ValueError: no input was seen.
-        """
-        if self._total is None:
-            raise ValueError("no input was seen: run the model on calibration data first")
-        return self._total / self.count
 
 
 def _stripes(size: int) -> list[slice]:

@@ -154,20 +154,9 @@ class MixedBackend(Backend):
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return self._part_of(module).to_tensors(module)
 
-    def from_tensors(
-        self,
-        tensors: dict[str, Tensor],
-        *,
-        bits: Level,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> nn.Module:
-        shape: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
+    def from_tensors(self, tensors: dict[str, Tensor], *, bits: Level, **form: Any) -> nn.Module:
         part = self._part(bits)
-        module = part.backend.from_tensors(tensors, bits=part.level, **shape, bias=bias, dtype=dtype)
-        return _marked(module, bits)
+        return _marked(part.backend.from_tensors(tensors, bits=part.level, **form), bits)
 
     def trainable(self, module: nn.Module) -> Groups | None:
         return self._part_of(module).trainable(module)

@@ -40,6 +40,12 @@ class DequantizedLinear(nn.Linear):
         self.out_features, self.in_features, self.dtype = out_features, in_features, dtype
         self.register_parameter("bias", bias)
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """What the constructor of every such layer takes by name."""
+        names = ("out_features", "in_features", "bias", "dtype")
+        return {name: getattr(self, name) for name in names}
+
     @abstractmethod
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype` (default: the layer's own), a new tensor."""

@@ -17,6 +17,8 @@ GROUP = "qra.backends"
 EXAMPLE_SHAPE = (1536, 576)  # out, in: for which bits per weight are listed
 
 Spec = str | Mapping[Any, Any] | Backend
+RETIRED = frozenset({"polish"})
+"""Options of before that chose codes and decode nothing: specs of stored weights may still have them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def make_backend(spec: Spec) -> Backend:
     """A backend from its spec.
 
     `"hqq"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "hqq", "group_size": 128}` a name
-    with options; `{2: "hqq", 4: {"name": "bitsandbytes", "quant_type": "fp4"}}` another backend for each bit-width, and
+    with options; `{2: "hqq", 4: {"name": "hqq", "group_size": 32}}` another backend for each bit-width, and
     a list of them in place of one a choice.
 
     Raises:
@@ -61,6 +63,17 @@ def make_backend(spec: Spec) -> Backend:
     if all(isinstance(key, int) or (isinstance(key, str) and key.isdigit()) for key in spec):
         return _build("mixed", {"choice": spec})
     raise ValueError(f"a backend given as a mapping has the key `name`, or bit-widths as keys, got keys {list(spec)}")
+
+
+def backend_of_stored(spec: Any) -> Backend:
+    """The backend that reads weights stored under a spec, in the version of then or of now."""
+
+    def current(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: current(value) for key, value in part.items() if key not in RETIRED}
+        return [current(each) for each in part] if isinstance(part, list) else part
+
+    return make_backend(current(spec))
 
 
 def list_backends() -> list[BackendInfo]:

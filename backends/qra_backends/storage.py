@@ -27,18 +27,16 @@ class GroupFormat:
         bits: bits of one code.
         group_size: weights of a row that share their metadata; None for one group a row.
         group_bytes: bytes of metadata a group.
-        constant_bytes: bytes that do not depend on the shape, such as a table of levels.
     """
 
     bits: int
     group_size: int | None
     group_bytes: int = 4
-    constant_bytes: int = 0
 
     def bytes(self, out_features: int, in_features: int) -> int:
         groups = out_features * ceil_div(in_features, self.group_size or in_features)
         codes = ceil_div(out_features * in_features * self.bits, 8)
-        return codes + groups * self.group_bytes + self.constant_bytes
+        return codes + groups * self.group_bytes
 
 
 def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:

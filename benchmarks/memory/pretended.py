@@ -69,8 +69,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}),
     "peak": changed(REFERENCE, memory_kind="peak"),
     "float32": changed(REFERENCE, dtype="float32"),
-    "calibrated start": changed(REFERENCE, training={"init": "calibrated"}),
-    "caldera": changed(CALIBRATED, training={"init": "caldera"}),
     "double quantization": changed(
         BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
     ),

@@ -148,7 +148,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("export", "RUN is missing"),
     ("export tiny --format peft", "run `qra finetune` on it first"),
     ("export tuned --format ggfu", "did you mean gguf"),
-    ("export tuned --format gptqmodel --option bits", "a name and a value are needed"),
+    ("export tuned --format peft --option bits", "a name and a value are needed"),
     ("export tuned --format peft --out rows.jsonl", "rows.jsonl exists already"),
     ("export torn --format peft", "quantized.safetensors is no safetensors file"),
     # plans

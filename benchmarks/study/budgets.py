@@ -8,8 +8,7 @@ Beside them are uniform plans, and LoRA as it is usually done: in 16 bits with r
 Every seed draws its own rows to tune on, the same for all plans. `--table` prints what is there (`budgets_table.py`).
 
 With `--stored halves` 2.5 and 3.5 bits may be chosen too. With `gptq` weights are stored as by the default until
-trellis codes were, and the plans that searches found (`search.py --newest`) are tuned too. With `whole` its zero points
-are whole, as GPTQModel and vLLM read them.
+trellis codes were, and the plans that searches found (`search.py --newest`) are tuned too.
 """
 
 from __future__ import annotations
@@ -61,13 +60,11 @@ STORED: dict[str, Any] = {
         8: "bitsandbytes-int8",
     },
     "gptq": protocol.BACKEND,
-    "whole": {2: "gptq", 3: "gptq", 4: "gptq", 5: "reference-gptq", 6: "reference-gptq", 8: "gptq"},
 }
 
 
 def main() -> None:
     parser = protocol.options(__doc__, seeds=len(SEEDS))
-    parser.add_argument("--init", default="default", help="where adapters start")
     parser.add_argument("--steps", type=int, default=protocol.FINETUNE.steps, help="of the tuning")
     parser.add_argument("--no-scales", action="store_true", help="leave scales and offsets as they were fitted")
     parser.add_argument("--task", choices=protocol.TASKS, default="gsm8k")
@@ -87,7 +84,7 @@ def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
     """All tunings, seed by seed."""
     made = evaluator(
         options.data, options.cache, options.stored, options.task,
-        training={"init": options.init, "scales": not options.no_scales}, finetune={"steps": options.steps},
+        training={"scales": not options.no_scales}, finetune={"steps": options.steps},
     )  # fmt: skip
     found = searched(options.task) if options.stored == "gptq" else {}
     sides = {REFERENCE: usual(REFERENCE, options.data, options.task, options.cache, options.steps)}
@@ -98,7 +95,7 @@ def jobs(options: Namespace, path: Path) -> Iterator[tuple[str, Job]]:
         for name, (side, plan) in sides.items():
             key = {"plan": name, "seed": seed, "own_rows": True, "steps": options.steps, "compute": protocol.COMPUTE}
             if name not in USUAL:
-                key |= {"init": options.init, "scales": not options.no_scales, "stored": options.stored}
+                key |= {"init": "default", "scales": not options.no_scales, "stored": options.stored}
                 key["prior"] = SENSITIVITIES_VERSION
             if name in found:
                 key["choices"] = zlib.crc32(plan.key.encode())

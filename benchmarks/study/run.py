@@ -2,11 +2,10 @@
 
     python -m benchmarks.study.run --data DIR --minutes 55
 
-The first pieces answer most: bytes needed for a quality, by the sensitivities and by searches, what each piece brings,
-plans of other tools, and the order of tuning and quantizing. Then comes the earlier round: the search, its plans and
-their rivals; other strategies, bits alone, ranks alone; other tasks and what carries over to them. Each evaluation and
-each tuning is kept as it ends, so that a piece may be stopped at any moment. `--threads` must stay the same: it changes
-the last digits.
+The first pieces answer most: bytes needed for a quality, by the sensitivities and by searches, plans of other tools,
+and the order of tuning and quantizing. Then comes the earlier round: the search, its plans and their rivals; other
+strategies, bits alone, ranks alone; other tasks and what carries over to them. Each evaluation and each tuning is kept
+as it ends, so that a piece may be stopped at any moment. `--threads` must stay the same: it changes the last digits.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ PIECES: tuple[tuple[str, ...], ...] = (
     *(("search", "--newest", "--strategy", s) for s in ("qra", "nsga2", "qr_adaptor", "autoqra")),
     ("budgets",),
     *(("budgets", "--task", t) for t in OTHER_TASKS),
-    ("budgets", "--init", "calibrated"),
     ("budgets", "--steps", str(protocol.LONGER), "--seeds", "1"),
-    ("pieces",),
     ("peers",),
     ("merged",),
     *(("search", "--strategy", s) for s in ("sensitivity", "qra", "qr_adaptor", "nsga2", "additive", "autoqra")),

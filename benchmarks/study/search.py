@@ -126,7 +126,7 @@ def name_of(options: argparse.Namespace) -> str:
 def setting(options: argparse.Namespace) -> tuple[QuantizedLoRAEvaluator, dict[str, int]]:
     """The evaluator, and the budgets that any plan fits."""
     if options.newest:
-        training = {"init": "default", "scales": True}
+        training = {"scales": True}
         evaluator = with_all_pieces(options.data, options.cache, task=options.task, training=training)
         budgets = {f"{budget} MiB": budget * MIB for budget in BUDGETS[:3]}
     else:

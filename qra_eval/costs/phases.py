@@ -20,7 +20,6 @@ from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.split import spread
-from qra_eval.quantized.adapter_init import FITTED, fit_bytes
 from qra_eval.quantized.calibration import likeness
 from qra_eval.quantized.threads import workers
 from qra_eval.quantized.weight_cache import tensor_bytes
@@ -162,8 +161,7 @@ class _Run:
         for name, m in linears.items():
             inputs.setdefault((name.rpartition(".")[0], m.in_features), []).append((m.out_features, m.in_features))
         shapes = [shape for some in inputs.values() for shape in some]
-        calibrated, fitted = any(map(backend.calibrates, levels)), self.settings.init in FITTED
-        turns = self.settings.init == "caldera"
+        calibrated = any(map(backend.calibrates, levels))
         units = list(inputs.values()) if calibrated else [[shape] for shape in shapes]
         count = workers(backend, len(units), torch.device(self._place))
 
@@ -171,15 +169,8 @@ class _Run:
             work = max(self._work(levels, shape) for shape in unit)
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
-        def fit(unit: list[tuple[int, int]]) -> int:
-            return max(fit_bytes(*shape) for shape in unit) + (quantized(unit) if turns else 0)
-
-        kinds = (quantized, fit) if fitted else (quantized,)
-        work = max(sum(sorted(map(kind, units), reverse=True)[:count]) for kind in kinds)
+        work = sum(sorted(map(quantized, units), reverse=True)[:count])
         made = sum(backend.storage(level).bytes(*shape) for level in levels for shape in shapes)
-        if fitted:
-            factors = 4 * self.rank * len(levels) * sum(map(sum, shapes))
-            made = max(made, factors + (made if turns else 0))
         tables = [table.linear for table in model.tables.values()]
         stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
         made = max(made, sum(stored))

@@ -14,7 +14,6 @@ from torch import nn
 from qra_eval.costs.phases import foretell
 from qra_eval.costs.sketch import shortened
 from qra_eval.models.linears import normalise
-from qra_eval.quantized.adapter_init import FITTED, TURNS
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import CALIBRATION_ROWS
 from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
@@ -52,9 +51,7 @@ def estimate(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
     model = tuner.quantized
     cached = model.quantized()
     setup = 0.0 if cached else quantization_seconds(tuner)
-    if not cached and tuner.settings.init == "caldera":
-        setup *= 1 + TURNS
-    if not cached and (model.backend.calibrated or tuner.settings.init in FITTED):
+    if not cached and model.backend.calibrated:
         setup += pace * sum(map(len, tuner.rows("calibration", CALIBRATION_ROWS)))
     phases = foretell(tuner, budget)
     return {
@@ -80,16 +77,9 @@ def _evaluation_passes(tuner: FineTuner) -> float:
 
 
 def bank_bytes(tuner: FineTuner) -> int:
-    """Bytes of every linear and table at every level, and of the starts that are fitted to linears."""
-    model, init = tuner.quantized, tuner.settings.init
-    storage, linears = model.backend.storage, model.linears.values()
-    whole = sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(tuner).items() for b in levels)
-    if init == "caldera":
-        whole += sum(storage(b).bytes(m.out_features, m.in_features) for m in linears for b in model.levels)
-    if init not in FITTED:
-        return whole
-    factors = 4 * max(tuner.space.ranks) * len(model.levels) * sum(m.out_features + m.in_features for m in linears)
-    return whole + factors
+    """Bytes of every linear and table at every level."""
+    storage = tuner.quantized.backend.storage
+    return sum(n * storage(b).bytes(*shape) for (shape, levels), n in _shapes(tuner).items() for b in levels)
 
 
 def _shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:

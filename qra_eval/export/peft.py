@@ -1,10 +1,11 @@
-"""Format `peft`: the adapter as an ordinary PEFT directory, and its exact base as transformers loads it."""
+"""Formats `peft` and `vllm`: an ordinary PEFT directory, and its exact base as transformers and vLLM load it."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from qra_eval.export.merged import load_plain
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.embeddings import known_tables
 from qra_eval.tuning.saved import ADAPTER_FOLDER, ADAPTER_README, BASE_FILE, PLAN_FILE, levels_of
+from qra_search.engines import room_for
 from qra_search.files import write_json
+from qra_search.workflow.export import serve_command
 
+VLLM = "vllm"
 INDEX_FILE, REST_FILE = "model.safetensors.index.json", "rest.safetensors"
 README = """---
 library_name: peft
@@ -85,6 +89,34 @@ class PEFTExporter(Exporter):
             run,
             model,
         )
+
+
+class VLLMExporter(PEFTExporter):
+    """As `peft`, with the adapter at the one rank and scaling that vLLM knows.
+
+    Fused matrices may have shards at any levels: `qra_backends.served.vllm_plugin` holds each apart.
+    """
+
+    name = "vllm"
+    summary = "the same for vLLM with this package's plug-in: any levels, embeddings and head too"
+
+    def __init__(self) -> None:
+        super().__init__(pad_ranks=True)
+
+    def check(self, run: TunedRun) -> list[str]:
+        reasons = []
+        if not run.is_plain():
+            reasons.append(f"{run.config.model_type} computes with transposed or stacked weights: export as merged")
+        try:
+            room_for(VLLM, max(factors.rank for factors in run.factors.values()))
+        except ValueError as error:
+            reasons.append(f"{error}: search with --engine {VLLM}, or export as merged")
+        return reasons
+
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        done = super().write(run, out)
+        note = f"serve it where this package is installed beside vLLM: {serve_command(VLLM, out)}"
+        return replace(done, notes=(*done.notes, note))
 
 
 def write_base(run: TunedRun, out: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import Backend, make_backend
+from qra_backends import Backend, backend_of_stored
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import quantized_tables, uninstall_tables
-from qra_eval.models.experts import is_stacked
+from qra_eval.models.experts import is_stacked, linear_of
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import saved
 from qra_search.runs.folder import RunFolder
@@ -119,7 +119,7 @@ class TunedRun:
 
     @cached_property
     def backend(self) -> Backend:
-        return make_backend(self.plan["backend"])
+        return backend_of_stored(self.plan["backend"])
 
     @cached_property
     def linears(self) -> tuple[Chosen, ...]:
@@ -210,10 +210,7 @@ class TunedRun:
         model, _ = saved.load_base(self.folder, trust_remote_code=self.trusted)
         for linear in self.linears:
             old = model.get_submodule(linear.name)
-            new = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-            new.weight = nn.Parameter(weight(linear).to(self.dtype), requires_grad=False)
-            new.register_parameter("bias", None if old.bias is None else nn.Parameter(old.bias.data, False))
-            model.set_submodule(linear.name, new)
+            model.set_submodule(linear.name, linear_of(weight(linear).to(self.dtype), old.bias))
         if not adapter:
             return model.eval()
         return PeftModel.from_pretrained(model, str(self.adapter_folder), autocast_adapter_dtype=False).eval()

@@ -74,9 +74,7 @@ FAMILIES = {
         "neighbouring layers and the modules of a layer interact", within=0.5, neighbours=(0.15, 0.4)
     ),
     "compensation": Family(
-        "rank repairs damage, but a part of it, most at 2 bits, no rank repairs",
-        floors=(0.45, 0.2),
-        repair_power=0.9,
+        "rank repairs damage, but a part of it, most at 2 bits, no rank repairs", floors=(0.45, 0.2), repair_power=0.9
     ),
     "misleading": Family(
         "mild interaction, and sensitivities that are systematically wrong over depth and blind to kinds",
@@ -89,10 +87,7 @@ FAMILIES = {
         "mild interaction, and noise that grows with the loss", within=0.2, neighbours=(0.05, 0.1), noise_slope=0.1
     ),
     "uneven": Family(
-        "mild interaction, and layers from half to four times the size",
-        within=0.2,
-        neighbours=(0.05, 0.1),
-        uneven=True,
+        "mild interaction, and layers from half to four times the size", within=0.2, neighbours=(0.05, 0.1), uneven=True
     ),
     "saturating": Family(
         "strongly non-additive: every layer interacts with every other, damage compounds, then saturates",
@@ -212,11 +207,7 @@ def _coupling(family: Family, layers: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _group_damage(
-    space: SearchSpace,
-    granularity: str,
-    layer: np.ndarray,
-    layers: int,
-    rng: np.random.Generator,
+    space: SearchSpace, granularity: str, layer: np.ndarray, layers: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Untuned damage (G, B): measured layers at about the same relative depth, split over kinds as measured.
 

@@ -121,13 +121,7 @@ def _from_hub(spec: str, dtype: torch.dtype, placing: _Placing) -> LoadedModel:
 
 
 def _pretrained(
-    source: str,
-    name: str,
-    spec: str,
-    dtype: torch.dtype,
-    placing: _Placing,
-    *,
-    local: bool,
+    source: str, name: str, spec: str, dtype: torch.dtype, placing: _Placing, *, local: bool
 ) -> LoadedModel:
     """Load with transformers; OSError if there are no files, ValueError of one line if they are of no use."""
     from huggingface_hub.errors import StrictDataclassError

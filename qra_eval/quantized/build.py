@@ -17,7 +17,6 @@ from contextlib import ExitStack, nullcontext
 from qra_backends.base import Level
 from torch import Tensor, nn
 
-from qra_eval.quantized.adapter_init import AdapterInit
 from qra_eval.quantized.blocks import Blocks, Flow, put
 from qra_eval.quantized.calibration import LayerMoments, head_moments, likeness, pass_through
 from qra_eval.quantized.pieces import await_others, claimed
@@ -38,7 +37,6 @@ def build(
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None = None,
-    starts: AdapterInit | None = None,
     *,
     head: str | None = None,
 ) -> None:
@@ -46,8 +44,7 @@ def build(
 
     Args:
         bank: its linears are those of the layers of `blocks`; tables are in one layer more.
-        batches: of calibration rows; used if a missing level is calibrated, or starts are missing.
-        starts: to be fitted with the same Hessians.
+        batches: of calibration rows; used if a missing level is calibrated.
         head: name of the table that the model's head multiplies by, if it is in the bank.
         progress: called with `("quantize", linears done, of how many)`, and while nothing is left but what another
             process is at, with who that is, 0 and 1.
@@ -56,18 +53,13 @@ def build(
         RuntimeError: a file cannot be read after it was written.
     """
     why = "quantizes the same weights for the same data; a QRA_CACHE of one's own does not wait"
-    while layers := _missing(bank, starts):
+    while layers := sorted(bank.missing()):
         bank.folder.mkdir(parents=True, exist_ok=True)
-        made = _build(bank, blocks, batches, progress, starts, head, layers)
-        left = _missing(bank, starts)
+        made = _build(bank, blocks, batches, progress, head, layers)
+        left = sorted(bank.missing())
         if made.intersection(left):
             raise RuntimeError(f"layers {left} of the bank {bank.folder} cannot be read after they were written")
         await_others(map(bank.lock_file, left), progress, why)
-
-
-def _missing(bank: QuantizedWeightCache, starts: AdapterInit | None) -> list[int]:
-    """Layers that lack a level, or a start."""
-    return sorted({*bank.missing(), *(starts.missing() if starts is not None else ())})
 
 
 def _build(
@@ -75,14 +67,12 @@ def _build(
     blocks: Blocks,
     batches: Sequence[Batch],
     progress: Progress | None,
-    starts: AdapterInit | None,
     head: str | None,
     layers: Sequence[int],
 ) -> set[int]:
     """Pass through all layers, quantize those that lack something and nobody is at; return these."""
     total, done = sum(len(bank.names(layer)) for layer in layers), 0
     calibrated = {at for at, levels in bank.missing(layers).items() if any(map(bank.backend.calibrates, levels))}
-    calibrated |= set(starts.missing(layers) if starts is not None else ())
     flows: list[Flow] = []
     rare: dict[str, int] = {}
     made: set[int] = set()
@@ -95,25 +85,20 @@ def _build(
             moments: LayerMoments | None = None
             names = bank.names(layer)
             with claimed(bank.lock_file(layer)) if layer in layers else nullcontext(False) as own:
-                # Another may have made it since.
-                levels, fits = (at.missing([layer]).get(layer) if own and at else None for at in (bank, starts))
-                own = bool(levels or fits)
-                if own and layer == len(blocks):
+                levels = bank.missing([layer]).get(layer) if own else None  # another may have made it since
+                if levels and layer == len(blocks):
                     with blocks.running():
                         moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
                 elif flows and layer <= min(max(calibrated), len(blocks) - 1):
                     with blocks.placed(layer):
-                        if own and layer in calibrated:
+                        if levels and layer in calibrated:
                             moments = pass_through(blocks, layer, flows, {name: bank.linears[name] for name in names})
                             rare |= {n: moments.tokens(n) for n in names if likeness(n) != n}
                         else:
                             blocks.advance(layer, flows)
                 if levels:
                     _quantize(bank, blocks, layer, levels, moments, progress, done, total)
-                if fits and starts is not None and moments is not None:
-                    starts.fit(layer, fits, moments, blocks.device_of(layer))
-            if own:
-                made.add(layer)
+                    made.add(layer)
             if layer in layers:
                 done += len(names)
                 if progress is not None:

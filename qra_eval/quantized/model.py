@@ -16,7 +16,6 @@ from qra_eval.models.embeddings import FoundTable, find_tables, place_tables
 from qra_eval.models.linears import EXPERT, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, compute_dtype
 from qra_eval.models.split import connect, spread
-from qra_eval.quantized.adapter_init import FITTED, AdapterInit, Initialiser
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.space import model_space, table_levels
@@ -61,8 +60,8 @@ class QuantizedModel:
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
         backend: that of `quantization`.
-        rows: of the task; the first of its calibration split calibrate backends and adapters that ask for it.
-        settings: of training: alpha, dropout, and where adapters start.
+        rows: of the task; the first of its calibration split calibrate backends that ask for it.
+        settings: of training: alpha, dropout, and which scales are trained along.
         devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; if weights do not fit in the cache, the dtype is as stored.
         weight_cache: bytes for dequantized weights; see `weight_cache_bytes`.
@@ -143,12 +142,6 @@ class QuantizedModel:
             devices=dict(enumerate([*layers, device])), room=self.room, compute=self.compute,
         )  # fmt: skip
         self._whole = False
-        init, ranks = settings.init, self.space.ranks
-        self._fitted: AdapterInit | None = None
-        if init in FITTED:
-            taken = min((rank for rank in ranks if rank), default=0) if init == "caldera" else 0
-            calibration, at = rows.hash(calibration=CALIBRATION_ROWS), set(self.layer_of.values())
-            self._fitted = AdapterInit(self._bank, max(ranks), calibration, at, taken=taken)
 
     @property
     def bank(self) -> QuantizedWeightCache:
@@ -158,17 +151,13 @@ class QuantizedModel:
         """
         if not self._whole:
             head = next((name for name, table in self.tables.items() if table.head), None)
-            build(self._bank, self.blocks, self.calibration_batches(), self.progress, self._fitted, head=head)
+            build(self._bank, self.blocks, self.calibration_batches(), self.progress, head=head)
             self._whole = True
         return self._bank
 
     def quantized(self) -> bool:
         """Whether the cache has every linear at every level."""
         return not self._bank.missing()
-
-    def initialiser(self) -> Initialiser:
-        """What gives bases and adapters' first factors, as the settings say where adapters start."""
-        return Initialiser(self.bank, self.settings.alpha, max(self.space.ranks), self._fitted)
 
     def trained_numbers(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""
@@ -180,16 +169,13 @@ class QuantizedModel:
     def forget(self) -> None:
         """Let the dequantized weights go that are kept."""
         self._bank.forget()
-        if self._fitted is not None:
-            self._fitted.bases.forget()
 
     def keep_nothing(self) -> bool:
         """From here on keep no weights ready, neither dequantized nor on the device unquantized; whether any were."""
         kept = self.materialised or self.blocks.keeps
         self.forget()
         self.materialised, self.room, self.compute, self.blocks.keeps = False, 0, self.dtype, False
-        for bank in (self._bank, *(() if self._fitted is None else (self._fitted.bases,))):
-            bank.room, bank.compute = 0, self.dtype
+        self._bank.room, self._bank.compute = 0, self.dtype
         return kept
 
     @property

@@ -14,7 +14,6 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.scales import TrainedGroups
-from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_search.space.levels import LevelName
 from qra_search.space.space import Plan
 
@@ -61,13 +60,13 @@ class PlanSwitcher:
 
     # -- a plan --------------------------------------------------------------------------------
     def apply(self, plan: Plan, seed: int, *, materialised: bool | None = None, keep_trained: bool = False) -> None:
-        """Put a plan in place: bases from the bank, adapters as their initialisation gives them.
+        """Put a plan in place: bases from the bank, adapters as the seed has them start.
 
         Args:
             materialised: multiply by dequantized weights; None: if they are kept ready.
             keep_trained: adapters and scales stay as training left them.
         """
-        start, quantized = self.quantized.initialiser(), self.quantized
+        quantized, most = self.quantized, max(self.quantized.space.ranks)
         fast = quantized.materialised if materialised is None else materialised
         self.applied = plan
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
@@ -78,35 +77,36 @@ class PlanSwitcher:
                 wrapper = self.wrapped[linear.name]
                 if not keep_trained:
                     wrapper.trained = wrapper.groups = None
-                self._put_base(start.bank_of(bits, rank), linear.name, bits, fast)
+                self._put_base(linear.name, bits, fast)
                 if keep_trained:
                     continue
                 if rank == 0:
                     wrapper.set_adapter(None, None, 0.0)
                     continue
-                A, B = start.factors(linear.name, bits, rank, seed)
+                A, B = adapters.first_factors(seed, wrapper, linear.name, most)
                 device, settings = quantized.bank.device_of(linear.name), quantized.settings
-                wrapper.set_adapter(A.to(device), B.to(device), settings.alpha / rank, settings.dropout)
+                wrapper.set_adapter(
+                    A[:rank].to(device), B[:, :rank].to(device), settings.alpha / rank, settings.dropout
+                )
 
-    def base_module(self, bank: QuantizedWeightCache, name: str, bits: LevelName) -> nn.Module:
+    def base_module(self, name: str, bits: LevelName) -> nn.Module:
         """The base of a linear as a module, with the scales and offsets that training left."""
-        module, groups = bank.module(name, bits), self.wrapped[name].groups
-        return module if groups is None else bank.backend.retrained(module, groups)
+        module, groups = self.quantized.bank.module(name, bits), self.wrapped[name].groups
+        return module if groups is None else self.quantized.backend.retrained(module, groups)
 
-    def _put_base(self, bank: QuantizedWeightCache, name: str, bits: LevelName, fast: bool) -> None:
+    def _put_base(self, name: str, bits: LevelName, fast: bool) -> None:
         """Put a linear's base in place, if it is not there already: a plan's neighbour differs in a few linears."""
-        wrapper = self.wrapped[name]
-        wanted = (bits, fast, bank.fingerprint)
+        wrapper, wanted = self.wrapped[name], (bits, fast)
         if self._in_place.get(name) == wanted and wrapper.groups is None:
             return
         self._in_place.pop(name, None)
         wrapper.set_base()  # what was there goes before the next comes
         if not fast:
-            wrapper.set_base(module=self.base_module(bank, name, bits))
+            wrapper.set_base(module=self.base_module(name, bits))
         elif wrapper.groups is None:
-            wrapper.set_base(weight=bank.weight(name, bits))
+            wrapper.set_base(weight=self.quantized.bank.weight(name, bits))
         else:
-            weight = bank.backend.dequantize(self.base_module(bank, name, bits))
+            weight = self.quantized.backend.dequantize(self.base_module(name, bits))
             wrapper.set_base(weight=weight.to(self.quantized.compute))
         if wrapper.groups is None:  # else it is no other plan's
             self._in_place[name] = wanted
@@ -133,15 +133,15 @@ class PlanSwitcher:
         Afterwards they are in place as they are stored, until the next plan is applied. Those of the bank, which are
         mapped and shared, are never written to: the plan in place has copies of its own.
         """
-        plan, quantized = self.applied, self.quantized
-        start, backend, fast = quantized.initialiser(), quantized.backend, quantized.materialised
+        quantized, bank = self.quantized, self.quantized.bank
+        backend, fast = quantized.backend, quantized.materialised
         placed = [
-            (start.bank_of(bits, rank), linear.name, bits)
-            for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True)
+            (linear.name, bits)
+            for group, bits in zip(quantized.space.groups, self.applied.bits, strict=True)
             for linear in group.linears
             if linear.name in self.wrapped and quantized.trained_numbers(bits, linear.out_features, linear.in_features)
         ]
-        for bank, name, bits in placed:
+        for name, bits in placed:
             module = bank.module(name, bits)
             groups = backend.trainable(module)
             if groups is not None:
@@ -153,11 +153,11 @@ class PlanSwitcher:
         try:
             yield
         finally:
-            for bank, name, bits in placed:
+            for name, bits in placed:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
                     wrapper.groups, wrapper.trained = wrapper.trained.groups(), None
-                    self._put_base(bank, name, bits, fast)
+                    self._put_base(name, bits, fast)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:

@@ -16,6 +16,7 @@ from qra_backends.base import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.device import sent
+from qra_eval.models.experts import linear_of
 from qra_eval.models.loaded import cache_root
 from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
 from qra_search.space.levels import LevelName
@@ -80,23 +81,17 @@ class QuantizedWeightCache:
         self._kept = 0
         self._modules: dict[tuple[str, LevelName], nn.Module] | None = None
         self._damaged: set[Path] = set()
-        for layer, names in self._names.items():
-            check_shapes(backend, {name: self.linears[name] for name in names}, self._levels.get(layer, self.bits))
-
-    def like(self, fingerprint: str, names: Sequence[str]) -> QuantizedWeightCache:
-        """A bank of other versions of some of the linears, in the same folder and at the same levels."""
-        return QuantizedWeightCache(
-            {name: self.linears[name] for name in names}, self.backend, self.bits, self.folder, fingerprint,
-            calibration=self.calibration, layers=self.layer_of, levels=self._levels, devices=self.devices,
-            room=self.room, compute=self.compute,
-        )  # fmt: skip
 
     # -- what is asked of it -------------------------------------------------------------------
     def module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
         linear, device = self.linears[name], self.device_of(name)
         if bits == UNQUANTIZED_BITS:
-            return linear if device == linear.weight.device else _moved(linear, device)
+            if device == linear.weight.device:
+                return linear
+            return linear_of(
+                sent(linear.weight.detach(), device), None if linear.bias is None else linear.bias.to(device)
+            )
         return self.backend.from_tensors(
             {key: sent(tensor, device) for key, tensor in self.tensors(name, bits).items()},
             bits=bits,
@@ -232,20 +227,6 @@ class QuantizedWeightCache:
         return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
 
 
-def _moved(linear: nn.Linear, device: torch.device) -> nn.Linear:
-    """A copy of a linear on a device."""
-    return linear_of(sent(linear.weight.detach(), device), linear.bias)
-
-
-def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A frozen linear of this weight (out, in), with a bias (out,) on the weight's device."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().to(weight.device), requires_grad=False)
-    return made
-
-
 def bank_folder(given: str | None) -> Path:
     """Where banks are kept: as given, or in the user's cache."""
     return Path(given) if given is not None else cache_root() / "bank"
@@ -254,17 +235,6 @@ def bank_folder(given: str | None) -> Path:
 def storable(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
     """Whether the backend can store a linear of this shape at a level."""
     return bits == UNQUANTIZED_BITS or backend.supports(bits, linear.out_features, linear.in_features) is None
-
-
-def check_shapes(backend: Backend, linears: Mapping[str, nn.Linear], bits: Sequence[LevelName]) -> None:
-    """Raises ValueError if the backend can store a linear at none of the levels; at some of them it need not."""
-    shapes: dict[tuple[int, int], str] = {}
-    for name, linear in linears.items():
-        shapes.setdefault((linear.out_features, linear.in_features), name)
-    for shape, name in shapes.items():
-        reasons = [None if b == UNQUANTIZED_BITS else backend.supports(b, *shape) for b in bits]
-        if all(reasons):
-            raise ValueError(f"{name}: {next(iter(reasons), 'there are no levels')}")
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task
+from qra_eval.tasks.base import Task, rendered_example
 from qra_eval.tasks.encoding import Encoded, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.forms import is_text
-from qra_eval.tasks.rendered import Piece, RenderedExample, rendered_example
 from qra_eval.tasks.sources import READERS, digest, is_file_name, is_hub_name, split_rows
 from qra_search import plugins
 from qra_search.errors import BadInput, shortened
@@ -18,8 +17,6 @@ __all__ = [
     "SPLITS",
     "Encoded",
     "Example",
-    "Piece",
-    "RenderedExample",
     "SplitName",
     "Task",
     "encode",

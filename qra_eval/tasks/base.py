@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-from qra_eval.tasks.encoding import Encoded, chat_prompt, encode
+from qra_eval.tasks.encoding import IGNORED, Encoded, chat_prompt, encode
 from qra_eval.tasks.example import SPLITS, Example, SplitName
 from qra_eval.tasks.generation import generate_answers
 from qra_search.errors import BadInput
@@ -101,6 +102,27 @@ class Task(ABC):
     def in_chat(self, example: Example, tokenizer: Any) -> bool:
         """Whether an example goes through the tokenizer's chat template."""
         return self.chat
+
+
+def rendered_example(task: Task, tokenizer: Any, max_length: int, seed: int = 0) -> list[tuple[str, bool]]:
+    """One row that is tuned on, as the model sees it: its text in pieces, and whether each is learnt.
+
+    Args:
+        seed: row `seed` of the calibration split, counted around.
+
+    Raises:
+        BadInput: the row cannot be tokenized, or the tokenizer's chat template refuses it.
+    """
+    examples = task.split("calibration")
+    row = task.encode([examples[seed % len(examples)]], tokenizer, max_length)[0]
+    ids, labels = row.input_ids.tolist(), row.labels.tolist()
+    pieces, done = [], ""
+    for learnt, places in groupby(range(len(ids)), lambda i: labels[i] != IGNORED):
+        # What it adds to the text: by itself a piece may lose its first space.
+        text = tokenizer.decode(ids[: list(places)[-1] + 1], clean_up_tokenization_spaces=False)
+        pieces.append((text[len(done) :], learnt))
+        done = text
+    return pieces
 
 
 def split_off(given: Mapping[SplitName, Sequence[Example]], seed: int) -> dict[SplitName, Sequence[Example]]:

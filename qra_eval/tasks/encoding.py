@@ -37,13 +37,7 @@ class Encoded:
         return len(self.input_ids)
 
 
-def encode(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    max_length: int,
-    *,
-    chat: bool = False,
-) -> list[Encoded]:
+def encode(examples: Sequence[Example], tokenizer: Any, max_length: int, *, chat: bool = False) -> list[Encoded]:
     """Tokenize prompt and answer; only the answer's tokens (and the end token) have labels.
 
     A row that is too long loses the left of its prompt first, but for the tokenizer's start token; an answer that is

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qra_backends import make_backend
+from qra_backends import backend_of_stored
 
 from qra_eval.models.device import resolve_devices
 from qra_eval.models.embeddings import place_tables, put_tables
@@ -23,7 +23,6 @@ from qra_eval.quantized.ready import generate_ready
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.quantized.tensorfile import open_tensors, write_tensors
-from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
@@ -64,12 +63,11 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     """Write `adapter/` (an ordinary PEFT directory), `quantized.safetensors` (its base's searched weights) and
     `plan.json` (how the two go together)."""
     folder, quantized = Path(folder), tuner.quantized
-    start = tuner.quantized.initialiser()
     tensors = {
         f"{linear.name}::{key}": tensor
-        for group, bits, rank in zip(tuner.space.groups, plan.bits, plan.ranks, strict=True)
+        for group, bits in zip(tuner.space.groups, plan.bits, strict=True)
         for linear in group.linears
-        for key, tensor in _base_tensors(tuner.switcher, start.bank_of(bits, rank), linear.name, bits).items()
+        for key, tensor in _base_tensors(tuner.switcher, linear.name, bits).items()
     }
     write_tensors(tensors, folder / BASE_FILE)
     digest = digest_file(folder / BASE_FILE).read_text().split()[0]
@@ -79,7 +77,6 @@ def save(tuner: FineTuner, plan: Plan, folder: str | Path) -> None:
     data["weights"] = quantized.loaded.fingerprint
     data["dtype"] = str(quantized.dtype).removeprefix("torch.")
     data["backend"] = quantized.backend.spec
-    data["init"] = tuner.settings.init
     data[BASE_DIGEST] = digest
     write_json(folder / PLAN_FILE, data)
 
@@ -234,7 +231,7 @@ def put_base(
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
         more: devices over which the layers are spread, beside `device`, where the rest of the model is.
     """
-    backend, found_linears = make_backend(spec), find_linears(model)
+    backend, found_linears = backend_of_stored(spec), find_linears(model)
     layers = spread(model, [torch.device(device), *more]) if more else []
     places = {found.name: layers[found.layer or 0] for found in found_linears if more}
     stored: dict[str, dict[str, torch.Tensor]] = {}
@@ -303,10 +300,8 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     return difference
 
 
-def _base_tensors(
-    switcher: PlanSwitcher, bank: QuantizedWeightCache, name: str, bits: LevelName
-) -> dict[str, torch.Tensor]:
+def _base_tensors(switcher: PlanSwitcher, name: str, bits: LevelName) -> dict[str, torch.Tensor]:
     """What a linear's base adds to the run's folder; nothing if it is the model's own weight."""
     if name in switcher.wrapped and switcher.wrapped[name].groups is not None:
-        return bank.backend.to_tensors(switcher.base_module(bank, name, bits))
-    return {} if bits == UNQUANTIZED_BITS else bank.tensors(name, bits)
+        return switcher.quantized.backend.to_tensors(switcher.base_module(name, bits))
+    return {} if bits == UNQUANTIZED_BITS else switcher.quantized.bank.tensors(name, bits)

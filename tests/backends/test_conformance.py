@@ -23,7 +23,6 @@ class TestBitsAndBytes(BackendConformance):
     @pytest.fixture(
         params=[
             {},
-            {"quant_type": "fp4"},
             {"quant_type": "nf4", "blocksize": 32},
             {"quant_type": "nf4", "double_quant": True},
             {"quant_type": "nf4", "blocksize": 256, "double_quant": True},
@@ -42,17 +41,11 @@ class TestHQQ(BackendConformance):
 
 class TestMixed(BackendConformance):
     @pytest.fixture(
-        params=[None, {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-fp4"}, {3: "hqq", 4: ["reference", "hqq"]}],
+        params=[None, {2: "reference-gptq", 3: "hqq", 4: "bitsandbytes-nf4"}, {3: "hqq", 4: ["reference", "hqq"]}],
         ids=str,
     )
     def backend(self, request: pytest.FixtureRequest) -> Backend:
         return make_backend(request.param or "mixed")
-
-
-class TestGPTQ(BackendConformance):
-    @pytest.fixture(params=[{}, {"symmetric": True, "group_size": 32}], ids=str)
-    def backend(self, request: pytest.FixtureRequest) -> Backend:
-        return make_backend({"name": "gptq", **request.param})
 
 
 class TestCompressedTensors(BackendConformance):

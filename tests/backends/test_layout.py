@@ -78,4 +78,4 @@ def test_what_is_not_of_the_layout_is_refused_with_a_reason() -> None:
         shards = Shards(layout(), {"q": (40, IN)}, torch.float32)
         shards.put(torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3))
     with pytest.raises(ValueError, match="write the folder with `qra export`"):
-        layout(quant_method="gptq")
+        layout(quant_method="awq")

@@ -52,19 +52,9 @@ def test_bits_that_the_chosen_backend_lacks_are_refused():
         make_backend({4: "bitsandbytes-int8"})
 
 
-def test_text_keys_are_numbers():
-    assert (
-        make_backend({"2": "reference", "8": "reference"}).spec == make_backend({8: "reference", 2: "reference"}).spec
-    )
-
-
 def test_a_module_of_another_backend_is_refused():
     with pytest.raises(ValueError, match="unmarked PackedLinear"):
         make_backend("mixed").dequantize(make_backend("reference").quantize(nn.Linear(64, 64), 4))
-
-
-def test_devices_are_those_that_all_parts_have():
-    assert make_backend("mixed").devices == ("cpu", "cuda")
 
 
 def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
@@ -98,20 +88,6 @@ def test_several_backends_at_one_width_are_levels_of_their_own():
             backend.storage(level)
 
 
-def test_levels_are_called_as_their_backends_call_them():
-    ways = {4: ["bitsandbytes-fp4", "hqq", "reference-gptq", "reference"], 8: ["bitsandbytes", "hqq"]}
-    assert make_backend(ways).bits == ("fp4", "hqq-4", "gptq-4", "reference-4", "int8", "hqq-8")
-
-
-def test_a_name_that_is_taken_gets_a_number():
-    two = [{"name": "reference", "group_size": size} for size in (32, 64, 128)]
-    assert make_backend({4: two}).bits == ("reference-4", "reference-4-2", "reference-4-3")
-
-
-def test_a_single_backend_for_a_width_keeps_the_number():
-    assert make_backend({3: "reference-gptq", 4: ["hqq"]}).bits == (3, 4)
-
-
 def test_a_backend_with_names_of_its_own_offers_them_all():
     class Two(ReferenceBackend):
         name, bits = "two", (2, "small", "large")
@@ -136,11 +112,6 @@ def test_an_identity_is_that_of_the_part_alone():
     assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)
     assert one.identity(2) != other.identity(2)
     assert one.identity(2)["library"] == {"hqq": version("hqq")}
-
-
-def test_equal_parts_are_one_backend():
-    backend = make_backend({2: "reference-gptq", 3: {"name": "reference-gptq", "group_size": 32}, 4: "reference-gptq"})
-    assert backend.part(2) is backend.part(4) and backend.part(2) is not backend.part(3)
 
 
 def test_levels_go_to_their_backends_together(monkeypatch: pytest.MonkeyPatch):

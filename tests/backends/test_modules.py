@@ -49,7 +49,14 @@ def test_under_autocast_gradients_have_the_inputs_dtype():
 
 def test_weights_made_together_are_those_made_one_by_one(kernels):
     torch.manual_seed(0)
-    levels = [("reference", 3), ("gptq", 4), ("reference", 5), ("bitsandbytes-nf4", 4), ("reference", 3), ("gptq", 4)]
+    levels = [
+        ("reference", 3),
+        ("compressed-tensors", 4),
+        ("reference", 5),
+        ("bitsandbytes-nf4", 4),
+        ("reference", 3),
+        ("compressed-tensors", 4),
+    ]
     levels += [({"name": "trellis", "L": 10}, 2)] * 3 + [({"name": "compressed-tensors", "symmetric": False}, 4)] * 2
     layers = []
     for spec, bits in levels:

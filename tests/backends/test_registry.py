@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from qra_backends import backend_names, bits_per_weight, list_backends, make_backend
+from qra_backends import backend_names, backend_of_stored, bits_per_weight, list_backends, make_backend
 from torch import nn
 
 BUILT_IN = {
-    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "gptq", "compressed-tensors", "trellis"
+    "reference", "reference-gptq", "bitsandbytes", "hqq", "mixed", "gguf", "compressed-tensors", "trellis"
 }  # fmt: skip
 
 
@@ -22,11 +22,17 @@ def test_every_backend_is_listed_with_its_exact_bits_a_weight():
     found = {info.name: info for info in list_backends()}
     assert set(found) == set(backend_names())
     assert found["reference"].bits_per_weight == {2: 2.5, 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 8: 8.5}
-    assert found["bitsandbytes"].variants == ("bitsandbytes-nf4", "bitsandbytes-fp4", "bitsandbytes-int8")
+    assert found["bitsandbytes"].variants == ("bitsandbytes-nf4", "bitsandbytes-int8")
     assert found["reference-gptq"].calibrated and not found["hqq"].calibrated
     for info in found.values():
         for bits, stored in info.bits_per_weight.items():
             assert stored == bits_per_weight(make_backend(info.name).storage(bits), 1536, 576)
+
+
+def test_weights_that_were_stored_under_an_option_of_before_are_read():
+    choice = {"4": ["hqq", {"name": "reference-gptq", "polish": 2, "group_size": 32}], "6": "reference"}
+    backend = backend_of_stored({"name": "mixed", "choice": choice})
+    assert backend.part("gptq-4").spec == {"name": "reference-gptq", "group_size": 32, "damping": 0.1}
 
 
 def test_a_name_with_options_and_a_backend_itself_are_specs():

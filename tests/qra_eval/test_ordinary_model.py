@@ -187,12 +187,12 @@ def test_a_pipeline_writes_what_the_model_does(run: Path) -> None:
     assert said["generated_text"] == tokenizer.decode(written, skip_special_tokens=True)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_it_is_compiled(model: Any) -> None:
+def test_it_is_traced_to_be_compiled(model: Any) -> None:
+    """What inductor makes of the graphs after that, in half a minute, is torch's own."""
     inner = model.get_base_model().model
-    inner.layers = inner.layers[:1]  # the others would be compiled alike, for half a minute
+    inner.layers = inner.layers[:1]
     expected = logits(model)
-    assert (logits(torch.compile(model)) - expected).abs().max() < ROUNDING
+    assert (logits(torch.compile(model, backend="aot_eager")) - expected).abs().max() < ROUNDING
 
 
 def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_knows_one_without(

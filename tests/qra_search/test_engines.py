@@ -46,7 +46,7 @@ def test_models_that_an_engine_cannot_run_are_refused():
     assert refusal("llama.cpp", family="llama", rope="llama3") is None
     assert "this model is gpt2" in str(refusal("llama.cpp", family="gpt2", rope="default"))
     assert "this model is gpt2" in str(refusal("vllm", family="gpt2", rope="default"))
-    assert refusal("gptqmodel", family="qwen3", rope="yarn") is None
+    assert refusal("vllm", family="qwen3", rope="yarn") is None
     assert "this model's is yarn" in str(refusal("llama.cpp", family="llama", rope="yarn"))
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, TensorBackend
+from qra_backends.base import Expected
 from qra_backends.calibration import check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, half, with_scales
@@ -18,6 +18,7 @@ from qra_backends.ggml.types import TYPES
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import ceil_div
+from qra_backends.tensors import TensorBackend
 
 DEFAULT_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "Q8_0")
 """Of the types of a size those with the least error once codes are chosen by feedback; IQ2_* are slow to make."""
@@ -80,9 +81,6 @@ class GGUFBackend(TensorBackend):
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "types": [bits]}}
 
-    def encode(self, weight: Tensor, bits: str, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self.encode_levels(weight, (bits,), hessian)[bits]
-
     def peak(self, levels: Sequence[str], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         largest = max(TYPES[bits].block for bits in levels)
         # Matrices of the factor; the weight in floats and in order; a block's columns, codes, errors and blocks.
@@ -118,7 +116,7 @@ class GGUFBackend(TensorBackend):
         own = self.own(module)
         blocks = own.blocks.view(-1, own.kind.block_bytes)
         changed = with_scales(blocks, own.kind, groups.scale.to(torch.float32).view(-1, 1)).view_as(own.blocks)
-        return self.module({"blocks": changed}, own.kind.name, (own.out_features, own.in_features), own.bias, own.dtype)
+        return GGMLLinear(changed, own.kind, **own.form)
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return {"blocks": self.own(module).blocks.clone()}
@@ -126,14 +124,5 @@ class GGUFBackend(TensorBackend):
     def expected(self, bits: str, out_features: int, in_features: int, dtype: torch.dtype = torch.bfloat16) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: str,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> GGMLLinear:
-        return GGMLLinear(
-            tensors["blocks"], TYPES[bits], out_features=shape[0], in_features=shape[1], bias=bias, dtype=dtype
-        )
+    def module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:
+        return GGMLLinear(tensors["blocks"], TYPES[bits], **form)

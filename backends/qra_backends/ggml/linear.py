@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.ggml.decode import decode
 from qra_backends.ggml.types import GGMLType
@@ -16,17 +18,8 @@ class GGMLLinear(DequantizedLinear):
     blocks: Tensor
     joined_along = {"blocks": 0}
 
-    def __init__(
-        self,
-        blocks: Tensor,
-        kind: GGMLType,
-        *,
-        out_features: int,
-        in_features: int,
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ):
-        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+    def __init__(self, blocks: Tensor, kind: GGMLType, **form: Any):
+        super().__init__(**form)
         self.kind = kind
         self.register_buffer("blocks", blocks)
 

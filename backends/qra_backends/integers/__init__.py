@@ -1,1 +1,1 @@
-"""Backends of whole-number zero points: what GPTQModel, vLLM and transformers with GPTQ store."""
+"""Backend of whole-number zero points: what compressed-tensors, and so vLLM and transformers, store."""

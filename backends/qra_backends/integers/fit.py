@@ -10,7 +10,6 @@ from qra_backends.reference.gptq import Fitted
 
 _SHRINK = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
 _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
-_FEW_ZEROS = 3  # bits up to which both whole numbers next to the best zero point are tried
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
@@ -86,6 +85,5 @@ def _asymmetric(weight: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
     for share in _shares(bits):
         scale = share * (high - low) / top
         zero = -share * low / torch.where(scale == 0, 1.0, scale)
-        for whole in (zero.floor(), zero.ceil()) if bits <= _FEW_ZEROS else (zero.round(),):
-            starts.append((scale, whole.clamp(0, top)))
+        starts.append((scale, zero.round().clamp(0, top)))
     return starts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,19 +29,6 @@ def decoder(device: torch.device) -> Callable[..., Tensor] | None:
     from qra_backends.kernels.groupwise import decode
 
     return decode
-
-
-class Zeros(NamedTuple):
-    """Whole zero points in 32-bit words along the outputs.
-
-    Attributes:
-        words: int32; None: each is 2^(bits - 1).
-        word_bytes, group_bytes: from a word to the next, and from a group to the next.
-    """
-
-    words: Tensor | None = None
-    word_bytes: int = 0
-    group_bytes: int = 0
 
 
 @lru_cache(maxsize=1)

@@ -26,30 +26,26 @@ def decode(
     dtype: torch.dtype,
     *,
     at: Tensor | None = None,
-    zeros: tuple[Tensor | None, int, int] | None = None,
-    columns_first: bool = False,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """The weight (out, in) in `dtype`, or its rows `at` (n,); computed in float32 and rounded once.
 
     Args:
-        codes: of whole bytes, one stream for all rows. With `columns_first` int32 words (words of a row, out).
-        scale: (out, groups), of floats; with `columns_first` (groups, out).
+        codes: of whole bytes, one stream for all rows.
+        scale: (out, groups), of floats.
         offset: like scale: weights are scale · code + offset. None: they are scale · (code - zero).
         size: weights of a group; the last of a row may have fewer.
-        zeros: a `choice.Zeros`.
+        zeros: of 4 or 8 bits each, int32 words (words of a group's outputs, groups); None: each is 2^(bits - 1).
     """
-    (out, columns), rows = shape, shape[0] if at is None else len(at)
+    columns, rows = shape[1], shape[0] if at is None else len(at)
     weight = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     groups = triton.cdiv(columns, size)
-    words, word_bytes, group_bytes = zeros or (None, 0, 0)
-    kind = "offset" if zeros is None else "middle" if words is None else "zeros"
+    kind = "offset" if offset is not None else "middle" if zeros is None else "zeros"
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
     _decode[grid](
         codes.view(torch.uint8), scale, scale if offset is None else offset,
-        codes if words is None else words.view(torch.uint8), codes if at is None else at, weight,
-        rows, columns, codes.nbytes, 0 if columns_first else columns * bits, 4 if columns_first else 0,
-        4 * out if columns_first else 4, *((1, out) if columns_first else (groups, 1)),
-        word_bytes, group_bytes,
+        codes if zeros is None else zeros.view(torch.uint8), codes if at is None else at, weight,
+        rows, columns, codes.nbytes, groups,
         BITS=bits, SIZE=size, SOME=at is not None, KIND=kind, ROWS=ROWS, EIGHTS=EIGHTS,
     )  # fmt: skip
     return weight
@@ -57,8 +53,7 @@ def decode(
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, scale, offset, zeros, at, weight, rows, columns, code_bytes, row_bits, row_bytes, word_bytes,
-    scale_row, scale_group, zero_word, zero_group,
+    codes, scale, offset, zeros, at, weight, rows, columns, code_bytes, groups,
     BITS: tl.constexpr, SIZE: tl.constexpr, SOME: tl.constexpr, KIND: tl.constexpr,
     ROWS: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
@@ -67,12 +62,11 @@ def _decode(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, 8)
     source = tl.load(at + row, mask=row < rows, other=0).to(tl.int64) if SOME else row
     real = (row < rows)[:, None] & (8 * eight < columns)[None, :]
-    first = source[:, None] * row_bits + 8 * BITS * eight[None, :]
+    first = source[:, None] * columns * BITS + 8 * BITS * eight[None, :]
     word = tl.zeros([ROWS, EIGHTS], dtype=tl.int64)
     for later in tl.static_range(BITS if BITS == 8 else BITS + 1):  # a row may begin within a byte
         byte = (first >> 3) + later
-        address = (byte >> 2) * word_bytes + (byte & 3) + source[:, None] * row_bytes
-        found = tl.load(codes + address, mask=real & (address < code_bytes), other=0)
+        found = tl.load(codes + byte, mask=real & (byte < code_bytes), other=0)
         word |= found.to(tl.int64) << (8 * later)
     code = ((word >> (first & 7))[:, :, None] >> (BITS * lane)[None, None, :].to(tl.int64)) & ((1 << BITS) - 1)
 
@@ -82,28 +76,16 @@ def _decode(  # type: ignore[no-untyped-def]
     else:
         group = ((8 * eight[:, None] + lane[None, :]) // SIZE)[None, :, :]
         known = real[:, :, None] & ((8 * eight[:, None] + lane[None, :]) < columns)[None, :, :]
-    own = source[:, None, None] * scale_row + group * scale_group
+    own = source[:, None, None] * groups + group
     s = tl.load(scale + own, mask=known, other=0).to(tl.float32)
     if KIND == "offset":
         found = code.to(tl.float32) * s + tl.load(offset + own, mask=known, other=0).to(tl.float32)
     elif KIND == "middle":
         found = (code - (1 << (BITS - 1))).to(tl.float32) * s
     else:
-        begin = source * BITS
-        low = (begin >> 3)[:, None, None] + tl.zeros_like(own)
-        high = low + 1
-        both = tl.load(zeros + (low >> 2) * zero_word + (low & 3) + group * zero_group, mask=known, other=0).to(
-            tl.int32
-        )
-        if 8 % BITS:
-            more = known & ((begin & 7) + BITS > 8)[:, None, None]
-            both |= (
-                tl.load(zeros + (high >> 2) * zero_word + (high & 3) + group * zero_group, mask=more, other=0).to(
-                    tl.int32
-                )
-                << 8
-            )
-        zero = (both >> (begin & 7).to(tl.int32)[:, None, None]) & ((1 << BITS) - 1)
+        byte = (source * BITS >> 3)[:, None, None] + tl.zeros_like(own)
+        both = tl.load(zeros + (byte >> 2) * 4 * groups + (byte & 3) + group * 4, mask=known, other=0).to(tl.int32)
+        zero = (both >> (source * BITS & 7).to(tl.int32)[:, None, None]) & ((1 << BITS) - 1)
         found = (code - zero).to(tl.float32) * s
     column = 8 * eight[:, None] + lane[None, :]
     inside = real[:, :, None] & (column < columns)[None, :, :]

@@ -1,4 +1,4 @@
-"""Backend `bitsandbytes`: nf4 or fp4 at 4 bits and row-wise int8 at 8 bits, kept as bitsandbytes' own layers."""
+"""Backend `bitsandbytes`: nf4 at 4 bits and row-wise int8 at 8 bits, kept as bitsandbytes' own layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, TensorBackend, largest_group, missing_library
+from qra_backends.base import Expected, largest_group, missing_library
 from qra_backends.storage import ceil_div
+from qra_backends.tensors import TensorBackend
 
-FOUR_BIT_TYPES = ("nf4", "fp4")
+FOUR_BIT_TYPE = "nf4"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LEVELS = 16  # entries of the table of 4-bit levels, float32
 _NESTED_BLOCK = 256  # block scales that share a scale under double quantization
@@ -29,7 +30,7 @@ class BitsAndBytesBackend(TensorBackend):
     activations (`bitsandbytes_layers` says why).
 
     Args:
-        quant_type: `nf4` or `fp4` for 4 bits only, `int8` for 8 bits only, None for nf4 and int8.
+        quant_type: `nf4` for 4 bits only, `int8` for 8 bits only, None for both.
         blocksize: most weights of a row that share a scale at 4 bits. Where it does not divide the row, the largest
             of its halves that does is used; bitsandbytes dequantizes other sizes wrongly on a CPU.
         double_quant: quantize the block scales to 8 bits (smaller by 32 - 8 - 1/8 bits a block, 1 KiB a layer more).
@@ -37,15 +38,14 @@ class BitsAndBytesBackend(TensorBackend):
 
     name: ClassVar[str] = "bitsandbytes"
     library: ClassVar[str | None] = "bitsandbytes"
-    variants: ClassVar[dict[str, dict[str, Any]]] = {kind: {"quant_type": kind} for kind in (*FOUR_BIT_TYPES, "int8")}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {kind: {"quant_type": kind} for kind in (FOUR_BIT_TYPE, "int8")}
 
     def __init__(self, *, quant_type: str | None = None, blocksize: int = 64, double_quant: bool = False):
-        if quant_type not in (None, *FOUR_BIT_TYPES, "int8"):
-            raise ValueError(f"quant_type must be nf4, fp4, int8 or None, got {quant_type!r}")
+        if quant_type not in (None, FOUR_BIT_TYPE, "int8"):
+            raise ValueError(f"quant_type must be nf4, int8 or None, got {quant_type!r}")
         if blocksize not in BLOCK_SIZES:
             raise ValueError(f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}")
         self.bits = {None: (4, 8), "int8": (8,)}.get(quant_type, (4,))
-        self.four_bit_type = quant_type if quant_type in FOUR_BIT_TYPES else "nf4"
         self.blocksize, self.double_quant = blocksize, bool(double_quant)
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
@@ -64,7 +64,7 @@ class BitsAndBytesBackend(TensorBackend):
 
     def level_name(self, bits: int) -> str:
         self.check_bits(bits)
-        return "int8" if bits == 8 else self.four_bit_type
+        return "int8" if bits == 8 else FOUR_BIT_TYPE
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         four = _FOUR_BIT_COPIES + (dtype != torch.float32)  # the library makes a copy in float32
@@ -84,7 +84,7 @@ class BitsAndBytesBackend(TensorBackend):
             weight.contiguous(),
             blocksize=self._block(weight.shape[1]),
             compress_statistics=self.double_quant,
-            quant_type=self.four_bit_type,
+            quant_type=FOUR_BIT_TYPE,
         )
         return {name: tensor.clone() for name, tensor in state_tensors(packed, state).items()}
 
@@ -116,37 +116,27 @@ class BitsAndBytesBackend(TensorBackend):
             expected["nested_offset"] = ((), torch.float32)
         return expected
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: int,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> nn.Module:
-        from bitsandbytes.functional import QuantState, get_4bit_type
+    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> nn.Module:
+        from bitsandbytes.functional import QuantState
 
         from qra_backends.libraries.bitsandbytes_layers import SteadyLinear4bit, WeightOnlyLinear8bit
 
         if bits == 8:
-            return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], bias, dtype)
-        levels = get_4bit_type(self.four_bit_type, device=tensors["weight"].device)
-        if not torch.equal(tensors["quant_map"], levels):
-            raise ValueError(f"{self!r}: the tensors hold another table of levels; were they stored as another type?")
+            return WeightOnlyLinear8bit(tensors["weight"], tensors["SCB"], form["bias"], form["dtype"])
         state = QuantState(
             tensors["absmax"],
-            shape=torch.Size(shape),
+            shape=torch.Size((form["out_features"], form["in_features"])),
             code=tensors["quant_map"],
-            blocksize=self._block(shape[1]),
-            quant_type=self.four_bit_type,
-            dtype=dtype,
+            blocksize=self._block(form["in_features"]),
+            quant_type=FOUR_BIT_TYPE,
+            dtype=form["dtype"],
         )
         if self.double_quant:
             state.nested, state.offset = True, tensors["nested_offset"]
             state.state2 = QuantState(
                 tensors["nested_absmax"], code=tensors["nested_quant_map"], blocksize=_NESTED_BLOCK, dtype=torch.float32
             )
-        return SteadyLinear4bit(tensors["weight"], state, bias)
+        return SteadyLinear4bit(tensors["weight"], state, form["bias"])
 
     def _block(self, in_features: int) -> int:
         return largest_group(in_features, self.blocksize, BLOCK_SIZES[0]) or self.blocksize

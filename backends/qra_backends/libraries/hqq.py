@@ -9,8 +9,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, TensorBackend, largest_group, missing_library
+from qra_backends.base import Expected, largest_group, missing_library
 from qra_backends.storage import ceil_div
+from qra_backends.tensors import TensorBackend
 
 if TYPE_CHECKING:
     from qra_backends.libraries.hqq_linear import HQQLinear
@@ -92,18 +93,12 @@ class HQQBackend(TensorBackend):
             "zero": ((groups, 1), _group_dtype(dtype)),
         }
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: int,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> HQQLinear:
+    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> HQQLinear:
         from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
         from qra_backends.libraries.hqq_linear import HQQLinear
 
+        shape = (form["out_features"], form["in_features"])
         group, _ = self._groups(*shape)
         packing = Quantizer.bit_to_packing[bits]
         config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
@@ -119,10 +114,10 @@ class HQQBackend(TensorBackend):
             "view_as_float": False,
             "quant_scale": False,
             "quant_zero": False,
-            "compute_dtype": dtype,
+            "compute_dtype": form["dtype"],
         }
-        values = None if bias is None else bias.data
-        return HQQLinear(config, codes=tensors["W_q"], meta=meta, bias=values, dtype=dtype)
+        bias = None if form["bias"] is None else form["bias"].data
+        return HQQLinear(config, codes=tensors["W_q"], meta=meta, bias=bias, dtype=form["dtype"])
 
     def _groups(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Weights that share a scale, and how many such groups there are."""

@@ -7,17 +7,18 @@ Memory to quantize: no copy of the whole weight in floats, as rows are worked on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, TensorBackend
+from qra_backends.base import Expected
 from qra_backends.modules import Groups
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.blocks import block_bytes, rows_at_once
-from qra_backends.reference.packed import GROUP_BYTES, GROUP_DTYPE, PackedLinear
-from qra_backends.storage import GroupFormat, ceil_div
+from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
+from qra_backends.storage import ceil_div
+from qra_backends.tensors import TensorBackend
 
 
 class ReferenceBackend(TensorBackend):
@@ -36,6 +37,7 @@ class ReferenceBackend(TensorBackend):
     bits = bitpack.WIDTHS
     side_by_side = True
     layer = PackedLinear
+    largest = torch.finfo(GROUP_DTYPE).max
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
         if not isinstance(group_size, int) or group_size < 1:
@@ -44,10 +46,6 @@ class ReferenceBackend(TensorBackend):
             raise ValueError(f"ranges must be one of {', '.join(groupwise.RANGES)}, got {ranges!r}")
         self.group_size, self.ranges = group_size, ranges
         self.options = {"group_size": group_size, "ranges": ranges}
-
-    def storage(self, bits: int) -> GroupFormat:
-        self.check_bits(bits)
-        return GroupFormat(bits, self.group_size, GROUP_BYTES)
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         stored = max(self.storage(bits).bytes(out_features, in_features) for bits in levels)
@@ -78,24 +76,8 @@ class ReferenceBackend(TensorBackend):
             "offset": (groups, GROUP_DTYPE),
         }
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: int,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> PackedLinear:
-        out_features, in_features = shape
-        return PackedLinear(
-            **tensors,
-            bits=bits,
-            group_size=self.group_size,
-            out_features=out_features,
-            in_features=in_features,
-            bias=bias,
-            dtype=dtype,
-        )
+    def module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
+        return PackedLinear(**tensors, bits=bits, group_size=self.group_size, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
         packed = self.own(module)
@@ -109,15 +91,7 @@ class ReferenceBackend(TensorBackend):
         packed = self.own(module)
         assert groups.offset is not None  # `trainable` gave offsets
         tensors = {"codes": packed.codes, "scale": groups.scale, "offset": groups.offset}
-        shape = (packed.out_features, packed.in_features)
-        return self.module(tensors, packed.bits, shape, packed.bias, packed.dtype)
-
-    def check(self, linear: nn.Module, bits: int) -> None:
-        super().check(linear, bits)
-        low, high = (value.item() for value in linear.get_parameter("weight").aminmax())  # without a copy of it
-        largest, limit = max(-low, high), torch.finfo(GROUP_DTYPE).max
-        if largest > limit:
-            raise ValueError(f"the weight's largest value {largest:g} is above {limit:g}, the most a group can hold")
+        return self.module(tensors, packed.bits, **packed.form)
 
 
 def joined(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

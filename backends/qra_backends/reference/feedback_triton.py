@@ -1,4 +1,4 @@
-"""The loops over columns of error feedback and of polish, as one kernel for a block of columns: rows are independent.
+"""The loop over columns of error feedback, as one kernel for a block of columns: rows are independent.
 
 A program holds the block's columns of 32 rows in registers, a row a thread, and takes one column after another: the
 plain way launches a dozen kernels for each. Rounding and the order of operations are those of the plain way.
@@ -34,22 +34,6 @@ def round_columns(
     return codes, errors
 
 
-def move(codes: Tensor, scale: Tensor, highest: Tensor, hessian: Tensor, gradient: Tensor) -> Tensor:
-    """Each code of a few columns to where the error is least, in place; gives the changes of the weights.
-
-    Args:
-        codes, gradient: float32 (columns, rows); scale, highest: (rows,).
-        hessian: (columns, columns).
-    """
-    columns, rows = codes.shape
-    moved = torch.empty_like(codes)
-    _move[(triton.cdiv(rows, ROWS),)](
-        codes, scale, highest, hessian.contiguous(), gradient, moved, rows, columns,
-        COLUMNS=triton.next_power_of_2(columns), ROWS=ROWS, num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
-    return moved
-
-
 @triton.jit
 def _round(  # type: ignore[no-untyped-def]
     block, inverse, groups, scale, offset, divisor, highest, codes, errors, rows, columns,
@@ -73,30 +57,6 @@ def _round(  # type: ignore[no-untyped-def]
         later = (column > i) & (column < columns)
         spread = tl.load(inverse + i * columns + column, mask=later, other=0)
         left -= spread[:, None] * error[None, :]
-
-
-@triton.jit
-def _move(  # type: ignore[no-untyped-def]
-    codes, scale, highest, hessian, gradient, moved, rows, columns, COLUMNS: tl.constexpr, ROWS: tl.constexpr
-):  # fmt: skip
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = row < rows
-    at = column[:, None] * rows + row[None, :]
-    pull = tl.load(gradient + at, mask=(column < columns)[:, None] & inside[None, :], other=0)
-    s, most = tl.load(scale + row, mask=inside, other=0), tl.load(highest + row, mask=inside, other=0)
-    rate = tl.where(s == 0, 0.0, tl.div_rn(tl.full(s.shape, 1.0, tl.float32), tl.where(s == 0, 1.0, s)))
-    for i in range(columns):
-        place = i * rows + row
-        own, code = _taken(pull, column, i), tl.load(codes + place, mask=inside, other=0)
-        curvature = tl.load(hessian + i * columns + i) + tl.zeros_like(own)
-        found = _nearest(code + tl.div_rn(tl.full(s.shape, 1.0, tl.float32), curvature) * own * rate, most)
-        change = (found - code) * s
-        tl.store(codes + place, found, mask=inside)
-        tl.store(moved + place, change, mask=inside)
-        later = (column > i) & (column < columns)
-        spread = tl.load(hessian + column * columns + i, mask=later, other=0)
-        pull -= spread[:, None] * change[None, :]
-    tl.store(gradient + at, pull, mask=(column < columns)[:, None] & inside[None, :])
 
 
 @triton.jit

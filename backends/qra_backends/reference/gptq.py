@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qra_backends.base import TensorBackend
 from qra_backends.calibration import check_hessian
 from qra_backends.kernels import choice
 from qra_backends.reference import bitpack, groupwise
 from qra_backends.reference.backend import ReferenceBackend, joined
 from qra_backends.reference.blocks import block_bytes
 from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.reference.polish import Stack, as_float16, polish
+from qra_backends.tensors import TensorBackend
 
-SWEEPS = 2
-"""Of polishing, unless said otherwise: the first brings most, a third next to nothing."""
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
 _ROWS_ELSEWHERE = 1 << 16
@@ -46,23 +43,22 @@ class Fitted(NamedTuple):
 
 
 class ErrorFeedback(TensorBackend):
-    """The base of backends that fit groups first, then choose codes by feedback and polish both.
+    """The base of backends that fit groups first, then choose codes by feedback.
 
-    A subclass gives `fit`, `packed` and `size_of`, and sets `damping` and `polish`.
+    A subclass gives `fit`, `packed` and `size_of`, and calls `calibrate_with`.
     """
 
     calibrated = True
     side_by_side = True
     damping: float
-    polish: int
 
     @abstractmethod
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
         """The groups of float32 rows (n, in); importance: (in,), weight of each column's squared error."""
 
     @abstractmethod
-    def packed(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
-        """The tensors of a block of rows: codes uint8 (n, in), the rest float32 (n, groups)."""
+    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+        """The tensors of a block of rows with codes uint8 (n, in)."""
 
     @abstractmethod
     def size_of(self, in_features: int) -> int:
@@ -72,21 +68,11 @@ class ErrorFeedback(TensorBackend):
         """The tensors of a weight from its blocks', joined."""
         return tensors
 
-    def stored(self, values: Tensor) -> Tensor:
-        """Scales as they are read back."""
-        return as_float16(values)
-
-    def calibrate_with(self, damping: float, polish: int) -> None:
-        """Raises ValueError if the settings cannot be."""
+    def calibrate_with(self, damping: float) -> None:
+        """Raises ValueError if the damping cannot be."""
         if not damping > 0:
             raise ValueError(f"damping must be positive, got {damping!r}")
-        if not isinstance(polish, int) or polish < 0:
-            raise ValueError(f"polish must be a number of sweeps, 0 for none, got {polish!r}")
-        self.damping, self.polish = damping, polish
-        self._last = _Last()
-
-    def encode(self, weight: Tensor, bits: int, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self.encode_levels(weight, (bits,), hessian)[bits]
+        self.damping, self._last = damping, _Last()
 
     def peak(self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str) -> int:
         matrix, stored = 4 * in_features**2, sum(self.storage(b).bytes(out_features, in_features) for b in levels)
@@ -97,7 +83,7 @@ class ErrorFeedback(TensorBackend):
         fitting = block_bytes(out_features * in_features, device)
         if device == "cpu":
             return int(max(2 * matrix, matrix + block)) + fitting
-        # As counted: polishing has five arrays of a block of columns, and cuSOLVER inverts a matrix in a copy.
+        # As counted: feedback has five arrays of a block of columns, and cuSOLVER inverts a matrix in a copy.
         block = rows * (4 * in_features + len(levels) * (5 * in_features + 5 * 4 * _BLOCK))
         pieces = int(stored * (1 - rows / out_features))
         return max(3 * matrix, matrix + pieces + max(block, fitting))
@@ -109,17 +95,12 @@ class ErrorFeedback(TensorBackend):
         hessian = check_hessian(self.name, hessian, weight)
         factor = self._factor(hessian)
         importance = hessian.diagonal().to(torch.float32)
-        damping = self.damping * float(importance.mean())
         blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
         for rows in weight.split(_rows_at_once(len(levels), weight.device.type)):
             rows = rows.to(torch.float32)
             grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            stack = stacked(grids, self.size_of(rows.shape[1]), rows.shape[1], self.stored)
-            feed_back(stack, rows, factor)
-            if self.polish:
-                polish(stack, rows.T.repeat(1, len(levels)), hessian.to(torch.float32), damping, self.polish)
-            for bits, parts in zip(levels, unstacked(stack, len(rows)), strict=True):
-                blocks[bits].append(self.packed(bits, *parts))
+            for bits, codes in feed_back(rows, grids, self.size_of(rows.shape[1]), factor).items():
+                blocks[bits].append(self.packed(bits, codes, grids[bits]))
         return {bits: self.laid_out(bits, joined(parts)) for bits, parts in blocks.items()}
 
     def _factor(self, hessian: Tensor) -> Factor:
@@ -154,16 +135,15 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
     Args:
         group_size: weights of a row that share scale and offset.
         damping: share of the Hessian's mean diagonal that is added to its diagonal; more trusts the data less.
-        polish: sweeps of descent on the output error after the feedback (see `polish`); 0: none.
     """
 
     name: ClassVar[str] = "reference-gptq"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
-    def __init__(self, *, group_size: int = 64, damping: float = 0.1, polish: int = SWEEPS):
+    def __init__(self, *, group_size: int = 64, damping: float = 0.1):
         super().__init__(group_size=group_size, ranges="mse")
-        self.calibrate_with(damping, polish)
-        self.options = {"group_size": group_size, "damping": damping, "polish": polish}
+        self.calibrate_with(damping)
+        self.options = {"group_size": group_size, "damping": damping}
 
     def level_name(self, bits: int) -> str:
         return f"gptq-{bits}"
@@ -175,10 +155,9 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
         found = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
         return Fitted(*(values.to(torch.float32) for values in found))
 
-    def packed(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
-        return {
-            "codes": bitpack.pack(codes, bits), "scale": scale.to(GROUP_DTYPE), "offset": offset.to(GROUP_DTYPE)
-        }  # fmt: skip
+    def packed(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+        scale, offset = fitted.scale.to(GROUP_DTYPE), fitted.offset.to(GROUP_DTYPE)
+        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
 
 
 def _rows_at_once(levels: int, device: str) -> int:
@@ -214,49 +193,30 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
     return Factor(order, torch.linalg.cholesky(matrix, upper=True))
 
 
-def stacked(
-    grids: Mapping[int, Fitted], group_size: int, in_features: int, stored: Callable[[Tensor], Tensor] = as_float16
-) -> Stack:
-    """Bit-widths side by side as rows of one matrix; codes are yet to come.
+def feed_back(weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor) -> dict[int, Tensor]:
+    """Codes uint8 (out, in) of a float32 weight (out, in) at each bit-width, under its scales and offsets.
 
-    Calls for each column cost about as much as the arithmetic, so all widths share them.
-    """
-    scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
-    offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
-    zeros = [fitted.zero for fitted in grids.values() if fitted.zero is not None]
-    zero = torch.cat(zeros).float().T.contiguous() if zeros else None
-    out_features, device = scale.shape[1] // len(grids), scale.device
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=device).repeat_interleave(out_features)
-    codes = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=device)
-    return Stack(codes, scale, offset, highest, group_size, zero, stored)
-
-
-def unstacked(stack: Stack, out_features: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """Codes (out, in), scale, offset and zero (out, groups) of each width, in float32 but for the codes."""
-    for first in range(0, stack.codes.shape[1], out_features):
-        own = slice(first, first + out_features)
-        scale, offset = (values[:, own].T.contiguous() for values in (stack.scale, stack.offset))
-        yield stack.codes[:, own].T, scale, offset, None if stack.zero is None else stack.zero[:, own].T.contiguous()
-
-
-def feed_back(stack: Stack, weight: Tensor, factor: Factor) -> None:
-    """The codes of a stack, for a float32 weight (out, in), under its scales and offsets.
-
-    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width.
+    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. Calls for
+    each column cost about as much as the arithmetic, so the widths lie side by side as rows of one matrix.
     """
     order, upper = factor
-    in_features, widths = len(order), stack.codes.shape[1] // len(weight)
-    groups = order // stack.group_size
-    grid = (stack.scale, stack.offset, torch.where(stack.scale == 0, 1.0, stack.scale), stack.highest)
-    columns = weight.T[:, None].expand(-1, widths, -1)[order].reshape(in_features, -1)  # a contiguous row a column
+    in_features, out_features = len(order), len(weight)
+    scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
+    offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
+    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device).repeat_interleave(out_features)
+    chosen = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=weight.device)
+    groups = order // group_size
+    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest)
+    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)  # a contiguous row a column
     round_block = _round_plainly
     if choice.usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, in_features, _BLOCK):
         own = slice(start, min(start + _BLOCK, in_features))
         codes, errors = round_block(columns[own], upper[own, own], groups[own], *grid)
-        stack.codes[order[own]] = codes
+        chosen[order[own]] = codes
         columns[own.stop :].addmm_(upper[own, own.stop :].T, errors, alpha=-1)
+    return {bits: codes.T for bits, codes in zip(grids, chosen.split(out_features, dim=1), strict=True)}
 
 
 def _round_plainly(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.kernels.choice import decoder
 from qra_backends.modules import DequantizedLinear
@@ -12,7 +14,6 @@ from qra_backends.reference.blocks import rows_at_once
 from qra_backends.storage import ceil_div
 
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
-GROUP_BYTES = 4  # scale and offset
 _GROUP_STORAGE = torch.int16  # floats would be recast by module.to(dtype), and change
 
 
@@ -26,20 +27,8 @@ class PackedLinear(DequantizedLinear):
     scale: Tensor
     offset: Tensor
 
-    def __init__(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        offset: Tensor,
-        *,
-        bits: int,
-        group_size: int,
-        out_features: int,
-        in_features: int,
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ):
-        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
+    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int, group_size: int, **form: Any):
+        super().__init__(**form)
         self.bits, self.group_size = bits, group_size
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.view(_GROUP_STORAGE))

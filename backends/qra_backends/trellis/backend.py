@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Expected, Level, TensorBackend
+from qra_backends.base import Expected, Level
 from qra_backends.calibration import check_hessian
 from qra_backends.modules import Groups
 from qra_backends.reference.gptq import factorize
+from qra_backends.tensors import TensorBackend
 from qra_backends.trellis.code import TrellisCode
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
 from qra_backends.trellis.rotation import block_of, rotated
@@ -46,6 +47,7 @@ class TrellisBackend(TensorBackend):
     calibrated = True
     side_by_side = True
     layer = TrellisLinear
+    largest = torch.finfo(SCALE_DTYPE).max
     variants: ClassVar[dict[str, dict[str, Any]]] = {"halves": {"halves": True}}
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03, halves: bool = False):
@@ -80,9 +82,6 @@ class TrellisBackend(TensorBackend):
         found = super().identity(bits)
         return {**found, "spec": {**found["spec"], "halves": bits in HALVES}}
 
-    def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
-        return self.encode_levels(weight, (bits,), hessian)[bits]
-
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
@@ -112,18 +111,9 @@ class TrellisBackend(TensorBackend):
         own = self.own(module)
         return {"codes": own.codes.clone(), "scale": own.scales().clone()}
 
-    def module(
-        self,
-        tensors: dict[str, Tensor],
-        bits: Level,
-        shape: tuple[int, int],
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ) -> TrellisLinear:
-        code, block = self.storage(bits), block_of(shape[1], self.block)
-        return TrellisLinear(
-            **tensors, code=code, block=block, out_features=shape[0], in_features=shape[1], bias=bias, dtype=dtype
-        )
+    def module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
+        block = block_of(form["in_features"], self.block)
+        return TrellisLinear(**tensors, code=self.storage(bits), block=block, **form)
 
     def trainable(self, module: nn.Module) -> Groups:
         own = self.own(module)
@@ -135,23 +125,7 @@ class TrellisBackend(TensorBackend):
 
     def retrained(self, module: nn.Module, groups: Groups) -> TrellisLinear:
         own = self.own(module)
-        return TrellisLinear(
-            own.codes,
-            groups.scale,
-            code=own.code,
-            block=own.block,
-            out_features=own.out_features,
-            in_features=own.in_features,
-            bias=own.bias,
-            dtype=own.dtype,
-        )
-
-    def check(self, linear: nn.Module, bits: Level) -> None:
-        super().check(linear, bits)
-        low, high = (value.item() for value in linear.get_parameter("weight").aminmax())  # without a copy of it
-        largest, limit = max(-low, high), torch.finfo(SCALE_DTYPE).max
-        if largest > limit:
-            raise ValueError(f"the weight's largest value {largest:g} is above {limit:g}, the most a scale can be")
+        return TrellisLinear(own.codes, groups.scale, code=own.code, block=own.block, **own.form)
 
 
 def _half_bits(bits: Level) -> int:

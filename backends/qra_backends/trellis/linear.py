@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_backends.kernels import choice
 from qra_backends.modules import DequantizedLinear
@@ -25,20 +27,9 @@ class TrellisLinear(DequantizedLinear):
     codes: Tensor
     scale: Tensor
 
-    def __init__(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        *,
-        code: TrellisCode,
-        block: int,
-        out_features: int,
-        in_features: int,
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-    ):
-        super().__init__(out_features, in_features, bias=bias, dtype=dtype)
-        self.code, self.block, self.rows_each = code, block, out_features
+    def __init__(self, codes: Tensor, scale: Tensor, *, code: TrellisCode, block: int, **form: Any):
+        super().__init__(**form)
+        self.code, self.block, self.rows_each = code, block, self.out_features
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.view(_SCALE_STORAGE))
 

@@ -9,7 +9,6 @@ import torch
 from qra_backends import make_backend
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, read_codes, with_codes
-from qra_backends.ggml.feedback import block_order
 from qra_backends.ggml.types import TYPES, GGMLType
 from torch import Tensor, nn
 
@@ -51,11 +50,6 @@ def test_codes_by_feedback_lose_less_of_the_output_than_llama_cpps_own(name: str
     backend = make_backend({"name": "gguf", "types": name})
     ours = backend.dequantize(backend.quantize(linear, name, hessian=hessian))
     assert output_error(ours - weight, hessian) < 0.7 * output_error(own - weight, hessian)
-
-
-def test_blocks_and_columns_go_by_falling_importance() -> None:
-    importance = torch.tensor([1.0, 2.0, 9.0, 8.0, 5.0, 6.0])
-    assert block_order(importance, 2).tolist() == [2, 3, 5, 4, 1, 0]
 
 
 def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:

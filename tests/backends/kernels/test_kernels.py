@@ -21,8 +21,6 @@ Switch = Callable[[bool], None]
 SPECS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"name": "reference"}, (20, 192)),
     ({"name": "reference", "group_size": 12}, (7, 101)),  # rows begin within a byte, groups within an eight
-    ({"name": "gptq"}, (32, 96)),
-    ({"name": "gptq", "symmetric": True}, (32, 96)),
     ({"name": "compressed-tensors"}, (64, 96)),
     ({"name": "compressed-tensors", "symmetric": False}, (64, 96)),
     ({"name": "hqq"}, (20, 96)),
@@ -70,10 +68,10 @@ def test_every_type_of_llama_cpp(name: str, kernels: Switch):
 
 @pytest.mark.parametrize(
     ("spec", "shape"),
-    [({"name": "reference-gptq", "group_size": 12}, (7, 70)), ({"name": "gptq", "symmetric": True}, (32, 64))],
+    [({"name": "reference-gptq", "group_size": 12}, (7, 70)), ({"name": "compressed-tensors"}, (32, 64))],
     ids=str,
 )
-def test_codes_by_error_feedback_and_polish(spec: dict[str, Any], shape: tuple[int, int], kernels: Switch):
+def test_codes_by_error_feedback(spec: dict[str, Any], shape: tuple[int, int], kernels: Switch):
     g, backend = torch.Generator().manual_seed(0), make_backend(spec)
     x = torch.randn(400, shape[1], generator=g) @ torch.randn(shape[1], shape[1], generator=g)
     linear = nn.Linear(shape[1], shape[0], bias=False)
@@ -81,7 +79,7 @@ def test_codes_by_error_feedback_and_polish(spec: dict[str, Any], shape: tuple[i
     linear.weight.data[0, :32] = 0  # groups of scale 0
 
     def tensors() -> list[Tensor]:
-        made = backend.quantize_levels(linear, (2, 8), hessian=x.T @ x)
+        made = backend.quantize_levels(linear, (4, 8), hessian=x.T @ x)
         return [tensor for module in made.values() for tensor in backend.to_tensors(module).values()]
 
     for plain, found in zip(*both(tensors, kernels), strict=True):

@@ -34,7 +34,9 @@ def test_a_layer_launches_little_at_every_level():
             assert rest + WEIGHTS * launches.count <= MOST, (name, launches.by_name)
 
 
-@pytest.mark.parametrize(("name", "bits", "most"), [("reference", 3, 2.6), ("reference", 5, 2.9), ("gptq", 4, 2.6)])
+@pytest.mark.parametrize(
+    ("name", "bits", "most"), [("reference", 3, 2.6), ("reference", 5, 2.9), ("compressed-tensors", 4, 2.6)]
+)
 def test_a_weight_is_made_by_reading_its_codes_and_writing_it_once(name, bits, most, gpu):
     launches = dequantizing(module_of(make_backend(name), bits))
     assert launches.count == 1 and launches.bytes / HIDDEN**2 <= most
@@ -47,11 +49,11 @@ def test_experts_take_a_few_launches_for_each_level(gpu):
     assert launches.by_name["_decode"] == 2 and launches.count <= 12
 
 
-def test_quantizing_with_feedback_and_polish_takes_less_than_three_launches_a_column(gpu):
+def test_quantizing_with_feedback_takes_less_than_a_launch_a_column(gpu):
     counts = []
     for columns in (HIDDEN, 2 * HIDDEN):
         linear, hessian = nn.Linear(columns, 8, bias=False, device="cuda"), torch.eye(columns, device="cuda")
         with Launches() as launches:
             make_backend("reference-gptq").quantize_levels(linear, (2, 3), hessian=hessian)
         counts.append(launches.count)
-    assert counts[1] - counts[0] < 3 * HIDDEN, counts
+    assert counts[1] - counts[0] < HIDDEN, counts

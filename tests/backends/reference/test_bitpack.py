@@ -22,10 +22,3 @@ def test_the_stream_is_little_endian_bits(bits: int):
     codes = torch.randint(0, 2**bits, (37,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     number = sum(int(code) << (bits * i) for i, code in enumerate(codes))
     assert bytes(bitpack.pack(codes, bits).tolist()) == number.to_bytes(-(-37 * bits // 8), "little")
-
-
-def test_packing_copies():
-    codes = torch.zeros(8, dtype=torch.uint8)
-    packed = bitpack.pack(codes, 8)
-    codes.fill_(3)
-    assert packed.sum() == 0

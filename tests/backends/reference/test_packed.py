@@ -6,14 +6,7 @@ import pytest
 import torch
 from qra_backends import make_backend
 from qra_backends.reference.blocks import _ELEMENTS
-from qra_backends.reference.packed import decode
 from torch import nn
-
-
-def test_decode_is_scale_times_code_plus_offset_for_each_group():
-    codes = torch.tensor([[0, 1, 2, 3, 3]], dtype=torch.uint8)
-    scale, offset = torch.tensor([[0.5, 2.0, 8.0]]).half(), torch.tensor([[-1.0, 0.0, 1.0]]).half()
-    assert decode(codes, scale, offset, 2, torch.float32).tolist() == [[-1.0, -0.5, 4.0, 6.0, 25.0]]
 
 
 def test_the_weight_can_be_looked_at_but_not_changed():

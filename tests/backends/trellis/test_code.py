@@ -56,13 +56,6 @@ def test_packed_states_are_read_back(half: int, L: int, rows: int, seed: int):
     assert torch.equal(pack(torch.tensor(states, dtype=torch.int32).T, code), streams)
 
 
-@pytest.mark.parametrize(("half", "bits"), LEVELS.items())
-def test_a_column_takes_its_bits_and_those_of_the_first_state(half: int, bits: float):
-    code = TrellisCode(half, 12)
-    assert code.stream_bytes(1000) == -(-(int(999 * bits) + 12) // 8)
-    assert code.bytes(1000, 7) == 7 * code.stream_bytes(1000) + 2 * 1000
-
-
 @settings(deadline=None)
 @given(out=st.integers(1, 40), inputs=st.integers(1, 40), level=st.sampled_from(make_backend("trellis-halves").bits))
 def test_bytes_are_those_of_the_tensors_at_every_shape(out: int, inputs: int, level):

@@ -75,11 +75,6 @@ def test_half_bits_lose_nothing(half: int):
     assert at == pytest.approx(np.sqrt(below * above), rel=0.03)
 
 
-def test_a_longer_state_is_closer():
-    errors = [(rounded(gaussian(2, 800), TrellisCode(4, L))[1] ** 2).mean() for L in (10, 12, 14)]
-    assert errors[1] < 0.96 * errors[0] and errors[2] < 0.97 * errors[1]
-
-
 def test_errors_are_fed_back_by_the_inverse_factor():
     """Column by column against the same in float64, given the states that were found."""
     code, columns = TrellisCode(4, 10), gaussian(5, 60)

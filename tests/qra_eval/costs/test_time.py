@@ -147,8 +147,3 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * 10)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("seconds", "fewer", "launches"), [(5.0, 5.0, 5.0), (4.0, 1.0, 0.0), (10.0, 4.0, 2.0)])
-def test_launches_are_what_does_not_grow_with_rows(seconds, fewer, launches):
-    assert module.not_of_rows(seconds, fewer) == launches

@@ -22,25 +22,20 @@ from qra_search.config import QuantizationConfig, SpaceConfig
 from qra_search.space.space import Plan
 
 PYTHON = os.environ.get("QRA_TEST_PYTHON", sys.executable)
-"""Interpreter that loads the exports; another environment may have compressed-tensors or gptqmodel."""
+"""Interpreter that loads the exports; another environment may have compressed-tensors."""
 
 ROUND_TRIPS = {
     "llama": ("merged", "gguf"),
-    "mistral": ("merged", "gguf"),
     "qwen2": ("merged", "gguf"),
-    "qwen3": ("merged", "gguf"),
     "gpt2": ("merged",),
     "mixtral": ("merged",),
     "llama-compressed-tensors": ("compressed-tensors",),
     "qwen2-compressed-tensors": ("compressed-tensors",),
-    "llama-gptq": ("gptqmodel",),
-    "qwen2-gptq": ("gptqmodel",),
 }
 """Formats of each run, which is named by its family, and its backend where that is not `DEFAULT`'s."""
 DEFAULT = {"gpt2": "reference", "mixtral": "reference", "uneven": "compressed-tensors"}
 BACKENDS: dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]]] = {
     "gguf": ({"name": "gguf", "types": ["Q4_0", "Q8_0"]}, ("Q4_0", "Q8_0", 16), (4, 8, 16)),
-    "gptq": ("gptq", (3, 2, 4, 16), (2, 3, 4, 16)),
     "compressed-tensors": ("compressed-tensors", (4, 8, 16), (4, 8, 16)),
     "reference": ("reference", (3, 2, 4, 16), (2, 3, 4, 16)),
 }
@@ -63,9 +58,8 @@ class Runs:
         model = self.folder / "models" / name
         family, _, backend = name.partition("-")
         spec, levels, bits = BACKENDS[backend or DEFAULT.get(family, "gguf")]
-        more = {"head_dim": 128} if family == "qwen3" else {}  # transformers takes no other from a GGUF file
         tiny = "llama" if family == "uneven" else family
-        tiny_config_model(tiny, normalised=False, **more).save_pretrained(model)
+        tiny_config_model(tiny, normalised=False).save_pretrained(model)
         byte_tokenizer().save_pretrained(model)
         evaluator = QuantizedLoRAEvaluator(
             str(model),
@@ -114,7 +108,7 @@ def loaded(runs: Runs, exported: dict[tuple[str, str], Any]) -> Any:
             {
                 "kind": format,
                 "path": str(done.path),
-                "dtype": "float16" if format == "gptqmodel" else "float32",  # GPTQModel has no float32
+                "dtype": "float32",
                 "ids": str(ids),
                 "out": str(runs.folder / f"{name}-{format}.safetensors"),
             }

@@ -41,14 +41,6 @@ def compressed_dequantize(path: Path, dtype: torch.dtype):
     return plain(path, dtype, quantization_config=CompressedTensorsConfig(dequantize=True))
 
 
-def gptq(path: Path, dtype: torch.dtype):
-    from gptqmodel import BACKEND, GPTQModel
-    from peft import PeftModel
-
-    model = GPTQModel.load(str(path), backend=BACKEND.TORCH, device="cpu", dtype=dtype).model
-    return PeftModel.from_pretrained(model, str(path / "adapter"), autocast_adapter_dtype=False).to(dtype)
-
-
 def gguf(path: Path, dtype: torch.dtype):
     """The GGUF model with the GGUF adapter added to its weights, as llama.cpp adds it to the outputs."""
     model = plain(path, dtype, gguf_file="model.gguf")
@@ -83,8 +75,7 @@ def lora(path: Path):
 
 
 KINDS = {
-    "merged": plain, "compressed-tensors": compressed, "compressed-dequantize": compressed_dequantize,
-    "gptqmodel": gptq, "gguf": gguf,
+    "merged": plain, "compressed-tensors": compressed, "compressed-dequantize": compressed_dequantize, "gguf": gguf,
 }  # fmt: skip
 
 

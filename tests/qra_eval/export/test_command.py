@@ -32,7 +32,7 @@ def test_options_are_values_and_json_is_only_json(qra, runs, tmp_path):
     [
         (("--format", "compressed-tensors", "--check"), "--engine vllm"),
         (("--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
-        ((), "was searched for no engine: give one of bitsandbytes, compressed-tensors"),
+        ((), "was searched for no engine: give one of compressed-tensors, gguf"),
         (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
         (("--format", "gguf", "--option", "weights=q4"), "format gguf has no option 'weights': it has pre"),
     ],

@@ -15,18 +15,12 @@ from qra_search.errors import BadInput
 
 
 def test_every_format_says_in_a_line_what_it_is() -> None:
-    assert set(formats()) >= {"peft", "merged", "compressed-tensors", "gptqmodel", "gguf", "bitsandbytes"}
+    assert set(formats()) >= {"peft", "merged", "compressed-tensors", "gguf"}
     assert all(text and "\n" not in text for text in formats().values())
 
 
 @pytest.mark.parametrize(
-    "format, run, engine",
-    [
-        ("gguf", "llama-gptq", "llama.cpp"),
-        ("gptqmodel", "llama", "gptqmodel"),
-        ("compressed-tensors", "llama-gptq", "vllm"),
-        ("bitsandbytes", "llama", "transformers"),
-    ],
+    "format, run, engine", [("gguf", "llama-compressed-tensors", "llama.cpp"), ("compressed-tensors", "llama", "vllm")]
 )
 def test_levels_of_another_engine_are_refused_with_the_engine_to_search_for(
     format: str, run: str, engine: str, runs: Any, tmp_path: Path
@@ -41,7 +35,9 @@ def test_uneven_fused_shards_are_refused_with_the_mend(runs: Any) -> None:
     assert "qkv_proj" in reason and "--engine vllm" in reason
 
 
-@pytest.mark.parametrize("family, format", [("gpt2", "compressed-tensors"), ("mixtral", "gptqmodel"), ("gpt2", "gguf")])
+@pytest.mark.parametrize(
+    "family, format", [("gpt2", "compressed-tensors"), ("mixtral", "compressed-tensors"), ("gpt2", "gguf")]
+)
 def test_models_without_plain_linears_are_refused_with_another_format(family: str, format: str, runs: Any) -> None:
     assert any("merged" in reason for reason in check(runs[family], format))
 

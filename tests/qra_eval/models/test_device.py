@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import check_device, has_matrix_units, keep_few_products, resolve_device, resolve_devices
+from qra_eval.models.device import check_device, keep_few_products, resolve_device, resolve_devices
 from qra_search import BadInput
 
 
@@ -27,11 +27,6 @@ def test_auto_is_a_gpu_if_there_is_one(gpus):
     assert resolve_device("auto") == torch.device("cuda")
     gpus(0)
     assert resolve_device("auto") == torch.device("cpu")
-
-
-def test_a_device_that_is_there_is_itself(gpus):
-    gpus(2)
-    assert [str(resolve_device(text)) for text in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
 
 
 @pytest.mark.parametrize("text", ["cuda", "cuda:0", "cuda:7"])
@@ -75,14 +70,6 @@ def test_several_gpus_are_each_named_once_by_their_number(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(BadInput, match="3 processes on this machine, where torch sees 2 CUDA devices"):
         resolve_devices("auto")
-
-
-def test_matrix_units_are_those_that_torch_names(monkeypatch):
-    for known, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False, "avx512_bf16": True}, False), ({}, False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
-        assert has_matrix_units() is expected
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert has_matrix_units()
 
 
 def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):

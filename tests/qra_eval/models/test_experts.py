@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qra_eval.models import expert_products
 from qra_eval.models.expert_products import GroupedLinears
-from qra_eval.models.experts import Expert, Experts, one_by_one, sorted_slots
+from qra_eval.models.experts import Expert, Experts
 from qra_eval.quantized import adapters
 
 EXPERTS, HIDDEN, INNER, TOKENS, CHOSEN = 6, 32, 64, 20, 2
@@ -204,13 +204,6 @@ def test_dropout_and_bases_that_are_trained_or_can_only_be_called_take_the_loop(
     assert len(calls) == 2 * EXPERTS
 
 
-def test_one_by_one_holds_for_a_context(calls):
-    made, given = layer()
-    with one_by_one(made), torch.no_grad():
-        made(given["hidden"], given["chosen"], given["weights"])
-    assert len(calls) == EXPERTS and made.batched
-
-
 def test_nothing_of_the_size_of_a_weight_is_kept_for_the_backward_pass():
     made, given = layer("packed")
     assert saved(made, given) == {
@@ -241,11 +234,3 @@ def gradients_without_values(made: Experts, given: dict) -> dict[str, Tensor]:
     hidden = given["hidden"].requires_grad_()
     made(hidden, given["chosen"], given["weights"]).sum().backward()
     return {"hidden": hidden.grad, "0.up_proj.lora_A": made[0].up_proj.lora_A.grad}
-
-
-def test_slots_are_sorted_by_expert_and_counted():
-    chosen = torch.tensor([[2, 0], [0, 3], [2, 1]])
-    slots, counts = sorted_slots(chosen, 3)
-    assert slots.tolist() == [1, 2, 5, 0, 4] and counts == [2, 1, 2]
-    slots, counts = sorted_slots(chosen.to("meta"), 4)
-    assert slots.shape == (6,) and counts == [2, 2, 1, 1]

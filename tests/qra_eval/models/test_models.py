@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from tiny_families import tiny_config_model
-from word_tokenizer import word_tokenizer
 
 from qra_eval.models import load as models
 from qra_eval.models.linears import find_linears
@@ -38,11 +37,6 @@ def test_a_folder_is_loaded_frozen_in_evaluation_mode_with_a_padding_token(folde
     assert loaded.tokenizer.pad_token_id is not None
     assert loaded.spec == str(folder.resolve()) and loaded.name == str(folder)
     assert load_model(loaded.name, dtype=torch.float32).fingerprint == loaded.fingerprint
-
-
-def test_the_dtype_asked_for_is_the_dtype_given(folder):
-    for dtype in (torch.float32, torch.bfloat16):
-        assert {p.dtype for p in load_model(str(folder), dtype=dtype).model.parameters()} == {dtype}
 
 
 def test_conv1d_becomes_linears_on_loading(tmp_path):
@@ -213,22 +207,6 @@ def test_tiny_is_random_and_the_same_each_time():
     one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
     assert one.fingerprint == two.fingerprint != tiny_model(seed=1, dtype=torch.float32).fingerprint
     assert len(find_linears(one.model)) == 4 * 7
-
-
-TEXTS = ["", "Hello  world\n\n", "12 + 345 = 357", "Größe, 日本語, \t🙂", "<|end|>"]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_tiny_tokenizers_give_every_text_back(text):
-    words = word_tokenizer(["Anna has 12 apples and 7 pears."] * 3, 300)
-    for tokenizer in (byte_tokenizer(), words):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_byte_tokens_are_bytes_and_words_are_learned():
-    assert len(byte_tokenizer()("aé🙂")["input_ids"]) == 1 + 2 + 4
-    words = word_tokenizer(["Anna has apples"] * 9, 300)
-    assert len(words("Anna has apples")["input_ids"]) == 3 and len(words("1234")["input_ids"]) == 4
 
 
 def test_the_head_is_given_the_last_positions_side_by_side(folder):

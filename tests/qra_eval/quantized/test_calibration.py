@@ -10,7 +10,7 @@ from torch import nn
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments, likeness
+from qra_eval.quantized.calibration import SHRINK_TOKENS, LayerMoments
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -57,11 +57,6 @@ def test_where_bfloat16_is_slow_the_passes_are_in_float32_and_the_model_is_left_
     assert all(torch.equal(b, buffers[name]) for name, b in narrow.named_buffers())
 
 
-def test_a_linear_that_no_token_reaches_is_taken_as_uncorrelated():
-    moments = LayerMoments({"unused": nn.Linear(8, 4)})
-    assert torch.equal(moments.hessian("unused"), torch.eye(8))
-
-
 def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_layer():
     names = [f"mlp.experts.{n}.up_proj" for n in range(3)]
     experts = {name: nn.Linear(4, 4) for name in names}
@@ -79,11 +74,6 @@ def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_laye
         assert moments.tokens(name) == len(rows)
     torch.testing.assert_close(moments.hessian(names[2]), common)
     assert moments.tokens(names[2]) == 0
-
-
-def test_likes_are_the_same_linear_of_other_experts():
-    assert likeness("layers.3.mlp.experts.17.up_proj") == "layers.3.mlp.experts.up_proj"
-    assert likeness("layers.3.mlp.up_proj") == "layers.3.mlp.up_proj"
 
 
 def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):

@@ -29,6 +29,16 @@ def test_groups_of_a_mixture_have_kinds_in_common_across_layers(granularity):
     assert sum(len(group.linears) for group in space.groups) == len(found)
 
 
+def test_linears_that_no_level_suits_are_named(monkeypatch):
+    backend = make_backend("reference")
+    monkeypatch.setattr(backend, "supports", lambda *_: "odd rows")
+    groups = group_linears(find_linears(tiny_config_model("llama")), "module")
+    with pytest.raises(
+        ValueError, match="no level that is searched suits all of model.layers.0.self_attn.q_proj: choose"
+    ):
+        model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
+
+
 def test_a_dense_model_with_the_granularity_left_open_is_the_same_run_as_by_module(tmp_path):
     described = []
     for chosen in ({}, {"granularity": "auto"}, {"granularity": "module"}):

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from qra_backends import make_backend
 
-from qra_eval.quantized.threads import side_by_side, workers
+from qra_eval.quantized.threads import side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +20,6 @@ def four_threads() -> Iterator[None]:
 
 
 CPU = torch.device("cpu")
-
-
-def test_workers_are_as_many_as_torch_has_threads_and_no_more_than_items() -> None:
-    assert [workers(make_backend("reference"), n, CPU) for n in (0, 1, 3, 4, 9)] == [1, 1, 3, 4, 4]
 
 
 def test_all_items_are_worked_on_at_once_and_told_to_the_caller() -> None:
@@ -43,12 +38,6 @@ def test_all_items_are_worked_on_at_once_and_told_to_the_caller() -> None:
     side_by_side(work, ["a", "b"], 2, done)
     assert seen == {"a": 2, "b": 2} and sorted(told) == ["a", "b"]
     assert torch.get_num_threads() == 4
-
-
-def test_one_worker_takes_items_in_order_with_all_threads() -> None:
-    threads, told = [], []
-    side_by_side(lambda _: threads.append(torch.get_num_threads()), [1, 2, 3], 1, told.append)
-    assert told == [1, 2, 3] and threads == [4, 4, 4]
 
 
 def test_after_a_failure_no_further_item_starts_and_threads_are_given_back() -> None:

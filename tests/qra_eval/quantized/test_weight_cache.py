@@ -243,17 +243,6 @@ def test_processes_that_need_a_bank_at_once_deal_its_layers_and_make_what_one_ma
         assert all(torch.equal(t, dealt.tensors(name, 3)[key]) for key, t in alone.tensors(name, 3).items())
 
 
-def test_shapes_that_the_backend_refuses_are_named_before_anything_is_quantized(model, tmp_path, backend):
-    class Fussy(Counting):
-        def supports(self, bits, out_features, in_features):
-            return "in_features must be 64" if in_features != 64 else None
-
-    fussy = Fussy(make_backend("reference"))
-    with pytest.raises(ValueError, match="layers.0.mlp.down_proj: in_features must be 64"):
-        make(model, tmp_path, fussy)
-    assert fussy.count == 0
-
-
 def test_as_many_dequantized_weights_are_kept_as_there_is_room_for_the_last_used_ones(model, tmp_path, backend):
     size = 64 * 64 * 2
     kept, sparing = make(model, tmp_path, backend, room=2 * size), make(model, tmp_path, backend)

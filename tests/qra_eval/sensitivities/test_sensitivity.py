@@ -44,11 +44,6 @@ def test_a_kind_that_suffers_more_gets_an_intercept_of_its_own():
     assert 0.8 < ratio < 1.25
 
 
-def test_too_few_probes_leave_the_figures_as_they_are():
-    raw = np.array([[1.0, 0.0], [2.0, 0.5]])
-    assert np.array_equal(scale_damage(raw, ["x", "x"], [(0, 0, 3.0)]), raw)
-
-
 def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_many_at_one_in_turn():
     few, many = (toy_space(9, granularity, table=True) for granularity in ("layer", "module"))
     assert probed(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
@@ -58,11 +53,6 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
     assert len({g for g, _ in chosen}) == len(chosen) and not any(many.groups[g].is_embedding for g, _ in chosen)
     for kind in kinds:
         assert {k for g, k in chosen if many.groups[g].kind == kind} == set(range(PROBED_BITS))
-
-
-def test_probes_leave_out_what_a_group_may_not_take():
-    restricted = toy_space(9, "module", restricted=True)
-    assert all(restricted.bits_allowed[g, k] for g, k in probed(restricted))
 
 
 def tiny_evaluator(cache, **options):

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from token_rows import rows
 
-from qra_eval.tasks.batches import bucketed, by_length, collate, passed_together, schedule
+from qra_eval.tasks.batches import bucketed, collate, passed_together, schedule
 from qra_eval.tasks.encoding import IGNORED, Encoded
-
-
-@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9))
-def test_batches_hold_every_row_once_in_order_of_length(lengths, size):
-    made = by_length(lengths, size)
-    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) == size for batch in made[:-1])
-    assert [lengths[i] for batch in made for i in batch] == sorted(lengths)
 
 
 def test_collated_rows_are_padded_at_the_right_without_labels():
@@ -32,11 +22,6 @@ def test_batches_waste_little_on_padding_and_hold_every_row_once():
     assert sum(b.tokens for b in batches) == sum(map(len, some))
     assert sum(b.input_ids.numel() for b in batches) <= 1.2 * sum(map(len, some))
     assert sum(len(b.targets) for b in batches) == sum(int((r.labels[1:] != IGNORED).sum()) for r in some)
-
-
-def test_a_first_label_at_position_zero_has_nothing_that_predicts_it():
-    batch = collate([Encoded(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3]))])
-    assert batch.positions.tolist() == [0, 1] and batch.targets.tolist() == [2, 3]
 
 
 def test_fewer_steps_see_a_prefix_of_the_rows():
@@ -68,11 +53,6 @@ def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
     assert plain.width == 0 and torch.equal(plain.targets, batches[0].targets)
     at = [divmod(int(p), 96) for p in batches[0].positions]
     assert at == [divmod(int(p), 70) for p in plain.positions]
-
-
-def test_long_rows_pass_one_by_one():
-    rows = [Encoded(torch.arange(n), torch.arange(n)) for n in (3000, 5000)]
-    assert [len(b.input_ids) for b in passed_together(rows)] == [1, 1]
 
 
 def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():

@@ -94,10 +94,7 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
         (None, "has no chat template"),
         ("{{ raise_exception('only users here') }}", "refuses a chat of the turns system, user.*only users here"),
         ("{% for m in messages|reverse %}{{ m.content }}{% endfor %}", "does not put turns one after the other"),
-        (
-            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
-            "marks no token",
-        ),
+        ("{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}", "marks no token"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, why):

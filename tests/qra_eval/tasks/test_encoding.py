@@ -53,11 +53,6 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_never_the_start_of_its_answ
     assert prompt.endswith(shown)
 
 
-def test_a_row_that_fits_is_whole():
-    (row,) = encode([Example("ab", "cd")], TOKENIZER, 5)
-    assert len(row) == 5 and TOKENIZER.decode(row.input_ids[:-1]) == "abcd"
-
-
 def test_tokens_are_split_where_the_prompt_ends_even_where_the_tokenizer_would_join_across():
     tokenizer = word_tokenizer(["foobar foobar foobar"], 300)
     assert len(tokenizer("foobar")["input_ids"]) == 1

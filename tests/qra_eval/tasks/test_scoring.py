@@ -81,16 +81,6 @@ def test_accuracies_margins_and_losses_in_closed_form():
     }
 
 
-def test_bytes_and_characters_differ_where_letters_are_wide(model):
-    scores = score_choices(model, TOKENIZER, [Example("x", " é", (" é", " e"), 0)])
-    assert scores.characters[0].tolist() == [1, 1] and scores.utf8_bytes[0].tolist() == [2, 1]
-
-
-def test_an_example_without_choices_is_refused(model):
-    with pytest.raises(ValueError, match="no multiple-choice example"):
-        score_choices(model, TOKENIZER, [Example("a", "b")])
-
-
 def greedy(model, prompt: str, count: int) -> list[int]:
     ids = TOKENIZER(prompt)["input_ids"]
     new: list[int] = []

@@ -10,9 +10,9 @@ from token_rows import CPU, rows, tiny
 
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import bucketed, schedule
-from qra_eval.tasks.losses import batch_loss, held_out_loss, labelled_head
+from qra_eval.tasks.losses import held_out_loss
 from qra_eval.tuning.training import Diverged, rate_at, train
-from qra_search.config import TrainingConfig
+from qra_search.config import ConfigError, TrainingConfig, make_config
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_almost_nothing():
@@ -99,8 +99,7 @@ def test_a_loss_that_is_not_finite_ends_the_training():
         run(model, wrapped)
 
 
-def test_no_gradient_reaches_what_is_frozen():
-    model, wrapped = adapted()
-    with labelled_head(model) as head:
-        batch_loss(model, head, bucketed(rows(), 6)[0]).backward()
-    assert all((p.grad is not None) == ("lora" in n) for n, p in model.named_parameters())
+def test_runs_of_before_that_started_as_all_do_now_are_read_and_others_are_refused():
+    assert TrainingConfig.model_validate({"init": "default"}) == TrainingConfig()
+    with pytest.raises(ConfigError, match="training is {'init': 'caldera'}: init is gone: adapters start at zero"):
+        make_config({"training": {"init": "caldera"}})

@@ -20,15 +20,14 @@ def space(bits: tuple[int, ...] = (2, 3, 4, 8, 16), ranks: tuple[int, ...] = (8,
 @pytest.mark.parametrize(
     "backend, bits, ranks, wanted",
     [
-        ("gptq", (2, 3, 8), (8, 8, 8), ("gptqmodel",)),
-        ({"name": "gptq", "group_size": 32}, (2, 3, 16), (8, 8, 8), ("gptqmodel",)),
         ("compressed-tensors", (4, 4, 8), (8, 8, 8), ("vllm",)),
+        ({"name": "compressed-tensors", "group_size": 32}, (4, 4, 16), (8, 8, 8), ("vllm",)),
         ("compressed-tensors", (4, 8, 8), (8, 8, 8), ()),  # q and k run as one matrix
         ("compressed-tensors", (4, 4, 8), (8, 8, 1024), ()),
         ("bitsandbytes-nf4", (4, 16, 4), (8, 8, 8), ("transformers",)),
-        ("gptq", (16, 16, 16), (8, 8, 8), ()),
+        ("compressed-tensors", (16, 16, 16), (8, 8, 8), ()),
         ("mixed-calibrated", (2, 3, 4), (8, 8, 8), ()),
-        ({4: "gptq", 2: "hqq"}, (2, 2, 4), (8, 8, 8), ()),
+        ({4: "compressed-tensors", 2: "hqq"}, (2, 2, 4), (8, 8, 8), ()),
     ],
 )
 def test_the_engines_of_a_plan(backend: Any, bits: Any, ranks: Any, wanted: Any) -> None:
