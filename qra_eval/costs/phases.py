@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.costs.sketch import DEQUANTIZE_BYTES, Shape, Sketch, sketch
+from qra_eval.costs.decoding import decoding_bytes
+from qra_eval.costs.sketch import Shape, Sketch, sketch
 from qra_eval.models.device import has_matrix_units
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.split import spread
@@ -47,9 +48,6 @@ TRAINED_NUMBER = 24
 float32 (6 for each of a pair), and its copy as it is stored (2)."""
 MOMENTS = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
-DAMAGE_BYTES = 12
-"""Of a weight, beside its dequantized form, while a level's damage is measured: it and the unquantized one in float32,
-and their difference."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +127,10 @@ class _Run:
         # Activations grow by the same for each layer that is added, if all layers are alike.
         self.depths = (1, 2) if self.layers > 2 and len(set(sizes)) == 1 else (self.layers, self.layers)
         self.layer_sketched = min(self.layer, self.depths[1] - 1)
+        tables = {(m.out_features, m.in_features) for m in (t.linear for t in model.tables.values())}
+        work = {shape: decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
+        work |= {s: decoding_bytes(model.backend, model.table_levels, *s, rows=min(ROWS, s[0])) for s in tables}
+        self.work = tuple(sorted(work.items())) if self.gpu else ()
         looked_up = bool(model.tables) and (gpu is not None or not model.materialised)
         self.short, self.long = (
             self._sketch(compute, layers, tables=looked_up and self.rank > 0, rank=self.rank) for layers in self.depths
@@ -168,7 +170,8 @@ class _Run:
         count = workers(backend, len(units), torch.device(self._place))
 
         def quantized(unit: list[tuple[int, int]]) -> int:
-            work = max(self._work(levels, shape) for shape in unit)
+            # What was made of a linear is on a GPU until all levels are: then it goes to the host.
+            work = max(self._work(levels, shape) + (self._made(levels, shape) if self.gpu else 0) for shape in unit)
             return work + (4 * unit[0][1] ** 2 if calibrated else 0)
 
         def fit(unit: list[tuple[int, int]]) -> int:
@@ -176,13 +179,12 @@ class _Run:
 
         kinds = (quantized, fit) if fitted else (quantized,)
         work = max(sum(sorted(map(kind, units), reverse=True)[:count]) for kind in kinds)
-        made = sum(backend.storage(level).bytes(*shape) for level in levels for shape in shapes)
+        made = sum(self._made(levels, shape) for shape in shapes)
         if fitted:
             factors = 4 * self.rank * len(levels) * sum(map(sum, shapes))
             made = max(made, factors + (made if turns else 0))
         tables = [table.linear for table in model.tables.values()]
-        stored = [backend.storage(b).bytes(t.out_features, t.in_features) for b in model.table_levels for t in tables]
-        made = max(made, sum(stored))
+        made = max(made, sum(self._made(model.table_levels, (t.out_features, t.in_features)) for t in tables))
         work += max(m.weight.nbytes for m in linears.values()) if self.gpu and not self.kept else 0
         table = max(map(self._table_work, tables), default=0)
         made += self._pinned()
@@ -202,13 +204,10 @@ class _Run:
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = _largest(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
-        level = max(self._damage(count * tokens, *shape) for shape in self.shapes)
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         gradients = (
-            self._casts()
-            + self._reordered(self.passed)
-            + max(self._placed() + both + level + self._levels_sent(), head),
+            self._casts() + self._reordered(self.passed) + max(self._placed() + both + self._levels_sent(), head),
             (self.layers + 1) * self._hidden(batches) + self._pinned(),
         )
         sketched = self._sketch(torch.float32, self.depths[1])
@@ -246,11 +245,9 @@ class _Run:
 
         peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
         """
-        logits = 3 * 4 * CHECKED_TOKENS * self.vocabulary
-        head = min(ROWS, self.vocabulary) * self.width if self.tables else 0
-        made = max(self.largest, head) * (self.stored + DEQUANTIZE_BYTES)
-        computing = self.adapters * self.stored + made + logits
-        return self._resident(adapters=0) + max(4 * self.adapters, computing)
+        saved = self._sketch(self.model.dtype, self.depths[1], tables=self.tables > 0, rank=self.rank)
+        computing = self.adapters * self.stored + saved.held_out(1, CHECKED_TOKENS, CHECKED_TOKENS)
+        return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)
 
     # -- parts ---------------------------------------------------------------------------------
     def _resident(self, *, adapters: int) -> int:
@@ -273,15 +270,6 @@ class _Run:
         kept = self.dense if self.cache else 0
         return numbers * TRAINED_NUMBER + (self.largest + kept) * self.wide
 
-    def _damage(self, tokens: int, out_features: int, in_features: int) -> int:
-        """At a linear's gradient: the change of its weight by a level, then of its output; then the singular values."""
-        size, wider = out_features * in_features, 4 if self.passed < 4 else 0
-        gradient, whole = tokens * out_features * wider, 4 * size
-        weight = size * (DAMAGE_BYTES + max(DEQUANTIZE_BYTES, self.wide))
-        output = whole + size * self.passed + tokens * out_features * (self.passed + wider)
-        values = whole + tokens * in_features * wider
-        return gradient + max(weight, output, values)
-
     def _stretched(self, what: str, batches: list[Batch]) -> int:
         """What the whole model takes of batches, from what the sketches of two depths take."""
         labels = max(len(b.targets) for b in batches)
@@ -291,7 +279,7 @@ class _Run:
     def _sketch(self, dtype: torch.dtype, layers: int, *, tables: bool = False, rank: int = 0) -> Sketch:
         return sketch(
             Shape(self.tuner.model.config), dtype, tables=tables, rank=rank,
-            checkpointing=self.settings.gradient_checkpointing, layers=layers,
+            checkpointing=self.settings.gradient_checkpointing, layers=layers, work=self.work,
         )  # fmt: skip
 
     @property
@@ -302,9 +290,14 @@ class _Run:
         """Of quantizing one linear."""
         return self.model.backend.work_bytes(levels, *shape, dtype=self.model.dtype, device=self._place)
 
+    def _made(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
+        """Of a weight at all levels."""
+        return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
+
     def _table_work(self, table: nn.Linear) -> int:
         """A table, two matrices of its inputs, and the work of quantizing it."""
-        work = self._work(self.model.table_levels, (table.out_features, table.in_features))
+        levels, shape = self.model.table_levels, (table.out_features, table.in_features)
+        work = self._work(levels, shape) + (self._made(levels, shape) if self.gpu else 0)
         return work + 2 * 4 * table.in_features**2 + (table.weight.nbytes if self.gpu and not self.kept else 0)
 
     def _casts(self) -> int:
