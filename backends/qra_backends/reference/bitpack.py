@@ -62,6 +62,6 @@ def _unpack_eights(packed: Tensor, bits: int) -> Tensor:
         byte, shift = divmod(i * bits, 8)
         code = stream[:, byte] >> shift
         if shift + bits > 8:
-            code = code | (stream[:, byte + 1] << (8 - shift))
-        codes[:, i] = code & (2**bits - 1)
+            code.add_(stream[:, byte + 1], alpha=2 ** (8 - shift))  # their bits do not overlap
+        torch.bitwise_and(code, 2**bits - 1, out=codes[:, i])
     return codes
