@@ -31,13 +31,13 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tuning.saved import load
 from qra_search.space.space import Plan
 
-SHAPE = Shape(256, 704, 4, 8, 2, 8000)
+SHAPE = Shape(256, 704, 3, 8, 2, 4096)
 """Large enough that matrices are what takes memory, as in models that are used."""
 SMALL = Shape(128, 384, 2, 4, 2, 2048)
 """For the suite."""
 ROWS = RESULTS / "pretended.jsonl"
 WITHIN = 0.9, 1.1
-TRAINING = {"batch_size": 4, "max_length": 512}
+TRAINING = {"batch_size": 4, "max_length": 256}
 REFERENCE: dict[str, Any] = {"quantization": {"backend": "reference"}}
 CALIBRATED: dict[str, Any] = {"quantization": {"backend": "reference-gptq"}}
 BITSANDBYTES: dict[str, Any] = {"quantization": {"backend": "bitsandbytes"}, "space": {"bits": (4, 8)}}
