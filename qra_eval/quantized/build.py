@@ -98,7 +98,7 @@ def _build(
                 # Another may have made it since.
                 levels, fits = (at.missing([layer]).get(layer) if own and at else None for at in (bank, starts))
                 own = bool(levels or fits)
-                if own and layer == len(blocks):
+                if own and flows and layer == len(blocks):
                     with blocks.running():
                         moments = head_moments(blocks, flows, head, {name: bank.linears[name] for name in names})
                 elif flows and layer <= min(max(calibrated), len(blocks) - 1):
