@@ -16,7 +16,11 @@ from qra_eval.costs.cards import fit
 from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.sensitivities.fisher import drawn
+from qra_eval.quantized.adapters import trainable
+from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
+from qra_eval.sensitivities.fisher import SKETCH, drawn
+from qra_eval.sensitivities.measure import probed
+from qra_eval.tasks.batches import passed_together
 from qra_eval.tuning import saved
 from qra_eval.tuning.saved import load
 from qra_search.config import make_config
@@ -41,8 +45,10 @@ def on_the_card(folder, cache, *, embeddings, **options):
     )  # fmt: skip
 
 
-def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path):
-    with pretended_gpu():
+def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch):
+    held = []
+    with pretended_gpu() as gpu:
+        monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,))
         own = [table.linear.weight for table in evaluator.quantized.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
@@ -52,6 +58,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path):
         assert all(place(weight) == CPU for weight in own), "beside the plan in place"
         assert evaluator.tuner.model.device == CUDA  # where users send their tokens
         evaluator.tune(plan, folder=tmp_path / "run")  # raises if the reload differs
+        assert held == [sum(p.nbytes for p in trainable(evaluator.tuner.switcher.wrapped))], "adapters alone meanwhile"
         reloaded, _ = load(tmp_path / "run", device="cuda")
         assert {place(tensor) for tensor in [*reloaded.parameters(), *reloaded.buffers()]} <= {
             CUDA,
@@ -89,16 +96,28 @@ def test_a_model_that_fits_is_sent_once_to_be_measured(folder, tmp_path, fits, t
             fit(evaluator.tuner, None)
         own = {module.weight.data_ptr(): module.weight.nbytes for module in evaluator.quantized.linears.values()}
         sent: Counter[int] = Counter()
+        fetched = 0
 
         def count(tensor, to, dtype=None):
+            nonlocal fetched
             if to == CUDA and tensor.data_ptr() in own:
                 sent[tensor.data_ptr()] += tensor.numel() * (dtype or tensor.dtype).itemsize
+            fetched += tensor.nbytes if to == CPU else 0
 
         gpu.count = count
         # Quantized, passed forward, back and in float32; two passes begin by seeing what a layer gives.
         evaluator.sensitivities()
         assert sent == {weight: times * size for weight, size in own.items()}
         assert all(place(module.weight) == CPU for module in evaluator.quantized.linears.values())
+        # What waits on the host: hidden states before and behind the layer, and gradients of both; in float32 those
+        # of the pass and of each probe; what is quantized; and singular values.
+        rows, bank = evaluator.rows("calibration", SENSITIVITIES_ROWS), evaluator.quantized.bank
+        batches, width = passed_together(rows), evaluator.tuner.model.config.hidden_size
+        hidden = 4 * 2 * width * sum(batch.input_ids.numel() for batch in batches)
+        probes = 4 * width * probe_batch(rows).input_ids.numel() * (2 + len(probed(evaluator.space)))
+        stored = sum(tensor.nbytes for name in bank.linears for tensor in bank.tensors(name, 4).values())
+        values = 4 * len(batches) * sum(min(SKETCH, *module.weight.shape) for module in bank.linears.values())
+        assert fetched == hidden + probes + stored + values
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_path):
