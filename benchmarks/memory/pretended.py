@@ -41,8 +41,9 @@ TRAINING = {"batch_size": 4, "max_length": 256}
 REFERENCE: dict[str, Any] = {"quantization": {"backend": "reference"}}
 CALIBRATED: dict[str, Any] = {"quantization": {"backend": "reference-gptq"}}
 BITSANDBYTES: dict[str, Any] = {"quantization": {"backend": "bitsandbytes"}, "space": {"bits": (4, 8)}}
-TRELLIS: dict[str, Any] = {"quantization": {"backend": "trellis"}, "space": {"bits": (2, 3)}}
-BACKENDS = {"reference": REFERENCE, "gptq": CALIBRATED, "bitsandbytes": BITSANDBYTES, "trellis": TRELLIS}
+DEFAULT: dict[str, Any] = {"quantization": {"embeddings": (3, 4)}}
+"""Trellis codes for all: what is foretold is of the level that takes most to be dequantized."""
+BACKENDS = {"reference": REFERENCE, "gptq": CALIBRATED, "bitsandbytes": BITSANDBYTES, "default": DEFAULT}
 
 
 def changed(sections: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -57,7 +58,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     **{
         f"{name}{', tables' if tables else ''}{', checkpointing' if again else ''}": changed(
             sections,
-            quantization={"embeddings": "auto" if tables else 16},
+            quantization={"embeddings": sections["quantization"].get("embeddings", "auto") if tables else 16},
             training={"gradient_checkpointing": again},
         )
         for name, sections in BACKENDS.items()
@@ -78,7 +79,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
     ),
     "hqq": changed(REFERENCE, quantization={"backend": "hqq"}, space={"bits": (3, 4)}),
-    "mixed": changed(REFERENCE, quantization={"backend": "mixed"}),
+    "mixed": changed(REFERENCE, quantization={"backend": "mixed"}, space={"bits": (4, 8)}),
     "gguf": changed(REFERENCE, quantization={"backend": {"name": "gguf", "types": ["Q3_K", "Q4_K", "Q8_0"]}}),
     "compressed-tensors": changed(REFERENCE, quantization={"backend": "compressed-tensors"}, space={"bits": (4, 8)}),
     "task's measure": changed(REFERENCE, metric="task", task="arithmetic"),

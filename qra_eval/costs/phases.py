@@ -136,28 +136,31 @@ class _Run(Sizes):
         return self.kept + tokens + highest, made + self.hidden(batches)
 
     def measuring_sensitivities(self) -> tuple[int, int]:
-        """Of both halves the higher: gradients layer by layer; probes in float32. What is dequantized may be kept."""
+        """Of both halves the higher: gradients layer by layer; probes in float32.
+
+        What is dequantized may be kept: linears in the first half, tables from the second on.
+        """
         rows = self.tuner.rows("calibration", SENSITIVITIES_ROWS)
         batches, probe = passed_together(rows), probe_batch(rows)
         count, tokens = largest_of(batches)
         _, both = self.bare.sensitivity(self.layer_sketched, count, tokens)
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
+        linears = min(self.cache, self.dense * len(self.model.levels) * self.wide)
         gradients = (
-            self.casts() + self.reordered(self.passed) + max(self.placed() + both + self.levels_sent(), head),
+            linears + self.casts() + self.reordered(self.passed) + max(self.placed() + both + self.levels_sent(), head),
             (self.layers + 1) * self.hidden(batches) + self.pinned(),
         )
         sketched = self.sketch(torch.float32, self.depths[1])
         forward, _ = sketched.sensitivity(self.layer_sketched, *probe.input_ids.shape)
         logits = labels * probe.input_ids.shape[0] // count * self.vocabulary * 4 * 5
         wider = self.cast(4) + self.cast_tables(4)
-        probing = wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
+        probing = self.cache + wider + max(self.layer_weights * 4 + forward + self.largest * 8, logits)
         flows = len(probed(self.model.space)) + len(self.model.tables) * len(self.model.table_levels) + 1
         waiting = probe.input_ids.numel() * self.width * 4 * flows
         if self.gpu:
-            return self.kept + self.cache + max(gradients[0], probing), max(gradients[1], waiting + self.pinned())
-        device, host = max(gradients, (probing, waiting), key=sum)
-        return self.cache + device, host
+            return self.kept + max(gradients[0], probing), max(gradients[1], waiting + self.pinned())
+        return max(gradients, (probing, waiting), key=sum)
 
     def training(self, steps: int, split: SplitName, held_out: int) -> int:
         """Training a plan, or measuring it."""

@@ -80,7 +80,7 @@ def shaped(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["reference, tables", "gptq, checkpointing", "bitsandbytes, tables, checkpointing", "trellis"]
+    "name", ["reference, tables", "gptq, checkpointing", "bitsandbytes, tables, checkpointing", "default"]
 )
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path):
     least, most = WITHIN
