@@ -17,6 +17,7 @@ from qra_eval.costs.phases import CUDA_CONTEXT, foretell
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator, build
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized.adapters import trainable
+from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.sensitivities.cache import SENSITIVITIES_ROWS, probe_batch
 from qra_eval.sensitivities.fisher import SKETCH, drawn
 from qra_eval.sensitivities.measure import probed
@@ -66,11 +67,20 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
         }
 
 
-def test_tables_that_are_not_searched_are_on_the_card(folder, tmp_path):
+def test_tables_that_are_not_searched_are_on_the_card_and_what_is_quantized_waits_on_the_host(
+    folder, tmp_path, monkeypatch
+):
+    write, places = QuantizedWeightCache.write, set()
+
+    def written(bank, layer, bits, tensors):
+        places.update(place(tensor) for parts in tensors.values() for tensor in parts.values())
+        write(bank, layer, bits, tensors)
+
+    monkeypatch.setattr(QuantizedWeightCache, "write", written)
     with pretended_gpu():
         evaluator = on_the_card(folder, tmp_path, embeddings=16)
         evaluator.evaluate(evaluator.space.uniform(4, 4))
-        assert place(evaluator.tuner.model.get_input_embeddings().weight) == CUDA
+        assert place(evaluator.tuner.model.get_input_embeddings().weight) == CUDA and places == {CPU}
 
 
 @pytest.fixture(scope="module")
