@@ -38,19 +38,20 @@ def folder(tmp_path_factory):
 
 def on_the_card(folder, cache, *, embeddings, **options):
     return QuantizedLoRAEvaluator(
-        str(folder), "arithmetic", weight_cache=0, space={"bits": (4,), "ranks": (4,)},
+        str(folder), "arithmetic", space={"bits": (4,), "ranks": (4,)},
         quantization={"backend": "reference", "cache": str(cache), "embeddings": embeddings},
         training={"batch_size": 2, "max_length": 64}, evaluation={"steps": 1, "validation_rows": 2, "hopeless": 0.5},
         finetune={"steps": 1, "test_rows": 2, "sample_answers": 0},
-        **({"device": "cuda"} | options),
+        **({"device": "cuda", "weight_cache": 0} | options),
     )  # fmt: skip
 
 
-def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("weight_cache", [0, "auto"])
+def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch, weight_cache):
     held = []
     with pretended_gpu() as gpu:
         monkeypatch.setattr(saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1])
-        evaluator = on_the_card(folder, tmp_path, embeddings=(4,))
+        evaluator = on_the_card(folder, tmp_path, embeddings=(4,), weight_cache=weight_cache)
         own = [table.linear.weight for table in evaluator.quantized.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
         evaluator.sensitivities()
