@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from qra_search.engines import ENGINES, engine_settings
 from qra_search.errors import BadInput, one_line, shortened
 from qra_search.files import not_utf8
-from qra_search.plugins import did_you_mean, unknown_message
+from qra_search.plugins import did_you_mean
 from qra_search.sections import (
     DEFAULT_EVALUATIONS,
     DEFAULT_STRATEGY,
@@ -95,7 +95,7 @@ class RunConfig(Section):
     @classmethod
     def _known(cls, name: str | None) -> str | None:
         if name is not None and name not in ENGINES:
-            raise ValueError(unknown_message("engine", name, ENGINES))
+            raise ValueError(f"{did_you_mean(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
         return name
 
 
@@ -176,7 +176,9 @@ def make_config(data: dict[str, Any], overrides: dict[str, Any] | None = None, s
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error)}") from None
+        fault = ".".join(map(str, error.errors()[0]["loc"]))
+        given = any(f"{fault}.".startswith(f"{field}.") for field in overrides or {})
+        raise ConfigError(f"{'options' if given else source}: {explain(error)}") from None
     if config.engine is not None:
         _check_engine(config, config.engine, source)
     return config

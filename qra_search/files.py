@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qra_search.errors import BadInput
+
 MAX_JSON_BYTES = 256 << 20
 MAX_HEADER_BYTES = 100 << 20
 """The largest header of a safetensors file that is read."""
@@ -58,17 +60,17 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file; None if there is no file.
 
     Raises:
-        ValueError: the file is not JSON, or is larger or nested deeper than any that is written here.
+        BadInput: the file is not JSON, or is larger or nested deeper than any that is written here.
     """
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
+        raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}): give another file; that of a tuned run is written anew by `qra finetune`"
+        raise BadInput(
+            f"{path} is not JSON ({error}): give another file, or remove it; `qra finetune` writes a tuned run's anew"
         ) from None
 
 
@@ -76,7 +78,7 @@ def tensor_names(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, by its header; no tensor is read.
 
     Raises:
-        ValueError: it is no such file, or it is cut off.
+        BadInput: it is no such file, or it is cut off.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -85,9 +87,9 @@ def tensor_names(path: Path) -> list[str]:
         tensors = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no safetensors file: download or save it again") from None
+        raise BadInput(f"{path} is no safetensors file: download or save it again") from None
     if end > (size := path.stat().st_size):
-        raise ValueError(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
+        raise BadInput(f"{path} is cut off, it has {size} bytes of {end}: download or save it again")
     return list(tensors)
 
 

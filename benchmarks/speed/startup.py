@@ -36,10 +36,12 @@ def main() -> None:
             run([*SEARCH, *budgets, "--seed", str(ord(name)), "--out", name], folder)
         commands = {
             BARE: [], "--help": ["--help"], "--version": ["--version"], "search --help": ["search", "--help"],
-            "show": ["show", "a"], "report": ["report", "a"], "runs": ["runs", "."], "compare": ["compare", "a", "b"],
+            "show": ["show", "a"], "report": ["report", "a"], "runs": ["runs", "."],
+            "report of two": ["report", "a", "b"],
             "refused task": ["search", "--model", "tiny", "--task", "none.jsonl"],
             "refused device": ["plan", "--model", "tiny", "--task", "arithmetic", "--device", "gpu", "--memory", "75%"],
-            "refused size": ["plan", "--model", "tiny", "--memory", "108"],
+            "refused size": ["plan", "--model", "smollm2", "--task", "gsm8k", "--memory", "108", "--out", "x"],
+            "refused run": ["finetune", "nothing"],
         }  # fmt: skip
         for name, arguments in commands.items():
             run(arguments, folder)  # once for the file cache and the compiled modules
@@ -64,8 +66,9 @@ def main() -> None:
 def run(arguments: list[str], folder: str) -> float:
     """Seconds of a command in a folder; its output is thrown away."""
     command = [str(Path(sys.executable).with_name("qra")), *arguments] if arguments else [sys.executable, "-c", "0"]
+    compiled = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}  # as pip does
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=compiled)
     elapsed = time.perf_counter() - start
     if done.returncode not in (0, REFUSED):
         raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")

@@ -15,7 +15,7 @@ UNTUNED, QLORA, WIDE = "untuned", "QLoRA", "16-bit LoRA"
 
 
 def table(lines: list[dict[str, Any]], name: str) -> list[str]:
-    """Every row of a model beside QLoRA: the same test rows, intervals of 95% over rows and seeds."""
+    """Every row of a model beside QLoRA, most bytes first: same test rows, intervals of 95% over rows and seeds."""
     lines = [d for d in lines if d["model"] == name]
     rival = {d["seed"]: d for d in lines if d["row"] == QLORA}
     body = []
@@ -35,8 +35,8 @@ def table(lines: list[dict[str, Any]], name: str) -> list[str]:
         cells += [f"{mean_loss(some):.4f}", "–" if same else change(some, others)]
         cells += [f"{right:.1%}", "–" if same else f"{mean} [{low}, {high}]"]
         cells += [f"{some[0]['peak_bytes'] / (1 << 30):.1f}" if row != UNTUNED else "–"]
-        body.append(
-            [*cells, f"{sum(d['processor_seconds'] - d.get('prepared', 0) for d in some) / len(some) / 60:.1f}"]
-        )
+        minutes = sum(d["processor_seconds"] - d.get("prepared", 0) for d in some) / len(some) / 60
+        body.append((size, [*cells, f"{minutes:.1f}"]))
     head = ["row", "MiB", "of QLoRA's", "embeddings", "test loss", "against QLoRA", "right", "against QLoRA, points"]
-    return table_of([*head, "peak of tuning, GiB", "processor minutes"], body)
+    in_order = [cells for _, cells in sorted(body, key=lambda row: -row[0])]
+    return table_of([*head, "peak of tuning, GiB", "processor minutes"], in_order)

@@ -18,8 +18,6 @@ from qra_eval.models.embeddings import quantized_tables, uninstall_tables
 from qra_eval.models.experts import is_stacked
 from qra_eval.models.linears import is_conv1d
 from qra_eval.tuning import saved
-from qra_search.errors import BadInput
-from qra_search.files import read_json
 from qra_search.runs.folder import RunFolder
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -63,19 +61,14 @@ class TunedRun:
     """What `qra_eval.tuning.saved.save` left in a folder; the model is loaded when it is first needed, and kept.
 
     Raises:
-        BadInput: there is no tuned plan in the folder.
+        BadInput: there is no tuned plan in the folder, or a file of it is damaged.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        wanted = (saved.PLAN_FILE, saved.BASE_FILE, saved.ADAPTER_FOLDER)
-        missing = [name for name in wanted if not (self.folder / name).exists()]
-        if missing:
-            raise BadInput(
-                f"{self.folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first"
-            )
         self.trusted = RunFolder(self.folder).trusts_code
-        self.plan: dict[str, Any] = read_json(self.folder / saved.PLAN_FILE)
+        self.plan = saved.tuned_plan(self.folder)
+        saved.check_adapter(self.adapter_folder)
 
     @classmethod
     def of(cls, run: TunedRun | str | Path) -> TunedRun:

@@ -43,7 +43,10 @@ def check_model(spec: str, *, weights: bool = True) -> None:
     if spec in KNOWN or spec in LIVE_MODELS:
         return
     if spec.startswith(LIVE):
-        raise ModelNotFound(f"{spec} was a live model, and is none of this process: give model= and tokenizer= again")
+        raise ModelNotFound(
+            f"the run's model ({spec}) was given in Python and is in no file: do this in Python, in the program that "
+            "has the model, or save it in a folder and plan for that"
+        )
     if path.is_dir():
         config = folder_config(path)
         if config.get("quantization_config"):

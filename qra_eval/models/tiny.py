@@ -35,7 +35,9 @@ def tiny_model(seed: int = 0, *, dtype: torch.dtype | None = None, device: str |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return finish(model.to(dtype or STORAGE_DTYPE), tokenizer, "tiny", "tiny", device)
+    for parameter in model.parameters():  # and no buffer: rotary frequencies stay float32, as transformers loads them
+        parameter.data = parameter.data.to(dtype or STORAGE_DTYPE)
+    return finish(model, tokenizer, "tiny", "tiny", device)
 
 
 def byte_tokenizer() -> Any:

@@ -142,8 +142,8 @@ def check_bits(bits: Sequence[int], backend: Backend) -> None:
     lacking = [b for b in bits if b not in known]
     if lacking:
         raise ValueError(
-            f"backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: it has "
-            f"{', '.join(map(str, backend.bits))}, and 16 for unquantized"
+            f"bits {','.join(map(str, bits))}: backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: "
+            f"it has {', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
     reason = backend.unavailable()  # asked last: it loads the backend's library
     if reason is not None:

@@ -10,10 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qra_search.errors import BadInput
 from qra_search.files import replacing, write_digest
 
 
-class DamagedFile(ValueError):
+class DamagedFile(BadInput):
     """A tensor file that is cut off or foreign."""
 
 

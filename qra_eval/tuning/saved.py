@@ -27,7 +27,8 @@ from qra_eval.quantized.weight_cache import QuantizedWeightCache
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.errors import BadInput
 from qra_search.evaluation.evaluator import NO_ADAPTER
-from qra_search.files import digest_file, read_json, write_json
+from qra_search.files import digest_file, read_json, tensor_names, write_json
+from qra_search.runs.folder import plan_data
 from qra_search.space.levels import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_to_dict
@@ -148,13 +149,11 @@ def load(
     from peft import PeftModel
 
     folder = Path(folder)
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
+    plan = tuned_plan(folder)
+    adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
     model, tokenizer = load_base(folder, device=device, trust_remote_code=trust_remote_code)
-    adapter = folder / ADAPTER_FOLDER if adapter is None else adapter
     with named_as_it_is(model):
         tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    plan = read_json(folder / PLAN_FILE)
     config = tuned.peft_config["default"]
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
@@ -175,12 +174,7 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     """The quantized base of a tuned run, and its tokenizer; takes and raises what `load` does."""
     folder, devices = Path(folder), resolve_devices(device)
     device = str(devices[0])
-    if not folder.is_dir():
-        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
-    if missing:
-        raise ValueError(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
-    data = read_json(folder / PLAN_FILE)
+    data = tuned_plan(folder)
     dtype = getattr(torch, data["dtype"])
     loaded = load_model(data["model"], dtype=dtype, device=device, trust_remote_code=trust_remote_code, stream=True)
     if loaded.fingerprint != data["weights"]:
@@ -193,6 +187,30 @@ def load_base(folder: str | Path, *, device: str = "auto", trust_remote_code: bo
     place_tables(model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS})
     put_base(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:])
     return model, loaded.tokenizer
+
+
+def tuned_plan(folder: Path) -> dict[str, Any]:
+    """What the `plan.json` of a tuned run holds.
+
+    Raises:
+        BadInput: the folder holds nothing tuned, or the file is damaged.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
+    missing = [name for name in (PLAN_FILE, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    if missing:
+        raise BadInput(f"{folder} holds no tuned plan, it lacks {', '.join(missing)}: run `qra finetune` on it first")
+    return plan_data(folder)
+
+
+def check_adapter(folder: Path) -> Path:
+    """A folder that holds an adapter of PEFT. Raises BadInput if it holds none, or one of its files is damaged."""
+    config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise BadInput(f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in")
+    if tensors.is_file():
+        tensor_names(tensors)
+    return folder
 
 
 def levels_of(plan: Mapping[str, Any]) -> dict[str, LevelName]:

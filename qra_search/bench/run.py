@@ -59,8 +59,7 @@ def run_benchmark(
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """
     cells = [task if isinstance(task, Task) else task_named(task) for task in tasks]
-    for strategy in strategies:
-        parse_strategy(strategy)
+    labels = {text: strategy_label(text) for text in strategies if parse_strategy(text)}
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for task in cells:
         task.build(chosen[0]).close()
@@ -69,7 +68,7 @@ def run_benchmark(
     known = {cell_key(row) for row in read_rows(folder)}
     # Cells of one landscape lie together, so that its reference is found once and then read.
     wanted = [(task, s, seed) for task in cells for seed in chosen for s in strategies]
-    todo = [c for c in wanted if (c[0].name, strategy_label(c[1]), c[2], float(evaluations)) not in known]
+    todo = [c for c in wanted if (c[0].name, labels[c[1]], c[2], float(evaluations)) not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} left")
     failed = 0

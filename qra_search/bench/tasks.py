@@ -104,9 +104,13 @@ def parse_strategy(text: str) -> Strategy:
 
 
 def strategy_label(text: str) -> str:
-    """The name of a strategy in rows and tables: as it was given, but for the folder of a file."""
+    """The name of a strategy in rows and tables: as it was given; of one in a file its own, unless that is another's,
+    or the file's."""
     name, mark, options = text.partition("?")
-    return (Path(name).name if name.endswith(".py") else name) + mark + options
+    if name.endswith(".py"):
+        own = vars(strategy_in_file(Path(name))).get("name")
+        name = own if own and own not in plugins.names("strategies") else Path(name).name
+    return name + mark + options
 
 
 def strategy_in_file(path: Path) -> type[Strategy]:

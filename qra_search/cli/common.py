@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 
 import typer
 from rich.console import Console
@@ -22,6 +23,9 @@ from qra_search.report.table import WIDTH
 from qra_search.runs.comparison import Against as AgainstName
 from qra_search.space.budgets import parse
 from qra_search.workflow.settings import make_settings
+
+if TYPE_CHECKING:
+    from qra_search.report.terminal.live import View
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -217,12 +221,23 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
 
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
+    return Console(highlight=False, emoji=False, width=_width(sys.stdout))
 
 
 def stderr() -> Console:
     """Where progress and remarks go."""
-    return Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDTH)
+    return Console(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns of what is printed; None: those of the terminal, or of the variable COLUMNS."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+
+
+def say_model(config: RunConfig, view: View) -> None:
+    """Say which model is taken, if none was named."""
+    if config.evaluator == RunConfig().evaluator and "name" not in config.model.model_fields_set:
+        view.say(f"No --model was named: {config.model.name} is taken.")
 
 
 def emit(data: Any) -> None:

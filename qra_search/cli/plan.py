@@ -46,6 +46,7 @@ def plan(
     """
     settings = given.settings()
     view = make_view(common.stderr(), quiet=as_json)
+    common.say_model(settings, view)
     if dry_run:
         check_plannable(settings)
         print_dry_run(settings, view, begun=out is not None and RunFolder(out).exists, as_json=as_json)

@@ -72,6 +72,7 @@ def search(
         raise BadInput(f"{resumed} is a run, which is resumed where it is: leave --out out")
     settings = given.settings(None if resumed is None else RunFolder(resumed).config_file)
     view = make_view(common.stderr(), quiet=as_json)
+    common.say_model(settings, view)
     if dry_run:
         print_dry_run(settings, view, track=track or (), begun=resumed is not None, as_json=as_json)
         return

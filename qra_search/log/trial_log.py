@@ -13,9 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from qra_search.errors import DamagedLines
 from qra_search.evaluation.evaluator import Evaluation
@@ -24,6 +22,9 @@ from qra_search.log import lines
 from qra_search.log.errors import LogBusy, LogDamaged, LogMismatch, LogReadOnly, LogUnwritable
 from qra_search.log.lines import Contents
 from qra_search.log.trial import Proposal, Status, Trial, plain, printable
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MEMORY = ":memory:"
 PATIENCE = 0.2
@@ -164,6 +165,8 @@ class TrialLog:
         """Take the lock unless it is held, and read what others wrote before it was taken."""
         if self._in_memory or (self._lock is not None and self._lock.is_locked):
             return
+        from filelock import FileLock, Timeout  # brings asyncio, a tenth of what a refused command takes
+
         # A new one, since a child made by fork cannot use that of its parent.
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         try:

@@ -15,7 +15,7 @@ from qra_search.config import RunConfig
 from qra_search.report.finding import Finding, finding, said
 from qra_search.report.layout import Layout, layout
 from qra_search.runs.comparison import TUNING, TestResult, read_test
-from qra_search.runs.folder import RunFolder
+from qra_search.runs.folder import RunFolder, read_plan
 from qra_search.space.space import Plan
 from qra_search.study.forecast import Forecast
 from qra_search.study.result import SearchResult
@@ -79,10 +79,13 @@ class RunData:
         """Read a run's folder.
 
         Raises:
-            NoRun: no search has begun there.
+            BadInput: no search has begun there, or one of its files is damaged.
         """
         config = run.config() if run.config_file.is_file() else None
-        return cls.of(run, run.result(), run.identity(), config, read_test(run.test()))
+        result = run.result()
+        if run.plan_file.is_file():
+            read_plan(result.space, run.plan_file)
+        return cls.of(run, result, run.identity(), config, read_test(run.test()))
 
     @classmethod
     def of(

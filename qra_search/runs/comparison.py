@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qra_search.errors import RunFailed
+from qra_search.errors import BadInput, RunFailed
 from qra_search.evaluation.evaluator import Tuned
 from qra_search.files import read_json, write_json
 from qra_search.runs.intervals import paired_interval
@@ -249,12 +249,12 @@ def read_test(data: dict[str, Any] | None) -> list[TestResult]:
     """The plans of a `test.json`, cheapest first; empty if there is none.
 
     Raises:
-        ValueError: another format.
+        BadInput: another format.
     """
     if data is None:
         return []
-    if data.get("format") != TEST_FORMAT:
-        raise ValueError(f"test.json has format {data.get('format')!r}, {TEST_FORMAT!r} is needed: run qra finetune")
+    if (known := data.get("format") if isinstance(data, dict) else None) != TEST_FORMAT:
+        raise BadInput(f"test.json has format {known!r}, {TEST_FORMAT!r} is needed: run qra finetune")
     return _tested(data["tuned"])
 
 

@@ -206,13 +206,11 @@ class RunFolder:
         Raises:
             NoRun: the run has no plan yet.
         """
-        data = read_json(self.plan_file)
-        chosen = self.result().chosen() if data is None else None
-        if chosen is not None:
-            return chosen
-        if data is None:
+        result = self.result()
+        plan = read_plan(result.space, self.plan_file) if self.plan_file.is_file() else result.chosen()
+        if plan is None:
             raise NoRun(f"{self.path} has no plan yet: its search has not ended; go on with `qra search {self.path}`")
-        return plan_from_dict(self.result().space, data)
+        return plan
 
     def keep_tuned(
         self, config: RunConfig, space: SearchSpace, evaluator: Mapping[str, Any], tuned: Tuned, steps: int | None

@@ -11,6 +11,7 @@ from qra_search.config import RunConfig
 from qra_search.errors import BadInput, bad_input
 from qra_search.evaluation.evaluator import CANNOT_TUNE, Evaluator, Progress
 from qra_search.runs.folder import RunFolder
+from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.transfer import check_exists
 
@@ -47,7 +48,8 @@ def build_evaluator(config: RunConfig, progress: Progress, *, weights: bool = Tr
         BadInput: an unknown name, or settings that the evaluator refuses.
     """
     with bad_input():
-        make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
+        if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
+            make_strategy(config.search.strategy, **config.search.options)  # before the model is loaded for nothing
         factory = plugins.load("evaluators", config.evaluator)
         options = {"progress": progress, **({} if weights else {"weights": False})}
         evaluator: Evaluator = factory(config, **{k: v for k, v in options.items() if _takes(factory, k)})

@@ -100,6 +100,6 @@ def _check_tuned(folder: RunFolder) -> None:
     if missing := [file.name for file in (folder.plan_file, folder.adapter) if not file.exists()]:
         lacking = ", ".join(missing)
         raise BadInput(f"{folder.path} holds no tuned plan, it lacks {lacking}: run `qra finetune` on it first")
-    if weights.is_file():
-        with bad_input():
-            tensor_names(weights)
+    for file in (weights, folder.adapter / "adapter_model.safetensors"):
+        if file.is_file():
+            tensor_names(file)

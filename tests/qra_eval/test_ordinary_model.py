@@ -26,6 +26,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import ready
 from qra_eval.tuning.saved import BASE_DIGEST, load_base
 from qra_search import plan
+from qra_search.cli.errors import run_safely
 from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]
@@ -229,11 +230,21 @@ def test_generate_dequantizes_each_weight_once_and_leaves_nothing_behind(
     assert torch.equal(logits(model), expected) and not any("forward" in vars(module) for module in base.modules())
 
 
-def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path) -> None:
+def test_load_says_in_a_line_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "plan.json").write_text('{"')
-    with pytest.raises(ValueError, match="damaged/plan.json is not JSON"):
+    with pytest.raises(BadInput, match="damaged/plan.json is not JSON"):
         load(damaged)
+    for name, message in (
+        ("adapter_model.safetensors", "adapter_model.safetensors is cut off"),
+        ("adapter_config.json", "adapter_config.json is not JSON"),
+    ):
+        damaged = shutil.copytree(run, tmp_path / name)
+        file = damaged / "adapter" / name
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(BadInput, match=message):
+            load(damaged)
+        assert run_safely(["export", str(damaged), "--format", "peft"]) == 2 and message in capsys.readouterr().err
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
     if not torch.cuda.is_available():

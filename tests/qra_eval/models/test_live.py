@@ -153,5 +153,5 @@ def test_a_model_that_changed_or_is_gone_is_refused(tiny: Any) -> None:
     gc.collect()
     with pytest.raises(BadInput, match="is gone"):
         load_model(other)
-    with pytest.raises(BadInput, match="give model= and tokenizer= again"):
+    with pytest.raises(BadInput, match="in the program that has the model"):
         load_model("live:0123456789abcdef")

@@ -9,6 +9,7 @@ import pytest
 
 from qra_search import SearchSpace, bench
 from qra_search.bench.run import _cell
+from qra_search.bench.tasks import strategy_label
 from qra_search.errors import BadInput
 
 TASK = "interaction-4-layer-measured"
@@ -93,6 +94,9 @@ def test_a_strategy_may_be_the_one_class_of_a_file(tmp_path: Path) -> None:
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
     row = _cell(bench.task_named(TASK), f"{path}?depth=3", 0, 6.0, None)
     assert row["strategy"] == "mine.py?depth=3" and "error" not in row
+    for name, label in (("deep", "deep"), ("random", "mine.py")):  # not that of another
+        path.write_text(f"{OWN}    name = {name!r}\n")
+        assert strategy_label(str(path)) == label
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).failed == 0
     assert bench.run_benchmark([TASK], [str(path)], 1, 6, tmp_path / "out", workers=1).skipped == 1
 

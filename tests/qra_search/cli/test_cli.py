@@ -152,6 +152,17 @@ def test_the_example_is_a_config_of_defaults(qra: Qra) -> None:
     assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
 
 
+def test_piped_tables_keep_to_the_columns_that_are_asked_for(qra: Qra, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert 50 < max(map(len, qra("strategies").out.partition("\n\n")[0].splitlines())) <= 60
+
+
+def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
+    told = "No --model was named: smollm2 is taken."
+    assert told in qra("plan", "--task", "none.jsonl", "--memory", "75%").err
+    assert told not in qra("plan", "--model", "tiny", "--task", "none.jsonl", "--memory", "75%").err
+
+
 def test_doctor_finds_this_environment_fit(qra: Qra) -> None:
     report = qra("doctor", "--json")
     found = {row["what"]: row for row in report.json}

@@ -132,6 +132,7 @@ CASES = [
     (("search", "a", "--out", "elsewhere"), "a is a run, which is resumed where it is: leave --out out"),
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
+    (("search", "a", "--evaluations", "-3"), "qra: options: search.evaluations is -3"),
     (("search", "damaged"), "no config file 'damaged/config.yaml'"),
     (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
@@ -254,6 +255,8 @@ MODEL_CASES = [
     (("--model", "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
     (("--model", "tiny", *TASK, "--backend", "hqqq"), "hqq"),
     (("--model", "tiny", *TASK, "--backend", "hqq", "--bits", "5,6"), "has no 5 or 6 bits: it has"),
+    (("--model", "tiny", *TASK, "--bits", "4,7"), "bits 4,7: backend 'mixed' has no 7 bits: it has 1, 2, 3"),
+    (("--model", "live:12", *TASK), "do this in Python, in the program that has the model"),
     (("--model", "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 

@@ -135,10 +135,19 @@ def test_show_says_what_was_found_within_the_budget_that_is_asked_for(qra: Qra, 
     assert "test loss" in first and qra("show", tuned.path, "--memory", "uniform3r8").out.startswith(first)
 
 
-def test_a_damaged_result_is_bad_input(qra: Qra, tuned: RunFolder) -> None:
-    tuned.result_file.write_text("{")
-    shown = qra("show", tuned.path)
-    assert shown.status == 2 and "is not JSON" in shown.err
+@pytest.mark.parametrize(("name", "content"), [
+    ("result.json", "{"), ("plan.json", "{"), ("plan.json", "[]"), ("test.json", "{"), ("test.json", "[]"),
+])  # fmt: skip
+def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
+    qra: Qra, tuned: RunFolder, name: str, content: str
+) -> None:
+    assert qra("doctor", tuned.path).status == 0
+    (tuned.path / name).write_text(content)
+    for command in ("show", "report"):
+        done = qra(command, tuned.path)
+        assert done.status == 2 and name in done.err and done.err.count("\n") == 1, command
+    report = qra("doctor", tuned.path, "--json")
+    assert report.status == 1 and [row["what"] for row in report.json if row["level"] == "fault"] == [name]
 
 
 @pytest.mark.parametrize(("change", "message"), [
